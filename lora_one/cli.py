@@ -1,0 +1,127 @@
+"""Around Hydra: the published spellings before it, one-line errors and exit codes after it."""
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from lora_one.config import valid_keys
+from lora_one.errors import RunError, UsageError, nearest
+from lora_one.run_folder import RunFolder
+
+GROUPS = ("dataset", "model", "peft", "init", "optimizer", "wandb", "experiment")
+RENAMED = {"dataset_name": "dataset", "init.weight": "init.scale"}
+USAGE, FAILURE = 2, 1
+
+_failures: list[int] = []  # exit codes of the jobs of this process; a sweep runs several
+_done: list[RunFolder] = []
+_tracebacks: list[bool] = []  # whether HYDRA_FULL_ERROR=1 came from the user
+
+
+def translate(arguments: Sequence[str]) -> list[str]:
+    """Published spellings to Hydra's own: ``+init=x`` to ``init=x``, ``++dataset_name=x`` to ``dataset=x``.
+
+    Hydra refuses ``+group=`` for a group of the defaults list and takes ``++dataset_name=`` without effect.
+
+    >>> translate(["-m", "+init=gradient", "++dataset_name=gsm8k,meta_math", "++init.weight=stable", "++seed=9"])
+    ['-m', 'init=gradient', 'dataset=gsm8k,meta_math', 'init.scale=stable', '++seed=9']
+    """
+    translated = []
+    for argument in arguments:
+        match = re.fullmatch(r"(\+{0,2})([\w.]+)=(.*)", argument, flags=re.DOTALL)
+        if match:
+            key = RENAMED.get(match[2], match[2])
+            if key != match[2] or key in GROUPS:
+                argument = f"{key}={match[3]}"
+        translated.append(argument)
+    return translated
+
+
+def launch(hydra_main: Callable[[], None]) -> int:
+    """Run the Hydra application on sys.argv; returns the exit code (0, 1 failed, 2 wrongly asked for)."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    sys.argv[1:] = translate(sys.argv[1:])
+    _failures.clear()
+    _done.clear()
+    try:
+        with hydra_raises():
+            hydra_main()
+    except (HydraException, OmegaConfBaseException) as error:
+        _report(explain(error), USAGE)
+    if len(_done) > 1:
+        from lora_one.reports.table import sweep_table
+
+        print("\n" + sweep_table([(folder.path, folder.read()) for folder in _done]))
+    return exit_code()
+
+
+def job_done(folder: RunFolder) -> None:
+    """Note a finished run for the table at a sweep's end."""
+    _done.append(folder)
+
+
+def exit_code() -> int:
+    """Of this process so far: 0, or the highest of its failed jobs."""
+    return max(_failures, default=0)
+
+
+@contextmanager
+def hydra_raises() -> Iterator[None]:
+    """Hydra prints its errors and exits unless this variable is set; the user's wish for tracebacks is kept."""
+    asked = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    _tracebacks.append(asked == "1")
+    try:
+        yield
+    finally:
+        _tracebacks.pop()
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if asked is not None:
+            os.environ["HYDRA_FULL_ERROR"] = asked
+
+
+@contextmanager
+def reporting() -> Iterator[None]:
+    """One job: an error becomes its line on stderr and the exit code; the next job of a sweep goes on."""
+    try:
+        yield
+    except UsageError as error:
+        _report(str(error), USAGE)
+    except RunError as error:
+        _report(str(error), FAILURE)
+    except Exception as error:  # a defect of ours or of a library: the traceback says where, the last line what
+        if not any(_tracebacks):
+            traceback.print_exc()
+        _report(f"{type(error).__name__}: {error}", FAILURE)
+
+
+def _report(message: str, code: int) -> None:
+    _failures.append(code)
+    if any(_tracebacks):
+        traceback.print_exc()
+    say_error(message)
+
+
+def say_error(message: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(f"error: {message}", file=sys.stderr, flush=True)
+
+
+def explain(error: Exception) -> str:
+    """Hydra's refusal in one line: the value, the rule, the nearest valid names."""
+    text = str(error)
+    if missing := re.search(r"Could not find '([\w/]+)/([^'/]+)'", text):
+        group, choice = missing.groups()
+        options = re.findall(r"^\t(\S+)$", text.split("Config search path")[0], flags=re.MULTILINE)
+        return f"{group}={choice} is not a choice of conf/{group}; {nearest(choice, options)}"
+    if key := re.search(r"Could not override '([^']+)'", text):
+        section, _, name = key[1].partition(".")
+        if name:
+            return f"unknown key {key[1]}: nothing here reads it; {nearest(name, valid_keys(section))}"
+        return f"unknown key {section}: nothing here reads it; {nearest(section, valid_keys(''))}"
+    text = re.sub(r"\s*See https://\S+ for details", "", text)
+    return " ".join(text.split())

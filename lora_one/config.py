@@ -1,0 +1,408 @@
+"""Typed, frozen settings: the composed configuration becomes a RunConfig before anything is loaded.
+
+One dataclass a group; ``init`` and ``dataset`` have one for each mode or data set, so that a key which the
+chosen mode does not read is refused like any other unknown one. No torch here: ``--help`` stays fast.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+from lora_one.errors import UsageError, nearest
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """Where examples come from. Sizes count examples; null means all there are."""
+
+    name: str
+    path: str | None  # local file or folder instead of the hub
+    max_train_samples: int | None
+    max_eval_samples: int | None
+    train_size: int | None  # the published sizes; smaller sources are split in the same proportion
+    validation_size: int | None
+    max_tokens: int | None  # longer examples (prompt and response) are left out
+    shuffle_seed: int | None  # null keeps the file's order
+    chat_template: bool
+    accuracy_examples: int  # exact match on so many validation examples along the run; 0 = none
+    max_new_tokens: int  # for those
+
+
+@dataclass(frozen=True)
+class ArithmeticConfig(DatasetConfig):
+    families: list[str]
+    data_seed: int  # of the generated problems
+
+
+@dataclass(frozen=True)
+class OwnDataConfig(DatasetConfig):
+    prompt: str  # column names
+    response: str
+
+
+@dataclass(frozen=True)
+class PeftConfig:
+    use_peft: bool
+    lora_r: int
+    lora_relative_r: float | None
+    lora_target_modules: Any  # "all" or a list of name endings
+    train_embeddings: bool
+    use_rslora: bool
+    use_loraplus: bool
+    loraplus_lr_ratio: float
+    lora_alpha: float
+    lora_dropout: float
+    dora: bool
+    adalora: bool
+
+
+@dataclass(frozen=True)
+class InitConfig:
+    mode: str
+    dtype: str  # of the adapter
+    seed: int | None  # null = the run's seed
+
+
+@dataclass(frozen=True)
+class GradientInit(InitConfig):
+    """From the mean gradient over bsz x iters examples (or sub_size with do_subsampling; or all with null)."""
+
+    direction: str
+    scale: str
+    normalize: str
+    stable_gamma: float | None  # null = the method's own, 128 for LoRA-One
+    bsz: int | None
+    iters: int | None
+    do_subsampling: bool
+    sub_size: int | None
+    max_length: int | None  # null = model.max_length
+    reduction: str
+    tolerance: float  # of the captured energy: what the low-rank step may lose against the exact one
+
+    @property
+    def gamma(self) -> float:
+        return self.stable_gamma if self.stable_gamma is not None else 128.0
+
+
+@dataclass(frozen=True)
+class SimpleInit(InitConfig):
+    """Factors by name."""
+
+    lora_A: str
+    lora_B: str
+    lora_A_std: float
+    lora_B_std: float
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    name: str  # hub id, local folder, or bundled/tiny
+    type: str
+    revision: str | None
+    epochs: float
+    per_device_batch_size: int
+    real_batch_size: int  # examples per optimizer step, over all processes
+    bf16: bool
+    eval_epochs: float  # epochs between two evaluations
+    early_stopping_patience: int  # evaluations without a better loss; 0 = never stop early
+    max_length: int  # tokens
+    logging_steps: int
+    learning_rate: float
+    weight_decay: float
+    prec_reg: float
+    saving: bool
+    scheduler: str
+    warmup: float  # below 1 a fraction of the steps, else steps
+    max_grad_norm: float
+    gradient_checkpointing: bool
+    loss: str
+    save_steps: int | None  # optimizer steps between resume points; null = once an epoch
+    preflight: bool  # refuse a model this machine cannot train
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    name: str
+    betas: list[float] | None = None
+    eps: float | None = None
+    momentum: float | None = None
+
+
+@dataclass(frozen=True)
+class WandbConfig:
+    project: str
+    entity: str | None
+    name: str | None  # null = made from the method and its main knobs
+    mode: str
+    group: str | None  # null = the configuration's hash, shared by its seeds
+    tags: list[str]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    dataset: Any
+    peft: PeftConfig
+    init: Any
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    wandb: WandbConfig
+    seed: int
+    results_dir: str
+    overwrite: bool
+    dry_run: bool
+
+    @classmethod
+    def from_hydra(cls, composed: DictConfig) -> "RunConfig":
+        """Check every key, type and value.
+
+        Raises UsageError: a key nothing reads, a value of the wrong type or out of its range, or two that
+        contradict each other.
+        """
+        try:
+            given = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        except MissingMandatoryValue as error:
+            raise UsageError(_missing(error)) from error
+        except OmegaConfBaseException as error:
+            raise UsageError(f"configuration: {first_line(error)}") from error
+        given.pop("hydra", None)
+        refuse_unknown("", given, cls)
+        sections: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            schema = schema_of(field.name, given[field.name])
+            if schema is None:
+                sections[field.name] = given[field.name]
+                continue
+            refuse_unknown(f"{field.name}.", given[field.name], schema)
+            sections[field.name] = OmegaConf.to_object(typed(f"{field.name}.", given[field.name], schema))
+        typed("", {name: value for name, value in sections.items() if not dataclasses.is_dataclass(value)}, cls)
+        run = cls(**sections)
+        check(run)
+        return run
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+DATASET_SCHEMAS: dict[str, type] = {"arithmetic": ArithmeticConfig, "json": OwnDataConfig}
+INIT_SCHEMAS: dict[str, type] = {"gradient": GradientInit, "simple": SimpleInit}
+DATASETS = ("arithmetic", "gsm8k", "json", "meta_math")
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "init.direction": ("LoRA-One",),
+    "init.scale": ("stable", "gd", "unit", "weightS"),
+    "init.normalize": ("s0", "none"),
+    "init.reduction": ("example", "token"),
+    "init.dtype": ("fp32", "bf16"),
+    "init.lora_A": ("kaiming", "fan_out_kaiming", "gaussian", "xavier", "orthogonal", "unit", "zeros"),
+    "init.lora_B": ("kaiming", "fan_out_kaiming", "gaussian", "xavier", "orthogonal", "unit", "zeros"),
+    "model.type": ("CausalLM",),
+    "model.scheduler": ("linear", "cosine", "constant"),
+    "model.loss": ("token", "example"),
+    "optimizer.name": ("adamw", "sgd"),
+    "wandb.mode": ("online", "offline", "disabled"),
+}
+
+# key -> (the rule in words, the rule); None values are left alone
+RANGES: dict[str, tuple[str, Any]] = {
+    "seed": ("an integer in [0, 2^32)", lambda v: 0 <= v < 2**32),
+    "peft.lora_r": ("at least 1", lambda v: v >= 1),
+    "peft.lora_alpha": ("positive", lambda v: v > 0 and math.isfinite(v)),
+    "peft.lora_dropout": ("in [0, 1)", lambda v: 0 <= v < 1),
+    "peft.loraplus_lr_ratio": ("positive", lambda v: v > 0 and math.isfinite(v)),
+    "init.stable_gamma": ("positive", lambda v: v > 0 and math.isfinite(v)),
+    "init.bsz": ("at least 1", lambda v: v >= 1),
+    "init.iters": ("at least 1", lambda v: v >= 1),
+    "init.sub_size": ("at least 1", lambda v: v >= 1),
+    "init.max_length": ("at least 2 tokens", lambda v: v >= 2),
+    "init.tolerance": ("in (0, 1)", lambda v: 0 < v < 1),
+    "init.lora_A_std": ("not negative", lambda v: v >= 0),
+    "init.lora_B_std": ("not negative", lambda v: v >= 0),
+    "model.epochs": ("0 (initialise only) or more", lambda v: v >= 0 and math.isfinite(v)),
+    "model.eval_epochs": ("positive", lambda v: v > 0 and math.isfinite(v)),
+    "model.early_stopping_patience": ("0 (off) or more", lambda v: v >= 0),
+    "model.per_device_batch_size": ("at least 1", lambda v: v >= 1),
+    "model.real_batch_size": ("at least 1", lambda v: v >= 1),
+    "model.max_length": ("at least 2 tokens", lambda v: v >= 2),
+    "model.logging_steps": ("at least 1", lambda v: v >= 1),
+    "model.learning_rate": ("positive", lambda v: v > 0 and math.isfinite(v)),
+    "model.weight_decay": ("not negative", lambda v: v >= 0 and math.isfinite(v)),
+    "model.prec_reg": ("not negative", lambda v: v >= 0 and math.isfinite(v)),
+    "model.warmup": ("a fraction below 1 or a number of steps", lambda v: 0 <= v < 1 or v == int(v)),
+    "model.max_grad_norm": ("not negative (0 = no clipping)", lambda v: v >= 0),
+    "model.save_steps": ("at least 1", lambda v: v >= 1),
+    "dataset.max_train_samples": ("at least 1", lambda v: v >= 1),
+    "dataset.max_eval_samples": ("at least 1", lambda v: v >= 1),
+    "dataset.train_size": ("at least 1", lambda v: v >= 1),
+    "dataset.validation_size": ("at least 1", lambda v: v >= 1),
+    "dataset.max_tokens": ("at least 2", lambda v: v >= 2),
+    "dataset.accuracy_examples": ("0 (none) or more", lambda v: v >= 0),
+    "dataset.max_new_tokens": ("at least 1", lambda v: v >= 1),
+}
+
+
+def schema_of(section: str, given: Any) -> type | None:
+    """The dataclass of one section; None for a plain value."""
+    if section == "dataset":
+        name = given.get("name")
+        if name not in DATASETS:
+            raise UsageError(f"dataset.name={name} is not a data set; {nearest(name, DATASETS)}")
+        return DATASET_SCHEMAS.get(name, DatasetConfig)
+    if section == "init":
+        mode = given.get("mode")
+        if mode not in INIT_SCHEMAS:
+            raise UsageError(f"init.mode={mode} is not a kind of initialisation; {nearest(mode, INIT_SCHEMAS)}")
+        return INIT_SCHEMAS[mode]
+    schemas = {"peft": PeftConfig, "model": ModelConfig, "optimizer": OptimizerConfig, "wandb": WandbConfig}
+    return schemas.get(section)
+
+
+def valid_keys(section: str) -> set[str]:
+    """Every key that some choice of a section reads; of the whole configuration for ``""``."""
+    one_of_many = {
+        "dataset": (DatasetConfig, *DATASET_SCHEMAS.values()),
+        "init": tuple(INIT_SCHEMAS.values()),
+    }
+    single = {
+        "": RunConfig,
+        "peft": PeftConfig,
+        "model": ModelConfig,
+        "optimizer": OptimizerConfig,
+        "wandb": WandbConfig,
+    }
+    schemas = one_of_many.get(section) or (single.get(section, RunConfig),)
+    return {field.name for schema in schemas for field in dataclasses.fields(schema)}
+
+
+def refuse_unknown(prefix: str, given: dict[str, Any], schema: type) -> None:
+    fields = {field.name for field in dataclasses.fields(schema)}
+    for key in given:
+        if key not in fields:
+            raise UsageError(f"unknown key {prefix}{key}: nothing here reads it; {nearest(key, fields)}")
+    required = (f.name for f in dataclasses.fields(schema) if f.default is dataclasses.MISSING)
+    for name in required:
+        if name not in given:
+            raise UsageError(f"{prefix}{name} is missing: set {prefix}{name}=<value>")
+
+
+def typed(prefix: str, given: dict[str, Any], schema: type) -> DictConfig:
+    """Merge into the dataclass; OmegaConf's rules decide the types (``1`` is a float, ``a`` no int)."""
+    try:
+        return OmegaConf.merge(OmegaConf.structured(schema), given)
+    except OmegaConfBaseException as error:
+        key = (error.full_key or str(error.key)).split("[")[0]
+        hint = next(field.type for field in dataclasses.fields(schema) if field.name == key)
+        kind = getattr(hint, "__name__", None) or str(hint).replace("None", "null").replace(" | ", " or ")
+        raise UsageError(f"{prefix}{key}={given[key]!r} has the wrong type: {kind} is wanted") from error
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def _missing(error: ConfigKeyError) -> str:
+    key = getattr(error, "full_key", None) or first_line(error)
+    return f"{key} must be given and has no default: set {key}=<value>"
+
+
+def flatten(run: RunConfig) -> dict[str, Any]:
+    """Dotted key -> value, one level of sections."""
+    flat: dict[str, Any] = {}
+    for key, value in run.to_dict().items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{inner}": item for inner, item in value.items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def check(run: RunConfig) -> None:
+    """Values against their ranges and against each other; the first violation is raised."""
+    flat = flatten(run)
+    for key, valid in CHOICES.items():
+        if key in flat and flat[key] not in valid:
+            raise UsageError(f"{key}={flat[key]} is not a choice; {nearest(flat[key], valid)}")
+    for key, (rule, holds) in RANGES.items():
+        value = flat.get(key)
+        if value is not None and not holds(value):
+            raise UsageError(f"{key}={value} is out of range: it must be {rule}")
+    for together in (check_batches, check_peft, check_init, check_dataset, check_names):
+        together(run)
+
+
+def check_batches(run: RunConfig) -> None:
+    real, device = run.model.real_batch_size, run.model.per_device_batch_size
+    if real % device:
+        raise UsageError(
+            f"model.real_batch_size={real} is not divisible by model.per_device_batch_size={device}; "
+            f"take a multiple of {device} such as {max(device, real - real % device)}, or a smaller "
+            "model.per_device_batch_size"
+        )
+
+
+def check_peft(run: RunConfig) -> None:
+    targets = run.peft.lora_target_modules
+    is_list = isinstance(targets, list) and targets and all(isinstance(name, str) for name in targets)
+    if targets != "all" and not is_list:
+        raise UsageError(
+            f"peft.lora_target_modules={targets!r} must be the word all or a list of layer names such as "
+            "[q_proj,v_proj]"
+        )
+    not_built = {
+        "peft.use_peft": run.peft.use_peft is False,
+        "peft.lora_relative_r": run.peft.lora_relative_r is not None,
+        "peft.train_embeddings": run.peft.train_embeddings,
+        "peft.dora": run.peft.dora,
+        "peft.adalora": run.peft.adalora,
+    }
+    for key, asked in not_built.items():
+        if asked:
+            value = flatten(run)[key]
+            raise UsageError(f"{key}={value} is not built yet; leave {key} at its default")
+
+
+def check_init(run: RunConfig) -> None:
+    if not isinstance(run.init, GradientInit):
+        return
+    init = run.init
+    if init.do_subsampling and init.sub_size is None:
+        raise UsageError("init.do_subsampling=true needs a size: set init.sub_size=<number of examples>")
+    if init.sub_size is not None and not init.do_subsampling:
+        raise UsageError(
+            f"init.sub_size={init.sub_size} is read only with init.do_subsampling=true: add it, or drop init.sub_size"
+        )
+    if not init.do_subsampling and (init.bsz is None) != (init.iters is None):
+        raise UsageError(
+            f"init.bsz={init.bsz} with init.iters={init.iters}: give both (bsz x iters examples) or set both to null "
+            "(the whole training set)"
+        )
+    if init.scale != "stable" and init.stable_gamma is not None:
+        raise UsageError(
+            f"init.stable_gamma={init.stable_gamma} is read only with init.scale=stable, not with "
+            f"init.scale={init.scale}: drop one of the two"
+        )
+
+
+def check_dataset(run: RunConfig) -> None:
+    dataset = run.dataset
+    if isinstance(dataset, OwnDataConfig) and dataset.path is None:
+        raise UsageError("dataset=json needs the file: add dataset.path=<file.jsonl>")
+    if dataset.path is not None:
+        path = Path(dataset.path).expanduser()
+        if isinstance(dataset, ArithmeticConfig):
+            raise UsageError(f"dataset.path={dataset.path}: arithmetic problems are generated; drop dataset.path")
+        if not path.exists():
+            raise UsageError(
+                f"dataset.path={dataset.path} does not exist (looked in {Path.cwd()}); give a file or folder"
+            )
+
+
+def check_names(run: RunConfig) -> None:
+    """What becomes part of a path must be one path component."""
+    for key, value in (("wandb.project", run.wandb.project), ("wandb.name", run.wandb.name)):
+        if value is not None and (not value or "/" in value or value in {".", ".."} or "\0" in value):
+            raise UsageError(f"{key}={value!r} becomes a folder's name: it must be non-empty and hold no slash")

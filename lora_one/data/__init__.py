@@ -1,0 +1,90 @@
+"""Data sets: where rows come from is one file each; how they are split, filtered and encoded is here, once.
+
+To add one: a function that yields Examples, its line in SOURCES, and conf/dataset/<name>.yaml.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from lora_one.config import DatasetConfig
+from lora_one.data import arithmetic_problems, gsm8k, meta_math, own
+from lora_one.data.encode import Encoded, encode, prompt_ids, response_ids
+from lora_one.errors import RunError
+from lora_one.seeding import generator_for
+from lora_one.types import Example
+
+SOURCES: dict[str, Callable[[Any], list[Example]]] = {
+    "arithmetic": arithmetic_problems.examples,
+    "gsm8k": gsm8k.examples,
+    "json": own.examples,
+    "meta_math": meta_math.examples,
+}
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Encoded training and validation examples, disjoint; the texts of both; what was dropped or shortened."""
+
+    train: list[Encoded]
+    validation: list[Encoded]
+    train_texts: list[Example]
+    validation_texts: list[Example]
+    counts: dict[str, Any]
+
+
+def load_dataset(config: DatasetConfig, tokenizer: Any, max_length: int) -> Splits:
+    """Read, order, filter by length, split and encode.
+
+    Order of the file, or shuffled by ``shuffle_seed``; first the training examples, then the validation ones,
+    ``train_size`` and ``validation_size`` of them or, where there are fewer, in that proportion; at last cut to
+    ``max_train_samples`` and ``max_eval_samples``.
+    Raises RunError: nothing is left to train on.
+    """
+    examples = SOURCES[config.name](config)
+    found = len(examples)
+    if config.shuffle_seed is not None:
+        order = torch.randperm(found, generator=generator_for(config.shuffle_seed, "order of the data"))
+        examples = [examples[i] for i in order.tolist()]
+    if config.max_tokens is not None:
+        examples = shorter_than(examples, config.max_tokens, tokenizer, chat=config.chat_template)
+    train, validation = split(examples, config.train_size, config.validation_size)
+    if not train:
+        raise RunError(
+            f"dataset={config.name}: of {found} usable rows none is left to train on "
+            f"(dataset.max_tokens={config.max_tokens}); check the file or raise dataset.max_tokens"
+        )
+    train = train[: config.max_train_samples]
+    validation = validation[: config.max_eval_samples]
+    encoded_train, train_counts = encode(tokenizer, train, max_length, chat=config.chat_template)
+    encoded_validation, validation_counts = encode(tokenizer, validation, max_length, chat=config.chat_template)
+    counts = {
+        "rows": found,
+        "too_long": found - len(examples),
+        "train": asdict(train_counts),
+        "validation": asdict(validation_counts),
+    }
+    return Splits(encoded_train, encoded_validation, train, validation, counts)
+
+
+def split(
+    examples: list[Example], train_size: int | None, validation_size: int | None
+) -> tuple[list[Example], list[Example]]:
+    """First train, then validation; in the proportion of the sizes where there are too few for both."""
+    validation_size = validation_size or 0
+    train_size = train_size if train_size is not None else max(len(examples) - validation_size, 0)
+    wanted = train_size + validation_size
+    if wanted > len(examples):
+        validation_size = len(examples) * validation_size // wanted
+        train_size = len(examples) - validation_size
+    return examples[:train_size], examples[train_size : train_size + validation_size]
+
+
+def shorter_than(examples: list[Example], tokens: int, tokenizer: Any, *, chat: bool) -> list[Example]:
+    """Those whose prompt and response take fewer than ``tokens`` tokens of this tokenizer."""
+    prompts = prompt_ids(tokenizer, [example.prompt for example in examples], chat=chat)
+    responses = response_ids(tokenizer, [example.response for example in examples])
+    sizes = (len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True))
+    return [example for example, size in zip(examples, sizes, strict=True) if size < tokens]

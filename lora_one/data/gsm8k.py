@@ -1,0 +1,26 @@
+"""GSM8K: grade-school word problems whose answer ends in ``#### <number>``."""
+
+from typing import Any
+
+from lora_one.config import DatasetConfig
+from lora_one.data.sources import read_rows
+from lora_one.types import Example
+
+SOURCE = ("openai/gsm8k", "main")
+PROMPT = "Q: {question}\nA: "
+
+
+def example_of(row: dict[str, Any]) -> Example:
+    """gold is the text behind ``####``."""
+    _, _, gold = row["answer"].rpartition("####")
+    return Example(PROMPT.format(question=row["question"]), row["answer"], gold.strip())
+
+
+def examples(config: DatasetConfig) -> list[Example]:
+    """The train split; validation is held out of it, the test split belongs to the evaluation alone."""
+    return rows_of(config.path, "train")
+
+
+def rows_of(path: str | None, split: str) -> list[Example]:
+    """Examples of a split, of a local file or folder or (path None) of the hub."""
+    return [example_of(row) for row in read_rows(SOURCE, path, split, ["question", "answer"])]

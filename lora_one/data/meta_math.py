@@ -1,0 +1,25 @@
+"""MetaMathQA, the part made of GSM8K: the response is cut before "The answer is:", so it ends in ``#### N``."""
+
+from typing import Any
+
+from lora_one.config import DatasetConfig
+from lora_one.data.gsm8k import PROMPT
+from lora_one.data.sources import read_rows
+from lora_one.types import Example
+
+SOURCE = ("meta-math/MetaMathQA", None)
+END = "\nThe answer is:"
+
+
+def example_of(row: dict[str, Any]) -> Example | None:
+    """None for a row that is not made of GSM8K."""
+    if "GSM" not in row["type"]:
+        return None
+    response = row["response"].split(END)[0]
+    _, _, gold = response.rpartition("####")
+    return Example(PROMPT.format(question=row["query"]), response, gold.strip())
+
+
+def examples(config: DatasetConfig) -> list[Example]:
+    rows = read_rows(SOURCE, config.path, "train", ["query", "response", "type"])
+    return [example for row in rows if (example := example_of(row)) is not None]

@@ -1,0 +1,46 @@
+"""The examples that the one-step gradient is taken over."""
+
+from typing import Any
+
+import torch
+
+from lora_one.config import GradientInit, RunConfig
+from lora_one.data.encode import Encoded, batches_of, encode, pad_id_of
+from lora_one.errors import UsageError
+from lora_one.losses import Batch
+from lora_one.seeding import generator_for
+from lora_one.types import Example
+
+
+def probe_batches(run: RunConfig, texts: list[Example], tokenizer: Any) -> list[Batch]:
+    """Batches of the initialisation examples, drawn without replacement from the training texts by init.seed.
+
+    An example with no answer token left at ``init.max_length`` is passed over and the next one drawn.
+    Raises UsageError: more examples wanted than there are.
+    """
+    init = run.init
+    wanted = examples_wanted(init)
+    wanted = len(texts) if wanted is None else wanted
+    if wanted > len(texts):
+        keys = f"init.sub_size={wanted}" if init.do_subsampling else f"init.bsz x init.iters={wanted}"
+        raise UsageError(f"{keys} exceeds the {len(texts)} training examples: lower it")
+    max_length = init.max_length or run.model.max_length
+    order = torch.randperm(len(texts), generator=generator_for(init_seed(run), "initialisation examples")).tolist()
+    drawn: list[Encoded] = []
+    while order and len(drawn) < wanted:
+        missing = wanted - len(drawn)
+        chosen, order = order[:missing], order[missing:]
+        encoded, _ = encode(tokenizer, [texts[i] for i in chosen], max_length, chat=run.dataset.chat_template)
+        drawn += encoded
+    return batches_of(drawn, init.bsz or run.model.per_device_batch_size, pad_id_of(tokenizer))
+
+
+def examples_wanted(init: GradientInit) -> int | None:
+    """None: the whole training set."""
+    if init.do_subsampling:
+        return init.sub_size
+    return None if init.bsz is None else init.bsz * init.iters
+
+
+def init_seed(run: RunConfig) -> int:
+    return run.seed if run.init.seed is None else run.init.seed

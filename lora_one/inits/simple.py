@@ -1,0 +1,29 @@
+"""LoRA as published (A Kaiming, B zero; arXiv:2106.09685) and its relatives: factors drawn by name."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import init as fill
+
+from lora_one.config import SimpleInit
+from lora_one.types import AdapterFactors, LayerView
+
+DISTRIBUTIONS: dict[str, Callable[[Tensor, float, Generator], Tensor]] = {
+    "kaiming": lambda t, std, g: fill.kaiming_uniform_(t, a=math.sqrt(5), generator=g),
+    "fan_out_kaiming": lambda t, std, g: fill.kaiming_normal_(t, mode="fan_out", generator=g),
+    "gaussian": lambda t, std, g: fill.normal_(t, std=std, generator=g),
+    "xavier": lambda t, std, g: fill.xavier_normal_(t, generator=g),
+    "orthogonal": lambda t, std, g: fill.orthogonal_(t, generator=g),
+    "unit": lambda t, std, g: fill.normal_(t, generator=g),
+    "zeros": lambda t, std, g: fill.zeros_(t),
+}
+
+
+def simple_factors(init: SimpleInit, layer: LayerView, gradient: None = None) -> AdapterFactors:
+    """B (m, r) and A (r, n), fp32, each from its distribution; ``lora_A_std`` and ``lora_B_std`` are of "gaussian"."""
+    rows, columns = layer.shape
+    A = DISTRIBUTIONS[init.lora_A](torch.empty(layer.rank, columns), init.lora_A_std, layer.generator)
+    B = DISTRIBUTIONS[init.lora_B](torch.empty(rows, layer.rank), init.lora_B_std, layer.generator)
+    return AdapterFactors(B, A)

@@ -1,0 +1,69 @@
+"""Low-rank approximation: seeded, deterministic, to a tolerance."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+EXACT_BELOW = 256  # min(m, n) up to which the exact SVD costs no more than a randomised one
+OVERSAMPLING = 24
+MAX_ITERATIONS = 30
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """[M]_r = U diag(S) Vh with U (m, r), S (r,) descending, Vh (r, n), fp32, on the device of M.
+
+    ``energy`` is ||[M]_r||_F^2 / ||M||_F^2, the share of M that rank r captures.
+    """
+
+    U: Tensor
+    S: Tensor
+    Vh: Tensor
+    energy: float
+
+
+def truncated_svd(matrix: Tensor, rank: int, *, tolerance: float, generator: Generator) -> LowRank:
+    """Best rank-r approximation of a matrix (Eckart-Young), exact where it is small, else by subspace iteration.
+
+    The iteration (Halko, Martinsson, Tropp, arXiv:0909.4061, Alg. 4.4) goes on until the energy still to be
+    gained, extrapolated from the last two gains, is below ``tolerance`` x the energy captured.
+    Signs: the entry of largest magnitude in each column of U is positive.
+
+    matrix: (m, n), any float dtype, decomposed in at least fp32.  generator: CPU random numbers of the sketch.
+    Raises ValueError: rank outside [1, min(m, n)], or an entry that is not finite.
+    """
+    if not 1 <= rank <= min(matrix.shape):
+        raise ValueError(f"rank must lie in [1, {min(matrix.shape)}] for shape {tuple(matrix.shape)}, got {rank}")
+    matrix = matrix if matrix.dtype == torch.float64 else matrix.float()
+    total = matrix.square().sum()
+    if not torch.isfinite(total):
+        raise ValueError(f"matrix of shape {tuple(matrix.shape)} holds entries that are not finite")
+    if min(matrix.shape) <= max(EXACT_BELOW, rank + OVERSAMPLING):
+        U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
+    else:
+        U, S, Vh = _subspace_iteration(matrix, rank, tolerance, generator)
+    U, S, Vh = U[:, :rank], S[:rank], Vh[:rank]
+    signs = torch.gather(U, 0, U.abs().argmax(dim=0, keepdim=True)).sign().squeeze(0)
+    energy = float(S.square().sum() / total) if total > 0 else 0.0
+    return LowRank(U * signs, S, Vh * signs[:, None], energy)
+
+
+def _subspace_iteration(
+    matrix: Tensor, rank: int, tolerance: float, generator: Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    columns = min(rank + OVERSAMPLING, min(matrix.shape))
+    sketch = torch.randn(matrix.shape[1], columns, generator=generator)
+    Q = torch.linalg.qr(matrix @ sketch.to(matrix)).Q  # (m, columns)
+    captured, gain = 0.0, float("inf")
+    for _ in range(MAX_ITERATIONS):
+        right = torch.linalg.qr(matrix.T @ Q)  # M^T Q = P R, so Q^T M = R^T P^T and its values are those of R
+        energy = float(torch.linalg.svdvals(right.R)[:rank].square().sum())
+        last_gain, gain = gain, energy - captured
+        captured = energy
+        shrink = gain / last_gain if last_gain > 0 else 0.0
+        if gain <= 0 or (shrink < 1 and gain * shrink / (1 - shrink) <= tolerance * energy):
+            break
+        Q = torch.linalg.qr(matrix @ right.Q).Q
+    U, S, Vh = torch.linalg.svd(right.R.T, full_matrices=False)  # (columns, columns)
+    return Q @ U, S, Vh @ right.Q.T

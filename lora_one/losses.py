@@ -1,0 +1,57 @@
+"""The loss of causal language modelling, one definition for training, validation and the one-step gradient."""
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+IGNORED = -100  # label of prompt and padding
+Reduction = Literal["example", "token"]
+Batch = dict[str, Tensor]
+
+
+def loss_sum(logits: Tensor, labels: Tensor, reduction: Reduction) -> Tensor:
+    """Sum of cross-entropies: over tokens, or over examples of each example's mean over its tokens.
+
+    logits: (batch, length, vocabulary), the one at t predicts the label at t + 1; labels: (batch, length).
+    Computed in at least fp32, for the counted tokens only.  Divide by ``loss_count`` for the mean.
+    """
+    targets = labels[:, 1:]
+    counted = targets != IGNORED
+    chosen = logits[:, :-1][counted]
+    chosen = chosen if chosen.dtype == torch.float64 else chosen.float()
+    losses = cross_entropy(chosen, targets[counted], reduction="none")
+    if reduction == "example":
+        tokens = counted.sum(dim=1)
+        losses = losses / tokens.repeat_interleave(tokens)
+    return losses.sum()
+
+
+def loss_count(labels: Tensor, reduction: Reduction) -> int:
+    """What ``loss_sum`` is divided by for the mean: tokens that count, or examples that have one."""
+    counted = labels[:, 1:] != IGNORED
+    return int(counted.sum() if reduction == "token" else counted.any(dim=1).sum())
+
+
+def model_logits(model: nn.Module, batch: Batch) -> Tensor:
+    device = next(model.parameters()).device
+    inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
+    return model(**inputs, use_cache=False).logits
+
+
+@torch.no_grad()
+def mean_loss(model: nn.Module, batches: Iterable[Batch], reduction: Reduction) -> float:
+    """Mean loss over batches, dropout off; neither batch size nor padding changes it."""
+    was_training = model.training
+    model.eval()
+    total, count = 0.0, 0
+    try:
+        for batch in batches:
+            logits = model_logits(model, batch)
+            total += float(loss_sum(logits, batch["labels"].to(logits.device), reduction))
+            count += loss_count(batch["labels"], reduction)
+    finally:
+        model.train(was_training)
+    return total / count

@@ -1,0 +1,162 @@
+"""Models and tokenizers, from the hub, a local folder or the bundled tiny one; and whether they fit this machine."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from lora_one.config import ModelConfig
+from lora_one.errors import RunError, UsageError
+
+BUNDLED = Path(__file__).parent / "assets"
+CPU_LIMIT = 1.5e9  # parameters beyond which a training step takes minutes without an accelerator
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# of the hub ids in conf/model whose name does not say it
+PARAMETERS = {"TinyLlama/TinyLlama_v1.1": 1.1e9}
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder that a model name stands for on this machine, or None for a hub id.
+
+    Raises UsageError: the name looks like a path and there is no such folder, or it holds no config.json.
+    """
+    path = BUNDLED / name.removeprefix("bundled/") if name.startswith("bundled/") else Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise UsageError(
+                f"model.name={name}: the folder {path} holds no config.json; give a Hugging Face model folder"
+            )
+        return path
+    looks_local = name.startswith(("/", ".", "~", "bundled/")) or name.count("/") > 1
+    if looks_local:
+        known = ", ".join(f"bundled/{folder.name}" for folder in sorted(BUNDLED.iterdir()))
+        raise UsageError(f"model.name={name}: no such folder; give a hub id, a folder, or {known}")
+    return None
+
+
+def source_of(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:
+    folder = local_folder(name)
+    return (str(folder.resolve()), {}) if folder else (name, {"revision": revision})
+
+
+def device(wanted: str | None = None) -> torch.device:
+    """The accelerator if there is one. Raises UsageError: the wanted device is not there."""
+    if wanted is not None:
+        try:
+            return torch.empty(0, device=wanted).device
+        except (RuntimeError, AssertionError) as error:
+            raise UsageError(f"device {wanted} is not available here: cpu always is") from error
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
+
+
+def attention_of(dtype: torch.dtype | str, where: torch.device) -> str:
+    """flash_attention_2 where its package, a CUDA device and a 16-bit dtype are there, else torch's own."""
+    flash = importlib.util.find_spec("flash_attn") and where.type == "cuda"
+    return "flash_attention_2" if flash and dtype in (torch.bfloat16, torch.float16) else "sdpa"
+
+
+def preflight(model: ModelConfig) -> None:
+    """Refuse, before anything is downloaded or loaded, a model that this machine cannot train.
+
+    Raises UsageError: too many parameters without an accelerator, or weights beyond the free memory.
+    """
+    parameters = count_parameters(model.name)
+    if parameters is None or not model.preflight:
+        return
+    where = device()
+    size = f"model.name={model.name} has about {parameters / 1e9:.2g}B parameters"
+    out = "take model=tiny, a smaller model.name, a machine with a GPU, or model.preflight=false to try all the same"
+    if where.type == "cpu" and parameters > CPU_LIMIT:
+        raise UsageError(f"{size}; without an accelerator at most {CPU_LIMIT / 1e9:g}B can be trained: {out}")
+    needed = parameters * (2 if model.bf16 else 4) * 1.2  # weights, and a fifth for adapters and activations
+    free = torch.cuda.mem_get_info()[0] if where.type == "cuda" else psutil.virtual_memory().available
+    if needed > free:
+        raise UsageError(f"{size}: at least {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free on {where}; {out}")
+
+
+def count_parameters(name: str) -> float | None:
+    """From the weight files of a local folder, a table, or the name ("...-7b-..."); None when nothing says."""
+    folder = local_folder(name)
+    if folder is not None:
+        counted = sum(count_in_header(file) for file in folder.glob("*.safetensors"))
+        return counted or None
+    sizes = re.findall(r"(?<![\d.])(\d+(?:\.\d+)?)b(?![a-z])", name.lower())
+    return PARAMETERS.get(name) or (float(sizes[0]) * 1e9 if sizes else None)
+
+
+def count_in_header(file: Path) -> int:
+    """Values in a safetensors file, from its header alone. Raises RunError: not a safetensors file."""
+    try:
+        with file.open("rb") as stream:
+            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    except (OSError, ValueError, OverflowError, MemoryError) as error:
+        raise RunError(f"{file} is not a readable safetensors file: fetch it again") from error
+    shapes = (entry["shape"] for name, entry in header.items() if name != "__metadata__")
+    return sum(int(torch.Size(shape).numel()) for shape in shapes)
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> Any:
+    """Raises RunError: not found, or a tokenizer without an end-of-sequence token."""
+    from transformers import AutoTokenizer
+
+    source, options = source_of(name, revision)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    except (OSError, ValueError) as error:
+        raise RunError(cannot_load(name, "tokenizer", error)) from error
+    if tokenizer.eos_token_id is None:
+        raise RunError(f"the tokenizer of model {name} has no end-of-sequence token: set one in its folder")
+    return tokenizer
+
+
+def load_model(name: str, revision: str | None = None, *, dtype: str = "auto", where: str | None = None) -> nn.Module:
+    """The frozen model on a device, in fp32, bf16, fp16 or ("auto") as it is stored.
+
+    Raises RunError: not found, broken, or too large for the device.
+    """
+    from transformers import AutoModelForCausalLM
+
+    source, options = source_of(name, revision)
+    target, number_type = device(where), DTYPES.get(dtype, dtype)
+    attention = attention_of(number_type, target)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=number_type, attn_implementation=attention, **options
+        )
+        model = model.to(target)
+    except torch.OutOfMemoryError as error:
+        raise RunError(f"model {name} does not fit on {target}: take bf16 or a smaller model") from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise RunError(cannot_load(name, "weights", error)) from error
+    return model.requires_grad_(False).eval()
+
+
+def load_skeleton(name: str, revision: str | None = None) -> nn.Module:
+    """The model's layers without weights (meta device): names and shapes, from config.json alone."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    source, options = source_of(name, revision)
+    try:
+        config = AutoConfig.from_pretrained(source, **options)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError) as error:
+        raise RunError(cannot_load(name, "configuration", error)) from error
+
+
+def cannot_load(name: str, what: str, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:200]
+    return (
+        f"{what} of model {name} cannot be loaded ({reason}): give a local folder, or a hub id where there is a "
+        "network (and, for gated models, a login)"
+    )

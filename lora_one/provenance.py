@@ -1,0 +1,97 @@
+"""What a result rests on: versions, commit, fingerprints of local models and data, the configuration's hash."""
+
+import hashlib
+import json
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "lora-one",
+    "torch",
+    "transformers",
+    "peft",
+    "datasets",
+    "accelerate",
+    "hydra-core",
+    "omegaconf",
+    "wandb",
+)
+
+# Keys that cannot change the adapter: they only name, place, write or watch.
+NOT_HASHED = {"seed", "results_dir", "overwrite", "dry_run"}
+NOT_HASHED |= {f"model.{key}" for key in ("saving", "logging_steps", "keep_epochs", "save_steps", "preflight")}
+NOT_HASHED |= {f"init.{key}" for key in ("cache", "memory")}
+NOT_HASHED |= {"dataset.accuracy_examples", "dataset.max_new_tokens"}
+
+
+def fingerprint(path: Path) -> str:
+    """sha256 over a file's bytes, or over names and bytes of a folder's files (hidden ones left out)."""
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    total = hashlib.sha256()
+    for file in files:
+        relative = file.relative_to(path) if file != path else Path()
+        if any(part.startswith(".") for part in relative.parts):
+            continue
+        with file.open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        total.update(f"{relative.as_posix()}\0{content}\n".encode())
+    return total.hexdigest()
+
+
+def local_fingerprints(config: dict[str, Any], model_folder: Path | None) -> dict[str, str]:
+    """Key -> content fingerprint for the model and the data that lie on this machine."""
+    found = {}
+    if model_folder is not None:
+        found["model.name"] = fingerprint(model_folder)
+    data = config["dataset"].get("path")
+    if data is not None:
+        found["dataset.path"] = fingerprint(Path(data).expanduser())
+    return found
+
+
+def config_hash(config: dict[str, Any], fingerprints: dict[str, str]) -> str:
+    """sha256 (hex) of everything that can change the adapter; local content stands in for its path."""
+    hashed = {}
+    for section, value in config.items():
+        entries = {f"{section}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {section: value}
+        if section != "wandb":
+            hashed |= {key: fingerprints.get(key, item) for key, item in entries.items() if key not in NOT_HASHED}
+    return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed as a package"
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of this source tree, with "+changes" where it has some; None outside a checkout."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def provenance(fingerprints: dict[str, str]) -> dict[str, Any]:
+    return {
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "fingerprints": fingerprints,
+        "machine": f"{platform.system()} {platform.machine()}",
+    }

@@ -1,0 +1,111 @@
+"""A run's folder: its name from the configuration alone, its lock, and run.json, written whole or not at all."""
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lora_one.config import RunConfig
+from lora_one.errors import RunError
+
+
+def folder_of(run: RunConfig, config_hash: str) -> Path:
+    """<results_dir>/<wandb.project>_<dataset>/<name>-<hash8>/<seed>, SPEC-stable across processes."""
+    name = run.wandb.name or method_name(run)
+    root = Path(run.results_dir).expanduser()
+    return root / f"{run.wandb.project}_{run.dataset.name}" / f"{name}-{config_hash[:8]}" / str(run.seed)
+
+
+def method_name(run: RunConfig) -> str:
+    """The method and its main knobs: ``LoRA-One-r8-a16-g128-lr0.0002``."""
+    method = getattr(run.init, "direction", None)
+    parts = [method or f"LoRA-{run.init.lora_A}", f"r{run.peft.lora_r}", f"a{run.peft.lora_alpha:g}"]
+    if method and run.init.scale == "stable":
+        parts.append(f"g{run.init.gamma:g}")
+    elif method:
+        parts.append(run.init.scale)
+    if run.optimizer.name != "adamw":
+        parts.append(run.optimizer.name)
+    return "-".join([*parts, f"lr{run.model.learning_rate:g}"])
+
+
+class RunFolder:
+    """Paths and record of one run; every rank may read, rank 0 writes."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.run_json = path / "run.json"
+        self.metrics = path / "metrics.jsonl"
+        self.adapter = path / "adapter"
+        self.merged = path / "merged_checkpoint"
+        self.checkpoints = path / "checkpoints"
+
+    def read(self) -> dict[str, Any]:
+        """run.json, or an empty record. Raises RunError when it is no JSON."""
+        if not self.run_json.exists():
+            return {}
+        try:
+            return json.loads(self.run_json.read_text())
+        except ValueError as error:
+            raise RunError(f"{self.run_json} is not readable JSON ({error}): move it away to run again") from error
+
+    def update(self, **entries: Any) -> dict[str, Any]:
+        """Merge entries into run.json."""
+        record = self.read() | entries
+        write_json(self.run_json, record)
+        return record
+
+    @property
+    def finished(self) -> bool:
+        return self.read().get("status") == "finished"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder; a second process on it is refused while this one lives, however it ends.
+
+        Raises RunError: the folder cannot be made or written, or another process holds it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise RunError(
+                f"results folder {self.path} cannot be written ({error.strerror}): set results_dir=<a writable folder>"
+            ) from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise RunError(
+                    f"another process is running in {self.path}: wait for it, or change seed or a knob"
+                ) from error
+            yield
+
+    def clear(self) -> None:
+        """Remove everything but the lock: the run starts from nothing."""
+        for entry in self.path.iterdir():
+            if entry.name == ".lock":
+                continue
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write to a temporary file beside, then rename: a reader sees the old content or the new, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w") as stream:
+            json.dump(content, stream, indent=2, allow_nan=False)
+            stream.write("\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

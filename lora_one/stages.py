@@ -1,0 +1,186 @@
+"""The stages of one run and what each leaves in its folder; run_exp.py says their order."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from statistics import mean
+from typing import Any
+
+from torch import nn
+
+from lora_one import adapters, checkpoints
+from lora_one.config import RunConfig
+from lora_one.data import Splits
+from lora_one.data.encode import pad_id_of
+from lora_one.data.probe import init_seed, probe_batches
+from lora_one.errors import RunError
+from lora_one.evaluation.validation import Validation
+from lora_one.inits import build_init
+from lora_one.losses import mean_loss
+from lora_one.models import load_model, load_tokenizer
+from lora_one.provenance import provenance
+from lora_one.reports.curves import plot_run
+from lora_one.run_folder import RunFolder
+from lora_one.tracking import Tracker, read_metrics
+from lora_one.training import last_checkpoint, train
+
+LOSS_WINDOW = 10  # logged steps that the first and the last loss of a run are averaged over
+
+
+@contextmanager
+def recorded(run: RunConfig, folder: RunFolder, identity: str, fingerprints: dict[str, str]) -> Iterator[Tracker]:
+    """Keep run.json's status true: running, then finished or failed; start anew unless there is a point to resume."""
+    resuming = not run.overwrite and last_checkpoint(folder.checkpoints) is not None
+    if not resuming:
+        folder.clear()
+    folder.update(status="running", config=run.to_dict(), config_hash=identity, provenance=provenance(fingerprints))
+    tracker = Tracker(folder.metrics)
+    tracker.start_wandb(run, folder.path, identity)
+    try:
+        yield tracker
+    except BaseException as error:
+        folder.update(status="failed", error=f"{type(error).__name__}: {error}")
+        tracker.finish({"status": "failed"})
+        raise
+    record = folder.update(status="finished", error=None)
+    tracker.finish(record["evaluation"].get("final", {}))
+
+
+def base_dtype(run: RunConfig) -> str:
+    return "bf16" if run.model.bf16 else "fp32"
+
+
+def initialise(
+    run: RunConfig,
+    folder: RunFolder,
+    base: nn.Module,
+    splits: Splits,
+    tokenizer: Any,
+    validation: Validation,
+    tracker: Tracker,
+) -> nn.Module:
+    """The model with its adapters at the method's start; after a resumption their values come with the checkpoint."""
+    if last_checkpoint(folder.checkpoints) is not None:
+        return adapters.wrap(base, run.peft, run.init.dtype)
+    folder.update(data=splits.counts)
+    evaluations = {}
+    if validation.asked:
+        evaluations["start"] = validation(base)
+    method = build_init(run.init)
+    probe = None
+    if method.needs_gradient:
+        probe = adapters.Probe(probe_batches(run, splits.train_texts, tokenizer), run.init.reduction)
+    started = time.perf_counter()
+    model, start = adapters.attach_adapters(base, run.peft, method, probe, seed=init_seed(run), dtype=run.init.dtype)
+    seconds = time.perf_counter() - started
+    if validation.asked or run.model.epochs == 0:
+        evaluations["init"] = validation(model)
+        tracker.log(0, evaluations["init"])
+    energies = [layer["captured_energy"] for layer in start.layers.values() if "captured_energy" in layer]
+    folder.update(
+        trainable_parameters=adapters.trainable_parameters(model),
+        init={
+            "method": method.name,
+            "seconds": seconds,
+            "examples": start.gradient.examples if start.gradient else 0,
+            "tokens": start.gradient.tokens if start.gradient else 0,
+            "captured_energy": {"min": min(energies), "mean": mean(energies)} if energies else None,
+            "loss_before": start.gradient.loss if start.gradient else None,
+            "loss_after": mean_loss(model, probe.batches, probe.reduction) if probe else None,
+            "relative_shift": {name: layer["relative_shift"] for name, layer in start.layers.items()},
+        },
+        evaluation=evaluations,
+    )
+    return model
+
+
+def fine_tune(
+    run: RunConfig,
+    folder: RunFolder,
+    model: nn.Module,
+    splits: Splits,
+    tokenizer: Any,
+    validation: Validation,
+    tracker: Tracker,
+) -> None:
+    """Train, unless epochs=0, and evaluate what came out."""
+    done = {"steps": 0, "seconds": 0.0, "tokens": 0}
+    if run.model.epochs > 0:
+        done = train(
+            model,
+            splits.train,
+            run,
+            evaluate=validation if validation else None,
+            checkpoints=folder.checkpoints,
+            pad_id=pad_id_of(tokenizer),
+            tracker=tracker,
+        )
+    lines = read_metrics(folder.metrics)
+    last = next((line for line in reversed(lines) if "eval_loss" in line), {})
+    if last.get("step") == done["steps"]:
+        final = {name: value for name, value in last.items() if name.startswith("eval_")}
+    else:
+        final = validation(model)
+        tracker.log(done["steps"], final)
+    losses = [line["loss"] for line in lines if "loss" in line]
+    folder.update(
+        train=done
+        | {
+            "first_loss": mean(losses[:LOSS_WINDOW]) if losses else None,
+            "last_loss": mean(losses[-LOSS_WINDOW:]) if losses else None,
+        },
+        evaluation=folder.read()["evaluation"] | {"final": final},
+    )
+
+
+def save(run: RunConfig, folder: RunFolder, model: nn.Module, tokenizer: Any) -> None:
+    """adapter/, the plot and, if asked for, merged_checkpoint/."""
+    checkpoints.save_adapter(model, folder.adapter)
+    plot_run(read_metrics(folder.metrics), folder.path / "curves.png", folder.path.parent.name)
+    artifacts = {"adapter": "adapter", "plot": "curves.png"}
+    if run.model.saving:
+        checkpoints.save_merged(checkpoints.merge_adapter(model), tokenizer, folder.merged)
+        artifacts["merged_checkpoint"] = folder.merged.name
+    folder.update(artifacts=artifacts)
+
+
+def merge_run(folder: RunFolder) -> None:
+    """Write merged_checkpoint/ of a finished run. Raises RunError: it is not finished."""
+    record = folder.read()
+    if record.get("status") != "finished":
+        raise RunError(f"{folder.path} is no finished run (status {record.get('status')}): run it first, then merge")
+    model = record["config"]["model"]
+    dtype = "bf16" if model["bf16"] else "fp32"
+    base = load_model(model["name"], model["revision"], dtype=dtype)
+    merged = checkpoints.merge_adapter(checkpoints.load_adapter(base, folder.adapter))
+    checkpoints.save_merged(merged, load_tokenizer(model["name"], model["revision"]), folder.merged)
+    folder.update(artifacts=record["artifacts"] | {"merged_checkpoint": folder.merged.name})
+    print(f"merged: {folder.merged}")
+
+
+def close(run: RunConfig, folder: RunFolder) -> None:
+    """Say what was done, where it lies, and what comes next."""
+    record = folder.read()
+    print(f"\n{record['init']['method']} on {run.dataset.name}, {run.model.name}, seed {run.seed}: finished")
+    for name, title in (
+        ("start", "pretrained"),
+        ("init", "after the initialisation alone"),
+        ("final", "after training"),
+    ):
+        result = record["evaluation"].get(name, {})
+        if "eval_accuracy" in result:
+            error = 100 * result["eval_accuracy_stderr"]
+            print(f"  exact match, {title:31s} {100 * result['eval_accuracy']:6.2f} +- {error:.2f} %")
+    if record["train"]["steps"]:
+        done = record["train"]
+        fall = f"{done['first_loss']:.3f} -> {done['last_loss']:.3f}"
+        print(f"  training loss {fall} in {done['steps']} steps, {done['seconds']:.0f} s")
+    if "eval_loss" in record["evaluation"]["final"]:
+        print(f"  validation loss {record['evaluation']['final']['eval_loss']:.3f}")
+    for name, place in record["artifacts"].items():
+        print(f"  {name:18s} {folder.path / place}")
+    if "merged_checkpoint" in record["artifacts"]:
+        print(f"  next: python eval/eval_gsm8k.py --model_name={folder.merged}")
+    else:
+        print(f"  next: python scripts/merge.py {folder.path}")
+    print(f"run: {folder.run_json}")

@@ -1,0 +1,73 @@
+"""Where numbers go while a run goes on: metrics.jsonl, and W&B if it is wanted. Tracking never stops a run."""
+
+import json
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+from lora_one.config import RunConfig
+
+
+class Tracker:
+    """One line of metrics.jsonl a call, and the same to W&B. Only the main process has a live one."""
+
+    def __init__(self, path: Path, *, main_process: bool = True):
+        self.path = path
+        self.active = main_process
+        self.wandb_run: Any = None
+
+    def start_wandb(self, run: RunConfig, folder: Path, config_hash: str, job_type: str = "train") -> None:
+        """Open the W&B run; a W&B that cannot start is a warning, not the end of the run."""
+        if not self.active or run.wandb.mode == "disabled":
+            return
+        import wandb
+
+        try:
+            self.wandb_run = wandb.init(
+                project=run.wandb.project,
+                entity=run.wandb.entity,
+                name=f"{folder.parent.name}-s{run.seed}",
+                group=run.wandb.group or config_hash[:8],
+                job_type=job_type,
+                tags=run.wandb.tags,
+                mode=run.wandb.mode,
+                dir=folder,
+                id=f"{config_hash[:12]}-{run.seed}",
+                resume="allow" if run.wandb.mode == "online" else None,
+                config=run.to_dict(),
+                settings=wandb.Settings(silent=True, console="off"),
+            )
+        except (wandb.Error, OSError) as error:
+            warnings.warn(f"W&B could not start, the run goes on without it: {error}", stacklevel=2)
+
+    def forget_after(self, step: int) -> None:
+        """Drop lines beyond ``step``: the run goes on from there."""
+        if self.active and self.path.exists():
+            lines = [json.loads(line) for line in self.path.read_text().splitlines()]
+            self.path.write_text("".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step))
+
+    def log(self, step: int, metrics: dict[str, Any]) -> None:
+        if not self.active:
+            return
+        line = {"step": step, **{name: _plain(value) for name, value in metrics.items()}}
+        with self.path.open("a") as stream:
+            stream.write(json.dumps(line) + "\n")
+        if self.wandb_run is not None:
+            self.wandb_run.log(line, step=step)
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        if self.wandb_run is not None:
+            self.wandb_run.summary.update(summary)
+            self.wandb_run.finish()
+            self.wandb_run = None
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN or infinity: they become null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Lines of a metrics.jsonl; none where there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -1,0 +1,196 @@
+"""The fine-tuning loop, on the Hugging Face Trainer: ours are the loss, the evaluation and the record."""
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from lora_one.config import ModelConfig, RunConfig
+from lora_one.data.encode import Encoded, collate
+from lora_one.errors import RunError, UsageError
+from lora_one.losses import loss_count, loss_sum
+from lora_one.optim import build_optimizer
+from lora_one.tracking import Tracker
+
+SHOWN = ("loss", "eval_loss", "eval_accuracy")  # of the logged numbers, on the screen
+Evaluate = Callable[[nn.Module], dict[str, float]]
+
+
+def last_checkpoint(checkpoints: Path) -> str | None:
+    """The newest resume point in a folder, if there is one."""
+    return get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None
+
+
+def accumulation_steps(model: ModelConfig, processes: int) -> int:
+    """Micro-batches per optimizer step, so that ``real_batch_size`` counts examples over all processes.
+
+    Raises UsageError when it does not divide.
+    """
+    together = model.per_device_batch_size * processes
+    if model.real_batch_size % together:
+        raise UsageError(
+            f"model.real_batch_size={model.real_batch_size} is not divisible by model.per_device_batch_size="
+            f"{model.per_device_batch_size} x {processes} processes; take a multiple of {together}"
+        )
+    return model.real_batch_size // together
+
+
+def steps_per_epoch(examples: int, model: ModelConfig) -> int:
+    """Optimizer steps in one pass; the last of them may be over a smaller batch."""
+    return math.ceil(examples / model.real_batch_size)
+
+
+def total_steps(examples: int, model: ModelConfig) -> int:
+    return math.ceil(model.epochs * steps_per_epoch(examples, model))
+
+
+def arguments(
+    run: RunConfig, examples: int, checkpoints: Path, processes: int, *, evaluated: bool
+) -> TrainingArguments:
+    """The Trainer's settings; everything that is not set here is its default."""
+    model = run.model
+    an_epoch = steps_per_epoch(examples, model)
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        per_device_train_batch_size=model.per_device_batch_size,
+        gradient_accumulation_steps=accumulation_steps(model, processes),
+        max_steps=total_steps(examples, model),
+        learning_rate=model.learning_rate,
+        lr_scheduler_type=model.scheduler if model.scheduler != "constant" else "constant_with_warmup",
+        warmup_steps=model.warmup,
+        max_grad_norm=model.max_grad_norm,
+        bf16=model.bf16,
+        activation_checkpointing=model.gradient_checkpointing,
+        logging_steps=model.logging_steps,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if evaluated else "no",
+        eval_steps=max(1, round(model.eval_epochs * an_epoch)),
+        save_strategy="steps",
+        save_steps=model.save_steps or an_epoch,
+        save_total_limit=1,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        seed=run.seed,
+        data_seed=run.seed,
+        use_cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        label_names=["labels"],
+        include_num_input_tokens_seen="non_padding",
+        report_to="none",
+        disable_tqdm=not sys.stderr.isatty(),
+    )
+
+
+class FineTuner(Trainer):
+    """The Trainer with our loss (by token or by example over the global batch) and our evaluation."""
+
+    def __init__(self, run: RunConfig, evaluate: Evaluate | None, **options: Any):
+        super().__init__(compute_loss_func=self._loss, **options)
+        self.reduction = run.model.loss
+        self.evaluate_model = evaluate
+
+    def _loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any) -> torch.Tensor:
+        return loss_sum(outputs.logits, labels, self.reduction) / num_items_in_batch
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
+        """What the global batch's loss is divided by; the Trainer's own counts tokens only."""
+        count = sum(loss_count(batch["labels"], self.reduction) for batch in batch_samples)
+        return self.accelerator.gather(torch.tensor([count], device=device)).sum()
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        metrics = self.evaluate_model(self.model)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+class Recorder(TrainerCallback):
+    """Hands every logged number to the tracker and stops a run whose loss is no number any more."""
+
+    def __init__(self, tracker: Tracker):
+        self.tracker = tracker
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        logs = {name: value for name, value in (logs or {}).items() if not name.startswith(("train_", "total_flos"))}
+        if not logs.keys() - {"epoch"}:
+            return
+        self.tracker.log(state.global_step, logs)
+        if not math.isfinite(logs.get("loss", 0.0)):
+            raise RunError(
+                f"the loss became {logs['loss']} at step {state.global_step}: lower model.learning_rate "
+                f"(now {args.learning_rate:g}), raise model.warmup or lower model.max_grad_norm"
+            )
+
+
+class Lines(TrainerCallback):
+    """Without a terminal, a line now and then instead of a bar: logs of a batch job stay readable."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        logs = logs or {}
+        every = max(1, state.max_steps // 20)
+        if "eval_loss" in logs or ("loss" in logs and state.global_step % every == 0):
+            shown = [f"{name} {logs[name]:.3f}" for name in SHOWN if name in logs]
+            print(f"step {state.global_step}/{state.max_steps}  {'  '.join(shown)}", flush=True)
+
+
+class Bar(ProgressCallback):
+    """The Trainer's bar with the last loss beside it instead of a line a step."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if self.training_bar is not None and logs:
+            shown = {name: f"{logs[name]:.3f}" for name in SHOWN if name in logs}
+            if shown:
+                self.training_bar.set_postfix(shown, refresh=False)
+
+
+def train(
+    model: nn.Module,
+    examples: Sequence[Encoded],
+    run: RunConfig,
+    *,
+    evaluate: Evaluate | None,
+    checkpoints: Path,
+    pad_id: int,
+    tracker: Tracker,
+    processes: int = 1,
+) -> dict[str, Any]:
+    """Fine-tune the trainable parameters in place; goes on from the last checkpoint if there is one.
+
+    Returns {steps, seconds, tokens}: optimizer steps; seconds since the start or the resumption; tokens seen,
+    prompt and response, without padding. Raises RunError: a loss that is not finite.
+    """
+    args = arguments(run, len(examples), checkpoints, processes, evaluated=evaluate is not None)
+    callbacks: list[TrainerCallback] = [Recorder(tracker)]
+    if run.model.early_stopping_patience:
+        callbacks.append(EarlyStoppingCallback(run.model.early_stopping_patience))
+    trainer = FineTuner(
+        run,
+        evaluate,
+        model=model,
+        args=args,
+        train_dataset=list(examples),
+        eval_dataset=list(examples[:1]),  # the Trainer wants one; FineTuner.evaluate has its own
+        data_collator=lambda batch: collate(batch, pad_id),
+        optimizers=(build_optimizer(model, run), None),
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(Lines() if args.disable_tqdm else Bar())
+    last = last_checkpoint(checkpoints)
+    if last is not None:
+        tracker.forget_after(int(last.rpartition("-")[2]))
+    output = trainer.train(resume_from_checkpoint=last)
+    return {
+        "steps": trainer.state.global_step,
+        "seconds": output.metrics["train_runtime"],
+        "tokens": int(trainer.state.num_input_tokens_seen),
+    }

@@ -1,0 +1,82 @@
+"""One experiment, from a composed configuration to a run's folder.
+
+python run_exp.py                                        LoRA-One on the bundled model and generated problems
+python run_exp.py -m init=gradient,default seed=1,2,3    a sweep, with a table at the end
+python run_exp.py --help                                 the groups and every key
+"""
+
+import sys
+from typing import TYPE_CHECKING
+
+import hydra
+from omegaconf import DictConfig
+
+from lora_one import cli
+from lora_one.config import RunConfig
+
+if TYPE_CHECKING:
+    from lora_one.run_folder import RunFolder
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(composed: DictConfig) -> None:
+    with cli.reporting():
+        execute(RunConfig.from_hydra(composed))  # every key is checked before torch is even imported
+
+
+def execute(run: RunConfig) -> None:
+    """Plan, run, or say that it is done: the folder is a function of the configuration."""
+    from lora_one import models
+    from lora_one.provenance import config_hash, local_fingerprints
+    from lora_one.run_folder import RunFolder, folder_of
+
+    models.preflight(run.model)
+    fingerprints = local_fingerprints(run.to_dict(), models.local_folder(run.model.name))
+    identity = config_hash(run.to_dict(), fingerprints)
+    folder = RunFolder(folder_of(run, identity))
+    if run.dry_run:
+        from lora_one.plan import plan
+
+        print(plan(run, folder.path))
+        return
+    with folder.locked():
+        if folder.finished and not run.overwrite:
+            print(f"finished before: {folder.path} (overwrite=true to redo)")
+            complete_artifacts(run, folder)
+        else:
+            experiment(run, folder, identity, fingerprints)
+    cli.job_done(folder)
+
+
+def experiment(run: RunConfig, folder: "RunFolder", identity: str, fingerprints: dict[str, str]) -> None:
+    """Gradient, adapters, fine-tuning, evaluation, and everything on disk; goes on where a killed one stopped."""
+    from lora_one import adapters, models, stages
+    from lora_one.data import load_dataset
+    from lora_one.evaluation.validation import Validation
+    from lora_one.seeding import seed_everything
+
+    with stages.recorded(run, folder, identity, fingerprints) as tracker:
+        tokenizer = models.load_tokenizer(run.model.name, run.model.revision)
+        splits = load_dataset(run.dataset, tokenizer, run.model.max_length)
+        adapters.target_layers(models.load_skeleton(run.model.name, run.model.revision), run.peft)
+        base = models.load_model(run.model.name, run.model.revision, dtype=stages.base_dtype(run))
+        validation = Validation(run, splits, tokenizer)
+        seed_everything(run.seed)
+        model = stages.initialise(run, folder, base, splits, tokenizer, validation, tracker)
+        seed_everything(run.seed)  # dropout and order are the same whatever the initialisation drew
+        stages.fine_tune(run, folder, model, splits, tokenizer, validation, tracker)
+        stages.save(run, folder, model, tokenizer)
+    stages.close(run, folder)
+
+
+def complete_artifacts(run: RunConfig, folder: "RunFolder") -> None:
+    """A finished run of which the merged checkpoint is wanted now: merge, train nothing."""
+    if run.model.saving and not folder.merged.exists():
+        from lora_one import stages
+
+        stages.merge_run(folder)
+    print(f"run: {folder.run_json}")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.launch(main))

@@ -1,0 +1,28 @@
+"""Write merged_checkpoint/ of a finished run: python scripts/merge.py results/<...>/<seed>"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from lora_one import cli
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, help="the run's folder, or its run.json")
+    path = parser.parse_args().run
+    with cli.reporting():
+        from lora_one.errors import UsageError
+        from lora_one.run_folder import RunFolder
+        from lora_one.stages import merge_run
+
+        folder = RunFolder(path.parent if path.name == "run.json" else path)
+        if not folder.run_json.exists():
+            raise UsageError(f"{path} holds no run.json: give the folder that a run printed")
+        with folder.locked():
+            merge_run(folder)
+    return cli.exit_code()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""Offline, one torch thread, small models made on the spot."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("WANDB_MODE", "disabled")
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from lora_one.config import RunConfig
+from lora_one.models import BUNDLED, load_tokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """Of the bundled model: byte-level BPE, <s> in front."""
+    return load_tokenizer("bundled/tiny")
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_tokenizer():
+    """Of a real Llama: byte-fallback BPE that puts a space in front of a text, no padding token."""
+    return load_tokenizer(str(shared("models/stories260K-hf")))
+
+
+def shared(path: str) -> Path:
+    """A file of the real data beside the project, or a skip."""
+    if not (SHARED / path).exists():
+        pytest.skip(f"real data not here: {SHARED / path}")
+    return SHARED / path
+
+
+def random_llama(vocabulary: int = 512, seed: int = 0, **changes) -> LlamaForCausalLM:
+    """Two layers of width 32 with weights large enough that gradients differ between layers."""
+    settings = {
+        "vocab_size": vocabulary,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "initializer_range": 0.1,
+    }
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(LlamaConfig(**settings | changes)).requires_grad_(False).eval()
+
+
+@pytest.fixture
+def llama():
+    return random_llama()
+
+
+@pytest.fixture(scope="session")
+def llama_folder(tmp_path_factory, tokenizer):
+    """The random model on disk, with the bundled tokenizer."""
+    folder = tmp_path_factory.mktemp("models") / "random-llama"
+    random_llama(len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def composed(*overrides: str):
+    """The configuration as Hydra composes it from these overrides."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("config", list(overrides))
+
+
+def run_config(*overrides: str) -> RunConfig:
+    return RunConfig.from_hydra(composed("wandb.mode=disabled", *overrides))
+
+
+def small_run(results: Path, model: Path | str = BUNDLED / "tiny", *overrides: str) -> RunConfig:
+    """An experiment of some seconds: 48 problems, batches of 8, few generated tokens."""
+    return run_config(
+        f"results_dir={results}",
+        f"model.name={model}",
+        "dataset.train_size=48",
+        "dataset.validation_size=8",
+        "dataset.accuracy_examples=4",
+        "dataset.max_new_tokens=8",
+        "model.real_batch_size=8",
+        "model.per_device_batch_size=8",
+        *overrides,
+    )

@@ -1,0 +1,117 @@
+"""The mean gradient against autograd's gradient of the full weights."""
+
+import pytest
+import torch
+from conftest import random_llama
+from torch.nn.functional import cross_entropy
+
+from lora_one.data.encode import Encoded, batches_of
+from lora_one.gradients import mean_gradients
+
+
+def linear_layers(model):
+    return {
+        name: layer for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear) and name != "lm_head"
+    }
+
+
+def examples(count=5, vocabulary=512, seed=3):
+    """Examples of different lengths and different numbers of answer tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for index in range(count):
+        ids = torch.randint(2, vocabulary, (9 + 3 * index,), generator=generator).tolist()
+        prompt = 3 + index % 3
+        made.append(Encoded(ids, [-100] * prompt + ids[prompt:]))
+    return made
+
+
+def answer_tokens(example):
+    return sum(label != -100 for label in example.labels)
+
+
+def autograd_gradients(model, data, reduction):
+    """Ask every weight for its gradient, one example at a time, with the model's own shift done by hand."""
+    layers = linear_layers(model)
+    for layer in layers.values():
+        layer.weight.requires_grad_(True)
+        layer.weight.grad = None
+    tokens = sum(answer_tokens(example) for example in data)
+    for example in data:
+        logits = model(input_ids=torch.tensor([example.input_ids])).logits[0, :-1]
+        losses = cross_entropy(logits, torch.tensor(example.labels[1:]), reduction="none", ignore_index=-100)
+        (losses.sum() / (answer_tokens(example) * len(data) if reduction == "example" else tokens)).backward()
+    gradients = {name: layer.weight.grad for name, layer in layers.items()}
+    for layer in layers.values():
+        layer.weight.requires_grad_(False)
+    return gradients
+
+
+def ours(model, data, reduction="example", batch_size=2):
+    found = {}
+    batches = batches_of(data, batch_size, 0)
+    report = mean_gradients(model, linear_layers(model), batches, reduction, found.__setitem__)
+    return found, report
+
+
+@pytest.mark.parametrize("reduction", ["example", "token"])
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_equals_autograd(llama, reduction, batch_size):
+    data = examples()
+    expected = autograd_gradients(llama, data, reduction)
+    found, report = ours(llama, data, reduction, batch_size)
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+    assert (report.examples, report.tokens) == (5, sum(answer_tokens(e) for e in data))
+
+
+def test_no_weight_is_asked_for_a_gradient_and_none_is_left_behind(llama):
+    llama.model.norm.weight.requires_grad_(True)
+    ours(llama, examples())
+    assert all(parameter.grad is None for parameter in llama.parameters())
+    assert [n for n, p in llama.named_parameters() if p.requires_grad] == ["model.norm.weight"]
+    assert not any(layer._forward_hooks for layer in llama.modules())
+
+
+def test_dropout_is_off_and_the_mode_comes_back():
+    model = random_llama(attention_dropout=0.5).train()
+    one, _ = ours(model, examples())
+    two, _ = ours(model, examples())
+    assert model.training
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_sum_over_batches_is_kept_in_fp32_for_a_bf16_model():
+    """A bf16 running sum over many batches would drift; ours stays at the error of the bf16 passes themselves."""
+    model, data = random_llama().bfloat16(), examples(16)  # a power of two: sharing the loss out rounds nothing
+    found, _ = ours(model, data, batch_size=1)
+    expected = autograd_gradients(random_llama(), data, "example")
+    for name, gradient in found.items():
+        assert gradient.dtype == torch.float32
+        error = (gradient - expected[name]).norm() / expected[name].norm()
+        assert error < 0.03, (name, float(error))
+    # the sum of single-example gradients, taken in fp64, is what the accumulation must give to fp32 precision
+    singles = [ours(model, [example])[0] for example in data]
+    for name, gradient in found.items():
+        total = sum(single[name].double() for single in singles) / len(data)
+        assert (gradient - total).norm() / total.norm() < 2e-3, name
+
+
+def test_gradients_are_handed_over_one_by_one(llama):
+    """Each layer's G can be freed before the next one comes."""
+    seen = []
+    mean_gradients(llama, linear_layers(llama), batches_of(examples(), 2, 0), "example", lambda n, g: seen.append(n))
+    assert seen == list(linear_layers(llama))
+
+
+def test_layer_without_part_in_the_loss_is_named(llama):
+    layers = linear_layers(llama) | {"spare": torch.nn.Linear(4, 4)}
+    with pytest.raises(ValueError, match="layer spare got no gradient"):
+        mean_gradients(llama, layers, batches_of(examples(), 2, 0), "example", lambda n, g: None)
+
+
+def test_loss_that_is_no_number_is_refused(llama):
+    llama.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="loss on the initialisation examples is nan"):
+        ours(llama, examples())

@@ -1,0 +1,83 @@
+"""The low-rank step against the exact SVD."""
+
+import pytest
+import torch
+
+from lora_one.linalg import truncated_svd
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def with_spectrum(m, n, power, seed=0, dtype=torch.float32):
+    """(m, n) with singular values k^-power."""
+    k = min(m, n)
+    U = torch.linalg.qr(torch.randn(m, k, generator=generator(seed), dtype=torch.float64)).Q
+    V = torch.linalg.qr(torch.randn(n, k, generator=generator(seed + 1), dtype=torch.float64)).Q
+    S = torch.arange(1, k + 1, dtype=torch.float64) ** -power
+    return (U * S @ V.T).to(dtype)
+
+
+def svd(matrix, rank, tolerance=1e-3, seed=0):
+    return truncated_svd(matrix, rank, tolerance=tolerance, generator=generator(seed))
+
+
+@pytest.mark.parametrize("shape", [(16, 10), (10, 16), (300, 700), (700, 300)])
+def test_is_the_best_approximation(shape):
+    M = with_spectrum(*shape, power=1.0)
+    step = svd(M, 4, tolerance=1e-12)
+    U, S, Vh = torch.linalg.svd(M, full_matrices=False)
+    torch.testing.assert_close(step.U * step.S @ step.Vh, U[:, :4] * S[:4] @ Vh[:4], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(step.S, S[:4], rtol=1e-4, atol=1e-6)
+    assert step.energy == pytest.approx(float(S[:4].square().sum() / S.square().sum()), rel=1e-4)
+
+
+@pytest.mark.parametrize("power", [0.3, 0.5, 1.0])
+def test_loses_no_more_energy_than_the_tolerance(power):
+    M = with_spectrum(400, 600, power)
+    best = torch.linalg.svdvals(M)[:8].square().sum()
+    assert svd(M, 8).S.square().sum() >= (1 - 1e-3) * best
+    captured = (svd(M, 8).U.T @ M).square().sum()
+    assert captured >= (1 - 1e-3) * best
+
+
+@pytest.mark.parametrize("shape", [(16, 10), (400, 300)])
+def test_factors_are_orthonormal_and_deterministic_with_fixed_signs(shape):
+    M = with_spectrum(*shape, power=0.5)
+    one, two = svd(M, 5), svd(M, 5)
+    torch.testing.assert_close(one.U.T @ one.U, torch.eye(5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(one.Vh @ one.Vh.T, torch.eye(5), atol=1e-5, rtol=0)
+    assert torch.equal(one.U, two.U) and torch.equal(one.Vh, two.Vh)
+    largest = one.U.gather(0, one.U.abs().argmax(0, keepdim=True))
+    assert (largest > 0).all()
+
+
+def test_signs_do_not_depend_on_the_sketch():
+    M = with_spectrum(400, 300, power=1.0)
+    torch.testing.assert_close(svd(M, 3, 1e-8, seed=0).U, svd(M, 3, 1e-8, seed=7).U, atol=1e-3, rtol=0)
+
+
+def test_half_precision_is_decomposed_in_fp32():
+    M = with_spectrum(20, 12, power=1.0, dtype=torch.bfloat16)
+    step = svd(M, 3)
+    assert step.U.dtype == step.S.dtype == step.Vh.dtype == torch.float32
+    torch.testing.assert_close(step.S, torch.linalg.svdvals(M.float())[:3])
+
+
+def test_zero_matrix_captures_nothing():
+    assert svd(torch.zeros(5, 4), 2).energy == 0.0
+
+
+@pytest.mark.parametrize("rank", [0, 5])
+def test_rank_out_of_range(rank):
+    with pytest.raises(ValueError, match=rf"\[1, 4\].*got {rank}"):
+        svd(torch.randn(4, 6), rank)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_not_finite(bad):
+    M = torch.ones(4, 6)
+    M[1, 2] = bad
+    with pytest.raises(ValueError, match="not finite"):
+        svd(M, 2)
