@@ -55,15 +55,23 @@ def _subspace_iteration(
     columns = min(rank + OVERSAMPLING, min(matrix.shape))
     sketch = torch.randn(matrix.shape[1], columns, generator=generator)
     Q = torch.linalg.qr(matrix @ sketch.to(matrix)).Q  # (m, columns)
-    captured, gain = 0.0, float("inf")
+    energies: list[float] = []
     for _ in range(MAX_ITERATIONS):
         right = torch.linalg.qr(matrix.T @ Q)  # M^T Q = P R, so Q^T M = R^T P^T and its values are those of R
-        energy = float(torch.linalg.svdvals(right.R)[:rank].square().sum())
-        last_gain, gain = gain, energy - captured
-        captured = energy
-        shrink = gain / last_gain if last_gain > 0 else 0.0
-        if gain <= 0 or (shrink < 1 and gain * shrink / (1 - shrink) <= tolerance * energy):
+        energies.append(float(torch.linalg.svdvals(right.R)[:rank].square().sum()))
+        if _nothing_to_gain(energies, tolerance):
             break
         Q = torch.linalg.qr(matrix @ right.Q).Q
     U, S, Vh = torch.linalg.svd(right.R.T, full_matrices=False)  # (columns, columns)
     return Q @ U, S, Vh @ right.Q.T
+
+
+def _nothing_to_gain(energies: list[float], tolerance: float) -> bool:
+    """Gains shrink geometrically, so two of them tell what all further ones add up to."""
+    if len(energies) < 3:
+        return len(energies) == 2 and energies[1] <= energies[0]
+    last, gain = energies[-2] - energies[-3], energies[-1] - energies[-2]
+    if gain <= 0:
+        return True
+    shrink = gain / last
+    return shrink < 1 and gain * shrink / (1 - shrink) <= tolerance * energies[-1]

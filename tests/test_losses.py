@@ -1,0 +1,70 @@
+"""The loss: by token, by example, and nothing else in it."""
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from lora_one.data.encode import Encoded, batches_of, collate
+from lora_one.losses import loss_count, loss_sum, mean_loss
+
+
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 6, 11, generator=generator)
+    labels = torch.tensor([[-100, -100, 4, 5, 1, -100], [-100, 7, 8, 9, 2, 3], [-100, -100, -100, -100, -100, 6]])
+    return logits, labels
+
+
+def by_hand(logits, labels):
+    """Mean cross-entropy of each example's answer tokens, position t predicting the label at t + 1."""
+    means, sums = [], []
+    for row in range(3):
+        losses = [cross_entropy(logits[row, t - 1], labels[row, t]) for t in range(1, 6) if labels[row, t] != -100]
+        means.append(torch.stack(losses).mean())
+        sums.append(torch.stack(losses).sum())
+    return torch.stack(means), torch.stack(sums)
+
+
+def test_reductions_weigh_examples_or_tokens():
+    logits, labels = batch()
+    means, sums = by_hand(logits, labels)
+    torch.testing.assert_close(loss_sum(logits, labels, "example"), means.sum())
+    torch.testing.assert_close(loss_sum(logits, labels, "token"), sums.sum())
+    assert loss_count(labels, "example") == 3
+    assert loss_count(labels, "token") == 3 + 5 + 1
+
+
+def test_agrees_with_the_model_s_own_loss(llama):
+    ids = torch.randint(2, 512, (1, 20), generator=torch.Generator().manual_seed(0))
+    labels = ids.clone()
+    labels[:, :7] = -100
+    own = llama(input_ids=ids, labels=labels).loss
+    ours = loss_sum(llama(input_ids=ids).logits, labels, "token") / loss_count(labels, "token")
+    torch.testing.assert_close(ours, own)
+
+
+def test_half_precision_logits_are_summed_in_fp32():
+    logits, labels = batch()
+    low = loss_sum(logits.bfloat16(), labels, "token")
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(low, loss_sum(logits.bfloat16().float(), labels, "token"))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("reduction", ["token", "example"])
+def test_neither_padding_nor_its_side_nor_batching_changes_the_mean(llama, side, reduction):
+    generator = torch.Generator().manual_seed(1)
+    rows = [torch.randint(2, 512, (n,), generator=generator).tolist() for n in (6, 17, 11)]
+    examples = [Encoded(row, [-100] * 3 + row[3:]) for row in rows]
+    alone = mean_loss(llama, batches_of(examples, 1, 0), reduction)
+    together = mean_loss(llama, [collate(examples, pad_id=0, side=side)], reduction)
+    assert together == pytest.approx(alone, rel=1e-5)
+
+
+def test_prompt_tokens_do_not_count(llama):
+    row = torch.randint(2, 512, (12,), generator=torch.Generator().manual_seed(2)).tolist()
+    all_counted = mean_loss(llama, batches_of([Encoded(row, row)], 1, 0), "token")
+    answer_only = mean_loss(llama, batches_of([Encoded(row, [-100] * 8 + row[8:])], 1, 0), "token")
+    logits = llama(input_ids=torch.tensor([row])).logits[0]
+    expected = cross_entropy(logits[7:-1], torch.tensor(row[8:]))
+    assert answer_only == pytest.approx(float(expected), rel=1e-5) and answer_only != all_counted
