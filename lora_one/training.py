@@ -119,9 +119,9 @@ class Recorder(TrainerCallback):
         self.tracker = tracker
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        logs = {name: value for name, value in (logs or {}).items() if not name.startswith(("train_", "total_flos"))}
-        if not logs.keys() - {"epoch"}:
-            return
+        logs = logs or {}
+        if "loss" not in logs and not any(name.startswith("eval_") for name in logs):
+            return  # the Trainer's closing summary; run.json has its own
         self.tracker.log(state.global_step, logs)
         if not math.isfinite(logs.get("loss", 0.0)):
             raise RunError(

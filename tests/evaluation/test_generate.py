@@ -1,0 +1,74 @@
+"""Generation: the same completions whatever the batch, never beyond the context."""
+
+import pytest
+import torch
+from conftest import random_llama
+
+from lora_one.evaluation.generate import Decoding, complete, until
+
+
+def prompts(count=7):
+    generator = torch.Generator().manual_seed(4)
+    return [torch.randint(3, 400, (3 + 5 * i,), generator=generator).tolist() for i in range(count)]
+
+
+def run(model, tokenizer, batch_size, decoding, given=None):
+    found = dict(complete(model, tokenizer, given or prompts(), decoding, batch_size))
+    return [found[i] for i in range(len(found))]
+
+
+@pytest.fixture
+def model(tokenizer):
+    return random_llama(len(tokenizer))
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 7])
+def test_batch_size_changes_nothing(model, tokenizer, batch_size):
+    alone = run(model, tokenizer, 1, Decoding(12))
+    assert run(model, tokenizer, batch_size, Decoding(12)) == alone
+    assert len({completion.text for completion in alone}) > 1
+
+
+def test_greedy_is_the_argmax_of_the_model(model, tokenizer):
+    (prompt,) = prompts(1)
+    ids = list(prompt)
+    for _ in range(8):
+        token = int(model(torch.tensor([ids])).logits[0, -1].argmax())
+        if token in (1, tokenizer.eos_token_id):
+            break
+        ids.append(token)
+    expected = tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)
+    assert run(model, tokenizer, 1, Decoding(8), [prompt])[0].text == expected
+
+
+def test_checkpoint_s_generation_settings_do_not_decide(model, tokenizer):
+    greedy = run(model, tokenizer, 3, Decoding(12))
+    model.generation_config.update(do_sample=True, temperature=5.0, top_k=3, num_beams=2)
+    assert run(model, tokenizer, 3, Decoding(12)) == greedy
+
+
+def test_sampling_is_seeded(model, tokenizer):
+    draws = [run(model, tokenizer, 3, Decoding(12, temperature=1.5, top_p=0.95, seed=seed)) for seed in (1, 1, 2)]
+    assert draws[0] == draws[1] != draws[2]
+
+
+def test_completion_ends_where_the_context_does(tokenizer):
+    """Each by its own prompt's length, also beside shorter ones in one batch; a prompt that fills it is too long."""
+    model = random_llama(len(tokenizer), max_position_embeddings=32)
+    model.generation_config.eos_token_id = None
+    given = [list(range(3, 3 + size)) for size in (32, 40, 28, 5)]
+
+    class NoEnd:
+        eos_token_id = None
+        pad_token_id = 0
+
+        def decode(self, tokens, **_):
+            return str(len(tokens))
+
+    found = run(model, NoEnd(), 4, Decoding(20), given)
+    assert [c.too_long for c in found] == [True, True, False, False]
+    assert [c.text for c in found[2:]] == ["4", "20"]
+
+
+def test_until():
+    assert until([5, 6, 2, 7, 2], [2]) == [5, 6] and until([5], [2]) == [5] and until([2], [1, 2]) == []

@@ -1,0 +1,110 @@
+"""The command line: published spellings, exit codes, and answers that need no torch."""
+
+import doctest
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, composed, run_config, shared
+
+from lora_one import cli
+from lora_one.config import RunConfig
+
+
+def test_doctests():
+    assert doctest.testmod(cli).failed == 0
+
+
+@pytest.mark.parametrize(
+    ("published", "ours"),
+    [
+        ("+init=gradient", "init=gradient"),
+        ("++init=gradient,default", "init=gradient,default"),
+        ("+peft=qv", "peft=qv"),
+        ("++dataset_name=meta_math", "dataset=meta_math"),
+        ("+dataset_name=a,b", "dataset=a,b"),
+        ("dataset_name=gsm8k", "dataset=gsm8k"),
+        ("++init.weight=stable", "init.scale=stable"),
+        ("++peft.lora_r=8", "++peft.lora_r=8"),
+        ("wandb.name=x=y", "wandb.name=x=y"),
+        ("-m", "-m"),
+        ("--cfg=job", "--cfg=job"),
+    ],
+)
+def test_translation(published, ours):
+    assert cli.translate([published]) == [ours]
+
+
+PUBLISHED = {
+    "first": "++init.direction=LoRA-One",
+    "meta_math": "++dataset_name=meta_math model.epochs=1 model.eval_epochs=1 ++model.saving=true +init=gradient "
+    "++peft.lora_r=8 +peft=all wandb.name=enter-name-here ++init.weight=stable peft.use_rslora=True "
+    "peft.lora_alpha=16 ++init.stable_gamma=128 model.learning_rate=2e-4 ++seed=9 ++init.direction=LoRA-One",
+    "commonsense, on another data set": "model.epochs=3 model.eval_epochs=3 ++model.saving=false "
+    "model.real_batch_size=16 ++dataset_name=gsm8k +init=gradient ++init.direction=LoRA-One ++init.max_length=256 "
+    "++model.max_length=256 ++peft.lora_r=16 +peft=qv wandb.name=enter-name-here ++init.scale=stable "
+    "peft.use_rslora=True peft.lora_alpha=16 ++peft.lora_dropout=0.05 ++init.stable_gamma=128 "
+    "model.learning_rate=5e-5 ++seed=42",
+}
+
+
+@pytest.mark.parametrize("command", PUBLISHED.values(), ids=PUBLISHED)
+def test_published_commands_compose(command):
+    run = RunConfig.from_hydra(composed(*cli.translate(command.split())))
+    assert run.init.direction == "LoRA-One" and run.init.gamma == 128 and run.peft.use_rslora
+
+
+def test_published_meta_math_command_says_what_the_paper_ran():
+    run = RunConfig.from_hydra(composed(*cli.translate(PUBLISHED["meta_math"].split())))
+    assert (run.dataset.name, run.model.name, run.seed) == ("meta_math", "meta-llama/Llama-2-7b-hf", 9)
+    assert (run.peft.lora_r, run.peft.lora_alpha, run.init.scale) == (8, 16, "stable")
+    assert (run.model.real_batch_size, run.model.max_length, run.model.learning_rate) == (32, 1024, 2e-4)
+    assert run.init.bsz * run.init.iters == 8 and run.model.saving
+
+
+def every_choice():
+    return [
+        f"{folder.name}={file.stem}"
+        for folder in sorted((ROOT / "conf").iterdir())
+        if folder.is_dir() and folder.name not in ("hydra", "experiment")
+        for file in sorted(folder.glob("[!_]*.yaml"))
+    ]
+
+
+@pytest.mark.parametrize("choice", every_choice())
+def test_every_choice_composes_and_is_read_to_the_last_key(choice, tmp_path):
+    extra = [f"dataset.path={tmp_path}"] if choice == "dataset=json" else []
+    section, _, name = choice.partition("=")
+    run = run_config(choice, *extra)
+    assert getattr(run, section) is not None
+    if section == "dataset":
+        assert run.dataset.name == name
+        assert run.model.name == ("bundled/tiny" if name == "arithmetic" else "meta-llama/Llama-2-7b-hf")
+
+
+def test_named_model_wins_over_the_data_set_s_usual_one(tmp_path):
+    assert run_config("dataset=gsm8k", "model=tiny").model.name == "bundled/tiny"
+    assert run_config("model=tinyllama", "dataset=meta_math").model.learning_rate == 1e-5
+
+
+def run_exp(*arguments, **options):
+    command = [sys.executable, "-X", "importtime", "run_exp.py", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **options)
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("--cfg", "job")])
+def test_help_needs_no_torch(arguments):
+    done = run_exp(*arguments)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert done.returncode == 0 and "learning_rate" in done.stdout
+    assert not imported & {"torch", "transformers", "peft", "datasets", "wandb", "matplotlib"}
+
+
+@pytest.mark.slow
+def test_first_published_training_command_on_real_input(tmp_path):
+    """Of SPEC's list, with only the model, the data and the lengths set for this machine."""
+    command = "-m " + PUBLISHED["meta_math"] + f" model.name={shared('models/stories260K-hf')} model.bf16=false"
+    command += f" dataset.path={shared('data/instruct/metamathqa_2rows.jsonl')} model.max_length=256"
+    command += f" init.max_length=256 results_dir={tmp_path}"
+    done = run_exp(*command.split(), timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -1,0 +1,47 @@
+"""Rooms import what stands left of them, as the map in docs/design.md says."""
+
+import ast
+
+import pytest
+from conftest import ROOT
+
+ORDER = [
+    {"types", "errors"},
+    {"config", "linalg", "seeding", "losses"},
+    {"inits", "optim", "data", "gradients", "models", "tracking", "provenance", "run_folder"},
+    {"adapters", "checkpoints"},
+    {"training", "evaluation", "reports", "plan"},
+    {"stages", "cli"},
+]
+RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
+ONLY = {
+    "hydra": {"cli"},
+    "peft": {"adapters", "checkpoints"},
+    "wandb": {"tracking"},
+    "matplotlib": {"reports"},
+}
+FILES = sorted((ROOT / "lora_one").rglob("*.py"))
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_left(path):
+    room = path.relative_to(ROOT / "lora_one").parts[0].removesuffix(".py")
+    for module in imported(path):
+        first, *rest = module.split(".")
+        if first in ONLY:
+            assert room in ONLY[first], f"{first} belongs in {ONLY[first]}"
+        if first == "lora_one" and rest and rest[0] != room:
+            left = RANK[rest[0]] < RANK[room]
+            neighbours = RANK[rest[0]] == RANK[room] and (room, rest[0]) in NEIGHBOURS
+            assert left or neighbours, f"{room} imports {rest[0]}"
+
+
+NEIGHBOURS = {("data", "models"), ("checkpoints", "adapters"), ("plan", "training"), ("cli", "stages")}

@@ -1,0 +1,107 @@
+"""The loop against a hand-written one: same batches, same loss, same weights."""
+
+import pytest
+import torch
+from conftest import random_llama, run_config
+from test_gradients import examples
+
+from lora_one import adapters
+from lora_one.data.encode import batches_of
+from lora_one.errors import UsageError
+from lora_one.inits import build_init
+from lora_one.losses import loss_count, loss_sum
+from lora_one.tracking import Tracker, read_metrics
+from lora_one.training import accumulation_steps, total_steps, train
+
+
+def adapted(run):
+    return adapters.attach_adapters(random_llama(), run.peft, build_init(run.init), None, seed=0, dtype="fp32")[0]
+
+
+def settings(*overrides):
+    return run_config(
+        "init=default",
+        "model.real_batch_size=6",
+        "model.per_device_batch_size=3",
+        "model.learning_rate=1e-2",
+        "model.scheduler=constant",
+        "model.warmup=0",
+        *overrides,
+    )
+
+
+def trained(run, folder, data):
+    model = adapted(run)
+    tracker = Tracker(folder / "metrics.jsonl")
+    train(model, data, run, evaluate=None, checkpoints=folder / "checkpoints", pad_id=0, tracker=tracker)
+    factors = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    return factors, [line["loss"] for line in read_metrics(tracker.path)]
+
+
+@pytest.mark.parametrize("reduction", ["token", "example"])
+@pytest.mark.parametrize("per_device", [1, 3, 6])
+def test_equals_a_hand_written_loop(tmp_path, reduction, per_device):
+    """One full batch an epoch: AdamW on the mean over the global batch, however it is cut into micro-batches."""
+    run = settings(f"model.loss={reduction}", f"model.per_device_batch_size={per_device}", "model.epochs=3")
+    data = examples(6)
+    factors, losses = trained(run, tmp_path, data)
+    model = adapted(run)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.0)
+    (batch,) = batches_of(data, 6, 0)
+    expected = []
+    for _ in range(3):
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        loss = loss_sum(logits, batch["labels"], reduction) / loss_count(batch["labels"], reduction)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        expected.append(loss.item())
+    assert losses == pytest.approx(expected, rel=1e-4)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(factors[name], parameter, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_loraplus_gives_b_its_ratio_of_the_learning_rate(tmp_path):
+    from lora_one.optim import build_optimizer
+
+    run = settings("peft.use_loraplus=true", "peft.loraplus_lr_ratio=4")
+    model = adapted(run)
+    rates = {id(p): g["lr"] for g in build_optimizer(model, run).param_groups for p in g["params"]}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert rates[id(parameter)] == pytest.approx(4e-2 if "lora_B" in name else 1e-2)
+
+
+def test_gradient_checkpointing_changes_no_number(tmp_path):
+    data = examples(6)
+    plain, _ = trained(settings("model.epochs=2"), tmp_path / "plain", data)
+    saved, _ = trained(settings("model.epochs=2", "model.gradient_checkpointing=true"), tmp_path / "saved", data)
+    for name in plain:
+        torch.testing.assert_close(plain[name], saved[name], msg=name)
+
+
+def test_steps_and_accumulation():
+    model = settings("model.real_batch_size=32", "model.per_device_batch_size=4", "model.epochs=1.5").model
+    assert accumulation_steps(model, 1) == 8 and accumulation_steps(model, 2) == 4
+    assert total_steps(100, model) == 6  # 4 steps an epoch, the last over 4 examples
+    with pytest.raises(UsageError, match=r"32 is not divisible.*4 x 3 processes.*multiple of 12"):
+        accumulation_steps(model, 3)
+
+
+def test_early_stopping_ends_when_the_loss_no_longer_falls(tmp_path):
+    run = settings("model.epochs=20", "model.early_stopping_patience=2")
+    losses = iter([3.0, 2.0, 2.5, 2.4, 1.0] + 20 * [0.5])
+    tracker = Tracker(tmp_path / "metrics.jsonl")
+    done = train(
+        adapted(run),
+        examples(6),
+        run,
+        evaluate=lambda model: {"eval_loss": next(losses)},
+        checkpoints=tmp_path / "checkpoints",
+        pad_id=0,
+        tracker=tracker,
+    )
+    assert done["steps"] == 4
