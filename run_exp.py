@@ -53,12 +53,14 @@ def experiment(run: RunConfig, folder: "RunFolder", identity: str, fingerprints:
     from lora_one import adapters, models, stages
     from lora_one.data import load_dataset
     from lora_one.evaluation.validation import Validation
+    from lora_one.inits import build_init
     from lora_one.seeding import seed_everything
 
     with stages.recorded(run, folder, identity, fingerprints) as tracker:
         tokenizer = models.load_tokenizer(run.model.name, run.model.revision)
         splits = load_dataset(run.dataset, tokenizer, run.model.max_length)
-        adapters.target_layers(models.load_skeleton(run.model.name, run.model.revision), run.peft)
+        skeleton = models.load_skeleton(run.model.name, run.model.revision)
+        adapters.target_layers(skeleton, run.peft, build_init(run.init))
         base = models.load_model(run.model.name, run.model.revision, dtype=stages.base_dtype(run))
         validation = Validation(run, splits, tokenizer)
         seed_everything(run.seed)

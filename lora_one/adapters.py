@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -12,36 +12,45 @@ from torch import Tensor, nn
 
 from lora_one.config import PeftConfig
 from lora_one.errors import RunError, UsageError, nearest
-from lora_one.gradients import GradientReport, mean_gradients
+from lora_one.gradients import GradientReport
 from lora_one.inits import Method
+from lora_one.linalg import LowRank
 from lora_one.losses import Batch, Reduction
 from lora_one.models import DTYPES
 from lora_one.seeding import generator_for
+from lora_one.steps import StepSettings, low_rank_steps
 from lora_one.types import AdapterFactors, LayerView
 
 ADAPTER = "default"
+Kept = dict[str, tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class Probe:
-    """The examples a gradient method looks at: collated batches, and how their losses are averaged."""
+    """What a gradient method looks at: collated batches, how their losses are averaged, and the SVD's settings."""
 
     batches: Sequence[Batch]
     reduction: Reduction
+    settings: StepSettings = field(default_factory=StepSettings)
 
 
 @dataclass(frozen=True)
 class Start:
-    """What an initialisation left: the gradient's report (None without one) and a record a layer."""
+    """What an initialisation left: the gradient's report (None without one), a record a layer, kept factors.
+
+    kept: (B0, A0) of the layers whose base became W - s B0 A0; they are needed to save and to resume.
+    """
 
     gradient: GradientReport | None
     layers: dict[str, dict[str, Any]]
+    kept: Kept
 
 
-def target_layers(model: nn.Module, peft: PeftConfig) -> dict[str, nn.Linear]:
+def target_layers(model: nn.Module, peft: PeftConfig, method: Method | None = None) -> dict[str, nn.Linear]:
     """Linear layers to adapt, by dotted name: all but head and embedding, or those with one of the name endings.
 
-    Works on a skeleton too. Raises UsageError: an ending matches no linear layer, or r exceeds a layer.
+    Works on a skeleton too. Raises UsageError: an ending matches no linear layer, or a layer has fewer singular
+    vectors than the method takes.
     """
     head = model.get_output_embeddings()
     linear = {
@@ -59,11 +68,15 @@ def target_layers(model: nn.Module, peft: PeftConfig) -> dict[str, nn.Linear]:
                 )
             chosen |= matched
         linear = {name: layer for name, layer in linear.items() if name in chosen}
+    vectors = method.vectors if method is not None else 1
     for name, layer in linear.items():
         smallest = min(layer.out_features, layer.in_features)
-        if peft.lora_r > smallest:
+        if vectors * peft.lora_r > smallest:
+            rule = f"peft.lora_r={peft.lora_r}" + (
+                f" x {vectors} ({method.name} takes 2 r vectors)" if vectors > 1 else ""
+            )
             raise UsageError(
-                f"peft.lora_r={peft.lora_r} exceeds min(m, n)={smallest} of {name} of shape "
+                f"{rule} exceeds min(m, n)={smallest} of {name} of shape "
                 f"{layer.out_features} x {layer.in_features}; lower peft.lora_r or leave this layer out of "
                 "peft.lora_target_modules"
             )
@@ -95,33 +108,47 @@ def attach_adapters(
 ) -> tuple[PeftModel, Start]:
     """Wrap the base in PEFT and start every adapter at the method's factors.
 
-    Each layer's G goes to the method as soon as it is known and is freed; only the factors stay.
+    Each layer's G becomes its low-rank step as soon as it is known and is freed; only the factors stay.
     Raises RunError: a gradient that is zero or not finite (the layer is named).
     """
-    layers = target_layers(base, peft)
+    layers = target_layers(base, peft, method)
     factors: dict[str, AdapterFactors] = {}
+    records: dict[str, dict[str, Any]] = {name: {} for name in layers}
 
-    def start(name: str, gradient: Tensor | None) -> None:
-        view = layer_view(name, layers[name], peft, seed)
-        try:
-            factors[name] = method.factors(view, gradient)
-        except ValueError as error:
-            raise RunError(f"init: layer {name}: {error}") from error
+    def start(name: str, step: LowRank | None) -> None:
+        if step is not None:
+            records[name]["captured_energy"] = step.energy
+        factors[name] = method.factors(layer_view(name, layers[name], peft, seed), step)
 
     report = None
-    if method.needs_gradient:
-        try:
-            report = mean_gradients(base, layers, probe.batches, probe.reduction, start)
-        except ValueError as error:
-            raise RunError(f"init: {error}") from error
-    else:
-        for name in layers:
-            start(name, None)
+    try:
+        if method.needs_gradient:
+            settings = replace(probe.settings, singular=method.vectors * peft.lora_r, seed=seed)
+            report = low_rank_steps(base, layers, probe.batches, probe.reduction, settings, start)
+        else:
+            for name in layers:
+                start(name, None)
+    except ValueError as error:
+        raise RunError(f"init: {error}") from error
+    scaling = scaling_of(peft)
+    for name, layer in layers.items():
+        records[name]["relative_shift"] = relative_shift(layer, factors[name], scaling)
+    kept = {name: (start.B, start.A) for name, start in factors.items() if start.shift_base}
+    shift_base(layers, kept, scaling)
     model = wrap(base, peft, dtype)
     for name, layer in lora_layers(model).items():
         put(layer, factors[name])
-    records = {name: layer_record(layers[name], factors[name], scaling_of(peft)) for name in layers}
-    return model, Start(report, records)
+    return model, Start(report, records, kept)
+
+
+@torch.no_grad()
+def shift_base(layers: dict[str, nn.Linear], kept: Kept, scaling: float) -> None:
+    """W becomes W - s B0 A0, computed in fp32 and rounded once."""
+    for name, (B, A) in kept.items():
+        weight = layers[name].weight
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        B, A = B.to(weight.device, wide), A.to(weight.device, wide)
+        weight.copy_(weight.to(wide) - scaling * B @ A)
 
 
 def wrap(base: nn.Module, peft: PeftConfig, dtype: str) -> PeftModel:
@@ -166,12 +193,11 @@ def put(layer: Any, factors: AdapterFactors) -> None:
         module.weight.copy_(value)
 
 
-def layer_record(layer: nn.Linear, factors: AdapterFactors, scaling: float) -> dict[str, Any]:
-    """The method's own record and ``relative_shift`` = ||s B A||_F / ||W||_F."""
+def relative_shift(layer: nn.Linear, factors: AdapterFactors, scaling: float) -> float:
+    """||s B A||_F / ||W||_F."""
     # ||B A||_F^2 = tr((B^T B)(A A^T)): r x r products instead of the m x n one
     moved = ((factors.B.T @ factors.B) * (factors.A @ factors.A.T)).sum().clamp(min=0).sqrt()
-    shift = scaling * float(moved) / float(layer.weight.float().norm())
-    return {**(factors.record or {}), "relative_shift": shift}
+    return scaling * float(moved) / float(layer.weight.float().norm())
 
 
 def trainable_parameters(model: nn.Module) -> int:

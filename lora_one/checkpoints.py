@@ -1,5 +1,6 @@
 """Adapters and merged models on disk: a folder that plain PEFT loads, a folder that anything loads."""
 
+import copy
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -9,9 +10,10 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lora_one.adapters import lora_layers
+from lora_one.adapters import ADAPTER, Kept, lora_layers
 from lora_one.errors import RunError, UsageError
 
 
@@ -36,10 +38,52 @@ def whole_folder(path: Path) -> Iterator[Path]:
         ) from error
 
 
-def save_adapter(model: PeftModel, path: Path) -> None:
-    """The PEFT folder: adapter_config.json and the factors as trained, bit for bit."""
+def save_adapter(model: PeftModel, path: Path, kept: Kept | None = None) -> None:
+    """The PEFT folder, for the original base: adapter_config.json and the factors as trained, bit for bit.
+
+    Where the base became W - s B0 A0 (``kept``), the adapter is [B, -B0] [A; A0] of rank 2 r with the same s, so
+    that the original base with it is the trained model.
+    """
     with whole_folder(path) as folder:
         model.save_pretrained(folder)
+        if kept:
+            _undo_shift(model, folder, kept)
+
+
+def _undo_shift(model: PeftModel, folder: Path, kept: Kept) -> None:
+    config = copy.copy(model.peft_config[ADAPTER])
+    config.lora_alpha *= 2**0.5 if config.use_rslora else 2  # s stays what it was at rank r
+    config.r *= 2
+    config.inference_mode = True
+    config.save_pretrained(folder)
+    tensors = {}
+    for name, layer in lora_layers(model).items():
+        B, A = layer.lora_B[ADAPTER].weight.detach().cpu(), layer.lora_A[ADAPTER].weight.detach().cpu()
+        # a layer whose base stayed keeps its factors, beside zeros
+        B0, A0 = (start.to(B.dtype).cpu() for start in kept.get(name, (torch.zeros_like(B), torch.zeros_like(A))))
+        tensors[f"base_model.model.{name}.lora_B.weight"] = torch.cat([B, -B0], dim=1)
+        tensors[f"base_model.model.{name}.lora_A.weight"] = torch.cat([A, A0], dim=0)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def save_kept(kept: Kept, path: Path) -> None:
+    """(B0, A0) of every layer whose base was shifted: with them a resumed run shifts it again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        f"{name}.{letter}": factor.cpu().contiguous()
+        for name, pair in kept.items()
+        for letter, factor in zip("BA", pair, strict=True)
+    }
+    scratch = path.with_suffix(".tmp")
+    save_file(tensors, scratch)
+    scratch.replace(path)
+
+
+def load_kept(path: Path) -> Kept:
+    """What ``save_kept`` wrote; empty where it wrote nothing."""
+    tensors = load_file(path) if path.exists() else {}
+    names = sorted({key.rpartition(".")[0] for key in tensors})
+    return {name: (tensors[f"{name}.B"], tensors[f"{name}.A"]) for name in names}
 
 
 def load_adapter(base: nn.Module, path: Path, *, trainable: bool = False) -> PeftModel:

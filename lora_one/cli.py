@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from lora_one.config import valid_keys
+from lora_one.config import first_line, valid_keys
 from lora_one.errors import RunError, UsageError, nearest
 from lora_one.run_folder import RunFolder
 
@@ -50,8 +50,11 @@ def launch(hydra_main: Callable[[], None]) -> int:
     try:
         with hydra_raises():
             hydra_main()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: a group set to no name
         _report(explain(error), USAGE)
+    except OSError as error:  # Hydra makes the results folder before the first job
+        place = f"{error.filename} cannot be written ({error.strerror})"
+        _report(f"results folder {place}: set results_dir=<a writable folder>", FAILURE)
     if len(_done) > 1:
         from lora_one.reports.table import sweep_table
 
@@ -108,18 +111,35 @@ def _report(message: str, code: int) -> None:
 
 def say_error(message: str) -> None:
     if os.environ.get("RANK", "0") == "0":
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        print(f"error: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
 
 
 def explain(error: Exception) -> str:
     """Hydra's refusal in one line: the value, the rule, the nearest valid names."""
+    from hydra.errors import OverrideParseException
+
     text = str(error)
-    if missing := re.search(r"Could not find '([\w/]+)/([^'/]+)'", text):
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override} cannot be understood ({first_line(error)}): settings are key=value, such as "
+            "model.epochs=1, with quotes around values that hold special characters"
+        )
+    if text.startswith("Config group override must be"):
+        choices = [argument for argument in sys.argv[1:] if argument.partition("=")[0].lstrip("+") in ("", *GROUPS)]
+        return (
+            f"{' '.join(choices)}: a group takes the name of a file in its folder of conf/; groups: {', '.join(GROUPS)}"
+        )
+    if "interpolation '${results_dir}'" in text:
+        return "results_dir=null is no folder: set results_dir=<a writable folder>"
+    if missing := re.search(r"Could not find '([\w/]+)/([^'/]*)'", text):
         group, choice = missing.groups()
         options = re.findall(r"^\t(\S+)$", text.split("Config search path")[0], flags=re.MULTILINE)
+        options = [option for option in options if not option.startswith("_")]  # _base is a part of the others
         return f"{group}={choice} is not a choice of conf/{group}; {nearest(choice, options)}"
     if key := re.search(r"Could not override '([^']+)'", text):
         section, _, name = key[1].partition(".")
+        if section in GROUPS and name in valid_keys(section):
+            return f"unknown key {key[1]}: another choice of {section} reads it; drop it, or choose another {section}="
         if name:
             return f"unknown key {key[1]}: nothing here reads it; {nearest(name, valid_keys(section))}"
         return f"unknown key {section}: nothing here reads it; {nearest(section, valid_keys(''))}"

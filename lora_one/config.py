@@ -83,10 +83,13 @@ class GradientInit(InitConfig):
     max_length: int | None  # null = model.max_length
     reduction: str
     tolerance: float  # of the captured energy: what the low-rank step may lose against the exact one
+    memory: str  # where gradients wait: see steps.how_to_hold
+    ga_direction: str  # LoRA-GA only: which singular vectors go to which factor
 
     @property
     def gamma(self) -> float:
-        return self.stable_gamma if self.stable_gamma is not None else 128.0
+        published = {"LoRA-One": 128.0, "LoRA-GA": 16.0}
+        return self.stable_gamma if self.stable_gamma is not None else published[self.direction]
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,19 @@ class SimpleInit(InitConfig):
     lora_B: str
     lora_A_std: float
     lora_B_std: float
+
+
+@dataclass(frozen=True)
+class SvdInit(InitConfig):
+    """From the weight's own singular vectors."""
+
+    scale: str
+    stable_gamma: float | None  # null = 16
+    tolerance: float
+
+    @property
+    def gamma(self) -> float:
+        return self.stable_gamma if self.stable_gamma is not None else 16.0
 
 
 @dataclass(frozen=True)
@@ -128,9 +144,17 @@ class ModelConfig:
 @dataclass(frozen=True)
 class OptimizerConfig:
     name: str
-    betas: list[float] | None = None
-    eps: float | None = None
-    momentum: float | None = None
+
+
+@dataclass(frozen=True)
+class AdamConfig(OptimizerConfig):
+    betas: list[float]
+    eps: float
+
+
+@dataclass(frozen=True)
+class SgdConfig(OptimizerConfig):
+    momentum: float
 
 
 @dataclass(frozen=True)
@@ -149,7 +173,7 @@ class RunConfig:
     peft: PeftConfig
     init: Any
     model: ModelConfig
-    optimizer: OptimizerConfig
+    optimizer: Any
     wandb: WandbConfig
     seed: int
     results_dir: str
@@ -168,7 +192,8 @@ class RunConfig:
         except MissingMandatoryValue as error:
             raise UsageError(_missing(error)) from error
         except OmegaConfBaseException as error:
-            raise UsageError(f"configuration: {first_line(error)}") from error
+            key = getattr(error, "full_key", None) or "configuration"
+            raise UsageError(f"{key}: {first_line(error)}; give a value, or ${{<key>}} of a key there is") from error
         given.pop("hydra", None)
         refuse_unknown("", given, cls)
         sections: dict[str, Any] = {}
@@ -189,12 +214,14 @@ class RunConfig:
 
 
 DATASET_SCHEMAS: dict[str, type] = {"arithmetic": ArithmeticConfig, "json": OwnDataConfig}
-INIT_SCHEMAS: dict[str, type] = {"gradient": GradientInit, "simple": SimpleInit}
+INIT_SCHEMAS: dict[str, type] = {"gradient": GradientInit, "simple": SimpleInit, "svd": SvdInit}
+OPTIMIZER_SCHEMAS: dict[str, type] = {"adamw": AdamConfig, "sgd": SgdConfig}
 DATASETS = ("arithmetic", "gsm8k", "json", "meta_math")
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "init.direction": ("LoRA-One",),
-    "init.scale": ("stable", "gd", "unit", "weightS"),
+    "init.direction": ("LoRA-One", "LoRA-GA"),
+    "init.ga_direction": ("ArB2r", "A2rBr", "ArBr", "random"),
+    "init.memory": ("auto", "fast", "low"),
     "init.normalize": ("s0", "none"),
     "init.reduction": ("example", "token"),
     "init.dtype": ("fp32", "bf16"),
@@ -203,13 +230,15 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.type": ("CausalLM",),
     "model.scheduler": ("linear", "cosine", "constant"),
     "model.loss": ("token", "example"),
-    "optimizer.name": ("adamw", "sgd"),
     "wandb.mode": ("online", "offline", "disabled"),
 }
 
 # key -> (the rule in words, the rule); None values are left alone
 RANGES: dict[str, tuple[str, Any]] = {
     "seed": ("an integer in [0, 2^32)", lambda v: 0 <= v < 2**32),
+    "init.seed": ("an integer in [0, 2^32)", lambda v: 0 <= v < 2**32),
+    "dataset.data_seed": ("an integer in [0, 2^32)", lambda v: 0 <= v < 2**32),
+    "dataset.shuffle_seed": ("an integer in [0, 2^32)", lambda v: 0 <= v < 2**32),
     "peft.lora_r": ("at least 1", lambda v: v >= 1),
     "peft.lora_alpha": ("positive", lambda v: v > 0 and math.isfinite(v)),
     "peft.lora_dropout": ("in [0, 1)", lambda v: 0 <= v < 1),
@@ -220,8 +249,8 @@ RANGES: dict[str, tuple[str, Any]] = {
     "init.sub_size": ("at least 1", lambda v: v >= 1),
     "init.max_length": ("at least 2 tokens", lambda v: v >= 2),
     "init.tolerance": ("in (0, 1)", lambda v: 0 < v < 1),
-    "init.lora_A_std": ("not negative", lambda v: v >= 0),
-    "init.lora_B_std": ("not negative", lambda v: v >= 0),
+    "init.lora_A_std": ("not negative", lambda v: v >= 0 and math.isfinite(v)),
+    "init.lora_B_std": ("not negative", lambda v: v >= 0 and math.isfinite(v)),
     "model.epochs": ("0 (initialise only) or more", lambda v: v >= 0 and math.isfinite(v)),
     "model.eval_epochs": ("positive", lambda v: v > 0 and math.isfinite(v)),
     "model.early_stopping_patience": ("0 (off) or more", lambda v: v >= 0),
@@ -232,9 +261,12 @@ RANGES: dict[str, tuple[str, Any]] = {
     "model.learning_rate": ("positive", lambda v: v > 0 and math.isfinite(v)),
     "model.weight_decay": ("not negative", lambda v: v >= 0 and math.isfinite(v)),
     "model.prec_reg": ("not negative", lambda v: v >= 0 and math.isfinite(v)),
-    "model.warmup": ("a fraction below 1 or a number of steps", lambda v: 0 <= v < 1 or v == int(v)),
+    "model.warmup": ("a fraction below 1 or a number of steps", lambda v: 0 <= v < 1 or (v >= 1 and v.is_integer())),
     "model.max_grad_norm": ("not negative (0 = no clipping)", lambda v: v >= 0),
     "model.save_steps": ("at least 1", lambda v: v >= 1),
+    "optimizer.betas": ("two numbers in [0, 1)", lambda v: len(v) == 2 and all(0 <= beta < 1 for beta in v)),
+    "optimizer.eps": ("positive", lambda v: v > 0 and math.isfinite(v)),
+    "optimizer.momentum": ("in [0, 1)", lambda v: 0 <= v < 1),
     "dataset.max_train_samples": ("at least 1", lambda v: v >= 1),
     "dataset.max_eval_samples": ("at least 1", lambda v: v >= 1),
     "dataset.train_size": ("at least 1", lambda v: v >= 1),
@@ -257,8 +289,12 @@ def schema_of(section: str, given: Any) -> type | None:
         if mode not in INIT_SCHEMAS:
             raise UsageError(f"init.mode={mode} is not a kind of initialisation; {nearest(mode, INIT_SCHEMAS)}")
         return INIT_SCHEMAS[mode]
-    schemas = {"peft": PeftConfig, "model": ModelConfig, "optimizer": OptimizerConfig, "wandb": WandbConfig}
-    return schemas.get(section)
+    if section == "optimizer":
+        name = given.get("name")
+        if name not in OPTIMIZER_SCHEMAS:
+            raise UsageError(f"optimizer.name={name} is not an optimizer; {nearest(name, OPTIMIZER_SCHEMAS)}")
+        return OPTIMIZER_SCHEMAS[name]
+    return {"peft": PeftConfig, "model": ModelConfig, "wandb": WandbConfig}.get(section)
 
 
 def valid_keys(section: str) -> set[str]:
@@ -266,12 +302,12 @@ def valid_keys(section: str) -> set[str]:
     one_of_many = {
         "dataset": (DatasetConfig, *DATASET_SCHEMAS.values()),
         "init": tuple(INIT_SCHEMAS.values()),
+        "optimizer": tuple(OPTIMIZER_SCHEMAS.values()),
     }
     single = {
         "": RunConfig,
         "peft": PeftConfig,
         "model": ModelConfig,
-        "optimizer": OptimizerConfig,
         "wandb": WandbConfig,
     }
     schemas = one_of_many.get(section) or (single.get(section, RunConfig),)
@@ -297,7 +333,8 @@ def typed(prefix: str, given: dict[str, Any], schema: type) -> DictConfig:
         key = (error.full_key or str(error.key)).split("[")[0]
         hint = next(field.type for field in dataclasses.fields(schema) if field.name == key)
         kind = getattr(hint, "__name__", None) or str(hint).replace("None", "null").replace(" | ", " or ")
-        raise UsageError(f"{prefix}{key}={given[key]!r} has the wrong type: {kind} is wanted") from error
+        value = "null" if given[key] is None else repr(given[key])
+        raise UsageError(f"{prefix}{key}={value} has the wrong type: {kind} is wanted") from error
 
 
 def first_line(error: BaseException) -> str:
@@ -366,9 +403,29 @@ def check_peft(run: RunConfig) -> None:
 
 
 def check_init(run: RunConfig) -> None:
-    if not isinstance(run.init, GradientInit):
-        return
     init = run.init
+    scales = {GradientInit: ("stable", "gd", "unit", "weightS"), SvdInit: ("default", "stable", "unit", "normalized")}
+    if type(init) in scales and init.scale not in scales[type(init)]:
+        raise UsageError(
+            f"init.scale={init.scale} is not a choice of init.mode={init.mode}; "
+            f"{nearest(init.scale, scales[type(init)])}"
+        )
+    if hasattr(init, "stable_gamma") and init.scale != "stable" and init.stable_gamma is not None:
+        raise UsageError(
+            f"init.stable_gamma={init.stable_gamma} is read only with init.scale=stable, not with "
+            f"init.scale={init.scale}: drop one of the two"
+        )
+    if isinstance(init, GradientInit):
+        check_gradient(init)
+
+
+def check_gradient(init: GradientInit) -> None:
+    if init.direction != "LoRA-One" and init.normalize != "s0":
+        raise UsageError(f"init.normalize={init.normalize} is read only by LoRA-One, not by {init.direction}: drop it")
+    if init.direction != "LoRA-GA" and init.ga_direction != "ArB2r":
+        raise UsageError(
+            f"init.ga_direction={init.ga_direction} is read only by LoRA-GA, not by {init.direction}: drop it"
+        )
     if init.do_subsampling and init.sub_size is None:
         raise UsageError("init.do_subsampling=true needs a size: set init.sub_size=<number of examples>")
     if init.sub_size is not None and not init.do_subsampling:
@@ -380,25 +437,28 @@ def check_init(run: RunConfig) -> None:
             f"init.bsz={init.bsz} with init.iters={init.iters}: give both (bsz x iters examples) or set both to null "
             "(the whole training set)"
         )
-    if init.scale != "stable" and init.stable_gamma is not None:
-        raise UsageError(
-            f"init.stable_gamma={init.stable_gamma} is read only with init.scale=stable, not with "
-            f"init.scale={init.scale}: drop one of the two"
-        )
 
 
 def check_dataset(run: RunConfig) -> None:
     dataset = run.dataset
+    if isinstance(dataset, ArithmeticConfig):
+        check_arithmetic(dataset)
     if isinstance(dataset, OwnDataConfig) and dataset.path is None:
         raise UsageError("dataset=json needs the file: add dataset.path=<file.jsonl>")
     if dataset.path is not None:
         path = Path(dataset.path).expanduser()
-        if isinstance(dataset, ArithmeticConfig):
-            raise UsageError(f"dataset.path={dataset.path}: arithmetic problems are generated; drop dataset.path")
         if not path.exists():
             raise UsageError(
                 f"dataset.path={dataset.path} does not exist (looked in {Path.cwd()}); give a file or folder"
             )
+
+
+def check_arithmetic(dataset: ArithmeticConfig) -> None:
+    if dataset.path is not None:
+        return
+    for key in ("train_size", "validation_size"):
+        if getattr(dataset, key) is None:
+            raise UsageError(f"dataset.{key}=null: generated problems need a number; set dataset.{key}=<examples>")
 
 
 def check_names(run: RunConfig) -> None:
@@ -406,3 +466,5 @@ def check_names(run: RunConfig) -> None:
     for key, value in (("wandb.project", run.wandb.project), ("wandb.name", run.wandb.name)):
         if value is not None and (not value or "/" in value or value in {".", ".."} or "\0" in value):
             raise UsageError(f"{key}={value!r} becomes a folder's name: it must be non-empty and hold no slash")
+    if not run.results_dir:
+        raise UsageError("results_dir='' is no folder: set results_dir=<a writable folder>, . for this one")

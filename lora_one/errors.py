@@ -17,4 +17,4 @@ def nearest(value: str, valid: Iterable[str]) -> str:
     names = sorted(str(name) for name in valid)
     close = get_close_matches(str(value), names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]}? " if close else ""
-    return f"{hint}valid: {', '.join(names)}"
+    return f"{hint}valid: {', '.join(names) or 'none yet'}"

@@ -1,17 +1,24 @@
 """The mean gradient of the loss in the target layers' weights, without asking any weight for a gradient.
 
 For y = x W^T the gradient is G = dY^T X, summed over positions, so a layer's input and the gradient of its
-output are enough: weights stay frozen, and may be quantised.
+output are enough: weights stay frozen, and may be quantised or sharded.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from lora_one.distributed import Processes
 from lora_one.losses import Batch, Reduction, loss_count, loss_sum, model_logits
+
+Receive = Callable[[str, Tensor, Tensor], None]  # (layer, X (tokens, n), dY (tokens, m))
 
 
 @dataclass(frozen=True)
@@ -29,73 +36,161 @@ def mean_gradients(
     batches: Sequence[Batch],
     reduction: Reduction,
     consume: Callable[[str, Tensor], None],
+    *,
+    hold: str = "device",
+    checkpointing: bool = False,
 ) -> GradientReport:
-    """Hand G (m, n) of each layer to ``consume(name, G)`` and free it; fp32 on the layer's device.
+    """Hand G (m, n) of each layer to ``consume(name, G)`` and free it; fp32 (fp64 for an fp64 model).
 
     G is the gradient of the mean loss over all batches (``reduction``: mean over examples of their mean-token
-    losses, or over tokens), dropout off, so it depends on no batch size and no padding. The product dY^T X and
-    the sum over batches are taken in fp32 (fp64 for an fp64 model) whatever the model's dtype.
+    losses, or over tokens), dropout off, so it depends on no batch size, no padding and no number of processes.
+    dY^T X and the sum over batches are taken in fp32 whatever the model's dtype.
 
-    Raises ValueError: the loss is not finite, or a layer took no part in it (named).
+    hold: "device" or "cpu" keeps every layer's G there until the last batch; "layer" hands a layer's G over
+    inside the one backward pass, so that no two are held (for a single batch on a single process).
+    checkpointing: keep only the inputs of the model's blocks and compute the rest again in the backward pass.
+    On several processes each takes its share of the batches; a layer's G reaches one of them, by turns.
+
+    Raises ValueError: the loss is not finite, a layer took no part in it (named), or hold="layer" with several
+    batches or processes.
     """
-    count = sum(loss_count(batch["labels"], reduction) for batch in batches)
+    processes = Processes.current()
+    if hold == "layer" and (len(batches) > 1 or processes.count > 1):
+        raise ValueError(f'hold="layer" is for one batch on one process, got {len(batches)} on {processes.count}')
     totals: dict[str, Tensor] = {}
+    calls: Counter[str] = Counter()
+
+    def add(name: str, X: Tensor, dY: Tensor) -> None:
+        wide = torch.promote_types(dY.dtype, torch.float32)
+        if hold == "cpu":
+            G = (dY.to(wide).T @ X.to(wide)).cpu()
+            totals[name] = totals[name].add_(G) if name in totals else G
+        elif name in totals:
+            totals[name].addmm_(dY.to(wide).T, X.to(wide))
+        else:
+            totals[name] = dY.to(wide).T @ X.to(wide)
+        calls[name] -= 1
+        if hold == "layer" and calls[name] == 0:  # a layer used twice is complete after its last use
+            consume(name, totals.pop(name))
+
+    seen: set[str] = set()
+
+    def receive(name: str, X: Tensor, dY: Tensor) -> None:
+        seen.add(name)
+        add(name, X, dY)
+
+    report = backward_passes(model, layers, batches, reduction, receive, calls, checkpointing=checkpointing)
+    for name in layers:
+        if name not in seen:
+            raise ValueError(f"layer {name} got no gradient: it takes no part in the loss")
+    for owner, name in processes.by_turns([name for name in layers if name in totals]):
+        G = processes.sum_to(owner, totals.pop(name))
+        if processes.rank == owner:
+            consume(name, G)
+    return report
+
+
+def backward_passes(
+    model: nn.Module,
+    layers: dict[str, nn.Module],
+    batches: Sequence[Batch],
+    reduction: Reduction,
+    receive: Receive,
+    calls: Counter[str] | None = None,
+    *,
+    checkpointing: bool = False,
+) -> GradientReport:
+    """Forward and backward over this process's share of the batches; ``receive`` gets each layer's X and dY.
+
+    The loss is the mean over all batches of all processes, so dY carries its share of that mean. ``calls`` counts
+    a layer's uses in a forward pass before its backward pass begins.
+    Raises ValueError: the loss is not finite.
+    """
+    processes = Processes.current()
+    count = sum(loss_count(batch["labels"], reduction) for batch in batches)
+    calls = Counter() if calls is None else calls
     loss = 0.0
     was_training = model.training
     model.eval()
     try:
-        with _accumulating(layers, totals), _embedding_outputs_need_gradients(model):
-            for batch in batches:
+        with (
+            _tapped(layers, receive, calls) as forward,
+            _gradients_from_the_embeddings(model),
+            _checkpointed(model, checkpointing),
+        ):
+            for batch, weight in processes.share(batches):
                 with torch.enable_grad():
-                    logits = model_logits(model, batch)
-                    share = loss_sum(logits, batch["labels"].to(logits.device), reduction) / count
+                    with forward():
+                        logits = model_logits(model, batch)
+                    share = loss_sum(logits, batch["labels"].to(logits.device), reduction) * (weight / count)
+                    del logits
                 if not torch.isfinite(share):
                     raise ValueError(f"the loss on the initialisation examples is {share.item()}")
                 share.backward()
                 loss += share.item()
     finally:
         model.train(was_training)
-    for name in layers:
-        if name not in totals:
-            raise ValueError(f"layer {name} got no gradient: it takes no part in the loss")
-        consume(name, totals.pop(name))
     examples = sum(len(batch["labels"]) for batch in batches)
     tokens = sum(loss_count(batch["labels"], "token") for batch in batches)
-    return GradientReport(examples, tokens, loss)
+    return GradientReport(examples, tokens, processes.total(loss))
+
+
+class _Tap(torch.autograd.Function):
+    """The identity on a layer's output; its backward pass hands (X, dY) over.
+
+    X is saved as autograd saves it, so activation checkpointing drops and recomputes it like any activation.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, X: Tensor, hand_over: Callable[[Tensor, Tensor], None]) -> Tensor:
+        ctx.save_for_backward(X)
+        ctx.hand_over = hand_over
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, dY: Tensor) -> tuple[Tensor, None, None]:
+        (X,) = ctx.saved_tensors
+        ctx.hand_over(X.reshape(-1, X.shape[-1]), dY.reshape(-1, dY.shape[-1]))
+        return dY, None, None
 
 
 @contextmanager
-def _accumulating(layers: dict[str, nn.Module], totals: dict[str, Tensor]) -> Iterator[None]:
-    """While open, every backward pass adds dY^T X of each layer's calls to ``totals``."""
+def _tapped(layers: dict[str, nn.Module], receive: Receive, calls: Counter[str]) -> Iterator[Callable[[], Any]]:
+    """While open, backward passes hand X and dY of each layer to ``receive``.
 
-    def watch(name: str) -> Callable[..., None]:
-        def on_forward(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            if not output.requires_grad:  # a pass without gradients, such as the first under checkpointing
-                return
-            X = inputs[0].detach()
+    Yields a context for the forward pass: uses are counted in it, and not when checkpointing repeats them later.
+    """
+    counting = False
 
-            def on_backward(dY: Tensor) -> None:
-                wide = torch.float64 if dY.dtype == torch.float64 else torch.float32
-                G = dY.reshape(-1, dY.shape[-1]).to(wide).T @ X.reshape(-1, X.shape[-1]).to(wide)  # (m, n)
-                totals[name] = totals[name].add_(G) if name in totals else G
+    @contextmanager
+    def forward() -> Iterator[None]:
+        nonlocal counting
+        counting = True
+        try:
+            yield
+        finally:
+            counting = False
 
-            output.register_hook(on_backward)
+    def watch(name: str, _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        if counting:
+            calls[name] += 1
+        if not output.requires_grad:
+            return None
+        return _Tap.apply(output, inputs[0].detach(), partial(receive, name))
 
-        return on_forward
-
-    handles = [layer.register_forward_hook(watch(name)) for name, layer in layers.items()]
+    handles = [layer.register_forward_hook(partial(watch, name)) for name, layer in layers.items()]
     try:
-        yield
+        yield forward
     finally:
         for handle in handles:
             handle.remove()
 
 
 @contextmanager
-def _embedding_outputs_need_gradients(model: nn.Module) -> Iterator[None]:
+def _gradients_from_the_embeddings(model: nn.Module) -> Iterator[None]:
     """With every weight frozen, autograd starts at the embeddings' output."""
-    frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in frozen:
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trainable:
         parameter.requires_grad_(False)
     handle = model.get_input_embeddings().register_forward_hook(
         lambda _module, _inputs, output: output.requires_grad_(True) if torch.is_grad_enabled() else None
@@ -104,5 +199,20 @@ def _embedding_outputs_need_gradients(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-        for parameter in frozen:
+        for parameter in trainable:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def _checkpointed(model: nn.Module, wanted: bool) -> Iterator[None]:
+    """Checkpoint each of the model's blocks; transformers' own switch would turn dropout on with it."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)] if wanted else []
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward  # the instance's; the class's own is behind it

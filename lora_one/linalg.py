@@ -43,10 +43,15 @@ def truncated_svd(matrix: Tensor, rank: int, *, tolerance: float, generator: Gen
         U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
     else:
         U, S, Vh = _subspace_iteration(matrix, rank, tolerance, generator)
-    U, S, Vh = U[:, :rank], S[:rank], Vh[:rank]
-    signs = torch.gather(U, 0, U.abs().argmax(dim=0, keepdim=True)).sign().squeeze(0)
+    S = S[:rank]
     energy = float(S.square().sum() / total) if total > 0 else 0.0
-    return LowRank(U * signs, S, Vh * signs[:, None], energy)
+    return fix_signs(LowRank(U[:, :rank], S, Vh[:rank], energy))
+
+
+def fix_signs(step: LowRank) -> LowRank:
+    """An SVD leaves the sign of each pair of vectors open: make each column of U positive where it is largest."""
+    signs = torch.gather(step.U, 0, step.U.abs().argmax(dim=0, keepdim=True)).sign().squeeze(0)
+    return LowRank(step.U * signs, step.S, step.Vh * signs[:, None], step.energy)
 
 
 def _subspace_iteration(
@@ -59,15 +64,18 @@ def _subspace_iteration(
     for _ in range(MAX_ITERATIONS):
         right = torch.linalg.qr(matrix.T @ Q)  # M^T Q = P R, so Q^T M = R^T P^T and its values are those of R
         energies.append(float(torch.linalg.svdvals(right.R)[:rank].square().sum()))
-        if _nothing_to_gain(energies, tolerance):
+        if nothing_to_gain(energies, tolerance):
             break
         Q = torch.linalg.qr(matrix @ right.Q).Q
     U, S, Vh = torch.linalg.svd(right.R.T, full_matrices=False)  # (columns, columns)
     return Q @ U, S, Vh @ right.Q.T
 
 
-def _nothing_to_gain(energies: list[float], tolerance: float) -> bool:
-    """Gains shrink geometrically, so two of them tell what all further ones add up to."""
+def nothing_to_gain(energies: list[float], tolerance: float) -> bool:
+    """Whether the captured energies of subspace iteration have settled.
+
+    Gains shrink geometrically, so two of them tell what all further ones add up to.
+    """
     if len(energies) < 3:
         return len(energies) == 2 and energies[1] <= energies[0]
     last, gain = energies[-2] - energies[-3], energies[-1] - energies[-2]

@@ -23,12 +23,11 @@ def folder_of(run: RunConfig, config_hash: str) -> Path:
 
 def method_name(run: RunConfig) -> str:
     """The method and its main knobs: ``LoRA-One-r8-a16-g128-lr0.0002``."""
-    method = getattr(run.init, "direction", None)
-    parts = [method or f"LoRA-{run.init.lora_A}", f"r{run.peft.lora_r}", f"a{run.peft.lora_alpha:g}"]
-    if method and run.init.scale == "stable":
-        parts.append(f"g{run.init.gamma:g}")
-    elif method:
-        parts.append(run.init.scale)
+    init = run.init
+    method = getattr(init, "direction", None) or ("svd" if init.mode == "svd" else f"LoRA-{init.lora_A}")
+    parts = [method, f"r{run.peft.lora_r}", f"a{run.peft.lora_alpha:g}"]
+    if hasattr(init, "scale"):
+        parts.append(f"g{init.gamma:g}" if init.scale == "stable" else init.scale)
     if run.optimizer.name != "adamw":
         parts.append(run.optimizer.name)
     return "-".join([*parts, f"lr{run.model.learning_rate:g}"])
@@ -44,6 +43,7 @@ class RunFolder:
         self.adapter = path / "adapter"
         self.merged = path / "merged_checkpoint"
         self.checkpoints = path / "checkpoints"
+        self.kept = self.checkpoints / "initial_factors.safetensors"
 
     def read(self) -> dict[str, Any]:
         """run.json, or an empty record. Raises RunError when it is no JSON."""

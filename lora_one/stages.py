@@ -21,6 +21,7 @@ from lora_one.models import load_model, load_tokenizer
 from lora_one.provenance import provenance
 from lora_one.reports.curves import plot_run
 from lora_one.run_folder import RunFolder
+from lora_one.steps import StepSettings
 from lora_one.tracking import Tracker, read_metrics
 from lora_one.training import last_checkpoint, train
 
@@ -61,6 +62,8 @@ def initialise(
 ) -> nn.Module:
     """The model with its adapters at the method's start; after a resumption their values come with the checkpoint."""
     if last_checkpoint(folder.checkpoints) is not None:
+        layers = adapters.target_layers(base, run.peft)
+        adapters.shift_base(layers, checkpoints.load_kept(folder.kept), adapters.scaling_of(run.peft))
         return adapters.wrap(base, run.peft, run.init.dtype)
     folder.update(data=splits.counts)
     evaluations = {}
@@ -69,10 +72,16 @@ def initialise(
     method = build_init(run.init)
     probe = None
     if method.needs_gradient:
-        probe = adapters.Probe(probe_batches(run, splits.train_texts, tokenizer), run.init.reduction)
+        settings = StepSettings(
+            tolerance=run.init.tolerance, memory=run.init.memory, checkpointing=run.model.gradient_checkpointing
+        )
+        batches = probe_batches(run, splits.train_texts, tokenizer)
+        probe = adapters.Probe(batches, run.init.reduction, settings)
     started = time.perf_counter()
     model, start = adapters.attach_adapters(base, run.peft, method, probe, seed=init_seed(run), dtype=run.init.dtype)
     seconds = time.perf_counter() - started
+    if start.kept:
+        checkpoints.save_kept(start.kept, folder.kept)
     if validation.asked or run.model.epochs == 0:
         evaluations["init"] = validation(model)
         tracker.log(0, evaluations["init"])
@@ -135,7 +144,7 @@ def fine_tune(
 
 def save(run: RunConfig, folder: RunFolder, model: nn.Module, tokenizer: Any) -> None:
     """adapter/, the plot and, if asked for, merged_checkpoint/."""
-    checkpoints.save_adapter(model, folder.adapter)
+    checkpoints.save_adapter(model, folder.adapter, checkpoints.load_kept(folder.kept))
     plot_run(read_metrics(folder.metrics), folder.path / "curves.png", folder.path.parent.name)
     artifacts = {"adapter": "adapter", "plot": "curves.png"}
     if run.model.saving:

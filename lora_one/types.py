@@ -9,7 +9,7 @@ The paper's A is our B and the reverse: we keep PEFT's letters.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the entry point reads this file before it may import torch
     from torch import Generator, Tensor
@@ -42,7 +42,7 @@ class LayerView:
 
 @dataclass(frozen=True)
 class AdapterFactors:
-    """Start of one adapter: B (m, r), A (r, n), both fp32; what the method wants recorded of the layer.
+    """Start of one adapter: B (m, r), A (r, n), both fp32.
 
     ``shift_base``: the method starts from the unchanged function, so the base becomes W - s B A.
     """
@@ -50,4 +50,3 @@ class AdapterFactors:
     B: "Tensor"
     A: "Tensor"
     shift_base: bool = False
-    record: dict[str, Any] | None = None

@@ -13,7 +13,9 @@ from hydra.core.global_hydra import GlobalHydra
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lora_one.config import RunConfig
+from lora_one.inits import build_init
 from lora_one.models import BUNDLED, load_tokenizer
+from lora_one.steps import StepSettings, factorised
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -70,6 +72,15 @@ def llama_folder(tmp_path_factory, tokenizer):
     random_llama(len(tokenizer)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def start_of(init, layer, gradient=None):
+    """Factors of a configured initialisation for one layer, from its gradient where it wants one."""
+    method = build_init(init)
+    if not method.needs_gradient:
+        return method.factors(layer, None)
+    settings = StepSettings(singular=method.vectors * layer.rank, tolerance=init.tolerance)
+    return method.factors(layer, factorised(layer.name, gradient, settings))
 
 
 def composed(*overrides: str):

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, composed, run_config, shared
+from conftest import ROOT, composed, run_config
 
 from lora_one import cli
 from lora_one.config import RunConfig
@@ -87,24 +87,15 @@ def test_named_model_wins_over_the_data_set_s_usual_one(tmp_path):
     assert run_config("model=tinyllama", "dataset=meta_math").model.learning_rate == 1e-5
 
 
-def run_exp(*arguments, **options):
-    command = [sys.executable, "-X", "importtime", "run_exp.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **options)
+@pytest.mark.parametrize("file", sorted((ROOT / "conf/experiment").glob("*.yaml")), ids=lambda f: f.stem)
+def test_every_experiment_composes(file):
+    assert run_config(f"experiment={file.stem}").model.name != "bundled/tiny"
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("--cfg", "job")])
 def test_help_needs_no_torch(arguments):
-    done = run_exp(*arguments)
+    command = [sys.executable, "-X", "importtime", "run_exp.py", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert done.returncode == 0 and "learning_rate" in done.stdout
     assert not imported & {"torch", "transformers", "peft", "datasets", "wandb", "matplotlib"}
-
-
-@pytest.mark.slow
-def test_first_published_training_command_on_real_input(tmp_path):
-    """Of SPEC's list, with only the model, the data and the lengths set for this machine."""
-    command = "-m " + PUBLISHED["meta_math"] + f" model.name={shared('models/stories260K-hf')} model.bf16=false"
-    command += f" dataset.path={shared('data/instruct/metamathqa_2rows.jsonl')} model.max_length=256"
-    command += f" init.max_length=256 results_dir={tmp_path}"
-    done = run_exp(*command.split(), timeout=600)
-    assert done.returncode == 0, done.stderr[-2000:]

@@ -7,8 +7,10 @@ from conftest import ROOT
 
 ORDER = [
     {"types", "errors"},
-    {"config", "linalg", "seeding", "losses"},
+    {"config", "linalg", "seeding", "losses", "distributed"},
     {"inits", "optim", "data", "gradients", "models", "tracking", "provenance", "run_folder"},
+    {"sketch"},
+    {"steps"},
     {"adapters", "checkpoints"},
     {"training", "evaluation", "reports", "plan"},
     {"stages", "cli"},

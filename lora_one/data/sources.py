@@ -23,7 +23,8 @@ def read_rows(hub: Hub | None, path: str | None, split: str, columns: Sequence[s
     if missing:
         raise UsageError(
             f"{where} has no column {', '.join(missing)}; it has {', '.join(table.column_names)}: "
-            f"{', '.join(columns)} are read"
+            f"{', '.join(columns)} are read; rename the columns, or take dataset=json with dataset.prompt=<column> "
+            "and dataset.response=<column>"
         )
     rows = table.select_columns(list(columns)).to_list()
     if not rows:
@@ -69,8 +70,10 @@ def _local(path: Path, split: str) -> Any:
     options = {"sep": "\t", "quoting": 3} if ".tsv" in file.suffixes else {}
     try:
         return datasets.load_dataset(kind, data_files={split: [str(f) for f in files]}, split=split, **options)
-    except (OSError, ValueError, UnicodeDecodeError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, EOFError, StopIteration, datasets.exceptions.DatasetsError) as error:
         cause = error.__cause__ or error
+        if isinstance(cause, StopIteration) or "corresponds to no data" in str(cause):  # nothing but blank lines
+            raise RunError(f"{file} holds no rows: give a file with examples") from error
         reason = " ".join(str(cause).split())[:200]
         raise RunError(f"{file} cannot be read as {kind} ({reason}): check the file") from error
 

@@ -1,4 +1,4 @@
-"""Initialisations: a pure function from a layer (and its gradient) to the factors, one file each.
+"""Initialisations: a pure function from a layer (and the low-rank step of its gradient) to the factors, one file each.
 
 To add one: its file here, its line in METHODS, its settings in config.py, its conf/init/<name>.yaml.
 """
@@ -8,27 +8,38 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from torch import Tensor
-
 from lora_one.config import GradientInit
+from lora_one.inits.lora_ga import lora_ga_factors
 from lora_one.inits.lora_one import lora_one_factors
 from lora_one.inits.simple import simple_factors
+from lora_one.inits.svd import svd_factors
+from lora_one.linalg import LowRank
 from lora_one.types import AdapterFactors, LayerView
 
-METHODS: dict[str, Callable[..., AdapterFactors]] = {"LoRA-One": lora_one_factors, "simple": simple_factors}
+METHODS: dict[str, Callable[..., AdapterFactors]] = {
+    "LoRA-One": lora_one_factors,
+    "LoRA-GA": lora_ga_factors,
+    "simple": simple_factors,
+    "svd": svd_factors,
+}
+VECTORS = {"LoRA-GA": 2}  # singular vectors wanted, in ranks; 1 unless named
 
 
 @dataclass(frozen=True)
 class Method:
-    """A configured initialisation: ``factors(layer, gradient)``; the gradient is None unless it is needed."""
+    """A configured initialisation: ``factors(layer, step)``; the step is None unless a gradient is needed.
+
+    vectors: singular vectors of the gradient wanted, as a multiple of the rank.
+    """
 
     name: str
     needs_gradient: bool
-    factors: Callable[[LayerView, Tensor | None], AdapterFactors]
+    vectors: int
+    factors: Callable[[LayerView, LowRank | None], AdapterFactors]
 
 
 def build_init(init: Any) -> Method:
     """The method that ``init.mode`` (and ``init.direction``) names."""
     needs_gradient = isinstance(init, GradientInit)
     name = init.direction if needs_gradient else init.mode
-    return Method(name, needs_gradient, partial(METHODS[name], init))
+    return Method(name, needs_gradient, VECTORS.get(name, 1), partial(METHODS[name], init))

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import run_config
+from conftest import run_config, start_of
 
-from lora_one.inits.lora_one import lora_one_factors
+from lora_one.steps import StepSettings, factorised
 from lora_one.types import LayerView
 
 M, N, R, S = 24, 16, 4, 16 / 4**0.5
@@ -25,7 +25,7 @@ def settings(*overrides):
 
 
 def start(G, *overrides):
-    return lora_one_factors(settings(*overrides), layer(), G)
+    return start_of(settings(*overrides), layer(), G)
 
 
 def exact(G):
@@ -90,8 +90,8 @@ def test_scale_modes():
 
 def test_energy_is_the_share_of_the_gradient_captured():
     values = torch.linalg.svdvals(gradient()).square()
-    record = start(gradient()).record
-    assert record["captured_energy"] == pytest.approx(float(values[:R].sum() / values.sum()), rel=1e-5)
+    energy = factorised("layer", gradient(), StepSettings(singular=R)).energy
+    assert energy == pytest.approx(float(values[:R].sum() / values.sum()), rel=1e-5)
 
 
 def test_factors_are_fp32_whatever_the_gradient_is():

@@ -1,0 +1,59 @@
+"""Several processes as one: who takes which batch and which layer. With one process everything is a no-op."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process's rank among ``count``."""
+
+    rank: int = 0
+    count: int = 1
+
+    @classmethod
+    def current(cls) -> "Processes":
+        if dist.is_available() and dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size())
+        return cls()
+
+    def share(self, items: Sequence[T]) -> Iterator[tuple[T, float]]:
+        """This process's items, each with weight 1; every process gets as many, the missing ones with weight 0.
+
+        Sharded models run their passes together, so no process may do fewer than another.
+        """
+        for start in range(0, len(items), self.count):
+            mine = start + self.rank
+            yield (items[mine], 1.0) if mine < len(items) else (items[0], 0.0)
+
+    def by_turns(self, names: Sequence[str]) -> Iterator[tuple[int, str]]:
+        """(owner, name): the layers spread over the processes."""
+        return ((index % self.count, name) for index, name in enumerate(names))
+
+    def sum_to(self, owner: int, tensor: Tensor) -> Tensor:
+        """The sum over processes, complete at its owner."""
+        if self.count > 1:
+            dist.reduce(tensor, owner)
+        return tensor
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over processes, everywhere, in place."""
+        if self.count > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def from_owner(self, owner: int, tensor: Tensor) -> Tensor:
+        """The owner's values, everywhere, in place."""
+        if self.count > 1:
+            dist.broadcast(tensor, owner)
+        return tensor
+
+    def total(self, value: float) -> float:
+        return float(self.sum(torch.tensor(value, dtype=torch.float64))) if self.count > 1 else value

@@ -1,0 +1,127 @@
+"""The low-rank step of every target layer: mean gradient in, truncated SVD out, in as little memory as is wanted."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from lora_one.distributed import Processes
+from lora_one.gradients import GradientReport, mean_gradients
+from lora_one.linalg import LowRank, truncated_svd
+from lora_one.losses import Batch, Reduction
+from lora_one.seeding import generator_for
+from lora_one.sketch import sketched_steps
+
+Memory = Literal["auto", "fast", "low"]
+FREE_SHARE = 0.5  # of the free memory that all gradients together may take
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """singular: values to keep.  transform: of G, before the SVD (None: G itself).  memory: see ``how_to_hold``."""
+
+    singular: int = 8
+    tolerance: float = 1e-3
+    seed: int = 0
+    memory: Memory = "auto"
+    transform: Callable[[Tensor], Tensor] | None = None
+    checkpointing: bool = False
+
+
+def low_rank_steps(
+    model: nn.Module,
+    layers: dict[str, nn.Module],
+    batches: Sequence[Batch],
+    reduction: Reduction,
+    settings: StepSettings,
+    consume: Callable[[str, LowRank], None],
+) -> GradientReport:
+    """Hand the truncated SVD of each layer's (transformed) mean gradient to ``consume``, the same on every process.
+
+    Each layer is factorised once, on one process, with random numbers of its own name.
+    Raises ValueError: as ``mean_gradients``; a gradient that is zero or not finite (the layer is named).
+    """
+    hold = how_to_hold(layers, batches, settings)
+    if hold == "sketch":
+        return sketched_steps(
+            model,
+            layers,
+            batches,
+            reduction,
+            consume,
+            singular=settings.singular,
+            tolerance=settings.tolerance,
+            seed=settings.seed,
+            checkpointing=settings.checkpointing,
+        )
+    processes = Processes.current()
+    mine: dict[str, LowRank] = {}
+
+    def factorise(name: str, G: Tensor) -> None:
+        mine[name] = factorised(name, G, settings)
+
+    report = mean_gradients(
+        model, layers, batches, reduction, factorise, hold=hold, checkpointing=settings.checkpointing
+    )
+    for owner, name in processes.by_turns(list(layers)):
+        consume(name, _shared(mine.pop(name, None), layers[name], settings.singular, owner))
+    return report
+
+
+def factorised(name: str, G: Tensor, settings: StepSettings) -> LowRank:
+    """Truncated SVD of one layer's gradient. Raises ValueError: zero or not finite."""
+    if not G.any():
+        raise ValueError(f"the gradient of layer {name} is zero: nothing to start from")
+    matrix = settings.transform(G) if settings.transform else G
+    generator = generator_for(settings.seed, f"low-rank step of {name}")
+    try:
+        return truncated_svd(matrix, settings.singular, tolerance=settings.tolerance, generator=generator)
+    except ValueError as error:
+        raise ValueError(f"layer {name}: {error}") from error
+
+
+def how_to_hold(layers: dict[str, nn.Module], batches: Sequence[Batch], settings: StepSettings) -> str:
+    """Where gradients wait: "layer" (one at a time), "device", "cpu", or "sketch" (never whole).
+
+    memory=fast: on the device.  low: one at a time where the examples fit one batch, else sketched (a transform
+    needs G whole, so then on the CPU).  auto: one at a time for one batch, else the first place with room for all.
+    """
+    single = len(batches) == 1 and Processes.current().count == 1
+    if settings.memory == "fast":
+        return "device"
+    if single:
+        return "layer"
+    whole = settings.transform is not None
+    if settings.memory == "low":
+        return "cpu" if whole else "sketch"
+    needed = sum(layer.out_features * layer.in_features for layer in layers.values()) * 4
+    device = next(iter(layers.values())).weight.device
+    host = psutil.virtual_memory().available
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host
+    if needed <= FREE_SHARE * free:
+        return "device"
+    return "cpu" if whole or needed <= FREE_SHARE * host else "sketch"
+
+
+def _shared(step: LowRank | None, layer: nn.Module, singular: int, owner: int) -> LowRank:
+    """The owner's factorisation, everywhere."""
+    processes = Processes.current()
+    if processes.count == 1:
+        return step
+    m, n = layer.out_features, layer.in_features
+    size = m * singular + singular + singular * n + 1
+    device = layer.weight.device
+    flat = torch.empty(size, device=device)
+    if step is not None:
+        parts = (step.U.reshape(-1), step.S, step.Vh.reshape(-1), step.S.new_tensor([step.energy]))
+        flat = torch.cat([part.float().to(device) for part in parts])
+    U, S, Vh, energy = processes.from_owner(owner, flat).split([m * singular, singular, singular * n, 1])
+    return LowRank(U.view(m, singular), S, Vh.view(singular, n), float(energy))
+
+
+def negated(step: LowRank) -> LowRank:
+    """The SVD of -M from that of M."""
+    return replace(step, Vh=-step.Vh)

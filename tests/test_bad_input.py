@@ -1,0 +1,318 @@
+"""Wrong inputs: each is one line on stderr that names the value, the rule and the way out, and an exit code.
+
+Everything goes through the real entry, run_exp.py as a program in this process; 2 is for what was wrongly asked
+for, 1 for what failed on the way.
+"""
+
+import fcntl
+import gzip
+import json
+import logging
+import random
+import re
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, small_run
+
+from lora_one import models
+from lora_one.evaluation.command import main as evaluate
+from lora_one.provenance import config_hash, local_fingerprints
+from lora_one.run_folder import folder_of
+
+USAGE, FAILURE = 2, 1
+JSON = "dataset=json model=tiny dataset.path={files}/"
+EVAL = "--data_path={files}/gsm8k.jsonl --output_dir={results}"
+
+# Refused from the configuration alone: no model, no run folder. arguments, then what the line says, in order.
+CONFIGURATION = [
+    # keys
+    ("++init.gama=1", "unknown key init.gama", "nothing here reads it", "did you mean stable_gamma?"),
+    ("init.foo=1", "unknown key init.foo", "nothing here reads it", "valid: bsz, direction"),
+    ("peft.lora_rr=4", "unknown key peft.lora_rr", "did you mean lora_r?"),
+    ("fooo=1", "unknown key fooo", "valid: dataset, dry_run, init"),
+    ("++sed=1", "unknown key sed", "did you mean seed?"),
+    ("init=default init.direction=LoRA-One", "unknown key init.direction", "another choice of init", "drop it"),
+    ("init=default ++init.bsz=4", "unknown key init.bsz", "valid: dtype, lora_A"),
+    ("optimizer=sgd ++optimizer.eps=1", "unknown key optimizer.eps", "valid: momentum, name"),
+    ("~init", "init is missing", "set init="),
+    ("~model.epochs", "model.epochs is missing", "set model.epochs="),
+    ("model.name=???", "model.name must be given", "set model.name=<value>"),
+    # group choices
+    ("init=foo", "init=foo is not a choice of conf/init", "valid: default, gaussian, gradient"),
+    ("dataset=gsm9k", "dataset=gsm9k", "did you mean gsm8k? valid: arithmetic"),
+    ("++dataset_name=gsm9k", "dataset=gsm9k", "did you mean gsm8k?"),
+    ("peft=", "peft= is not a choice of conf/peft", "valid: all, qv"),
+    ("init=null", "init=null", "a group takes the name of a file in its folder of conf/"),
+    ("dataset.name=gsm9k", "dataset.name=gsm9k is not a data set", "did you mean gsm8k?"),
+    ("init.mode=gradiant", "init.mode=gradiant is not a kind of initialisation", "did you mean gradient?"),
+    ("optimizer.name=adam", "optimizer.name=adam is not an optimizer", "did you mean adamw?"),
+    # the form of an argument
+    ("model.epochs", "model.epochs cannot be understood", "settings are key=value"),
+    ("model.epochs=[1", "model.epochs=[1 cannot be understood", "settings are key=value"),
+    ("=3", "=3: a group takes the name of a file"),
+    ("seed=${foo}", "seed: Interpolation key 'foo' not found", "give a value"),
+    # types
+    ("model.learning_rate=abc", "model.learning_rate='abc' has the wrong type", "float is wanted"),
+    ("seed=a", "seed='a' has the wrong type", "int is wanted"),
+    ("seed=null", "seed=null has the wrong type", "int is wanted"),
+    ("peft.lora_r=8.5", "peft.lora_r=8.5 has the wrong type", "int is wanted"),
+    ("model.bf16=maybe", "model.bf16='maybe' has the wrong type", "bool is wanted"),
+    ("optimizer.betas=3", "optimizer.betas=3 has the wrong type", "list"),
+    # ranges
+    ("seed=-1", "seed=-1", "an integer in [0, 2^32)"),
+    ("init.seed=-4", "init.seed=-4", "an integer in [0, 2^32)"),
+    ("peft.lora_r=0", "peft.lora_r=0 is out of range", "at least 1"),
+    ("model.learning_rate=-1", "model.learning_rate=-1.0 is out of range", "positive"),
+    ("model.learning_rate=nan", "model.learning_rate=nan is out of range", "positive"),
+    ("peft.lora_dropout=1", "peft.lora_dropout=1.0 is out of range", "in [0, 1)"),
+    ("model.warmup=1.5", "model.warmup=1.5", "a fraction below 1 or a number of steps"),
+    ("model.warmup=-3", "model.warmup=-3.0", "a fraction below 1 or a number of steps"),
+    ("model.warmup=nan", "model.warmup=nan", "a fraction below 1 or a number of steps"),
+    ("model.warmup=inf", "model.warmup=inf", "a fraction below 1 or a number of steps"),
+    ("model.epochs=-1", "model.epochs=-1.0", "0 (initialise only) or more"),
+    ("init=gaussian init.lora_A_std=inf", "init.lora_A_std=inf", "not negative"),
+    ("optimizer.betas=[0.9]", "optimizer.betas=[0.9]", "two numbers in [0, 1)"),
+    ("optimizer.eps=-1", "optimizer.eps=-1.0", "positive"),
+    ("optimizer=sgd optimizer.momentum=3", "optimizer.momentum=3.0", "in [0, 1)"),
+    # choices
+    ("init.direction=LoRA-0ne", "init.direction=LoRA-0ne is not a choice", "did you mean LoRA-One?"),
+    ("init.scale=stabel", "init.scale=stabel is not a choice", "did you mean stable? valid: gd"),
+    ("++init.weight=stabel", "init.scale=stabel is not a choice", "did you mean stable?"),
+    ("model.scheduler=cosin", "model.scheduler=cosin is not a choice", "did you mean cosine?"),
+    # values together
+    ("model.real_batch_size=30", "model.real_batch_size=30 is not divisible", "=32", "take a multiple of 32"),
+    ("peft.lora_target_modules=q_proj", "='q_proj' must be the word all or a list", "[q_proj,v_proj]"),
+    ("peft.lora_target_modules=[]", "=[] must be the word all or a list", "[q_proj,v_proj]"),
+    ("peft.dora=true", "peft.dora=True is not built yet", "leave peft.dora at its default"),
+    ("init.do_subsampling=true", "init.do_subsampling=true needs a size", "set init.sub_size="),
+    ("init.sub_size=3", "init.sub_size=3 is read only with", "drop init.sub_size"),
+    ("init.iters=null", "init.iters=None", "give both"),
+    ("init.direction=LoRA-GA init.normalize=none", "init.normalize=none is read only by LoRA-One", "drop it"),
+    ("init=svd init.scale=gd", "init.scale=gd is not a choice of init.mode=svd", "valid: default"),
+    ("init.scale=unit init.stable_gamma=3", "init.stable_gamma=3.0", "only with init.scale=stable", "drop one"),
+    ("dataset.train_size=null", "dataset.train_size=null", "set dataset.train_size="),
+    # data, model and folder, looked at before anything is read
+    ("dataset=json", "dataset=json needs the file", "add dataset.path="),
+    ("dataset=gsm8k dataset.path={files}/no.jsonl", "/no.jsonl does not exist", "give a file or folder"),
+    ("model.name={files}/nowhere", "/nowhere: no such folder", "give a hub id, a folder, or bundled/tiny"),
+    ("model.name=bundled/huge", "model.name=bundled/huge: no such folder", "bundled/tiny"),
+    ("model.name={files}/empty", "/empty holds no config.json", "give a Hugging Face model folder"),
+    ("model=llama dataset=gsm8k", "Llama-2-7b-hf has about 7B parameters", "without an accelerator", "model=tiny"),
+    ("wandb.name=a/b", "wandb.name='a/b'", "hold no slash"),
+    ("wandb.project=..", "wandb.project='..'", "folder's name"),
+    ("results_dir=", "results_dir='' is no folder", "set results_dir="),
+    ("results_dir=null", "results_dir=null is no folder", "set results_dir="),
+]
+
+# Found when data, names and shapes are read; still before any weight. The run is on record as failed.
+READING = [
+    ("dataset.families=[gian]", USAGE, "dataset.families: gian is not a family", "did you mean gain?"),
+    ("dataset.families=[]", USAGE, "dataset.families=[]", "must name at least one of gain"),
+    ("init.direction=LoRA-GA peft.lora_r=65", USAGE, "peft.lora_r=65 x 2", "min(m, n)=128", "lower peft.lora_r"),
+    ("peft.lora_r=5000", USAGE, "peft.lora_r=5000 exceeds min(m, n)=128 of model.layers.0", "lower peft.lora_r"),
+    ("peft.lora_target_modules=[q_prj]", USAGE, "q_prj matches no linear layer", "did you mean q_proj?"),
+    ("dataset.chat_template=true", USAGE, "dataset.chat_template=true", "no chat format", "drop it"),
+    ("model.max_length=4", FAILURE, "none of the 48 examples", "max_length=4", "raise model.max_length"),
+    ("dataset.max_tokens=2", FAILURE, "dataset.max_tokens=2", "raise dataset.max_tokens"),
+    (JSON + "gsm8k.jsonl", USAGE, "no column prompt, response; it has question, answer", "dataset.prompt="),
+    (JSON + "hello.txt", USAGE, "hello.txt: format not known", "json, jsonl, csv"),
+    (JSON + "untrained", USAGE, "no file that begins with 'train'", "holds test.jsonl", "give the file itself"),
+    (JSON + "twice", USAGE, "several files for 'train' (train.csv, train.jsonl)", "give one of them"),
+    (JSON + "empty.jsonl", FAILURE, "empty.jsonl is empty", "give a file with examples"),
+    (JSON + "empty.jsonl.gz", FAILURE, "empty.jsonl.gz holds no rows", "give a file with examples"),
+    (JSON + "header.csv", FAILURE, "header.csv holds no rows", "give a file with examples"),
+    (JSON + "random.jsonl", FAILURE, "random.jsonl cannot be read as json", "check the file"),
+    (JSON + "cut.jsonl", FAILURE, "/cut.jsonl cannot be read as json", "row 1", "check the file"),
+    (JSON + "cut.jsonl.gz", FAILURE, "cut.jsonl.gz cannot be read as json", "check the file"),
+    ("dataset=gsm8k model=tiny", FAILURE, "openai/gsm8k cannot be loaded from the hub", "dataset.path="),
+    ("model.name=nobody/nothing", FAILURE, "model nobody/nothing cannot be loaded", "give a local folder"),
+    ("model.name={files}/cut-header", FAILURE, "not a readable safetensors file", "fetch it again"),
+]
+
+# Found with the model in hand.
+RUNNING = [
+    ("init.bsz=10 init.iters=10", USAGE, "init.bsz x init.iters=100 exceeds the 48 training examples", "lower it"),
+    ("init.do_subsampling=true init.sub_size=49", USAGE, "init.sub_size=49 exceeds the 48", "lower it"),
+    ("init.max_length=3", FAILURE, "none of the 8 examples", "max_length=3", "init.max_length"),
+    ("model.name={files}/cut-weights", FAILURE, "/cut-weights cannot be loaded", "give a local folder"),
+]
+
+EVALUATION = [
+    ("", USAGE, "nothing to evaluate", "--model_name="),
+    ("--model_name=bundled/tiny --limit=0", USAGE, "--limit=0 must be at least 1"),
+    ("--model_name=bundled/tiny --temperature=0", USAGE, "--temperature=0.0 must be positive", "leave it out"),
+    ("--model_name=bundled/tiny --top_p=0.5", USAGE, "--top_p=0.5", "needs --temperature"),
+    ("--model_name=bundled/tiny --data_path={files}/no", USAGE, "--data_path=", "/no does not exist"),
+    ("--adapter={files}/empty " + EVAL, USAGE, "/empty holds no adapter_config.json", "adapter/ folder of a run"),
+    ("--model_name={files}/nowhere " + EVAL, USAGE, "/nowhere: no such folder", "give a hub id"),
+    ("--rescore={files}/gsm8k.jsonl", USAGE, "gsm8k.jsonl, line 1: not a prediction", "wanted are id, prompt"),
+    ("--model_name=bundled/tiny --data_path={files}/json.jsonl", USAGE, "no column question, answer", "it has prompt"),
+    ("--model_name=bundled/tiny --data_path={files}/cut.jsonl.gz", FAILURE, "cannot be read as json", "check the file"),
+]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Broken data and models."""
+    folder = tmp_path_factory.mktemp("files")
+    problems = "".join(json.dumps({"question": f"{i}+0?", "answer": f"#### {i}"}) + "\n" for i in range(50))
+    rows = '{"prompt": "a", "response": "b"}\n'
+    texts = {
+        "gsm8k.jsonl": problems,
+        "json.jsonl": rows,
+        "hello.txt": "hello",
+        "empty.jsonl": "",
+        "header.csv": "prompt,response\n",
+        "cut.jsonl": rows + rows[:15],
+        "untrained/test.jsonl": rows,
+        "twice/train.jsonl": rows,
+        "twice/train.csv": "prompt,response\na,b\n",
+        "empty/notes": "",
+    }
+    for name, text in texts.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    (folder / "random.jsonl").write_bytes(random.Random(0).randbytes(4000))
+    packed = gzip.compress(problems.encode())
+    (folder / "cut.jsonl.gz").write_bytes(packed[: len(packed) // 2])
+    (folder / "empty.jsonl.gz").write_bytes(gzip.compress(b""))
+    for name, size in (("cut-header", 50), ("cut-weights", -1000)):
+        shutil.copytree(models.BUNDLED / "tiny", folder / name)
+        weights = folder / name / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:size])
+    return folder
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch, capfd, files):
+    """Run run_exp.py: exit code, the lines of stderr, and what was left in the results folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # datasets logs to the stderr of an earlier test, now closed
+
+    def run(line: str, *defaults: str) -> tuple[int, list[str], list[Path]]:
+        results = tmp_path / "results"
+        arguments = [argument.replace("{files}", str(files)) for argument in line.split(" ")]
+        given = {argument.partition("=")[0] for argument in arguments}
+        defaults = [argument for argument in defaults if argument.partition("=")[0] not in given]
+        own = ["wandb.mode=disabled"] + ([] if "results_dir" in given else [f"results_dir={results}"])
+        monkeypatch.setattr(sys, "argv", ["run_exp.py", *arguments, *own, *defaults])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(ROOT / "run_exp.py"), run_name="__main__")
+        said = capfd.readouterr().err.splitlines()
+        return stop.value.code, said, sorted(tmp_path.rglob("*"))
+
+    return run
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+    def load_model(*_, **__):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(models, "load_model", load_model)
+    monkeypatch.setattr(models, "device", lambda wanted=None: models.torch.device("cpu"))
+
+
+def is_one_line(said: list[str], fragments: tuple[str, ...], *, alone: bool) -> None:
+    """The error is the last line, its fragments in this order; alone: nothing else was said."""
+    print(said[-1])
+    pattern = "error: .*" + ".*".join(map(re.escape, fragments))
+    assert re.match(pattern, said[-1]), (said[-1], fragments)
+    assert not any(text.startswith(("error:", "Traceback")) for text in said[:-1]), "one message, no traceback"
+    if alone:
+        assert len(said) == 1, said
+
+
+@pytest.mark.parametrize(("line", "fragments"), [(row[0], row[1:]) for row in CONFIGURATION], ids=lambda x: str(x)[:40])
+def test_wrong_configuration(line, fragments, program, no_weights):
+    code, said, left = program(line)
+    is_one_line(said, fragments, alone=True)
+    assert code == USAGE
+    assert [path for path in left if path.name != "results"] == [], "no run folder for what was never run"
+
+
+def small() -> list[str]:
+    """Defaults of a small experiment, for what is found on the way."""
+    sizes = ["dataset.train_size=48", "dataset.validation_size=8", "dataset.accuracy_examples=0"]
+    return [*sizes, "model.epochs=0"]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected", "fragments"), [(*row[:2], row[2:]) for row in READING], ids=lambda x: str(x)[:40]
+)
+def test_wrong_data_names_and_shapes(line, expected, fragments, program, no_weights):
+    code, said, left = program(line, *small())
+    is_one_line(said, fragments, alone=False)
+    assert code == expected
+    for record in (path for path in left if path.name == "run.json"):
+        assert json.loads(record.read_text())["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("line", "expected", "fragments"), [(*row[:2], row[2:]) for row in RUNNING], ids=lambda x: str(x)[:40]
+)
+def test_what_only_the_run_can_find(line, expected, fragments, program):
+    code, said, left = program(line, *small())
+    is_one_line(said, fragments, alone=False)
+    assert code == expected
+    (record,) = (path for path in left if path.name == "run.json")
+    assert json.loads(record.read_text())["status"] == "failed"
+    assert not any(path.name == "adapter" for path in left)
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_results_that_cannot_be_written(place, tmp_path, program, no_weights):
+    """Below a regular file, which not even root can write to."""
+    (tmp_path / "file").write_text("precious")
+    code, said, _ = program(f"results_dir={tmp_path / place}")
+    is_one_line(said, (str(tmp_path / place), "cannot be written", "set results_dir=<a writable folder>"), alone=True)
+    assert code == FAILURE and (tmp_path / "file").read_text() == "precious"
+
+
+def test_a_run_folder_held_by_another_process(tmp_path, program, no_weights):
+    run = small_run(tmp_path / "results")
+    identity = config_hash(run.to_dict(), local_fingerprints(run.to_dict(), models.local_folder(run.model.name)))
+    folder = folder_of(run, identity)
+    folder.mkdir(parents=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        line = f"model.name={run.model.name} dataset.train_size=48 dataset.validation_size=8 model.real_batch_size=8"
+        code, said, _ = program(f"{line} model.per_device_batch_size=8")
+    is_one_line(said, ("another process is running in", str(folder), "wait for it"), alone=True)
+    assert code == FAILURE and not (folder / "run.json").exists()
+
+
+def test_one_wrong_job_of_a_sweep_does_not_stop_the_next(program, no_weights):
+    code, said, _ = program("-m seed=-1,-2")
+    assert code == USAGE and [text.split(" ")[1] for text in said] == ["seed=-1", "seed=-2"]
+
+
+def test_the_traceback_is_shown_on_demand(program, no_weights, monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    code, said, _ = program("seed=-1")
+    assert code == USAGE and said[0].startswith("Traceback") and said[-1].startswith("error: seed=-1 ")
+
+
+@pytest.mark.parametrize(
+    ("line", "expected", "fragments"), [(*row[:2], row[2:]) for row in EVALUATION], ids=lambda x: str(x)[:40]
+)
+def test_wrong_evaluation(line, expected, fragments, files, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    code = evaluate("gsm8k", line.format(files=files, results=tmp_path / "eval").split())
+    is_one_line(capfd.readouterr().err.splitlines(), fragments, alone=False)
+    assert code == expected and list(tmp_path.rglob("*")) == []
+
+
+def test_an_evaluation_never_overwrites_the_results_of_another(files, tmp_path, capfd, no_weights):
+    report = {"model": "another", "settings": {}, "provenance": {"fingerprints": {}}}
+    (tmp_path / "metrics.json").write_text(json.dumps(report))
+    (tmp_path / "predictions.jsonl").write_text("precious")
+    options = ["--model_name=bundled/tiny", f"--data_path={files / 'gsm8k.jsonl'}", f"--output_dir={tmp_path}"]
+    assert evaluate("gsm8k", options) == USAGE
+    is_one_line(capfd.readouterr().err.splitlines(), ("another model or other settings", "--overwrite"), alone=True)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == report
+    assert (tmp_path / "predictions.jsonl").read_text() == "precious"

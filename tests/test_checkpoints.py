@@ -1,0 +1,66 @@
+"""Merging and saving."""
+
+import pytest
+import torch
+from conftest import random_llama, run_config
+
+from lora_one import adapters
+from lora_one.checkpoints import load_adapter, merge_adapter, save_adapter, whole_folder
+from lora_one.errors import RunError, UsageError
+
+IDS = torch.arange(3, 40).reshape(1, -1)
+
+
+def adapted(dtype=torch.float32, **changes):
+    """A random model with random factors of both sides, as after some training."""
+    run = run_config("init=default", "init.lora_B=zeros")
+    model = adapters.wrap(random_llama(**changes).to(dtype), run.peft, "fp32")
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.05
+    return model.eval()
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.float64, 1e-9)])
+@torch.no_grad()
+def test_merged_logits_are_the_adapted_ones(dtype, bound):
+    model = adapted(dtype)
+    if dtype == torch.float64:
+        model = model.double()
+    expected = model(IDS).logits
+    merged = merge_adapter(model)
+    assert not any("lora" in name for name, _ in merged.named_parameters())
+    assert (merged(IDS).logits - expected).abs().max() <= bound * expected.abs().max()
+
+
+def test_merge_is_the_formula_rounded_once():
+    """bf16: round(W + s B A), not round(W + round(s B A))."""
+    model = adapted(torch.bfloat16)
+    layer = model.base_model.model.model.layers[1].mlp.down_proj
+    W, A, B = layer.base_layer.weight.float(), layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    expected = (W + 16 / 8**0.5 * B @ A).bfloat16()
+    twice = W.bfloat16() + (16 / 8**0.5 * B @ A).bfloat16()
+    merged = merge_adapter(model).model.layers[1].mlp.down_proj.weight
+    assert torch.equal(merged, expected) and not torch.equal(twice, expected)
+
+
+def test_adapter_of_another_model_is_refused(tmp_path):
+    save_adapter(adapted(), tmp_path / "adapter")
+    with pytest.raises(UsageError, match="does not fit this model"):
+        load_adapter(random_llama(intermediate_size=64), tmp_path / "adapter")
+    with pytest.raises(UsageError, match=r"holds no adapter_config\.json"):
+        load_adapter(random_llama(), tmp_path)
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    place = tmp_path / "adapter"
+    with whole_folder(place) as folder:
+        (folder / "old").touch()
+    with pytest.raises(ZeroDivisionError), whole_folder(place) as folder:
+        (folder / "new").touch()
+        raise ZeroDivisionError
+    assert [file.name for file in place.iterdir()] == ["old"]
+    with pytest.raises(RunError, match=r"cannot be written \(No space left"), whole_folder(place):
+        raise OSError(28, "No space left on device")
+    assert [file.name for file in tmp_path.iterdir()] == ["adapter"], "nothing is left lying about"
