@@ -56,15 +56,16 @@ def experiment(run: RunConfig, folder: "RunFolder", identity: str, fingerprints:
     from lora_one.inits import build_init
     from lora_one.seeding import seed_everything
 
-    with stages.recorded(run, folder, identity, fingerprints) as tracker:
-        tokenizer = models.load_tokenizer(run.model.name, run.model.revision)
-        splits = load_dataset(run.dataset, tokenizer, run.model.max_length)
-        skeleton = models.load_skeleton(run.model.name, run.model.revision)
-        adapters.target_layers(skeleton, run.peft, build_init(run.init))
-        base = models.load_model(run.model.name, run.model.revision, dtype=stages.base_dtype(run))
-        validation = Validation(run, splits, tokenizer)
+    tokenizer = models.load_tokenizer(run.model.name, run.model.revision)
+    skeleton = models.load_skeleton(run.model.name, run.model.revision)
+    adapters.target_layers(skeleton, run.peft, build_init(run.init))
+    splits = load_dataset(run.dataset, tokenizer, run.model.max_length)
+    probe = stages.draw_probe(run, splits, tokenizer)
+    base = models.load_model(run.model.name, run.model.revision, dtype=stages.base_dtype(run))
+    validation = Validation(run, splits, tokenizer)
+    with stages.recorded(run, folder, identity, fingerprints) as tracker:  # what stood there before goes only now
         seed_everything(run.seed)
-        model = stages.initialise(run, folder, base, splits, tokenizer, validation, tracker)
+        model = stages.initialise(run, folder, base, splits, probe, validation, tracker)
         seed_everything(run.seed)  # dropout and order are the same whatever the initialisation drew
         stages.fine_tune(run, folder, model, splits, tokenizer, validation, tracker)
         stages.save(run, folder, model, tokenizer)

@@ -25,7 +25,7 @@ class DatasetConfig:
     max_train_samples: int | None
     max_eval_samples: int | None
     train_size: int | None  # the published sizes; smaller sources are split in the same proportion
-    validation_size: int | None
+    validation_size: float | None  # below 1 a share of all examples
     max_tokens: int | None  # longer examples (prompt and response) are left out
     shuffle_seed: int | None  # null keeps the file's order
     chat_template: bool
@@ -270,7 +270,7 @@ RANGES: dict[str, tuple[str, Any]] = {
     "dataset.max_train_samples": ("at least 1", lambda v: v >= 1),
     "dataset.max_eval_samples": ("at least 1", lambda v: v >= 1),
     "dataset.train_size": ("at least 1", lambda v: v >= 1),
-    "dataset.validation_size": ("at least 1", lambda v: v >= 1),
+    "dataset.validation_size": ("a share below 1 or a number of examples", lambda v: 0 < v < 1 or v == int(v) >= 1),
     "dataset.max_tokens": ("at least 2", lambda v: v >= 2),
     "dataset.accuracy_examples": ("0 (none) or more", lambda v: v >= 0),
     "dataset.max_new_tokens": ("at least 1", lambda v: v >= 1),
@@ -457,8 +457,10 @@ def check_arithmetic(dataset: ArithmeticConfig) -> None:
     if dataset.path is not None:
         return
     for key in ("train_size", "validation_size"):
-        if getattr(dataset, key) is None:
-            raise UsageError(f"dataset.{key}=null: generated problems need a number; set dataset.{key}=<examples>")
+        size = getattr(dataset, key)
+        if size is None or size < 1:
+            shown = "null" if size is None else size
+            raise UsageError(f"dataset.{key}={shown}: generated problems need a number; set dataset.{key}=<examples>")
 
 
 def check_names(run: RunConfig) -> None:

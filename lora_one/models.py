@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import psutil
@@ -155,7 +156,7 @@ def load_skeleton(name: str, revision: str | None = None) -> nn.Module:
 
 
 def cannot_load(name: str, what: str, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:200]
+    reason = shorten(" ".join(str(error).split()), width=200, placeholder=" ...")
     return (
         f"{what} of model {name} cannot be loaded ({reason}): give a local folder, or a hub id where there is a "
         "network (and, for gated models, a login)"

@@ -51,12 +51,22 @@ def base_dtype(run: RunConfig) -> str:
     return "bf16" if run.model.bf16 else "fp32"
 
 
+def draw_probe(run: RunConfig, splits: Splits, tokenizer: Any) -> adapters.Probe | None:
+    """What the initialisation's gradient is taken over; None for a method without one."""
+    if not build_init(run.init).needs_gradient:
+        return None
+    settings = StepSettings(
+        tolerance=run.init.tolerance, memory=run.init.memory, checkpointing=run.model.gradient_checkpointing
+    )
+    return adapters.Probe(probe_batches(run, splits.train_texts, tokenizer), run.init.reduction, settings)
+
+
 def initialise(
     run: RunConfig,
     folder: RunFolder,
     base: nn.Module,
     splits: Splits,
-    tokenizer: Any,
+    probe: adapters.Probe | None,
     validation: Validation,
     tracker: Tracker,
 ) -> nn.Module:
@@ -70,13 +80,6 @@ def initialise(
     if validation.asked:
         evaluations["start"] = validation(base)
     method = build_init(run.init)
-    probe = None
-    if method.needs_gradient:
-        settings = StepSettings(
-            tolerance=run.init.tolerance, memory=run.init.memory, checkpointing=run.model.gradient_checkpointing
-        )
-        batches = probe_batches(run, splits.train_texts, tokenizer)
-        probe = adapters.Probe(batches, run.init.reduction, settings)
     started = time.perf_counter()
     model, start = adapters.attach_adapters(base, run.peft, method, probe, seed=init_seed(run), dtype=run.init.dtype)
     seconds = time.perf_counter() - started

@@ -19,6 +19,7 @@ import pytest
 from conftest import ROOT, small_run
 
 from lora_one import models
+from lora_one.errors import RunError
 from lora_one.evaluation.command import main as evaluate
 from lora_one.provenance import config_hash, local_fingerprints
 from lora_one.run_folder import folder_of
@@ -108,7 +109,7 @@ CONFIGURATION = [
     ("results_dir=null", "results_dir=null is no folder", "set results_dir="),
 ]
 
-# Found when data, names and shapes are read; still before any weight. The run is on record as failed.
+# Found when data, names and shapes are read; still before any weight, and nothing is on record.
 READING = [
     ("dataset.families=[gian]", USAGE, "dataset.families: gian is not a family", "did you mean gain?"),
     ("dataset.families=[]", USAGE, "dataset.families=[]", "must name at least one of gain"),
@@ -130,15 +131,11 @@ READING = [
     (JSON + "cut.jsonl.gz", FAILURE, "cut.jsonl.gz cannot be read as json", "check the file"),
     ("dataset=gsm8k model=tiny", FAILURE, "openai/gsm8k cannot be loaded from the hub", "dataset.path="),
     ("model.name=nobody/nothing", FAILURE, "model nobody/nothing cannot be loaded", "give a local folder"),
-    ("model.name={files}/cut-header", FAILURE, "not a readable safetensors file", "fetch it again"),
-]
-
-# Found with the model in hand.
-RUNNING = [
     ("init.bsz=10 init.iters=10", USAGE, "init.bsz x init.iters=100 exceeds the 48 training examples", "lower it"),
     ("init.do_subsampling=true init.sub_size=49", USAGE, "init.sub_size=49 exceeds the 48", "lower it"),
-    ("init.max_length=3", FAILURE, "none of the 8 examples", "max_length=3", "init.max_length"),
-    ("model.name={files}/cut-weights", FAILURE, "/cut-weights cannot be loaded", "give a local folder"),
+    ("init.max_length=3", FAILURE, "max_length=3", "init.max_length"),
+    ("dataset.train_size=3000000", USAGE, "size=3000008 is more than 100000 for each family", "lower it"),
+    ("model.name={files}/cut-header", FAILURE, "not a readable safetensors file", "fetch it again"),
 ]
 
 EVALUATION = [
@@ -149,6 +146,9 @@ EVALUATION = [
     ("--model_name=bundled/tiny --data_path={files}/no", USAGE, "--data_path=", "/no does not exist"),
     ("--adapter={files}/empty " + EVAL, USAGE, "/empty holds no adapter_config.json", "adapter/ folder of a run"),
     ("--model_name={files}/nowhere " + EVAL, USAGE, "/nowhere: no such folder", "give a hub id"),
+    ("--rescore={files}/random.jsonl", USAGE, "random.jsonl is no text", "predictions.jsonl"),
+    ("--rescore={files}/empty", USAGE, "/empty is no file", "predictions.jsonl"),
+    ("--model_name=bundled/tiny --temperature=nan", USAGE, "--temperature=nan must be positive", "leave it out"),
     ("--rescore={files}/gsm8k.jsonl", USAGE, "gsm8k.jsonl, line 1: not a prediction", "wanted are id, prompt"),
     ("--model_name=bundled/tiny --data_path={files}/json.jsonl", USAGE, "no column question, answer", "it has prompt"),
     ("--model_name=bundled/tiny --data_path={files}/cut.jsonl.gz", FAILURE, "cannot be read as json", "check the file"),
@@ -248,20 +248,26 @@ def test_wrong_data_names_and_shapes(line, expected, fragments, program, no_weig
     code, said, left = program(line, *small())
     is_one_line(said, fragments, alone=False)
     assert code == expected
-    for record in (path for path in left if path.name == "run.json"):
-        assert json.loads(record.read_text())["status"] == "failed"
+    assert not any(path.name == "run.json" for path in left)
 
 
-@pytest.mark.parametrize(
-    ("line", "expected", "fragments"), [(*row[:2], row[2:]) for row in RUNNING], ids=lambda x: str(x)[:40]
-)
-def test_what_only_the_run_can_find(line, expected, fragments, program):
-    code, said, left = program(line, *small())
-    is_one_line(said, fragments, alone=False)
-    assert code == expected
-    (record,) = (path for path in left if path.name == "run.json")
-    assert json.loads(record.read_text())["status"] == "failed"
-    assert not any(path.name == "adapter" for path in left)
+def test_weights_that_do_not_load(program):
+    code, said, left = program("model.name={files}/cut-weights", *small())
+    is_one_line(said, ("/cut-weights cannot be loaded", "give a local folder"), alone=False)
+    assert code == FAILURE and not any(path.name == "run.json" for path in left)
+
+
+def test_overwrite_keeps_the_finished_run_until_the_new_one_can_begin(tmp_path, program, files, monkeypatch):
+    """The data cannot be read this time: what was finished stays."""
+    rows = tmp_path / "rows.jsonl"
+    shutil.copy(files / "gsm8k.jsonl", rows)
+    line = f"dataset=gsm8k model=tiny dataset.path={rows} model.epochs=0 model.real_batch_size=32"
+    assert program(line)[0] == 0
+    (record,) = (tmp_path / "results").rglob("run.json")
+    before = record.read_bytes()
+    monkeypatch.setattr(models, "load_model", lambda *_, **__: (_ for _ in ()).throw(RunError("no memory")))
+    assert program(line + " overwrite=true")[0] == FAILURE
+    assert record.read_bytes() == before and (record.parent / "adapter").exists()
 
 
 @pytest.mark.parametrize("place", ["file", "file/below"])

@@ -12,7 +12,7 @@ from conftest import ROOT, small_run
 sys.path.insert(0, str(ROOT))
 
 import run_exp
-from lora_one import checkpoints, cli, stages, training
+from lora_one import adapters, checkpoints, cli, stages, training
 from lora_one.errors import RunError
 from lora_one.models import load_model
 from lora_one.run_folder import RunFolder
@@ -177,7 +177,7 @@ def test_killed_between_checkpoints_it_goes_on_and_ends_the_same(tmp_path, llama
     with pytest.raises(KeyboardInterrupt):
         run_exp.execute(run)
     monkeypatch.setattr(training.Recorder, "on_log", original)
-    monkeypatch.setattr(stages, "build_init", None)  # what was initialised is not initialised again
+    monkeypatch.setattr(adapters, "attach_adapters", None)  # what was initialised is not initialised again
     resumed = finish(run)
     name = "adapter_model.safetensors"
     assert (resumed.adapter / name).read_bytes() == (straight.adapter / name).read_bytes()

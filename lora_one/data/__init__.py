@@ -70,16 +70,20 @@ def load_dataset(config: DatasetConfig, tokenizer: Any, max_length: int) -> Spli
 
 
 def split(
-    examples: list[Example], train_size: int | None, validation_size: int | None
+    examples: list[Example], train_size: int | None, validation_size: float | None
 ) -> tuple[list[Example], list[Example]]:
-    """First train, then validation; in the proportion of the sizes where there are too few for both."""
+    """First train, then validation; in the proportion of the sizes where there are too few for both.
+
+    validation_size: a number of examples, or below 1 a share of all. train_size: null = all the others.
+    """
     validation_size = validation_size or 0
-    train_size = train_size if train_size is not None else max(len(examples) - validation_size, 0)
-    wanted = train_size + validation_size
+    held_out = int(len(examples) * validation_size) if validation_size < 1 else int(validation_size)
+    train_size = train_size if train_size is not None else max(len(examples) - held_out, 0)
+    wanted = train_size + held_out
     if wanted > len(examples):
-        validation_size = len(examples) * validation_size // wanted
-        train_size = len(examples) - validation_size
-    return examples[:train_size], examples[train_size : train_size + validation_size]
+        held_out = len(examples) * held_out // wanted
+        train_size = len(examples) - held_out
+    return examples[:train_size], examples[train_size : train_size + held_out]
 
 
 def shorter_than(examples: list[Example], tokens: int, tokenizer: Any, *, chat: bool) -> list[Example]:

@@ -38,6 +38,7 @@ CHANGES = range(2, 10)
 
 # Draws without a new problem after which a family counts as exhausted; the smallest family has over 100,000.
 MAX_FRUITLESS_DRAWS = 10_000
+MOST = 100_000
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,8 @@ def generate(families: Sequence[str], size: int, seed: int, exclude: Collection[
     Raises ValueError: no family or an unknown one, a negative size, or a family out of new questions.
     """
     check_request(families, size)
+    if size > MOST * len(set(families)):
+        raise ValueError(f"size={size} is more than {MOST} for each family named: lower it or name more families")
     rng = random.Random(seed)
     used = set(exclude)
     rows = []

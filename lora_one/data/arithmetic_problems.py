@@ -18,7 +18,7 @@ def examples(config: ArithmeticConfig) -> list[Example]:
         if family not in FAMILIES:
             raise UsageError(f"dataset.families: {family} is not a family of problems; {nearest(family, FAMILIES)}")
     try:
-        rows = generate(config.families, config.train_size + (config.validation_size or 0), config.data_seed)
+        rows = generate(config.families, config.train_size + int(config.validation_size), config.data_seed)
     except ValueError as error:
         raise UsageError(f"dataset.families={config.families}: {error}") from error
     return [example_of(row) for row in rows]

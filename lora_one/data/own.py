@@ -8,4 +8,4 @@ from lora_one.types import Example
 def examples(config: OwnDataConfig) -> list[Example]:
     """Rows with an empty prompt or response are kept here and counted by the encoding."""
     rows = read_rows(None, config.path, "train", [config.prompt, config.response])
-    return [Example(str(row[config.prompt] or ""), str(row[config.response] or "")) for row in rows]
+    return [Example(row[config.prompt], row[config.response]) for row in rows]

@@ -1,5 +1,6 @@
 """Rows of a split, from a local file or folder or from the hub, read by the datasets library."""
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +12,8 @@ Hub = tuple[str, str | None]  # id and configuration
 FORMATS = {"json": "json", "jsonl": "json", "csv": "csv", "tsv": "csv", "parquet": "parquet"}
 
 
-def read_rows(hub: Hub | None, path: str | None, split: str, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows of ``split``, with ``columns``, from a local file or folder or (path None) from the hub.
+def read_rows(hub: Hub | None, path: str | None, split: str, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Rows of ``split``, with ``columns`` as text, from a local file or folder or (path None) from the hub.
 
     Raises UsageError: no such file, a format not known, a column missing.  RunError: unreadable, empty, or a
     hub that cannot be reached.
@@ -29,7 +30,14 @@ def read_rows(hub: Hub | None, path: str | None, split: str, columns: Sequence[s
     rows = table.select_columns(list(columns)).to_list()
     if not rows:
         raise RunError(f"{where} holds no rows: give a file with examples")
-    return rows
+    return [{column: as_text(row[column]) for column in columns} for row in rows]
+
+
+def as_text(value: Any) -> str:
+    """A cell as text: a number as it is written, null as nothing, anything nested as JSON."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def split_files(path: Path, split: str) -> list[Path]:

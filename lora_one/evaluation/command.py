@@ -5,6 +5,8 @@ torch and the model come in late, so that --help and a mistyped option answer at
 
 import argparse
 import json
+import math
+import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -75,15 +77,13 @@ def evaluate_task(task: str, arguments: Sequence[str]) -> int:
     check(options)
     started = time.perf_counter()
     output = output_folder(task, options)
-    if options.rescore:
-        predictions = rescored(benchmark, Path(options.rescore))
-    else:
-        finished = finished_before(output, options)
-        if finished:
-            print(f"{output / 'metrics.json'} is there already, of the same model and settings (--overwrite to redo)")
-            show(task, finished)
-            return 0
-        predictions = predicted(benchmark, options)
+    finished = finished_before(output, options)
+    if finished:
+        print(f"{output / 'metrics.json'} is there already, of the same model and settings (--overwrite to redo)")
+        show(task, finished)
+        return 0
+    check_writable(output)
+    predictions = rescored(benchmark, Path(options.rescore)) if options.rescore else predicted(benchmark, options)
     metrics, counts = benchmark.summarize(predictions)
     report = {
         "task": task,
@@ -94,6 +94,7 @@ def evaluate_task(task: str, arguments: Sequence[str]) -> int:
         "seconds": time.perf_counter() - started,
         "provenance": provenance(data_fingerprints(options)),
     }
+    output.mkdir(parents=True, exist_ok=True)
     write_lines(output / "predictions.jsonl", predictions)
     write_json(output / "metrics.json", report)
     if options.wandb_name:
@@ -112,15 +113,17 @@ def check(options: argparse.Namespace) -> None:
     for name in ("limit", "batch_size", "max_new_tokens"):
         value = getattr(options, name)
         if value is not None and value < 1:
-            raise UsageError(f"--{name}={value} must be at least 1")
-    if options.temperature is not None and options.temperature <= 0:
+            raise UsageError(f"--{name}={value} must be at least 1: give a larger number or leave it out")
+    if options.temperature is not None and not (0 < options.temperature < math.inf):
         raise UsageError(f"--temperature={options.temperature} must be positive; leave it out for greedy decoding")
     if options.top_p is not None and not (options.temperature and 0 < options.top_p <= 1):
         raise UsageError(f"--top_p={options.top_p} must lie in (0, 1] and needs --temperature")
     for name in ("adapter", "data_path", "rescore"):
         value = getattr(options, name)
         if value is not None and not Path(value).expanduser().exists():
-            raise UsageError(f"--{name}={value} does not exist (looked in {Path.cwd()})")
+            raise UsageError(f"--{name}={value} does not exist (looked in {Path.cwd()}): give what there is")
+    if options.rescore and not Path(options.rescore).is_file():
+        raise UsageError(f"--rescore={options.rescore} is no file: give the predictions.jsonl of an evaluation")
 
 
 def output_folder(task: str, options: argparse.Namespace) -> Path:
@@ -149,6 +152,8 @@ def identity(options: argparse.Namespace) -> str:
 def finished_before(output: Path, options: argparse.Namespace) -> dict[str, Any] | None:
     """The report of the same evaluation, if it is finished. Raises UsageError: another one's results are there."""
     file = output / "metrics.json"
+    if options.rescore and (output / "predictions.jsonl").resolve() == Path(options.rescore).resolve():
+        raise UsageError(f"--output_dir={output} holds the file that is rescored: give another folder")
     if options.overwrite or not file.exists():
         return None
     report = json.loads(file.read_text())
@@ -170,7 +175,11 @@ def data_fingerprints(options: argparse.Namespace) -> dict[str, str]:
 def rescored(benchmark: Any, file: Path) -> list[dict[str, Any]]:
     """Raises UsageError: a line lacks what is scored."""
     predictions = []
-    for number, text in enumerate(file.read_text().rstrip("\n").split("\n"), start=1):
+    try:
+        lines = file.read_text().rstrip("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--rescore={file} is no text: give the predictions.jsonl of an evaluation") from error
+    for number, text in enumerate(lines, start=1):
         try:
             line = json.loads(text)
             scored = benchmark.score(line["id"], line["prompt"], line["completion"], line["gold"])
@@ -229,12 +238,15 @@ def load(options: argparse.Namespace) -> tuple[Any, Any]:
     return model.eval(), load_tokenizer(name)
 
 
+def check_writable(output: Path) -> None:
+    """Before the work, not after it. Raises RunError."""
+    there = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise RunError(f"{output} cannot be written ({there} is no writable folder): give --output_dir=<one that is>")
+
+
 def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    except OSError as error:
-        raise RunError(f"{path} cannot be written ({error.strerror}): give --output_dir=<a writable folder>") from error
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
 def show(task: str, report: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from conftest import run_config, shared
 
 from lora_one.data import load_dataset, meta_math, split
 from lora_one.data.arithmetic import generate_meta_math
+from lora_one.data.sources import as_text
 from lora_one.errors import UsageError
 from lora_one.types import Example
 
@@ -68,7 +69,13 @@ def test_limits_cut_after_the_split(tmp_path, tokenizer):
 
 @pytest.mark.parametrize(
     ("rows", "sizes", "expected"),
-    [(10, (6, 2), (6, 2)), (10, (100, 10), (10, 0)), (110, (1000, 100), (100, 10)), (5, (None, 2), (3, 2))],
+    [
+        (10, (6, 2), (6, 2)),
+        (10, (100, 10), (10, 0)),
+        (110, (1000, 100), (100, 10)),
+        (5, (None, 2), (3, 2)),
+        (50, (None, 0.1), (45, 5)),
+    ],
 )
 def test_split_sizes(rows, sizes, expected):
     examples = [Example(str(i), str(i)) for i in range(rows)]
@@ -144,3 +151,21 @@ def test_real_meta_math_rows():
     for row, example in zip(rows, examples, strict=True):
         if example is not None:
             assert example.response.endswith(f"#### {example.gold}") and row["query"] in example.prompt
+
+
+def test_cells_become_text(tmp_path, tokenizer):
+    """A number is its digits (0 too), null is an empty answer and dropped, a list is JSON."""
+    rows = [{"prompt": "a", "response": value} for value in (0, 2.5, None, [1, "x"])]
+    path = tmp_path / "mine.parquet"
+    import pandas
+
+    pandas.DataFrame({"prompt": ["a"] * 3, "response": [0, 1, 7]}).to_parquet(path)
+    config = dataset("dataset=json", f"dataset.path={path}", "dataset.validation_size=null")
+    assert [e.response for e in load_dataset(config, tokenizer, 64).train_texts] == ["0", "1", "7"]
+    assert [as_text(row["response"]) for row in rows] == ["0", "2.5", "", '[1, "x"]']
+
+
+def test_own_data_holds_a_tenth_out(tmp_path, tokenizer):
+    path = write(tmp_path / "mine.jsonl", [{"prompt": f"a{i}", "response": "b"} for i in range(1000)])
+    splits = load_dataset(dataset("dataset=json", f"dataset.path={path}"), tokenizer, 64)
+    assert (len(splits.train_texts), len(splits.validation_texts)) == (900, 100)
