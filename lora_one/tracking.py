@@ -17,29 +17,23 @@ class Tracker:
         self.active = main_process
         self.wandb_run: Any = None
 
-    def start_wandb(self, run: RunConfig, folder: Path, config_hash: str, job_type: str = "train") -> None:
+    def start_wandb(self, run: RunConfig, folder: Path, config_hash: str) -> None:
         """Open the W&B run; a W&B that cannot start is a warning, not the end of the run."""
         if not self.active or run.wandb.mode == "disabled":
             return
-        import wandb
-
-        try:
-            self.wandb_run = wandb.init(
-                project=run.wandb.project,
-                entity=run.wandb.entity,
-                name=f"{folder.parent.name}-s{run.seed}",
-                group=run.wandb.group or config_hash[:8],
-                job_type=job_type,
-                tags=run.wandb.tags,
-                mode=run.wandb.mode,
-                dir=folder,
-                id=f"{config_hash[:12]}-{run.seed}",
-                resume="allow" if run.wandb.mode == "online" else None,
-                config=run.to_dict(),
-                settings=wandb.Settings(silent=True, console="off"),
-            )
-        except (wandb.Error, OSError) as error:
-            warnings.warn(f"W&B could not start, the run goes on without it: {error}", stacklevel=2)
+        self.wandb_run = _wandb_run(
+            project=run.wandb.project,
+            entity=run.wandb.entity,
+            name=f"{folder.parent.name}-s{run.seed}",
+            group=run.wandb.group or config_hash[:8],
+            job_type="train",
+            tags=run.wandb.tags,
+            mode=run.wandb.mode,
+            dir=folder,
+            id=f"{config_hash[:12]}-{run.seed}",
+            resume="allow" if run.wandb.mode == "online" else None,
+            config=run.to_dict(),
+        )
 
     def forget_after(self, step: int) -> None:
         """Drop lines beyond ``step``: the run goes on from there."""
@@ -61,6 +55,31 @@ class Tracker:
             self.wandb_run.summary.update(summary)
             self.wandb_run.finish()
             self.wandb_run = None
+
+
+def log_evaluation(
+    name: str, mode: str, task: str, metrics: dict[str, float], config: dict[str, Any], folder: Path
+) -> None:
+    """One W&B run of job type eval that holds an evaluation's metrics, named ``<task>/<metric>``."""
+    if mode == "disabled":
+        return
+    run = _wandb_run(
+        project="lora-one", name=name, job_type="eval", mode=mode, dir=folder, config={"task": task, **config}
+    )
+    if run is not None:
+        run.summary.update({f"{task}/{metric}": value for metric, value in metrics.items()})
+        run.finish()
+
+
+def _wandb_run(**options: Any) -> Any:
+    """An open W&B run, or None: one that cannot start is a warning, not the end of the work."""
+    import wandb
+
+    try:
+        return wandb.init(**options, settings=wandb.Settings(silent=True, console="off"))
+    except (wandb.Error, OSError) as error:
+        warnings.warn(f"W&B could not start, the work goes on without it: {error}", stacklevel=3)
+        return None
 
 
 def _plain(value: Any) -> Any:
