@@ -63,6 +63,7 @@ def experiment(run: RunConfig, folder: "RunFolder", identity: str, fingerprints:
     probe = stages.draw_probe(run, splits, tokenizer)
     base = models.load_model(run.model.name, run.model.revision, dtype=stages.base_dtype(run))
     validation = Validation(run, splits, tokenizer)
+    stages.check_together(run, splits, base)
     with stages.recorded(run, folder, identity, fingerprints) as tracker:  # what stood there before goes only now
         seed_everything(run.seed)
         model = stages.initialise(run, folder, base, splits, probe, validation, tracker)

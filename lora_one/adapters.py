@@ -1,7 +1,8 @@
 """Adapters in a model: which layers, and how a method's factors get there. The room that knows PEFT."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -68,6 +69,8 @@ def target_layers(model: nn.Module, peft: PeftConfig, method: Method | None = No
                 )
             chosen |= matched
         linear = {name: layer for name, layer in linear.items() if name in chosen}
+    if not linear:
+        raise UsageError("peft.lora_target_modules=all finds no linear layer in this model: name its layers in a list")
     vectors = method.vectors if method is not None else 1
     for name, layer in linear.items():
         smallest = min(layer.out_features, layer.in_features)
@@ -153,13 +156,20 @@ def shift_base(layers: dict[str, nn.Linear], kept: Kept, scaling: float) -> None
 
 def wrap(base: nn.Module, peft: PeftConfig, dtype: str) -> PeftModel:
     """The base with adapters of that dtype whose values are still to come."""
-    with warnings.catch_warnings():  # PEFT still asks the model by an older name
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+    with quiet_peft():
         model = get_peft_model(base, lora_config(base, peft), autocast_adapter_dtype=False)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(DTYPES[dtype])
     return model
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """PEFT still asks a model by an older name, of which transformers warns."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        yield
 
 
 def layer_view(name: str, layer: nn.Linear, peft: PeftConfig, seed: int) -> LayerView:

@@ -13,7 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lora_one.adapters import ADAPTER, Kept, lora_layers
+from lora_one.adapters import ADAPTER, Kept, lora_layers, quiet_peft
 from lora_one.errors import RunError, UsageError
 
 
@@ -91,7 +91,8 @@ def load_adapter(base: nn.Module, path: Path, *, trainable: bool = False) -> Pef
     if not (path / "adapter_config.json").exists():
         raise UsageError(f"{path} holds no adapter_config.json: give the adapter/ folder of a run")
     try:
-        return PeftModel.from_pretrained(base, str(path), is_trainable=trainable)
+        with quiet_peft():
+            return PeftModel.from_pretrained(base, str(path), is_trainable=trainable)
     except (ValueError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UsageError(

@@ -13,7 +13,7 @@ from lora_one.run_folder import RunFolder
 
 GROUPS = ("dataset", "model", "peft", "init", "optimizer", "wandb", "experiment")
 RENAMED = {"dataset_name": "dataset", "init.weight": "init.scale"}
-USAGE, FAILURE = 2, 1
+USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 
 _failures: list[int] = []  # exit codes of the jobs of this process; a sweep runs several
 _done: list[RunFolder] = []
@@ -52,7 +52,12 @@ def launch(hydra_main: Callable[[], None]) -> int:
             hydra_main()
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: a group set to no name
         _report(explain(error), USAGE)
+    except KeyboardInterrupt:
+        say_error("interrupted: the same command goes on from the last resume point")
+        return INTERRUPTED
     except OSError as error:  # Hydra makes the results folder before the first job
+        if error.filename is None:
+            raise
         place = f"{error.filename} cannot be written ({error.strerror})"
         _report(f"results folder {place}: set results_dir=<a writable folder>", FAILURE)
     if len(_done) > 1:

@@ -137,7 +137,7 @@ class ModelConfig:
     max_grad_norm: float
     gradient_checkpointing: bool
     loss: str
-    save_steps: int | None  # optimizer steps between resume points; null = once an epoch
+    save_steps: int | None  # optimizer steps between resume points; null = an epoch, at most 500
     preflight: bool  # refuse a model this machine cannot train
 
 

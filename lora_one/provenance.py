@@ -28,16 +28,18 @@ NOT_HASHED |= {"dataset.accuracy_examples", "dataset.max_new_tokens"}
 
 
 def fingerprint(path: Path) -> str:
-    """sha256 over a file's bytes, or over names and bytes of a folder's files (hidden ones left out)."""
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    """sha256 over a file's bytes and endings, or over those and the names of a folder's own files.
+
+    Hidden files and folders within are left out: a run may write its results below the model.
+    """
+    single = path.is_file()
+    files = [path] if single else sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
     total = hashlib.sha256()
     for file in files:
-        relative = file.relative_to(path) if file != path else Path()
-        if any(part.startswith(".") for part in relative.parts):
-            continue
         with file.open("rb") as stream:
             content = hashlib.file_digest(stream, "sha256").hexdigest()
-        total.update(f"{relative.as_posix()}\0{content}\n".encode())
+        name = "".join(file.suffixes) if single else file.name  # the endings say how a table is read
+        total.update(f"{name}\0{content}\n".encode())
     return total.hexdigest()
 
 
@@ -88,10 +90,11 @@ def git_commit() -> str | None:
         return None
 
 
-def provenance(fingerprints: dict[str, str]) -> dict[str, Any]:
+def provenance(fingerprints: dict[str, str], model_folder: Path | None = None) -> dict[str, Any]:
     return {
         "versions": versions(),
         "git_commit": git_commit(),
         "fingerprints": fingerprints,
+        "model_folder": str(model_folder.resolve()) if model_folder else None,
         "machine": f"{platform.system()} {platform.machine()}",
     }

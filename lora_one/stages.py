@@ -3,6 +3,8 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from shlex import quote
 from statistics import mean
 from typing import Any
 
@@ -13,12 +15,13 @@ from lora_one.config import RunConfig
 from lora_one.data import Splits
 from lora_one.data.encode import pad_id_of
 from lora_one.data.probe import init_seed, probe_batches
-from lora_one.errors import RunError
+from lora_one.errors import RunError, UsageError
+from lora_one.evaluation.generate import context_length
 from lora_one.evaluation.validation import Validation
 from lora_one.inits import build_init
 from lora_one.losses import mean_loss
-from lora_one.models import load_model, load_tokenizer
-from lora_one.provenance import provenance
+from lora_one.models import load_model, load_tokenizer, local_folder
+from lora_one.provenance import fingerprint, provenance
 from lora_one.reports.curves import plot_run
 from lora_one.run_folder import RunFolder
 from lora_one.steps import StepSettings
@@ -34,10 +37,15 @@ def recorded(run: RunConfig, folder: RunFolder, identity: str, fingerprints: dic
     resuming = not run.overwrite and last_checkpoint(folder.checkpoints) is not None
     if not resuming:
         folder.clear()
-    folder.update(status="running", config=run.to_dict(), config_hash=identity, provenance=provenance(fingerprints))
+    folder.update(
+        status="running",
+        config=run.to_dict(),
+        config_hash=identity,
+        provenance=provenance(fingerprints, local_folder(run.model.name)),
+    )
     tracker = Tracker(folder.metrics)
-    tracker.start_wandb(run, folder.path, identity)
     try:
+        tracker.start_wandb(run, folder.path, identity)
         yield tracker
     except BaseException as error:
         folder.update(status="failed", error=f"{type(error).__name__}: {error}")
@@ -49,6 +57,18 @@ def recorded(run: RunConfig, folder: RunFolder, identity: str, fingerprints: dic
 
 def base_dtype(run: RunConfig) -> str:
     return "bf16" if run.model.bf16 else "fp32"
+
+
+def check_together(run: RunConfig, splits: Splits, base: nn.Module) -> None:
+    """What only model and data together can show. Raises UsageError: early stopping without validation examples."""
+    if run.model.early_stopping_patience and not splits.validation:
+        raise UsageError(
+            f"model.early_stopping_patience={run.model.early_stopping_patience} needs validation examples, there are "
+            "none: raise dataset.validation_size, or set it to 0"
+        )
+    context = context_length(base)
+    if run.model.max_length > context:
+        print(f"note: model.max_length={run.model.max_length} exceeds the {context} positions of {run.model.name}")
 
 
 def draw_probe(run: RunConfig, splits: Splits, tokenizer: Any) -> adapters.Probe | None:
@@ -161,11 +181,13 @@ def merge_run(folder: RunFolder) -> None:
     record = folder.read()
     if record.get("status") != "finished":
         raise RunError(f"{folder.path} is no finished run (status {record.get('status')}): run it first, then merge")
-    model = record["config"]["model"]
-    dtype = "bf16" if model["bf16"] else "fp32"
-    base = load_model(model["name"], model["revision"], dtype=dtype)
+    model, origin = record["config"]["model"], record["provenance"]
+    name = origin["model_folder"] or model["name"]
+    if origin["model_folder"] and fingerprint(Path(name)) != origin["fingerprints"]["model.name"]:
+        raise RunError(f"the model in {name} is no longer the one that {folder.path} was trained on: put that one back")
+    base = load_model(name, model["revision"], dtype="bf16" if model["bf16"] else "fp32")
     merged = checkpoints.merge_adapter(checkpoints.load_adapter(base, folder.adapter))
-    checkpoints.save_merged(merged, load_tokenizer(model["name"], model["revision"]), folder.merged)
+    checkpoints.save_merged(merged, load_tokenizer(name, model["revision"]), folder.merged)
     folder.update(artifacts=record["artifacts"] | {"merged_checkpoint": folder.merged.name})
     print(f"merged: {folder.merged}")
 
@@ -183,7 +205,7 @@ def close(run: RunConfig, folder: RunFolder) -> None:
         if "eval_accuracy" in result:
             error = 100 * result["eval_accuracy_stderr"]
             print(f"  exact match, {title:31s} {100 * result['eval_accuracy']:6.2f} +- {error:.2f} %")
-    if record["train"]["steps"]:
+    if record["train"]["first_loss"] is not None:
         done = record["train"]
         fall = f"{done['first_loss']:.3f} -> {done['last_loss']:.3f}"
         print(f"  training loss {fall} in {done['steps']} steps, {done['seconds']:.0f} s")
@@ -192,7 +214,7 @@ def close(run: RunConfig, folder: RunFolder) -> None:
     for name, place in record["artifacts"].items():
         print(f"  {name:18s} {folder.path / place}")
     if "merged_checkpoint" in record["artifacts"]:
-        print(f"  next: python eval/eval_gsm8k.py --model_name={folder.merged}")
+        print(f"  next: python eval/eval_gsm8k.py --model_name={quote(str(folder.merged))}")
     else:
-        print(f"  next: python scripts/merge.py {folder.path}")
+        print(f"  next: python scripts/merge.py {quote(str(folder.path))}")
     print(f"run: {folder.run_json}")

@@ -38,8 +38,8 @@ class Tracker:
     def forget_after(self, step: int) -> None:
         """Drop lines beyond ``step``: the run goes on from there."""
         if self.active and self.path.exists():
-            lines = [json.loads(line) for line in self.path.read_text().splitlines()]
-            self.path.write_text("".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step))
+            lines = [line for line in read_metrics(self.path) if line["step"] <= step]
+            self.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
         if not self.active:
@@ -77,7 +77,7 @@ def _wandb_run(**options: Any) -> Any:
 
     try:
         return wandb.init(**options, settings=wandb.Settings(silent=True, console="off"))
-    except (wandb.Error, OSError) as error:
+    except Exception as error:  # a refused tag, a full disk, no server: whatever it is, the work matters more
         warnings.warn(f"W&B could not start, the work goes on without it: {error}", stacklevel=3)
         return None
 
@@ -88,5 +88,8 @@ def _plain(value: Any) -> Any:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Lines of a metrics.jsonl; none where there is no file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """Lines of a metrics.jsonl; none where there is no file. A last line that a crash cut short is left out."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    if lines and not lines[-1].endswith("}"):
+        lines.pop()
+    return [json.loads(line) for line in lines]

@@ -19,6 +19,7 @@ from lora_one.losses import loss_count, loss_sum
 from lora_one.optim import build_optimizer
 from lora_one.tracking import Tracker
 
+RESUME_EVERY = 500  # optimizer steps between two resume points at the most, unless model.save_steps says otherwise
 SHOWN = ("loss", "eval_loss", "eval_accuracy")  # of the logged numbers, on the screen
 Evaluate = Callable[[nn.Module], dict[str, float]]
 
@@ -73,8 +74,9 @@ def arguments(
         eval_strategy="steps" if evaluated else "no",
         eval_steps=max(1, round(model.eval_epochs * an_epoch)),
         save_strategy="steps",
-        save_steps=model.save_steps or an_epoch,
+        save_steps=model.save_steps or min(an_epoch, RESUME_EVERY),
         save_total_limit=1,
+        restore_callback_states_from_checkpoint=True,  # early stopping's patience
         metric_for_best_model="eval_loss",
         greater_is_better=False,
         seed=run.seed,

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 
 import pytest
 from conftest import small_run
@@ -28,8 +29,19 @@ def test_only_the_main_process_writes(tmp_path):
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
-def offline_records(file):
-    """Records of an offline W&B file: a 7-byte header, then LevelDB log records in blocks of 32 KiB."""
+def offline_records(folder):
+    """Records of the one offline W&B run below a folder, once its writer, a process of its own, is through."""
+    for _ in range(100):
+        (file,) = folder.rglob("*.wandb")
+        records = list(parsed(file))
+        if any(record.HasField("exit") for record in records):
+            return records
+        time.sleep(0.1)
+    raise AssertionError("the offline run was never closed")
+
+
+def parsed(file):
+    """A 7-byte header, then LevelDB log records in blocks of 32 KiB."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     data, position, whole = file.read_bytes(), 7, b""
@@ -57,8 +69,7 @@ def test_offline_run_holds_what_metrics_jsonl_holds(tmp_path, llama_folder, offl
     folder = finish(
         small_run(tmp_path, llama_folder, "wandb.mode=offline", "wandb.tags=[a]", "dataset.accuracy_examples=0")
     )
-    (file,) = folder.path.rglob("*.wandb")
-    records = list(offline_records(file))
+    records = offline_records(folder.path)
     (run,) = (record.run for record in records if record.HasField("run"))
     record = folder.read()
     assert (run.project, run.job_type, run.run_group) == ("lora-one", "train", record["config_hash"][:8])
@@ -89,8 +100,7 @@ def test_evaluation_is_a_run_of_its_own_if_named(tmp_path, llama_folder, offline
     rows.write_text(json.dumps({"question": "1+1?", "answer": "#### 2"}) + "\n")
     command = [f"--model_name={llama_folder}", f"--data_path={rows}", "--max_new_tokens=2", f"--output_dir={tmp_path}"]
     assert main("gsm8k", [*command, "--wandb_name=mine"]) == 0
-    (file,) = tmp_path.rglob("*.wandb")
-    records = list(offline_records(file))
+    records = offline_records(tmp_path)
     (run,) = (record.run for record in records if record.HasField("run"))
     assert (run.display_name, run.job_type) == ("mine", "eval")
     summary = {

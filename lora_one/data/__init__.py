@@ -11,7 +11,7 @@ import torch
 
 from lora_one.config import DatasetConfig
 from lora_one.data import arithmetic_problems, gsm8k, meta_math, own
-from lora_one.data.encode import Encoded, encode, prompt_ids, response_ids
+from lora_one.data.encode import Encoded, encode, no_answers, prompt_ids, response_ids
 from lora_one.errors import RunError
 from lora_one.seeding import generator_for
 from lora_one.types import Example
@@ -41,7 +41,7 @@ def load_dataset(config: DatasetConfig, tokenizer: Any, max_length: int) -> Spli
     Order of the file, or shuffled by ``shuffle_seed``; first the training examples, then the validation ones,
     ``train_size`` and ``validation_size`` of them or, where there are fewer, in that proportion; at last cut to
     ``max_train_samples`` and ``max_eval_samples``.
-    Raises RunError: nothing is left to train on.
+    Raises RunError: nothing is left to train on, before the encoding or after it.
     """
     examples = SOURCES[config.name](config)
     found = len(examples)
@@ -59,6 +59,8 @@ def load_dataset(config: DatasetConfig, tokenizer: Any, max_length: int) -> Spli
     train = train[: config.max_train_samples]
     validation = validation[: config.max_eval_samples]
     encoded_train, train_counts = encode(tokenizer, train, max_length, chat=config.chat_template)
+    if not encoded_train:
+        raise no_answers(tokenizer, train, max_length, chat=config.chat_template)
     encoded_validation, validation_counts = encode(tokenizer, validation, max_length, chat=config.chat_template)
     counts = {
         "rows": found,

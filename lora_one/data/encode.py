@@ -71,7 +71,7 @@ def encode(
     """Encode examples, cut at max_length tokens from the right.
 
     An example with no answer token left within max_length is dropped and counted; one whose answer is cut is
-    kept, without EOS, and counted. Raises RunError when none is left.
+    kept, without EOS, and counted.
     """
     prompts = prompt_ids(tokenizer, [example.prompt for example in examples], chat=chat) if examples else []
     responses = response_ids(tokenizer, [example.response for example in examples]) if examples else []
@@ -85,13 +85,17 @@ def encode(
         shortened += len(ids) > max_length
         labels = [IGNORED] * len(prompt) + ids[len(prompt) :]
         encoded.append(Encoded(ids[:max_length], labels[:max_length]))
-    if examples and not encoded:
-        raise RunError(
-            f"none of the {len(examples)} examples has an answer token within max_length={max_length}: their prompts "
-            f"are too long or their answers empty (shortest prompt: {min(map(len, prompts))} tokens); raise "
-            "model.max_length (or init.max_length)"
-        )
     return encoded, EncodingCounts(len(encoded) - shortened, shortened, dropped)
+
+
+def no_answers(tokenizer: Any, examples: Sequence[Example], max_length: int, *, chat: bool = False) -> RunError:
+    """The error to raise where encoding leaves nothing."""
+    shortest = min(map(len, prompt_ids(tokenizer, [example.prompt for example in examples], chat=chat)))
+    return RunError(
+        f"none of the {len(examples)} examples has an answer token within max_length={max_length}: their prompts are "
+        f"too long or their answers empty (shortest prompt: {shortest} tokens); raise model.max_length (or "
+        "init.max_length)"
+    )
 
 
 def collate(examples: Sequence[Encoded], pad_id: int, side: Literal["left", "right"] = "right") -> Batch:

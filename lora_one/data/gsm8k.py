@@ -11,9 +11,13 @@ PROMPT = "Q: {question}\nA: "
 
 
 def example_of(row: dict[str, Any]) -> Example:
-    """gold is the text behind ``####``."""
-    _, _, gold = row["answer"].rpartition("####")
-    return Example(PROMPT.format(question=row["question"]), row["answer"], gold.strip())
+    return Example(PROMPT.format(question=row["question"]), row["answer"], gold_of(row["answer"]))
+
+
+def gold_of(answer: str) -> str | None:
+    """The text behind the last ``####``; None where there is none."""
+    _, marker, gold = answer.rpartition("####")
+    return gold.strip() if marker else None
 
 
 def examples(config: DatasetConfig) -> list[Example]:

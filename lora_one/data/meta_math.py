@@ -3,7 +3,7 @@
 from typing import Any
 
 from lora_one.config import DatasetConfig
-from lora_one.data.gsm8k import PROMPT
+from lora_one.data.gsm8k import PROMPT, gold_of
 from lora_one.data.sources import read_rows
 from lora_one.types import Example
 
@@ -16,8 +16,7 @@ def example_of(row: dict[str, Any]) -> Example | None:
     if "GSM" not in row["type"]:
         return None
     response = row["response"].split(END)[0]
-    _, _, gold = response.rpartition("####")
-    return Example(PROMPT.format(question=row["query"]), response, gold.strip())
+    return Example(PROMPT.format(question=row["query"]), response, gold_of(response))
 
 
 def examples(config: DatasetConfig) -> list[Example]:

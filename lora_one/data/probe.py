@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from lora_one.config import GradientInit, RunConfig
-from lora_one.data.encode import Encoded, batches_of, encode, pad_id_of
+from lora_one.data.encode import Encoded, batches_of, encode, no_answers, pad_id_of
 from lora_one.errors import UsageError
 from lora_one.losses import Batch
 from lora_one.seeding import generator_for
@@ -16,7 +16,7 @@ def probe_batches(run: RunConfig, texts: list[Example], tokenizer: Any) -> list[
     """Batches of the initialisation examples, drawn without replacement from the training texts by init.seed.
 
     An example with no answer token left at ``init.max_length`` is passed over and the next one drawn.
-    Raises UsageError: more examples wanted than there are.
+    Raises UsageError: more examples wanted than there are, or than have an answer token.
     """
     init = run.init
     wanted = examples_wanted(init)
@@ -32,6 +32,13 @@ def probe_batches(run: RunConfig, texts: list[Example], tokenizer: Any) -> list[
         chosen, order = order[:missing], order[missing:]
         encoded, _ = encode(tokenizer, [texts[i] for i in chosen], max_length, chat=run.dataset.chat_template)
         drawn += encoded
+    if not drawn:
+        raise no_answers(tokenizer, texts, max_length, chat=run.dataset.chat_template)
+    if len(drawn) < wanted and examples_wanted(init) is not None:
+        raise UsageError(
+            f"the initialisation wants {wanted} examples, but only {len(drawn)} of {len(texts)} have an answer "
+            f"token within max_length={max_length}: raise init.max_length or take fewer"
+        )
     return batches_of(drawn, init.bsz or run.model.per_device_batch_size, pad_id_of(tokenizer))
 
 

@@ -1,10 +1,19 @@
-"""Rows of a split, from a local file or folder or from the hub, read by the datasets library."""
+"""Rows of a split: local files with every value as it stands, the hub through the datasets library."""
 
+import bz2
+import csv
+import gzip
 import json
+import lzma
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
+
+import pandas
+import pyarrow
+import pyarrow.parquet
 
 from lora_one.errors import RunError, UsageError
 
@@ -18,26 +27,34 @@ def read_rows(hub: Hub | None, path: str | None, split: str, columns: Sequence[s
     Raises UsageError: no such file, a format not known, a column missing.  RunError: unreadable, empty, or a
     hub that cannot be reached.
     """
-    table = _local(Path(path).expanduser(), split) if path is not None else _from_hub(*hub, split)
-    where = path if path is not None else hub[0]
-    missing = [column for column in columns if column not in table.column_names]
+    if path is not None:
+        where, rows = path, _local(Path(path).expanduser(), split)
+        names = list(dict.fromkeys(name for row in rows for name in row))
+    else:
+        where, table = hub[0], _from_hub(*hub, split)
+        names = table.column_names
+    missing = [column for column in columns if column not in names]
     if missing:
         raise UsageError(
-            f"{where} has no column {', '.join(missing)}; it has {', '.join(table.column_names)}: "
+            f"{where} has no column {', '.join(missing)}; it has {', '.join(names)}: "
             f"{', '.join(columns)} are read; rename the columns, or take dataset=json with dataset.prompt=<column> "
             "and dataset.response=<column>"
         )
-    rows = table.select_columns(list(columns)).to_list()
-    if not rows:
-        raise RunError(f"{where} holds no rows: give a file with examples")
-    return [{column: as_text(row[column]) for column in columns} for row in rows]
+    if path is None:
+        rows = table.select_columns(list(columns)).to_list()
+    return [{column: as_text(row.get(column), column, where) for column in columns} for row in rows]
 
 
-def as_text(value: Any) -> str:
-    """A cell as text: a number as it is written, null as nothing, anything nested as JSON."""
+def as_text(value: Any, column: str, where: str) -> str:
+    """A cell as text: a number or a truth value as JSON writes it, null as nothing.
+
+    Raises UsageError: a list or an object, which is no text.
+    """
+    if isinstance(value, (list, dict)):
+        raise UsageError(f"{where}: column {column} holds {type(value).__name__}s, text is wanted: give another column")
     if value is None:
         return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def split_files(path: Path, split: str) -> list[Path]:
@@ -66,24 +83,57 @@ def format_of(file: Path) -> str | None:
     return FORMATS.get(endings[-1]) if endings else None
 
 
-def _local(path: Path, split: str) -> Any:
-    import datasets
-
+def _local(path: Path, split: str) -> list[dict[str, Any]]:
     files = split_files(path, split)
-    file, kind = files[0], format_of(files[0])
-    if kind is None:
-        raise UsageError(f"{file}: format not known; rows are read from {', '.join(FORMATS)} (.gz too)")
-    if file.stat().st_size == 0:
-        raise RunError(f"{file} is empty: give a file with examples")
-    options = {"sep": "\t", "quoting": 3} if ".tsv" in file.suffixes else {}
+    rows: list[dict[str, Any]] = []
+    for file in files:
+        if format_of(file) is None:
+            raise UsageError(f"{file}: format not known; rows are read from {', '.join(FORMATS)} (.gz too)")
+        try:
+            rows += READERS[format_of(file)](file)
+        except (OSError, ValueError, EOFError, pyarrow.ArrowException) as error:
+            reason = shorten(" ".join(str(error).split()), 200)
+            raise RunError(f"{file} cannot be read as {format_of(file)} ({reason}): check the file") from error
+    if not rows:
+        raise RunError(f"{files[0]} holds no rows: give a file with examples")
+    return rows
+
+
+def _json_rows(file: Path) -> list[dict[str, Any]]:
+    """A list of objects, or one object a line; values exactly as they stand. Raises ValueError: anything else."""
+    opener = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(file.suffix, open)
+    with opener(file, "rt", encoding="utf-8-sig") as stream:
+        text = stream.read()
+    if text.lstrip().startswith("["):
+        rows = json.loads(text)
+    else:
+        rows = []
+        for number, line in enumerate(text.split("\n"), start=1):
+            try:
+                rows += [json.loads(line)] if line.strip() else []
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from error
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError("rows are objects, {column: value}")
+    return rows
+
+
+def _csv_rows(file: Path) -> list[dict[str, Any]]:
+    """Every cell as the text it is: None, NA and 007 are no special values. Quotes are text in a .tsv."""
+    tabs = ".tsv" in file.suffixes
+    options = {"sep": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
     try:
-        return datasets.load_dataset(kind, data_files={split: [str(f) for f in files]}, split=split, **options)
-    except (OSError, ValueError, EOFError, StopIteration, datasets.exceptions.DatasetsError) as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, StopIteration) or "corresponds to no data" in str(cause):  # nothing but blank lines
-            raise RunError(f"{file} holds no rows: give a file with examples") from error
-        reason = " ".join(str(cause).split())[:200]
-        raise RunError(f"{file} cannot be read as {kind} ({reason}): check the file") from error
+        table = pandas.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig", **options)
+    except pandas.errors.EmptyDataError:
+        return []
+    return table.to_dict("records")
+
+
+READERS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
+    "json": _json_rows,
+    "csv": _csv_rows,
+    "parquet": lambda file: pyarrow.parquet.read_table(file).to_pylist(),
+}
 
 
 def _from_hub(name: str, subset: str | None, split: str) -> Any:

@@ -65,16 +65,20 @@ def main(task: str, arguments: Sequence[str]) -> int:
     try:
         return evaluate_task(task, arguments)
     except (UsageError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:
+        print("error: interrupted, nothing was written", file=sys.stderr)
+        return 130
 
 
 def evaluate_task(task: str, arguments: Sequence[str]) -> int:
     from lora_one.evaluation import TASKS
 
     benchmark = TASKS[task]
-    options = parser_of(task, benchmark.MAX_NEW_TOKENS).parse_args(arguments)
-    check(options)
+    parser = parser_of(task, benchmark.MAX_NEW_TOKENS)
+    options = parser.parse_args(arguments)
+    check(options, vars(parser.parse_args([])))
     started = time.perf_counter()
     output = output_folder(task, options)
     finished = finished_before(output, options)
@@ -106,7 +110,7 @@ def evaluate_task(task: str, arguments: Sequence[str]) -> int:
     return 0
 
 
-def check(options: argparse.Namespace) -> None:
+def check(options: argparse.Namespace, defaults: dict[str, Any]) -> None:
     """Options against their rules, before anything is loaded."""
     if not (options.model_name or options.adapter or options.rescore):
         raise UsageError("nothing to evaluate: give --model_name=<folder or hub id>, --adapter=<folder>, or --rescore")
@@ -122,6 +126,9 @@ def check(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and not Path(value).expanduser().exists():
             raise UsageError(f"--{name}={value} does not exist (looked in {Path.cwd()}): give what there is")
+    unread = [name for name in SETTINGS if options.rescore and getattr(options, name) not in (None, defaults[name])]
+    if unread:
+        raise UsageError(f"--{unread[0]} is not read with --rescore, which scores every saved completion: leave it out")
     if options.rescore and not Path(options.rescore).is_file():
         raise UsageError(f"--rescore={options.rescore} is no file: give the predictions.jsonl of an evaluation")
 
@@ -142,7 +149,8 @@ def output_folder(task: str, options: argparse.Namespace) -> Path:
 
 
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in SETTINGS}
+    """What the numbers depend on; of a rescored file its completions alone."""
+    return {} if options.rescore else {name: getattr(options, name) for name in SETTINGS}
 
 
 def identity(options: argparse.Namespace) -> str:
@@ -156,7 +164,10 @@ def finished_before(output: Path, options: argparse.Namespace) -> dict[str, Any]
         raise UsageError(f"--output_dir={output} holds the file that is rescored: give another folder")
     if options.overwrite or not file.exists():
         return None
-    report = json.loads(file.read_text())
+    try:
+        report = json.loads(file.read_text())
+    except ValueError as error:
+        raise UsageError(f"{file} is not readable JSON ({error}): move it away, or --overwrite") from error
     same = report["model"] == identity(options) and report["settings"] == settings_of(options)
     if same and report["provenance"]["fingerprints"] == data_fingerprints(options):
         return report

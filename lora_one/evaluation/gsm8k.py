@@ -7,6 +7,7 @@ from math import sqrt
 from typing import Any
 
 from lora_one.data.gsm8k import rows_of
+from lora_one.errors import RunError
 from lora_one.types import Example
 
 MAX_NEW_TOKENS = 512
@@ -15,15 +16,27 @@ NUMBER = re.compile(
     r"""\s*:?\s*
     (?P<sign>[-+\u2212]?)\s*\$?\s*(?P<sign2>[-+\u2212]?)
     (?P<digits>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)
-    (?![\d]|[,./:^]\d|[eE][-+]?\d)  # a number goes on here in a form that is not one of ours""",
+    (?!\d|[,./:^-]\d|[ ]\d|[eE][-+]?\d|[\u00bc-\u00be\u2150-\u215e])  # goes on in a form that is not one of ours""",
     re.VERBOSE,
 )
 PUBLISHED = re.compile(r"####\s*(\d+)")
 
 
 def examples(data_path: str | None) -> list[Example]:
-    """The test split, of the hub or of a local file or folder; zero-shot prompts ``Q: ...\\nA: ``."""
-    return rows_of(data_path, "test")
+    """The test split, of the hub or of a local file or folder; zero-shot prompts ``Q: ...\\nA: ``.
+
+    Raises RunError: a gold answer that is no number (the row is named).
+    """
+    found = rows_of(data_path, "test")
+    for number, example in enumerate(found, start=1):
+        if not is_number(example.gold):
+            raise RunError(f"row {number}: the gold answer {example.gold!r} is no number behind ####: check the file")
+    return found
+
+
+def is_number(gold: str | None) -> bool:
+    """Whether predictions can be compared with it."""
+    return gold is not None and parse(f"#### {gold}") is not None
 
 
 def parse(completion: str) -> Decimal | None:

@@ -8,7 +8,7 @@ from lora_one.config import RunConfig
 from lora_one.data import Splits
 from lora_one.data.encode import batches_of, pad_id_of, prompt_ids
 from lora_one.evaluation.generate import Decoding, complete
-from lora_one.evaluation.gsm8k import score, summarize
+from lora_one.evaluation.gsm8k import is_number, score, summarize
 from lora_one.losses import mean_loss
 
 GENERATION_BATCH = 8  # prompts at a time for one training micro-batch's memory
@@ -20,7 +20,7 @@ class Validation:
     def __init__(self, run: RunConfig, splits: Splits, tokenizer: Any):
         self.batches = batches_of(splits.validation, run.model.per_device_batch_size, pad_id_of(tokenizer))
         self.reduction = run.model.loss
-        texts = [example for example in splits.validation_texts if example.gold]
+        texts = [example for example in splits.validation_texts if is_number(example.gold)]
         self.asked = texts[: run.dataset.accuracy_examples]
         self.prompts = (
             prompt_ids(tokenizer, [e.prompt for e in self.asked], chat=run.dataset.chat_template) if self.asked else []

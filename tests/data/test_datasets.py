@@ -8,7 +8,7 @@ from conftest import run_config, shared
 
 from lora_one.data import load_dataset, meta_math, split
 from lora_one.data.arithmetic import generate_meta_math
-from lora_one.data.sources import as_text
+from lora_one.data.sources import read_rows
 from lora_one.errors import UsageError
 from lora_one.types import Example
 
@@ -153,16 +153,27 @@ def test_real_meta_math_rows():
             assert example.response.endswith(f"#### {example.gold}") and row["query"] in example.prompt
 
 
-def test_cells_become_text(tmp_path, tokenizer):
-    """A number is its digits (0 too), null is an empty answer and dropped, a list is JSON."""
-    rows = [{"prompt": "a", "response": value} for value in (0, 2.5, None, [1, "x"])]
-    path = tmp_path / "mine.parquet"
-    import pandas
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("a.jsonl", '{"prompt": "a", "response": 0}\n{"prompt": "a", "response": false}\n', ["0", "false"]),
+        ("a.jsonl", '{"prompt": "a", "response": "2018-01-01T10:00:00"}\n', ["2018-01-01T10:00:00"]),
+        ("a.jsonl", '{"prompt": "a", "response": null}\n{"prompt": "a"}\n', ["", ""]),
+        ("a.jsonl", '\ufeff{"prompt": "a", "response": "x\u2028y"}\r\n', ["x\u2028y"]),
+        ("a.csv", "prompt,response\na,None\na,007\na,NA\n", ["None", "007", "NA"]),
+        ("a.tsv", 'prompt\tresponse\na\t"quoted\n', ['"quoted']),
+    ],
+)
+def test_cells_are_the_text_they_are(tmp_path, name, text, expected):
+    (tmp_path / name).write_text(text, newline="")
+    rows = read_rows(None, str(tmp_path / name), "train", ["prompt", "response"])
+    assert [row["response"] for row in rows] == expected
 
-    pandas.DataFrame({"prompt": ["a"] * 3, "response": [0, 1, 7]}).to_parquet(path)
-    config = dataset("dataset=json", f"dataset.path={path}", "dataset.validation_size=null")
-    assert [e.response for e in load_dataset(config, tokenizer, 64).train_texts] == ["0", "1", "7"]
-    assert [as_text(row["response"]) for row in rows] == ["0", "2.5", "", '[1, "x"]']
+
+def test_nested_cells_are_refused(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"prompt": "a", "response": ["b"]}])
+    with pytest.raises(UsageError, match="column response holds lists, text is wanted"):
+        read_rows(None, str(path), "train", ["prompt", "response"])
 
 
 def test_own_data_holds_a_tenth_out(tmp_path, tokenizer):

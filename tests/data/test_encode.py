@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lora_one.data.encode import Encoded, collate, encode, prompt_ids, response_ids
+from lora_one.data.encode import Encoded, collate, encode, no_answers, prompt_ids, response_ids
 from lora_one.errors import RunError
 from lora_one.types import Example
 
@@ -61,8 +61,11 @@ def test_exact_fit_is_whole(tokenizer):
 
 def test_no_example_left_is_an_error_that_says_how_long_they_are(tokenizer):
     (size,) = map(len, prompt_ids(tokenizer, [EXAMPLES[0].prompt]))
-    with pytest.raises(RunError, match=rf"max_length=3.*shortest prompt: {size} tokens.*raise"):
-        encode(tokenizer, EXAMPLES[:1], max_length=3)
+    encoded, counts = encode(tokenizer, EXAMPLES[:1], max_length=3)
+    assert encoded == [] and counts.dropped == 1
+    error = no_answers(tokenizer, EXAMPLES[:1], 3)
+    assert isinstance(error, RunError) and "max_length=3: their prompts are too long" in str(error)
+    assert f"shortest prompt: {size} tokens" in str(error)
 
 
 def test_empty_answer_is_dropped(tokenizer):

@@ -47,6 +47,12 @@ def test_more_than_there_are(tokenizer, texts):
         rows(tokenizer, texts, "init.iters=61")
 
 
+def test_too_few_with_an_answer_token_is_an_error_and_not_fewer(tokenizer, texts):
+    long = [Example(text.prompt * 4, text.response) for text in texts]
+    with pytest.raises(UsageError, match="wants 8 examples, but only 3 of 63"):
+        rows(tokenizer, [*long, *texts[:3]], "init.max_length=100")
+
+
 def test_examples_without_an_answer_token_are_passed_over(tokenizer, texts):
     long = [Example(text.prompt * 4, text.response) for text in texts]
     drawn = rows(tokenizer, [*long, *texts], "init.max_length=100")

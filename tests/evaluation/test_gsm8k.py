@@ -52,6 +52,10 @@ def test_parses(completion, number):
         "#### 1.2.3",
         "#### 3e5",
         "## 7",
+        "#### 1 000",
+        "#### 3 1/2",
+        "#### 10-12",
+        "#### 5\u00bd",
     ],
 )
 def test_says_unparsed_rather_than_a_number(completion):
