@@ -159,7 +159,7 @@ def work(rank, folder):
             init_method=f"file://{folder}/meeting-{count}",
             rank=rank,
             world_size=count,
-            timeout=timedelta(seconds=60),
+            timeout=timedelta(seconds=180),
         )
         torch.save(results(count), f"{folder}/{count}-{rank}.pt")
         dist.destroy_process_group()
