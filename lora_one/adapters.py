@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils.integrations import dequantize_bnb_weight
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from lora_one.config import PeftConfig
 from lora_one.errors import RunError, UsageError, nearest
-from lora_one.gradients import GradientReport
+from lora_one.gradients import GradientReport, weight_shape
 from lora_one.inits import Method
 from lora_one.linalg import LowRank
 from lora_one.losses import Batch, Reduction
@@ -47,15 +49,17 @@ class Start:
     kept: Kept
 
 
-def target_layers(model: nn.Module, peft: PeftConfig, method: Method | None = None) -> dict[str, nn.Linear]:
+def target_layers(model: nn.Module, peft: PeftConfig, method: Method | None = None) -> dict[str, nn.Module]:
     """Linear layers to adapt, by dotted name: all but head and embedding, or those with one of the name endings.
 
-    Works on a skeleton too. Raises UsageError: an ending matches no linear layer, or a layer has fewer singular
-    vectors than the method takes.
+    Linear are torch's, those quantised by bitsandbytes, and GPT-2's Conv1D. Works on a skeleton too.
+    Raises UsageError: an ending matches no linear layer, or a layer has fewer singular vectors than the method takes.
     """
     head = model.get_output_embeddings()
     linear = {
-        name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer is not head
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear | Conv1D) and layer is not head
     }
     if peft.lora_target_modules != "all":
         chosen = {}
@@ -63,6 +67,11 @@ def target_layers(model: nn.Module, peft: PeftConfig, method: Method | None = No
             matched = {name: layer for name, layer in linear.items() if name == ending or name.endswith(f".{ending}")}
             if not matched:
                 endings = {name.rpartition(".")[2] for name in linear}
+                if any(name.endswith(f".{ending}") for name in fused_experts(model)):
+                    raise UsageError(
+                        f"peft.lora_target_modules: {ending} is one tensor of all experts in this model, and only "
+                        f"linear layers are adapted; {nearest(ending, endings)}"
+                    )
                 raise UsageError(
                     f"peft.lora_target_modules: {ending} matches no linear layer of this model; "
                     f"{nearest(ending, endings)}"
@@ -73,17 +82,22 @@ def target_layers(model: nn.Module, peft: PeftConfig, method: Method | None = No
         raise UsageError("peft.lora_target_modules=all finds no linear layer in this model: name its layers in a list")
     vectors = method.vectors if method is not None else 1
     for name, layer in linear.items():
-        smallest = min(layer.out_features, layer.in_features)
+        smallest = min(weight_shape(layer))
         if vectors * peft.lora_r > smallest:
             rule = f"peft.lora_r={peft.lora_r}" + (
                 f" x {vectors} ({method.name} takes 2 r vectors)" if vectors > 1 else ""
             )
             raise UsageError(
                 f"{rule} exceeds min(m, n)={smallest} of {name} of shape "
-                f"{layer.out_features} x {layer.in_features}; lower peft.lora_r or leave this layer out of "
+                f"{' x '.join(map(str, weight_shape(layer)))}; lower peft.lora_r or leave this layer out of "
                 "peft.lora_target_modules"
             )
     return linear
+
+
+def fused_experts(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Weights of a mixture's experts that are held as one tensor (experts, rows, columns) instead of as layers."""
+    return {name: weight for name, weight in model.named_parameters() if ".experts." in name and weight.dim() == 3}
 
 
 def scaling_of(peft: PeftConfig) -> float:
@@ -101,6 +115,7 @@ def lora_config(model: nn.Module, peft: PeftConfig) -> LoraConfig:
         lora_alpha=peft.lora_alpha,
         lora_dropout=peft.lora_dropout,
         use_rslora=peft.use_rslora,
+        fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in layers.values()),
         target_modules=endings if alike == set(layers) else sorted(layers),
         task_type="CAUSAL_LM",
     )
@@ -112,9 +127,17 @@ def attach_adapters(
     """Wrap the base in PEFT and start every adapter at the method's factors.
 
     Each layer's G becomes its low-rank step as soon as it is known and is freed; only the factors stay.
-    Raises RunError: a gradient that is zero or not finite (the layer is named).
+    Raises RunError: a gradient that is zero or not finite (the layer is named).  UsageError: the method changes the
+    base, and the base is quantised.
     """
     layers = target_layers(base, peft, method)
+    if peft.lora_target_modules == "all" and (experts := fused_experts(base)):
+        share = sum(map(nn.Parameter.numel, experts.values())) / sum(map(nn.Parameter.numel, base.parameters()))
+        warnings.warn(
+            f"peft.lora_target_modules=all leaves {len(experts)} tensors of fused experts as they are, {share:.0%} of "
+            f"the parameters ({next(iter(experts))} is the first): only linear layers are adapted",
+            stacklevel=2,
+        )
     factors: dict[str, AdapterFactors] = {}
     records: dict[str, dict[str, Any]] = {name: {} for name in layers}
 
@@ -122,6 +145,8 @@ def attach_adapters(
         if step is not None:
             records[name]["captured_energy"] = step.energy
         factors[name] = method.factors(layer_view(name, layers[name], peft, seed), step)
+        if factors[name].shift_base:
+            refuse_quantised(name, layers[name])
 
     report = None
     try:
@@ -131,6 +156,8 @@ def attach_adapters(
         else:
             for name in layers:
                 start(name, None)
+    except UsageError:
+        raise
     except ValueError as error:
         raise RunError(f"init: {error}") from error
     scaling = scaling_of(peft)
@@ -145,13 +172,25 @@ def attach_adapters(
 
 
 @torch.no_grad()
-def shift_base(layers: dict[str, nn.Linear], kept: Kept, scaling: float) -> None:
-    """W becomes W - s B0 A0, computed in fp32 and rounded once."""
+def shift_base(layers: dict[str, nn.Module], kept: Kept, scaling: float) -> None:
+    """W becomes W - s B0 A0, computed in fp32 and rounded once. Raises UsageError: W is quantised."""
     for name, (B, A) in kept.items():
+        refuse_quantised(name, layers[name])
         weight = layers[name].weight
         wide = torch.promote_types(weight.dtype, torch.float32)
         B, A = B.to(weight.device, wide), A.to(weight.device, wide)
-        weight.copy_(weight.to(wide) - scaling * B @ A)
+        shift = scaling * B @ A
+        weight.copy_(weight.to(wide) - (shift.T if isinstance(layers[name], Conv1D) else shift))
+
+
+def refuse_quantised(name: str, layer: nn.Module) -> None:
+    """Raises UsageError: the base layer is to become W - s B A, and its weight is quantised."""
+    if not layer.weight.is_floating_point():
+        raise UsageError(
+            f"the weight of {name} is quantised ({type(layer).__name__}), and this init starts from a changed base "
+            "W - s B A, which a quantised W cannot hold; take init=gradient init.direction=LoRA-One or init=default, "
+            "which leave W as it is, or a model.name that is not quantised"
+        )
 
 
 def wrap(base: nn.Module, peft: PeftConfig, dtype: str) -> PeftModel:
@@ -172,19 +211,23 @@ def quiet_peft() -> Iterator[None]:
         yield
 
 
-def layer_view(name: str, layer: nn.Linear, peft: PeftConfig, seed: int) -> LayerView:
+def layer_view(name: str, layer: nn.Module, peft: PeftConfig, seed: int) -> LayerView:
     return LayerView(
         name=name,
-        shape=(layer.out_features, layer.in_features),
-        weight=partial(_wide_weight, layer),
+        shape=weight_shape(layer),
+        weight=partial(wide_weight, layer),
         rank=peft.lora_r,
         scaling=scaling_of(peft),
         generator=generator_for(seed, f"init of {name}"),
     )
 
 
-def _wide_weight(layer: nn.Linear) -> Tensor:
-    return layer.weight.detach().float()
+def wide_weight(layer: nn.Module) -> Tensor:
+    """W (m, n) in fp32, dequantised where it is quantised."""
+    weight = layer.weight.detach()
+    if not weight.is_floating_point():
+        weight = dequantize_bnb_weight(layer.weight, state=getattr(layer, "state", None))
+    return (weight.T if isinstance(layer, Conv1D) else weight).float()
 
 
 def lora_layers(model: PeftModel) -> dict[str, Any]:
@@ -203,11 +246,11 @@ def put(layer: Any, factors: AdapterFactors) -> None:
         module.weight.copy_(value)
 
 
-def relative_shift(layer: nn.Linear, factors: AdapterFactors, scaling: float) -> float:
+def relative_shift(layer: nn.Module, factors: AdapterFactors, scaling: float) -> float:
     """||s B A||_F / ||W||_F."""
     # ||B A||_F^2 = tr((B^T B)(A A^T)): r x r products instead of the m x n one
     moved = ((factors.B.T @ factors.B) * (factors.A @ factors.A.T)).sum().clamp(min=0).sqrt()
-    return scaling * float(moved) / float(layer.weight.float().norm())
+    return scaling * float(moved) / float(wide_weight(layer).norm())
 
 
 def trainable_parameters(model: nn.Module) -> int:

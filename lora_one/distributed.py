@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 from torch import distributed as dist
 
@@ -40,20 +39,39 @@ class Processes:
     def sum_to(self, owner: int, tensor: Tensor) -> Tensor:
         """The sum over processes, complete at its owner."""
         if self.count > 1:
-            dist.reduce(tensor, owner)
+            travelling = _where_it_can_travel(tensor)
+            dist.reduce(travelling, owner)
+            tensor = travelling.to(tensor.device)
         return tensor
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over processes, everywhere, in place."""
+        """The sum over processes, everywhere."""
         if self.count > 1:
-            dist.all_reduce(tensor)
+            travelling = _where_it_can_travel(tensor)
+            dist.all_reduce(travelling)
+            tensor = travelling.to(tensor.device)
         return tensor
 
     def from_owner(self, owner: int, tensor: Tensor) -> Tensor:
-        """The owner's values, everywhere, in place."""
+        """The owner's values, everywhere."""
         if self.count > 1:
-            dist.broadcast(tensor, owner)
+            travelling = _where_it_can_travel(tensor)
+            dist.broadcast(travelling, owner)
+            tensor = travelling.to(tensor.device)
         return tensor
 
     def total(self, value: float) -> float:
-        return float(self.sum(torch.tensor(value, dtype=torch.float64))) if self.count > 1 else value
+        return sum(self.gathered(value))
+
+    def gathered(self, value: T) -> list[T]:
+        """Every process's value, in order of rank, everywhere: what all must decide alike is decided on these."""
+        if self.count == 1:
+            return [value]
+        values: list[T] = [value] * self.count
+        dist.all_gather_object(values, value)
+        return values
+
+
+def _where_it_can_travel(tensor: Tensor) -> Tensor:
+    """NCCL moves only what lies on the GPU; others take a tensor where it is."""
+    return tensor.cuda() if dist.get_backend() == "nccl" else tensor

@@ -4,8 +4,10 @@ For y = x W^T the gradient is G = dY^T X, summed over positions, so a layer's in
 output are enough: weights stay frozen, and may be quantised or sharded.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -51,13 +53,14 @@ def mean_gradients(
     checkpointing: keep only the inputs of the model's blocks and compute the rest again in the backward pass.
     On several processes each takes its share of the batches; a layer's G reaches one of them, by turns.
 
-    Raises ValueError: the loss is not finite, a layer took no part in it (named), or hold="layer" with several
-    batches or processes.
+    Raises ValueError, on every process: the loss is not finite, a layer took no part in it (named), or hold="layer"
+    with several batches or processes.
     """
     processes = Processes.current()
     if hold == "layer" and (len(batches) > 1 or processes.count > 1):
         raise ValueError(f'hold="layer" is for one batch on one process, got {len(batches)} on {processes.count}')
     totals: dict[str, Tensor] = {}
+    handed: set[str] = set()
     calls: Counter[str] = Counter()
 
     def add(name: str, X: Tensor, dY: Tensor) -> None:
@@ -71,23 +74,42 @@ def mean_gradients(
             totals[name] = dY.to(wide).T @ X.to(wide)
         calls[name] -= 1
         if hold == "layer" and calls[name] == 0:  # a layer used twice is complete after its last use
+            handed.add(name)
             consume(name, totals.pop(name))
 
-    seen: set[str] = set()
-
-    def receive(name: str, X: Tensor, dY: Tensor) -> None:
-        seen.add(name)
-        add(name, X, dY)
-
-    report = backward_passes(model, layers, batches, reduction, receive, calls, checkpointing=checkpointing)
-    for name in layers:
-        if name not in seen:
-            raise ValueError(f"layer {name} got no gradient: it takes no part in the loss")
-    for owner, name in processes.by_turns([name for name in layers if name in totals]):
+    report = backward_passes(model, layers, batches, reduction, add, calls, checkpointing=checkpointing)
+    refuse_unused(layers, handed | totals.keys())
+    for owner, name in processes.by_turns([name for name in layers if name not in handed]):
+        if name not in totals:  # it took part on other processes only
+            where = "cpu" if hold == "cpu" else layers[name].weight.device
+            totals[name] = torch.zeros(weight_shape(layers[name]), dtype=wide_dtype(model), device=where)
         G = processes.sum_to(owner, totals.pop(name))
         if processes.rank == owner:
             consume(name, G)
+        del G
     return report
+
+
+def refuse_unused(layers: dict[str, nn.Module], used: AbstractSet[str]) -> None:
+    """Raises ValueError, on every process: a layer is among the ``used`` ones of none (an unused expert, say)."""
+    somewhere = set().union(*Processes.current().gathered(set(used)))
+    unused = [name for name in layers if name not in somewhere]
+    if unused:
+        more = f" (nor did {len(unused) - 1} more)" if len(unused) > 1 else ""
+        raise ValueError(
+            f"layer {unused[0]} got no gradient{more}: it takes no part in the loss on the initialisation examples; "
+            "take more of them (init.iters), or leave it out of peft.lora_target_modules"
+        )
+
+
+def weight_shape(layer: nn.Module) -> tuple[int, int]:
+    """(m, n), whatever the orientation the weight is stored in: transformers' Conv1D keeps W^T."""
+    return (layer.nf, layer.nx) if hasattr(layer, "nf") else (layer.out_features, layer.in_features)
+
+
+def wide_dtype(model: nn.Module) -> torch.dtype:
+    """What gradients are summed in: fp32, or fp64 for an fp64 model."""
+    return torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
 
 
 def backward_passes(
@@ -104,7 +126,7 @@ def backward_passes(
 
     The loss is the mean over all batches of all processes, so dY carries its share of that mean. ``calls`` counts
     a layer's uses in a forward pass before its backward pass begins.
-    Raises ValueError: the loss is not finite.
+    Raises ValueError, on every process: the loss is not finite.
     """
     processes = Processes.current()
     count = sum(loss_count(batch["labels"], reduction) for batch in batches)
@@ -124,15 +146,18 @@ def backward_passes(
                         logits = model_logits(model, batch)
                     share = loss_sum(logits, batch["labels"].to(logits.device), reduction) * (weight / count)
                     del logits
-                if not torch.isfinite(share):
-                    raise ValueError(f"the loss on the initialisation examples is {share.item()}")
-                share.backward()
                 loss += share.item()
+                if processes.count == 1 and not math.isfinite(loss):
+                    break
+                share.backward()  # of several processes none stops alone: the others would wait for it
     finally:
         model.train(was_training)
+    loss = processes.total(loss)
+    if not math.isfinite(loss):
+        raise ValueError(f"the loss on the initialisation examples is {loss}")
     examples = sum(len(batch["labels"]) for batch in batches)
     tokens = sum(loss_count(batch["labels"], "token") for batch in batches)
-    return GradientReport(examples, tokens, processes.total(loss))
+    return GradientReport(examples, tokens, loss)
 
 
 class _Tap(torch.autograd.Function):
@@ -188,17 +213,25 @@ def _tapped(layers: dict[str, nn.Module], receive: Receive, calls: Counter[str])
 
 @contextmanager
 def _gradients_from_the_embeddings(model: nn.Module) -> Iterator[None]:
-    """With every weight frozen, autograd starts at the embeddings' output."""
+    """With every weight frozen, autograd starts at the embeddings' output.
+
+    An encoder and its decoder look words up in two modules that share a weight.
+    """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trainable:
         parameter.requires_grad_(False)
-    handle = model.get_input_embeddings().register_forward_hook(
-        lambda _module, _inputs, output: output.requires_grad_(True) if torch.is_grad_enabled() else None
-    )
+
+    def start(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor | None:
+        return output.requires_grad_(True) if torch.is_grad_enabled() else None
+
+    words = model.get_input_embeddings()
+    alike = [module for module in model.modules() if isinstance(module, nn.Embedding) and module.weight is words.weight]
+    handles = [module.register_forward_hook(start) for module in {words, *alike}]
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
         for parameter in trainable:
             parameter.requires_grad_(True)
 
@@ -209,10 +242,14 @@ def _checkpointed(model: nn.Module, wanted: bool) -> Iterator[None]:
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)] if wanted else []
+    own = [vars(block).get("forward") for block in blocks]  # accelerate's placement gives an instance its own
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     try:
         yield
     finally:
-        for block in blocks:
-            del block.forward  # the instance's; the class's own is behind it
+        for block, before in zip(blocks, own, strict=True):
+            if before is None:
+                del block.forward  # the class's is behind it
+            else:
+                block.forward = before

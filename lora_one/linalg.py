@@ -8,6 +8,7 @@ from torch import Generator, Tensor
 EXACT_BELOW = 256  # min(m, n) up to which the exact SVD costs no more than a randomised one
 OVERSAMPLING = 24
 MAX_ITERATIONS = 30
+ROUNDING = 1e-6  # of an energy in fp32: a smaller gain is none
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def nothing_to_gain(energies: list[float], tolerance: float) -> bool:
     if len(energies) < 3:
         return len(energies) == 2 and energies[1] <= energies[0]
     last, gain = energies[-2] - energies[-3], energies[-1] - energies[-2]
-    if gain <= 0:
+    if last <= 0 or gain <= ROUNDING * energies[-1]:
         return True
     shrink = gain / last
     return shrink < 1 and gain * shrink / (1 - shrink) <= tolerance * energies[-1]

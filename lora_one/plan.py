@@ -6,6 +6,7 @@ from lora_one.adapters import scaling_of, target_layers
 from lora_one.config import ArithmeticConfig, GradientInit, RunConfig
 from lora_one.data import load_dataset
 from lora_one.data.probe import examples_wanted
+from lora_one.gradients import weight_shape
 from lora_one.inits import build_init
 from lora_one.models import device, load_skeleton, load_tokenizer
 from lora_one.run_folder import method_name
@@ -23,7 +24,7 @@ def plan(run: RunConfig, folder: Path) -> str:
     skeleton = load_skeleton(model.name, model.revision)
     layers = target_layers(skeleton, run.peft, build_init(run.init))
     parameters = sum(parameter.numel() for parameter in skeleton.parameters())
-    shapes = [(layer.out_features, layer.in_features) for layer in layers.values()]
+    shapes = [weight_shape(layer) for layer in layers.values()]
     trainable = sum(run.peft.lora_r * (m + n) for m, n in shapes)
     examples, data = _examples(run)
     gradients = sum(m * n for m, n in shapes) * 4 if isinstance(run.init, GradientInit) else 0

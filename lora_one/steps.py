@@ -1,7 +1,9 @@
 """The low-rank step of every target layer: mean gradient in, truncated SVD out, in as little memory as is wanted."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Literal
 
 import psutil
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_one.distributed import Processes
-from lora_one.gradients import GradientReport, mean_gradients
+from lora_one.gradients import GradientReport, mean_gradients, weight_shape
 from lora_one.linalg import LowRank, truncated_svd
 from lora_one.losses import Batch, Reduction
 from lora_one.seeding import generator_for
@@ -42,7 +44,8 @@ def low_rank_steps(
     """Hand the truncated SVD of each layer's (transformed) mean gradient to ``consume``, the same on every process.
 
     Each layer is factorised once, on one process, with random numbers of its own name.
-    Raises ValueError: as ``mean_gradients``; a gradient that is zero or not finite (the layer is named).
+    Raises ValueError, on every process: as ``mean_gradients``; a gradient that is zero or not finite (the layer is
+    named).
     """
     hold = how_to_hold(layers, batches, settings)
     if hold == "sketch":
@@ -59,13 +62,19 @@ def low_rank_steps(
         )
     processes = Processes.current()
     mine: dict[str, LowRank] = {}
+    refused: list[str] = []
 
     def factorise(name: str, G: Tensor) -> None:
-        mine[name] = factorised(name, G, settings)
+        try:
+            mine[name] = factorised(name, G, settings)
+        except ValueError as error:  # the other processes are to hear of it, or they would wait for this layer
+            refused.append(str(error))
 
     report = mean_gradients(
         model, layers, batches, reduction, factorise, hold=hold, checkpointing=settings.checkpointing
     )
+    for message in chain.from_iterable(processes.gathered(refused)):
+        raise ValueError(message)
     for owner, name in processes.by_turns(list(layers)):
         consume(name, _shared(mine.pop(name, None), layers[name], settings.singular, owner))
     return report
@@ -88,8 +97,10 @@ def how_to_hold(layers: dict[str, nn.Module], batches: Sequence[Batch], settings
 
     memory=fast: on the device.  low: one at a time where the examples fit one batch, else sketched (a transform
     needs G whole, so then on the CPU).  auto: one at a time for one batch, else the first place with room for all.
+    The same answer on every process: that with the least room decides.
     """
-    single = len(batches) == 1 and Processes.current().count == 1
+    processes = Processes.current()
+    single = len(batches) == 1 and processes.count == 1
     if settings.memory == "fast":
         return "device"
     if single:
@@ -97,10 +108,11 @@ def how_to_hold(layers: dict[str, nn.Module], batches: Sequence[Batch], settings
     whole = settings.transform is not None
     if settings.memory == "low":
         return "cpu" if whole else "sketch"
-    needed = sum(layer.out_features * layer.in_features for layer in layers.values()) * 4
+    needed = sum(m * n for m, n in map(weight_shape, layers.values())) * 4
     device = next(iter(layers.values())).weight.device
-    host = psutil.virtual_memory().available
+    host = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes share it
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host
+    free, host = (min(rooms) for rooms in zip(*processes.gathered((free, host)), strict=True))
     if needed <= FREE_SHARE * free:
         return "device"
     return "cpu" if whole or needed <= FREE_SHARE * host else "sketch"
@@ -111,7 +123,7 @@ def _shared(step: LowRank | None, layer: nn.Module, singular: int, owner: int) -
     processes = Processes.current()
     if processes.count == 1:
         return step
-    m, n = layer.out_features, layer.in_features
+    m, n = weight_shape(layer)
     size = m * singular + singular + singular * n + 1
     device = layer.weight.device
     flat = torch.empty(size, device=device)

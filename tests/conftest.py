@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
@@ -10,6 +11,8 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lora_one.config import RunConfig
@@ -63,6 +66,47 @@ def random_llama(vocabulary: int = 512, seed: int = 0, **changes) -> LlamaForCau
 @pytest.fixture
 def llama():
     return random_llama()
+
+
+class Shared(nn.Module):
+    """One linear layer used three times, one used once; its blocks checkpointed by torch as asked."""
+
+    def __init__(self, reentrant=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.shared = nn.Embedding(64, 16), nn.Linear(16, 16)
+        self.once, self.head = nn.Linear(16, 16), nn.Linear(16, 64)
+        self.reentrant = reentrant
+        self.requires_grad_(False)
+
+    def get_input_embeddings(self):
+        return self.words
+
+    def forward(self, input_ids, attention_mask=None, use_cache=False):
+        def once(hidden):
+            return hidden + torch.tanh(self.shared(hidden))
+
+        def twice(hidden):
+            return hidden + torch.tanh(self.shared(self.once(torch.tanh(self.shared(hidden)))))
+
+        hidden = self.words(input_ids)
+        for block in (once, twice):
+            plain = self.reentrant is None
+            hidden = block(hidden) if plain else checkpoint(block, hidden, use_reentrant=self.reentrant)
+        return SimpleNamespace(logits=self.head(hidden))
+
+
+class Experts(Shared):
+    """Four experts as layers of their own, of which tokens reach those asked for."""
+
+    def __init__(self, used=(0, 2)):
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(16, 16) for _ in range(4)).requires_grad_(False)
+        self.used = used
+
+    def forward(self, input_ids, attention_mask=None, use_cache=False):
+        hidden = self.words(input_ids)
+        return SimpleNamespace(logits=self.head(sum(torch.tanh(self.experts[index](hidden)) for index in self.used)))
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lora_one.linalg import truncated_svd
+from lora_one.linalg import nothing_to_gain, truncated_svd
 
 
 def generator(seed=0):
@@ -82,3 +82,20 @@ def test_not_finite(bad):
     M[1, 2] = bad
     with pytest.raises(ValueError, match="not finite"):
         svd(M, 2)
+
+
+@pytest.mark.parametrize(
+    ("energies", "settled"),
+    [
+        ([1.0], False),
+        ([1.0, 1.1], False),
+        ([1.0, 1.0], True),
+        ([1.0, 1.1, 1.2], False),
+        ([1.0, 1.1, 1.1001], True),
+        ([1.0, 1.0, 1.0 + 1e-7], True),  # settled, then rounding: no division by the gain of zero before
+        ([1.0, 1.0 + 1e-7, 1.0 + 3e-7], True),
+        ([1.0, 0.9999999, 1.0], True),
+    ],
+)
+def test_iteration_ends_when_nothing_is_to_be_gained(energies, settled):
+    assert nothing_to_gain(energies, 1e-3) is settled
