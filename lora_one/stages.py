@@ -15,7 +15,7 @@ from lora_one.data.encode import pad_id_of
 from lora_one.data.probe import init_seed, probe_batches
 from lora_one.errors import RunError
 from lora_one.evaluation.validation import Validation
-from lora_one.inits import build_init
+from lora_one.inits import Method, build_init
 from lora_one.losses import mean_loss
 from lora_one.models import load_model, load_tokenizer
 from lora_one.provenance import provenance
@@ -70,13 +70,7 @@ def initialise(
     if validation.asked:
         evaluations["start"] = validation(base)
     method = build_init(run.init)
-    probe = None
-    if method.needs_gradient:
-        settings = StepSettings(
-            tolerance=run.init.tolerance, memory=run.init.memory, checkpointing=run.model.gradient_checkpointing
-        )
-        batches = probe_batches(run, splits.train_texts, tokenizer)
-        probe = adapters.Probe(batches, run.init.reduction, settings)
+    probe = probe_of(run, method, splits, tokenizer) if method.needs_examples else None
     started = time.perf_counter()
     model, start = adapters.attach_adapters(base, run.peft, method, probe, seed=init_seed(run), dtype=run.init.dtype)
     seconds = time.perf_counter() - started
@@ -91,16 +85,27 @@ def initialise(
         init={
             "method": method.name,
             "seconds": seconds,
-            "examples": start.gradient.examples if start.gradient else 0,
-            "tokens": start.gradient.tokens if start.gradient else 0,
+            "examples": start.examples.examples if start.examples else 0,
+            "tokens": start.examples.tokens if start.examples else 0,
             "captured_energy": {"min": min(energies), "mean": mean(energies)} if energies else None,
-            "loss_before": start.gradient.loss if start.gradient else None,
+            "loss_before": start.examples.loss if start.examples else None,
             "loss_after": mean_loss(model, probe.batches, probe.reduction) if probe else None,
             "relative_shift": {name: layer["relative_shift"] for name, layer in start.layers.items()},
         },
         evaluation=evaluations,
     )
     return model
+
+
+def probe_of(run: RunConfig, method: Method, splits: Splits, tokenizer: Any) -> adapters.Probe:
+    """The examples that the method looks at and, for a gradient, how it is taken."""
+    batches = probe_batches(run, splits.train_texts, tokenizer)
+    if not method.needs_gradient:
+        return adapters.Probe(batches, "example")
+    settings = StepSettings(
+        tolerance=run.init.tolerance, memory=run.init.memory, checkpointing=run.model.gradient_checkpointing
+    )
+    return adapters.Probe(batches, run.init.reduction, settings)
 
 
 def fine_tune(

@@ -1,7 +1,12 @@
 """Offline, one torch thread, small models made on the spot."""
 
+import dataclasses
+import importlib.util
 import os
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
@@ -63,6 +68,16 @@ def random_llama(vocabulary: int = 512, seed: int = 0, **changes) -> LlamaForCau
 @pytest.fixture
 def llama():
     return random_llama()
+
+
+@pytest.fixture
+def attrs_package(monkeypatch):
+    """PEFT's CorDA takes one decorator from the attrs package; where that is not installed, dataclasses' stands in."""
+    if importlib.util.find_spec("attr") is None:
+        stand_in = ModuleType("attr")
+        stand_in.dataclass = dataclasses.dataclass
+        stand_in.__spec__ = ModuleSpec("attr", None)
+        monkeypatch.setitem(sys.modules, "attr", stand_in)
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ EVAL = "--data_path={files}/gsm8k.jsonl --output_dir={results}"
 CONFIGURATION = [
     # keys
     ("++init.gama=1", "unknown key init.gama", "nothing here reads it", "did you mean stable_gamma?"),
-    ("init.foo=1", "unknown key init.foo", "nothing here reads it", "valid: bsz, direction"),
+    ("init.foo=1", "unknown key init.foo", "nothing here reads it", "valid: bsz, corda_method, direction"),
     ("peft.lora_rr=4", "unknown key peft.lora_rr", "did you mean lora_r?"),
     ("fooo=1", "unknown key fooo", "valid: dataset, dry_run, init"),
     ("++sed=1", "unknown key sed", "did you mean seed?"),
@@ -42,13 +42,15 @@ CONFIGURATION = [
     ("~model.epochs", "model.epochs is missing", "set model.epochs="),
     ("model.name=???", "model.name must be given", "set model.name=<value>"),
     # group choices
-    ("init=foo", "init=foo is not a choice of conf/init", "valid: default, gaussian, gradient"),
+    ("init=foo", "init=foo is not a choice of conf/init", "valid: corda, default, eva, gaussian"),
     ("dataset=gsm9k", "dataset=gsm9k", "did you mean gsm8k? valid: arithmetic"),
     ("++dataset_name=gsm9k", "dataset=gsm9k", "did you mean gsm8k?"),
     ("peft=", "peft= is not a choice of conf/peft", "valid: all, qv"),
     ("init=null", "init=null", "a group takes the name of a file in its folder of conf/"),
     ("dataset.name=gsm9k", "dataset.name=gsm9k is not a data set", "did you mean gsm8k?"),
     ("init.mode=gradiant", "init.mode=gradiant is not a kind of initialisation", "did you mean gradient?"),
+    ("init=pissa init.method=pisa", "init.method=pisa is not an initialisation of PEFT", "did you mean pissa?"),
+    ("init=pissa init.bsz=4", "unknown key init.bsz", "another choice of init", "drop it"),
     ("optimizer.name=adam", "optimizer.name=adam is not an optimizer", "did you mean adamw?"),
     # the form of an argument
     ("model.epochs", "model.epochs cannot be understood", "settings are key=value"),
@@ -75,6 +77,8 @@ CONFIGURATION = [
     ("model.warmup=inf", "model.warmup=inf", "a fraction below 1 or a number of steps"),
     ("model.epochs=-1", "model.epochs=-1.0", "0 (initialise only) or more"),
     ("init=gaussian init.lora_A_std=inf", "init.lora_A_std=inf", "not negative"),
+    ("init=pissa init.niter=-1", "init.niter=-1", "not negative"),
+    ("init=eva init.tau=1", "init.tau=1.0", "in [0, 1)"),
     ("optimizer.betas=[0.9]", "optimizer.betas=[0.9]", "two numbers in [0, 1)"),
     ("optimizer.eps=-1", "optimizer.eps=-1.0", "positive"),
     ("optimizer=sgd optimizer.momentum=3", "optimizer.momentum=3.0", "in [0, 1)"),
@@ -82,6 +86,8 @@ CONFIGURATION = [
     ("init.direction=LoRA-0ne", "init.direction=LoRA-0ne is not a choice", "did you mean LoRA-One?"),
     ("init.scale=stabel", "init.scale=stabel is not a choice", "did you mean stable? valid: gd"),
     ("++init.weight=stabel", "init.scale=stabel is not a choice", "did you mean stable?"),
+    ("init=corda init.corda_method=imp", "init.corda_method=imp is not a choice", "did you mean ipm?"),
+    ("init=lora_ga_peft init.scale=weight_svd", "init.scale=weight_svd is not a choice", "valid: gd, stable, unit"),
     ("model.scheduler=cosin", "model.scheduler=cosin is not a choice", "did you mean cosine?"),
     # values together
     ("model.real_batch_size=30", "model.real_batch_size=30 is not divisible", "=32", "take a multiple of 32"),
@@ -91,6 +97,8 @@ CONFIGURATION = [
     ("init.do_subsampling=true", "init.do_subsampling=true needs a size", "set init.sub_size="),
     ("init.sub_size=3", "init.sub_size=3 is read only with", "drop init.sub_size"),
     ("init.iters=null", "init.iters=None", "give both"),
+    ("init=eva init.iters=null", "init.iters=None", "give both"),
+    ("init=lora_ga_peft init.scale=unit init.stable_gamma=3", "init.stable_gamma=3.0", "only with init.scale=stable"),
     ("init.direction=LoRA-GA init.normalize=none", "init.normalize=none is read only by LoRA-One", "drop it"),
     ("init=svd init.scale=gd", "init.scale=gd is not a choice of init.mode=svd", "valid: default"),
     ("init.scale=unit init.stable_gamma=3", "init.stable_gamma=3.0", "only with init.scale=stable", "drop one"),
@@ -113,6 +121,12 @@ READING = [
     ("dataset.families=[gian]", USAGE, "dataset.families: gian is not a family", "did you mean gain?"),
     ("dataset.families=[]", USAGE, "dataset.families=[]", "must name at least one of gain"),
     ("init.direction=LoRA-GA peft.lora_r=65", USAGE, "peft.lora_r=65 x 2", "min(m, n)=128", "lower peft.lora_r"),
+    (
+        "init=lora_ga_peft peft.lora_r=65",
+        USAGE,
+        "peft.lora_r=65 x 2 (lora_ga_peft takes 2 r vectors)",
+        "lower peft.lora_r",
+    ),
     ("peft.lora_r=5000", USAGE, "peft.lora_r=5000 exceeds min(m, n)=128 of model.layers.0", "lower peft.lora_r"),
     ("peft.lora_target_modules=[q_prj]", USAGE, "q_prj matches no linear layer", "did you mean q_proj?"),
     ("dataset.chat_template=true", USAGE, "dataset.chat_template=true", "no chat format", "drop it"),
@@ -136,6 +150,7 @@ READING = [
 # Found with the model in hand.
 RUNNING = [
     ("init.bsz=10 init.iters=10", USAGE, "init.bsz x init.iters=100 exceeds the 48 training examples", "lower it"),
+    ("init=eva init.iters=7", USAGE, "init.bsz x init.iters=56 exceeds the 48 training examples", "lower it"),
     ("init.do_subsampling=true init.sub_size=49", USAGE, "init.sub_size=49 exceeds the 48", "lower it"),
     ("init.max_length=3", FAILURE, "none of the 8 examples", "max_length=3", "init.max_length"),
     ("model.name={files}/cut-weights", FAILURE, "/cut-weights cannot be loaded", "give a local folder"),
