@@ -1,5 +1,6 @@
 """Adapters in a model: which layers, and how a method's factors get there. The room that knows PEFT."""
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from lora_one.errors import RunError, UsageError, nearest
 from lora_one.gradients import GradientReport, weight_shape
 from lora_one.inits import Method
 from lora_one.linalg import LowRank
-from lora_one.losses import Batch, Reduction
+from lora_one.losses import Batch, Reduction, loss_count, mean_loss
 from lora_one.models import DTYPES
 from lora_one.seeding import generator_for
 from lora_one.steps import StepSettings, low_rank_steps
@@ -30,7 +31,7 @@ Kept = dict[str, tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Probe:
-    """What a gradient method looks at: collated batches, how their losses are averaged, and the SVD's settings."""
+    """What a method looks at: collated batches, how their losses are averaged, and the settings of a gradient's SVD."""
 
     batches: Sequence[Batch]
     reduction: Reduction
@@ -39,12 +40,12 @@ class Probe:
 
 @dataclass(frozen=True)
 class Start:
-    """What an initialisation left: the gradient's report (None without one), a record a layer, kept factors.
+    """What an initialisation left: a report of the examples (None without), a record a layer, kept factors.
 
     kept: (B0, A0) of the layers whose base became W - s B0 A0; they are needed to save and to resume.
     """
 
-    gradient: GradientReport | None
+    examples: GradientReport | None
     layers: dict[str, dict[str, Any]]
     kept: Kept
 
@@ -105,8 +106,11 @@ def scaling_of(peft: PeftConfig) -> float:
     return peft.lora_alpha / (peft.lora_r**0.5 if peft.use_rslora else peft.lora_r)
 
 
-def lora_config(model: nn.Module, peft: PeftConfig) -> LoraConfig:
-    """PEFT's configuration of the adapter: plain LoRA, whatever the initialisation, so any PEFT loads it."""
+def lora_config(model: nn.Module, peft: PeftConfig, **further: Any) -> LoraConfig:
+    """PEFT's configuration of the adapter: plain LoRA, whatever the initialisation, so any PEFT loads it.
+
+    further: settings of one of PEFT's own initialisations, while it runs.
+    """
     layers = target_layers(model, peft)
     endings = sorted({name.rpartition(".")[2] for name in layers})
     alike = {name for name, _ in model.named_modules() if name.rpartition(".")[2] in endings}
@@ -118,6 +122,7 @@ def lora_config(model: nn.Module, peft: PeftConfig) -> LoraConfig:
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in layers.values()),
         target_modules=endings if alike == set(layers) else sorted(layers),
         task_type="CAUSAL_LM",
+        **further,
     )
 
 
@@ -126,9 +131,10 @@ def attach_adapters(
 ) -> tuple[PeftModel, Start]:
     """Wrap the base in PEFT and start every adapter at the method's factors.
 
-    Each layer's G becomes its low-rank step as soon as it is known and is freed; only the factors stay.
-    Raises RunError: a gradient that is zero or not finite (the layer is named).  UsageError: the method changes the
-    base, and the base is quantised.
+    Each layer's G becomes its low-rank step as soon as it is known and is freed; only the factors stay. Where PEFT
+    has the method, PEFT finds the factors of all layers.
+    Raises RunError: a gradient that is zero or not finite (the layer is named), or what PEFT could not do.
+    UsageError: the method changes the base, and the base is quantised.
     """
     layers = target_layers(base, peft, method)
     if peft.lora_target_modules == "all" and (experts := fused_experts(base)):
@@ -150,7 +156,12 @@ def attach_adapters(
 
     report = None
     try:
-        if method.needs_gradient:
+        if method.of_all_layers is not None:
+            if method.needs_examples:
+                report = looked_at(base, probe)
+            batches = probe.batches if method.needs_examples else ()
+            factors = method.of_all_layers(base, layers, partial(lora_config, base, peft), batches, seed)
+        elif method.needs_gradient:
             settings = replace(probe.settings, singular=method.vectors * peft.lora_r, seed=seed)
             report = low_rank_steps(base, layers, probe.batches, probe.reduction, settings, start)
         else:
@@ -160,6 +171,7 @@ def attach_adapters(
         raise
     except ValueError as error:
         raise RunError(f"init: {error}") from error
+    factors = {name: rounded(start, DTYPES[dtype]) for name, start in factors.items()}
     scaling = scaling_of(peft)
     for name, layer in layers.items():
         records[name]["relative_shift"] = relative_shift(layer, factors[name], scaling)
@@ -169,6 +181,20 @@ def attach_adapters(
     for name, layer in lora_layers(model).items():
         put(layer, factors[name])
     return model, Start(report, records, kept)
+
+
+def looked_at(base: nn.Module, probe: Probe) -> GradientReport:
+    """Examples, tokens and loss of the probe. Raises ValueError: the loss is not finite."""
+    loss = mean_loss(base, probe.batches, probe.reduction)
+    if not math.isfinite(loss):
+        raise ValueError(f"the loss on the initialisation examples is {loss}")
+    examples = sum(len(batch["labels"]) for batch in probe.batches)
+    return GradientReport(examples, sum(loss_count(batch["labels"], "token") for batch in probe.batches), loss)
+
+
+def rounded(start: AdapterFactors, dtype: torch.dtype) -> AdapterFactors:
+    """As the adapter will hold them: what the base loses is then what the adapter adds, also in 16 bit."""
+    return replace(start, B=start.B.to(dtype).float(), A=start.A.to(dtype).float())
 
 
 @torch.no_grad()

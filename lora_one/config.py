@@ -69,18 +69,24 @@ class InitConfig:
 
 
 @dataclass(frozen=True)
-class GradientInit(InitConfig):
-    """From the mean gradient over bsz x iters examples (or sub_size with do_subsampling; or all with null)."""
+class ProbedInit(InitConfig):
+    """Looks at bsz x iters training examples (or sub_size with do_subsampling; or all with null)."""
+
+    bsz: int | None
+    iters: int | None
+    do_subsampling: bool
+    sub_size: int | None
+    max_length: int | None  # tokens; null = model.max_length
+
+
+@dataclass(frozen=True)
+class GradientInit(ProbedInit):
+    """From the mean gradient over the examples."""
 
     direction: str
     scale: str
     normalize: str
     stable_gamma: float | None  # null = the method's own, 128 for LoRA-One
-    bsz: int | None
-    iters: int | None
-    do_subsampling: bool
-    sub_size: int | None
-    max_length: int | None  # null = model.max_length
     reduction: str
     tolerance: float  # of the captured energy: what the low-rank step may lose against the exact one
     memory: str  # where gradients wait: see steps.how_to_hold
@@ -109,6 +115,40 @@ class SvdInit(InitConfig):
     scale: str
     stable_gamma: float | None  # null = 16
     tolerance: float
+
+    @property
+    def gamma(self) -> float:
+        return self.stable_gamma if self.stable_gamma is not None else 16.0
+
+
+@dataclass(frozen=True)
+class PeftInit(InitConfig):
+    """One of PEFT's own, computed by PEFT."""
+
+    method: str
+
+
+@dataclass(frozen=True)
+class PissaInit(PeftInit):
+    niter: int | None  # power iterations of a randomised SVD; null = the exact one
+
+
+@dataclass(frozen=True)
+class EvaInit(PeftInit, ProbedInit):
+    tau: float  # cosine similarity of a component with itself one batch earlier at which it counts as settled
+    whiten: bool
+
+
+@dataclass(frozen=True)
+class CordaInit(PeftInit, ProbedInit):
+    corda_method: str
+
+
+@dataclass(frozen=True)
+class PeftLoraGAInit(PeftInit, ProbedInit):
+    ga_direction: str
+    scale: str
+    stable_gamma: float | None  # null = 16
 
     @property
     def gamma(self) -> float:
@@ -214,7 +254,15 @@ class RunConfig:
 
 
 DATASET_SCHEMAS: dict[str, type] = {"arithmetic": ArithmeticConfig, "json": OwnDataConfig}
-INIT_SCHEMAS: dict[str, type] = {"gradient": GradientInit, "simple": SimpleInit, "svd": SvdInit}
+INIT_SCHEMAS: dict[str, type] = {"gradient": GradientInit, "simple": SimpleInit, "svd": SvdInit, "peft": PeftInit}
+PEFT_SCHEMAS: dict[str, type] = {  # by init.method, where init.mode=peft
+    "pissa": PissaInit,
+    "olora": PeftInit,
+    "eva": EvaInit,
+    "corda": CordaInit,
+    "loftq": PeftInit,
+    "lora_ga_peft": PeftLoraGAInit,
+}
 OPTIMIZER_SCHEMAS: dict[str, type] = {"adamw": AdamConfig, "sgd": SgdConfig}
 DATASETS = ("arithmetic", "gsm8k", "json", "meta_math")
 
@@ -222,6 +270,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "init.direction": ("LoRA-One", "LoRA-GA"),
     "init.ga_direction": ("ArB2r", "A2rBr", "ArBr", "random"),
     "init.memory": ("auto", "fast", "low"),
+    "init.corda_method": ("ipm", "kpm"),
     "init.normalize": ("s0", "none"),
     "init.reduction": ("example", "token"),
     "init.dtype": ("fp32", "bf16"),
@@ -249,6 +298,8 @@ RANGES: dict[str, tuple[str, Any]] = {
     "init.sub_size": ("at least 1", lambda v: v >= 1),
     "init.max_length": ("at least 2 tokens", lambda v: v >= 2),
     "init.tolerance": ("in (0, 1)", lambda v: 0 < v < 1),
+    "init.niter": ("not negative", lambda v: v >= 0),
+    "init.tau": ("in [0, 1)", lambda v: 0 <= v < 1),
     "init.lora_A_std": ("not negative", lambda v: v >= 0 and math.isfinite(v)),
     "init.lora_B_std": ("not negative", lambda v: v >= 0 and math.isfinite(v)),
     "model.epochs": ("0 (initialise only) or more", lambda v: v >= 0 and math.isfinite(v)),
@@ -288,7 +339,10 @@ def schema_of(section: str, given: Any) -> type | None:
         mode = given.get("mode")
         if mode not in INIT_SCHEMAS:
             raise UsageError(f"init.mode={mode} is not a kind of initialisation; {nearest(mode, INIT_SCHEMAS)}")
-        return INIT_SCHEMAS[mode]
+        method = given.get("method")
+        if mode == "peft" and method not in PEFT_SCHEMAS:
+            raise UsageError(f"init.method={method} is not an initialisation of PEFT; {nearest(method, PEFT_SCHEMAS)}")
+        return PEFT_SCHEMAS[method] if mode == "peft" else INIT_SCHEMAS[mode]
     if section == "optimizer":
         name = given.get("name")
         if name not in OPTIMIZER_SCHEMAS:
@@ -301,7 +355,7 @@ def valid_keys(section: str) -> set[str]:
     """Every key that some choice of a section reads; of the whole configuration for ``""``."""
     one_of_many = {
         "dataset": (DatasetConfig, *DATASET_SCHEMAS.values()),
-        "init": tuple(INIT_SCHEMAS.values()),
+        "init": (*INIT_SCHEMAS.values(), *PEFT_SCHEMAS.values()),
         "optimizer": tuple(OPTIMIZER_SCHEMAS.values()),
     }
     single = {
@@ -404,7 +458,12 @@ def check_peft(run: RunConfig) -> None:
 
 def check_init(run: RunConfig) -> None:
     init = run.init
-    scales = {GradientInit: ("stable", "gd", "unit", "weightS"), SvdInit: ("default", "stable", "unit", "normalized")}
+    by_gradient = ("stable", "gd", "unit", "weightS")
+    scales = {
+        GradientInit: by_gradient,
+        PeftLoraGAInit: by_gradient,
+        SvdInit: ("default", "stable", "unit", "normalized"),
+    }
     if type(init) in scales and init.scale not in scales[type(init)]:
         raise UsageError(
             f"init.scale={init.scale} is not a choice of init.mode={init.mode}; "
@@ -417,6 +476,8 @@ def check_init(run: RunConfig) -> None:
         )
     if isinstance(init, GradientInit):
         check_gradient(init)
+    if isinstance(init, ProbedInit):
+        check_probed(init)
 
 
 def check_gradient(init: GradientInit) -> None:
@@ -426,6 +487,9 @@ def check_gradient(init: GradientInit) -> None:
         raise UsageError(
             f"init.ga_direction={init.ga_direction} is read only by LoRA-GA, not by {init.direction}: drop it"
         )
+
+
+def check_probed(init: ProbedInit) -> None:
     if init.do_subsampling and init.sub_size is None:
         raise UsageError("init.do_subsampling=true needs a size: set init.sub_size=<number of examples>")
     if init.sub_size is not None and not init.do_subsampling:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lora_one.adapters import scaling_of, target_layers
-from lora_one.config import ArithmeticConfig, GradientInit, RunConfig
+from lora_one.config import ArithmeticConfig, GradientInit, PeftLoraGAInit, ProbedInit, RunConfig
 from lora_one.data import load_dataset
 from lora_one.data.probe import examples_wanted
 from lora_one.gradients import weight_shape
@@ -27,7 +27,7 @@ def plan(run: RunConfig, folder: Path) -> str:
     shapes = [weight_shape(layer) for layer in layers.values()]
     trainable = sum(run.peft.lora_r * (m + n) for m, n in shapes)
     examples, data = _examples(run)
-    gradients = sum(m * n for m, n in shapes) * 4 if isinstance(run.init, GradientInit) else 0
+    gradients = sum(m * n for m, n in shapes) * 4 if isinstance(run.init, GradientInit | PeftLoraGAInit) else 0
     weights = parameters * (2 if model.bf16 else 4)
     states = trainable * 16  # fp32: value, gradient, two moments
     logits = model.per_device_batch_size * model.max_length * skeleton.config.get_text_config().vocab_size * 8
@@ -55,7 +55,10 @@ def _examples(run: RunConfig) -> tuple[int, str]:
 
 
 def _gradient(run: RunConfig) -> str:
-    if not isinstance(run.init, GradientInit):
+    if not isinstance(run.init, ProbedInit):
         return "none"
     wanted = examples_wanted(run.init)
-    return f"over {'all training' if wanted is None else wanted} examples, mean over each {run.init.reduction}"
+    examples = f"{'all training' if wanted is None else wanted} examples"
+    if isinstance(run.init, GradientInit):
+        return f"over {examples}, mean over each {run.init.reduction}"
+    return f"by PEFT, over {examples}" if isinstance(run.init, PeftLoraGAInit) else f"none; activations of {examples}"

@@ -24,7 +24,8 @@ def folder_of(run: RunConfig, config_hash: str) -> Path:
 def method_name(run: RunConfig) -> str:
     """The method and its main knobs: ``LoRA-One-r8-a16-g128-lr0.0002``."""
     init = run.init
-    method = getattr(init, "direction", None) or ("svd" if init.mode == "svd" else f"LoRA-{init.lora_A}")
+    named = getattr(init, "direction", None) or getattr(init, "method", None)
+    method = named or ("svd" if init.mode == "svd" else f"LoRA-{init.lora_A}")
     parts = [method, f"r{run.peft.lora_r}", f"a{run.peft.lora_alpha:g}"]
     if hasattr(init, "scale"):
         parts.append(f"g{init.gamma:g}" if init.scale == "stable" else init.scale)

@@ -72,13 +72,17 @@ def check_together(run: RunConfig, splits: Splits, base: nn.Module) -> None:
 
 
 def draw_probe(run: RunConfig, splits: Splits, tokenizer: Any) -> adapters.Probe | None:
-    """What the initialisation's gradient is taken over; None for a method without one."""
-    if not build_init(run.init).needs_gradient:
+    """The examples that the method looks at and, for a gradient, how it is taken; None for one that looks at none."""
+    method = build_init(run.init)
+    if not method.needs_examples:
         return None
+    batches = probe_batches(run, splits.train_texts, tokenizer)
+    if not method.needs_gradient:
+        return adapters.Probe(batches, "example")
     settings = StepSettings(
         tolerance=run.init.tolerance, memory=run.init.memory, checkpointing=run.model.gradient_checkpointing
     )
-    return adapters.Probe(probe_batches(run, splits.train_texts, tokenizer), run.init.reduction, settings)
+    return adapters.Probe(batches, run.init.reduction, settings)
 
 
 def initialise(
@@ -114,10 +118,10 @@ def initialise(
         init={
             "method": method.name,
             "seconds": seconds,
-            "examples": start.gradient.examples if start.gradient else 0,
-            "tokens": start.gradient.tokens if start.gradient else 0,
+            "examples": start.examples.examples if start.examples else 0,
+            "tokens": start.examples.tokens if start.examples else 0,
             "captured_energy": {"min": min(energies), "mean": mean(energies)} if energies else None,
-            "loss_before": start.gradient.loss if start.gradient else None,
+            "loss_before": start.examples.loss if start.examples else None,
             "loss_after": mean_loss(model, probe.batches, probe.reduction) if probe else None,
             "relative_shift": {name: layer["relative_shift"] for name, layer in start.layers.items()},
         },

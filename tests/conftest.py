@@ -1,8 +1,12 @@
 """Offline, one torch thread, small models made on the spot."""
 
+import dataclasses
+import importlib.util
 import os
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
@@ -107,6 +111,16 @@ class Experts(Shared):
     def forward(self, input_ids, attention_mask=None, use_cache=False):
         hidden = self.words(input_ids)
         return SimpleNamespace(logits=self.head(sum(torch.tanh(self.experts[index](hidden)) for index in self.used)))
+
+
+@pytest.fixture
+def attrs_package(monkeypatch):
+    """PEFT's CorDA takes one decorator from the attrs package; where that is not installed, dataclasses' stands in."""
+    if importlib.util.find_spec("attr") is None:
+        stand_in = ModuleType("attr")
+        stand_in.dataclass = dataclasses.dataclass
+        stand_in.__spec__ = ModuleSpec("attr", None)
+        monkeypatch.setitem(sys.modules, "attr", stand_in)
 
 
 @pytest.fixture(scope="session")

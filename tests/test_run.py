@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from conftest import ROOT, small_run
+from peft import PeftModel
 
 sys.path.insert(0, str(ROOT))
 
@@ -161,9 +162,10 @@ def test_epochs_zero_leaves_the_spectral_initialisation_itself(tmp_path, llama_f
             assert torch.linalg.matrix_norm(scaling * parameter @ A, 2) == pytest.approx(scaling / 128, rel=1e-4)
 
 
-def test_killed_between_checkpoints_it_goes_on_and_ends_the_same(tmp_path, llama_folder, monkeypatch):
-    """Two epochs with dropout, stopped after the first one's checkpoint."""
-    changes = ("model.epochs=2", "peft.lora_dropout=0.1", "dataset.accuracy_examples=0")
+@pytest.mark.parametrize("init", ["gradient", "pissa", "lora_ga_peft"])
+def test_killed_between_checkpoints_it_goes_on_and_ends_the_same(tmp_path, llama_folder, monkeypatch, init):
+    """Two epochs with dropout, stopped after the first one's checkpoint; also where the base was shifted."""
+    changes = (f"init={init}", "model.epochs=2", "peft.lora_dropout=0.1", "dataset.accuracy_examples=0")
     straight = finish(small_run(tmp_path / "straight", llama_folder, *changes))
     original = training.Recorder.on_log
 
@@ -205,6 +207,31 @@ def test_vanilla_lora_runs_and_starts_at_the_pretrained_function(tmp_path, llama
     assert record["evaluation"]["start"]["eval_loss"] == pytest.approx(
         record["evaluation"]["init"]["eval_loss"], rel=1e-6
     )
+
+
+@pytest.mark.parametrize(
+    ("init", "examples"), [("pissa", 0), ("olora", 0), ("eva", 8), ("corda init.iters=16", 16), ("lora_ga_peft", 8)]
+)
+def test_peft_s_own_initialisations_run(tmp_path, llama_folder, init, examples, attrs_package):
+    """On record by their names, each from the pretrained function, and plain PEFT loads what they trained."""
+    name = init.split()[0]
+    run = small_run(tmp_path, llama_folder, *f"init={init}".split(), "model.saving=true", "dataset.accuracy_examples=0")
+    folder = finish(run)
+    record = folder.read()
+    assert folder.path.parent.name.startswith(f"{name}-r8-a16-") and record["init"]["method"] == name
+    assert record["init"]["examples"] == examples and record["init"]["seconds"] > 0
+    if examples:
+        assert record["init"]["tokens"] > examples
+        assert record["init"]["loss_after"] == pytest.approx(record["init"]["loss_before"], rel=1e-5)
+    assert len(record["init"]["relative_shift"]) == 14
+    assert all((shift > 0) == (name != "eva") for shift in record["init"]["relative_shift"].values())
+    assert record["train"]["steps"] == 6 and record["train"]["last_loss"] > 0
+    ids = torch.arange(2, 40).reshape(1, -1)
+    with torch.no_grad():
+        base = load_model(str(llama_folder), dtype="fp32")
+        adapted = PeftModel.from_pretrained(base, str(folder.adapter)).eval()(ids).logits
+        merged = load_model(str(folder.merged), dtype="auto")(ids).logits
+    assert (adapted - merged).abs().max() <= 1e-4 * adapted.abs().max()
 
 
 def test_bf16_base_keeps_fp32_adapters_and_merges_to_bf16(tmp_path, llama_folder):

@@ -1,10 +1,10 @@
-"""The examples that the one-step gradient is taken over."""
+"""The examples that an initialisation looks at: the one-step gradient, and PEFT's own data-driven methods."""
 
 from typing import Any
 
 import torch
 
-from lora_one.config import GradientInit, RunConfig
+from lora_one.config import ProbedInit, RunConfig
 from lora_one.data.encode import Encoded, batches_of, encode, no_answers, pad_id_of
 from lora_one.errors import UsageError
 from lora_one.losses import Batch
@@ -42,7 +42,7 @@ def probe_batches(run: RunConfig, texts: list[Example], tokenizer: Any) -> list[
     return batches_of(drawn, init.bsz or run.model.per_device_batch_size, pad_id_of(tokenizer))
 
 
-def examples_wanted(init: GradientInit) -> int | None:
+def examples_wanted(init: ProbedInit) -> int | None:
     """None: the whole training set."""
     if init.do_subsampling:
         return init.sub_size

@@ -1,6 +1,7 @@
 """Initialisations: a pure function from a layer (and the low-rank step of its gradient) to the factors, one file each.
 
 To add one: its file here, its line in METHODS, its settings in config.py, its conf/init/<name>.yaml.
+Those that PEFT computes for all layers at once are in from_peft.py.
 """
 
 from collections.abc import Callable
@@ -8,7 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from lora_one.config import GradientInit
+from lora_one.config import GradientInit, PeftInit, ProbedInit
+from lora_one.inits.from_peft import peft_factors, refuse_unready
 from lora_one.inits.lora_ga import lora_ga_factors
 from lora_one.inits.lora_one import lora_one_factors
 from lora_one.inits.simple import simple_factors
@@ -22,7 +24,7 @@ METHODS: dict[str, Callable[..., AdapterFactors]] = {
     "simple": simple_factors,
     "svd": svd_factors,
 }
-VECTORS = {"LoRA-GA": 2}  # singular vectors wanted, in ranks; 1 unless named
+VECTORS = {"LoRA-GA": 2, "lora_ga_peft": 2}  # singular vectors wanted, in ranks; 1 unless named
 
 
 @dataclass(frozen=True)
@@ -30,16 +32,28 @@ class Method:
     """A configured initialisation: ``factors(layer, step)``; the step is None unless a gradient is needed.
 
     vectors: singular vectors of the gradient wanted, as a multiple of the rank.
+    needs_examples: looks at training examples, for a gradient or otherwise.
+    of_all_layers: set instead of ``factors`` where PEFT finds the factors of all layers, see ``peft_factors``.
     """
 
     name: str
     needs_gradient: bool
     vectors: int
-    factors: Callable[[LayerView, LowRank | None], AdapterFactors]
+    factors: Callable[[LayerView, LowRank | None], AdapterFactors] | None
+    needs_examples: bool = False
+    of_all_layers: Callable[..., dict[str, AdapterFactors]] | None = None
 
 
 def build_init(init: Any) -> Method:
-    """The method that ``init.mode`` (and ``init.direction``) names."""
+    """The method that ``init.mode`` (and ``init.direction`` or ``init.method``) names.
+
+    Raises UsageError: a method that cannot run here, for want of a package, say.
+    """
+    needs_examples = isinstance(init, ProbedInit)
+    if isinstance(init, PeftInit):
+        refuse_unready(init)
+        vectors = VECTORS.get(init.method, 1)
+        return Method(init.method, False, vectors, None, needs_examples, partial(peft_factors, init))
     needs_gradient = isinstance(init, GradientInit)
     name = init.direction if needs_gradient else init.mode
-    return Method(name, needs_gradient, VECTORS.get(name, 1), partial(METHODS[name], init))
+    return Method(name, needs_gradient, VECTORS.get(name, 1), partial(METHODS[name], init), needs_examples)

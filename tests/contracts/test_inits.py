@@ -1,13 +1,26 @@
 """What every conf/init must keep."""
 
+import json
+
 import pytest
 import torch
-from conftest import ROOT, run_config, start_of
+from conftest import ROOT, random_llama, run_config, start_of
+from peft import PeftModel
+from test_gradients import examples
 
+from lora_one import adapters
+from lora_one.checkpoints import load_kept, save_adapter, save_kept
+from lora_one.data.encode import batches_of
+from lora_one.errors import UsageError
 from lora_one.inits import build_init
 from lora_one.types import LayerView
 
 CHOICES = sorted(path.stem for path in (ROOT / "conf/init").glob("[!_]*.yaml"))
+BY_PEFT = [choice for choice in CHOICES if run_config(f"init={choice}").init.mode == "peft"]
+BY_LAYER = [choice for choice in CHOICES if choice not in BY_PEFT]
+IDS = torch.arange(3, 40).reshape(1, -1)
+
+pytestmark = pytest.mark.usefixtures("attrs_package")
 
 
 @pytest.fixture
@@ -16,7 +29,18 @@ def view():
     return lambda: LayerView("layer", (12, 8), lambda: weight, 3, 4.0, torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("choice", CHOICES)
+def attached(choice):
+    """The random model, started by that choice; skips one that cannot run here."""
+    run = run_config(f"init={choice}")
+    try:
+        method = build_init(run.init)
+    except UsageError as error:
+        pytest.skip(str(error))
+    probe = adapters.Probe(batches_of(examples(), 5, 0), "example")
+    return adapters.attach_adapters(random_llama(), run.peft, method, probe, seed=0, dtype="fp32")
+
+
+@pytest.mark.parametrize("choice", BY_LAYER)
 def test_every_init_keeps_the_contract(choice, view):
     init = run_config(f"init={choice}").init
     gradient = torch.randn(12, 8, generator=torch.Generator().manual_seed(2))
@@ -25,6 +49,59 @@ def test_every_init_keeps_the_contract(choice, view):
     assert factors.B.dtype == factors.A.dtype == torch.float32
     assert torch.isfinite(factors.B @ factors.A).all()
     assert torch.equal(factors.B, again.B) and torch.equal(factors.A, again.A), "same generator, same factors"
+
+
+@pytest.mark.parametrize("choice", BY_PEFT)
+def test_every_init_of_peft_keeps_it_too(choice):
+    """Also: the function starts unchanged."""
+    model, start = attached(choice)
+    again, _ = attached(choice)
+    for (name, layer), other in zip(
+        adapters.lora_layers(model).items(), adapters.lora_layers(again).values(), strict=True
+    ):
+        (m, n), r = layer.get_base_layer().weight.shape, 8
+        for part, shape in (("lora_B", (m, r)), ("lora_A", (r, n))):
+            factor = getattr(layer, part)["default"].weight
+            assert factor.shape == shape and factor.dtype == torch.float32, (name, part)
+            assert torch.isfinite(factor).all() and torch.equal(factor, getattr(other, part)["default"].weight)
+        assert layer.lora_A["default"].weight.any()
+        assert start.layers[name]["relative_shift"] >= 0
+    pretrained, started = random_llama()(IDS).logits, model.eval()(IDS).logits
+    assert (started - pretrained).abs().max() <= 1e-4 * pretrained.abs().max()
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+@torch.no_grad()
+def test_plain_peft_loads_what_was_trained(choice, tmp_path):
+    """After the factors have moved, as in training, and on the original base."""
+    model, start = attached(choice)
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter += torch.randn(parameter.shape, generator=generator) * 0.05
+    save_adapter(model, tmp_path / "adapter", start.kept)
+    trained = model.eval()(IDS).logits
+    loaded = PeftModel.from_pretrained(random_llama(), str(tmp_path / "adapter")).eval()(IDS).logits
+    bound = 1e-4 if start.kept else 0.0
+    assert (loaded - trained).abs().max() <= bound * trained.abs().max()
+    assert (random_llama()(IDS).logits - trained).abs().max() > 1e-2 * trained.abs().max()
+    config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
+    assert config["init_lora_weights"] is True and config["r"] == (16 if start.kept else 8)
+    assert not (config["eva_config"] or config["corda_config"] or config["lora_ga_config"] or config["rank_pattern"])
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_a_resumed_run_stands_on_the_same_base(choice, tmp_path):
+    """Bit for bit, from what is on disk, without initialising again."""
+    model, start = attached(choice)
+    save_kept(start.kept, tmp_path / "kept.safetensors")
+    run = run_config(f"init={choice}")
+    base = random_llama()
+    layers = adapters.target_layers(base, run.peft)
+    adapters.shift_base(layers, load_kept(tmp_path / "kept.safetensors"), adapters.scaling_of(run.peft))
+    resumed = adapters.wrap(base, run.peft, run.init.dtype)
+    for (name, one), two in zip(model.named_parameters(), resumed.parameters(), strict=True):
+        assert one.shape == two.shape and ("lora_" in name or torch.equal(one, two)), name
 
 
 def test_lora_starts_at_the_pretrained_function(view):
