@@ -12,6 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.integrations import dequantize_bnb_weight
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from lora_one.config import PeftConfig
@@ -162,7 +163,8 @@ def attach_adapters(
             batches = probe.batches if method.needs_examples else ()
             factors = method.of_all_layers(base, layers, partial(lora_config, base, peft), batches, seed)
         elif method.needs_gradient:
-            settings = replace(probe.settings, singular=method.vectors * peft.lora_r, seed=seed)
+            singular = method.vectors * peft.lora_r
+            settings = replace(probe.settings, singular=singular, seed=seed, transform=method.transform)
             report = low_rank_steps(base, layers, probe.batches, probe.reduction, settings, start)
         else:
             for name in layers:
@@ -226,7 +228,42 @@ def wrap(base: nn.Module, peft: PeftConfig, dtype: str) -> PeftModel:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(DTYPES[dtype])
+    if peft.lora_xs:
+        for layer in lora_layers(model).values():
+            layer.lora_B[ADAPTER] = Core(layer.lora_B[ADAPTER].weight.detach())
+            layer.lora_A[ADAPTER] = Frozen(layer.lora_A[ADAPTER].weight.detach())
     return model
+
+
+class Frozen(nn.Module):
+    """A linear map whose weight is a buffer: saved and loaded with the adapter, but no one can make it train."""
+
+    weight: Tensor
+
+    def __init__(self, weight: Tensor):
+        super().__init__()
+        self.register_buffer("weight", weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight)
+
+
+class Core(nn.Module):
+    """B R in the place of PEFT's B: B (m, r) is frozen, R (r, r) trains. PEFT sees one linear map of weight B R."""
+
+    B: Tensor
+
+    def __init__(self, B: Tensor):
+        super().__init__()
+        self.register_buffer("B", B)
+        self.R = nn.Parameter(B.new_zeros(B.shape[1], B.shape[1]))
+
+    @property
+    def weight(self) -> Tensor:
+        return self.B @ self.R
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(F.linear(x, self.R), self.B)
 
 
 @contextmanager
@@ -267,15 +304,23 @@ def lora_layers(model: PeftModel) -> dict[str, Any]:
 @torch.no_grad()
 def put(layer: Any, factors: AdapterFactors) -> None:
     """Write factors into a PEFT layer, in its adapter's dtype and on its device."""
-    for module, value in ((layer.lora_B[ADAPTER], factors.B), (layer.lora_A[ADAPTER], factors.A)):
-        assert module.weight.shape == value.shape, (module.weight.shape, value.shape)
-        module.weight.copy_(value)
+    up, down = layer.lora_B[ADAPTER], layer.lora_A[ADAPTER]
+    places = [(down.weight, factors.A)]
+    if isinstance(up, Core):
+        places += [(up.B, factors.B), (up.R, factors.R)]
+    else:
+        assert factors.R is None, "a core needs its architecture: peft.lora_xs"
+        places.append((up.weight, factors.B))
+    for place, value in places:
+        assert place.shape == value.shape, (place.shape, value.shape)
+        place.copy_(value)
 
 
 def relative_shift(layer: nn.Module, factors: AdapterFactors, scaling: float) -> float:
-    """||s B A||_F / ||W||_F."""
+    """||s B A||_F / ||W||_F, or ||s B R A||_F / ||W||_F with a core."""
+    B = factors.B if factors.R is None else factors.B @ factors.R
     # ||B A||_F^2 = tr((B^T B)(A A^T)): r x r products instead of the m x n one
-    moved = ((factors.B.T @ factors.B) * (factors.A @ factors.A.T)).sum().clamp(min=0).sqrt()
+    moved = ((B.T @ B) * (factors.A @ factors.A.T)).sum().clamp(min=0).sqrt()
     return scaling * float(moved) / float(wide_weight(layer).norm())
 
 

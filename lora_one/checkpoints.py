@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lora_one.adapters import ADAPTER, Kept, lora_layers, quiet_peft
+from lora_one.adapters import ADAPTER, Core, Kept, lora_layers, quiet_peft
 from lora_one.errors import RunError, UsageError
 
 
@@ -42,12 +42,33 @@ def save_adapter(model: PeftModel, path: Path, kept: Kept | None = None) -> None
     """The PEFT folder, for the original base: adapter_config.json and the factors as trained, bit for bit.
 
     Where the base became W - s B0 A0 (``kept``), the adapter is [B, -B0] [A; A0] of rank 2 r with the same s, so
-    that the original base with it is the trained model.
+    that the original base with it is the trained model. Where a core was trained, it is (B R) A.
     """
     with whole_folder(path) as folder:
         model.save_pretrained(folder)
         if kept:
             _undo_shift(model, folder, kept)
+        elif any(isinstance(layer.lora_B[ADAPTER], Core) for layer in lora_layers(model).values()):
+            _absorb_core(model, folder)
+
+
+def _absorb_core(model: PeftModel, folder: Path) -> None:
+    factors = {}
+    for name, layer in lora_layers(model).items():
+        up = layer.lora_B[ADAPTER]
+        # in fp32 whatever the adapter's dtype: the product has digits that B and R have not
+        factors[name] = (up.B.float() @ up.R.detach().float(), layer.lora_A[ADAPTER].weight.float())
+    _write_factors(factors, folder)
+
+
+def _write_factors(factors: Kept, folder: Path) -> None:
+    """(B, A) of every layer under the names that PEFT reads."""
+    tensors = {
+        f"base_model.model.{name}.lora_{letter}.weight": factor.cpu().contiguous()
+        for name, pair in factors.items()
+        for letter, factor in zip("BA", pair, strict=True)
+    }
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def _undo_shift(model: PeftModel, folder: Path, kept: Kept) -> None:
@@ -56,14 +77,13 @@ def _undo_shift(model: PeftModel, folder: Path, kept: Kept) -> None:
     config.r *= 2
     config.inference_mode = True
     config.save_pretrained(folder)
-    tensors = {}
+    factors = {}
     for name, layer in lora_layers(model).items():
         B, A = layer.lora_B[ADAPTER].weight.detach().cpu(), layer.lora_A[ADAPTER].weight.detach().cpu()
         # a layer whose base stayed keeps its factors, beside zeros
         B0, A0 = (start.to(B.dtype).cpu() for start in kept.get(name, (torch.zeros_like(B), torch.zeros_like(A))))
-        tensors[f"base_model.model.{name}.lora_B.weight"] = torch.cat([B, -B0], dim=1)
-        tensors[f"base_model.model.{name}.lora_A.weight"] = torch.cat([A, A0], dim=0)
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        factors[name] = (torch.cat([B, -B0], dim=1), torch.cat([A, A0], dim=0))
+    _write_factors(factors, folder)
 
 
 def save_kept(kept: Kept, path: Path) -> None:
@@ -100,6 +120,18 @@ def load_adapter(base: nn.Module, path: Path, *, trainable: bool = False) -> Pef
         ) from error
 
 
+def restore_adapter(model: PeftModel, path: Path) -> None:
+    """Write a resume point's values into the adapter that the model has, bit for bit and in place.
+
+    PeftModel.load_adapter would widen 16-bit factors to fp32, in new parameters that no optimizer knows.
+    Raises RunError: the resume point holds another adapter.
+    """
+    tensors = load_file(path / "adapter_model.safetensors")
+    if tensors.keys() != get_peft_model_state_dict(model).keys():
+        raise RunError(f"{path} holds another adapter than this run's: remove it, or add overwrite=true to start anew")
+    set_peft_model_state_dict(model, tensors)
+
+
 @torch.no_grad()
 def merge_adapter(model: PeftModel) -> nn.Module:
     """The plain model with W + s B A in every adapted layer, in the base's dtype.
@@ -112,7 +144,7 @@ def merge_adapter(model: PeftModel) -> nn.Module:
         wide = torch.promote_types(dtype, torch.float32)
         base.weight.data = base.weight.data.to(wide)
         for factor in (*layer.lora_A.values(), *layer.lora_B.values()):
-            factor.weight.data = factor.weight.data.to(wide)
+            factor.to(wide)
         layer.merge()
         base.weight.data = base.weight.data.to(dtype)
     merged = model.unload()

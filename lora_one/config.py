@@ -59,6 +59,7 @@ class PeftConfig:
     lora_dropout: float
     dora: bool
     adalora: bool
+    lora_xs: bool  # only an r x r core trains; see RunConfig.from_hydra
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,11 @@ class InitConfig:
     mode: str
     dtype: str  # of the adapter
     seed: int | None  # null = the run's seed
+
+    @property
+    def core(self) -> bool:
+        """Whether only an r x r core between frozen factors trains."""
+        return False
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,11 @@ class GradientInit(ProbedInit):
     tolerance: float  # of the captured energy: what the low-rank step may lose against the exact one
     memory: str  # where gradients wait: see steps.how_to_hold
     ga_direction: str  # LoRA-GA only: which singular vectors go to which factor
+    eta: float | None  # LoRA-SB only: the step's size; null = see training.first_step_size
+
+    @property
+    def core(self) -> bool:
+        return self.direction == "LoRA-SB"
 
     @property
     def gamma(self) -> float:
@@ -153,6 +164,18 @@ class PeftLoraGAInit(PeftInit, ProbedInit):
     @property
     def gamma(self) -> float:
         return self.stable_gamma if self.stable_gamma is not None else 16.0
+
+
+@dataclass(frozen=True)
+class LoraXsInit(InitConfig):
+    """Frozen factors from the weight's own singular vectors, a small random core."""
+
+    lora_R_std: float
+    tolerance: float
+
+    @property
+    def core(self) -> bool:
+        return True
 
 
 @dataclass(frozen=True)
@@ -224,6 +247,9 @@ class RunConfig:
     def from_hydra(cls, composed: DictConfig) -> "RunConfig":
         """Check every key, type and value.
 
+        The r x r architecture follows from the initialisation: ``peft.lora_xs`` is set where it trains a core, and
+        for LoRA-SB alpha becomes r (s = 1), whatever they were.
+
         Raises UsageError: a key nothing reads, a value of the wrong type or out of its range, or two that
         contradict each other.
         """
@@ -247,14 +273,20 @@ class RunConfig:
         typed("", {name: value for name, value in sections.items() if not dataclasses.is_dataclass(value)}, cls)
         run = cls(**sections)
         check(run)
-        return run
+        return with_core(run)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
 
 DATASET_SCHEMAS: dict[str, type] = {"arithmetic": ArithmeticConfig, "json": OwnDataConfig}
-INIT_SCHEMAS: dict[str, type] = {"gradient": GradientInit, "simple": SimpleInit, "svd": SvdInit, "peft": PeftInit}
+INIT_SCHEMAS: dict[str, type] = {
+    "gradient": GradientInit,
+    "simple": SimpleInit,
+    "svd": SvdInit,
+    "lora_xs": LoraXsInit,
+    "peft": PeftInit,
+}
 PEFT_SCHEMAS: dict[str, type] = {  # by init.method, where init.mode=peft
     "pissa": PissaInit,
     "olora": PeftInit,
@@ -267,7 +299,7 @@ OPTIMIZER_SCHEMAS: dict[str, type] = {"adamw": AdamConfig, "sgd": SgdConfig}
 DATASETS = ("arithmetic", "gsm8k", "json", "meta_math")
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "init.direction": ("LoRA-One", "LoRA-GA"),
+    "init.direction": ("LoRA-One", "LoRA-GA", "LoRA-SB"),
     "init.ga_direction": ("ArB2r", "A2rBr", "ArBr", "random"),
     "init.memory": ("auto", "fast", "low"),
     "init.corda_method": ("ipm", "kpm"),
@@ -302,6 +334,8 @@ RANGES: dict[str, tuple[str, Any]] = {
     "init.tau": ("in [0, 1)", lambda v: 0 <= v < 1),
     "init.lora_A_std": ("not negative", lambda v: v >= 0 and math.isfinite(v)),
     "init.lora_B_std": ("not negative", lambda v: v >= 0 and math.isfinite(v)),
+    "init.lora_R_std": ("not negative", lambda v: v >= 0 and math.isfinite(v)),
+    "init.eta": ("positive", lambda v: v > 0 and math.isfinite(v)),
     "model.epochs": ("0 (initialise only) or more", lambda v: v >= 0 and math.isfinite(v)),
     "model.eval_epochs": ("positive", lambda v: v > 0 and math.isfinite(v)),
     "model.early_stopping_patience": ("0 (off) or more", lambda v: v >= 0),
@@ -421,7 +455,7 @@ def check(run: RunConfig) -> None:
         value = flat.get(key)
         if value is not None and not holds(value):
             raise UsageError(f"{key}={value} is out of range: it must be {rule}")
-    for together in (check_batches, check_peft, check_init, check_dataset, check_names):
+    for together in (check_batches, check_peft, check_init, check_core, check_dataset, check_names):
         together(run)
 
 
@@ -487,6 +521,12 @@ def check_gradient(init: GradientInit) -> None:
         raise UsageError(
             f"init.ga_direction={init.ga_direction} is read only by LoRA-GA, not by {init.direction}: drop it"
         )
+    if init.direction != "LoRA-SB" and init.eta is not None:
+        raise UsageError(f"init.eta={init.eta} is read only by LoRA-SB, not by {init.direction}: drop it")
+    for key, unset in (("scale", "stable"), ("stable_gamma", None)):
+        value = getattr(init, key)
+        if init.direction == "LoRA-SB" and value != unset:
+            raise UsageError(f"init.{key}={value} is not read by LoRA-SB, whose step has the size init.eta: drop it")
 
 
 def check_probed(init: ProbedInit) -> None:
@@ -501,6 +541,31 @@ def check_probed(init: ProbedInit) -> None:
             f"init.bsz={init.bsz} with init.iters={init.iters}: give both (bsz x iters examples) or set both to null "
             "(the whole training set)"
         )
+
+
+def check_core(run: RunConfig) -> None:
+    init, peft = run.init, run.peft
+    name = getattr(init, "direction", init.mode)
+    if peft.lora_xs and not init.core:
+        raise UsageError(
+            f"peft.lora_xs={peft.lora_xs} trains an r x r core, which {name} does not start: take init=lora_xs or "
+            "init.direction=LoRA-SB, or drop peft=lora_xs"
+        )
+    if init.core and peft.use_loraplus:
+        raise UsageError(
+            f"peft.use_loraplus={peft.use_loraplus} gives B a learning rate of its own, but {name} trains R alone: "
+            "drop it"
+        )
+
+
+def with_core(run: RunConfig) -> RunConfig:
+    """The run with the architecture that its initialisation chooses."""
+    if not run.init.core:
+        return run
+    peft = dataclasses.replace(run.peft, lora_xs=True)
+    if isinstance(run.init, GradientInit):  # R0 is the step itself, so s = 1
+        peft = dataclasses.replace(peft, lora_alpha=float(peft.lora_r), use_rslora=False)
+    return dataclasses.replace(run, peft=peft)
 
 
 def check_dataset(run: RunConfig) -> None:

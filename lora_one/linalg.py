@@ -9,6 +9,7 @@ EXACT_BELOW = 256  # min(m, n) up to which the exact SVD costs no more than a ra
 OVERSAMPLING = 24
 MAX_ITERATIONS = 30
 ROUNDING = 1e-6  # of an energy in fp32: a smaller gain is none
+SLOWEST = 0.8  # assumed least ratio of a gain to the one before: the last gains are always of slow directions
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,13 @@ def _subspace_iteration(
 def nothing_to_gain(energies: list[float], tolerance: float) -> bool:
     """Whether the captured energies of subspace iteration have settled.
 
-    Gains shrink geometrically, so two of them tell what all further ones add up to.
+    Gains shrink geometrically, so two of them tell what all further ones add up to. The first ones come from the
+    directions that settle fast and would promise too much where a flat spectrum (noise, signs) is behind them.
     """
     if len(energies) < 3:
         return len(energies) == 2 and energies[1] <= energies[0]
     last, gain = energies[-2] - energies[-3], energies[-1] - energies[-2]
     if last <= 0 or gain <= ROUNDING * energies[-1]:
         return True
-    shrink = gain / last
+    shrink = max(gain / last, SLOWEST)
     return shrink < 1 and gain * shrink / (1 - shrink) <= tolerance * energies[-1]

@@ -25,7 +25,8 @@ def plan(run: RunConfig, folder: Path) -> str:
     layers = target_layers(skeleton, run.peft, build_init(run.init))
     parameters = sum(parameter.numel() for parameter in skeleton.parameters())
     shapes = [weight_shape(layer) for layer in layers.values()]
-    trainable = sum(run.peft.lora_r * (m + n) for m, n in shapes)
+    rank = run.peft.lora_r
+    trainable = sum(rank * rank if run.peft.lora_xs else rank * (m + n) for m, n in shapes)
     examples, data = _examples(run)
     gradients = sum(m * n for m, n in shapes) * 4 if isinstance(run.init, GradientInit | PeftLoraGAInit) else 0
     weights = parameters * (2 if model.bf16 else 4)

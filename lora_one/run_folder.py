@@ -24,10 +24,15 @@ def folder_of(run: RunConfig, config_hash: str) -> Path:
 def method_name(run: RunConfig) -> str:
     """The method and its main knobs: ``LoRA-One-r8-a16-g128-lr0.0002``."""
     init = run.init
+    modes = {"svd": "svd", "lora_xs": "LoRA-XS"}
     named = getattr(init, "direction", None) or getattr(init, "method", None)
-    method = named or ("svd" if init.mode == "svd" else f"LoRA-{init.lora_A}")
-    parts = [method, f"r{run.peft.lora_r}", f"a{run.peft.lora_alpha:g}"]
-    if hasattr(init, "scale"):
+    method = named or modes.get(init.mode) or f"LoRA-{init.lora_A}"
+    parts = [method, f"r{run.peft.lora_r}"]
+    if method == "LoRA-SB":  # reads neither alpha nor a scale
+        parts += [f"eta{init.eta:g}"] if init.eta is not None else []
+    else:
+        parts.append(f"a{run.peft.lora_alpha:g}")
+    if hasattr(init, "scale") and method != "LoRA-SB":
         parts.append(f"g{init.gamma:g}" if init.scale == "stable" else init.scale)
     if run.optimizer.name != "adamw":
         parts.append(run.optimizer.name)

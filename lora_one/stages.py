@@ -1,5 +1,6 @@
 """The stages of one run and what each leaves in its folder; run_exp.py says their order."""
 
+import dataclasses
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from lora_one.reports.curves import plot_run
 from lora_one.run_folder import RunFolder
 from lora_one.steps import StepSettings
 from lora_one.tracking import Tracker, read_metrics
-from lora_one.training import last_checkpoint, train
+from lora_one.training import first_step_size, last_checkpoint, train
 
 LOSS_WINDOW = 10  # logged steps that the first and the last loss of a run are averaged over
 
@@ -85,6 +86,13 @@ def draw_probe(run: RunConfig, splits: Splits, tokenizer: Any) -> adapters.Probe
     return adapters.Probe(batches, run.init.reduction, settings)
 
 
+def with_step_size(run: RunConfig, examples: int) -> Any:
+    """The initialisation's settings with LoRA-SB's eta known, which may depend on the number of training examples."""
+    if getattr(run.init, "direction", None) != "LoRA-SB" or run.init.eta is not None:
+        return run.init
+    return dataclasses.replace(run.init, eta=first_step_size(examples, run.model))
+
+
 def initialise(
     run: RunConfig,
     folder: RunFolder,
@@ -103,7 +111,8 @@ def initialise(
     evaluations = {}
     if validation.asked:
         evaluations["start"] = validation(base)
-    method = build_init(run.init)
+    init = with_step_size(run, len(splits.train))
+    method = build_init(init)
     started = time.perf_counter()
     model, start = adapters.attach_adapters(base, run.peft, method, probe, seed=init_seed(run), dtype=run.init.dtype)
     seconds = time.perf_counter() - started
@@ -117,6 +126,7 @@ def initialise(
         trainable_parameters=adapters.trainable_parameters(model),
         init={
             "method": method.name,
+            **({"eta": init.eta} if getattr(init, "eta", None) is not None else {}),
             "seconds": seconds,
             "examples": start.examples.examples if start.examples else 0,
             "tokens": start.examples.tokens if start.examples else 0,

@@ -12,6 +12,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from lora_one.checkpoints import restore_adapter
 from lora_one.config import ModelConfig, RunConfig
 from lora_one.data.encode import Encoded, collate
 from lora_one.errors import RunError, UsageError
@@ -50,6 +51,19 @@ def steps_per_epoch(examples: int, model: ModelConfig) -> int:
 
 def total_steps(examples: int, model: ModelConfig) -> int:
     return math.ceil(model.epochs * steps_per_epoch(examples, model))
+
+
+def warmup_steps(examples: int, model: ModelConfig) -> int:
+    """Optimizer steps of the warm-up, as the Trainer counts them."""
+    return int(model.warmup) if model.warmup >= 1 else math.ceil(model.warmup * total_steps(examples, model))
+
+
+def first_step_size(examples: int, model: ModelConfig) -> float:
+    """Learning rate of the first warm-up step: learning_rate / warm-up steps (LoRA-SB's eta, arXiv:2411.19557).
+
+    Steps are the optimizer's; the published code counts micro-batches here, which makes it many times too small.
+    """
+    return model.learning_rate / max(1, warmup_steps(examples, model))
 
 
 def arguments(
@@ -106,6 +120,12 @@ class FineTuner(Trainer):
         """What the global batch's loss is divided by; the Trainer's own counts tokens only."""
         count = sum(loss_count(batch["labels"], self.reduction) for batch in batch_samples)
         return self.accelerator.gather(torch.tensor([count], device=device)).sum()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if (Path(resume_from_checkpoint) / "adapter_config.json").exists():
+            restore_adapter(self.model, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         metrics = self.evaluate_model(self.model)

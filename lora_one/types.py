@@ -3,6 +3,7 @@
     m out_features   n in_features   r rank   s adapter scaling (alpha/sqrt(r) with rsLoRA, alpha/r without)
     W (m, n) frozen weight    G (m, n) mean gradient dL/dW
     B (m, r) up-projection    A (r, n) down-projection    W_eff = W + s * B @ A
+    R (r, r) core, of LoRA-SB and LoRA-XS alone: B and A are frozen there and W_eff = W + s * B @ R @ A
 
 The paper's A is our B and the reverse: we keep PEFT's letters.
 """
@@ -42,7 +43,7 @@ class LayerView:
 
 @dataclass(frozen=True)
 class AdapterFactors:
-    """Start of one adapter: B (m, r), A (r, n), both fp32.
+    """Start of one adapter: B (m, r), A (r, n) and, where only a core trains, R (r, r), all fp32.
 
     ``shift_base``: the method starts from the unchanged function, so the base becomes W - s B A.
     """
@@ -50,3 +51,4 @@ class AdapterFactors:
     B: "Tensor"
     A: "Tensor"
     shift_base: bool = False
+    R: "Tensor | None" = None

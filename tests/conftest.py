@@ -137,7 +137,7 @@ def start_of(init, layer, gradient=None):
     method = build_init(init)
     if not method.needs_gradient:
         return method.factors(layer, None)
-    settings = StepSettings(singular=method.vectors * layer.rank, tolerance=init.tolerance)
+    settings = StepSettings(singular=method.vectors * layer.rank, tolerance=init.tolerance, transform=method.transform)
     return method.factors(layer, factorised(layer.name, gradient, settings))
 
 

@@ -46,7 +46,7 @@ CONFIGURATION = [
     ("init=foo", "init=foo is not a choice of conf/init", "valid: corda, default, eva, gaussian"),
     ("dataset=gsm9k", "dataset=gsm9k", "did you mean gsm8k? valid: arithmetic"),
     ("++dataset_name=gsm9k", "dataset=gsm9k", "did you mean gsm8k?"),
-    ("peft=", "peft= is not a choice of conf/peft", "valid: all, qv"),
+    ("peft=", "peft= is not a choice of conf/peft", "valid: all, lora_xs, qv"),
     ("init=null", "init=null", "a group takes the name of a file in its folder of conf/"),
     ("dataset.name=gsm9k", "dataset.name=gsm9k is not a data set", "did you mean gsm8k?"),
     ("init.mode=gradiant", "init.mode=gradiant is not a kind of initialisation", "did you mean gradient?"),

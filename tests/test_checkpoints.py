@@ -5,7 +5,7 @@ import torch
 from conftest import random_llama, run_config
 
 from lora_one import adapters
-from lora_one.checkpoints import load_adapter, merge_adapter, save_adapter, whole_folder
+from lora_one.checkpoints import load_adapter, merge_adapter, restore_adapter, save_adapter, whole_folder
 from lora_one.errors import RunError, UsageError
 
 IDS = torch.arange(3, 40).reshape(1, -1)
@@ -51,6 +51,29 @@ def test_adapter_of_another_model_is_refused(tmp_path):
         load_adapter(random_llama(intermediate_size=64), tmp_path / "adapter")
     with pytest.raises(UsageError, match=r"holds no adapter_config\.json"):
         load_adapter(random_llama(), tmp_path)
+
+
+def test_resume_point_is_restored_in_place_and_in_its_own_dtype(tmp_path):
+    """The parameters that the optimizer knows get the values; PEFT's own way would leave fp32 copies instead."""
+    peft = run_config("init=default").peft
+    model, other = (adapters.wrap(random_llama(), peft, "bf16") for _ in range(2))
+    before = {name: parameter for name, parameter in other.named_parameters() if "lora_" in name}
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data.normal_(generator=torch.Generator().manual_seed(len(name)))
+    model.save_pretrained(tmp_path)
+    restore_adapter(other, tmp_path)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            assert other.get_parameter(name) is before[name] and before[name].dtype == torch.bfloat16
+            assert torch.equal(before[name], parameter)
+
+
+def test_resume_point_of_another_adapter_is_refused(tmp_path):
+    adapted().save_pretrained(tmp_path)
+    core = adapters.wrap(random_llama(), run_config("init=lora_xs").peft, "fp32")
+    with pytest.raises(RunError, match="holds another adapter than this run's: remove it, or add overwrite=true"):
+        restore_adapter(core, tmp_path)
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):

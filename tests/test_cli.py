@@ -73,9 +73,9 @@ def every_choice():
 
 @pytest.mark.parametrize("choice", every_choice())
 def test_every_choice_composes_and_is_read_to_the_last_key(choice, tmp_path):
-    extra = [f"dataset.path={tmp_path}"] if choice == "dataset=json" else []
+    needs = {"dataset=json": [f"dataset.path={tmp_path}"], "peft=lora_xs": ["init=lora_xs"]}
     section, _, name = choice.partition("=")
-    run = run_config(choice, *extra)
+    run = run_config(choice, *needs.get(choice, []))
     assert getattr(run, section) is not None
     if section == "dataset":
         assert run.dataset.name == name

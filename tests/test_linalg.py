@@ -43,6 +43,17 @@ def test_loses_no_more_energy_than_the_tolerance(power):
     assert captured >= (1 - 1e-3) * best
 
 
+@pytest.mark.parametrize("rank", [8, 16, 32])
+def test_loses_no_more_where_the_spectrum_ends_in_noise(rank):
+    """Some strong directions that settle at once, then a bulk that hardly decays, as gradients and their signs have."""
+    M = torch.randn(400, 300, generator=generator(1))
+    strong = torch.randn(400, 20, generator=generator(2)) * torch.logspace(0, -3, 20)
+    M += strong @ torch.randn(20, 300, generator=generator(3))
+    for matrix in (M, M.sign()):
+        best = torch.linalg.svdvals(matrix)[:rank].square().sum()
+        assert svd(matrix, rank).S.square().sum() >= (1 - 1e-3) * best
+
+
 @pytest.mark.parametrize("shape", [(16, 10), (400, 300)])
 def test_factors_are_orthonormal_and_deterministic_with_fixed_signs(shape):
     M = with_spectrum(*shape, power=0.5)

@@ -9,10 +9,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from torch import Tensor
+
 from lora_one.config import GradientInit, PeftInit, ProbedInit
 from lora_one.inits.from_peft import peft_factors, refuse_unready
 from lora_one.inits.lora_ga import lora_ga_factors
 from lora_one.inits.lora_one import lora_one_factors
+from lora_one.inits.lora_sb import descent_signs, lora_sb_factors
+from lora_one.inits.lora_xs import lora_xs_factors
 from lora_one.inits.simple import simple_factors
 from lora_one.inits.svd import svd_factors
 from lora_one.linalg import LowRank
@@ -21,10 +25,13 @@ from lora_one.types import AdapterFactors, LayerView
 METHODS: dict[str, Callable[..., AdapterFactors]] = {
     "LoRA-One": lora_one_factors,
     "LoRA-GA": lora_ga_factors,
+    "LoRA-SB": lora_sb_factors,
+    "lora_xs": lora_xs_factors,
     "simple": simple_factors,
     "svd": svd_factors,
 }
 VECTORS = {"LoRA-GA": 2, "lora_ga_peft": 2}  # singular vectors wanted, in ranks; 1 unless named
+TRANSFORMS = {"LoRA-SB": descent_signs}  # of the gradient, before its SVD; none unless named
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,7 @@ class Method:
     vectors: singular vectors of the gradient wanted, as a multiple of the rank.
     needs_examples: looks at training examples, for a gradient or otherwise.
     of_all_layers: set instead of ``factors`` where PEFT finds the factors of all layers, see ``peft_factors``.
+    transform: what of the gradient is factorised (None: the gradient itself).
     """
 
     name: str
@@ -41,6 +49,7 @@ class Method:
     vectors: int
     factors: Callable[[LayerView, LowRank | None], AdapterFactors] | None
     needs_examples: bool = False
+    transform: Callable[[Tensor], Tensor] | None = None
     of_all_layers: Callable[..., dict[str, AdapterFactors]] | None = None
 
 
@@ -53,7 +62,8 @@ def build_init(init: Any) -> Method:
     if isinstance(init, PeftInit):
         refuse_unready(init)
         vectors = VECTORS.get(init.method, 1)
-        return Method(init.method, False, vectors, None, needs_examples, partial(peft_factors, init))
+        return Method(init.method, False, vectors, None, needs_examples, of_all_layers=partial(peft_factors, init))
     needs_gradient = isinstance(init, GradientInit)
     name = init.direction if needs_gradient else init.mode
-    return Method(name, needs_gradient, VECTORS.get(name, 1), partial(METHODS[name], init), needs_examples)
+    factors, transform = partial(METHODS[name], init), TRANSFORMS.get(name)
+    return Method(name, needs_gradient, VECTORS.get(name, 1), factors, needs_examples, transform)
