@@ -1,0 +1,1 @@
+"""LoRA-One and its neighbours, for low-rank fine-tuning."""
