@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from lora_one.distributed import Processes
 from lora_one.gradients import GradientReport, backward_passes, refuse_unused, weight_shape, wide_dtype
-from lora_one.linalg import OVERSAMPLING, LowRank, fix_signs, nothing_to_gain
+from lora_one.linalg import LowRank, fix_signs, nothing_to_gain
 from lora_one.losses import Batch, Reduction
 from lora_one.seeding import generator_for
 
+OVERSAMPLING = 24  # a pass over the data costs more than the columns
 MAX_ROUNDS = 12  # of two passes each
 PROBES = 8  # random columns of the first pass that only tell how much of G lies outside the subspace found
 

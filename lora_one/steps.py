@@ -82,14 +82,15 @@ def low_rank_steps(
 
 def factorised(name: str, G: Tensor, settings: StepSettings) -> LowRank:
     """Truncated SVD of one layer's gradient. Raises ValueError: zero or not finite."""
-    if not G.any():
-        raise ValueError(f"the gradient of layer {name} is zero: nothing to start from")
     matrix = settings.transform(G) if settings.transform else G
     generator = generator_for(settings.seed, f"low-rank step of {name}")
     try:
-        return truncated_svd(matrix, settings.singular, tolerance=settings.tolerance, generator=generator)
+        step = truncated_svd(matrix, settings.singular, tolerance=settings.tolerance, generator=generator)
     except ValueError as error:
         raise ValueError(f"layer {name}: {error}") from error
+    if step.S[0] == 0:
+        raise ValueError(f"the gradient of layer {name} is zero: nothing to start from")
+    return step
 
 
 def how_to_hold(layers: dict[str, nn.Module], batches: Sequence[Batch], settings: StepSettings) -> str:

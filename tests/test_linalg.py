@@ -54,6 +54,55 @@ def test_loses_no_more_where_the_spectrum_ends_in_noise(rank):
         assert svd(matrix, rank).S.square().sum() >= (1 - 1e-3) * best
 
 
+@pytest.mark.parametrize("shape", [(1024, 1024), (1024, 2816)])
+@pytest.mark.parametrize("power", [0.3, 0.5])
+def test_slow_decay_at_the_size_of_a_model(shape, power):
+    """On a diagonal, which a Gaussian sketch cannot tell from any other singular vectors."""
+    S = torch.arange(1, 1025) ** -power
+    M = torch.zeros(shape)
+    M.diagonal().copy_(S)
+    step, best = svd(M, 8), S[:8].square().sum()
+    assert (step.U.T @ M).square().sum() >= (1 - 1e-3) * best
+    assert (M @ step.Vh.T).square().sum() >= (1 - 1e-3) * best
+
+
+def test_no_decay_at_all():
+    M = torch.randn(600, 500, generator=generator())
+    best = torch.linalg.svdvals(M)[:8].square().sum()
+    assert (svd(M, 8).U.T @ M).square().sum() >= (1 - 2e-3) * best
+
+
+@pytest.mark.parametrize("shape", [(40, 30), (400, 300)])
+@pytest.mark.parametrize("scale", [1.0, 1e-20, 1e20])
+def test_rank_below_the_one_asked_for(shape, scale):
+    left, right = torch.randn(shape[0], 3, generator=generator(1)), torch.randn(3, shape[1], generator=generator(2))
+    M = left @ right * scale
+    step = svd(M, 8)
+    torch.testing.assert_close(step.U * (step.S / scale) @ step.Vh, M / scale, rtol=0, atol=1e-4)
+    assert step.energy == pytest.approx(1.0, abs=1e-4)
+    assert (step.S[3:] <= 1e-5 * step.S[0]).all()
+    torch.testing.assert_close(step.U.T @ step.U, torch.eye(8), atol=1e-5, rtol=0)
+    torch.testing.assert_close(step.Vh @ step.Vh.T, torch.eye(8), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e20])
+def test_scale_of_the_matrix_does_not_matter(scale):
+    M = with_spectrum(400, 300, power=0.5)
+    one, scaled = svd(M, 8, 1e-6), svd(M * scale, 8, 1e-6)
+    torch.testing.assert_close(scaled.S / scale, one.S, rtol=1e-4, atol=0)
+    assert scaled.energy == pytest.approx(one.energy, rel=1e-4)
+
+
+def test_very_ill_conditioned():
+    """Singular values from 1 to 1e-12: the leading ones to fp32 precision, every factor orthonormal."""
+    S = torch.logspace(0, -12, 300, base=10)
+    M = torch.linalg.qr(torch.randn(400, 300, generator=generator(1))).Q * S
+    step = svd(M, 8, 1e-9)
+    torch.testing.assert_close(step.S, S[:8], rtol=1e-4, atol=0)
+    torch.testing.assert_close(step.U.T @ step.U, torch.eye(8), atol=1e-5, rtol=0)
+    torch.testing.assert_close(step.Vh @ step.Vh.T, torch.eye(8), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("shape", [(16, 10), (400, 300)])
 def test_factors_are_orthonormal_and_deterministic_with_fixed_signs(shape):
     M = with_spectrum(*shape, power=0.5)

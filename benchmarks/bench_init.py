@@ -1,0 +1,379 @@
+"""What an initialisation costs over the passes it cannot do without: time, memory and captured energy.
+
+    python benchmarks/bench_init.py --shape medium --json bench_init.json --markdown
+
+A random Llama and 8 random examples. Each case runs once to count live tensor bytes and captured energy, then
+`--repeats` times for the clock, the cases taking turns; the best time stands (official and sketched: the first run's).
+The floor is the passes alone, with the target weights asking for gradients. The official setting is our reading of
+the published code. cpu_seconds counts all threads, so with --threads 1 it stands on a busy machine too.
+"""
+
+import argparse
+import copy
+import json
+import platform
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, LoraGAConfig, get_peft_model
+from peft.tuners.lora import preprocess_loraga
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from lora_one.inits.lora_one import descent_factors
+from lora_one.linalg import LowRank
+from lora_one.losses import Batch
+from lora_one.reports.table import markdown
+from lora_one.steps import StepSettings, factorised, low_rank_steps
+
+RANK, EXAMPLES, SEED = 8, 8, 0
+ONCE = ("official", "sketched")  # too long to be timed more than once
+OFFICIAL_COLUMNS, OFFICIAL_ITERATIONS = 512, 16
+
+
+@dataclass(frozen=True)
+class Shape:
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    vocabulary: int
+    length: int  # tokens of an example
+
+
+SHAPES = {
+    "small": Shape(64, 288, 2, 4, 256, 32),
+    "medium": Shape(1024, 2816, 8, 16, 4096, 256),
+    "llama2-7b": Shape(4096, 11008, 32, 32, 32000, 1024),
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model, its target layers, and the examples as eight batches of one and as one batch of eight."""
+
+    model: nn.Module
+    layers: dict[str, nn.Linear]
+    micro: list[Batch]
+    whole: list[Batch]
+
+
+@dataclass
+class Found:
+    """What one run of a case leaves: a basis (r, n) of each layer's leading right space, the clock, bytes held."""
+
+    clock: "Clock"
+    right: dict[str, Tensor] = field(default_factory=dict)
+    left: dict[str, Tensor] = field(default_factory=dict)  # kept as factors are, for the count of bytes
+    held: int = 0
+
+
+class Clock:
+    """Seconds and CPU seconds since it was made, until stopped."""
+
+    def __init__(self) -> None:
+        self.began = self._now()
+
+    def stop(self) -> None:
+        self.seconds, self.cpu_seconds = (now - began for now, began in zip(self._now(), self.began, strict=True))
+
+    @staticmethod
+    def _now() -> tuple[float, float]:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter(), time.process_time()
+
+
+def subject(shape: Shape, device: str, dtype: torch.dtype) -> Subject:
+    torch.manual_seed(SEED)
+    config = LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
+        max_position_embeddings=shape.length,
+    )
+    with torch.device(device):
+        model = LlamaForCausalLM(config).to(dtype).eval().requires_grad_(False)
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and n != "lm_head"}
+    ids = torch.randint(0, shape.vocabulary, (EXAMPLES, shape.length), device=device)
+    whole = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    micro = [{name: value[i : i + 1] for name, value in whole.items()} for i in range(EXAMPLES)]
+    return Subject(model, layers, micro, [whole])
+
+
+def backward(model: nn.Module, batches: Sequence[Batch]) -> None:
+    """The mean loss over all examples, which are of one length."""
+    for batch in batches:
+        (model(**batch, use_cache=False).loss / len(batches)).backward()
+
+
+@contextmanager
+def asking(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+
+
+# The cases: each does its work on the subject, and times it itself where not all of it counts.
+
+
+def floor(at: Subject, batches: Sequence[Batch], *, drop: bool = False, keep: dict | None = None) -> Found:
+    """Passes with target weights asking; autograd sums. drop: free each gradient at once, to count memory without."""
+    weights = [layer.weight for layer in at.layers.values()]
+    with asking(weights):
+        handles = [w.register_post_accumulate_grad_hook(_forget) for w in weights] if drop else []
+        clock = Clock()
+        backward(at.model, batches)
+        clock.stop()
+        for handle in handles:
+            handle.remove()
+        if keep is not None:
+            keep.update({name: layer.weight.grad.float() for name, layer in at.layers.items()})
+    return Found(clock)
+
+
+def _forget(parameter: nn.Parameter) -> None:
+    parameter.grad = None
+
+
+def ours(at: Subject, batches: Sequence[Batch], memory: str) -> Found:
+    """lora_one's path: gradients, low-rank steps and LoRA-One's factors.  held: of gradients and steps at once."""
+    found, steps = Found(Clock()), 0
+
+    def consume(name: str, step: LowRank) -> None:
+        found.left[name], found.right[name] = descent_factors(step, normalize="s0")
+
+    def watch(G: Tensor) -> Tensor:
+        nonlocal steps
+        found.held = max(found.held, steps + G.nbytes)
+        steps += RANK * sum(G.shape) * 4
+        return G
+
+    settings = StepSettings(singular=RANK, seed=SEED, memory=memory, transform=None if memory == "low" else watch)
+    low_rank_steps(at.model, at.layers, batches, "example", settings, consume)
+    found.clock.stop()
+    return found
+
+
+def low_rank_alone(at: Subject, gradients: dict[str, Tensor]) -> Found:
+    found = Found(Clock())
+    for name, G in gradients.items():
+        found.right[name] = factorised(name, G, StepSettings(singular=RANK, seed=SEED)).Vh
+    found.clock.stop()
+    return found
+
+
+def official(at: Subject) -> Found:
+    """Every parameter asks; gradients go to the CPU after each micro-batch; 512 columns and 16 iterations a layer."""
+    found = Found(Clock())
+    totals: dict[str, Tensor] = {}
+    with asking(list(at.model.parameters())):
+        for batch in at.micro:
+            at.model(**batch, use_cache=False).loss.backward()
+            for name, parameter in at.model.named_parameters():
+                gradient = parameter.grad.clone().cpu()
+                totals[name] = totals[name] + gradient if name in totals else gradient
+                parameter.grad = None
+    for name in at.layers:
+        G = totals[f"{name}.weight"] / len(at.micro)
+        q = min(OFFICIAL_COLUMNS, *G.shape)
+        _, S, V = torch.svd_lowrank(G.float().to(at.model.device), q=q, niter=OFFICIAL_ITERATIONS)
+        found.right[name] = (S[:RANK] / S[0]).sqrt()[:, None] * V[:, :RANK].T
+    found.clock.stop()
+    return found
+
+
+def peft_lora_ga(at: Subject) -> Found:
+    """PEFT's own, on a copy: it changes the base."""
+    base = copy.deepcopy(at.model)
+    targets = sorted({name.rpartition(".")[2] for name in at.layers})
+    config = LoraConfig(
+        r=RANK,
+        target_modules=targets,
+        init_lora_weights="lora_ga",
+        lora_ga_config=LoraGAConfig(),
+        task_type="CAUSAL_LM",
+    )
+    with warnings.catch_warnings():  # about its hooks on the first layer, and about older names in transformers
+        warnings.simplefilter("ignore")
+        clock = Clock()
+        preprocess_loraga(base, config, lambda: backward(base, at.whole))
+        model = get_peft_model(base, config)
+        clock.stop()
+    wrapped = {name.removeprefix("base_model.model."): module for name, module in model.named_modules()}
+    return Found(clock, {name: wrapped[name].lora_A["default"].weight.detach() for name in at.layers})
+
+
+# Measuring
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the tensors made while open and still alive; what an operation uses inside itself is not seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive, self.peak = 0, 0
+        self.known: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        inputs = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in inputs and storage._cdata not in self.known:
+                    self.known[storage._cdata] = storage.nbytes()
+                    self.alive += storage.nbytes()
+                    weakref.finalize(storage, self._freed, storage._cdata)
+        self.peak = max(self.peak, self.alive)
+        return result
+
+    def _freed(self, key: int) -> None:
+        self.alive -= self.known.pop(key)
+
+
+def least_energy(right: dict[str, Tensor], gradients: dict[str, Tensor], best: dict[str, float]) -> float:
+    """The least over layers of ||G P||^2 / ||[G]_r||^2, P onto the row space of A (r, n)."""
+    shares = []
+    for name, A in right.items():
+        basis = torch.linalg.qr(A.float().T).Q
+        shares.append(float((gradients[name] @ basis).square().sum()) / best[name])
+    return min(shares)
+
+
+def measure(at: Subject, repeats: int, skip: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    gradients: dict[str, Tensor] = {}
+    floor(at, at.whole, keep=gradients)
+    print("exact spectra", flush=True)
+    best = {name: float(torch.linalg.svdvals(G)[:RANK].square().sum()) for name, G in gradients.items()}
+    # name -> (the work, the floor with the same batches)
+    cases: dict[str, tuple[Callable[[], Found], str]] = {
+        "floor, 8 batches of 1": (lambda: floor(at, at.micro), "floor, 8 batches of 1"),
+        "floor, 1 batch of 8": (lambda: floor(at, at.whole), "floor, 1 batch of 8"),
+        "device, 8 batches of 1": (lambda: ours(at, at.micro, "fast"), "floor, 8 batches of 1"),
+        "device, 1 batch of 8": (lambda: ours(at, at.whole, "fast"), "floor, 1 batch of 8"),
+        "fused, 1 batch of 8": (lambda: ours(at, at.whole, "auto"), "floor, 1 batch of 8"),
+        "sketched, 8 batches of 1": (lambda: ours(at, at.micro, "low"), "floor, 8 batches of 1"),
+        "low-rank step alone": (lambda: low_rank_alone(at, gradients), "floor, 1 batch of 8"),
+        "PEFT LoRA-GA, 1 batch of 8": (lambda: peft_lora_ga(at), "floor, 1 batch of 8"),
+        "official, 8 batches of 1": (lambda: official(at), "floor, 8 batches of 1"),
+    }
+    cases = {name: case for name, case in cases.items() if not any(word in name for word in skip)}
+    once = {name for name in cases if name.startswith(ONCE)}
+    bare = {}
+    for name, batches in (("floor, 8 batches of 1", at.micro), ("floor, 1 batch of 8", at.whole)):
+        with LiveBytes() as memory:
+            floor(at, batches, drop=True)
+        bare[name] = memory.peak
+    rows: dict[str, dict[str, Any]] = {}
+    times: dict[str, list[Clock]] = {}
+    for name, (work, beside) in cases.items():
+        with LiveBytes() as memory:
+            found = work()
+        times[name] = [found.clock] if name in once else []
+        row = rows[name] = {"name": name, "seconds": None, "cpu_seconds": None, "ratio_to_floor": None}
+        row["energy"] = least_energy(found.right, gradients, best) if found.right else None
+        row["peak_extra_mib"] = (memory.peak - (0 if name == "low-rank step alone" else bare[beside])) / 2**20
+        if name.startswith("fused"):
+            largest = max(layer.weight.numel() for layer in at.layers.values()) * 4
+            row["held_to_largest_gradient"] = found.held / largest
+        print(f"first run: {found.clock.cpu_seconds:.2f} CPU seconds", row, flush=True)
+    for turn in range(repeats):
+        for name, (work, _) in cases.items():
+            if name not in once:
+                times[name].append(work().clock)
+                print(f"{turn + 1}/{repeats} {name}: {times[name][-1].cpu_seconds:.2f} CPU seconds", flush=True)
+    for name, row in rows.items():
+        row["seconds"] = min(clock.seconds for clock in times[name])
+        row["cpu_seconds"] = min(clock.cpu_seconds for clock in times[name])
+    for name, (_, beside) in cases.items():
+        rows[name]["ratio_to_floor"] = rows[name]["seconds"] / rows[beside]["seconds"]
+    ratios = {f"{name} / floor": row["ratio_to_floor"] for name, row in rows.items() if not name.startswith("floor")}
+    reference = rows.get("official, 8 batches of 1")
+    if reference:
+        for name in ("device, 8 batches of 1", "device, 1 batch of 8", "fused, 1 batch of 8"):
+            ratios[f"official / {name}"] = reference["seconds"] / rows[name]["seconds"]
+    ratios["fused: held / largest gradient"] = rows["fused, 1 batch of 8"]["held_to_largest_gradient"]
+    return list(rows.values()), ratios
+
+
+def machine(device: str) -> dict[str, Any]:
+    models = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    found = {"cpu": models[0] if models else platform.processor(), "cores": len(models), "device": device}
+    found["threads"] = torch.get_num_threads()
+    if device.startswith("cuda"):
+        found["gpu"] = torch.cuda.get_device_name(device)
+    return found
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+FIGURES = {
+    "seconds": "{:.2f}",
+    "cpu_seconds": "{:.2f}",
+    "ratio_to_floor": "{:.2f}",
+    "energy": "{:.5f}",
+    "peak_extra_mib": "{:.0f}",
+}
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    def cell(value: float | None, form: str) -> str:
+        return "-" if value is None else form.format(value)
+
+    lines = [["case", "seconds", "CPU seconds", "ratio to floor", "energy, least layer", "extra memory (MiB)"]]
+    for row in rows:
+        lines.append([row["name"], *(cell(row[key], form) for key, form in FIGURES.items())])
+    return markdown(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", choices=SHAPES, default="medium")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--threads", type=int, help="of torch; its own choice unless given")
+    parser.add_argument("--skip", nargs="*", default=[], metavar="WORD", help="leave out cases with WORD in their name")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--markdown", action="store_true", help="end with the table and the ratios as Markdown")
+    chosen = parser.parse_args(arguments)
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
+    at = subject(SHAPES[chosen.shape], chosen.device, getattr(torch, chosen.dtype))
+    rows, ratios = measure(at, chosen.repeats, chosen.skip)
+    result = {
+        "machine": machine(chosen.device),
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
+        "shape": {"name": chosen.shape, "rank": RANK, "dtype": chosen.dtype, "repeats": chosen.repeats},
+        "rows": rows,
+        "ratios": ratios,
+    }
+    if chosen.json:
+        chosen.json.write_text(json.dumps(result, indent=2) + "\n")
+    if chosen.markdown:
+        print(table(rows), *(f"- {name}: {value:.2f}" for name, value in ratios.items()), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
