@@ -35,6 +35,11 @@ def tracked():
     return [ROOT / name for name in names.splitlines() if (ROOT / name).is_file()]
 
 
+def test_no_placeholder_is_left():
+    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        assert not re.search(r"\b[A-Z]+_TABLE\b|\bTBD\b", path.read_text()), path.name
+
+
 def test_no_token_is_in_the_tree():
     token = re.compile(
         rb"hf_[A-Za-z0-9]{30,}|\b[0-9a-f]{40}\b(?=.{0,20}wandb)|wandb.{0,20}\b[0-9a-f]{40}\b|gh[pousr]_[A-Za-z0-9]{30,}"
