@@ -57,7 +57,7 @@ def factors(memory, batch_size, dtype):
         name: (layer.lora_B["default"].weight.detach(), layer.lora_A["default"].weight.detach())
         for name, layer in adapters.lora_layers(model).items()
     }
-    return found, counted, (start.gradient.examples, start.gradient.tokens, start.gradient.loss)
+    return found, counted, (start.examples.examples, start.examples.tokens, start.examples.loss)
 
 
 def unequal_experts(memory):
