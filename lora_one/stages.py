@@ -216,7 +216,8 @@ def close(run: RunConfig, folder: RunFolder) -> None:
         ("final", "after training"),
     ):
         result = record["evaluation"].get(name, {})
-        if "eval_accuracy" in result:
+        trained = name != "final" or record["train"]["steps"] > 0
+        if "eval_accuracy" in result and trained:
             error = 100 * result["eval_accuracy_stderr"]
             print(f"  exact match, {title:31s} {100 * result['eval_accuracy']:6.2f} +- {error:.2f} %")
     if record["train"]["first_loss"] is not None:

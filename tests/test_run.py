@@ -146,13 +146,15 @@ def test_overwrite_redoes_it_and_comes_to_the_same(finished, llama_folder, tmp_p
     assert first == (folder.adapter / "adapter_model.safetensors").read_bytes()
 
 
-def test_epochs_zero_leaves_the_spectral_initialisation_itself(tmp_path, llama_folder):
+def test_epochs_zero_leaves_the_spectral_initialisation_itself(tmp_path, llama_folder, capsys):
     """The paper's one-step row: W + s B A with the factors of Algorithm 1."""
     run = small_run(tmp_path, llama_folder, "model.epochs=0")
     folder = finish(run)
     record = folder.read()
     assert record["train"]["steps"] == 0 and record["train"]["first_loss"] is None
     assert record["evaluation"]["final"] == record["evaluation"]["init"]
+    said = capsys.readouterr().out
+    assert "after the initialisation alone" in said and "after training" not in said
     model = checkpoints.load_adapter(load_model(str(llama_folder), dtype="fp32"), folder.adapter)
     scaling = 16 / 8**0.5
     for name, parameter in model.named_parameters():
