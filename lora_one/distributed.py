@@ -1,6 +1,6 @@
 """Several processes as one: who takes which batch and which layer. With one process everything is a no-op."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -38,27 +38,26 @@ class Processes:
 
     def sum_to(self, owner: int, tensor: Tensor) -> Tensor:
         """The sum over processes, complete at its owner."""
-        if self.count > 1:
-            travelling = _where_it_can_travel(tensor)
-            dist.reduce(travelling, owner)
-            tensor = travelling.to(tensor.device)
-        return tensor
+        return self._together(tensor, lambda travelling: dist.reduce(travelling, owner))
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over processes, everywhere."""
-        if self.count > 1:
-            travelling = _where_it_can_travel(tensor)
-            dist.all_reduce(travelling)
-            tensor = travelling.to(tensor.device)
-        return tensor
+        return self._together(tensor, dist.all_reduce)
 
     def from_owner(self, owner: int, tensor: Tensor) -> Tensor:
         """The owner's values, everywhere."""
-        if self.count > 1:
-            travelling = _where_it_can_travel(tensor)
-            dist.broadcast(travelling, owner)
-            tensor = travelling.to(tensor.device)
-        return tensor
+        return self._together(tensor, lambda travelling: dist.broadcast(travelling, owner))
+
+    def _together(self, tensor: Tensor, operation: Callable[[Tensor], object]) -> Tensor:
+        """The tensor after an in-place operation of all processes; untouched where there is one.
+
+        NCCL moves only what lies on the GPU; others take a tensor where it is.
+        """
+        if self.count == 1:
+            return tensor
+        travelling = tensor.cuda() if dist.get_backend() == "nccl" else tensor
+        operation(travelling)
+        return travelling.to(tensor.device)
 
     def total(self, value: float) -> float:
         return sum(self.gathered(value))
@@ -70,8 +69,3 @@ class Processes:
         values: list[T] = [value] * self.count
         dist.all_gather_object(values, value)
         return values
-
-
-def _where_it_can_travel(tensor: Tensor) -> Tensor:
-    """NCCL moves only what lies on the GPU; others take a tensor where it is."""
-    return tensor.cuda() if dist.get_backend() == "nccl" else tensor

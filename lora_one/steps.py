@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
 
@@ -133,8 +133,3 @@ def _shared(step: LowRank | None, layer: nn.Module, singular: int, owner: int) -
         flat = torch.cat([part.float().to(device) for part in parts])
     U, S, Vh, energy = processes.from_owner(owner, flat).split([m * singular, singular, singular * n, 1])
     return LowRank(U.view(m, singular), S, Vh.view(singular, n), float(energy))
-
-
-def negated(step: LowRank) -> LowRank:
-    """The SVD of -M from that of M."""
-    return replace(step, Vh=-step.Vh)

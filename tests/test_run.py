@@ -164,11 +164,9 @@ def test_epochs_zero_leaves_the_spectral_initialisation_itself(tmp_path, llama_f
             assert torch.linalg.matrix_norm(scaling * parameter @ A, 2) == pytest.approx(scaling / 128, rel=1e-4)
 
 
-@pytest.mark.parametrize("init", ["gradient", "pissa", "lora_ga_peft"])
-def test_killed_between_checkpoints_it_goes_on_and_ends_the_same(tmp_path, llama_folder, monkeypatch, init):
-    """Two epochs with dropout, stopped after the first one's checkpoint; also where the base was shifted."""
-    changes = (f"init={init}", "model.epochs=2", "peft.lora_dropout=0.1", "dataset.accuracy_examples=0")
-    straight = finish(small_run(tmp_path / "straight", llama_folder, *changes))
+def straight_and_resumed(tmp_path, model, changes, monkeypatch):
+    """The folders of one run without interruption and of one stopped at step 9, then started again."""
+    straight = finish(small_run(tmp_path / "straight", model, *changes))
     original = training.Recorder.on_log
 
     def stop(self, args, state, control, logs=None, **rest):
@@ -177,12 +175,19 @@ def test_killed_between_checkpoints_it_goes_on_and_ends_the_same(tmp_path, llama
             raise KeyboardInterrupt
 
     monkeypatch.setattr(training.Recorder, "on_log", stop)
-    run = small_run(tmp_path / "stopped", llama_folder, *changes)
+    run = small_run(tmp_path / "stopped", model, *changes)
     with pytest.raises(KeyboardInterrupt):
         run_exp.execute(run)
     monkeypatch.setattr(training.Recorder, "on_log", original)
     monkeypatch.setattr(adapters, "attach_adapters", None)  # what was initialised is not initialised again
-    resumed = finish(run)
+    return straight, finish(run)
+
+
+@pytest.mark.parametrize("init", ["gradient", "pissa", "lora_ga_peft"])
+def test_killed_between_checkpoints_it_goes_on_and_ends_the_same(tmp_path, llama_folder, monkeypatch, init):
+    """Two epochs with dropout, stopped after the first one's checkpoint; also where the base was shifted."""
+    changes = (f"init={init}", "model.epochs=2", "peft.lora_dropout=0.1", "dataset.accuracy_examples=0")
+    straight, resumed = straight_and_resumed(tmp_path, llama_folder, changes, monkeypatch)
     name = "adapter_model.safetensors"
     assert (resumed.adapter / name).read_bytes() == (straight.adapter / name).read_bytes()
     lines = [[json.loads(line) for line in f.metrics.read_text().splitlines()] for f in (resumed, straight)]

@@ -10,10 +10,10 @@ from conftest import random_llama, run_config, small_run
 from safetensors.torch import load_file
 from test_adapters import attach
 from test_gradients import autograd_gradients, examples
-from test_run import LOGITS, finish
+from test_run import LOGITS, finish, straight_and_resumed
 
 import run_exp
-from lora_one import adapters, checkpoints, config, stages, training
+from lora_one import adapters, checkpoints, config, stages
 from lora_one.errors import UsageError
 from lora_one.models import load_model
 
@@ -168,21 +168,7 @@ def test_whole_run_loads_with_plain_peft(method, tmp_path, llama_folder, monkeyp
 def test_killed_between_checkpoints_it_goes_on_and_ends_the_same(method, dtype, tmp_path, llama_folder, monkeypatch):
     """Two epochs with dropout, stopped after the first one's checkpoint: B, R and A come back bit for bit."""
     changes = (method, "model.epochs=2", "peft.lora_dropout=0.1", f"init.dtype={dtype}", SHORT)
-    straight = finish(small_run(tmp_path / "straight", llama_folder, *changes))
-    original = training.Recorder.on_log
-
-    def stop(self, args, state, control, logs=None, **rest):
-        original(self, args, state, control, logs, **rest)
-        if state.global_step == 9:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(training.Recorder, "on_log", stop)
-    run = small_run(tmp_path / "stopped", llama_folder, *changes)
-    with pytest.raises(KeyboardInterrupt):
-        run_exp.execute(run)
-    monkeypatch.setattr(training.Recorder, "on_log", original)
-    monkeypatch.setattr(adapters, "attach_adapters", None)  # what was initialised is not initialised again
-    resumed = finish(run)
+    straight, resumed = straight_and_resumed(tmp_path, llama_folder, changes, monkeypatch)
     name = "adapter_model.safetensors"
     assert (resumed.adapter / name).read_bytes() == (straight.adapter / name).read_bytes()
     assert resumed.read()["train"]["last_loss"] == straight.read()["train"]["last_loss"]
