@@ -106,13 +106,13 @@ def load_kept(path: Path) -> Kept:
     return {name: (tensors[f"{name}.B"], tensors[f"{name}.A"]) for name in names}
 
 
-def load_adapter(base: nn.Module, path: Path, *, trainable: bool = False) -> PeftModel:
+def load_adapter(base: nn.Module, path: Path) -> PeftModel:
     """The base with a saved adapter. Raises UsageError: no adapter there, or one of another model."""
     if not (path / "adapter_config.json").exists():
         raise UsageError(f"{path} holds no adapter_config.json: give the adapter/ folder of a run")
     try:
         with quiet_peft():
-            return PeftModel.from_pretrained(base, str(path), is_trainable=trainable)
+            return PeftModel.from_pretrained(base, str(path))
     except (ValueError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UsageError(
