@@ -1,10 +1,8 @@
 """Adapters in a model: which layers, and how a method's factors get there. The room that knows PEFT."""
 
-import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -16,39 +14,15 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from lora_one.config import PeftConfig
-from lora_one.errors import RunError, UsageError, nearest
-from lora_one.gradients import GradientReport, weight_shape
+from lora_one.errors import UsageError, nearest
+from lora_one.gradients import weight_shape
 from lora_one.inits import Method
-from lora_one.linalg import LowRank
-from lora_one.losses import Batch, Reduction, loss_count, mean_loss
 from lora_one.models import DTYPES
 from lora_one.seeding import generator_for
-from lora_one.steps import StepSettings, low_rank_steps
 from lora_one.types import AdapterFactors, LayerView
 
 ADAPTER = "default"
 Kept = dict[str, tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What a method looks at: collated batches, how their losses are averaged, and the settings of a gradient's SVD."""
-
-    batches: Sequence[Batch]
-    reduction: Reduction
-    settings: StepSettings = field(default_factory=StepSettings)
-
-
-@dataclass(frozen=True)
-class Start:
-    """What an initialisation left: a report of the examples (None without), a record a layer, kept factors.
-
-    kept: (B0, A0) of the layers whose base became W - s B0 A0; they are needed to save and to resume.
-    """
-
-    examples: GradientReport | None
-    layers: dict[str, dict[str, Any]]
-    kept: Kept
 
 
 def target_layers(model: nn.Module, peft: PeftConfig, method: Method | None = None) -> dict[str, nn.Module]:
@@ -82,19 +56,21 @@ def target_layers(model: nn.Module, peft: PeftConfig, method: Method | None = No
         linear = {name: layer for name, layer in linear.items() if name in chosen}
     if not linear:
         raise UsageError("peft.lora_target_modules=all finds no linear layer in this model: name its layers in a list")
-    vectors = method.vectors if method is not None else 1
     for name, layer in linear.items():
-        smallest = min(weight_shape(layer))
-        if vectors * peft.lora_r > smallest:
-            rule = f"peft.lora_r={peft.lora_r}" + (
-                f" x {vectors} ({method.name} takes 2 r vectors)" if vectors > 1 else ""
-            )
-            raise UsageError(
-                f"{rule} exceeds min(m, n)={smallest} of {name} of shape "
-                f"{' x '.join(map(str, weight_shape(layer)))}; lower peft.lora_r or leave this layer out of "
-                "peft.lora_target_modules"
-            )
+        refuse_rank(name, layer, peft.lora_r, method)
     return linear
+
+
+def refuse_rank(name: str, layer: nn.Module, rank: int, method: Method | None) -> None:
+    """Raises UsageError: the layer has fewer singular vectors than the method takes."""
+    vectors = method.vectors if method is not None else 1
+    smallest = min(weight_shape(layer))
+    if vectors * rank > smallest:
+        rule = f"peft.lora_r={rank}" + (f" x {vectors} ({method.name} takes 2 r vectors)" if vectors > 1 else "")
+        raise UsageError(
+            f"{rule} exceeds min(m, n)={smallest} of {name} of shape {' x '.join(map(str, weight_shape(layer)))}; "
+            "lower peft.lora_r or leave this layer out of peft.lora_target_modules"
+        )
 
 
 def fused_experts(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -120,6 +96,7 @@ def lora_config(model: nn.Module, peft: PeftConfig, **further: Any) -> LoraConfi
         lora_alpha=peft.lora_alpha,
         lora_dropout=peft.lora_dropout,
         use_rslora=peft.use_rslora,
+        use_dora=peft.dora,
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in layers.values()),
         target_modules=endings if alike == set(layers) else sorted(layers),
         task_type="CAUSAL_LM",
@@ -127,88 +104,17 @@ def lora_config(model: nn.Module, peft: PeftConfig, **further: Any) -> LoraConfi
     )
 
 
-def attach_adapters(
-    base: nn.Module, peft: PeftConfig, method: Method, probe: Probe | None, *, seed: int, dtype: str
-) -> tuple[PeftModel, Start]:
-    """Wrap the base in PEFT and start every adapter at the method's factors.
-
-    Each layer's G becomes its low-rank step as soon as it is known and is freed; only the factors stay. Where PEFT
-    has the method, PEFT finds the factors of all layers.
-    Raises RunError: a gradient that is zero or not finite (the layer is named), or what PEFT could not do.
-    UsageError: the method changes the base, and the base is quantised.
-    """
-    layers = target_layers(base, peft, method)
-    if peft.lora_target_modules == "all" and (experts := fused_experts(base)):
-        share = sum(map(nn.Parameter.numel, experts.values())) / sum(map(nn.Parameter.numel, base.parameters()))
-        warnings.warn(
-            f"peft.lora_target_modules=all leaves {len(experts)} tensors of fused experts as they are, {share:.0%} of "
-            f"the parameters ({next(iter(experts))} is the first): only linear layers are adapted",
-            stacklevel=2,
-        )
-    factors: dict[str, AdapterFactors] = {}
-    records: dict[str, dict[str, Any]] = {name: {} for name in layers}
-
-    def start(name: str, step: LowRank | None) -> None:
-        if step is not None:
-            records[name]["captured_energy"] = step.energy
-        factors[name] = method.factors(layer_view(name, layers[name], peft, seed), step)
-        if factors[name].shift_base:
-            refuse_quantised(name, layers[name])
-
-    report = None
-    try:
-        if method.of_all_layers is not None:
-            if method.needs_examples:
-                report = looked_at(base, probe)
-            batches = probe.batches if method.needs_examples else ()
-            factors = method.of_all_layers(base, layers, partial(lora_config, base, peft), batches, seed)
-        elif method.needs_gradient:
-            singular = method.vectors * peft.lora_r
-            settings = replace(probe.settings, singular=singular, seed=seed, transform=method.transform)
-            report = low_rank_steps(base, layers, probe.batches, probe.reduction, settings, start)
-        else:
-            for name in layers:
-                start(name, None)
-    except UsageError:
-        raise
-    except ValueError as error:
-        raise RunError(f"init: {error}") from error
-    factors = {name: rounded(start, DTYPES[dtype]) for name, start in factors.items()}
-    scaling = scaling_of(peft)
-    for name, layer in layers.items():
-        records[name]["relative_shift"] = relative_shift(layer, factors[name], scaling)
-    kept = {name: (start.B, start.A) for name, start in factors.items() if start.shift_base}
-    shift_base(layers, kept, scaling)
-    model = wrap(base, peft, dtype)
-    for name, layer in lora_layers(model).items():
-        put(layer, factors[name])
-    return model, Start(report, records, kept)
-
-
-def looked_at(base: nn.Module, probe: Probe) -> GradientReport:
-    """Examples, tokens and loss of the probe. Raises ValueError: the loss is not finite."""
-    loss = mean_loss(base, probe.batches, probe.reduction)
-    if not math.isfinite(loss):
-        raise ValueError(f"the loss on the initialisation examples is {loss}")
-    examples = sum(len(batch["labels"]) for batch in probe.batches)
-    return GradientReport(examples, sum(loss_count(batch["labels"], "token") for batch in probe.batches), loss)
-
-
-def rounded(start: AdapterFactors, dtype: torch.dtype) -> AdapterFactors:
-    """As the adapter will hold them: what the base loses is then what the adapter adds, also in 16 bit."""
-    return replace(start, B=start.B.to(dtype).float(), A=start.A.to(dtype).float())
-
-
 @torch.no_grad()
-def shift_base(layers: dict[str, nn.Module], kept: Kept, scaling: float) -> None:
+def shift_base(model: PeftModel, kept: Kept) -> None:
     """W becomes W - s B0 A0, computed in fp32 and rounded once. Raises UsageError: W is quantised."""
+    layers = lora_layers(model)
     for name, (B, A) in kept.items():
-        refuse_quantised(name, layers[name])
-        weight = layers[name].weight
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        B, A = B.to(weight.device, wide), A.to(weight.device, wide)
-        shift = scaling * B @ A
-        weight.copy_(weight.to(wide) - (shift.T if isinstance(layers[name], Conv1D) else shift))
+        layer = layers[name].get_base_layer()
+        refuse_quantised(name, layer)
+        wide = torch.promote_types(layer.weight.dtype, torch.float32)
+        B, A = B.to(layer.weight.device, wide), A.to(layer.weight.device, wide)
+        shift = layers[name].scaling[ADAPTER] * B @ A
+        layer.weight.copy_(layer.weight.to(wide) - (shift.T if isinstance(layer, Conv1D) else shift))
 
 
 def refuse_quantised(name: str, layer: nn.Module) -> None:
@@ -223,16 +129,32 @@ def refuse_quantised(name: str, layer: nn.Module) -> None:
 
 def wrap(base: nn.Module, peft: PeftConfig, dtype: str) -> PeftModel:
     """The base with adapters of that dtype whose values are still to come."""
-    with quiet_peft():
-        model = get_peft_model(base, lora_config(base, peft), autocast_adapter_dtype=False)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(DTYPES[dtype])
+    model = wrapped(base, lora_config(base, peft), dtype)
     if peft.lora_xs:
         for layer in lora_layers(model).values():
             layer.lora_B[ADAPTER] = Core(layer.lora_B[ADAPTER].weight.detach())
             layer.lora_A[ADAPTER] = Frozen(layer.lora_A[ADAPTER].weight.detach())
     return model
+
+
+def wrapped(base: nn.Module, config: LoraConfig, dtype: str) -> PeftModel:
+    """The base with the adapters of a PEFT configuration, what trains in that dtype."""
+    with quiet_peft():
+        model = get_peft_model(base, config, autocast_adapter_dtype=False)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(DTYPES[dtype])
+    return model
+
+
+@contextmanager
+def unwrapped_on_error(model: PeftModel) -> Iterator[None]:
+    """A start that fails leaves the base as it was before PEFT wrapped it."""
+    try:
+        yield
+    except BaseException:
+        model.unload()
+        raise
 
 
 class Frozen(nn.Module):
@@ -274,13 +196,15 @@ def quiet_peft() -> Iterator[None]:
         yield
 
 
-def layer_view(name: str, layer: nn.Module, peft: PeftConfig, seed: int) -> LayerView:
+def layer_view(name: str, layer: Any, seed: int) -> LayerView:
+    """What a method sees of one of PEFT's LoRA layers."""
+    base = layer.get_base_layer()
     return LayerView(
         name=name,
-        shape=weight_shape(layer),
-        weight=partial(wide_weight, layer),
-        rank=peft.lora_r,
-        scaling=scaling_of(peft),
+        shape=weight_shape(base),
+        weight=partial(wide_weight, base),
+        rank=layer.r[ADAPTER],
+        scaling=layer.scaling[ADAPTER],
         generator=generator_for(seed, f"init of {name}"),
     )
 
@@ -294,16 +218,24 @@ def wide_weight(layer: nn.Module) -> Tensor:
 
 
 def lora_layers(model: PeftModel) -> dict[str, Any]:
-    """PEFT's LoRA layers by the name of the base layer they wrap."""
+    """PEFT's LoRA layers by the name of the linear layer they wrap."""
     from peft.tuners.lora import LoraLayer
 
     prefix = "base_model.model."
-    return {name.removeprefix(prefix): layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+    return {
+        name.removeprefix(prefix): layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, LoraLayer) and isinstance(layer.get_base_layer(), nn.Linear | Conv1D)
+    }
 
 
 @torch.no_grad()
 def put(layer: Any, factors: AdapterFactors) -> None:
-    """Write factors into a PEFT layer, in its adapter's dtype and on its device."""
+    """Write factors into a PEFT layer, in its adapter's dtype and on its device.
+
+    With DoRA (arXiv:2402.09353, eq. 5) the magnitudes become the norms of the rows of W + s B A, so that the layer
+    starts at W + s B A as without it.
+    """
     up, down = layer.lora_B[ADAPTER], layer.lora_A[ADAPTER]
     places = [(down.weight, factors.A)]
     if isinstance(up, Core):
@@ -314,14 +246,18 @@ def put(layer: Any, factors: AdapterFactors) -> None:
     for place, value in places:
         assert place.shape == value.shape, (place.shape, value.shape)
         place.copy_(value)
+    if ADAPTER in layer.lora_magnitude_vector:
+        B, A = (part.weight.float() for part in (up, down))
+        moved = torch.addmm(wide_weight(layer.get_base_layer()).to(B.device), B, A, alpha=layer.scaling[ADAPTER])
+        layer.lora_magnitude_vector[ADAPTER].weight.copy_(moved.norm(dim=1))
 
 
-def relative_shift(layer: nn.Module, factors: AdapterFactors, scaling: float) -> float:
+def relative_shift(layer: Any, factors: AdapterFactors) -> float:
     """||s B A||_F / ||W||_F, or ||s B R A||_F / ||W||_F with a core."""
     B = factors.B if factors.R is None else factors.B @ factors.R
     # ||B A||_F^2 = tr((B^T B)(A A^T)): r x r products instead of the m x n one
     moved = ((B.T @ B) * (factors.A @ factors.A.T)).sum().clamp(min=0).sqrt()
-    return scaling * float(moved) / float(wide_weight(layer).norm())
+    return layer.scaling[ADAPTER] * float(moved) / float(wide_weight(layer.get_base_layer()).norm())
 
 
 def trainable_parameters(model: nn.Module) -> int:

@@ -62,13 +62,17 @@ def _absorb_core(model: PeftModel, folder: Path) -> None:
 
 
 def _write_factors(factors: Kept, folder: Path) -> None:
-    """(B, A) of every layer under the names that PEFT reads."""
+    """(B, A) of every layer under the names that PEFT reads, in the place of those that PEFT has written."""
+    file = folder / "adapter_model.safetensors"
+    others = {
+        name: tensor for name, tensor in load_file(file).items() if ".lora_B." not in name and ".lora_A." not in name
+    }
     tensors = {
         f"base_model.model.{name}.lora_{letter}.weight": factor.cpu().contiguous()
         for name, pair in factors.items()
         for letter, factor in zip("BA", pair, strict=True)
     }
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(others | tensors, file, metadata={"format": "pt"})
 
 
 def _undo_shift(model: PeftModel, folder: Path, kept: Kept) -> None:
@@ -143,7 +147,7 @@ def merge_adapter(model: PeftModel) -> nn.Module:
         dtype = base.weight.dtype
         wide = torch.promote_types(dtype, torch.float32)
         base.weight.data = base.weight.data.to(wide)
-        for factor in (*layer.lora_A.values(), *layer.lora_B.values()):
+        for factor in (*layer.lora_A.values(), *layer.lora_B.values(), *layer.lora_magnitude_vector.values()):
             factor.to(wide)
         layer.merge()
         base.weight.data = base.weight.data.to(dtype)

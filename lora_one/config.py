@@ -67,6 +67,7 @@ class InitConfig:
     mode: str
     dtype: str  # of the adapter
     seed: int | None  # null = the run's seed
+    cache: str | None  # a folder of factors found before, see start.cache
 
     @property
     def core(self) -> bool:
@@ -447,7 +448,13 @@ def flatten(run: RunConfig) -> dict[str, Any]:
 
 def check(run: RunConfig) -> None:
     """Values against their ranges and against each other; the first violation is raised."""
-    flat = flatten(run)
+    check_values(flatten(run))
+    for together in (check_batches, check_peft, check_core, check_dataset, check_names):
+        together(run)
+    check_init(run.init)
+
+
+def check_values(flat: dict[str, Any]) -> None:
     for key, valid in CHOICES.items():
         if key in flat and flat[key] not in valid:
             raise UsageError(f"{key}={flat[key]} is not a choice; {nearest(flat[key], valid)}")
@@ -455,8 +462,6 @@ def check(run: RunConfig) -> None:
         value = flat.get(key)
         if value is not None and not holds(value):
             raise UsageError(f"{key}={value} is out of range: it must be {rule}")
-    for together in (check_batches, check_peft, check_init, check_core, check_dataset, check_names):
-        together(run)
 
 
 def check_batches(run: RunConfig) -> None:
@@ -481,7 +486,6 @@ def check_peft(run: RunConfig) -> None:
         "peft.use_peft": run.peft.use_peft is False,
         "peft.lora_relative_r": run.peft.lora_relative_r is not None,
         "peft.train_embeddings": run.peft.train_embeddings,
-        "peft.dora": run.peft.dora,
         "peft.adalora": run.peft.adalora,
     }
     for key, asked in not_built.items():
@@ -490,11 +494,10 @@ def check_peft(run: RunConfig) -> None:
             raise UsageError(f"{key}={value} is not built yet; leave {key} at its default")
 
 
-def check_init(run: RunConfig) -> None:
-    init = run.init
+def check_init(init: InitConfig) -> None:
     by_gradient = ("stable", "gd", "unit", "weightS")
     scales = {
-        GradientInit: by_gradient,
+        GradientInit: (*by_gradient, "search"),
         PeftLoraGAInit: by_gradient,
         SvdInit: ("default", "stable", "unit", "normalized"),
     }
@@ -523,6 +526,11 @@ def check_gradient(init: GradientInit) -> None:
         )
     if init.direction != "LoRA-SB" and init.eta is not None:
         raise UsageError(f"init.eta={init.eta} is read only by LoRA-SB, not by {init.direction}: drop it")
+    if init.scale == "search" and init.direction == "LoRA-GA":
+        raise UsageError(
+            "init.scale=search looks for the gamma with the least loss after the start, and LoRA-GA's start leaves the "
+            "function and the loss as they are: take init.scale=stable with init.stable_gamma"
+        )
     for key, unset in (("scale", "stable"), ("stable_gamma", None)):
         value = getattr(init, key)
         if init.direction == "LoRA-SB" and value != unset:
@@ -550,6 +558,10 @@ def check_core(run: RunConfig) -> None:
         raise UsageError(
             f"peft.lora_xs={peft.lora_xs} trains an r x r core, which {name} does not start: take init=lora_xs or "
             "init.direction=LoRA-SB, or drop peft=lora_xs"
+        )
+    if init.core and peft.dora:
+        raise UsageError(
+            f"peft.dora={peft.dora} trains magnitudes beside B and A, but {name} trains R alone: drop peft=dora"
         )
     if init.core and peft.use_loraplus:
         raise UsageError(

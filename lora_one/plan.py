@@ -26,7 +26,7 @@ def plan(run: RunConfig, folder: Path) -> str:
     parameters = sum(parameter.numel() for parameter in skeleton.parameters())
     shapes = [weight_shape(layer) for layer in layers.values()]
     rank = run.peft.lora_r
-    trainable = sum(rank * rank if run.peft.lora_xs else rank * (m + n) for m, n in shapes)
+    trainable = sum(rank * rank if run.peft.lora_xs else rank * (m + n) + m * run.peft.dora for m, n in shapes)
     examples, data = _examples(run)
     gradients = sum(m * n for m, n in shapes) * 4 if isinstance(run.init, GradientInit | PeftLoraGAInit) else 0
     weights = parameters * (2 if model.bf16 else 4)

@@ -27,7 +27,8 @@ def method_name(run: RunConfig) -> str:
     modes = {"svd": "svd", "lora_xs": "LoRA-XS"}
     named = getattr(init, "direction", None) or getattr(init, "method", None)
     method = named or modes.get(init.mode) or f"LoRA-{init.lora_A}"
-    parts = [method, f"r{run.peft.lora_r}"]
+    adapter = {"LoRA-One": "DoRA-One"}.get(method, f"DoRA-{method}") if run.peft.dora else method
+    parts = [adapter, f"r{run.peft.lora_r}"]
     if method == "LoRA-SB":  # reads neither alpha nor a scale
         parts += [f"eta{init.eta:g}"] if init.eta is not None else []
     else:

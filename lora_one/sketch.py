@@ -28,16 +28,16 @@ def sketched_steps(
     reduction: Reduction,
     consume: Callable[[str, LowRank], None],
     *,
-    singular: int,
+    singular_of: Callable[[str], int],
     tolerance: float,
     seed: int,
     checkpointing: bool = False,
 ) -> GradientReport:
-    """Hand the leading ``singular`` singular values and vectors of each layer's gradient to ``consume``.
+    """Hand the leading ``singular_of(name)`` singular values and vectors of each layer's gradient to ``consume``.
 
     Rounds of two passes go on until no layer's captured energy has more than the tolerance to gain.
 
-    The energy divides by ||G||^2 = ||Q^T G||^2 + ||(I - Q Q^T) G||^2 with Q the (singular + 24) columns found. The
+    The energy divides by ||G||^2 = ||Q^T G||^2 + ||(I - Q Q^T) G||^2 with Q the ``singular_of`` + 24 columns found. The
     first term is known; the second is estimated without bias (Hutch++, arXiv:2010.09649) as ||(I - Q Q^T) G Psi||^2
     / 8 with 8 Gaussian columns Psi that Q does not depend on. So only the share of G outside of Q is uncertain, by
     half of itself in one standard deviation at most (all of it in one direction), and by less the more it is spread.
@@ -46,7 +46,7 @@ def sketched_steps(
     zero or not finite (named).
     """
     run = partial(_pass, model, layers, batches, reduction, checkpointing)
-    right = {name: _omega(name, layer, singular, seed) for name, layer in layers.items()}
+    right = {name: _omega(name, layer, singular_of(name), seed) for name, layer in layers.items()}
     columns = {name: omega.shape[1] - PROBES for name, omega in right.items()}
     aside: dict[str, Tensor] = {}  # G Psi
     energies: dict[str, list[float]] = {name: [] for name in layers}
@@ -61,7 +61,7 @@ def sketched_steps(
             left[name] = torch.linalg.qr(product[:, : columns[name]]).Q
         _, products = run(left, transposed=True)  # G^T Q, (n, k)
         for name, product in products.items():
-            values = torch.linalg.svdvals(product)[:singular]
+            values = torch.linalg.svdvals(product)[: singular_of(name)]
             energies[name].append(float(values.square().sum()))
         if all(nothing_to_gain(history, tolerance) for history in energies.values()):
             break
@@ -70,7 +70,7 @@ def sketched_steps(
         U, S, Vh = torch.linalg.svd(products[name].T, full_matrices=False)  # Q^T G
         Q, outside = left[name], aside[name] - left[name] @ (left[name].T @ aside[name])
         total = S.square().sum() + outside.square().sum() / PROBES
-        kept = slice(0, singular)
+        kept = slice(0, singular_of(name))
         consume(name, fix_signs(LowRank(Q @ U[:, kept], S[kept], Vh[kept], float(S[kept].square().sum() / total))))
     return report
 

@@ -20,11 +20,12 @@ from lora_one.errors import RunError, UsageError
 from lora_one.evaluation.generate import context_length
 from lora_one.evaluation.validation import Validation
 from lora_one.inits import build_init
-from lora_one.losses import mean_loss
 from lora_one.models import load_model, load_tokenizer, local_folder
 from lora_one.provenance import fingerprint, provenance
 from lora_one.reports.curves import plot_run
 from lora_one.run_folder import RunFolder
+from lora_one.start import Probe, Start, attach_adapters, probe_loss
+from lora_one.start.cache import Cache, content_of
 from lora_one.steps import StepSettings
 from lora_one.tracking import Tracker, read_metrics
 from lora_one.training import first_step_size, last_checkpoint, train
@@ -72,18 +73,18 @@ def check_together(run: RunConfig, splits: Splits, base: nn.Module) -> None:
         print(f"note: model.max_length={run.model.max_length} exceeds the {context} positions of {run.model.name}")
 
 
-def draw_probe(run: RunConfig, splits: Splits, tokenizer: Any) -> adapters.Probe | None:
+def draw_probe(run: RunConfig, splits: Splits, tokenizer: Any) -> Probe | None:
     """The examples that the method looks at and, for a gradient, how it is taken; None for one that looks at none."""
     method = build_init(run.init)
     if not method.needs_examples:
         return None
     batches = probe_batches(run, splits.train_texts, tokenizer)
     if not method.needs_gradient:
-        return adapters.Probe(batches, "example")
+        return Probe(batches, "example")
     settings = StepSettings(
         tolerance=run.init.tolerance, memory=run.init.memory, checkpointing=run.model.gradient_checkpointing
     )
-    return adapters.Probe(batches, run.init.reduction, settings)
+    return Probe(batches, run.init.reduction, settings)
 
 
 def with_step_size(run: RunConfig, examples: int) -> Any:
@@ -98,46 +99,93 @@ def initialise(
     folder: RunFolder,
     base: nn.Module,
     splits: Splits,
-    probe: adapters.Probe | None,
+    probe: Probe | None,
     validation: Validation,
     tracker: Tracker,
 ) -> nn.Module:
     """The model with its adapters at the method's start; after a resumption their values come with the checkpoint."""
     if last_checkpoint(folder.checkpoints) is not None:
-        layers = adapters.target_layers(base, run.peft)
-        adapters.shift_base(layers, checkpoints.load_kept(folder.kept), adapters.scaling_of(run.peft))
-        return adapters.wrap(base, run.peft, run.init.dtype)
+        model = adapters.wrap(base, run.peft, run.init.dtype)
+        adapters.shift_base(model, checkpoints.load_kept(folder.kept))
+        return model
     folder.update(data=splits.counts)
     evaluations = {}
     if validation.asked:
         evaluations["start"] = validation(base)
     init = with_step_size(run, len(splits.train))
     method = build_init(init)
+    cache = None
+    if run.init.cache is not None:
+        cache = Cache(Path(run.init.cache).expanduser(), cache_key(run, init, probe, folder.read()))
     started = time.perf_counter()
-    model, start = adapters.attach_adapters(base, run.peft, method, probe, seed=init_seed(run), dtype=run.init.dtype)
+    model, start = attach_adapters(
+        base, run.peft, method, probe, seed=init_seed(run), dtype=run.init.dtype, cached=cache
+    )
     seconds = time.perf_counter() - started
     if start.kept:
         checkpoints.save_kept(start.kept, folder.kept)
     if validation.asked or run.model.epochs == 0:
         evaluations["init"] = validation(model)
         tracker.log(0, evaluations["init"])
-    energies = [layer["captured_energy"] for layer in start.layers.values() if "captured_energy" in layer]
-    folder.update(
-        trainable_parameters=adapters.trainable_parameters(model),
-        init={
-            "method": method.name,
-            **({"eta": init.eta} if getattr(init, "eta", None) is not None else {}),
-            "seconds": seconds,
-            "examples": start.examples.examples if start.examples else 0,
-            "tokens": start.examples.tokens if start.examples else 0,
-            "captured_energy": {"min": min(energies), "mean": mean(energies)} if energies else None,
-            "loss_before": start.examples.loss if start.examples else None,
-            "loss_after": mean_loss(model, probe.batches, probe.reduction) if probe else None,
-            "relative_shift": {name: layer["relative_shift"] for name, layer in start.layers.items()},
-        },
-        evaluation=evaluations,
-    )
+    record = {"method": method.name, "seconds": seconds} | figures(start, probe_loss(model, probe) if probe else None)
+    if getattr(init, "eta", None) is not None:
+        record["eta"] = init.eta
+    folder.update(trainable_parameters=adapters.trainable_parameters(model), init=record, evaluation=evaluations)
+    print(said_of(record))
     return model
+
+
+def figures(start: Start, loss_after: float | None) -> dict[str, Any]:
+    """What run.json tells of a start: examples, energies, losses there, and how far each layer was moved."""
+    solution, energies = start.solution, list(start.solution.energies.values())
+    searched = dict(sorted(solution.searched.items()))
+    return {
+        "examples": solution.examples.examples if solution.examples else 0,
+        "tokens": solution.examples.tokens if solution.examples else 0,
+        "captured_energy": {"min": min(energies), "mean": mean(energies)} if energies else None,
+        "loss_before": solution.examples.loss if solution.examples else None,
+        "loss_after": loss_after,
+        "predicted_decrease": solution.predicted_decrease,
+        "searched": {"gamma": min(searched, key=searched.get), "losses": searched} if searched else None,
+        "relative_shift": start.relative_shift,
+    }
+
+
+def said_of(record: dict[str, Any]) -> str:
+    """The start in a line or two, for the screen."""
+    shifts = list(record["relative_shift"].values())
+    parts = [f"init: {record['method']}, {record['seconds']:.1f} s"]
+    if record["captured_energy"]:
+        parts.append(
+            f"rank-r energy {record['captured_energy']['mean']:.3f} (least {record['captured_energy']['min']:.3f})"
+        )
+    parts.append(f"||s B A|| / ||W|| {min(shifts):.2g} to {max(shifts):.2g}")
+    lines = [", ".join(parts)]
+    if record["loss_after"] is not None:
+        before, after = record["loss_before"], record["loss_after"]
+        fall = f"init: loss on its {record['examples']} examples {before:.4f} -> {after:.4f}"
+        if record["predicted_decrease"] is not None:
+            fall += f", down {before - after:.4f} where the first order predicts {record['predicted_decrease']:.4f}"
+        lines.append(fall)
+    if record["searched"]:
+        tried = ", ".join(f"{gamma:g}: {loss:.4f}" for gamma, loss in record["searched"]["losses"].items())
+        lines.append(f"init: gamma {record['searched']['gamma']:g} has the least loss of {tried}")
+    return "\n".join(lines)
+
+
+def cache_key(run: RunConfig, init: Any, probe: Probe | None, record: dict[str, Any]) -> dict[str, Any]:
+    """Everything that a start's factors depend on, by the names of the configuration."""
+    origin = record["provenance"]
+    settings = dataclasses.asdict(dataclasses.replace(init, seed=init_seed(run)))
+    adapter = ("lora_r", "lora_alpha", "use_rslora", "lora_target_modules", "lora_xs", "dora")
+    return {
+        "model.name": origin["fingerprints"].get("model.name", f"{run.model.name}@{run.model.revision}"),
+        "model.bf16": run.model.bf16,
+        **{f"peft.{name}": getattr(run.peft, name) for name in adapter},
+        **{f"init.{name}": value for name, value in settings.items() if name not in {"cache", "memory", "dtype"}},
+        "examples": content_of(probe.batches) if probe else None,
+        **{f"version of {name}": origin["versions"][name] for name in ("lora-one", "torch", "transformers", "peft")},
+    }
 
 
 def fine_tune(

@@ -1,7 +1,7 @@
 """The low-rank step of every target layer: mean gradient in, truncated SVD out, in as little memory as is wanted."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
@@ -22,15 +22,35 @@ FREE_SHARE = 0.5  # of the free memory that all gradients together may take
 
 
 @dataclass(frozen=True)
-class StepSettings:
-    """singular: values to keep.  transform: of G, before the SVD (None: G itself).  memory: see ``how_to_hold``."""
+class Step(LowRank):
+    """The low-rank step of a gradient G.
 
-    singular: int = 8
+    slopes: (r,) u_i^T G v_i, what the loss changes by to first order for each unit of u_i v_i^T; S unless transformed.
+    """
+
+    slopes: Tensor
+
+    @classmethod
+    def of(cls, low_rank: LowRank, slopes: Tensor | None = None) -> "Step":
+        return cls(**vars(low_rank), slopes=low_rank.S if slopes is None else slopes)
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """singular: values to keep, of every layer or by its name.  transform: of G, before the SVD (None: G itself).
+
+    memory: see ``how_to_hold``.
+    """
+
+    singular: int | Mapping[str, int] = 8
     tolerance: float = 1e-3
     seed: int = 0
     memory: Memory = "auto"
     transform: Callable[[Tensor], Tensor] | None = None
     checkpointing: bool = False
+
+    def singular_of(self, name: str) -> int:
+        return self.singular if isinstance(self.singular, int) else self.singular[name]
 
 
 def low_rank_steps(
@@ -39,7 +59,7 @@ def low_rank_steps(
     batches: Sequence[Batch],
     reduction: Reduction,
     settings: StepSettings,
-    consume: Callable[[str, LowRank], None],
+    consume: Callable[[str, Step], None],
 ) -> GradientReport:
     """Hand the truncated SVD of each layer's (transformed) mean gradient to ``consume``, the same on every process.
 
@@ -54,14 +74,14 @@ def low_rank_steps(
             layers,
             batches,
             reduction,
-            consume,
-            singular=settings.singular,
+            lambda name, low_rank: consume(name, Step.of(low_rank)),
+            singular_of=settings.singular_of,
             tolerance=settings.tolerance,
             seed=settings.seed,
             checkpointing=settings.checkpointing,
         )
     processes = Processes.current()
-    mine: dict[str, LowRank] = {}
+    mine: dict[str, Step] = {}
     refused: list[str] = []
 
     def factorise(name: str, G: Tensor) -> None:
@@ -76,21 +96,23 @@ def low_rank_steps(
     for message in chain.from_iterable(processes.gathered(refused)):
         raise ValueError(message)
     for owner, name in processes.by_turns(list(layers)):
-        consume(name, _shared(mine.pop(name, None), layers[name], settings.singular, owner))
+        consume(name, _shared(mine.pop(name, None), layers[name], settings.singular_of(name), owner))
     return report
 
 
-def factorised(name: str, G: Tensor, settings: StepSettings) -> LowRank:
+def factorised(name: str, G: Tensor, settings: StepSettings) -> Step:
     """Truncated SVD of one layer's gradient. Raises ValueError: zero or not finite."""
     matrix = settings.transform(G) if settings.transform else G
     generator = generator_for(settings.seed, f"low-rank step of {name}")
     try:
-        step = truncated_svd(matrix, settings.singular, tolerance=settings.tolerance, generator=generator)
+        low_rank = truncated_svd(matrix, settings.singular_of(name), tolerance=settings.tolerance, generator=generator)
     except ValueError as error:
         raise ValueError(f"layer {name}: {error}") from error
-    if step.S[0] == 0:
+    if low_rank.S[0] == 0:
         raise ValueError(f"the gradient of layer {name} is zero: nothing to start from")
-    return step
+    if settings.transform is None:
+        return Step.of(low_rank)
+    return Step.of(low_rank, ((low_rank.U.T @ G.to(low_rank.U)) * low_rank.Vh).sum(dim=1))
 
 
 def how_to_hold(layers: dict[str, nn.Module], batches: Sequence[Batch], settings: StepSettings) -> str:
@@ -119,17 +141,17 @@ def how_to_hold(layers: dict[str, nn.Module], batches: Sequence[Batch], settings
     return "cpu" if whole or needed <= FREE_SHARE * host else "sketch"
 
 
-def _shared(step: LowRank | None, layer: nn.Module, singular: int, owner: int) -> LowRank:
+def _shared(step: Step | None, layer: nn.Module, singular: int, owner: int) -> Step:
     """The owner's factorisation, everywhere."""
     processes = Processes.current()
     if processes.count == 1:
         return step
     m, n = weight_shape(layer)
-    size = m * singular + singular + singular * n + 1
+    sizes = [m * singular, singular, singular * n, 1, singular]
     device = layer.weight.device
-    flat = torch.empty(size, device=device)
+    flat = torch.empty(sum(sizes), device=device)
     if step is not None:
-        parts = (step.U.reshape(-1), step.S, step.Vh.reshape(-1), step.S.new_tensor([step.energy]))
+        parts = (step.U.reshape(-1), step.S, step.Vh.reshape(-1), step.S.new_tensor([step.energy]), step.slopes)
         flat = torch.cat([part.float().to(device) for part in parts])
-    U, S, Vh, energy = processes.from_owner(owner, flat).split([m * singular, singular, singular * n, 1])
-    return LowRank(U.view(m, singular), S, Vh.view(singular, n), float(energy))
+    U, S, Vh, energy, slopes = processes.from_owner(owner, flat).split(sizes)
+    return Step(U.view(m, singular), S, Vh.view(singular, n), float(energy), slopes)

@@ -9,11 +9,12 @@ from lora_one import adapters
 from lora_one.data.encode import batches_of
 from lora_one.errors import RunError, UsageError
 from lora_one.inits import build_init
+from lora_one.start import Probe, attach_adapters
 
 
 def attach(model, run, data=None):
-    probe = adapters.Probe(batches_of(data or examples(), 2, 0), "example")
-    return adapters.attach_adapters(model, run.peft, build_init(run.init), probe, seed=0, dtype="fp32")
+    probe = Probe(batches_of(data or examples(), 2, 0), "example")
+    return attach_adapters(model, run.peft, build_init(run.init), probe, seed=0, dtype="fp32")
 
 
 def test_all_means_every_linear_layer_but_the_head():
@@ -56,7 +57,7 @@ def test_every_layer_starts_at_its_own_gradient():
         assert layer.scaling["default"] == scaling
         assert torch.equal(layer.get_base_layer().weight, weights[name])
         shift = scaling * (B @ A).detach().norm() / weights[name].norm()
-        assert start.layers[name]["relative_shift"] == pytest.approx(shift.item(), rel=1e-4)
+        assert start.relative_shift[name] == pytest.approx(shift.item(), rel=1e-4)
 
 
 def test_without_rslora_the_scaling_is_alpha_over_r():

@@ -16,6 +16,7 @@ from lora_one.data.encode import batches_of
 from lora_one.distributed import Processes
 from lora_one.gradients import mean_gradients
 from lora_one.inits import build_init
+from lora_one.start import Probe, attach_adapters
 from lora_one.steps import StepSettings, how_to_hold, low_rank_steps
 
 EXAMPLES = 5
@@ -47,17 +48,21 @@ def factors(memory, batch_size, dtype):
 
     steps.factorised = factorised
     run = run_config("peft.lora_r=4")
-    probe = adapters.Probe(batches_of(examples(EXAMPLES), batch_size, 0), "example", StepSettings(memory=memory))
+    probe = Probe(batches_of(examples(EXAMPLES), batch_size, 0), "example", StepSettings(memory=memory))
     base = model_for_ranks().to(dtype)
     try:
-        model, start = adapters.attach_adapters(base, run.peft, build_init(run.init), probe, seed=0, dtype="fp32")
+        model, start = attach_adapters(base, run.peft, build_init(run.init), probe, seed=0, dtype="fp32")
     finally:
         steps.factorised = original
     found = {
         name: (layer.lora_B["default"].weight.detach(), layer.lora_A["default"].weight.detach())
         for name, layer in adapters.lora_layers(model).items()
     }
-    return found, counted, (start.examples.examples, start.examples.tokens, start.examples.loss)
+    return (
+        found,
+        counted,
+        (start.solution.examples.examples, start.solution.examples.tokens, start.solution.examples.loss),
+    )
 
 
 def unequal_experts(memory):

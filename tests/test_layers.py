@@ -12,13 +12,14 @@ ORDER = [
     {"sketch"},
     {"steps"},
     {"adapters", "checkpoints"},
+    {"start"},
     {"training", "evaluation", "reports", "plan"},
-    {"stages", "cli"},
+    {"stages", "cli", "__init__"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 ONLY = {
     "hydra": {"cli"},
-    "peft": {"adapters", "checkpoints", "inits/from_peft"},
+    "peft": {"adapters", "checkpoints", "start", "inits/from_peft"},
     "wandb": {"tracking"},
     "matplotlib": {"reports"},
 }

@@ -15,6 +15,7 @@ from lora_one.data.encode import batches_of
 from lora_one.errors import UsageError
 from lora_one.inits import build_init
 from lora_one.losses import loss_sum, model_logits
+from lora_one.start import Probe, attach_adapters
 from lora_one.steps import StepSettings, low_rank_steps
 
 with warnings.catch_warnings():  # torch's own, of a dependency that bitsandbytes imports
@@ -79,20 +80,22 @@ def test_sketched_steps_too(quantised, kind):
 
 def test_layer_view_dequantises(quantised, kind):
     original = random_llama(**SIZES)
-    peft = run_config().peft
-    for name, layer in adapters.target_layers(quantised, peft).items():
-        view = adapters.layer_view(name, layer, peft, 0)
+    model = adapters.wrap(quantised, run_config().peft, "fp32")
+    for name, layer in adapters.lora_layers(model).items():
+        view = adapters.layer_view(name, layer, 0)
         W = original.get_submodule(name).weight
         assert view.shape == tuple(W.shape) and view.weight().dtype == torch.float32
         assert (view.weight() - W).norm() <= {"nf4": 0.2, "int8": 0.01}[kind] * W.norm(), name
         ids = torch.eye(W.shape[1])
-        assert (layer(ids).T - view.weight()).norm() <= 1e-3 * W.norm(), name  # what the layer itself multiplies by
+        assert (layer.get_base_layer()(ids).T - view.weight()).norm() <= 1e-3 * W.norm(), (
+            name
+        )  # what the layer itself multiplies by
 
 
 def attach(model, *overrides):
     run = run_config(*overrides)
-    probe = adapters.Probe(batches_of(examples(), 2, 0), "example")
-    return adapters.attach_adapters(model, run.peft, build_init(run.init), probe, seed=0, dtype="fp32")
+    probe = Probe(batches_of(examples(), 2, 0), "example")
+    return attach_adapters(model, run.peft, build_init(run.init), probe, seed=0, dtype="fp32")
 
 
 def test_lora_one_starts_and_trains(quantised, kind):
@@ -107,7 +110,7 @@ def test_lora_one_starts_and_trains(quantised, kind):
             moved = other.lora_B["default"].weight @ other.lora_A["default"].weight
             torch.testing.assert_close(B @ A, moved, rtol=1e-2, atol=1e-5, msg=name)
         shift = float(scaling * (B @ A).norm() / weights[name].norm())
-        assert start.layers[name]["relative_shift"] == pytest.approx(shift, rel=1e-4)
+        assert start.relative_shift[name] == pytest.approx(shift, rel=1e-4)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     (batch,) = batches_of(examples(), 5, 0)
     losses = []
@@ -134,7 +137,7 @@ def test_methods_that_change_the_base_are_refused(quantised, overrides):
 
 
 def test_a_resumed_run_does_not_change_a_quantised_base_either(quantised):
-    layers = linear_layers(quantised)
-    name = next(iter(layers))
+    model = adapters.wrap(quantised, run_config().peft, "fp32")
+    name = next(iter(adapters.lora_layers(model)))
     with pytest.raises(UsageError, match="is quantised"):
-        adapters.shift_base(layers, {name: (torch.ones(64, 2), torch.ones(2, 64))}, 1.0)
+        adapters.shift_base(model, {name: (torch.ones(64, 2), torch.ones(2, 64))})

@@ -13,7 +13,7 @@ from peft import PeftModel
 sys.path.insert(0, str(ROOT))
 
 import run_exp
-from lora_one import adapters, checkpoints, cli, stages, training
+from lora_one import checkpoints, cli, stages, training
 from lora_one.errors import RunError
 from lora_one.models import load_model
 from lora_one.run_folder import RunFolder
@@ -179,7 +179,7 @@ def straight_and_resumed(tmp_path, model, changes, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run_exp.execute(run)
     monkeypatch.setattr(training.Recorder, "on_log", original)
-    monkeypatch.setattr(adapters, "attach_adapters", None)  # what was initialised is not initialised again
+    monkeypatch.setattr(stages, "attach_adapters", None)  # what was initialised is not initialised again
     return straight, finish(run)
 
 
@@ -209,7 +209,7 @@ def test_a_diverging_loss_stops_the_run_and_is_recorded(tmp_path, llama_folder):
 def test_vanilla_lora_runs_and_starts_at_the_pretrained_function(tmp_path, llama_folder):
     folder = finish(small_run(tmp_path, llama_folder, "init=default"))
     record = folder.read()
-    assert record["init"]["method"] == "simple" and record["init"]["captured_energy"] is None
+    assert record["init"]["method"] == "LoRA" and record["init"]["captured_energy"] is None
     assert all(shift == 0 for shift in record["init"]["relative_shift"].values())
     assert record["evaluation"]["start"]["eval_loss"] == pytest.approx(
         record["evaluation"]["init"]["eval_loss"], rel=1e-6

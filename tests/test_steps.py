@@ -29,6 +29,7 @@ from lora_one.gradients import mean_gradients
 from lora_one.inits import build_init
 from lora_one.losses import loss_count, loss_sum, model_logits
 from lora_one.sketch import sketched_steps
+from lora_one.start import Probe, attach_adapters
 from lora_one.steps import StepSettings, how_to_hold, low_rank_steps
 
 RANK = 4
@@ -123,7 +124,7 @@ def test_energy_of_a_sketch_is_known_up_to_what_it_leaves_out():
             batches,
             "example",
             lambda _, step: found.append(step.energy),
-            singular=RANK,
+            singular_of=lambda name: RANK,
             tolerance=1e-3,
             seed=seed,
         )
@@ -296,16 +297,14 @@ def test_conv1d_starts_where_the_method_says(init):
     base, ids = random_gpt2(), torch.arange(3, 40)[None]
     expected = base(ids).logits
     weights = {name: layer.weight.T.clone() for name, layer in adapters.target_layers(base, run.peft).items()}
-    probe = adapters.Probe(batches, "example")
-    model, start = adapters.attach_adapters(base, run.peft, build_init(run.init), probe, seed=0, dtype="fp32")
+    probe = Probe(batches, "example")
+    model, start = attach_adapters(base, run.peft, build_init(run.init), probe, seed=0, dtype="fp32")
     moved = {}
     for name, layer in adapters.lora_layers(model).items():
         B, A = layer.lora_B["default"].weight, layer.lora_A["default"].weight
         moved[name] = layer.scaling["default"] * B @ A
-        assert start.layers[name]["relative_shift"] == pytest.approx(
-            float(moved[name].norm() / weights[name].norm()), rel=1e-4
-        )
-        view = adapters.layer_view(name, layer.get_base_layer(), run.peft, 0)
+        assert start.relative_shift[name] == pytest.approx(float(moved[name].norm() / weights[name].norm()), rel=1e-4)
+        view = adapters.layer_view(name, layer, 0)
         assert view.shape == view.weight().shape == weights[name].shape
     if init == "svd":
         torch.testing.assert_close(model(ids).logits, expected, rtol=1e-4, atol=1e-4)
@@ -367,9 +366,9 @@ def random_mixtral():
 
 def test_fused_experts_are_named_not_skipped_in_silence():
     run, model = run_config(), random_mixtral()
-    probe = adapters.Probe(batches_of(examples(), 2, 0), "example")
+    probe = Probe(batches_of(examples(), 2, 0), "example")
     with pytest.warns(UserWarning, match=r"all leaves 2 tensors of fused experts.*experts\.gate_up_proj is the first"):
-        model, _ = adapters.attach_adapters(model, run.peft, build_init(run.init), probe, seed=0, dtype="fp32")
+        model, _ = attach_adapters(model, run.peft, build_init(run.init), probe, seed=0, dtype="fp32")
     assert {name.rpartition(".")[2] for name in adapters.lora_layers(model)} == {"q_proj", "k_proj", "v_proj", "o_proj"}
     with pytest.raises(UsageError, match=r"gate_up_proj is one tensor of all experts in this model.*valid: k_proj"):
         adapters.target_layers(random_mixtral(), run_config("peft.lora_target_modules=[gate_up_proj]").peft)
@@ -407,6 +406,6 @@ def test_gradient_that_is_zero_or_no_number_is_named(memory, batch_size):
 def test_errors_reach_the_user_as_run_errors(monkeypatch):
     monkeypatch.setattr(steps, "factorised", lambda *_: (_ for _ in ()).throw(ValueError("layer x: why")))
     run = run_config()
-    probe = adapters.Probe(batches_of(examples(), 2, 0), "example")
+    probe = Probe(batches_of(examples(), 2, 0), "example")
     with pytest.raises(RunError, match="init: layer x: why"):
-        adapters.attach_adapters(random_llama(), run.peft, build_init(run.init), probe, seed=0, dtype="fp32")
+        attach_adapters(random_llama(), run.peft, build_init(run.init), probe, seed=0, dtype="fp32")

@@ -5,17 +5,17 @@ import torch
 from conftest import random_llama, run_config
 from test_gradients import examples
 
-from lora_one import adapters
 from lora_one.data.encode import batches_of
 from lora_one.errors import UsageError
 from lora_one.inits import build_init
 from lora_one.losses import loss_count, loss_sum
+from lora_one.start import attach_adapters
 from lora_one.tracking import Tracker, read_metrics
 from lora_one.training import accumulation_steps, total_steps, train
 
 
 def adapted(run):
-    return adapters.attach_adapters(random_llama(), run.peft, build_init(run.init), None, seed=0, dtype="fp32")[0]
+    return attach_adapters(random_llama(), run.peft, build_init(run.init), None, seed=0, dtype="fp32")[0]
 
 
 def settings(*overrides):

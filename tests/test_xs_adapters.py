@@ -86,10 +86,9 @@ def test_lora_sb_starts_one_sign_step_ahead():
         moved = (layer.get_delta_weight("default")).detach()
         assert (moved - expected).norm() < 0.02 * expected.norm(), name  # a sign may flip where G is nearly 0
         assert torch.equal(layer.get_base_layer().weight, weights[name])
-        record = start.layers[name]
-        assert record["relative_shift"] == pytest.approx((moved.norm() / weights[name].norm()).item(), rel=1e-4)
+        assert start.relative_shift[name] == pytest.approx((moved.norm() / weights[name].norm()).item(), rel=1e-4)
         share = (S[:8].square().sum() / S.square().sum()).item()
-        assert record["captured_energy"] == pytest.approx(share, rel=1e-2)
+        assert start.solution.energies[name] == pytest.approx(share, rel=1e-2)
 
 
 def test_lora_xs_starts_nearly_at_the_pretrained_function():
@@ -97,7 +96,7 @@ def test_lora_xs_starts_nearly_at_the_pretrained_function():
     with torch.no_grad():
         ours, theirs = model.eval()(IDS).logits, random_llama()(IDS).logits
     assert 0 < (ours - theirs).abs().max() < 1e-3 * theirs.abs().max()
-    assert all(0 < layer["relative_shift"] < 1e-3 for layer in start.layers.values())
+    assert all(0 < shift < 1e-3 for shift in start.relative_shift.values())
 
 
 @both

@@ -31,6 +31,7 @@ METHODS: dict[str, Callable[..., AdapterFactors]] = {
     "svd": svd_factors,
 }
 VECTORS = {"LoRA-GA": 2, "lora_ga_peft": 2}  # singular vectors wanted, in ranks; 1 unless named
+TITLES = {"simple": "LoRA", "lora_xs": "LoRA-XS"}  # the key itself unless named
 TRANSFORMS = {"LoRA-SB": descent_signs}  # of the gradient, before its SVD; none unless named
 
 
@@ -42,6 +43,7 @@ class Method:
     needs_examples: looks at training examples, for a gradient or otherwise.
     of_all_layers: set instead of ``factors`` where PEFT finds the factors of all layers, see ``peft_factors``.
     transform: what of the gradient is factorised (None: the gradient itself).
+    search_from: the gamma whose neighbours are searched for the least loss; None: the scale is given.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Method:
     needs_examples: bool = False
     transform: Callable[[Tensor], Tensor] | None = None
     of_all_layers: Callable[..., dict[str, AdapterFactors]] | None = None
+    search_from: float | None = None
 
 
 def build_init(init: Any) -> Method:
@@ -65,5 +68,12 @@ def build_init(init: Any) -> Method:
         return Method(init.method, False, vectors, None, needs_examples, of_all_layers=partial(peft_factors, init))
     needs_gradient = isinstance(init, GradientInit)
     name = init.direction if needs_gradient else init.mode
-    factors, transform = partial(METHODS[name], init), TRANSFORMS.get(name)
-    return Method(name, needs_gradient, VECTORS.get(name, 1), factors, needs_examples, transform)
+    return Method(
+        TITLES.get(name, name),
+        needs_gradient,
+        VECTORS.get(name, 1),
+        partial(METHODS[name], init),
+        needs_examples,
+        TRANSFORMS.get(name),
+        search_from=init.gamma if needs_gradient and init.scale == "search" else None,
+    )

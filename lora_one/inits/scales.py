@@ -10,9 +10,10 @@ from lora_one.types import LayerView
 def factor_scale(init: GradientInit, layer: LayerView, stable: float) -> float:
     """What each of the two factors is multiplied by, as in the methods' released code.
 
-    stable: the method's own value.  gd: 1/s.  unit: 1.  weightS: the mean over i <= r of (sigma_i(W) / s)^1/2.
+    stable, and where a search starts: the method's own value.  gd: 1/s.  unit: 1.
+    weightS: the mean over i <= r of (sigma_i(W) / s)^1/2.
     """
-    if init.scale == "stable":
+    if init.scale in {"stable", "search"}:
         return stable
     if init.scale == "gd":
         return 1.0 / layer.scaling

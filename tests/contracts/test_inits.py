@@ -13,6 +13,7 @@ from lora_one.checkpoints import load_kept, save_adapter, save_kept
 from lora_one.data.encode import batches_of
 from lora_one.errors import UsageError
 from lora_one.inits import build_init
+from lora_one.start import Probe, attach_adapters
 from lora_one.types import LayerView
 
 CHOICES = sorted(path.stem for path in (ROOT / "conf/init").glob("[!_]*.yaml"))
@@ -36,8 +37,8 @@ def attached(choice):
         method = build_init(run.init)
     except UsageError as error:
         pytest.skip(str(error))
-    probe = adapters.Probe(batches_of(examples(), 5, 0), "example")
-    return adapters.attach_adapters(random_llama(), run.peft, method, probe, seed=0, dtype="fp32")
+    probe = Probe(batches_of(examples(), 5, 0), "example")
+    return attach_adapters(random_llama(), run.peft, method, probe, seed=0, dtype="fp32")
 
 
 @pytest.mark.parametrize("choice", BY_LAYER)
@@ -65,7 +66,7 @@ def test_every_init_of_peft_keeps_it_too(choice):
             assert factor.shape == shape and factor.dtype == torch.float32, (name, part)
             assert torch.isfinite(factor).all() and torch.equal(factor, getattr(other, part)["default"].weight)
         assert layer.lora_A["default"].weight.any()
-        assert start.layers[name]["relative_shift"] >= 0
+        assert start.relative_shift[name] >= 0
     pretrained, started = random_llama()(IDS).logits, model.eval()(IDS).logits
     assert (started - pretrained).abs().max() <= 1e-4 * pretrained.abs().max()
 
@@ -97,10 +98,8 @@ def test_a_resumed_run_stands_on_the_same_base(choice, tmp_path):
     model, start = attached(choice)
     save_kept(start.kept, tmp_path / "kept.safetensors")
     run = run_config(f"init={choice}")
-    base = random_llama()
-    layers = adapters.target_layers(base, run.peft)
-    adapters.shift_base(layers, load_kept(tmp_path / "kept.safetensors"), adapters.scaling_of(run.peft))
-    resumed = adapters.wrap(base, run.peft, run.init.dtype)
+    resumed = adapters.wrap(random_llama(), run.peft, run.init.dtype)
+    adapters.shift_base(resumed, load_kept(tmp_path / "kept.safetensors"))
     for (name, one), two in zip(model.named_parameters(), resumed.parameters(), strict=True):
         assert one.shape == two.shape and ("lora_" in name or torch.equal(one, two)), name
 

@@ -12,6 +12,7 @@ from lora_one import adapters
 from lora_one.data.encode import Encoded, batches_of
 from lora_one.errors import RunError, UsageError
 from lora_one.inits import build_init, from_peft
+from lora_one.start import Probe, attach_adapters
 
 IDS = torch.arange(3, 40).reshape(1, -1)
 R, S = 8, 16 / 8**0.5
@@ -23,9 +24,9 @@ pytestmark = pytest.mark.usefixtures("attrs_package")
 
 def attach(choice, *overrides, data=None, batch=2, base=None, dtype="fp32"):
     run = run_config(f"init={choice}", *overrides)
-    probe = adapters.Probe(batches_of(data or examples(), batch, 0), "example")
+    probe = Probe(batches_of(data or examples(), batch, 0), "example")
     base = random_llama() if base is None else base
-    return adapters.attach_adapters(base, run.peft, build_init(run.init), probe, seed=0, dtype=dtype)
+    return attach_adapters(base, run.peft, build_init(run.init), probe, seed=0, dtype=dtype)
 
 
 def factors_of(model):
@@ -143,7 +144,7 @@ def test_peft_s_lora_ga_takes_our_mean_gradient(batch):
         torch.testing.assert_close((A @ Vh[:R].T).abs().diagonal(), torch.ones(R), rtol=1e-2, atol=0, msg=name)
         ratio = (B.T @ U[:, R : 2 * R]).abs().diagonal() / (sigma[R : 2 * R] * scale)
         torch.testing.assert_close(ratio, torch.ones(R), rtol=2e-2, atol=0, msg=name)
-    assert (start.examples.examples, start.examples.tokens) == (5, 56)
+    assert (start.solution.examples.examples, start.solution.examples.tokens) == (5, 56)
 
 
 # how they start, end and go on

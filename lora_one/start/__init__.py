@@ -1,0 +1,240 @@
+"""The start of every adapter: from a method and the examples it looks at to factors in the model."""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+
+from lora_one.adapters import (
+    ADAPTER,
+    Kept,
+    fused_experts,
+    layer_view,
+    lora_config,
+    lora_layers,
+    put,
+    refuse_quantised,
+    relative_shift,
+    shift_base,
+    target_layers,
+    unwrapped_on_error,
+    wrap,
+)
+from lora_one.config import PeftConfig
+from lora_one.distributed import Processes
+from lora_one.errors import RunError, UsageError
+from lora_one.gradients import GradientReport
+from lora_one.inits import Method
+from lora_one.losses import Batch, Reduction, loss_count, loss_sum, model_logits
+from lora_one.start.search import search_multiple
+from lora_one.steps import Step, StepSettings, low_rank_steps
+from lora_one.types import AdapterFactors
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a method looks at: collated batches, how their losses are averaged, and the settings of a gradient's SVD."""
+
+    batches: Sequence[Batch]
+    reduction: Reduction
+    settings: StepSettings = field(default_factory=StepSettings)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What an initialisation found: the factors of each layer, fp32, and what is to be told of them.
+
+    energies: captured share ||[G]_r||^2 / ||G||^2 by layer.  examples: None for a method that looks at none.
+    predicted_decrease: of the loss on the examples, to first order: - sum over layers <G, s B A>; of gradient methods.
+    searched: gamma -> loss, of a scale that was searched for.
+    """
+
+    factors: dict[str, AdapterFactors]
+    energies: dict[str, float] = field(default_factory=dict)
+    examples: GradientReport | None = None
+    predicted_decrease: float | None = None
+    searched: dict[float, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Start:
+    """A solution as it stands in the model.
+
+    relative_shift: ||s B A||_F / ||W||_F by layer.  kept: (B0, A0) of the layers whose base became W - s B0 A0;
+    they are needed to save and to resume.
+    """
+
+    solution: Solution
+    relative_shift: dict[str, float]
+    kept: Kept
+
+
+def attach_adapters(
+    base: nn.Module,
+    peft: PeftConfig,
+    method: Method,
+    probe: Probe | None,
+    *,
+    seed: int,
+    dtype: str,
+    cached: Callable[[Callable[[], Solution]], Solution] | None = None,
+) -> tuple[PeftModel, Start]:
+    """Wrap the base in PEFT and start every adapter at the method's factors.
+
+    cached: gives the solution, or has it found by what it is handed; see ``start.cache``.
+    Raises RunError: a gradient that is zero or not finite (the layer is named), or what PEFT could not do.
+    UsageError: the method changes the base, and the base is quantised.
+    """
+    layers = target_layers(base, peft, method)
+    if peft.lora_target_modules == "all" and (experts := fused_experts(base)):
+        share = sum(map(nn.Parameter.numel, experts.values())) / sum(map(nn.Parameter.numel, base.parameters()))
+        warnings.warn(
+            f"peft.lora_target_modules=all leaves {len(experts)} tensors of fused experts as they are, {share:.0%} of "
+            f"the parameters ({next(iter(experts))} is the first): only linear layers are adapted",
+            stacklevel=2,
+        )
+    found = cached or (lambda find: find())
+    if method.of_all_layers is None:
+        model = wrap(base, peft, dtype)
+        with unwrapped_on_error(model):
+            return model, place(model, found(lambda: solve(model, method, probe, seed)))
+    solution = found(lambda: solve_by_peft(base, layers, partial(lora_config, base, peft), method, probe, seed))
+    model = wrap(base, peft, dtype)
+    return model, place(model, solution)
+
+
+def solve(model: PeftModel, method: Method, probe: Probe | None, seed: int) -> Solution:
+    """Factors of every LoRA layer, from the model without its adapters.
+
+    Each layer's G becomes its low-rank step as soon as it is known and is freed; only the factors stay.
+    Raises as ``attach_adapters``.
+    """
+    layers = lora_layers(model)
+    factors: dict[str, AdapterFactors] = {}
+    energies: dict[str, float] = {}
+    decreases: list[float] = []
+
+    def start(name: str, step: Step | None) -> None:
+        found = method.factors(layer_view(name, layers[name], seed), step)
+        if found.shift_base:
+            refuse_quantised(name, layers[name].get_base_layer())
+        if step is not None:
+            energies[name] = step.energy
+            decreases.append(0.0 if found.shift_base else layers[name].scaling[ADAPTER] * first_order(found, step))
+        factors[name] = found
+
+    with model.disable_adapter(), as_run_errors():
+        if not method.needs_gradient:
+            for name in layers:
+                start(name, None)
+            return Solution(factors)
+        settings = replace(
+            probe.settings,
+            singular={name: method.vectors * layer.r[ADAPTER] for name, layer in layers.items()},
+            seed=seed,
+            transform=method.transform,
+        )
+        bare = {name: layer.get_base_layer() for name, layer in layers.items()}
+        report = low_rank_steps(model.get_base_model(), bare, probe.batches, probe.reduction, settings, start)
+    solution = Solution(factors, energies, report, sum(decreases))
+    return searched(model, solution, method, probe) if method.search_from is not None else solution
+
+
+def solve_by_peft(
+    base: nn.Module, layers: dict[str, nn.Module], configure: Any, method: Method, probe: Probe | None, seed: int
+) -> Solution:
+    """As ``solve``, where PEFT finds the factors of all layers of the bare base."""
+    with as_run_errors():
+        report = looked_at(base, probe) if method.needs_examples else None
+        batches = probe.batches if method.needs_examples else ()
+        return Solution(method.of_all_layers(base, layers, configure, batches, seed), examples=report)
+
+
+@contextmanager
+def as_run_errors() -> Iterator[None]:
+    """What goes wrong on the way to the factors is a failure of the run, told in one line."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise RunError(f"init: {error}") from error
+
+
+def first_order(factors: AdapterFactors, step: Step) -> float:
+    """- <G, B R A>, exact for factors within the span of the step's vectors that are diagonal in them."""
+    B = factors.B if factors.R is None else factors.B @ factors.R
+    inner = ((step.U.T @ B) * (factors.A @ step.Vh.T).T).sum(dim=1)  # diagonal of U^T B A V
+    return -float((inner * step.slopes).sum())
+
+
+def place(model: PeftModel, solution: Solution) -> Start:
+    """Write a solution into the model: the base is shifted where the method says so, then the factors are put."""
+    layers = lora_layers(model)
+    # as the adapter will hold them: what the base loses is then what the adapter adds, also in 16 bit
+    factors = {name: rounded(found, layers[name]) for name, found in solution.factors.items()}
+    shifts = {name: relative_shift(layers[name], found) for name, found in factors.items()}
+    kept = {name: (found.B, found.A) for name, found in factors.items() if found.shift_base}
+    shift_base(model, kept)
+    for name, found in factors.items():
+        put(layers[name], found)
+    return Start(solution, shifts, kept)
+
+
+def rounded(factors: AdapterFactors, layer: Any) -> AdapterFactors:
+    dtype = layer.lora_A[ADAPTER].weight.dtype
+    return replace(factors, B=factors.B.to(dtype).float(), A=factors.A.to(dtype).float())
+
+
+def searched(model: PeftModel, solution: Solution, method: Method, probe: Probe) -> Solution:
+    """The solution at the gamma with the least loss on the examples, by a few forward passes; B A is as 1 / gamma."""
+    layers = lora_layers(model)
+
+    def times(multiple: float) -> dict[str, AdapterFactors]:
+        root = math.sqrt(multiple)
+        return {name: replace(found, B=found.B * root, A=found.A * root) for name, found in solution.factors.items()}
+
+    def loss_at(multiple: float) -> float:
+        for name, found in times(multiple).items():
+            put(layers[name], found)
+        return probe_loss(model, probe)
+
+    multiple, losses = search_multiple(loss_at)
+    return replace(
+        solution,
+        factors=times(multiple),
+        predicted_decrease=solution.predicted_decrease * multiple,
+        searched={method.search_from / tried: loss for tried, loss in losses.items()},
+    )
+
+
+@torch.no_grad()
+def probe_loss(model: nn.Module, probe: Probe) -> float:
+    """Mean loss on the examples, dropout off; on several processes each takes its share and all get the same."""
+    processes = Processes.current()
+    was_training = model.training
+    model.eval()
+    total = 0.0
+    try:
+        for batch, weight in processes.share(probe.batches):
+            logits = model_logits(model, batch)
+            total += weight * float(loss_sum(logits, batch["labels"].to(logits.device), probe.reduction))
+    finally:
+        model.train(was_training)
+    return processes.total(total) / sum(loss_count(batch["labels"], probe.reduction) for batch in probe.batches)
+
+
+def looked_at(base: nn.Module, probe: Probe) -> GradientReport:
+    """Examples, tokens and loss of the probe. Raises ValueError: the loss is not finite."""
+    loss = probe_loss(base, probe)
+    if not math.isfinite(loss):
+        raise ValueError(f"the loss on the initialisation examples is {loss}")
+    examples = sum(len(batch["labels"]) for batch in probe.batches)
+    return GradientReport(examples, sum(loss_count(batch["labels"], "token") for batch in probe.batches), loss)

@@ -1,0 +1,128 @@
+"""The way in for people with their own training loop: a model, a PEFT LoraConfig and batches in, a PeftModel out."""
+
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from typing import Literal
+
+from peft import LoraConfig, PeftModel
+from torch import nn
+
+from lora_one.adapters import ADAPTER, lora_layers, refuse_rank, unwrapped_on_error, wrapped
+from lora_one.config import GradientInit, check_init, check_values
+from lora_one.errors import UsageError, nearest
+from lora_one.inits import build_init
+from lora_one.losses import Batch, Reduction
+from lora_one.start import Probe, Start, place, solve
+from lora_one.steps import Memory, StepSettings
+
+METHODS = ("LoRA-One", "LoRA-GA")
+
+
+def initialize_adapters(
+    model: nn.Module,
+    config: LoraConfig,
+    batches: Iterable[Batch],
+    *,
+    method: Literal["LoRA-One", "LoRA-GA"] = "LoRA-One",
+    examples: int | None = 8,
+    scale: str = "stable",
+    stable_gamma: float | None = None,
+    normalize: Literal["s0", "none"] = "s0",
+    reduction: Reduction = "example",
+    ga_direction: str = "ArB2r",
+    tolerance: float = 1e-3,
+    memory: Memory = "auto",
+    checkpointing: bool = False,
+    dtype: Literal["fp32", "bf16"] = "fp32",
+    seed: int = 42,
+    on_start: Callable[[Start], None] | None = None,
+) -> PeftModel:
+    """Wrap the model as PEFT would and start every linear layer's adapter from the one-step gradient.
+
+    LoRA-One (arXiv:2502.01235, Algorithm 1): s B A = s/gamma [-G]_r / sigma_1(G), with s PEFT's own scaling of that
+    layer; rank_pattern, alpha_pattern, use_rslora and use_dora are heeded. LoRA-GA (arXiv:2407.05000) changes the base
+    to W - s B A, so its adapter is saved with ``lora_one.save_adapter(model, path, start.kept)``.
+
+    model: a causal transformers model, frozen, 4-bit or 8-bit too; it is modified in place.
+    batches: dictionaries of tensors as the model takes them, with ``labels`` (-100 where nothing counts): a DataLoader,
+    say. Taken in its order until ``examples`` are together (None: all of them); how they are batched never changes G.
+    scale, stable_gamma, normalize, reduction, ga_direction, tolerance, memory: as in conf/init/gradient.yaml.
+    checkpointing: keep only the inputs of the model's blocks in the forward pass.
+    dtype: of the adapter.  on_start: told what was found (energies, losses, factors).
+
+    Returns the PeftModel, ready for any optimizer or trainer. Several processes that train together get the same
+    adapters if each passes the same batches.
+    Raises UsageError: settings that contradict each other, no linear layer, a rank beyond min(m, n), a quantised base
+    for LoRA-GA, batches without labels. RunError: a gradient that is zero or not finite (the layer is named).
+    """
+    init = GradientInit(
+        mode="gradient",
+        dtype=dtype,
+        seed=seed,
+        cache=None,
+        bsz=None,
+        iters=None,
+        do_subsampling=False,
+        sub_size=None,
+        max_length=None,
+        direction=method,
+        scale=scale,
+        normalize=normalize,
+        stable_gamma=stable_gamma,
+        reduction=reduction,
+        tolerance=tolerance,
+        memory=memory,
+        ga_direction=ga_direction,
+        eta=None,
+    )
+    check_values({f"init.{name}": value for name, value in asdict(init).items()} | {"init.direction": method})
+    check_init(init)
+    refuse_settings(model, config, method)
+    chosen = build_init(init)
+    probe = Probe(take(batches, examples), reduction, StepSettings(tolerance, memory, checkpointing=checkpointing))
+    wrapper = wrapped(model, config, dtype)
+    with unwrapped_on_error(wrapper):
+        layers = lora_layers(wrapper)
+        if not layers:
+            raise UsageError(f"LoraConfig.target_modules={config.target_modules} matches no linear layer of this model")
+        for name, layer in layers.items():
+            refuse_rank(name, layer.get_base_layer(), layer.r[ADAPTER], chosen)
+        start = place(wrapper, solve(wrapper, chosen, probe, seed))
+    if on_start is not None:
+        on_start(start)
+    return wrapper
+
+
+def refuse_settings(model: nn.Module, config: LoraConfig, method: str) -> None:
+    """What of the arguments cannot go together. Raises UsageError."""
+    if method not in METHODS:
+        raise UsageError(f"method={method} is not one of this function's; {nearest(method, METHODS)}")
+    if isinstance(model, PeftModel):
+        raise UsageError("model is a PeftModel already: give the model within, model.unload() or before PEFT wraps it")
+    if not isinstance(config.init_lora_weights, bool):
+        raise UsageError(
+            f"LoraConfig.init_lora_weights={config.init_lora_weights!r} asks PEFT for a start of its own: leave it out"
+        )
+
+
+def take(batches: Iterable[Batch], wanted: int | None) -> list[Batch]:
+    """The first batches with so many examples, the last one cut. Raises UsageError: there are none, or no labels."""
+    taken: list[Batch] = []
+    count = 0
+    for batch in batches:
+        if "labels" not in batch:
+            raise UsageError(f"batches: labels are missing among {', '.join(batch)}: the loss needs them")
+        rows = len(batch["labels"])
+        if wanted is not None and count + rows > wanted:
+            rows = wanted - count
+            batch = {name: value[:rows] for name, value in batch.items()}
+        taken.append(dict(batch))
+        count += rows
+        if count == wanted:
+            break
+    if not count:
+        raise UsageError("batches: there are none to take a gradient of")
+    if wanted is not None and count < wanted:
+        warnings.warn(f"batches: {count} examples instead of the {wanted} asked for", stacklevel=3)
+    return taken
