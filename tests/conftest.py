@@ -19,9 +19,12 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import run_exp
+from lora_one import cli
 from lora_one.config import RunConfig
 from lora_one.inits import build_init
 from lora_one.models import BUNDLED, load_tokenizer
+from lora_one.run_folder import RunFolder
 from lora_one.steps import StepSettings, factorised
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -150,6 +153,13 @@ def composed(*overrides: str):
 
 def run_config(*overrides: str) -> RunConfig:
     return RunConfig.from_hydra(composed("wandb.mode=disabled", *overrides))
+
+
+def finish(run: RunConfig) -> RunFolder:
+    """Run it and give its folder."""
+    cli._done.clear()
+    run_exp.execute(run)
+    return RunFolder(cli._done[-1].path)
 
 
 def small_run(results: Path, model: Path | str = BUNDLED / "tiny", *overrides: str) -> RunConfig:

@@ -7,23 +7,15 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, small_run
+from conftest import ROOT, finish, small_run
 from peft import PeftModel
 
 sys.path.insert(0, str(ROOT))
 
 import run_exp
-from lora_one import checkpoints, cli, stages, training
+from lora_one import checkpoints, stages, training
 from lora_one.errors import RunError
 from lora_one.models import load_model
-from lora_one.run_folder import RunFolder
-
-
-def finish(run):
-    """Run it and give its folder."""
-    cli._done.clear()
-    run_exp.execute(run)
-    return RunFolder(cli._done[-1].path)
 
 
 @pytest.fixture(scope="module")

@@ -190,7 +190,8 @@ def place(model: PeftModel, solution: Solution) -> Start:
 
 def rounded(factors: AdapterFactors, layer: Any) -> AdapterFactors:
     dtype = layer.lora_A[ADAPTER].weight.dtype
-    return replace(factors, B=factors.B.to(dtype).float(), A=factors.A.to(dtype).float())
+    R = None if factors.R is None else factors.R.to(dtype).float()
+    return AdapterFactors(factors.B.to(dtype).float(), factors.A.to(dtype).float(), factors.shift_base, R)
 
 
 def searched(model: PeftModel, solution: Solution, method: Method, probe: Probe) -> Solution:

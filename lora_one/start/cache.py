@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,8 @@ class Cache:
             scratch.replace(self.file)
             write_json(self.file.with_suffix(".json"), told)  # last: an entry without it is none
         except (OSError, SafetensorError) as error:
-            scratch.unlink(missing_ok=True)
+            with suppress(OSError):
+                scratch.unlink()
             raise RunError(
                 f"init.cache={self.folder} cannot be written ({error}): free space or give another folder"
             ) from error
