@@ -61,7 +61,7 @@ def experiment(run: RunConfig, folder: "RunFolder", identity: str, fingerprints:
     adapters.target_layers(skeleton, run.peft, build_init(run.init))
     splits = load_dataset(run.dataset, tokenizer, run.model.max_length)
     probe = stages.draw_probe(run, splits, tokenizer)
-    base = models.load_model(run.model.name, run.model.revision, dtype=stages.base_dtype(run))
+    base = stages.load_base(run)
     validation = Validation(run, splits, tokenizer)
     stages.check_together(run, splits, base)
     with stages.recorded(run, folder, identity, fingerprints) as tracker:  # what stood there before goes only now

@@ -1,7 +1,7 @@
 """Adapters in a model: which layers, and how a method's factors get there. The room that knows PEFT."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -196,8 +196,8 @@ def quiet_peft() -> Iterator[None]:
         yield
 
 
-def layer_view(name: str, layer: Any, seed: int) -> LayerView:
-    """What a method sees of one of PEFT's LoRA layers."""
+def layer_view(name: str, layer: Any, seed: int, originals: Callable[[str], Tensor] | None = None) -> LayerView:
+    """What a method sees of one of PEFT's LoRA layers; originals: gives a weight as before quantisation, by name."""
     base = layer.get_base_layer()
     return LayerView(
         name=name,
@@ -206,6 +206,7 @@ def layer_view(name: str, layer: Any, seed: int) -> LayerView:
         rank=layer.r[ADAPTER],
         scaling=layer.scaling[ADAPTER],
         generator=generator_for(seed, f"init of {name}"),
+        original=partial(originals, name) if originals else None,
     )
 
 

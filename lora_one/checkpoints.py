@@ -155,6 +155,11 @@ def merge_adapter(model: PeftModel) -> nn.Module:
     return merged
 
 
+def dequantized(base: nn.Module) -> nn.Module:
+    """The base with plain linear layers in the place of quantised ones, of the same values; itself if it has none."""
+    return base.dequantize(dtype=base.dtype) if getattr(base, "is_quantized", False) else base
+
+
 def save_merged(model: nn.Module, tokenizer: Any, path: Path) -> None:
     """A plain Hugging Face folder, weights and tokenizer."""
     with whole_folder(path) as folder:

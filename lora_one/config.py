@@ -168,6 +168,13 @@ class PeftLoraGAInit(PeftInit, ProbedInit):
 
 
 @dataclass(frozen=True)
+class LoftqInit(InitConfig):
+    """From what quantising the weight lost."""
+
+    tolerance: float
+
+
+@dataclass(frozen=True)
 class LoraXsInit(InitConfig):
     """Frozen factors from the weight's own singular vectors, a small random core."""
 
@@ -184,6 +191,7 @@ class ModelConfig:
     name: str  # hub id, local folder, or bundled/tiny
     type: str
     revision: str | None
+    quantization: str | None  # of the base's linear layers, by bitsandbytes
     epochs: float
     per_device_batch_size: int
     real_batch_size: int  # examples per optimizer step, over all processes
@@ -286,6 +294,7 @@ INIT_SCHEMAS: dict[str, type] = {
     "simple": SimpleInit,
     "svd": SvdInit,
     "lora_xs": LoraXsInit,
+    "loftq": LoftqInit,
     "peft": PeftInit,
 }
 PEFT_SCHEMAS: dict[str, type] = {  # by init.method, where init.mode=peft
@@ -293,7 +302,6 @@ PEFT_SCHEMAS: dict[str, type] = {  # by init.method, where init.mode=peft
     "olora": PeftInit,
     "eva": EvaInit,
     "corda": CordaInit,
-    "loftq": PeftInit,
     "lora_ga_peft": PeftLoraGAInit,
 }
 OPTIMIZER_SCHEMAS: dict[str, type] = {"adamw": AdamConfig, "sgd": SgdConfig}
@@ -310,6 +318,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "init.lora_A": ("kaiming", "fan_out_kaiming", "gaussian", "xavier", "orthogonal", "unit", "zeros"),
     "init.lora_B": ("kaiming", "fan_out_kaiming", "gaussian", "xavier", "orthogonal", "unit", "zeros"),
     "model.type": ("CausalLM",),
+    "model.quantization": ("nf4", "int8"),
     "model.scheduler": ("linear", "cosine", "constant"),
     "model.loss": ("token", "example"),
     "wandb.mode": ("online", "offline", "disabled"),
@@ -449,14 +458,14 @@ def flatten(run: RunConfig) -> dict[str, Any]:
 def check(run: RunConfig) -> None:
     """Values against their ranges and against each other; the first violation is raised."""
     check_values(flatten(run))
-    for together in (check_batches, check_peft, check_core, check_dataset, check_names):
+    for together in (check_batches, check_peft, check_core, check_quantization, check_dataset, check_names):
         together(run)
     check_init(run.init)
 
 
 def check_values(flat: dict[str, Any]) -> None:
     for key, valid in CHOICES.items():
-        if key in flat and flat[key] not in valid:
+        if flat.get(key) is not None and flat[key] not in valid:
             raise UsageError(f"{key}={flat[key]} is not a choice; {nearest(flat[key], valid)}")
     for key, (rule, holds) in RANGES.items():
         value = flat.get(key)
@@ -567,6 +576,22 @@ def check_core(run: RunConfig) -> None:
         raise UsageError(
             f"peft.use_loraplus={peft.use_loraplus} gives B a learning rate of its own, but {name} trains R alone: "
             "drop it"
+        )
+
+
+def check_quantization(run: RunConfig) -> None:
+    init, chosen = run.init, run.model.quantization
+    if isinstance(init, LoftqInit) and chosen is None:
+        raise UsageError(
+            "init=loftq makes up for what quantising the base lost, and model.quantization=null leaves the base as it "
+            "is: add model.quantization=nf4, or take init=pissa"
+        )
+    name = getattr(init, "direction", None) or getattr(init, "method", init.mode)
+    shifts = isinstance(init, PeftInit | SvdInit) and name != "eva"
+    if chosen is not None and (shifts or name == "LoRA-GA"):
+        raise UsageError(
+            f"{name} changes the base's weights, which model.quantization={chosen} cannot hold: take LoRA-One, "
+            "init=default, lora_xs, eva or loftq, or model.quantization=null"
         )
 
 

@@ -3,14 +3,15 @@
 import importlib.util
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
 import psutil
 import torch
-from safetensors import SafetensorError
-from torch import nn
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 
 from lora_one.config import ModelConfig
 from lora_one.errors import RunError, UsageError
@@ -69,8 +70,14 @@ def attention_of(dtype: torch.dtype | str, where: torch.device) -> str:
 def preflight(model: ModelConfig) -> None:
     """Refuse, before anything is downloaded or loaded, a model that this machine cannot train.
 
-    Raises UsageError: too many parameters without an accelerator, or weights beyond the free memory.
+    Raises UsageError: no package for a quantised base, too many parameters without an accelerator, or weights beyond
+    the free memory.
     """
+    if model.quantization and importlib.util.find_spec("bitsandbytes") is None:
+        raise UsageError(
+            f"model.quantization={model.quantization} needs bitsandbytes, not installed here: "
+            "pip install 'lora-one[quant]'"
+        )
     parameters = count_parameters(model.name)
     if parameters is None or not model.preflight:
         return
@@ -79,10 +86,15 @@ def preflight(model: ModelConfig) -> None:
     out = "take model=tiny, a smaller model.name, a machine with a GPU, or model.preflight=false to try all the same"
     if where.type == "cpu" and parameters > CPU_LIMIT:
         raise UsageError(f"{size}; without an accelerator at most {CPU_LIMIT / 1e9:g}B can be trained: {out}")
-    needed = parameters * (2 if model.bf16 else 4) * 1.2  # weights, and a fifth for adapters and activations
+    needed = parameters * weight_bytes(model) * 1.2  # weights, and a fifth for adapters and activations
     free = torch.cuda.mem_get_info()[0] if where.type == "cuda" else psutil.virtual_memory().available
     if needed > free:
         raise UsageError(f"{size}: at least {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free on {where}; {out}")
+
+
+def weight_bytes(model: ModelConfig) -> float:
+    """Bytes a parameter of the base takes; quantised ones with their scales, embeddings and head left out."""
+    return {"nf4": 0.57, "int8": 1.0}.get(model.quantization, 2 if model.bf16 else 4)
 
 
 def count_parameters(name: str) -> float | None:
@@ -120,9 +132,17 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
     return tokenizer
 
 
-def load_model(name: str, revision: str | None = None, *, dtype: str = "auto", where: str | None = None) -> nn.Module:
+def load_model(
+    name: str,
+    revision: str | None = None,
+    *,
+    dtype: str = "auto",
+    where: str | None = None,
+    quantization: str | None = None,
+) -> nn.Module:
     """The frozen model on a device, in fp32, bf16, fp16 or ("auto") as it is stored.
 
+    quantization: "nf4" (bitsandbytes' 4 bit, blocks of 64) or "int8" of the linear layers but the head.
     Raises RunError: not found, broken, or too large for the device.
     """
     from transformers import AutoModelForCausalLM
@@ -132,14 +152,54 @@ def load_model(name: str, revision: str | None = None, *, dtype: str = "auto", w
     attention = attention_of(number_type, target)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=number_type, attn_implementation=attention, **options
+            source, dtype=number_type, attn_implementation=attention, **options | quantized(quantization, dtype, target)
         )
-        model = model.to(target)
+        model = model if quantization else model.to(target)
     except torch.OutOfMemoryError as error:
         raise RunError(f"model {name} does not fit on {target}: take bf16 or a smaller model") from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise RunError(cannot_load(name, "weights", error)) from error
     return model.requires_grad_(False).eval()
+
+
+def quantized(kind: str | None, dtype: str, where: torch.device) -> dict[str, Any]:
+    """What makes transformers quantise a model as it loads it; products are taken in ``dtype``."""
+    if kind is None:
+        return {}
+    from transformers import BitsAndBytesConfig
+
+    if kind == "int8":
+        settings = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        settings = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type=kind, bnb_4bit_compute_dtype=DTYPES.get(dtype, torch.float32)
+        )
+    return {"quantization_config": settings, "device_map": {"": where}}
+
+
+def original_weights(name: str, revision: str | None = None) -> Callable[[str], Tensor]:
+    """Gives a layer's weight by the layer's name, fp32, as it stands in the model's safetensors files.
+
+    Raises RunError: the files hold no such weight.
+    """
+    folder = local_folder(name)
+    if folder is None:
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns="*.safetensors"))
+    files = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            files |= dict.fromkeys(opened.keys(), file)
+
+    def weight(layer: str) -> Tensor:
+        key = f"{layer}.weight"
+        if key not in files:
+            raise RunError(f"{folder} holds no {key} in its safetensors files: save the model with this transformers")
+        with safe_open(files[key], "pt") as opened:
+            return opened.get_tensor(key).float()
+
+    return weight
 
 
 def load_skeleton(name: str, revision: str | None = None) -> nn.Module:

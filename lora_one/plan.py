@@ -8,7 +8,7 @@ from lora_one.data import load_dataset
 from lora_one.data.probe import examples_wanted
 from lora_one.gradients import weight_shape
 from lora_one.inits import build_init
-from lora_one.models import device, load_skeleton, load_tokenizer
+from lora_one.models import device, load_skeleton, load_tokenizer, weight_bytes
 from lora_one.run_folder import method_name
 from lora_one.training import total_steps
 
@@ -29,11 +29,12 @@ def plan(run: RunConfig, folder: Path) -> str:
     trainable = sum(rank * rank if run.peft.lora_xs else rank * (m + n) + m * run.peft.dora for m, n in shapes)
     examples, data = _examples(run)
     gradients = sum(m * n for m, n in shapes) * 4 if isinstance(run.init, GradientInit | PeftLoraGAInit) else 0
-    weights = parameters * (2 if model.bf16 else 4)
+    weights = parameters * weight_bytes(model)
     states = trainable * 16  # fp32: value, gradient, two moments
     logits = model.per_device_batch_size * model.max_length * skeleton.config.get_text_config().vocab_size * 8
+    kind = model.quantization or ("bf16" if model.bf16 else "fp32")
     lines = {
-        "model": f"{model.name}, {parameters:,} parameters, {'bf16' if model.bf16 else 'fp32'}, on {device()}",
+        "model": f"{model.name}, {parameters:,} parameters, {kind}, on {device()}",
         "data": f"{dataset.name}{f' from {dataset.path}' if dataset.path else ''}, {data}",
         "method": f"{method_name(run)}, scaling {scaling_of(run.peft):.4g}",
         "adapter": f"{len(layers)} layers, {trainable:,} trainable parameters",

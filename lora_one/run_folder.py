@@ -24,7 +24,7 @@ def folder_of(run: RunConfig, config_hash: str) -> Path:
 def method_name(run: RunConfig) -> str:
     """The method and its main knobs: ``LoRA-One-r8-a16-g128-lr0.0002``."""
     init = run.init
-    modes = {"svd": "svd", "lora_xs": "LoRA-XS"}
+    modes = {"svd": "svd", "lora_xs": "LoRA-XS", "loftq": "LoftQ"}
     named = getattr(init, "direction", None) or getattr(init, "method", None)
     method = named or modes.get(init.mode) or f"LoRA-{init.lora_A}"
     adapter = {"LoRA-One": "DoRA-One"}.get(method, f"DoRA-{method}") if run.peft.dora else method
@@ -35,6 +35,8 @@ def method_name(run: RunConfig) -> str:
         parts.append(f"a{run.peft.lora_alpha:g}")
     if hasattr(init, "scale") and method != "LoRA-SB":
         parts.append(f"g{init.gamma:g}" if init.scale == "stable" else init.scale)
+    if run.model.quantization:
+        parts.append(run.model.quantization)
     if run.optimizer.name != "adamw":
         parts.append(run.optimizer.name)
     return "-".join([*parts, f"lr{run.model.learning_rate:g}"])
@@ -99,6 +101,11 @@ class RunFolder:
             if entry.name == ".lock":
                 continue
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+def quantization_of(adapter: Path) -> str | None:
+    """What the base of a run's adapter/ was quantised to, by the run.json beside it; None where there is none."""
+    return RunFolder(adapter.resolve().parent).read().get("config", {}).get("model", {}).get("quantization")
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from lora_one.errors import RunError, UsageError
 from lora_one.evaluation.generate import context_length
 from lora_one.evaluation.validation import Validation
 from lora_one.inits import build_init
-from lora_one.models import load_model, load_tokenizer, local_folder
+from lora_one.models import load_model, load_tokenizer, local_folder, original_weights
 from lora_one.provenance import fingerprint, provenance
 from lora_one.reports.curves import plot_run
 from lora_one.run_folder import RunFolder
@@ -57,8 +57,10 @@ def recorded(run: RunConfig, folder: RunFolder, identity: str, fingerprints: dic
     tracker.finish(record["evaluation"].get("final", {}))
 
 
-def base_dtype(run: RunConfig) -> str:
-    return "bf16" if run.model.bf16 else "fp32"
+def load_base(run: RunConfig) -> nn.Module:
+    model = run.model
+    dtype = "bf16" if model.bf16 else "fp32"
+    return load_model(model.name, model.revision, dtype=dtype, quantization=model.quantization)
 
 
 def check_together(run: RunConfig, splits: Splits, base: nn.Module) -> None:
@@ -119,7 +121,14 @@ def initialise(
         cache = Cache(Path(run.init.cache).expanduser(), cache_key(run, init, probe, folder.read()))
     started = time.perf_counter()
     model, start = attach_adapters(
-        base, run.peft, method, probe, seed=init_seed(run), dtype=run.init.dtype, cached=cache
+        base,
+        run.peft,
+        method,
+        probe,
+        seed=init_seed(run),
+        dtype=run.init.dtype,
+        originals=original_weights(run.model.name, run.model.revision) if run.model.quantization else None,
+        cached=cache,
     )
     seconds = time.perf_counter() - started
     if start.kept:
@@ -181,6 +190,7 @@ def cache_key(run: RunConfig, init: Any, probe: Probe | None, record: dict[str, 
     return {
         "model.name": origin["fingerprints"].get("model.name", f"{run.model.name}@{run.model.revision}"),
         "model.bf16": run.model.bf16,
+        "model.quantization": run.model.quantization,
         **{f"peft.{name}": getattr(run.peft, name) for name in adapter},
         **{f"init.{name}": value for name, value in settings.items() if name not in {"cache", "memory", "dtype"}},
         "examples": content_of(probe.batches) if probe else None,
@@ -233,6 +243,8 @@ def save(run: RunConfig, folder: RunFolder, model: nn.Module, tokenizer: Any) ->
     plot_run(read_metrics(folder.metrics), folder.path / "curves.png", folder.path.parent.name)
     artifacts = {"adapter": "adapter", "plot": "curves.png"}
     if run.model.saving:
+        if run.model.quantization:
+            model = checkpoints.load_adapter(checkpoints.dequantized(model.unload()), folder.adapter)
         checkpoints.save_merged(checkpoints.merge_adapter(model), tokenizer, folder.merged)
         artifacts["merged_checkpoint"] = folder.merged.name
     folder.update(artifacts=artifacts)
@@ -247,8 +259,9 @@ def merge_run(folder: RunFolder) -> None:
     name = origin["model_folder"] or model["name"]
     if origin["model_folder"] and fingerprint(Path(name)) != origin["fingerprints"]["model.name"]:
         raise RunError(f"the model in {name} is no longer the one that {folder.path} was trained on: put that one back")
-    base = load_model(name, model["revision"], dtype="bf16" if model["bf16"] else "fp32")
-    merged = checkpoints.merge_adapter(checkpoints.load_adapter(base, folder.adapter))
+    dtype = "bf16" if model["bf16"] else "fp32"
+    base = load_model(name, model["revision"], dtype=dtype, quantization=model["quantization"])
+    merged = checkpoints.merge_adapter(checkpoints.load_adapter(checkpoints.dequantized(base), folder.adapter))
     checkpoints.save_merged(merged, load_tokenizer(name, model["revision"]), folder.merged)
     folder.update(artifacts=record["artifacts"] | {"merged_checkpoint": folder.merged.name})
     print(f"merged: {folder.merged}")
@@ -276,6 +289,8 @@ def close(run: RunConfig, folder: RunFolder) -> None:
         print(f"  validation loss {record['evaluation']['final']['eval_loss']:.3f}")
     for name, place in record["artifacts"].items():
         print(f"  {name:18s} {folder.path / place}")
+    if run.model.quantization:
+        print(f"  note: adapter/ belongs on the base quantised to {run.model.quantization} by bitsandbytes, as here")
     if "merged_checkpoint" in record["artifacts"]:
         print(f"  next: python eval/eval_gsm8k.py --model_name={quote(str(folder.merged))}")
     else:

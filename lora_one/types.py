@@ -30,6 +30,7 @@ class LayerView:
     """What an initialisation may know of one target layer.
 
     name: dotted path in the base model.  weight: gives W (m, n) in fp32 (dequantised where it is quantised).
+    original: gives W (m, n) in fp32 as it was before the base was quantised (read from its files); None: not asked for.
     rank, scaling: r and s.  generator: CPU random numbers of this layer alone, from the seed and the name.
     """
 
@@ -39,6 +40,7 @@ class LayerView:
     rank: int
     scaling: float
     generator: "Generator"
+    original: "Callable[[], Tensor] | None" = None
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 import dataclasses
 import importlib.util
+import logging
 import os
 import sys
+import warnings
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -23,7 +25,7 @@ import run_exp
 from lora_one import cli
 from lora_one.config import RunConfig
 from lora_one.inits import build_init
-from lora_one.models import BUNDLED, load_tokenizer
+from lora_one.models import BUNDLED, load_model, load_tokenizer, original_weights
 from lora_one.run_folder import RunFolder
 from lora_one.steps import StepSettings, factorised
 
@@ -68,6 +70,17 @@ def random_llama(vocabulary: int = 512, seed: int = 0, **changes) -> LlamaForCau
     }
     torch.manual_seed(seed)
     return LlamaForCausalLM(LlamaConfig(**settings | changes)).requires_grad_(False).eval()
+
+
+def quantized_llama(folder: Path, kind: str = "nf4", **changes):
+    """The random model as bitsandbytes quantises it on loading, and its weights as they were; skips without it."""
+    with warnings.catch_warnings():  # torch's own, of a dependency that bitsandbytes imports
+        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
+        pytest.importorskip("bitsandbytes", reason="quantised bases need bitsandbytes: pip install -e .[quant]")
+    if not (folder / "config.json").exists():
+        random_llama(**changes).save_pretrained(folder)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    return load_model(str(folder), dtype="fp32", quantization=kind), original_weights(str(folder))
 
 
 @pytest.fixture

@@ -53,6 +53,15 @@ CONFIGURATION = [
     ("init=pissa init.method=pisa", "init.method=pisa is not an initialisation of PEFT", "did you mean pissa?"),
     ("init=pissa init.bsz=4", "unknown key init.bsz", "another choice of init", "drop it"),
     ("optimizer.name=adam", "optimizer.name=adam is not an optimizer", "did you mean adamw?"),
+    # quantised bases
+    ("model.quantization=nf5", "model.quantization=nf5 is not a choice", "did you mean nf4?"),
+    ("init=loftq", "init=loftq makes up for what quantising the base lost", "add model.quantization=nf4"),
+    ("init=svd model.quantization=nf4", "svd changes the base's weights", "model.quantization=nf4 cannot hold", "take"),
+    ("init.direction=LoRA-GA model.quantization=int8", "LoRA-GA changes the base's weights", "cannot hold"),
+    # the start
+    ("init.scale=search init.direction=LoRA-GA", "init.scale=search looks for the gamma", "take init.scale=stable"),
+    ("init.scale=search init.stable_gamma=4", "init.stable_gamma=4.0 is read only with init.scale=stable", "drop one"),
+    ("peft=dora init=lora_xs", "peft.dora=True trains magnitudes beside B and A", "drop peft=dora"),
     # the form of an argument
     ("model.epochs", "model.epochs cannot be understood", "settings are key=value"),
     ("model.epochs=[1", "model.epochs=[1 cannot be understood", "settings are key=value"),

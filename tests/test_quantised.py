@@ -1,53 +1,44 @@
 """Bases quantised by bitsandbytes: the gradient, the start and a step of training, with the weights as they are."""
 
-import logging
-import warnings
+import json
+import shutil
 
 import pytest
 import torch
-from conftest import random_llama, run_config
+from conftest import finish, quantized_llama, random_llama, run_config, small_run
 from test_gradients import examples, linear_layers
 from test_steps import assert_same, autograd, gradients
-from transformers import BitsAndBytesConfig, LlamaForCausalLM
 
-from lora_one import adapters
+from lora_one import adapters, checkpoints, stages
+from lora_one.checkpoints import load_adapter
 from lora_one.data.encode import batches_of
 from lora_one.errors import UsageError
+from lora_one.evaluation.command import main as evaluate
 from lora_one.inits import build_init
 from lora_one.losses import loss_sum, model_logits
+from lora_one.models import load_model, load_tokenizer
 from lora_one.start import Probe, attach_adapters
 from lora_one.steps import StepSettings, low_rank_steps
 
-with warnings.catch_warnings():  # torch's own, of a dependency that bitsandbytes imports
-    warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
-    pytest.importorskip("bitsandbytes", reason="quantised bases need bitsandbytes: pip install -e .[quant]")
-
 SIZES = {"hidden_size": 64, "intermediate_size": 128}
-KINDS = {
-    "nf4": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32),
-    "int8": BitsAndBytesConfig(load_in_8bit=True),
-}
 # int8 rounds activations too, to one part in 127 of each row's largest and through fp16; nf4 computes in fp32
 BOUNDS = {"nf4": 1e-5, "int8": 0.05}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("models") / "random-llama"
-    random_llama(**SIZES).save_pretrained(path)
-    return path
+    return tmp_path_factory.mktemp("models")
 
 
-@pytest.fixture(params=sorted(KINDS))
+@pytest.fixture(params=["int8", "nf4"])
 def kind(request):
     return request.param
 
 
 @pytest.fixture
 def quantised(folder, kind):
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    model = LlamaForCausalLM.from_pretrained(folder, quantization_config=KINDS[kind], dtype=torch.float32)
-    return model.requires_grad_(False).eval()
+    model, _ = quantized_llama(folder, kind, **SIZES)
+    return model
 
 
 def dequantised(model):
@@ -141,3 +132,52 @@ def test_a_resumed_run_does_not_change_a_quantised_base_either(quantised):
     name = next(iter(adapters.lora_layers(model)))
     with pytest.raises(UsageError, match="is quantised"):
         adapters.shift_base(model, {name: (torch.ones(64, 2), torch.ones(2, 64))})
+
+
+def test_loftq_makes_up_for_what_quantising_lost(folder):
+    """s B A = [W - Q]_r, by the exact SVD; Q stays, and Q + s B A is nearer to W in every layer."""
+    base, originals = quantized_llama(folder, **SIZES)
+    run = run_config("init=loftq", "model.quantization=nf4")
+    model, _ = attach_adapters(base, run.peft, build_init(run.init), None, seed=0, dtype="fp32", originals=originals)
+    plain = random_llama(**SIZES)
+    for name, layer in adapters.lora_layers(model).items():
+        W, Q = plain.get_submodule(name).weight, adapters.wide_weight(layer.get_base_layer())
+        U, S, Vh = torch.linalg.svd(W - Q, full_matrices=False)
+        B, A = layer.lora_B["default"].weight.detach(), layer.lora_A["default"].weight.detach()
+        moved = layer.scaling["default"] * B @ A
+        torch.testing.assert_close(moved, U[:, :8] * S[:8] @ Vh[:8], rtol=1e-3, atol=1e-6, msg=name)
+        torch.testing.assert_close(B.T @ B, A @ A.T, rtol=1e-3, atol=1e-6)
+        assert (W - Q - moved).norm() < 0.95 * (W - Q).norm(), name
+
+
+@pytest.mark.parametrize("init", ["gradient", "loftq"])
+def test_a_whole_run_on_a_quantised_base(tmp_path, llama_folder, init, capsys):
+    """Trained, saved, merged and evaluated: always Q + s B A, never W + s B A."""
+    pytest.importorskip("bitsandbytes", reason="quantised bases need bitsandbytes: pip install -e .[quant]")
+    folder = finish(small_run(tmp_path, llama_folder, f"init={init}", "model.quantization=nf4", "model.saving=true"))
+    assert "adapter/ belongs on the base quantised to nf4" in capsys.readouterr().out
+    record = folder.read()
+    assert record["status"] == "finished" and record["train"]["steps"] == 6
+    ids = torch.arange(3, 40)[None]
+    base, _ = quantized_llama(llama_folder)
+    trained = load_adapter(base, folder.adapter).eval()(ids).logits.detach()
+    merged = load_model(str(folder.merged), dtype="fp32")
+    assert not getattr(merged, "is_quantized", False) and "quantization_config" not in merged.config.to_dict()
+    assert (merged(ids).logits - trained).abs().max() <= 1e-4 * trained.abs().max()
+    plain = load_adapter(load_model(str(llama_folder), dtype="fp32"), folder.adapter).eval()(ids).logits
+    assert (plain - trained).abs().max() > 1e-2 * trained.abs().max()
+    again = tmp_path / "again"
+    checkpoints.save_merged(merged, load_tokenizer(str(llama_folder)), again)
+    folder.update(artifacts={})
+    shutil.rmtree(folder.merged)
+    stages.merge_run(folder)
+    assert (folder.merged / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
+    data = tmp_path / "test.jsonl"
+    data.write_text(json.dumps({"question": "What is 1 + 1?", "answer": "#### 2"}) + "\n")
+    completions = []
+    for source in (f"--adapter={folder.adapter}", f"--model_name={folder.merged}"):
+        output = tmp_path / f"eval{len(completions)}"
+        settings = [f"--data_path={data}", f"--output_dir={output}", "--dtype=fp32", "--max_new_tokens=8"]
+        evaluate("gsm8k", [source, *settings])
+        completions.append(json.loads((output / "predictions.jsonl").read_text())["completion"])
+    assert completions[0] == completions[1]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lora_one.config import GradientInit, PeftInit, ProbedInit
 from lora_one.inits.from_peft import peft_factors, refuse_unready
+from lora_one.inits.loftq import loftq_factors
 from lora_one.inits.lora_ga import lora_ga_factors
 from lora_one.inits.lora_one import lora_one_factors
 from lora_one.inits.lora_sb import descent_signs, lora_sb_factors
@@ -27,11 +28,12 @@ METHODS: dict[str, Callable[..., AdapterFactors]] = {
     "LoRA-GA": lora_ga_factors,
     "LoRA-SB": lora_sb_factors,
     "lora_xs": lora_xs_factors,
+    "loftq": loftq_factors,
     "simple": simple_factors,
     "svd": svd_factors,
 }
 VECTORS = {"LoRA-GA": 2, "lora_ga_peft": 2}  # singular vectors wanted, in ranks; 1 unless named
-TITLES = {"simple": "LoRA", "lora_xs": "LoRA-XS"}  # the key itself unless named
+TITLES = {"simple": "LoRA", "lora_xs": "LoRA-XS", "loftq": "LoftQ"}  # the key itself unless named
 TRANSFORMS = {"LoRA-SB": descent_signs}  # of the gradient, before its SVD; none unless named
 
 

@@ -27,7 +27,6 @@ EVA_PASSES = 100  # over the batches, after which components that still turn are
 # method -> extra of ours, and what PEFT imports for it without requiring it: package, module
 NEEDS = {
     "corda": ("corda", {"attrs": "attr"}),
-    "loftq": ("quant", {"scipy": "scipy", "bitsandbytes": "bitsandbytes"}),
 }
 GA_SCALES = {"stable": "stable", "gd": "gd_scale", "unit": "unit", "weightS": "weight_svd"}  # ours, PEFT's
 
@@ -52,11 +51,6 @@ def refuse_unready(init: PeftInit) -> None:
     if missing:
         raise UsageError(
             f"init={init.method} needs {' and '.join(missing)}, not installed here: pip install 'lora-one[{extra}]'"
-        )
-    if init.method not in ENTRY_POINTS:
-        raise UsageError(
-            f"init={init.method} makes up for the rounding of a quantised base, and bases are loaded unquantised here: "
-            "not built yet; take init=pissa"
         )
 
 

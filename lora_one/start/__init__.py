@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 
 from lora_one.adapters import (
     ADAPTER,
@@ -85,9 +85,11 @@ def attach_adapters(
     seed: int,
     dtype: str,
     cached: Callable[[Callable[[], Solution]], Solution] | None = None,
+    originals: Callable[[str], Tensor] | None = None,
 ) -> tuple[PeftModel, Start]:
     """Wrap the base in PEFT and start every adapter at the method's factors.
 
+    originals: gives a quantised layer's weight as it was before.
     cached: gives the solution, or has it found by what it is handed; see ``start.cache``.
     Raises RunError: a gradient that is zero or not finite (the layer is named), or what PEFT could not do.
     UsageError: the method changes the base, and the base is quantised.
@@ -104,13 +106,19 @@ def attach_adapters(
     if method.of_all_layers is None:
         model = wrap(base, peft, dtype)
         with unwrapped_on_error(model):
-            return model, place(model, found(lambda: solve(model, method, probe, seed)))
+            return model, place(model, found(lambda: solve(model, method, probe, seed, originals)))
     solution = found(lambda: solve_by_peft(base, layers, partial(lora_config, base, peft), method, probe, seed))
     model = wrap(base, peft, dtype)
     return model, place(model, solution)
 
 
-def solve(model: PeftModel, method: Method, probe: Probe | None, seed: int) -> Solution:
+def solve(
+    model: PeftModel,
+    method: Method,
+    probe: Probe | None,
+    seed: int,
+    originals: Callable[[str], Tensor] | None = None,
+) -> Solution:
     """Factors of every LoRA layer, from the model without its adapters.
 
     Each layer's G becomes its low-rank step as soon as it is known and is freed; only the factors stay.
@@ -122,7 +130,7 @@ def solve(model: PeftModel, method: Method, probe: Probe | None, seed: int) -> S
     decreases: list[float] = []
 
     def start(name: str, step: Step | None) -> None:
-        found = method.factors(layer_view(name, layers[name], seed), step)
+        found = method.factors(layer_view(name, layers[name], seed, originals), step)
         if found.shift_base:
             refuse_quantised(name, layers[name].get_base_layer())
         if step is not None:

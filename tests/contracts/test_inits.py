@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import ROOT, random_llama, run_config, start_of
+from conftest import ROOT, quantized_llama, random_llama, run_config, start_of
 from peft import PeftModel
 from test_gradients import examples
 
@@ -17,7 +17,13 @@ from lora_one.start import Probe, attach_adapters
 from lora_one.types import LayerView
 
 CHOICES = sorted(path.stem for path in (ROOT / "conf/init").glob("[!_]*.yaml"))
-BY_PEFT = [choice for choice in CHOICES if run_config(f"init={choice}").init.mode == "peft"]
+
+
+def settings_of(choice):
+    return run_config(f"init={choice}", *(["model.quantization=nf4"] if choice == "loftq" else []))
+
+
+BY_PEFT = [choice for choice in CHOICES if settings_of(choice).init.mode == "peft"]
 BY_LAYER = [choice for choice in CHOICES if choice not in BY_PEFT]
 IDS = torch.arange(3, 40).reshape(1, -1)
 
@@ -27,23 +33,43 @@ pytestmark = pytest.mark.usefixtures("attrs_package")
 @pytest.fixture
 def view():
     weight = torch.randn(12, 8, generator=torch.Generator().manual_seed(1))
-    return lambda: LayerView("layer", (12, 8), lambda: weight, 3, 4.0, torch.Generator().manual_seed(0))
+    return lambda: LayerView(
+        "layer", (12, 8), lambda: weight, 3, 4.0, torch.Generator().manual_seed(0), lambda: weight + weight.sin()
+    )
 
 
-def attached(choice):
-    """The random model, started by that choice; skips one that cannot run here."""
-    run = run_config(f"init={choice}")
-    try:
-        method = build_init(run.init)
-    except UsageError as error:
-        pytest.skip(str(error))
-    probe = Probe(batches_of(examples(), 5, 0), "example")
-    return attach_adapters(random_llama(), run.peft, method, probe, seed=0, dtype="fp32")
+@pytest.fixture
+def base_of(tmp_path):
+    """The random model, quantised for the method that is about that; and its weights as they were."""
+
+    def base(choice):
+        if choice == "loftq":
+            return quantized_llama(tmp_path, hidden_size=64, intermediate_size=128)
+        return random_llama(), None
+
+    return base
+
+
+@pytest.fixture
+def attached(base_of):
+    """The base started by a choice; skips one that cannot run here."""
+
+    def start(choice):
+        run = settings_of(choice)
+        try:
+            method = build_init(run.init)
+        except UsageError as error:
+            pytest.skip(str(error))
+        probe = Probe(batches_of(examples(), 5, 0), "example")
+        base, originals = base_of(choice)
+        return attach_adapters(base, run.peft, method, probe, seed=0, dtype="fp32", originals=originals)
+
+    return start
 
 
 @pytest.mark.parametrize("choice", BY_LAYER)
 def test_every_init_keeps_the_contract(choice, view):
-    init = run_config(f"init={choice}").init
+    init = settings_of(choice).init
     gradient = torch.randn(12, 8, generator=torch.Generator().manual_seed(2))
     factors, again = start_of(init, view(), gradient), start_of(init, view(), gradient)
     assert factors.B.shape == (12, 3) and factors.A.shape == (3, 8)
@@ -53,7 +79,7 @@ def test_every_init_keeps_the_contract(choice, view):
 
 
 @pytest.mark.parametrize("choice", BY_PEFT)
-def test_every_init_of_peft_keeps_it_too(choice):
+def test_every_init_of_peft_keeps_it_too(choice, attached):
     """Also: the function starts unchanged."""
     model, start = attached(choice)
     again, _ = attached(choice)
@@ -73,7 +99,7 @@ def test_every_init_of_peft_keeps_it_too(choice):
 
 @pytest.mark.parametrize("choice", CHOICES)
 @torch.no_grad()
-def test_plain_peft_loads_what_was_trained(choice, tmp_path):
+def test_plain_peft_loads_what_was_trained(choice, tmp_path, attached, base_of):
     """After the factors have moved, as in training, and on the original base."""
     model, start = attached(choice)
     generator = torch.Generator().manual_seed(1)
@@ -82,23 +108,23 @@ def test_plain_peft_loads_what_was_trained(choice, tmp_path):
             parameter += torch.randn(parameter.shape, generator=generator) * 0.05
     save_adapter(model, tmp_path / "adapter", start.kept)
     trained = model.eval()(IDS).logits
-    loaded = PeftModel.from_pretrained(random_llama(), str(tmp_path / "adapter")).eval()(IDS).logits
-    converted = start.kept or run_config(f"init={choice}").peft.lora_xs
+    loaded = PeftModel.from_pretrained(base_of(choice)[0], str(tmp_path / "adapter")).eval()(IDS).logits
+    converted = start.kept or settings_of(choice).peft.lora_xs
     bound = 1e-4 if converted else 0.0
     assert (loaded - trained).abs().max() <= bound * trained.abs().max()
-    assert (random_llama()(IDS).logits - trained).abs().max() > 1e-2 * trained.abs().max()
+    assert (base_of(choice)[0](IDS).logits - trained).abs().max() > 1e-2 * trained.abs().max()
     config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
     assert config["init_lora_weights"] is True and config["r"] == (16 if start.kept else 8)
     assert not (config["eva_config"] or config["corda_config"] or config["lora_ga_config"] or config["rank_pattern"])
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_a_resumed_run_stands_on_the_same_base(choice, tmp_path):
+def test_a_resumed_run_stands_on_the_same_base(choice, tmp_path, attached, base_of):
     """Bit for bit, from what is on disk, without initialising again."""
     model, start = attached(choice)
     save_kept(start.kept, tmp_path / "kept.safetensors")
-    run = run_config(f"init={choice}")
-    resumed = adapters.wrap(random_llama(), run.peft, run.init.dtype)
+    run = settings_of(choice)
+    resumed = adapters.wrap(base_of(choice)[0], run.peft, run.init.dtype)
     adapters.shift_base(resumed, load_kept(tmp_path / "kept.safetensors"))
     for (name, one), two in zip(model.named_parameters(), resumed.parameters(), strict=True):
         assert one.shape == two.shape and ("lora_" in name or torch.equal(one, two)), name

@@ -197,9 +197,6 @@ def test_start_depends_on_its_seed_alone(choice):
 @pytest.mark.parametrize(
     ("choice", "module", "said"),
     [
-        ("loftq", "scipy", r"init=loftq needs scipy, not installed here: pip install 'lora-one\[quant\]'"),
-        ("loftq", "bitsandbytes", r"init=loftq needs .*bitsandbytes, not installed here"),
-        ("loftq", None, "init=loftq makes up for the rounding of a quantised base.*not built yet"),
         ("corda", "attr", r"init=corda needs attrs, not installed here: pip install 'lora-one\[corda\]'"),
     ],
 )
