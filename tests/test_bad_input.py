@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, small_run
 
-from lora_one import models
+from lora_one import models, stages
 from lora_one.errors import RunError
 from lora_one.evaluation.command import main as evaluate
 from lora_one.provenance import config_hash, local_fingerprints
@@ -32,12 +32,12 @@ EVAL = "--data_path={files}/gsm8k.jsonl --output_dir={results}"
 CONFIGURATION = [
     # keys
     ("++init.gama=1", "unknown key init.gama", "nothing here reads it", "did you mean stable_gamma?"),
-    ("init.foo=1", "unknown key init.foo", "nothing here reads it", "valid: bsz, corda_method, direction"),
+    ("init.foo=1", "unknown key init.foo", "nothing here reads it", "valid: bsz, cache, corda_method"),
     ("peft.lora_rr=4", "unknown key peft.lora_rr", "did you mean lora_r?"),
     ("fooo=1", "unknown key fooo", "valid: dataset, dry_run, init"),
     ("++sed=1", "unknown key sed", "did you mean seed?"),
     ("init=default init.direction=LoRA-One", "unknown key init.direction", "another choice of init", "drop it"),
-    ("init=default ++init.bsz=4", "unknown key init.bsz", "valid: dtype, lora_A"),
+    ("init=default ++init.bsz=4", "unknown key init.bsz", "valid: cache, dtype, lora_A"),
     ("optimizer=sgd ++optimizer.eps=1", "unknown key optimizer.eps", "valid: momentum, name"),
     ("~init", "init is missing", "set init="),
     ("~model.epochs", "model.epochs is missing", "set model.epochs="),
@@ -46,7 +46,7 @@ CONFIGURATION = [
     ("init=foo", "init=foo is not a choice of conf/init", "valid: corda, default, eva, gaussian"),
     ("dataset=gsm9k", "dataset=gsm9k", "did you mean gsm8k? valid: arithmetic"),
     ("++dataset_name=gsm9k", "dataset=gsm9k", "did you mean gsm8k?"),
-    ("peft=", "peft= is not a choice of conf/peft", "valid: all, lora_xs, qv"),
+    ("peft=", "peft= is not a choice of conf/peft", "valid: all, dora, lora_xs, qv"),
     ("init=null", "init=null", "a group takes the name of a file in its folder of conf/"),
     ("dataset.name=gsm9k", "dataset.name=gsm9k is not a data set", "did you mean gsm8k?"),
     ("init.mode=gradiant", "init.mode=gradiant is not a kind of initialisation", "did you mean gradient?"),
@@ -103,7 +103,6 @@ CONFIGURATION = [
     ("model.real_batch_size=30", "model.real_batch_size=30 is not divisible", "=32", "take a multiple of 32"),
     ("peft.lora_target_modules=q_proj", "='q_proj' must be the word all or a list", "[q_proj,v_proj]"),
     ("peft.lora_target_modules=[]", "=[] must be the word all or a list", "[q_proj,v_proj]"),
-    ("peft.dora=true", "peft.dora=True is not built yet", "leave peft.dora at its default"),
     ("init.do_subsampling=true", "init.do_subsampling=true needs a size", "set init.sub_size="),
     ("init.sub_size=3", "init.sub_size=3 is read only with", "drop init.sub_size"),
     ("init.iters=null", "init.iters=None", "give both"),
@@ -237,7 +236,7 @@ def no_weights(monkeypatch):
     def load_model(*_, **__):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(models, "load_model", load_model)
+    monkeypatch.setattr(stages, "load_model", load_model)
     monkeypatch.setattr(models, "device", lambda wanted=None: models.torch.device("cpu"))
 
 
@@ -289,7 +288,7 @@ def test_overwrite_keeps_the_finished_run_until_the_new_one_can_begin(tmp_path, 
     assert program(line)[0] == 0
     (record,) = (tmp_path / "results").rglob("run.json")
     before = record.read_bytes()
-    monkeypatch.setattr(models, "load_model", lambda *_, **__: (_ for _ in ()).throw(RunError("no memory")))
+    monkeypatch.setattr(stages, "load_model", lambda *_, **__: (_ for _ in ()).throw(RunError("no memory")))
     assert program(line + " overwrite=true")[0] == FAILURE
     assert record.read_bytes() == before and (record.parent / "adapter").exists()
 
