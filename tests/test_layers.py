@@ -13,7 +13,7 @@ ORDER = [
     {"steps"},
     {"adapters", "checkpoints"},
     {"training", "evaluation", "reports", "plan"},
-    {"stages", "cli"},
+    {"stages", "cli", "comparison"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 ONLY = {
