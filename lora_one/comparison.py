@@ -163,6 +163,9 @@ class Jobs:
     def __init__(self, comparison: Comparison, compose: Compose):
         self.comparison, self.compose = comparison, compose
         self.shared = compose(comparison.common)
+        for key in ("dry_run", "overwrite"):
+            if getattr(self.shared, key):
+                raise UsageError(f"{key}=true is no part of a comparison: take --dry-run, or remove the runs to redo")
 
     def configured(self, method: str, point: Point) -> RunConfig:
         """Raises UsageError: refused, or data, steps or judgement differ from the other methods'."""

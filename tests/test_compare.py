@@ -6,12 +6,14 @@ import doctest
 import io
 import json
 import math
+import runpy
 from pathlib import Path
 
 import numpy
 import pytest
 import torch
 from conftest import ROOT, composed
+from omegaconf import OmegaConf
 from peft import PeftModel
 from test_run import run_exp
 from transformers import AutoModelForCausalLM
@@ -340,3 +342,38 @@ def test_dry_run_lists_every_run_and_runs_none(compared, asked, monkeypatch):
     assert sum(": finished, " in line for line in said) == 2 * (2 + 2 + 2)
     assert "CorDA: not run here, no attrs" in said
     assert said[-1] == "5 runs to do, at most 2 minutes at 30 s each"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """main of scripts/compare.py, in this process."""
+    monkeypatch.setattr(cli, "_failures", [])
+    return runpy.run_path(str(ROOT / "scripts/compare.py"))["main"]
+
+
+def test_script_takes_overrides_after_the_file_s_own_and_runs_none_in_a_dry_run(asked, tmp_path, script, capsys):
+    file = tmp_path / "two.yaml"
+    OmegaConf.save(dataclasses.asdict(asked), file)
+    results = f"results_dir={tmp_path / 'elsewhere'}"
+    assert script([str(file), "--only", "LoRA", results, "--dry-run", "wandb.project=mine"]) == 0
+    *jobs, further, last = capsys.readouterr().out.splitlines()
+    assert len(jobs) == 2 and all(f"to do, {tmp_path}/elsewhere/mine_gsm8k/LoRA-kaiming-r8" in line for line in jobs)
+    assert (further, last) == ("LoRA, the chosen point: 3 further runs", "5 runs to do")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["no.yaml"], "error: no.yaml cannot be read"),
+        (["two.yaml", "--only", "LoRa"], "error: --only=LoRa is not a method of this comparison; did you mean LoRA?"),
+        (["two.yaml", "inti=default"], "error: unknown key inti: nothing here reads it; did you mean init?"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_script_refuses_in_one_line(arguments, message, asked, tmp_path, script, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    OmegaConf.save(dataclasses.asdict(asked), "two.yaml")
+    assert script([*arguments, "--output", "table"]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(message) and not (tmp_path / "table").exists()

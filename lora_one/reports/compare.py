@@ -15,7 +15,8 @@ Grid = Mapping[str, Sequence[float]]  # key of the configuration -> values tried
 Point = dict[str, float]  # one of each
 RATE = "model.learning_rate"
 
-# figure of a run -> the stage it is read from and its column in the Markdown table
+# figure of a run -> the stage it is read from and its column in the Markdown table; seconds from the untrained runs,
+# which come last of their method: by then nothing is imported for the first time
 FIGURES = {
     "validation_loss": ("final", "validation loss"),
     "init_loss": ("start", "test loss after init"),
