@@ -66,7 +66,7 @@ class Comparison:
     methods: dict[str, list[str]]  # name -> overrides
     own_grid: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # by method: other values, further keys
     not_run: dict[str, str] = field(default_factory=dict)  # name -> why it cannot run here
-    seconds_per_run: float | None = None  # as measured, for the estimate of a dry run
+    seconds_per_run: float | None = None  # with training, as measured, for the estimate of a dry run
 
     def grid_of(self, method: str) -> Grid:
         return self.grid | self.own_grid.get(method, {})
@@ -316,6 +316,7 @@ def finished(job: Job, test_loss: float | None = None) -> Run:
         steps=record["train"]["steps"],
         tokens=record["train"]["tokens"],
         trainable_parameters=record["trainable_parameters"],
+        git_commit=record["provenance"]["git_commit"],
     )
 
 
@@ -325,14 +326,14 @@ def write(
     """comparison.md to read, comparison.csv to reckon with, comparison.json with every run and its folder."""
     keys = list(dict.fromkeys(key for method in comparison.methods for key in comparison.grid_of(method)))
     where, today = machine(), datetime.now(UTC).isoformat(timespec="seconds")
-    commit, used = git_commit(), versions()
-    uneven = table.uneven(runs)
+    used, uneven = versions(), table.uneven(runs)
+    commits = sorted({str(run.git_commit) for run in runs if run.error is None})
     record = {
         "title": comparison.title,
         "date": today,
         "machine": where,
         "versions": used,
-        "git_commit": commit,
+        "git_commit": git_commit(),
         "comparison": asdict(comparison),
         "test": held_out.settings | {"counts": held_out.counts, "fingerprints": held_out.fingerprints},
         "uneven": uneven,
@@ -347,7 +348,7 @@ def write(
         f"Test: {held_out.counts['examples']} examples ({held_out.counts['tokens']} tokens) that are in neither "
         "training nor validation. (lowest), (highest), (only): the chosen value is an end of those tried.",
         f"{where['cpu']}, {where['threads']} of {where['cores']} cores, on {where['device']}; torch {used['torch']}, "
-        f"transformers {used['transformers']}, peft {used['peft']}; commit {commit}; {today}.",
+        f"transformers {used['transformers']}, peft {used['peft']}; runs at commit {', '.join(commits)}; {today}.",
         *uneven,
     ]
     text = table.as_markdown(rows, keys)
@@ -375,24 +376,26 @@ def machine() -> dict[str, Any]:
 def plan(comparison: Comparison, compose: Compose) -> str:
     """Every run, as far as it is known before the grids are done, and how long it may take; nothing is run."""
     jobs = Jobs(comparison, compose)
-    lines, left = [], 0
+    lines = []
+    trained = untrained = 0  # runs still to do
     for method in comparison.methods:
-        tuning = jobs.tuning(method)
-        known, unknown = list(tuning), 0
-        if all(job.finished for job in tuning):
-            chosen = table.choose([job.point for job in tuning], [finished(job) for job in tuning])
-            final = jobs.final(tuning, chosen)
+        known = jobs.tuning(method)
+        if all(job.finished for job in known):
+            chosen = table.choose([job.point for job in known], [finished(job) for job in known])
+            final = jobs.final(known, chosen)
             known += final + [start_of(job) for job in final if job.finished]
-            unknown = sum(not job.finished for job in final)
-        elif not any(job.error for job in tuning):
-            unknown = 2 * len(comparison.seeds) - len(set(comparison.seeds) & set(comparison.tuning_seeds))
+            untrained += sum(not job.finished for job in final)
+        elif not any(job.error for job in known):
+            further = len(set(comparison.seeds) - set(comparison.tuning_seeds))
+            lines.append(f"{method}: then the chosen point, {further} more seeds and {len(comparison.seeds)} starts")
+            trained, untrained = trained + further, untrained + len(comparison.seeds)
         lines += [describe(job) for job in known]
-        lines += [f"{method}, the chosen point: {unknown} further runs"] if unknown else []
-        left += unknown + sum(not job.finished and job.error is None for job in known)
+        missing = [job.stage for job in known if job.error is None and not job.finished]
+        trained, untrained = trained + len(missing) - missing.count("start"), untrained + missing.count("start")
     lines += [f"{method}: not run here, {reason}" for method, reason in comparison.not_run.items()]
     rate = comparison.seconds_per_run
-    time = f", at most {left * rate / 60:.0f} minutes at {rate:g} s each" if rate is not None else ""
-    return "\n".join([*lines, f"{left} runs to do{time}"])
+    time = f", about {trained * rate / 60:.0f} minutes at {rate:g} s a trained one" if rate is not None else ""
+    return "\n".join([*lines, f"{trained} runs with training and {untrained} without to do{time}"])
 
 
 def describe(job: Job) -> str:

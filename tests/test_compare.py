@@ -344,10 +344,10 @@ def test_shipped_comparison_composes_and_every_method_has_the_same_work(file, me
 def test_dry_run_lists_every_run_and_runs_none(compared, asked, monkeypatch):
     monkeypatch.setattr(run_exp, "experiment", None)
     said = comparison.plan(dataclasses.replace(asked, seconds_per_run=30), compose).splitlines()
-    assert said[0].startswith("broken, learning_rate 0.001, seed 1: to do, ")
+    assert said[1].startswith("broken, learning_rate 0.001, seed 1: to do, ")
     assert sum(": finished, " in line for line in said) == 2 * (2 + 2 + 2)
     assert "CorDA: not run here, no attrs" in said
-    assert said[-1] == "5 runs to do, at most 2 minutes at 30 s each"
+    assert said[-1] == "3 runs with training and 2 without to do, about 2 minutes at 30 s a trained one"
 
 
 @pytest.fixture
@@ -362,9 +362,10 @@ def test_script_takes_overrides_after_the_file_s_own_and_runs_none_in_a_dry_run(
     OmegaConf.save(dataclasses.asdict(asked), file)
     results = f"results_dir={tmp_path / 'elsewhere'}"
     assert script([str(file), "--only", "LoRA", results, "--dry-run", "wandb.project=mine"]) == 0
-    *jobs, further, last = capsys.readouterr().out.splitlines()
+    further, *jobs, last = capsys.readouterr().out.splitlines()
     assert len(jobs) == 2 and all(f"to do, {tmp_path}/elsewhere/mine_gsm8k/LoRA-kaiming-r8" in line for line in jobs)
-    assert (further, last) == ("LoRA, the chosen point: 3 further runs", "5 runs to do")
+    assert further == "LoRA: then the chosen point, 1 more seeds and 2 starts"
+    assert last == "3 runs with training and 2 without to do"
     assert not (tmp_path / "elsewhere").exists()
 
 

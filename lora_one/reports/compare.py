@@ -46,6 +46,7 @@ class Run:
     steps: int | None = None
     tokens: int | None = None
     trainable_parameters: int | None = None
+    git_commit: str | None = None
 
 
 def grid_points(grid: Grid) -> list[Point]:
