@@ -6,8 +6,9 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
-from lora_one.config import first_line, valid_keys
+from lora_one.config import RunConfig, first_line, valid_keys
 from lora_one.errors import RunError, UsageError, nearest
 from lora_one.run_folder import RunFolder
 
@@ -51,7 +52,7 @@ def launch(hydra_main: Callable[[], None]) -> int:
         with hydra_raises():
             hydra_main()
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: a group set to no name
-        _report(explain(error), USAGE)
+        _report(explain(error, sys.argv[1:]), USAGE)
     except KeyboardInterrupt:
         say_error("interrupted: the same command goes on from the last resume point")
         return INTERRUPTED
@@ -65,6 +66,28 @@ def launch(hydra_main: Callable[[], None]) -> int:
 
         print("\n" + sweep_table([(folder.path, folder.read()) for folder in _done]))
     return exit_code()
+
+
+def compose(conf: Path, overrides: Sequence[str]) -> RunConfig:
+    """The checked configuration of these overrides, as ``run_exp.py <overrides>`` composes it.
+
+    conf: the folder of the configuration, absolute.  Raises UsageError: what Hydra or the checks refuse.
+    """
+    from hydra import compose as composed
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    arguments = translate(overrides)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf), version_base="1.3"):
+            return RunConfig.from_hydra(composed("config", arguments))
+    except UsageError:
+        raise
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise UsageError(explain(error, arguments)) from error
 
 
 def job_done(folder: RunFolder) -> None:
@@ -119,8 +142,8 @@ def say_error(message: str) -> None:
         print(f"error: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
 
 
-def explain(error: Exception) -> str:
-    """Hydra's refusal in one line: the value, the rule, the nearest valid names."""
+def explain(error: Exception, arguments: Sequence[str]) -> str:
+    """Hydra's refusal of these arguments in one line: the value, the rule, the nearest valid names."""
     from hydra.errors import OverrideParseException
 
     text = str(error)
@@ -130,7 +153,7 @@ def explain(error: Exception) -> str:
             "model.epochs=1, with quotes around values that hold special characters"
         )
     if text.startswith("Config group override must be"):
-        choices = [argument for argument in sys.argv[1:] if argument.partition("=")[0].lstrip("+") in ("", *GROUPS)]
+        choices = [argument for argument in arguments if argument.partition("=")[0].lstrip("+") in ("", *GROUPS)]
         return (
             f"{' '.join(choices)}: a group takes the name of a file in its folder of conf/; groups: {', '.join(GROUPS)}"
         )

@@ -417,7 +417,8 @@ def refuse_unknown(prefix: str, given: dict[str, Any], schema: type) -> None:
     for key in given:
         if key not in fields:
             raise UsageError(f"unknown key {prefix}{key}: nothing here reads it; {nearest(key, fields)}")
-    required = (f.name for f in dataclasses.fields(schema) if f.default is dataclasses.MISSING)
+    missing = dataclasses.MISSING
+    required = (f.name for f in dataclasses.fields(schema) if f.default is missing and f.default_factory is missing)
     for name in required:
         if name not in given:
             raise UsageError(f"{prefix}{name} is missing: set {prefix}{name}=<value>")

@@ -14,7 +14,8 @@ ORDER = [
     {"adapters", "checkpoints"},
     {"start"},
     {"training", "evaluation", "reports", "plan"},
-    {"stages", "cli", "__init__"},
+    {"stages", "cli"},
+    {"comparison", "__init__"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 ONLY = {

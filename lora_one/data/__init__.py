@@ -43,13 +43,7 @@ def load_dataset(config: DatasetConfig, tokenizer: Any, max_length: int) -> Spli
     ``max_train_samples`` and ``max_eval_samples``.
     Raises RunError: nothing is left to train on, before the encoding or after it.
     """
-    examples = SOURCES[config.name](config)
-    found = len(examples)
-    if config.shuffle_seed is not None:
-        order = torch.randperm(found, generator=generator_for(config.shuffle_seed, "order of the data"))
-        examples = [examples[i] for i in order.tolist()]
-    if config.max_tokens is not None:
-        examples = shorter_than(examples, config.max_tokens, tokenizer, chat=config.chat_template)
+    examples, found = read_examples(config, tokenizer)
     train, validation = split(examples, config.train_size, config.validation_size)
     if not train:
         raise RunError(
@@ -69,6 +63,18 @@ def load_dataset(config: DatasetConfig, tokenizer: Any, max_length: int) -> Spli
         "validation": asdict(validation_counts),
     }
     return Splits(encoded_train, encoded_validation, train, validation, counts)
+
+
+def read_examples(config: DatasetConfig, tokenizer: Any) -> tuple[list[Example], int]:
+    """The examples of all splits, in order and filtered by length, and how many there were before the filter."""
+    examples = SOURCES[config.name](config)
+    found = len(examples)
+    if config.shuffle_seed is not None:
+        order = torch.randperm(found, generator=generator_for(config.shuffle_seed, "order of the data"))
+        examples = [examples[i] for i in order.tolist()]
+    if config.max_tokens is not None:
+        examples = shorter_than(examples, config.max_tokens, tokenizer, chat=config.chat_template)
+    return examples, found
 
 
 def split(

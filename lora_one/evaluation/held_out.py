@@ -1,0 +1,81 @@
+"""The loss, of a saved adapter or of the base alone, on examples that nothing was trained on or chosen by."""
+
+import json
+import time
+from dataclasses import asdict
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+from lora_one.checkpoints import load_adapter
+from lora_one.config import DatasetConfig, RunConfig
+from lora_one.data import read_examples
+from lora_one.data.encode import batches_of, encode, no_answers, pad_id_of
+from lora_one.losses import loss_count, mean_loss
+from lora_one.models import load_model, load_tokenizer, local_folder
+from lora_one.provenance import config_hash, local_fingerprints, provenance
+from lora_one.run_folder import quantization_of, write_json
+
+
+class HeldOut:
+    """``held_out(place, adapter)``: the mean loss, encoded, averaged and in the numbers of the run's own validation.
+
+    run: whose model, length and loss these are.  dataset: where the examples come from; the first ``limit`` are taken.
+    The report lies in ``<place>/loss-<hash8>/metrics.json``, the hash over model, data and settings; where it is
+    there already, nothing is computed.
+    Raises RunError: no example has an answer token within model.max_length.
+    """
+
+    def __init__(self, run: RunConfig, dataset: DatasetConfig, limit: int):
+        self.model, self.dtype = run.model, "bf16" if run.model.bf16 else "fp32"
+        tokenizer = load_tokenizer(run.model.name, run.model.revision)
+        self.texts = read_examples(dataset, tokenizer)[0][:limit]
+        encoded, counts = encode(tokenizer, self.texts, run.model.max_length, chat=dataset.chat_template)
+        if not encoded:
+            raise no_answers(tokenizer, self.texts, run.model.max_length, chat=dataset.chat_template)
+        self.batches = batches_of(encoded, 1, pad_id_of(tokenizer))  # one by one, for the standard error
+        self.counts = {"examples": len(encoded), "shortened": counts.shortened, "dropped": counts.dropped}
+        self.counts["tokens"] = sum(loss_count(batch["labels"], "token") for batch in self.batches)
+        model = {key: getattr(run.model, key) for key in ("name", "revision", "max_length", "loss")}
+        self.settings = {"dataset": asdict(dataset), "model": model, "examples": limit, "dtype": self.dtype}
+        self.fingerprints = local_fingerprints(self.settings, local_folder(run.model.name))
+        self.identity = config_hash(self.settings, self.fingerprints)
+
+    def __call__(self, place: Path, adapter: Path | None = None) -> float:
+        file = place / f"loss-{self.identity[:8]}" / "metrics.json"
+        if not file.exists():
+            write_json(file, self.report(adapter))
+        return json.loads(file.read_text())["metrics"]["loss"]
+
+    def report(self, adapter: Path | None) -> dict[str, Any]:
+        """The measured loss with its standard error, as every evaluation reports."""
+        started = time.perf_counter()
+        quantization = quantization_of(adapter) if adapter else None
+        model = load_model(self.model.name, self.model.revision, dtype=self.dtype, quantization=quantization)
+        if adapter is not None:
+            model = load_adapter(model, adapter).eval()
+        weights = [loss_count(batch["labels"], self.model.loss) for batch in self.batches]
+        losses = [mean_loss(model, [batch], self.model.loss) for batch in self.batches]
+        loss, error = weighted_mean(losses, weights)
+        return {
+            "task": "loss",
+            "metrics": {"loss": loss, "loss_stderr": error},
+            "counts": self.counts,
+            "model": str(adapter or self.model.name),
+            "settings": self.settings,
+            "seconds": time.perf_counter() - started,
+            "provenance": provenance(self.fingerprints, local_folder(self.model.name)),
+        }
+
+
+def weighted_mean(values: list[float], weights: list[int]) -> tuple[float, float | None]:
+    """sum w_i x_i / sum w_i over independent examples, and its standard error as a ratio of two sums.
+
+    With equal weights that is sd / sqrt(n); None for a single example.
+    """
+    total, n = sum(weights), len(values)
+    center = sum(value * weight for value, weight in zip(values, weights, strict=True)) / total
+    if n == 1:
+        return center, None
+    squares = sum((weight * (value - center)) ** 2 for value, weight in zip(values, weights, strict=True))
+    return center, sqrt(squares * n / (n - 1)) / total

@@ -1,0 +1,179 @@
+"""Methods side by side, each at the best point of its grid: the choice, the rows, and the table in three forms."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import inf, isfinite
+from statistics import mean, stdev
+from typing import Any
+
+from lora_one.reports.table import markdown, spread
+
+Grid = Mapping[str, Sequence[float]]  # key of the configuration -> values tried
+Point = dict[str, float]  # one of each
+RATE = "model.learning_rate"
+
+# figure of a run -> the stage it is read from and its column in the Markdown table; seconds from the untrained runs,
+# which come last of their method: by then nothing is imported for the first time
+FIGURES = {
+    "validation_loss": ("final", "validation loss"),
+    "init_loss": ("start", "test loss after init"),
+    "final_loss": ("final", "test loss after training"),
+    "init_seconds": ("start", "init s"),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a comparison: what it was for, where it lies, what it measured.
+
+    stage: ``tuning`` (a point of the grid), ``final`` (the chosen point) or ``start`` (the chosen point, untrained).
+    error: why there is no result; None where there is one. Losses in nats.
+    """
+
+    method: str
+    stage: str
+    point: Point
+    seed: int
+    path: str | None
+    error: str | None = None
+    validation_loss: float | None = None
+    test_loss: float | None = None
+    init_seconds: float | None = None
+    train_seconds: float | None = None
+    steps: int | None = None
+    tokens: int | None = None
+    trainable_parameters: int | None = None
+    git_commit: str | None = None
+
+
+def grid_points(grid: Grid) -> list[Point]:
+    """Every combination of the values, the last key's changing fastest.
+
+    >>> grid_points({"a": [1, 2], "b": [3, 4]})
+    [{'a': 1, 'b': 3}, {'a': 1, 'b': 4}, {'a': 2, 'b': 3}, {'a': 2, 'b': 4}]
+    """
+    return [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+
+
+def choose(points: Sequence[Point], tuning: Sequence[Run]) -> Point | None:
+    """The point of the lowest validation loss, mean over its tuning seeds; of equal ones the first.
+
+    A point with a run that failed, or whose loss is no number, is not chosen; None where no other is left.
+    """
+
+    def loss(point: Point) -> float:
+        losses = [run.validation_loss for run in tuning if run.point == point]
+        return mean(losses) if losses and all(value is not None and isfinite(value) for value in losses) else inf
+
+    best = min(points, key=loss)
+    return best if loss(best) < inf else None
+
+
+def edges(point: Point, grid: Grid) -> dict[str, str]:
+    """Keys whose value lies at an end of what was tried: a better one may lie beyond.
+
+    >>> edges({"a": 1, "b": 2, "c": 5}, {"a": [1, 2, 3], "b": [1, 2, 3], "c": [5]})
+    {'a': 'lowest', 'c': 'only'}
+    """
+    found = {}
+    for key, value in point.items():
+        if len(grid[key]) == 1:
+            found[key] = "only"
+        elif value in (min(grid[key]), max(grid[key])):
+            found[key] = "lowest" if value == min(grid[key]) else "highest"
+    return found
+
+
+def method_row(method: str, runs: Sequence[Run], chosen: Point | None, grid: Grid, pretrained: float) -> dict[str, Any]:
+    """One flat row from all runs of a method; mean and sample standard deviation (n - 1) over those that finished.
+
+    pretrained: the test loss without any adapter.
+    """
+    final = [run for run in runs if run.stage == "final" and run.error is None]
+    failed = [run for run in runs if run.error is not None]
+    ends = edges(chosen, grid) if chosen else {}
+    row: dict[str, Any] = {"method": method, **dict.fromkeys(grid), **(chosen or {})}
+    row |= {
+        "edge": " ".join(f"{key}={place}" for key, place in ends.items()),
+        "grid_points": len(grid_points(grid)),
+        "seeds": len(final),
+        "trainable_parameters": final[0].trainable_parameters if final else None,
+        "pretrained_loss": pretrained,
+    }
+    for name, values in figures(runs).items():
+        row |= {f"{name}_mean": mean(values) if values else None}
+        row |= {f"{name}_sd": stdev(values) if len(values) > 1 else None}
+    row["failed_runs"] = len(failed)
+    row["note"] = f"failed, {len(failed)} of {len(runs)} runs: {failed[0].error}" if failed else ""
+    return row
+
+
+def figures(runs: Sequence[Run]) -> dict[str, list[float]]:
+    """Figure -> its values, one a finished run of its stage."""
+    field = {"init_loss": "test_loss", "final_loss": "test_loss"}
+    found = {}
+    for name, (stage, _) in FIGURES.items():
+        values = [getattr(run, field.get(name, name)) for run in runs if run.stage == stage and run.error is None]
+        found[name] = [value for value in values if value is not None]
+    return found
+
+
+def absent_row(method: str, reason: str) -> dict[str, Any]:
+    """A method that is part of the comparison and cannot run on this machine."""
+    return {"method": method, "note": f"not run here: {reason}"}
+
+
+def uneven(runs: Sequence[Run]) -> list[str]:
+    """Sentences on final runs that trained on another amount than others of their seed; none where all is even."""
+    found = []
+    for seed in sorted({run.seed for run in runs}):
+        amounts: dict[tuple[int | None, int | None], list[str]] = {}
+        for run in runs:
+            if run.stage == "final" and run.error is None and run.seed == seed:
+                amounts.setdefault((run.steps, run.tokens), []).append(run.method)
+        if len(amounts) > 1:
+            shares = [f"{steps} steps, {tokens} tokens: {', '.join(m)}" for (steps, tokens), m in amounts.items()]
+            found.append(f"Not the same training at seed {seed}: {'; '.join(shares)}.")
+    return found
+
+
+def as_markdown(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> str:
+    """A table for readers: mean +- standard deviation, and every chosen value that is an end of its list marked so.
+
+    keys: of all the grids, in the order of their columns.
+    """
+    names = ["learning rate" if key == RATE else key.rpartition(".")[2] for key in keys]
+    header = ["method", *names, "points", "seeds", "trainable", "test loss pretrained"]
+    lines = [[*header, *(title for _, title in FIGURES.values()), "note"]]
+    for row in rows:
+        ends = dict(part.split("=") for part in row.get("edge", "").split())
+        cells = [row["method"], *(chosen_cell(row.get(key), ends.get(key)) for key in keys)]
+        cells += [cell(row.get(name)) for name in ("grid_points", "seeds", "trainable_parameters", "pretrained_loss")]
+        cells += [mean_cell(row.get(f"{name}_mean"), row.get(f"{name}_sd")) for name in FIGURES]
+        lines.append([*cells, " ".join(row["note"].replace("|", "/").split())])
+    return markdown(lines)
+
+
+def cell(value: float | None) -> str:
+    return "-" if value is None else spread([value]) if isinstance(value, float) else str(value)
+
+
+def chosen_cell(value: float | None, end: str | None) -> str:
+    return "-" if value is None else f"{value:g}" + (f" ({end})" if end else "")
+
+
+def mean_cell(average: float | None, deviation: float | None) -> str:
+    return cell(average) + ("" if deviation is None else f" +- {deviation:.2g}")
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Every figure of every row, one column each, empty where there is none."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

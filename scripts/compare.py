@@ -1,0 +1,64 @@
+"""One table of methods, each tuned over its grid and run with several seeds, from ordinary runs of run_exp.py.
+
+python scripts/compare.py scripts/comparisons/inits_stories_gsm8k.yaml --dry-run
+python scripts/compare.py scripts/comparisons/inits_stories_gsm8k.yaml --output results/comparisons/inits
+
+Started again, it goes on: what is finished is not run again.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # run_exp.py is no part of the package
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("comparison", type=Path, help="YAML file: what is compared, on what, over which grid")
+    add("overrides", nargs="*", metavar="key=value", help="of every run, after the file's own: model.epochs=2")
+    add("--test", action="append", default=[], metavar="key=value", help="the same for the test data")
+    add("--only", action="append", metavar="METHOD", help="this method of the file (again for another)")
+    add("--output", type=Path, help="folder of the table; default: results/comparisons/<name of the file>")
+    add("--threads", type=int, help="of torch; its own choice unless given")
+    add("--dry-run", action="store_true", help="list the runs and their time, run nothing")
+    options = parser.parse_intermixed_args(arguments)
+
+    from lora_one import cli
+
+    with cli.reporting():
+        return compare(options)
+    return cli.exit_code()
+
+
+def compare(options: argparse.Namespace) -> int:
+    import torch
+
+    from lora_one import cli, comparison
+    from run_exp import execute
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    asked = comparison.read_comparison(options.comparison)
+    asked = dataclasses.replace(
+        asked, common=[*asked.common, *options.overrides], test=[*asked.test, *options.test]
+    ).only(options.only)
+    compose = partial(cli.compose, ROOT / "conf")
+    if options.dry_run:
+        print(comparison.plan(asked, compose))
+        return 0
+    output = options.output or Path("results/comparisons") / options.comparison.stem
+    try:
+        return 0 if comparison.compare(asked, compose, execute, output) else cli.FAILURE
+    except KeyboardInterrupt:
+        cli.say_error("interrupted: the same command goes on")
+        return cli.INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

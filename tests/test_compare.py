@@ -1,0 +1,386 @@
+"""A comparison is honest: chosen by validation, reported on another split, the same work for every method."""
+
+import csv
+import dataclasses
+import doctest
+import io
+import json
+import math
+import runpy
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from conftest import ROOT, composed
+from omegaconf import OmegaConf
+from peft import PeftModel
+from test_run import run_exp
+from transformers import AutoModelForCausalLM
+
+from lora_one import cli, comparison, training
+from lora_one.comparison import Comparison, read_comparison
+from lora_one.config import RunConfig
+from lora_one.data.arithmetic import generate
+from lora_one.errors import RunError, UsageError
+from lora_one.reports import compare as table
+from lora_one.reports.compare import Run, choose, method_row
+from lora_one.run_folder import RunFolder
+
+SHIPPED = sorted((ROOT / "scripts/comparisons").glob("*.yaml"))
+RATE = "model.learning_rate"
+
+
+def compose(overrides):
+    return cli.compose(ROOT / "conf", overrides)
+
+
+def tried(rate, loss, **further):
+    error = None if loss is not None else "the loss became nan"
+    return Run("m", "tuning", {RATE: rate}, further.pop("seed", 1), None, error, validation_loss=loss, **further)
+
+
+POINTS = [{RATE: rate} for rate in (1e-3, 3e-3, 1e-2)]
+
+
+@pytest.mark.parametrize(
+    ("losses", "best"),
+    [
+        ((3.0, 2.0, 2.5), 3e-3),
+        ((2.0, 2.0, 2.5), 1e-3),
+        ((3.0, None, 2.5), 1e-2),
+        ((3.0, math.nan, 2.5), 1e-2),
+        ((3.0, math.inf, None), 1e-3),
+        ((None, None, math.nan), None),
+    ],
+    ids=["lowest", "first of equals", "failed", "no number", "infinite", "all failed"],
+)
+def test_choice_is_the_lowest_validation_loss_of_what_ran(losses, best):
+    tuning = [tried(point[RATE], loss) for point, loss in zip(POINTS, losses, strict=True)]
+    assert choose(POINTS, tuning) == (None if best is None else {RATE: best})
+
+
+def test_choice_never_looks_at_the_test_loss():
+    tuning = [tried(1e-3, 2.0, test_loss=9.0), tried(3e-3, 2.1, test_loss=1.0), tried(1e-2, 2.2, test_loss=math.nan)]
+    assert choose(POINTS, tuning) == {RATE: 1e-3}
+
+
+def test_choice_over_several_tuning_seeds_is_of_the_mean_and_a_point_that_failed_once_is_out():
+    losses = {1e-3: (1.0, 4.0), 3e-3: (2.0, 2.2), 1e-2: (0.1, None)}
+    tuning = [tried(rate, loss, seed=seed) for rate, pair in losses.items() for seed, loss in enumerate(pair)]
+    assert choose(POINTS, tuning) == {RATE: 3e-3}
+
+
+def test_row_has_mean_and_sample_deviation_and_marks_the_end_of_a_grid():
+    grid = {RATE: [1e-3, 1e-2], "model.prec_reg": [1e-6, 1e-4, 1e-2], "model.warmup": [0.1]}
+    point = {RATE: 1e-2, "model.prec_reg": 1e-4, "model.warmup": 0.1}
+    final, start, seconds = [3.1, 3.4, 3.2], [4.0, 4.5, 4.1], [0.5, 0.7, 0.9]
+    runs = [Run("m", "final", point, seed, None, None, 3.0, loss, 9.0) for seed, loss in enumerate(final)]
+    pairs = zip(start, seconds, strict=True)
+    runs += [Run("m", "start", point, seed, None, None, 5.0, *pair) for seed, pair in enumerate(pairs)]
+    runs.append(Run("m", "tuning", point, 7, None, None, 0.1, 0.1, 0.1))
+    row = method_row("m", runs, point, grid, 6.0)
+    for name, values in (("final_loss", final), ("init_loss", start), ("init_seconds", seconds)):
+        assert row[f"{name}_mean"] == pytest.approx(numpy.mean(values))
+        assert row[f"{name}_sd"] == pytest.approx(numpy.std(values, ddof=1))
+    assert (row["validation_loss_mean"], row["validation_loss_sd"]) == (3.0, 0.0)
+    assert (row["seeds"], row["grid_points"], row["pretrained_loss"]) == (3, 6, 6.0)
+    assert row["edge"] == f"{RATE}=highest model.warmup=only"
+    printed = table.as_markdown([row], list(grid))
+    assert "| 0.01 (highest) | 0.0001 " in printed and "| 0.1 (only) " in printed and "| 3.233 +- 0.15 " in printed
+
+
+def test_unequal_training_is_said():
+    point = {RATE: 1e-3}
+    runs = [Run(name, "final", point, 1, None, steps=30, tokens=900) for name in "ab"]
+    assert table.uneven(runs) == []
+    (said,) = table.uneven([*runs, Run("c", "final", point, 1, None, steps=30, tokens=899)])
+    assert "seed 1: 30 steps, 900 tokens: a, b; 30 steps, 899 tokens: c" in said
+
+
+def test_doctests():
+    assert doctest.testmod(table).failed == 0
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """32 generated problems to train and choose by, 12 others to report on."""
+    folder = tmp_path_factory.mktemp("problems")
+    rows = generate(["gain", "loss"], 32, seed=0)
+    others = generate(["gain", "loss"], 12, seed=1, exclude={row["question"] for row in rows})
+    for name, part in (("train", rows), ("test", others)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory, data, llama_folder):
+    """Two methods that run and one whose rank fits no layer; half of the steps are a warm-up."""
+    common = ["dataset=gsm8k", "model=tiny", "model.eval_epochs=1", "model.warmup=0.5", "wandb.mode=disabled"]
+    common += [f"model.name={llama_folder}", "model.real_batch_size=8", "model.per_device_batch_size=8"]
+    common += [f"dataset.path={data}", "dataset.train_size=24", "dataset.validation_size=8"]
+    return Comparison(
+        title="Two and a broken one",
+        common=[*common, f"results_dir={tmp_path_factory.mktemp('results')}"],
+        test=[f"dataset.path={data / 'test.jsonl'}"],
+        test_examples=10,
+        tuning_seeds=[1],
+        seeds=[1, 2],
+        grid={RATE: [1e-3, 1e-2]},
+        methods={"broken": ["peft.lora_r=5000"], "LoRA": ["init=default"], "LoRA-SB": ["init.direction=LoRA-SB"]},
+        not_run={"CorDA": "no attrs"},
+    )
+
+
+class Counting:
+    """run_exp.execute, with what it was asked for."""
+
+    def __init__(self):
+        self.runs: list[RunConfig] = []
+
+    def __call__(self, run):
+        self.runs.append(run)
+        run_exp.execute(run)
+
+
+@pytest.fixture(scope="module")
+def compared(asked, tmp_path_factory):
+    output, execute = tmp_path_factory.mktemp("table"), Counting()
+    succeeded = comparison.compare(asked, compose, execute, output)
+    return succeeded, json.loads((output / "comparison.json").read_text()), execute.runs, output
+
+
+def runs_of(record, method, stage):
+    return [run for run in record["runs"] if (run["method"], run["stage"]) == (method, stage)]
+
+
+def test_whole_grid_with_the_tuning_seed_then_the_best_point_with_every_seed(compared):
+    _, record, executed, _ = compared
+    for method in ("LoRA", "LoRA-SB"):
+        tuning, final = runs_of(record, method, "tuning"), runs_of(record, method, "final")
+        assert [(run["point"][RATE], run["seed"]) for run in tuning] == [(1e-3, 1), (1e-2, 1)]
+        losses = {run["point"][RATE]: RunFolder(Path(run["path"])).read()["evaluation"]["final"] for run in tuning}
+        best = min(losses, key=lambda rate: losses[rate]["eval_loss"])
+        assert [(run["point"][RATE], run["seed"]) for run in final] == [(best, 1), (best, 2)]
+        assert final[0]["path"] in {run["path"] for run in tuning}, "the tuning seed's run is taken again"
+        assert all(run["test_loss"] is None for run in tuning), "the test split is for what was chosen"
+    trained = [run for run in executed if run.peft.lora_r == 8 and run.model.epochs > 0]
+    assert len(trained) == 2 * (2 + 1)
+
+
+def test_second_call_runs_nothing_that_was_finished(compared, asked, tmp_path, monkeypatch):
+    _, record, _, output = compared
+    monkeypatch.setattr("lora_one.evaluation.held_out.load_model", None)
+    execute = Counting()
+    comparison.compare(asked, compose, execute, output)
+    assert {run.peft.lora_r for run in execute.runs} == {5000}, "only what failed is tried again"
+    again = json.loads((output / "comparison.json").read_text())
+    assert again["rows"] == record["rows"] and again["runs"] == record["runs"]
+
+
+def test_failed_method_is_in_the_table_and_the_others_too(compared):
+    succeeded, record, _, output = compared
+    broken, *others, absent = record["rows"]
+    assert not succeeded
+    assert broken["method"] == "broken" and broken["failed_runs"] == 2 and broken["final_loss_mean"] is None
+    assert "failed, 2 of 2 runs: peft.lora_r=5000 exceeds min(m, n)=32" in broken["note"]
+    assert all(row["note"] == "" and row["seeds"] == 2 and row["final_loss_sd"] is not None for row in others)
+    assert absent == {"method": "CorDA", "note": "not run here: no attrs"}
+    written = (output / "comparison.md").read_text()
+    assert all(f"| {row['method']} " in written for row in record["rows"]) and "not run here: no attrs" in written
+    lines = list(csv.DictReader(io.StringIO((output / "comparison.csv").read_text())))
+    assert [line["method"] for line in lines] == [row["method"] for row in record["rows"]]
+    assert float(lines[1]["final_loss_mean"]) == record["rows"][1]["final_loss_mean"]
+    assert {"machine", "versions", "date", "git_commit"} <= record.keys()
+
+
+def by_hand(data, tokenizer, model):
+    """Sum of the answers' cross-entropies over their tokens, for the first ten test problems, one at a time."""
+    total = count = 0
+    for line in (data / "test.jsonl").read_text().splitlines()[:10]:
+        row = json.loads(line)
+        prompt = tokenizer(f"Q: {row['question']}\nA: ")["input_ids"]
+        answer = tokenizer(row["answer"], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+        ids = torch.tensor([prompt + answer])
+        with torch.no_grad():
+            said = torch.log_softmax(model(ids).logits[0], dim=-1)
+        total -= sum(float(said[at - 1, ids[0, at]]) for at in range(len(prompt), ids.shape[1]))
+        count += len(answer)
+    return total / count
+
+
+def test_reported_loss_is_that_of_plain_peft_on_the_test_problems(compared, data, tokenizer, llama_folder):
+    _, record, _, _ = compared
+    plain = by_hand(data, tokenizer, AutoModelForCausalLM.from_pretrained(llama_folder).eval())
+    for row in record["rows"][1:3]:
+        assert row["pretrained_loss"] == pytest.approx(plain, rel=1e-5)
+        for stage, name in (("start", "init_loss"), ("final", "final_loss")):
+            losses = []
+            for run in runs_of(record, row["method"], stage):
+                base = AutoModelForCausalLM.from_pretrained(llama_folder)
+                model = PeftModel.from_pretrained(base, Path(run["path"]) / "adapter").eval()
+                losses.append(by_hand(data, tokenizer, model))
+                assert run["test_loss"] == pytest.approx(losses[-1], rel=1e-5)
+            assert row[f"{name}_mean"] == pytest.approx(numpy.mean(losses), rel=1e-5)
+    lora, core = record["rows"][1:3]
+    assert lora["init_loss_mean"] == pytest.approx(plain, rel=1e-6), "plain LoRA starts at the pretrained function"
+    assert abs(core["init_loss_mean"] - plain) > 1e-4 and abs(lora["final_loss_mean"] - plain) > 1e-4
+
+
+def test_evaluation_is_kept_beside_the_run(compared):
+    _, record, _, _ = compared
+    run = runs_of(record, "LoRA", "final")[0]
+    (file,) = Path(run["path"]).glob("eval/loss-*/metrics.json")
+    report = json.loads(file.read_text())
+    assert {"task", "metrics", "counts", "model", "settings", "seconds", "provenance"} == report.keys()
+    assert report["metrics"]["loss"] == run["test_loss"] and report["metrics"]["loss_stderr"] > 0
+    assert report["counts"]["examples"] == 10 == report["counts"]["examples"] + report["counts"]["dropped"]
+
+
+def test_start_is_the_start_of_the_trained_run(compared):
+    """Also where it depends on the warm-up, of which a run without training has none."""
+    _, record, _, _ = compared
+    for trained, start in zip(*(runs_of(record, "LoRA-SB", stage) for stage in ("final", "start")), strict=True):
+        one, two = (RunFolder(Path(run["path"])).read()["init"] for run in (trained, start))
+        assert one["eta"] == two["eta"] == pytest.approx(trained["point"][RATE] / 2)
+        assert one["relative_shift"] == two["relative_shift"] and one["loss_after"] == two["loss_after"]
+        assert trained["seed"] == start["seed"] and start["steps"] == 0
+
+
+def test_a_run_after_others_is_the_run_alone(compared, asked, tmp_path):
+    """Bit for bit: nothing of the earlier runs of the process is left in it."""
+    _, record, _, _ = compared
+    run = runs_of(record, "LoRA", "final")[1]
+    overrides = [*asked.common, *asked.methods["LoRA"], f"{RATE}={run['point'][RATE]}", "seed=2"]
+    run_exp.execute(RunConfig.from_hydra(composed(*overrides, f"results_dir={tmp_path}")))
+    (alone,) = tmp_path.rglob("adapter/adapter_model.safetensors")
+    assert alone.read_bytes() == (Path(run["path"]) / "adapter/adapter_model.safetensors").read_bytes()
+
+
+def test_every_method_sees_the_same_examples_in_the_same_order(asked, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        training, "collate", lambda batch, pad, collate=training.collate: seen[-1].extend(batch) or collate(batch, pad)
+    )
+    for init, seed in (("default", 1), ("gradient", 1), ("svd", 1), ("default", 2)):
+        seen.append([])
+        run_exp.execute(compose([*asked.common, f"init={init}", f"seed={seed}", f"results_dir={tmp_path}"]))
+    first, *same, other = ([tuple(example.input_ids) for example in batches] for batches in seen)
+    assert len(first) == 24 and same == [first, first]
+    assert other != first and sorted(other) == sorted(first)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": {"LoRA": "init=default"}}, "methods.LoRA='init=default' must be a list of overrides"),
+        ({"methods": {}}, "names none"),
+        ({"seeds": [1, 1]}, r"seeds=\[1, 1\] must be a list of different integers"),
+        ({"test_examples": 0}, "test_examples=0 must be at least 1"),
+        ({"grid": {RATE: ["a"]}}, r"model.learning_rate=\['a'\] must be a list of different numbers"),
+        ({"grid": {"model.epochs": [1, 2]}}, "model.epochs is the same for every method; move it to common"),
+        ({"own_grid": {"LoRA": {RATE: [1e-3]}}}, "1 values of model.learning_rate, 2 for the others"),
+        ({"own_grid": {"LoRa": {RATE: [1e-3, 1]}}}, "own_grid.LoRa is not a method; did you mean LoRA?"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_wrong_comparison(changes, message, asked):
+    with pytest.raises(UsageError, match=message):
+        comparison.check(dataclasses.replace(asked, **changes))
+
+
+def test_wrong_comparison_file(tmp_path):
+    wrong = {"metods: {}": "unknown key metods.*did you mean methods", "a: [": "is no YAML", "- a": "holds no keys"}
+    for text, message in wrong.items():
+        (tmp_path / "file.yaml").write_text(text)
+        with pytest.raises(UsageError, match=message):
+            read_comparison(tmp_path / "file.yaml")
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_comparison(tmp_path / "no.yaml")
+
+
+def test_method_with_other_data_or_more_steps_is_not_run(asked):
+    for override, message in (("model.epochs=2", "epochs=2.0, the others 1.0"), ("dataset.train_size=16", "=16, the")):
+        jobs = comparison.Jobs(dataclasses.replace(asked, methods={"LoRA": ["init=default", override]}), compose)
+        assert all(message in job.error and "move it to common" in job.error for job in jobs.tuning("LoRA"))
+
+
+def test_test_examples_that_were_trained_on_are_refused(asked, data, tmp_path):
+    with pytest.raises(UsageError, match="10 of the 10 test examples are training or validation examples"):
+        comparison.compare(dataclasses.replace(asked, test=[]), compose, Counting(), tmp_path)
+
+
+def test_diverged_point_does_not_win_and_is_said(compared, asked, tmp_path):
+    """The other point is finished already, whichever it is."""
+    _, record, _, _ = compared
+    best = record["rows"][1][RATE]
+
+    def execute(run):
+        raise RunError("the loss became nan")
+
+    only = dataclasses.replace(asked.only(["LoRA"]), grid={RATE: [best, 0.5]})
+    assert not comparison.compare(only, compose, execute, tmp_path)
+    (row,) = json.loads((tmp_path / "comparison.json").read_text())["rows"]
+    assert row[RATE] == best and row["final_loss_mean"] == record["rows"][1]["final_loss_mean"]
+    assert row["note"] == "failed, 1 of 6 runs: the loss became nan" and row["edge"] == f"{RATE}=lowest"
+
+
+def shipped_methods():
+    return [(file, method) for file in SHIPPED for method in read_comparison(file).methods]
+
+
+@pytest.mark.parametrize(("file", "method"), shipped_methods(), ids=lambda value: getattr(value, "stem", value))
+def test_shipped_comparison_composes_and_every_method_has_the_same_work(file, method, tmp_path):
+    """On any model and data, with the first point of the grid."""
+    shipped = read_comparison(file)
+    scaled = [text for text in shipped.methods[method] if text.startswith("optimizer=scaled_")]
+    if scaled and not (ROOT / f"conf/{scaled[0].replace('=', '/')}.yaml").exists():
+        pytest.skip(f"{scaled[0]} is not built")
+    local = ["model.name=bundled/tiny", f"dataset.path={tmp_path}"]
+    jobs = comparison.Jobs(dataclasses.replace(shipped, common=[*shipped.common, *local]), compose)
+    assert jobs.configured(method, table.grid_points(shipped.grid_of(method))[0]).model.name == "bundled/tiny"
+
+
+def test_dry_run_lists_every_run_and_runs_none(compared, asked, monkeypatch):
+    monkeypatch.setattr(run_exp, "experiment", None)
+    said = comparison.plan(dataclasses.replace(asked, seconds_per_run=30), compose).splitlines()
+    assert said[1].startswith("broken, learning_rate 0.001, seed 1: to do, ")
+    assert sum(": finished, " in line for line in said) == 2 * (2 + 2 + 2)
+    assert "CorDA: not run here, no attrs" in said
+    assert said[-1] == "3 runs with training and 2 without to do, about 2 minutes at 30 s a trained one"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """main of scripts/compare.py, in this process."""
+    monkeypatch.setattr(cli, "_failures", [])
+    return runpy.run_path(str(ROOT / "scripts/compare.py"))["main"]
+
+
+def test_script_takes_overrides_after_the_file_s_own_and_runs_none_in_a_dry_run(asked, tmp_path, script, capsys):
+    file = tmp_path / "two.yaml"
+    OmegaConf.save(dataclasses.asdict(asked), file)
+    results = f"results_dir={tmp_path / 'elsewhere'}"
+    assert script([str(file), "--only", "LoRA", results, "--dry-run", "wandb.project=mine"]) == 0
+    further, *jobs, last = capsys.readouterr().out.splitlines()
+    assert len(jobs) == 2 and all(f"to do, {tmp_path}/elsewhere/mine_gsm8k/LoRA-kaiming-r8" in line for line in jobs)
+    assert further == "LoRA: then the chosen point, 1 more seeds and 2 starts"
+    assert last == "3 runs with training and 2 without to do"
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["no.yaml"], "error: no.yaml cannot be read"),
+        (["two.yaml", "--only", "LoRa"], "error: --only=LoRa is not a method of this comparison; did you mean LoRA?"),
+        (["two.yaml", "inti=default"], "error: unknown key inti: nothing here reads it; did you mean init?"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_script_refuses_in_one_line(arguments, message, asked, tmp_path, script, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    OmegaConf.save(dataclasses.asdict(asked), "two.yaml")
+    assert script([*arguments, "--output", "table"]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(message) and not (tmp_path / "table").exists()
