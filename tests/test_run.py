@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, finish, small_run
+from conftest import ROOT, finish, quantized_llama, small_run
 from peft import PeftModel
 
 sys.path.insert(0, str(ROOT))
@@ -175,10 +175,14 @@ def straight_and_resumed(tmp_path, model, changes, monkeypatch):
     return straight, finish(run)
 
 
-@pytest.mark.parametrize("init", ["gradient", "pissa", "lora_ga_peft"])
-def test_killed_between_checkpoints_it_goes_on_and_ends_the_same(tmp_path, llama_folder, monkeypatch, init):
-    """Two epochs with dropout, stopped after the first one's checkpoint; also where the base was shifted."""
-    changes = (f"init={init}", "model.epochs=2", "peft.lora_dropout=0.1", "dataset.accuracy_examples=0")
+@pytest.mark.parametrize(
+    "start", ["init=gradient", "init=gradient peft=dora", "init=pissa", "init=lora_ga_peft", "model.quantization=nf4"]
+)
+def test_killed_between_checkpoints_it_goes_on_and_ends_the_same(tmp_path, llama_folder, monkeypatch, start):
+    """Two epochs with dropout, stopped after the first one's checkpoint; also where the base was changed."""
+    if "quantization" in start:
+        quantized_llama(llama_folder)  # or skip
+    changes = (*start.split(), "model.epochs=2", "peft.lora_dropout=0.1", "dataset.accuracy_examples=0")
     straight, resumed = straight_and_resumed(tmp_path, llama_folder, changes, monkeypatch)
     name = "adapter_model.safetensors"
     assert (resumed.adapter / name).read_bytes() == (straight.adapter / name).read_bytes()
