@@ -83,7 +83,6 @@ class Scaled(Optimizer):
         self, params: Any, pairs: Iterable[Pair], *, reg: float, relative_reg: bool, sequential: bool, **options: Any
     ):
         super().__init__(params, **options)
-        self._step_supports_amp_scaling = False  # of fused ones: a GradScaler is to hand over unscaled gradients
         self.defaults |= {"reg": reg, "relative_reg": relative_reg}
         self._complete_groups()
         for group in self.param_groups:

@@ -17,7 +17,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from lora_one.adapters import Core, Frozen
 from lora_one.errors import RunError, UsageError
-from lora_one.optim import AdamW, create_scaled_optimizer
+from lora_one.optim import AdamW, create_scaled_optimizer, precondition
 from lora_one.optim.pairs import lora_pairs
 from lora_one.optim.precondition import damped_inverses
 
@@ -443,19 +443,29 @@ def test_bf16_factors_are_preconditioned_in_fp32():
             torch.testing.assert_close(grad.double(), expected, rtol=2**-8, atol=1e-4)  # rounded once, at the end
 
 
-def test_autocast_and_lower_matmul_precision_do_not_reach_the_preconditioner():
+def test_autocast_and_lower_matmul_precision_do_not_reach_the_preconditioner(monkeypatch):
     layers, other = random_layers(torch.float32), random_layers(torch.float32)
     expected = steps(other, create_scaled_optimizer(other, torch.optim.SGD, lr=0.1), 1)
     backward(layers)
     optimizer = create_scaled_optimizer(layers, torch.optim.SGD, lr=0.1)
-    matmul, before = torch.backends.mkldnn.matmul, torch.backends.mkldnn.matmul.fp32_precision
-    matmul.fp32_precision = "bf16"
+    backends, seen = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul), []
+
+    def watched(grams, *rest, **options):  # no product here is large enough for a CPU to lower it
+        seen.extend(backend.fp32_precision for backend in backends)
+        return damped_inverses(grams, *rest, **options)
+
+    monkeypatch.setattr(precondition, "damped_inverses", watched)
+    before = [backend.fp32_precision for backend in backends]
     try:
+        for backend in backends:
+            backend.fp32_precision = "tf32"
         with torch.autocast("cpu", torch.bfloat16):
             optimizer.step()
-        assert matmul.fp32_precision == "bf16", "left as it was"
+        assert [backend.fp32_precision for backend in backends] == ["tf32", "tf32"], "left as they were"
     finally:
-        matmul.fp32_precision = before
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
+    assert set(seen) == {"ieee"} and len(seen) == 4  # two ranks, so two batches
     assert all(map(torch.equal, layers.parameters(), expected))
 
 
