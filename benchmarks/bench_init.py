@@ -10,52 +10,27 @@ the published code. cpu_seconds counts all threads, so with --threads 1 it stand
 
 import argparse
 import copy
-import json
-import platform
-import time
 import warnings
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
+from common import SHAPES, Clock, LiveBytes, Shape, common_arguments, hand_over, set_threads
 from peft import LoraConfig, LoraGAConfig, get_peft_model
 from peft.tuners.lora import preprocess_loraga
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lora_one.inits.lora_one import descent_factors
 from lora_one.linalg import LowRank
 from lora_one.losses import Batch
-from lora_one.reports.table import markdown
 from lora_one.steps import StepSettings, factorised, low_rank_steps
 
 RANK, EXAMPLES, SEED = 8, 8, 0
 ONCE = ("official", "sketched")  # too long to be timed more than once
 OFFICIAL_COLUMNS, OFFICIAL_ITERATIONS = 512, 16
-
-
-@dataclass(frozen=True)
-class Shape:
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
-    vocabulary: int
-    length: int  # tokens of an example
-
-
-SHAPES = {
-    "small": Shape(64, 288, 2, 4, 256, 32),
-    "medium": Shape(1024, 2816, 8, 16, 4096, 256),
-    "llama2-7b": Shape(4096, 11008, 32, 32, 32000, 1024),
-}
 
 
 @dataclass(frozen=True)
@@ -72,26 +47,10 @@ class Subject:
 class Found:
     """What one run of a case leaves: a basis (r, n) of each layer's leading right space, the clock, bytes held."""
 
-    clock: "Clock"
+    clock: Clock
     right: dict[str, Tensor] = field(default_factory=dict)
     left: dict[str, Tensor] = field(default_factory=dict)  # kept as factors are, for the count of bytes
     held: int = 0
-
-
-class Clock:
-    """Seconds and CPU seconds since it was made, until stopped."""
-
-    def __init__(self) -> None:
-        self.began = self._now()
-
-    def stop(self) -> None:
-        self.seconds, self.cpu_seconds = (now - began for now, began in zip(self._now(), self.began, strict=True))
-
-    @staticmethod
-    def _now() -> tuple[float, float]:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter(), time.process_time()
 
 
 def subject(shape: Shape, device: str, dtype: torch.dtype) -> Subject:
@@ -225,31 +184,6 @@ def peft_lora_ga(at: Subject) -> Found:
 # Measuring
 
 
-class LiveBytes(TorchDispatchMode):
-    """Bytes of the tensors made while open and still alive; what an operation uses inside itself is not seen."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive, self.peak = 0, 0
-        self.known: dict[int, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        inputs = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                if storage._cdata not in inputs and storage._cdata not in self.known:
-                    self.known[storage._cdata] = storage.nbytes()
-                    self.alive += storage.nbytes()
-                    weakref.finalize(storage, self._freed, storage._cdata)
-        self.peak = max(self.peak, self.alive)
-        return result
-
-    def _freed(self, key: int) -> None:
-        self.alive -= self.known.pop(key)
-
-
 def least_energy(right: dict[str, Tensor], gradients: dict[str, Tensor], best: dict[str, float]) -> float:
     """The least over layers of ||G P||^2 / ||[G]_r||^2, P onto the row space of A (r, n)."""
     shares = []
@@ -315,64 +249,26 @@ def measure(at: Subject, repeats: int, skip: Sequence[str]) -> tuple[list[dict[s
     return list(rows.values()), ratios
 
 
-def machine(device: str) -> dict[str, Any]:
-    models = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    found = {"cpu": models[0] if models else platform.processor(), "cores": len(models), "device": device}
-    found["threads"] = torch.get_num_threads()
-    if device.startswith("cuda"):
-        found["gpu"] = torch.cuda.get_device_name(device)
-    return found
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
-
-
 FIGURES = {
-    "seconds": "{:.2f}",
-    "cpu_seconds": "{:.2f}",
-    "ratio_to_floor": "{:.2f}",
-    "energy": "{:.5f}",
-    "peak_extra_mib": "{:.0f}",
+    "seconds": ("seconds", "{:.2f}"),
+    "cpu_seconds": ("CPU seconds", "{:.2f}"),
+    "ratio_to_floor": ("ratio to floor", "{:.2f}"),
+    "energy": ("energy, least layer", "{:.5f}"),
+    "peak_extra_mib": ("extra memory (MiB)", "{:.0f}"),
 }
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    def cell(value: float | None, form: str) -> str:
-        return "-" if value is None else form.format(value)
-
-    lines = [["case", "seconds", "CPU seconds", "ratio to floor", "energy, least layer", "extra memory (MiB)"]]
-    for row in rows:
-        lines.append([row["name"], *(cell(row[key], form) for key, form in FIGURES.items())])
-    return markdown(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", choices=SHAPES, default="medium")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--device", default="cpu")
+    common_arguments(parser, shape="medium", repeats=3)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--threads", type=int, help="of torch; its own choice unless given")
     parser.add_argument("--skip", nargs="*", default=[], metavar="WORD", help="leave out cases with WORD in their name")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--markdown", action="store_true", help="end with the table and the ratios as Markdown")
     chosen = parser.parse_args(arguments)
-    if chosen.threads:
-        torch.set_num_threads(chosen.threads)
+    set_threads(chosen)
     at = subject(SHAPES[chosen.shape], chosen.device, getattr(torch, chosen.dtype))
     rows, ratios = measure(at, chosen.repeats, chosen.skip)
-    result = {
-        "machine": machine(chosen.device),
-        "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
-        "shape": {"name": chosen.shape, "rank": RANK, "dtype": chosen.dtype, "repeats": chosen.repeats},
-        "rows": rows,
-        "ratios": ratios,
-    }
-    if chosen.json:
-        chosen.json.write_text(json.dumps(result, indent=2) + "\n")
-    if chosen.markdown:
-        print(table(rows), *(f"- {name}: {value:.2f}" for name, value in ratios.items()), sep="\n")
+    settings = {"name": chosen.shape, "rank": RANK, "dtype": chosen.dtype, "repeats": chosen.repeats}
+    hand_over(chosen, {"shape": settings, "rows": rows, "ratios": ratios}, FIGURES)
 
 
 if __name__ == "__main__":

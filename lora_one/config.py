@@ -230,6 +230,24 @@ class SgdConfig(OptimizerConfig):
 
 
 @dataclass(frozen=True)
+class ScaledConfig(OptimizerConfig):
+    """Preconditioned by the partner's Gram matrix + lambda I, lambda = model.prec_reg."""
+
+    damping: str  # lambda as it is, or relative to the Gram matrix's mean diagonal
+    order: str  # both factors from the same point, or B after A's step
+
+
+@dataclass(frozen=True)
+class ScaledAdamConfig(AdamConfig, ScaledConfig):
+    correct_bias: bool
+
+
+@dataclass(frozen=True)
+class ScaledSgdConfig(SgdConfig, ScaledConfig):
+    pass
+
+
+@dataclass(frozen=True)
 class WandbConfig:
     project: str
     entity: str | None
@@ -304,7 +322,12 @@ PEFT_SCHEMAS: dict[str, type] = {  # by init.method, where init.mode=peft
     "corda": CordaInit,
     "lora_ga_peft": PeftLoraGAInit,
 }
-OPTIMIZER_SCHEMAS: dict[str, type] = {"adamw": AdamConfig, "sgd": SgdConfig}
+OPTIMIZER_SCHEMAS: dict[str, type] = {
+    "adamw": AdamConfig,
+    "scaled_adamw": ScaledAdamConfig,
+    "scaled_gd": ScaledSgdConfig,
+    "sgd": SgdConfig,
+}
 DATASETS = ("arithmetic", "gsm8k", "json", "meta_math")
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -321,6 +344,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.quantization": ("nf4", "int8"),
     "model.scheduler": ("linear", "cosine", "constant"),
     "model.loss": ("token", "example"),
+    "optimizer.damping": ("absolute", "relative"),
+    "optimizer.order": ("simultaneous", "sequential"),
     "wandb.mode": ("online", "offline", "disabled"),
 }
 
@@ -577,6 +602,11 @@ def check_core(run: RunConfig) -> None:
         raise UsageError(
             f"peft.use_loraplus={peft.use_loraplus} gives B a learning rate of its own, but {name} trains R alone: "
             "drop it"
+        )
+    if init.core and isinstance(run.optimizer, ScaledConfig):
+        raise UsageError(
+            f"optimizer={run.optimizer.name} preconditions B and A by each other, but {name} trains R alone: take "
+            "optimizer=adamw or optimizer=sgd"
         )
 
 

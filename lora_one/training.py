@@ -139,12 +139,19 @@ class Recorder(TrainerCallback):
 
     def __init__(self, tracker: Tracker):
         self.tracker = tracker
+        self.rates: dict[str, float] = {}
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+        """Keep the learning rates of this step, of several groups; the schedule moves on before the log."""
+        groups = optimizer.param_groups
+        if len(groups) > 1:
+            self.rates = {f"learning_rate_{group['name']}": group["lr"] for group in groups}
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         logs = logs or {}
         if "loss" not in logs and not any(name.startswith("eval_") for name in logs):
             return  # the Trainer's closing summary; run.json has its own
-        self.tracker.log(state.global_step, logs)
+        self.tracker.log(state.global_step, logs | self.rates if "learning_rate" in logs else logs)
         if not math.isfinite(logs.get("loss", 0.0)):
             raise RunError(
                 f"the loss became {logs['loss']} at step {state.global_step}: lower model.learning_rate "

@@ -62,6 +62,13 @@ CONFIGURATION = [
     ("init.scale=search init.direction=LoRA-GA", "init.scale=search looks for the gamma", "take init.scale=stable"),
     ("init.scale=search init.stable_gamma=4", "init.stable_gamma=4.0 is read only with init.scale=stable", "drop one"),
     ("peft=dora init=lora_xs", "peft.dora=True trains magnitudes beside B and A", "drop peft=dora"),
+    (
+        "optimizer=scaled",
+        "optimizer=scaled is not a choice of conf/optimizer",
+        "did you mean scaled_gd?",
+        "scaled_adamw",
+    ),
+    ("optimizer=scaled_gd ++optimizer.eps=1", "unknown key optimizer.eps", "valid: damping, momentum, name, order"),
     # the form of an argument
     ("model.epochs", "model.epochs cannot be understood", "settings are key=value"),
     ("model.epochs=[1", "model.epochs=[1 cannot be understood", "settings are key=value"),
@@ -91,6 +98,8 @@ CONFIGURATION = [
     ("init=eva init.tau=1", "init.tau=1.0", "in [0, 1)"),
     ("optimizer.betas=[0.9]", "optimizer.betas=[0.9]", "two numbers in [0, 1)"),
     ("optimizer.eps=-1", "optimizer.eps=-1.0", "positive"),
+    ("optimizer=scaled_gd model.prec_reg=-1e-6", "model.prec_reg=-1e-06 is out of range", "not negative"),
+    ("optimizer=scaled_adamw model.prec_reg=inf", "model.prec_reg=inf is out of range", "not negative"),
     ("optimizer=sgd optimizer.momentum=3", "optimizer.momentum=3.0", "in [0, 1)"),
     # choices
     ("init.direction=LoRA-0ne", "init.direction=LoRA-0ne is not a choice", "did you mean LoRA-One?"),
@@ -98,11 +107,20 @@ CONFIGURATION = [
     ("++init.weight=stabel", "init.scale=stabel is not a choice", "did you mean stable?"),
     ("init=corda init.corda_method=imp", "init.corda_method=imp is not a choice", "did you mean ipm?"),
     ("init=lora_ga_peft init.scale=weight_svd", "init.scale=weight_svd is not a choice", "valid: gd, stable, unit"),
+    ("optimizer=scaled_gd optimizer.damping=relativ", "optimizer.damping=relativ is not a choice", "mean relative?"),
+    ("optimizer=scaled_gd optimizer.order=seq", "optimizer.order=seq is not a choice", "valid: sequential, simultan"),
     ("model.scheduler=cosin", "model.scheduler=cosin is not a choice", "did you mean cosine?"),
     # values together
     ("model.real_batch_size=30", "model.real_batch_size=30 is not divisible", "=32", "take a multiple of 32"),
     ("peft.lora_target_modules=q_proj", "='q_proj' must be the word all or a list", "[q_proj,v_proj]"),
     ("peft.lora_target_modules=[]", "=[] must be the word all or a list", "[q_proj,v_proj]"),
+    (
+        "optimizer=scaled_gd init=lora_xs",
+        "optimizer=scaled_gd preconditions B and A",
+        "trains R alone",
+        "optimizer=adamw",
+    ),
+    ("optimizer=scaled_adamw init.direction=LoRA-SB", "optimizer=scaled_adamw", "LoRA-SB trains R alone", "=adamw"),
     ("init.do_subsampling=true", "init.do_subsampling=true needs a size", "set init.sub_size="),
     ("init.sub_size=3", "init.sub_size=3 is read only with", "drop init.sub_size"),
     ("init.iters=null", "init.iters=None", "give both"),

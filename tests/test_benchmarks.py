@@ -1,6 +1,7 @@
 """The benchmarks run and write what they promise; their times are nobody's test."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -8,30 +9,41 @@ import pytest
 from conftest import ROOT
 
 
-@pytest.fixture(scope="module")
-def result(tmp_path_factory):
-    file = tmp_path_factory.mktemp("benchmarks") / "init.json"
-    script = ROOT / "benchmarks/bench_init.py"
-    command = [sys.executable, str(script), "--shape", "small", "--repeats", "1", "--threads", "1"]
+def run(script, folder, *options):
+    """Its JSON, from the smallest shape."""
+    file = folder / f"{script}.json"
+    command = [sys.executable, f"benchmarks/{script}.py", "--shape", "small", "--repeats", "1", "--threads", "1"]
     done = subprocess.run(
-        [*command, "--json", str(file), "--markdown"], cwd=ROOT, capture_output=True, text=True, check=False
+        [*command, *options, "--json", str(file), "--markdown"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert "| case " in done.stdout
-    return json.loads(file.read_text())
-
-
-def test_format(result):
+    result = json.loads(file.read_text())
     assert {"machine", "versions", "rows", "ratios"} <= result.keys()
     assert {"cpu", "cores", "threads"} <= result["machine"].keys() and "torch" in result["versions"]
     names = [row["name"] for row in result["rows"]]
     assert len(set(names)) == len(names)
+    assert all(isinstance(ratio, float) for ratio in result["ratios"].values())
+    return result
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    return run("bench_init", tmp_path_factory.mktemp("benchmarks"))
+
+
+def test_every_way_to_an_initialisation_has_its_row(result):
+    names = [row["name"] for row in result["rows"]]
     for kind in ("floor", "device", "fused", "sketched", "low-rank step", "PEFT LoRA-GA", "official"):
         assert any(name.startswith(kind) for name in names), kind
     for row in result["rows"]:
         assert all(value is None or isinstance(value, str | int | float) for value in row.values())
         assert row["seconds"] > 0 and row["ratio_to_floor"] > 0
-    assert all(isinstance(ratio, float) for ratio in result["ratios"].values())
 
 
 def test_every_way_captures_the_energy(result):
@@ -42,3 +54,17 @@ def test_every_way_captures_the_energy(result):
 def test_fused_holds_one_gradient_at_a_time(result):
     """All fourteen gradients together are eight times the largest."""
     assert result["ratios"]["fused: held / largest gradient"] < 3
+
+
+def test_optimizers_are_compared_at_every_rank_and_take_the_exact_step(tmp_path):
+    result = run("bench_optimizer", tmp_path, "--ranks", "4,8")
+    rows = {row["name"]: row for row in result["rows"]}
+    for rank in (4, 8):
+        for name in ("fused AdamW", "ours", "PEFT"):
+            row = rows[f"{name}, r={rank}"]
+            assert row["seconds"] > 0 and row["peak_extra_mib"] >= 0 and 0 < row["share_of_training_step"] < 1
+            assert (row["error"] is None) == (name == "fused AdamW") and (row["error"] or 0) < 1e-4
+        assert f"own time, ours / PEFT, r={rank}" in result["ratios"]
+        assert result["ratios"][f"step, ours / fused AdamW, r={rank}"] == pytest.approx(
+            rows[f"ours, r={rank}"]["seconds"] / rows[f"fused AdamW, r={rank}"]["seconds"]
+        )

@@ -10,12 +10,15 @@ from conftest import Experts, random_llama, run_config
 from test_gradients import autograd_gradients, examples, linear_layers
 from torch import distributed as dist
 from torch import multiprocessing
+from torch.nn.parallel import DistributedDataParallel
 
 from lora_one import adapters, steps
 from lora_one.data.encode import batches_of
 from lora_one.distributed import Processes
 from lora_one.gradients import mean_gradients
 from lora_one.inits import build_init
+from lora_one.losses import loss_count, loss_sum
+from lora_one.optim import AdamW, create_scaled_optimizer
 from lora_one.start import Probe, attach_adapters
 from lora_one.steps import StepSettings, how_to_hold, low_rank_steps
 
@@ -142,10 +145,29 @@ def sharded_gradients(checkpointing):
     return found, sketched, tuple(local)
 
 
+def scaled_steps(count):
+    """Adapter after three steps of scaled AdamW on one batch, which the processes share out; behind DDP if several."""
+    run = run_config("init=gaussian", "init.lora_B=gaussian", "peft.lora_r=4")
+    base = model_for_ranks().double()
+    model = attach_adapters(base, run.peft, build_init(run.init), None, seed=0, dtype="fp32")[0].double()
+    wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True) if count > 1 else model
+    optimizer = create_scaled_optimizer(wrapped, AdamW, lr=1e-3, reg=1e-2, correct_bias=False)
+    data = examples(6)
+    (mine,) = batches_of(data[Processes.current().rank :: count], 6, 0)
+    tokens = sum(loss_count(batch["labels"], "token") for batch in batches_of(data, 1, 0))
+    for _ in range(3):
+        optimizer.zero_grad()
+        logits = wrapped(input_ids=mine["input_ids"], attention_mask=mine["attention_mask"]).logits
+        (loss_sum(logits, mine["labels"], "token") * count / tokens).backward()  # DDP takes the mean
+        optimizer.step()
+    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+
 def results(count):
     found = {case: factors(*case) for case in CASES}
     found |= {f"experts {memory}": unequal_experts(memory) for memory in ("fast", "low")}
     found |= {f"refused {kind}": refusal(kind) for kind in REFUSED}
+    found["scaled steps"] = scaled_steps(count)
     if count > 1:
         found["hold"] = least_room_decides()
     if count == 2:
@@ -245,6 +267,14 @@ def test_every_process_stops_with_the_same_message(ranks, alone, count, kind):
 @pytest.mark.parametrize("count", [2, 3])
 def test_the_process_with_the_least_memory_decides_for_all(ranks, count):
     assert {rank["hold"] for rank in ranks[count]} == {"sketch"}
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_scaled_steps_are_those_of_one_process_and_the_same_on_every_rank(ranks, alone, count):
+    first, *others = (rank["scaled steps"] for rank in ranks[count])
+    for name, expected in alone["scaled steps"].items():
+        torch.testing.assert_close(first[name], expected, rtol=1e-4, atol=1e-5, msg=name)  # a step is 1e-3
+        assert all(torch.equal(other[name], first[name]) for other in others), name
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -192,6 +192,23 @@ def test_killed_between_checkpoints_it_goes_on_and_ends_the_same(tmp_path, llama
     assert resumed.read()["init"]["loss_before"] == straight.read()["init"]["loss_before"]
 
 
+@pytest.mark.parametrize(
+    "optimizer", ["scaled_adamw", "scaled_gd optimizer.momentum=0.9", "sgd optimizer.momentum=0.9"]
+)
+def test_every_optimizer_goes_on_bitwise_where_it_was_killed(tmp_path, llama_folder, monkeypatch, optimizer):
+    """adamw: above. With LoRA+, so with two groups."""
+    changes = (*f"optimizer={optimizer}".split(), "model.prec_reg=1e-3", "peft.use_loraplus=true", "model.epochs=2")
+    short = ("dataset.accuracy_examples=0", "model.learning_rate=1e-3")
+    straight, resumed = straight_and_resumed(tmp_path, llama_folder, (*changes, *short), monkeypatch)
+    assert f"-{optimizer.split()[0]}-" in straight.path.parent.name
+    name = "adapter_model.safetensors"
+    assert (resumed.adapter / name).read_bytes() == (straight.adapter / name).read_bytes()
+    lines = [json.loads(line) for line in resumed.metrics.read_text().splitlines()]
+    assert [line.get("learning_rate_lora_B") for line in lines] == [
+        line.get("learning_rate_lora_B") for line in map(json.loads, straight.metrics.read_text().splitlines())
+    ]
+
+
 def test_a_diverging_loss_stops_the_run_and_is_recorded(tmp_path, llama_folder):
     run = small_run(
         tmp_path, llama_folder, "model.learning_rate=1e30", "model.max_grad_norm=0", "dataset.accuracy_examples=0"

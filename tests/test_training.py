@@ -9,6 +9,7 @@ from lora_one.data.encode import batches_of
 from lora_one.errors import UsageError
 from lora_one.inits import build_init
 from lora_one.losses import loss_count, loss_sum
+from lora_one.optim import build_optimizer, create_scaled_optimizer
 from lora_one.start import attach_adapters
 from lora_one.tracking import Tracker, read_metrics
 from lora_one.training import accumulation_steps, total_steps, train
@@ -65,14 +66,69 @@ def test_equals_a_hand_written_loop(tmp_path, reduction, per_device):
 
 
 def test_loraplus_gives_b_its_ratio_of_the_learning_rate(tmp_path):
-    from lora_one.optim import build_optimizer
-
     run = settings("peft.use_loraplus=true", "peft.loraplus_lr_ratio=4")
     model = adapted(run)
     rates = {id(p): g["lr"] for g in build_optimizer(model, run).param_groups for p in g["params"]}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             assert rates[id(parameter)] == pytest.approx(4e-2 if "lora_B" in name else 1e-2)
+
+
+@pytest.mark.parametrize("name", ["adamw", "scaled_adamw", "scaled_gd", "sgd"])
+def test_learning_rates_of_all_groups_are_logged(tmp_path, name):
+    """Of the very step; `learning_rate` stays the one that the settings name."""
+    changes = (f"optimizer={name}", "model.epochs=4", "model.scheduler=linear", "model.prec_reg=1")
+    tracker = Tracker(tmp_path / "metrics.jsonl")
+    for loraplus in (False, True):
+        run = settings(*changes, f"peft.use_loraplus={loraplus}", "peft.loraplus_lr_ratio=4")
+        folder = tmp_path / str(loraplus)
+        train(adapted(run), examples(6), run, evaluate=None, checkpoints=folder, pad_id=0, tracker=tracker)
+    one, two = (read_metrics(tracker.path)[start : start + 4] for start in (0, 4))
+    assert [line["learning_rate"] for line in one] == pytest.approx([1e-2, 7.5e-3, 5e-3, 2.5e-3])
+    assert not any(key.startswith("learning_rate_") for line in one for key in line)
+    for line, plain in zip(two, one, strict=True):
+        assert line["learning_rate"] == line["learning_rate_others"] == plain["learning_rate"]
+        assert line["learning_rate_lora_B"] == pytest.approx(4 * line["learning_rate"])
+
+
+def test_scaled_optimizer_of_the_settings_equals_a_hand_written_loop(tmp_path):
+    """Clipped first, then preconditioned, with LoRA+ and the keys of conf/optimizer."""
+    keys = (
+        "optimizer.eps=1e-4",
+        "optimizer.damping=relative",
+        "optimizer.order=sequential",
+        "optimizer.correct_bias=true",
+    )
+    changes = ("optimizer=scaled_adamw", "model.prec_reg=0.1", "model.weight_decay=0.1", "peft.use_loraplus=true")
+    run = settings("model.epochs=3", "model.max_grad_norm=0.1", "init=gaussian", *changes, *keys)
+    data = examples(6)
+    factors, _ = trained(run, tmp_path, data)
+    model = adapted(run)
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    groups = [
+        {"params": [p for n, p in named.items() if ("lora_B" in n) == up], "lr": rate}
+        for up, rate in ((False, 1e-2), (True, 1.6e-1))
+    ]
+    options = {"lr": 1e-2, "eps": 1e-4, "weight_decay": 0.1, "reg": 0.1, "damping": "relative", "order": "sequential"}
+    optimizer = create_scaled_optimizer(model, torch.optim.AdamW, params=groups, **options)
+    (batch,) = batches_of(data, 6, 0)
+    for _ in range(3):
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        (loss_sum(logits, batch["labels"], "token") / loss_count(batch["labels"], "token")).backward()
+        torch.nn.utils.clip_grad_norm_(named.values(), 0.1)
+        optimizer.step()
+        optimizer.zero_grad()
+    for name, parameter in named.items():
+        torch.testing.assert_close(factors[name], parameter, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_loraplus_without_a_b_that_trains_is_refused():
+    run = settings("peft.use_loraplus=true")
+    model = adapted(run)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_A" in name)
+    with pytest.raises(UsageError, match=r"peft.use_loraplus=True .* no lora_B of this model trains: drop it"):
+        build_optimizer(model, run)
 
 
 def test_gradient_checkpointing_changes_no_number(tmp_path):

@@ -1,19 +1,33 @@
-"""Optimisers by name, over parameter groups that LoRA+ may split."""
+"""Optimisers by name, over parameter groups that LoRA+ may split; scaled ones precondition LoRA's factors."""
 
-from typing import Any
+import dataclasses
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from lora_one.config import RunConfig
+from lora_one.optim.adamw import AdamW
 from lora_one.optim.param_groups import param_groups
+from lora_one.optim.scaled import create_scaled_optimizer
+
+if TYPE_CHECKING:
+    from lora_one.config import RunConfig
+
+__all__ = ["AdamW", "build_optimizer", "create_scaled_optimizer"]
+
+PLAIN = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+SCALED = {"scaled_adamw": AdamW, "scaled_gd": torch.optim.SGD}  # the optimiser behind the preconditioner
 
 
-def build_optimizer(model: nn.Module, run: RunConfig) -> torch.optim.Optimizer:
-    """The optimiser that ``optimizer.name`` names, over the trainable parameters of the model."""
+def build_optimizer(model: nn.Module, run: "RunConfig") -> torch.optim.Optimizer:
+    """The optimiser that ``optimizer.name`` names, over the trainable parameters of the model.
+
+    The other keys of ``optimizer`` are its arguments. Raises UsageError: see `param_groups`, `create_scaled_optimizer`.
+    """
     groups = param_groups(model, run.model.learning_rate, run.model.weight_decay, run.peft)
     on_gpu = any(parameter.is_cuda for group in groups for parameter in group["params"])
-    options: dict[str, Any] = {"lr": run.model.learning_rate, "fused": on_gpu}
-    if run.optimizer.name == "sgd":
-        return torch.optim.SGD(groups, momentum=run.optimizer.momentum, **options)
-    return torch.optim.AdamW(groups, betas=tuple(run.optimizer.betas), eps=run.optimizer.eps, **options)
+    options = dataclasses.asdict(run.optimizer) | {"lr": run.model.learning_rate, "fused": on_gpu}
+    name = options.pop("name")
+    if name in SCALED:
+        return create_scaled_optimizer(model, SCALED[name], reg=run.model.prec_reg, params=groups, **options)
+    return PLAIN[name](groups, **options)

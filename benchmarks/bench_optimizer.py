@@ -1,0 +1,209 @@
+"""What the r x r preconditioner costs a step: fused AdamW alone, behind ours, and behind PEFT's.
+
+    python benchmarks/bench_optimizer.py --shape llama2-7b --ranks 8,16,64 --json bench_optimizer.json --markdown
+
+The factors of every linear layer of the model, in fp32, each a parameter as PEFT holds them; random values. The three
+take turns on the same factors and gradients, and medians stand. Own time is a step less the one of fused AdamW alone.
+error: of the preconditioned gradient against eq. 9 in fp64, relative, the largest of all factors. extra memory: the
+peak of live tensor bytes in a step. The training step is the forward and backward pass of ONE decoder layer with
+adapters over 256 tokens, times the number of layers, and ours: what it costs with the smallest batch there is.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from statistics import median
+from typing import Any
+
+import torch
+from common import SHAPES, Clock, LiveBytes, Shape, common_arguments, hand_over, set_threads
+from peft import LoraConfig, get_peft_model
+from peft.optimizers import create_riemannian_optimizer
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from lora_one.adapters import quiet_peft
+from lora_one.optim import create_scaled_optimizer
+
+REG, TOKENS, LARGEST_ERROR = 1e-6, 256, 1e-3
+ALONE, OURS, PEFT = "fused AdamW", "ours", "PEFT"
+Make = Callable[..., torch.optim.Optimizer]
+
+
+class Factors(nn.Module):
+    """A and B of one layer (m, n) under PEFT's names."""
+
+    def __init__(self, m: int, n: int, rank: int):
+        super().__init__()
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(n, rank, bias=False)})
+        self.lora_B = nn.ModuleDict({"default": nn.Linear(rank, m, bias=False)})
+
+
+def adapters(shape: Shape, rank: int) -> nn.ModuleList:
+    """Seven layers a decoder layer: four of the attention, three of the feed-forward net."""
+    small, large = shape.hidden, shape.intermediate
+    layer = 4 * [(small, small)] + 2 * [(large, small)] + [(small, large)]
+    return nn.ModuleList(Factors(m, n, rank) for m, n in shape.layers * layer)
+
+
+def makers(device: str) -> dict[str, Make]:
+    """Name -> an optimiser over a model; inner and its settings in the place of fused AdamW for the check."""
+
+    def alone(model: nn.Module, inner: type = torch.optim.AdamW, **options: Any) -> torch.optim.Optimizer:
+        return inner(model.parameters(), **options)
+
+    def ours(model: nn.Module, inner: type = torch.optim.AdamW, **options: Any) -> torch.optim.Optimizer:
+        return create_scaled_optimizer(model, inner, reg=REG, **options)
+
+    def peft(model: nn.Module, inner: type = torch.optim.AdamW, **options: Any) -> torch.optim.Optimizer:
+        return create_riemannian_optimizer(model, inner, reg=REG, **options)
+
+    return {ALONE: alone, OURS: ours, PEFT: peft}
+
+
+class Gradients:
+    """Random gradients of a model, which a step may change and which are put back before the next."""
+
+    def __init__(self, model: nn.Module):
+        self.parameters = list(model.parameters())
+        self.values = [1e-3 * torch.randn_like(parameter) for parameter in self.parameters]
+        for parameter in self.parameters:
+            parameter.grad = torch.empty_like(parameter)
+
+    def put_back(self) -> None:
+        for parameter, value in zip(self.parameters, self.values, strict=True):
+            parameter.grad.copy_(value)
+
+
+def exact(model: nn.Module, gradients: Gradients) -> Iterator[tuple[Tensor, Tensor]]:
+    """For every factor its gradient and what eq. 9 makes of it in fp64."""
+    of = dict(zip(map(id, gradients.parameters), gradients.values, strict=True))
+    for layer in model:
+        A, B = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        damping = REG * torch.eye(len(A), dtype=torch.float64, device=A.device)
+        a, b = A.detach().double(), B.detach().double()
+        yield A.grad, torch.linalg.solve(b.T @ b + damping, of[id(A)].double())
+        yield B.grad, torch.linalg.solve(a @ a.T + damping, of[id(B)].double().T).T
+
+
+def error_of(make: Make, model: nn.Module, gradients: Gradients) -> float:
+    """The largest relative error over the factors, from a step of no size behind which ``grad`` stays."""
+    gradients.put_back()
+    make(model, torch.optim.SGD, lr=0.0).step()
+    return max(float((found - right).norm() / right.norm()) for found, right in exact(model, gradients))
+
+
+def measure(shape: Shape, rank: int, device: str, repeats: int) -> dict[str, dict[str, Any]]:
+    """Rows by name: seconds of each turn, extra memory, error."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = adapters(shape, rank)
+    gradients = Gradients(model)
+    make = makers(device)
+    rows: dict[str, dict[str, Any]] = {}
+    for name in make:
+        error = None if name == ALONE else error_of(make[name], model, gradients)
+        if name == OURS and error > LARGEST_ERROR:
+            raise SystemExit(f"r={rank}: the preconditioned gradient is off by {error:.1e}, more than {LARGEST_ERROR}")
+        rows[name] = {"rank": rank, "error": error, "turns": []}
+    optimizers = {name: make[name](model, lr=1e-6, fused=True) for name in make}
+    for name, optimizer in optimizers.items():
+        gradients.put_back()
+        optimizer.step()  # makes the moments
+        with LiveBytes() as memory:
+            optimizer.step()
+        rows[name]["peak_extra_mib"] = memory.peak / 2**20
+    for turn in range(repeats):
+        for name, optimizer in optimizers.items():
+            gradients.put_back()
+            clock = Clock()
+            optimizer.step()
+            clock.stop()
+            rows[name]["turns"].append(clock.seconds)
+        shown = ", ".join(f"{name} {row['turns'][-1]:.3f}" for name, row in rows.items())
+        print(f"r={rank}, {turn + 1}/{repeats}: {shown}", flush=True)
+    return rows
+
+
+def passes(shape: Shape, rank: int, device: str, repeats: int) -> float:
+    """Seconds of forward and backward through one decoder layer with adapters, times the number of layers."""
+    config = LlamaConfig(
+        vocab_size=32,  # so the head costs nothing
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=1,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    with torch.device(device):
+        base = LlamaForCausalLM(config)
+    with quiet_peft():
+        model = get_peft_model(base, LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM"))
+    model.base_model.model.enable_input_require_grads()  # as every layer but the first
+    ids = torch.randint(2, 32, (1, TOKENS), device=device)
+    seconds = []
+    for _ in range(repeats):
+        clock = Clock()
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        clock.stop()
+        seconds.append(clock.seconds)
+    return shape.layers * median(seconds)
+
+
+def summary(found: dict[str, dict[str, Any]], rank: int, whole: float) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """The rows and ratios of one rank; whole: seconds of the passes."""
+    seconds = {name: median(row.pop("turns")) for name, row in found.items()}
+    rows = [
+        row
+        | {
+            "name": f"{name}, r={rank}",
+            "seconds": seconds[name],
+            "own_seconds": None if name == ALONE else seconds[name] - seconds[ALONE],
+            "share_of_training_step": seconds[name] / (whole + seconds[name]),
+        }
+        for name, row in found.items()
+    ]
+    own = {row["name"]: row["own_seconds"] for row in rows}
+    ratios = {
+        "own time, ours / PEFT": own[f"{OURS}, r={rank}"] / own[f"{PEFT}, r={rank}"],
+        "step, ours / fused AdamW": seconds[OURS] / seconds[ALONE],
+        "step, PEFT / fused AdamW": seconds[PEFT] / seconds[ALONE],
+        "step, ours / training step": seconds[OURS] / (whole + seconds[OURS]),
+    }
+    return rows, {f"{name}, r={rank}": ratio for name, ratio in ratios.items()}
+
+
+FIGURES = {
+    "seconds": ("seconds a step", "{:.4f}"),
+    "own_seconds": ("own seconds", "{:.4f}"),
+    "peak_extra_mib": ("extra memory (MiB)", "{:.1f}"),
+    "error": ("error against eq. 9", "{:.0e}"),
+    "share_of_training_step": ("share of a training step", "{:.4f}"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    common_arguments(parser, shape="medium", repeats=11)
+    parser.add_argument("--ranks", type=lambda text: [int(rank) for rank in text.split(",")], default=[8])
+    chosen = parser.parse_args(arguments)
+    set_threads(chosen)
+    shape = SHAPES[chosen.shape]
+    whole = passes(shape, chosen.ranks[0], chosen.device, min(3, chosen.repeats))
+    layer = f"one decoder layer of {TOKENS} tokens x {shape.layers}"
+    print(f"forward and backward, {layer}: {whole:.2f} s", flush=True)
+    rows: list[dict[str, Any]] = [
+        {"name": f"forward and backward, {layer}", "rank": chosen.ranks[0], **dict.fromkeys(FIGURES), "seconds": whole}
+    ]
+    ratios: dict[str, float] = {}
+    for rank in chosen.ranks:
+        found, its_ratios = summary(measure(shape, rank, chosen.device, chosen.repeats), rank, whole)
+        rows += found
+        ratios |= its_ratios
+    settings = {"name": chosen.shape, "ranks": chosen.ranks, "dtype": "float32", "repeats": chosen.repeats}
+    hand_over(chosen, {"shape": settings, "rows": rows, "ratios": ratios}, FIGURES)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""The r x r preconditioner: a factor's gradient times the inverse of its partner's Gram matrix."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lora_one.errors import RunError
+
+LEAST_DAMPING = 1e-30  # a zero factor without lambda: its partner's gradient is zero, and so stays the product
+
+
+class Half(NamedTuple):
+    """One factor of a pair, whose gradient changes, and the partner by whose Gram matrix it does."""
+
+    layer: str
+    factor: nn.Parameter  # A (r, n), or B (m, r)
+    partner: nn.Parameter  # B (m, r), or A (r, n)
+    is_A: bool
+
+    @property
+    def partner_name(self) -> str:
+        return f"lora_{'B' if self.is_A else 'A'} of {self.layer}"
+
+    def gram(self, dtype: torch.dtype) -> Tensor:
+        """B^T B for A's gradient, A A^T for B's: (r, r)."""
+        partner = widened(self.partner, dtype)
+        return partner.mT @ partner if self.is_A else partner @ partner.mT
+
+    def apply(self, inverse: Tensor) -> None:
+        """g_A <- P g_A or g_B <- g_B P, computed in P's dtype."""
+        grad = self.factor.grad
+        wide = widened(grad, inverse.dtype)
+        grad.copy_(inverse @ wide if self.is_A else wide @ inverse)
+
+
+def widened(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)  # even an idle `to` is a tenth of a small step
+
+
+@torch.no_grad()
+def precondition(halves: Sequence[Half], reg: float, *, relative: bool) -> None:
+    """g_A <- (B^T B + lambda I)^-1 g_A and g_B <- g_B (A A^T + lambda I)^-1, in place in ``grad``.
+
+    Source: arXiv:2402.02347, eq. 9 of arXiv:2502.01235.  halves: of one rank, dtype and device, with gradients.
+    reg: lambda, or with ``relative`` its share of the Gram matrix's mean diagonal.  Gram matrices and products are
+    fp32, or fp64 for fp64 factors. One batch of small systems, for which the host waits once.
+    """
+    dtype = torch.promote_types(halves[0].factor.dtype, torch.float32)
+    with full_precision(halves[0].factor.device):
+        grams = torch.stack([half.gram(dtype) for half in halves])
+        inverses = damped_inverses(grams, reg, [half.partner_name for half in halves], relative=relative)
+        for half, inverse in zip(halves, inverses.unbind(), strict=True):
+            half.apply(inverse)
+
+
+def damped_inverses(grams: Tensor, reg: float, names: Sequence[str], *, relative: bool = False) -> Tensor:
+    """(K + lambda I)^-1 of each Gram matrix K (k, r, r), which is overwritten; see `precondition` for reg.
+
+    Where rounding leaves K + lambda I without a Cholesky factor, lambda grows by the square root of the dtype's
+    resolution times K's mean diagonal, and a warning names the matrix. Raises RunError: K is not finite.
+    """
+    diagonals = grams.diagonal(dim1=-2, dim2=-1)
+    sizes = diagonals.mean(-1, keepdim=True)
+    diagonals += (reg * sizes if relative else reg) + LEAST_DAMPING
+    triangles, failures = torch.linalg.cholesky_ex(grams)
+    if failures.any():
+        failed = failures.nonzero().flatten()
+        those = names[int(failed[0])] + (f" and {len(failed) - 1} more" if len(failed) > 1 else "")
+        share = torch.finfo(grams.dtype).eps ** 0.5
+        extra = torch.diag_embed((share * sizes[failed]).expand_as(diagonals[failed]))
+        triangles[failed], failures = torch.linalg.cholesky_ex(grams[failed] + extra)
+        if failures.any():
+            raise RunError(f"the Gram matrix of {those} is not finite: training has diverged, lower the learning rate")
+        warnings.warn(
+            f"the Gram matrix of {those} is singular to {grams.dtype} with lambda = {reg:g}: lambda is raised by "
+            f"{share:.0e} of its mean diagonal for this step; a larger lambda (reg, model.prec_reg) avoids that",
+            stacklevel=2,
+        )
+    identity = torch.eye(grams.shape[-1], dtype=grams.dtype, device=grams.device)
+    roots = torch.linalg.solve_triangular(triangles, identity, upper=False)
+    return roots.mT @ roots
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """fp32 products of fp32 matrices, whatever autocast or TF32 the training runs under."""
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    before = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = "ieee"
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
