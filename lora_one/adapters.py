@@ -1,7 +1,7 @@
 """Adapters in a model: which layers, and how a method's factors get there. The room that knows PEFT."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -61,15 +61,18 @@ def target_layers(model: nn.Module, peft: PeftConfig, method: Method | None = No
     return linear
 
 
-def refuse_rank(name: str, layer: nn.Module, rank: int, method: Method | None) -> None:
-    """Raises UsageError: the layer has fewer singular vectors than the method takes."""
+def refuse_rank(name: str, layer: nn.Module, rank: int, method: Method | None, section: str = "peft.lora_") -> None:
+    """Raises UsageError: the layer has fewer singular vectors than the method takes.
+
+    section: before the names of the settings to change, r and target_modules.
+    """
     vectors = method.vectors if method is not None else 1
     smallest = min(weight_shape(layer))
     if vectors * rank > smallest:
-        rule = f"peft.lora_r={rank}" + (f" x {vectors} ({method.name} takes 2 r vectors)" if vectors > 1 else "")
+        rule = f"{section}r={rank}" + (f" x {vectors} ({method.name} takes 2 r vectors)" if vectors > 1 else "")
         raise UsageError(
             f"{rule} exceeds min(m, n)={smallest} of {name} of shape {' x '.join(map(str, weight_shape(layer)))}; "
-            "lower peft.lora_r or leave this layer out of peft.lora_target_modules"
+            f"lower {section}r or leave this layer out of {section}target_modules"
         )
 
 
@@ -138,22 +141,24 @@ def wrap(base: nn.Module, peft: PeftConfig, dtype: str) -> PeftModel:
 
 
 def wrapped(base: nn.Module, config: LoraConfig, dtype: str) -> PeftModel:
-    """The base with the adapters of a PEFT configuration, what trains in that dtype."""
+    """The base with the adapters of a PEFT configuration, in that dtype."""
     with quiet_peft():
         model = get_peft_model(base, config, autocast_adapter_dtype=False)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:  # whatever else trains (a head, biases) keeps the base's
             parameter.data = parameter.data.to(DTYPES[dtype])
     return model
 
 
 @contextmanager
-def unwrapped_on_error(model: PeftModel) -> Iterator[None]:
-    """A start that fails leaves the base as it was before PEFT wrapped it."""
+def unwrapped_on_error(model: PeftModel, trained: Sequence[nn.Parameter]) -> Iterator[None]:
+    """A start that fails leaves the base as it was before PEFT wrapped it, when ``trained`` were to be trained."""
     try:
         yield
     except BaseException:
         model.unload()
+        for parameter in trained:
+            parameter.requires_grad_(True)
         raise
 
 
@@ -190,9 +195,11 @@ class Core(nn.Module):
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """PEFT still asks a model by an older name, of which transformers warns."""
+    """PEFT still asks a model by an older name, of which transformers warns; and it warns of biases that train, whose
+    values are the base's own before training."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="Careful, disabling adapter layers with bias", category=UserWarning)
         yield
 
 

@@ -38,13 +38,13 @@ def whole_folder(path: Path) -> Iterator[Path]:
         ) from error
 
 
-def save_adapter(model: PeftModel, path: Path, kept: Kept | None = None) -> None:
+def save_adapter(model: PeftModel, path: Path | str, kept: Kept | None = None) -> None:
     """The PEFT folder, for the original base: adapter_config.json and the factors as trained, bit for bit.
 
     Where the base became W - s B0 A0 (``kept``), the adapter is [B, -B0] [A; A0] of rank 2 r with the same s, so
     that the original base with it is the trained model. Where a core was trained, it is (B R) A.
     """
-    with whole_folder(path) as folder:
+    with whole_folder(Path(path)) as folder:
         model.save_pretrained(folder)
         if kept:
             _undo_shift(model, folder, kept)
@@ -77,8 +77,10 @@ def _write_factors(factors: Kept, folder: Path) -> None:
 
 def _undo_shift(model: PeftModel, folder: Path, kept: Kept) -> None:
     config = copy.copy(model.peft_config[ADAPTER])
-    config.lora_alpha *= 2**0.5 if config.use_rslora else 2  # s stays what it was at rank r
-    config.r *= 2
+    wider = 2**0.5 if config.use_rslora else 2  # s stays what it was at rank r
+    config.r, config.lora_alpha = 2 * config.r, wider * config.lora_alpha
+    config.rank_pattern = {layer: 2 * rank for layer, rank in config.rank_pattern.items()}
+    config.alpha_pattern = {layer: wider * alpha for layer, alpha in config.alpha_pattern.items()}
     config.inference_mode = True
     config.save_pretrained(folder)
     factors = {}

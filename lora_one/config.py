@@ -617,6 +617,11 @@ def check_quantization(run: RunConfig) -> None:
             "init=loftq makes up for what quantising the base lost, and model.quantization=null leaves the base as it "
             "is: add model.quantization=nf4, or take init=pissa"
         )
+    if chosen == "int8" and run.peft.dora:
+        raise UsageError(
+            "peft.dora=True takes the norms of the base's weights at every step, which PEFT cannot do for "
+            "model.quantization=int8: take model.quantization=nf4, or drop peft=dora"
+        )
     name = getattr(init, "direction", None) or getattr(init, "method", init.mode)
     shifts = isinstance(init, PeftInit | SvdInit) and name != "eva"
     if chosen is not None and (shifts or name == "LoRA-GA"):

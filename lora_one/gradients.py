@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lora_one.distributed import Processes
-from lora_one.losses import Batch, Reduction, loss_count, loss_sum, model_logits
+from lora_one.losses import Batch, Reduction, evaluating, loss_count, loss_sum, model_logits
 
 Receive = Callable[[str, Tensor, Tensor], None]  # (layer, X (tokens, n), dY (tokens, m))
 
@@ -132,26 +132,22 @@ def backward_passes(
     count = sum(loss_count(batch["labels"], reduction) for batch in batches)
     calls = Counter() if calls is None else calls
     loss = 0.0
-    was_training = model.training
-    model.eval()
-    try:
-        with (
-            _tapped(layers, receive, calls) as forward,
-            _gradients_from_the_embeddings(model),
-            _checkpointed(model, checkpointing),
-        ):
-            for batch, weight in processes.share(batches):
-                with torch.enable_grad():
-                    with forward():
-                        logits = model_logits(model, batch)
-                    share = loss_sum(logits, batch["labels"].to(logits.device), reduction) * (weight / count)
-                    del logits
-                loss += share.item()
-                if processes.count == 1 and not math.isfinite(loss):
-                    break
-                share.backward()  # of several processes none stops alone: the others would wait for it
-    finally:
-        model.train(was_training)
+    with (
+        evaluating(model),
+        _tapped(layers, receive, calls) as forward,
+        _gradients_from_the_embeddings(model),
+        _checkpointed(model, checkpointing),
+    ):
+        for batch, weight in processes.share(batches):
+            with torch.enable_grad():
+                with forward():
+                    logits = model_logits(model, batch)
+                share = loss_sum(logits, batch["labels"].to(logits.device), reduction) * (weight / count)
+                del logits
+            loss += share.item()
+            if processes.count == 1 and not math.isfinite(loss):
+                break
+            share.backward()  # of several processes none stops alone: the others would wait for it
     loss = processes.total(loss)
     if not math.isfinite(loss):
         raise ValueError(f"the loss on the initialisation examples is {loss}")

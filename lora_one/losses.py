@@ -1,6 +1,7 @@
 """The loss of causal language modelling, one definition for training, validation and the one-step gradient."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -41,17 +42,25 @@ def model_logits(model: nn.Module, batch: Batch) -> Tensor:
     return model(**inputs, use_cache=False).logits
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Dropout off in every part of the model; afterwards each is as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 @torch.no_grad()
 def mean_loss(model: nn.Module, batches: Iterable[Batch], reduction: Reduction) -> float:
     """Mean loss over batches, dropout off; neither batch size nor padding changes it."""
-    was_training = model.training
-    model.eval()
     total, count = 0.0, 0
-    try:
+    with evaluating(model):
         for batch in batches:
             logits = model_logits(model, batch)
             total += float(loss_sum(logits, batch["labels"].to(logits.device), reduction))
             count += loss_count(batch["labels"], reduction)
-    finally:
-        model.train(was_training)
     return total / count

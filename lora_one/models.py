@@ -157,7 +157,7 @@ def load_model(
         model = model if quantization else model.to(target)
     except torch.OutOfMemoryError as error:
         raise RunError(f"model {name} does not fit on {target}: take bf16 or a smaller model") from error
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise RunError(cannot_load(name, "weights", error)) from error
     return model.requires_grad_(False).eval()
 

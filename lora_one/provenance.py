@@ -18,6 +18,7 @@ PACKAGES = (
     "hydra-core",
     "omegaconf",
     "wandb",
+    "bitsandbytes",
 )
 
 # Keys that cannot change the adapter: they only name, place, write or watch.
@@ -40,6 +41,15 @@ def fingerprint(path: Path) -> str:
             content = hashlib.file_digest(stream, "sha256").hexdigest()
         name = "".join(file.suffixes) if single else file.name  # the endings say how a table is read
         total.update(f"{name}\0{content}\n".encode())
+    return total.hexdigest()
+
+
+def source_fingerprint() -> str:
+    """sha256 over this package's own code."""
+    total = hashlib.sha256()
+    root = Path(__file__).parent
+    for file in sorted(root.rglob("*.py")):
+        total.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
     return total.hexdigest()
 
 

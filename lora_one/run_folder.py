@@ -27,8 +27,7 @@ def method_name(run: RunConfig) -> str:
     modes = {"svd": "svd", "lora_xs": "LoRA-XS", "loftq": "LoftQ"}
     named = getattr(init, "direction", None) or getattr(init, "method", None)
     method = named or modes.get(init.mode) or f"LoRA-{init.lora_A}"
-    adapter = {"LoRA-One": "DoRA-One"}.get(method, f"DoRA-{method}") if run.peft.dora else method
-    parts = [adapter, f"r{run.peft.lora_r}"]
+    parts = [with_dora(method, run.peft.dora), f"r{run.peft.lora_r}"]
     if method == "LoRA-SB":  # reads neither alpha nor a scale
         parts += [f"eta{init.eta:g}"] if init.eta is not None else []
     else:
@@ -40,6 +39,10 @@ def method_name(run: RunConfig) -> str:
     if run.optimizer.name != "adamw":
         parts.append(run.optimizer.name)
     return "-".join([*parts, f"lr{run.model.learning_rate:g}"])
+
+
+def with_dora(method: str, dora: bool) -> str:
+    return {"LoRA-One": "DoRA-One"}.get(method, f"DoRA-{method}") if dora else method
 
 
 class RunFolder:
@@ -103,9 +106,16 @@ class RunFolder:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
-def quantization_of(adapter: Path) -> str | None:
-    """What the base of a run's adapter/ was quantised to, by the run.json beside it; None where there is none."""
-    return RunFolder(adapter.resolve().parent).read().get("config", {}).get("model", {}).get("quantization")
+def base_of(adapter: Path | None) -> dict[str, str]:
+    """How a quantised base was loaded under a run's adapter/, by the run.json beside it: dtype and quantization.
+
+    Empty for another base, and where there is no such run.
+    """
+    record = RunFolder(adapter.resolve().parent).read() if adapter else {}
+    model = record.get("config", {}).get("model", {})
+    if not model.get("quantization"):
+        return {}
+    return {"dtype": "bf16" if model["bf16"] else "fp32", "quantization": model["quantization"]}
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

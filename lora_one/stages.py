@@ -21,15 +21,16 @@ from lora_one.evaluation.generate import context_length
 from lora_one.evaluation.validation import Validation
 from lora_one.inits import build_init
 from lora_one.models import load_model, load_tokenizer, local_folder, original_weights
-from lora_one.provenance import fingerprint, provenance
+from lora_one.provenance import fingerprint, provenance, source_fingerprint
 from lora_one.reports.curves import plot_run
-from lora_one.run_folder import RunFolder
+from lora_one.run_folder import RunFolder, with_dora
 from lora_one.start import Probe, Start, attach_adapters, probe_loss
 from lora_one.start.cache import Cache, content_of
 from lora_one.steps import StepSettings
 from lora_one.tracking import Tracker, read_metrics
 from lora_one.training import first_step_size, last_checkpoint, train
 
+STARTED_BY = ("torch", "transformers", "peft", "bitsandbytes")  # packages whose versions a start may depend on
 LOSS_WINDOW = 10  # logged steps that the first and the last loss of a run are averaged over
 
 
@@ -118,7 +119,7 @@ def initialise(
     method = build_init(init)
     cache = None
     if run.init.cache is not None:
-        cache = Cache(Path(run.init.cache).expanduser(), cache_key(run, init, probe, folder.read()))
+        cache = Cache(Path(run.init.cache).expanduser(), cache_key(run, init, probe, folder.read(), base))
     started = time.perf_counter()
     model, start = attach_adapters(
         base,
@@ -136,7 +137,9 @@ def initialise(
     if validation.asked or run.model.epochs == 0:
         evaluations["init"] = validation(model)
         tracker.log(0, evaluations["init"])
-    record = {"method": method.name, "seconds": seconds} | figures(start, probe_loss(model, probe) if probe else None)
+    record = {"method": with_dora(method.name, run.peft.dora), "seconds": seconds} | figures(
+        start, probe_loss(model, probe) if probe else None
+    )
     if getattr(init, "eta", None) is not None:
         record["eta"] = init.eta
     folder.update(trainable_parameters=adapters.trainable_parameters(model), init=record, evaluation=evaluations)
@@ -147,15 +150,17 @@ def initialise(
 def figures(start: Start, loss_after: float | None) -> dict[str, Any]:
     """What run.json tells of a start: examples, energies, losses there, and how far each layer was moved."""
     solution, energies = start.solution, list(start.solution.energies.values())
-    searched = dict(sorted(solution.searched.items()))
     return {
         "examples": solution.examples.examples if solution.examples else 0,
         "tokens": solution.examples.tokens if solution.examples else 0,
-        "captured_energy": {"min": min(energies), "mean": mean(energies)} if energies else None,
+        "captured_energy": {"min": min(energies), "mean": mean(energies), "layers": solution.energies}
+        if energies
+        else None,
         "loss_before": solution.examples.loss if solution.examples else None,
         "loss_after": loss_after,
         "predicted_decrease": solution.predicted_decrease,
-        "searched": {"gamma": min(searched, key=searched.get), "losses": searched} if searched else None,
+        "searched": {"gamma": solution.gamma, "losses": solution.searched} if solution.searched else None,
+        "cached": solution.cached,
         "relative_shift": start.relative_shift,
     }
 
@@ -177,24 +182,29 @@ def said_of(record: dict[str, Any]) -> str:
             fall += f", down {before - after:.4f} where the first order predicts {record['predicted_decrease']:.4f}"
         lines.append(fall)
     if record["searched"]:
-        tried = ", ".join(f"{gamma:g}: {loss:.4f}" for gamma, loss in record["searched"]["losses"].items())
+        losses = sorted(record["searched"]["losses"].items())
+        tried = ", ".join(f"{gamma:g}: " + (f"{loss:.4f}" if loss is not None else "nan") for gamma, loss in losses)
         lines.append(f"init: gamma {record['searched']['gamma']:g} has the least loss of {tried}")
     return "\n".join(lines)
 
 
-def cache_key(run: RunConfig, init: Any, probe: Probe | None, record: dict[str, Any]) -> dict[str, Any]:
+def cache_key(
+    run: RunConfig, init: Any, probe: Probe | None, record: dict[str, Any], base: nn.Module
+) -> dict[str, Any]:
     """Everything that a start's factors depend on, by the names of the configuration."""
     origin = record["provenance"]
     settings = dataclasses.asdict(dataclasses.replace(init, seed=init_seed(run)))
     adapter = ("lora_r", "lora_alpha", "use_rslora", "lora_target_modules", "lora_xs", "dora")
     return {
-        "model.name": origin["fingerprints"].get("model.name", f"{run.model.name}@{run.model.revision}"),
+        "model.name": origin["fingerprints"].get("model.name", run.model.name),
+        "model.revision": getattr(base.config, "_commit_hash", None) or run.model.revision,
         "model.bf16": run.model.bf16,
         "model.quantization": run.model.quantization,
         **{f"peft.{name}": getattr(run.peft, name) for name in adapter},
-        **{f"init.{name}": value for name, value in settings.items() if name not in {"cache", "memory", "dtype"}},
+        **{f"init.{name}": value for name, value in settings.items() if name not in {"cache", "memory"}},
         "examples": content_of(probe.batches) if probe else None,
-        **{f"version of {name}": origin["versions"][name] for name in ("lora-one", "torch", "transformers", "peft")},
+        **{f"version of {name}": origin["versions"][name] for name in STARTED_BY},
+        "code": source_fingerprint(),
     }
 
 

@@ -58,6 +58,7 @@ CONFIGURATION = [
     ("init=loftq", "init=loftq makes up for what quantising the base lost", "add model.quantization=nf4"),
     ("init=svd model.quantization=nf4", "svd changes the base's weights", "model.quantization=nf4 cannot hold", "take"),
     ("init.direction=LoRA-GA model.quantization=int8", "LoRA-GA changes the base's weights", "cannot hold"),
+    ("peft=dora model.quantization=int8", "peft.dora=True takes the norms", "take model.quantization=nf4"),
     # the start
     ("init.scale=search init.direction=LoRA-GA", "init.scale=search looks for the gamma", "take init.scale=stable"),
     ("init.scale=search init.stable_gamma=4", "init.stable_gamma=4.0 is read only with init.scale=stable", "drop one"),

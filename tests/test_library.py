@@ -8,9 +8,11 @@ import warnings
 import pytest
 import torch
 from conftest import ROOT, random_llama, run_config
-from peft import LoraConfig, PeftModel
+from peft import LoHaConfig, LoraConfig, PeftModel
 from test_gradients import autograd_gradients, examples
+from test_steps import random_mixtral
 from torch.utils.data import DataLoader
+from transformers import T5Config, T5ForConditionalGeneration
 
 from lora_one import adapters, initialize_adapters, save_adapter
 from lora_one.data.encode import Encoded, batches_of
@@ -122,15 +124,25 @@ def test_a_model_in_training_with_checkpointing_gets_the_same_start():
 
 
 @torch.no_grad()
-def test_lora_ga_keeps_the_function_and_is_saved_for_the_original_base(tmp_path):
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"use_rslora": False, "rank_pattern": {"q_proj": 2}},
+        {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"down_proj": 3}},
+        {"use_rslora": False, "alpha_pattern": {"down_proj": 3}},
+        {"use_dora": True},
+    ],
+)
+def test_lora_ga_keeps_the_function_and_is_saved_for_the_original_base(tmp_path, config):
     found = []
     settings = {"examples": None, "method": "LoRA-GA", "on_start": found.append}
-    model = initialize_adapters(random_llama(), lora(), batches(), **settings)
+    model = initialize_adapters(random_llama(), lora(**config), batches(), **settings)
     original = random_llama()(IDS).logits
     torch.testing.assert_close(model.eval()(IDS).logits, original, rtol=1e-4, atol=1e-4)
     for layer in adapters.lora_layers(model).values():
         layer.lora_B["default"].weight += 0.05
-    save_adapter(model, tmp_path / "adapter", found[0].kept)
+    save_adapter(model, str(tmp_path / "adapter"), found[0].kept)
     loaded = PeftModel.from_pretrained(random_llama(), str(tmp_path / "adapter")).eval()(IDS).logits
     trained = model(IDS).logits
     assert (loaded - trained).abs().max() <= 1e-4 * trained.abs().max()
@@ -228,10 +240,16 @@ WRONG = [
     ({"scale": "stabel"}, "init.scale=stabel is not a choice"),
     ({"stable_gamma": -1.0}, "init.stable_gamma=-1.0 is out of range: it must be positive"),
     ({"scale": "search", "method": "LoRA-GA"}, "LoRA-GA's start leaves the function"),
-    ({"config": lora(r=64)}, r"peft.lora_r=64 exceeds min\(m, n\)=32"),
-    ({"config": lora(r=20), "method": "LoRA-GA"}, r"peft.lora_r=20 x 2 .* exceeds min\(m, n\)=32"),
+    ({"config": lora(r=64)}, r"^r=64 exceeds min\(m, n\)=32"),
+    ({"config": lora(r=20), "method": "LoRA-GA"}, r"^r=20 x 2 .* exceeds min\(m, n\)=32"),
     ({"config": lora(init_lora_weights="pissa")}, "LoraConfig.init_lora_weights='pissa' asks PEFT for a start"),
     ({"config": lora(target_modules=["embed_tokens"])}, "matches no linear layer"),
+    ({"config": lora(target_modules=["no_such"])}, "LoraConfig: .*no_such"),
+    ({"config": lora(target_modules=["q_proj", "embed_tokens"]), "method": "LoRA-GA"}, "layers that are not linear"),
+    ({"config": LoHaConfig(target_modules=TARGETS)}, "config is a LoHaConfig"),
+    ({"examples": 0}, "examples=0 is out of range: at least 1"),
+    ({"batches": [{"input_ids": IDS, "labels": torch.full_like(IDS, -100)}]}, "every label is -100"),
+    ({"batches": [{"input_ids": IDS, "labels": torch.tensor([1])}]}, r"labels have shape \(1,\)"),
     ({"batches": []}, "batches: there are none"),
     ({"batches": [{"input_ids": IDS}]}, "batches: labels are missing among input_ids"),
 ]
@@ -247,12 +265,46 @@ def test_wrong_use_is_one_message_and_leaves_the_model_alone(changes, message):
     assert list(dict(base.named_modules())) == names
 
 
+def test_encoder_decoders_are_refused():
+    sizes = {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 4}
+    model = T5ForConditionalGeneration(T5Config(decoder_start_token_id=0, **sizes))
+    with pytest.raises(UsageError, match="model is an encoder-decoder"):
+        initialize_adapters(model, lora(target_modules=["q"]), batches())
+
+
+@pytest.mark.parametrize("further", [{"modules_to_save": ["lm_head"]}, {"bias": "all"}, {"bias": "lora_only"}])
+def test_what_trains_beside_the_adapters_keeps_the_base_s_dtype(further):
+    """bf16 base, fp32 adapters: the model still runs."""
+    base = random_llama(attention_bias=True).bfloat16()
+    model = initialize_adapters(base, lora(**further), batches(), examples=None)
+    for name, value in model.named_parameters():
+        assert value.dtype == (torch.float32 if "lora_" in name else torch.bfloat16), name
+    assert torch.isfinite(model(IDS).logits).all()
+
+
+@pytest.mark.parametrize("scale", ["stable", "search"])
+def test_parts_in_training_stay_so_and_others_do_not_begin(scale):
+    base = random_llama(attention_dropout=0.3)
+    base.model.layers[0].train()
+    before = {name: part.training for name, part in base.named_modules()}
+    model = initialize_adapters(base, lora(), batches(), examples=None, scale=scale).get_base_model()
+    for name, training in before.items():
+        assert model.get_submodule(name).training == training or name.endswith(tuple(TARGETS)), name
+
+
+@pytest.mark.filterwarnings("ignore:The following .*_pattern keys")  # PEFT's default for it
+def test_fused_experts_are_named():
+    with pytest.warns(UserWarning, match="2 tensors of fused experts are left as they are"):
+        initialize_adapters(random_mixtral(), lora(target_modules="all-linear"), batches(), examples=None)
+
+
 def test_a_failure_on_the_way_leaves_the_model_alone_too():
-    base = random_llama()
-    base.model.layers[0].mlp.up_proj.weight[0, 0] = float("nan")
+    base = random_llama().requires_grad_(True)
+    base.model.layers[0].mlp.up_proj.weight.data[0, 0] = float("nan")
     names = list(dict(base.named_modules()))
     with pytest.raises(RunError, match="the loss on the initialisation examples is nan"):
         initialize_adapters(base, lora(), batches(), examples=None)
+    assert all(parameter.requires_grad for parameter in base.parameters())
     assert list(dict(base.named_modules())) == names
     wrapped = initialize_adapters(random_llama(), lora(), batches(), examples=None)
     with pytest.raises(UsageError, match="model is a PeftModel already"):

@@ -17,6 +17,7 @@ from lora_one.evaluation.command import main as evaluate
 from lora_one.inits import build_init
 from lora_one.losses import loss_sum, model_logits
 from lora_one.models import load_model, load_tokenizer
+from lora_one.run_folder import base_of
 from lora_one.start import Probe, attach_adapters
 from lora_one.steps import StepSettings, low_rank_steps
 
@@ -174,10 +175,15 @@ def test_a_whole_run_on_a_quantised_base(tmp_path, llama_folder, init, capsys):
     assert (folder.merged / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
     data = tmp_path / "test.jsonl"
     data.write_text(json.dumps({"question": "What is 1 + 1?", "answer": "#### 2"}) + "\n")
+    assert base_of(folder.adapter) == {"dtype": "fp32", "quantization": "nf4"}
+    folder.update(config=record["config"] | {"model": record["config"]["model"] | {"bf16": True}})
+    assert base_of(folder.adapter) == {"dtype": "bf16", "quantization": "nf4"}, "quantised after rounding to bf16"
+    assert base_of(folder.path.parent) == {}
+    folder.update(config=record["config"])
     completions = []
     for source in (f"--adapter={folder.adapter}", f"--model_name={folder.merged}"):
         output = tmp_path / f"eval{len(completions)}"
-        settings = [f"--data_path={data}", f"--output_dir={output}", "--dtype=fp32", "--max_new_tokens=8"]
+        settings = [f"--data_path={data}", f"--output_dir={output}", "--max_new_tokens=8"]
         evaluate("gsm8k", [source, *settings])
         completions.append(json.loads((output / "predictions.jsonl").read_text())["completion"])
     assert completions[0] == completions[1]

@@ -235,7 +235,7 @@ def predicted(benchmark: Any, options: argparse.Namespace) -> list[dict[str, Any
 def load(options: argparse.Namespace) -> tuple[Any, Any]:
     from lora_one.checkpoints import load_adapter
     from lora_one.models import load_model, load_tokenizer
-    from lora_one.run_folder import quantization_of
+    from lora_one.run_folder import base_of
 
     name = options.model_name
     adapter = Path(options.adapter).expanduser() if options.adapter else None
@@ -244,8 +244,7 @@ def load(options: argparse.Namespace) -> tuple[Any, Any]:
         if not config.exists():
             raise UsageError(f"--adapter={adapter} holds no adapter_config.json: give the adapter/ folder of a run")
         name = json.loads(config.read_text())["base_model_name_or_path"]
-    quantization = quantization_of(adapter) if adapter else None
-    model = load_model(name, dtype=options.dtype, where=options.device, quantization=quantization)
+    model = load_model(name, where=options.device, **{"dtype": options.dtype} | base_of(adapter))
     if adapter is not None:
         model = load_adapter(model, adapter)
     return model.eval(), load_tokenizer(name)

@@ -14,7 +14,7 @@ from lora_one.data.encode import batches_of, encode, no_answers, pad_id_of
 from lora_one.losses import loss_count, mean_loss
 from lora_one.models import load_model, load_tokenizer, local_folder
 from lora_one.provenance import config_hash, local_fingerprints, provenance
-from lora_one.run_folder import quantization_of, write_json
+from lora_one.run_folder import base_of, write_json
 
 
 class HeldOut:
@@ -50,8 +50,7 @@ class HeldOut:
     def report(self, adapter: Path | None) -> dict[str, Any]:
         """The measured loss with its standard error, as every evaluation reports."""
         started = time.perf_counter()
-        quantization = quantization_of(adapter) if adapter else None
-        model = load_model(self.model.name, self.model.revision, dtype=self.dtype, quantization=quantization)
+        model = load_model(self.model.name, self.model.revision, **{"dtype": self.dtype} | base_of(adapter))
         if adapter is not None:
             model = load_adapter(model, adapter).eval()
         weights = [loss_count(batch["labels"], self.model.loss) for batch in self.batches]

@@ -20,6 +20,7 @@ from lora_one.adapters import (
     lora_config,
     lora_layers,
     put,
+    quiet_peft,
     refuse_quantised,
     relative_shift,
     shift_base,
@@ -32,7 +33,7 @@ from lora_one.distributed import Processes
 from lora_one.errors import RunError, UsageError
 from lora_one.gradients import GradientReport
 from lora_one.inits import Method
-from lora_one.losses import Batch, Reduction, loss_count, loss_sum, model_logits
+from lora_one.losses import Batch, Reduction, evaluating, loss_count, loss_sum, model_logits
 from lora_one.start.search import search_multiple
 from lora_one.steps import Step, StepSettings, low_rank_steps
 from lora_one.types import AdapterFactors
@@ -53,14 +54,17 @@ class Solution:
 
     energies: captured share ||[G]_r||^2 / ||G||^2 by layer.  examples: None for a method that looks at none.
     predicted_decrease: of the loss on the examples, to first order: - sum over layers <G, s B A>; of gradient methods.
-    searched: gamma -> loss, of a scale that was searched for.
+    searched: gamma -> loss, of a scale that was searched for (None: not finite).  gamma: the one that was taken.
+    cached: it was found before, and read.
     """
 
     factors: dict[str, AdapterFactors]
     energies: dict[str, float] = field(default_factory=dict)
     examples: GradientReport | None = None
     predicted_decrease: float | None = None
-    searched: dict[float, float] = field(default_factory=dict)
+    searched: dict[float, float | None] = field(default_factory=dict)
+    gamma: float | None = None
+    cached: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,21 +99,28 @@ def attach_adapters(
     UsageError: the method changes the base, and the base is quantised.
     """
     layers = target_layers(base, peft, method)
-    if peft.lora_target_modules == "all" and (experts := fused_experts(base)):
-        share = sum(map(nn.Parameter.numel, experts.values())) / sum(map(nn.Parameter.numel, base.parameters()))
-        warnings.warn(
-            f"peft.lora_target_modules=all leaves {len(experts)} tensors of fused experts as they are, {share:.0%} of "
-            f"the parameters ({next(iter(experts))} is the first): only linear layers are adapted",
-            stacklevel=2,
-        )
+    if peft.lora_target_modules == "all":
+        warn_of_experts(base)
     found = cached or (lambda find: find())
     if method.of_all_layers is None:
         model = wrap(base, peft, dtype)
-        with unwrapped_on_error(model):
+        with unwrapped_on_error(model, ()):
             return model, place(model, found(lambda: solve(model, method, probe, seed, originals)))
     solution = found(lambda: solve_by_peft(base, layers, partial(lora_config, base, peft), method, probe, seed))
     model = wrap(base, peft, dtype)
     return model, place(model, solution)
+
+
+def warn_of_experts(base: nn.Module) -> None:
+    """A mixture's experts may be most of a model, and are left as they are where they are no layers."""
+    experts = fused_experts(base)
+    if experts:
+        share = sum(map(nn.Parameter.numel, experts.values())) / sum(map(nn.Parameter.numel, base.parameters()))
+        warnings.warn(
+            f"{len(experts)} tensors of fused experts are left as they are, {share:.0%} of the parameters "
+            f"({next(iter(experts))} is the first): only linear layers are adapted",
+            stacklevel=3,
+        )
 
 
 def solve(
@@ -138,7 +149,7 @@ def solve(
             decreases.append(0.0 if found.shift_base else layers[name].scaling[ADAPTER] * first_order(found, step))
         factors[name] = found
 
-    with model.disable_adapter(), as_run_errors():
+    with quiet_peft(), model.disable_adapter(), as_run_errors():
         if not method.needs_gradient:
             for name in layers:
                 start(name, None)
@@ -152,7 +163,10 @@ def solve(
         bare = {name: layer.get_base_layer() for name, layer in layers.items()}
         report = low_rank_steps(model.get_base_model(), bare, probe.batches, probe.reduction, settings, start)
     solution = Solution(factors, energies, report, sum(decreases))
-    return searched(model, solution, method, probe) if method.search_from is not None else solution
+    if method.search_from is None:
+        return solution
+    with as_run_errors():
+        return searched(model, solution, method, probe)
 
 
 def solve_by_peft(
@@ -220,7 +234,10 @@ def searched(model: PeftModel, solution: Solution, method: Method, probe: Probe)
         solution,
         factors=times(multiple),
         predicted_decrease=solution.predicted_decrease * multiple,
-        searched={method.search_from / tried: loss for tried, loss in losses.items()},
+        searched={
+            method.search_from / tried: loss if math.isfinite(loss) else None for tried, loss in sorted(losses.items())
+        },
+        gamma=method.search_from / multiple,
     )
 
 
@@ -228,15 +245,11 @@ def searched(model: PeftModel, solution: Solution, method: Method, probe: Probe)
 def probe_loss(model: nn.Module, probe: Probe) -> float:
     """Mean loss on the examples, dropout off; on several processes each takes its share and all get the same."""
     processes = Processes.current()
-    was_training = model.training
-    model.eval()
     total = 0.0
-    try:
+    with evaluating(model):
         for batch, weight in processes.share(probe.batches):
             logits = model_logits(model, batch)
             total += weight * float(loss_sum(logits, batch["labels"].to(logits.device), probe.reduction))
-    finally:
-        model.train(was_training)
     return processes.total(total) / sum(loss_count(batch["labels"], probe.reduction) for batch in probe.batches)
 
 

@@ -4,10 +4,11 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -40,8 +41,13 @@ class Cache:
         known = self.read()
         if all(processes.gathered(known is not None)):
             self.say(f"init.cache: from {self.file}")
-            return known
+            return dataclasses.replace(known, cached=True)
         self.say(f"init.cache: computed anew, {self.why()}")
+        try:  # before the work, not after it
+            self.folder.mkdir(parents=True, exist_ok=True)
+            TemporaryDirectory(dir=self.folder, prefix=".").cleanup()
+        except OSError as error:
+            raise self.unwritable(error) from error
         solution = solve()
         if processes.rank == 0:
             self.write(solution)
@@ -63,7 +69,7 @@ class Cache:
             }
             examples = GradientReport(**told["examples"]) if told["examples"] else None
             searched = {float(gamma): loss for gamma, loss in told["searched"].items()}
-            return Solution(factors, told["energies"], examples, told["predicted_decrease"], searched)
+            return Solution(factors, told["energies"], examples, told["predicted_decrease"], searched, told["gamma"])
         except (OSError, ValueError, KeyError, SafetensorError):
             return None
 
@@ -81,19 +87,19 @@ class Cache:
             "examples": dataclasses.asdict(solution.examples) if solution.examples else None,
             "predicted_decrease": solution.predicted_decrease,
             "searched": {str(gamma): loss for gamma, loss in solution.searched.items()},
+            "gamma": solution.gamma,
         }
-        scratch = self.file.with_suffix(".tmp")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, scratch)
-            scratch.replace(self.file)
+            with TemporaryDirectory(dir=self.folder, prefix=".") as scratch:  # its own: two jobs may find one start
+                file = Path(scratch) / self.file.name
+                save_file(tensors, file)
+                file.replace(self.file)
             write_json(self.file.with_suffix(".json"), told)  # last: an entry without it is none
         except (OSError, SafetensorError) as error:
-            with suppress(OSError):
-                scratch.unlink()
-            raise RunError(
-                f"init.cache={self.folder} cannot be written ({error}): free space or give another folder"
-            ) from error
+            raise self.unwritable(error) from error
+
+    def unwritable(self, error: Exception) -> RunError:
+        return RunError(f"init.cache={self.folder} cannot be written ({error}): free space or give another folder")
 
     def why(self) -> str:
         """What sets the key apart from the nearest one that is here."""
@@ -123,5 +129,5 @@ def content_of(batches: Sequence[Batch]) -> str:
     for batch in batches:
         for name, values in sorted(batch.items()):
             total.update(f"{name} {tuple(values.shape)} {values.dtype}\0".encode())
-            total.update(values.contiguous().numpy().tobytes())
+            total.update(values.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return total.hexdigest()

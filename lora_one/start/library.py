@@ -6,14 +6,17 @@ from dataclasses import asdict
 from typing import Literal
 
 from peft import LoraConfig, PeftModel
+from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from lora_one.adapters import ADAPTER, lora_layers, refuse_rank, unwrapped_on_error, wrapped
 from lora_one.config import GradientInit, check_init, check_values
+from lora_one.distributed import Processes
 from lora_one.errors import UsageError, nearest
 from lora_one.inits import build_init
-from lora_one.losses import Batch, Reduction
-from lora_one.start import Probe, Start, place, solve
+from lora_one.losses import Batch, Reduction, loss_count
+from lora_one.start import Probe, Start, place, solve, warn_of_experts
+from lora_one.start.cache import content_of
 from lora_one.steps import Memory, StepSettings
 
 METHODS = ("LoRA-One", "LoRA-GA")
@@ -76,18 +79,30 @@ def initialize_adapters(
         ga_direction=ga_direction,
         eta=None,
     )
+    if isinstance(model, PeftModel):
+        raise UsageError("model is a PeftModel already: give the model within, model.unload() or before PEFT wraps it")
     check_values({f"init.{name}": value for name, value in asdict(init).items()} | {"init.direction": method})
     check_init(init)
     refuse_settings(model, config, method)
     chosen = build_init(init)
     probe = Probe(take(batches, examples), reduction, StepSettings(tolerance, memory, checkpointing=checkpointing))
-    wrapper = wrapped(model, config, dtype)
-    with unwrapped_on_error(wrapper):
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        wrapper = wrapped(model, config, dtype)
+    except ValueError as error:  # no such target, or one that PEFT cannot wrap
+        raise UsageError(f"LoraConfig: {' '.join(str(error).split())}") from error
+    warn_of_experts(wrapper.get_base_model())
+    with unwrapped_on_error(wrapper, trained):
         layers = lora_layers(wrapper)
         if not layers:
             raise UsageError(f"LoraConfig.target_modules={config.target_modules} matches no linear layer of this model")
+        if method == "LoRA-GA" and len(layers) < sum(isinstance(part, LoraLayer) for part in wrapper.modules()):
+            raise UsageError(
+                "LoraConfig.target_modules holds layers that are not linear, which LoRA-GA's saved form has no place "
+                "for: leave them out, or take method='LoRA-One'"
+            )
         for name, layer in layers.items():
-            refuse_rank(name, layer.get_base_layer(), layer.r[ADAPTER], chosen)
+            refuse_rank(name, layer.get_base_layer(), layer.r[ADAPTER], chosen, section="")
         start = place(wrapper, solve(wrapper, chosen, probe, seed))
     if on_start is not None:
         on_start(start)
@@ -96,10 +111,14 @@ def initialize_adapters(
 
 def refuse_settings(model: nn.Module, config: LoraConfig, method: str) -> None:
     """What of the arguments cannot go together. Raises UsageError."""
+    if not isinstance(config, LoraConfig):
+        raise UsageError(f"config is a {type(config).__name__}: only the layers of a LoraConfig are started")
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UsageError(
+            "model is an encoder-decoder: its labels are shifted otherwise; only causal models are started"
+        )
     if method not in METHODS:
         raise UsageError(f"method={method} is not one of this function's; {nearest(method, METHODS)}")
-    if isinstance(model, PeftModel):
-        raise UsageError("model is a PeftModel already: give the model within, model.unload() or before PEFT wraps it")
     if not isinstance(config.init_lora_weights, bool):
         raise UsageError(
             f"LoraConfig.init_lora_weights={config.init_lora_weights!r} asks PEFT for a start of its own: leave it out"
@@ -108,11 +127,17 @@ def refuse_settings(model: nn.Module, config: LoraConfig, method: str) -> None:
 
 def take(batches: Iterable[Batch], wanted: int | None) -> list[Batch]:
     """The first batches with so many examples, the last one cut. Raises UsageError: there are none, or no labels."""
+    if wanted is not None and wanted < 1:
+        raise UsageError(f"examples={wanted} is out of range: at least 1, or None for all")
     taken: list[Batch] = []
     count = 0
     for batch in batches:
         if "labels" not in batch:
             raise UsageError(f"batches: labels are missing among {', '.join(batch)}: the loss needs them")
+        if batch["labels"].dim() != 2:
+            raise UsageError(
+                f"batches: labels have shape {tuple(batch['labels'].shape)}; a causal model's are (batch, length)"
+            )
         rows = len(batch["labels"])
         if wanted is not None and count + rows > wanted:
             rows = wanted - count
@@ -123,6 +148,13 @@ def take(batches: Iterable[Batch], wanted: int | None) -> list[Batch]:
             break
     if not count:
         raise UsageError("batches: there are none to take a gradient of")
+    if not any(loss_count(batch["labels"], "token") for batch in taken):
+        raise UsageError("batches: every label is -100, so there is no loss: take examples with an answer")
+    contents = Processes.current().gathered(content_of(taken))
+    if len(set(contents)) > 1:
+        raise UsageError(
+            "batches: the processes hold different ones, and each must pass all: give a loader that is not sharded"
+        )
     if wanted is not None and count < wanted:
         warnings.warn(f"batches: {count} examples instead of the {wanted} asked for", stacklevel=3)
     return taken

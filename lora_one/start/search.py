@@ -11,7 +11,7 @@ def search_multiple(loss_at: Callable[[float], float]) -> tuple[float, dict[floa
 
     From 1 it goes by factors of 4 the way the loss falls, until it rises, and then looks at 2 and 1/2 of the best:
     5 evaluations where the guess is good. A loss that is not finite counts as infinite. Of equal losses the smallest
-    multiple is taken.
+    multiple is taken. Raises ValueError: no loss is finite.
     """
     losses: dict[float, float] = {}
 
@@ -28,4 +28,6 @@ def search_multiple(loss_at: Callable[[float], float]) -> tuple[float, dict[floa
     while factor != 1.0 and 4.0**-FARTHEST < best < 4.0**FARTHEST and least(best, best * factor) != best:
         best *= factor
     best = least(best, best * 2, best / 2)
+    if not math.isfinite(losses[best]):
+        raise ValueError(f"the loss is not finite at any of the {len(losses)} scales that init.scale=search tried")
     return best, losses
