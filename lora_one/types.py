@@ -22,7 +22,7 @@ class Example:
 
     prompt: str
     response: str
-    gold: str | None = None
+    gold: str | dict[str, str] | None = None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ import dataclasses
 import importlib.util
 import logging
 import os
+import shutil
+import subprocess
 import sys
 import warnings
 from importlib.machinery import ModuleSpec
@@ -24,6 +26,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import run_exp
 from lora_one import cli
 from lora_one.config import RunConfig
+from lora_one.errors import RunError
+from lora_one.evaluation import sandbox
 from lora_one.inits import build_init
 from lora_one.models import BUNDLED, load_model, load_tokenizer, original_weights
 from lora_one.run_folder import RunFolder
@@ -146,6 +150,33 @@ def llama_folder(tmp_path_factory, tokenizer):
     random_llama(len(tokenizer)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def isolated():
+    """Programs can be isolated here, or a skip that says why not; where another tool can, it is no reason to skip."""
+    try:
+        sandbox.check_isolation(sandbox.Limits(seconds=30))
+    except RunError as refusal:
+        other = ["unshare", "--user", "--map-root-user", "--mount", "--pid", "--net", "--fork", "true"]
+        if shutil.which("unshare") and subprocess.run(other, capture_output=True).returncode == 0:
+            raise
+        pytest.skip(str(refusal))
+
+
+@pytest.fixture
+def refusing_kernel(monkeypatch):
+    """For the sandbox's launcher, unshare is not permitted."""
+    refusal = """
+import isolation
+real = isolation.call
+def call(name, *arguments):
+    if name == "unshare":
+        raise PermissionError(1, "unshare: Operation not permitted")
+    real(name, *arguments)
+isolation.call, isolation.drop_root = call, lambda: None
+import launcher"""
+    monkeypatch.setattr(sandbox, "START", sandbox.START.replace("import launcher", refusal))
 
 
 def start_of(init, layer, gradient=None):

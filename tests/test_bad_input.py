@@ -21,6 +21,7 @@ from conftest import ROOT, small_run
 from lora_one import models, stages
 from lora_one.errors import RunError
 from lora_one.evaluation.command import main as evaluate
+from lora_one.evaluation.functional_correctness import main as score_samples
 from lora_one.provenance import config_hash, local_fingerprints
 from lora_one.run_folder import folder_of
 
@@ -195,6 +196,57 @@ EVALUATION = [
     ("--model_name=bundled/tiny --data_path={files}/cut.jsonl.gz", FAILURE, "cannot be read as json", "check the file"),
 ]
 
+MODEL = "--model_name=bundled/tiny --data_path={files}/problems.jsonl "
+HUMANEVAL = [
+    (MODEL + "--num_sample=0", USAGE, "--num_sample=0 must be at least 1", "leave it out"),
+    (MODEL + "--timeout=0", USAGE, "--timeout=0.0 must lie in (0, 3600]", "3 is the published limit"),
+    (MODEL + "--timeout=nan", USAGE, "--timeout=nan must lie in (0, 3600]"),
+    (MODEL + "--memory_mb=8", USAGE, "--memory_mb=8 must be at least 64"),
+    (MODEL + "--workers=0", USAGE, "--workers=0 must be at least 1", "leave it out"),
+    ("--rescore={files}/json.jsonl --no_score", USAGE, "leave nothing to do", "drop one"),
+    ("--rescore={files}/json.jsonl --num_sample=2", USAGE, "--num_sample is not read with --rescore", "leave it out"),
+    ("--rescore={files}/json.jsonl --unsafe", USAGE, "json.jsonl, line 1: not a prediction", "wanted are id, prompt"),
+    ("--model_name=bundled/tiny --data_path={files}/json.jsonl --unsafe", USAGE, "no column task_id", "it has prompt"),
+    ("--model_name=bundled/tiny --data_path={files}/twice.jsonl --unsafe", USAGE, "holds task_id Mine/0 twice"),
+]
+
+PROBLEMS = "--data_path={files}/problems.jsonl "
+SAMPLES = [
+    (PROBLEMS + "--sample_file={files}/no.jsonl", USAGE, "--sample_file=", "/no.jsonl is no file", "samples.jsonl"),
+    (PROBLEMS + "--sample_file={files}/empty.jsonl", USAGE, "holds no samples", "samples.jsonl"),
+    (PROBLEMS + "--sample_file={files}/random.jsonl", FAILURE, "random.jsonl cannot be read", "samples.jsonl"),
+    (PROBLEMS + "--sample_file={files}/cut.jsonl.gz", FAILURE, "cut.jsonl.gz cannot be read", "samples.jsonl"),
+    (PROBLEMS + "--sample_file={files}/cut.jsonl", USAGE, "line 1: not a sample (KeyError('task_id'))", "both text"),
+    (PROBLEMS + "--sample_file={files}/null.jsonl", USAGE, "line 2: not a sample (no text)", "both text"),
+    (PROBLEMS + "--sample_file={files}/hello.txt", USAGE, "line 1: not a sample (JSONDecodeError", "both text"),
+    (
+        PROBLEMS + "--sample_file={files}/one.jsonl",
+        USAGE,
+        "no sample for 1 of the 2 problems (Mine/1)",
+        "--allow_missing",
+    ),
+    (
+        PROBLEMS + "--sample_file={files}/unknown.jsonl",
+        USAGE,
+        "'Mine/7'",
+        "none of the 2 problems",
+        "did you mean Mine/",
+    ),
+    (PROBLEMS + "--sample_file={files}/uneven.jsonl --k=2", USAGE, "--k=2 is more than the 1 samples", "give --k=1"),
+    (PROBLEMS + "--sample_file={files}/uneven.jsonl --k=1,5", USAGE, "--k=5 is more than the 1 samples", "give --k=1"),
+    (
+        PROBLEMS + "--sample_file={files}/uneven.jsonl --k=0",
+        USAGE,
+        "--k=0 must be whole numbers of at least 1",
+        "--k=1,10",
+    ),
+    (PROBLEMS + "--sample_file={files}/uneven.jsonl --k=a", USAGE, "--k=a must be whole numbers", "--k=1,10"),
+    (PROBLEMS + "--sample_file={files}/uneven.jsonl --timeout=-1", USAGE, "--timeout=-1.0 must lie in (0, 3600]"),
+    ("--data_path={files}/no --sample_file={files}/one.jsonl", USAGE, "--data_path=", "/no does not exist"),
+    ("--data_path={files}/json.jsonl --sample_file={files}/one.jsonl", USAGE, "no column task_id", "it has prompt"),
+    ("--sample_file={files}/one.jsonl", FAILURE, "openai/openai_humaneval cannot be loaded", "--data_path="),
+]
+
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
@@ -202,7 +254,16 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
     problems = "".join(json.dumps({"question": f"{i}+0?", "answer": f"#### {i}"}) + "\n" for i in range(50))
     rows = '{"prompt": "a", "response": "b"}\n'
+    columns = ("task_id", "prompt", "entry_point", "test")
+    humaneval = [json.dumps(dict.fromkeys(columns, "") | {"task_id": f"Mine/{i}"}) + "\n" for i in range(2)]
+    sample = [json.dumps({"task_id": f"Mine/{i}", "completion": ""}) + "\n" for i in range(8)]
     texts = {
+        "problems.jsonl": "".join(humaneval),
+        "twice.jsonl": humaneval[0] * 2,
+        "one.jsonl": sample[0],
+        "uneven.jsonl": sample[0] + sample[1] + sample[0],
+        "unknown.jsonl": sample[0] + sample[1] + sample[7],
+        "null.jsonl": sample[0] + '{"task_id": "Mine/1", "completion": null}\n',
         "gsm8k.jsonl": problems,
         "json.jsonl": rows,
         "hello.txt": "hello",
@@ -345,11 +406,18 @@ def test_the_traceback_is_shown_on_demand(program, no_weights, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("line", "expected", "fragments"), [(*row[:2], row[2:]) for row in EVALUATION], ids=lambda x: str(x)[:40]
+    ("script", "line", "expected", "fragments"),
+    [
+        (script, *row[:2], row[2:])
+        for script, rows in (("gsm8k", EVALUATION), ("humaneval", HUMANEVAL), ("samples", SAMPLES))
+        for row in rows
+    ],
+    ids=lambda x: str(x)[:60],
 )
-def test_wrong_evaluation(line, expected, fragments, files, tmp_path, monkeypatch, capfd):
+def test_wrong_evaluation(script, line, expected, fragments, files, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    code = evaluate("gsm8k", line.format(files=files, results=tmp_path / "eval").split())
+    arguments = line.format(files=files, results=tmp_path / "eval").split()
+    code = score_samples(arguments) if script == "samples" else evaluate(script, arguments)
     is_one_line(capfd.readouterr().err.splitlines(), fragments, alone=False)
     assert code == expected and list(tmp_path.rglob("*")) == []
 

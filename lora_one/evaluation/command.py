@@ -9,19 +9,27 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from lora_one.errors import RunError, UsageError
 from lora_one.provenance import fingerprint, provenance
-from lora_one.run_folder import write_json
+from lora_one.run_folder import write_json, write_whole
+from lora_one.types import Example
 
-# What identifies a result; the others only say where and how fast.
+if TYPE_CHECKING:
+    from lora_one.evaluation.generate import Completion
+
+# What identifies completions; the others only say where and how fast.
 SETTINGS = ("data_path", "limit", "adapter", "max_new_tokens", "temperature", "top_p", "seed", "dtype")
 
 
-def parser_of(task: str, max_new_tokens: int) -> argparse.ArgumentParser:
+Request = tuple[int, int]  # which example, which of its samples
+
+
+def parser_of(task: str, benchmark: ModuleType) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"eval_{task}.py", description=f"Evaluate a model on {task}.")
     add = parser.add_argument
     add(
@@ -38,7 +46,7 @@ def parser_of(task: str, max_new_tokens: int) -> argparse.ArgumentParser:
         default=16,
         help="prompts at a time; it does not change the result (%(default)s)",
     )
-    add("--max_new_tokens", type=int, default=max_new_tokens, help="per completion (%(default)s)")
+    add("--max_new_tokens", type=int, default=benchmark.MAX_NEW_TOKENS, help="per completion (%(default)s)")
     add("--temperature", type=float, help="sample with this temperature; greedy if left out")
     add("--top_p", type=float, help="with --temperature: sample from this much probability")
     add("--seed", type=int, default=0, help="of the sampling (%(default)s)")
@@ -57,18 +65,31 @@ def parser_of(task: str, max_new_tokens: int) -> argparse.ArgumentParser:
         help="score the completions of this predictions.jsonl again, without a model",
     )
     add("--overwrite", action="store_true", help="replace other results in --output_dir")
+    parser.set_defaults(num_sample=1, no_score=False)
+    run_hook(benchmark, "add_options", parser)
     return parser
+
+
+def run_hook(benchmark: ModuleType, name: str, *arguments: Any) -> None:
+    """Call what a benchmark may have and need not."""
+    if hasattr(benchmark, name):
+        getattr(benchmark, name)(*arguments)
 
 
 def main(task: str, arguments: Sequence[str]) -> int:
     """Evaluate, write metrics.json and predictions.jsonl, print; returns the exit code."""
+    return exit_code(lambda: evaluate_task(task, arguments))
+
+
+def exit_code(work: Callable[[], int]) -> int:
+    """Do the work of a command line; an error is one line and its code."""
     try:
-        return evaluate_task(task, arguments)
+        return work()
     except (UsageError, RunError) as error:
         print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
-        print("error: interrupted, nothing was written", file=sys.stderr)
+        print("error: interrupted; the same command goes on from what is there", file=sys.stderr)
         return 130
 
 
@@ -76,31 +97,46 @@ def evaluate_task(task: str, arguments: Sequence[str]) -> int:
     from lora_one.evaluation import TASKS
 
     benchmark = TASKS[task]
-    parser = parser_of(task, benchmark.MAX_NEW_TOKENS)
+    parser = parser_of(task, benchmark)
     options = parser.parse_args(arguments)
-    check(options, vars(parser.parse_args([])))
+    names = [*SETTINGS, *getattr(benchmark, "SETTINGS", ())]
+    check(options, {name: parser.get_default(name) for name in names})
+    run_hook(benchmark, "check", options)
     started = time.perf_counter()
     output = output_folder(task, options)
-    finished = finished_before(output, options)
+    generated_by = {} if options.rescore else {name: getattr(options, name) for name in names}
+    settings = generated_by | {name: getattr(options, name) for name in getattr(benchmark, "SCORE_SETTINGS", ())}
+    finished = finished_before(output, options, settings)
     if finished:
         print(f"{output / 'metrics.json'} is there already, of the same model and settings (--overwrite to redo)")
         show(task, finished)
         return 0
     check_writable(output)
-    predictions = rescored(benchmark, Path(options.rescore)) if options.rescore else predicted(benchmark, options)
+    fingerprints = data_fingerprints(options)
+    if options.rescore:
+        predictions = rescored(benchmark, Path(options.rescore))
+    else:
+        identity = {"model": identity_of(options), "settings": generated_by, "fingerprints": fingerprints}
+        kept = Kept(output / "predictions.partial.jsonl", identity)
+        predictions = predicted(benchmark, options, kept)
+    run_hook(benchmark, "judge", predictions, options, output)
+    if options.no_score:
+        print(f"{len(predictions)} completions in {output}; the same command without --no_score scores them")
+        return 0
     metrics, counts = benchmark.summarize(predictions)
     report = {
         "task": task,
         "metrics": metrics,
         "counts": counts,
-        "model": identity(options),
-        "settings": settings_of(options),
+        "model": identity_of(options),
+        "settings": settings,
         "seconds": time.perf_counter() - started,
-        "provenance": provenance(data_fingerprints(options)),
+        "provenance": provenance(fingerprints),
     }
-    output.mkdir(parents=True, exist_ok=True)
     write_lines(output / "predictions.jsonl", predictions)
     write_json(output / "metrics.json", report)
+    if not options.rescore:
+        kept.remove()
     if options.wandb_name:
         from lora_one.tracking import log_evaluation
 
@@ -111,7 +147,7 @@ def evaluate_task(task: str, arguments: Sequence[str]) -> int:
 
 
 def check(options: argparse.Namespace, defaults: dict[str, Any]) -> None:
-    """Options against their rules, before anything is loaded."""
+    """Options against their rules, before anything is loaded; defaults of those that decide the completions."""
     if not (options.model_name or options.adapter or options.rescore):
         raise UsageError("nothing to evaluate: give --model_name=<folder or hub id>, --adapter=<folder>, or --rescore")
     for name in ("limit", "batch_size", "max_new_tokens"):
@@ -126,7 +162,7 @@ def check(options: argparse.Namespace, defaults: dict[str, Any]) -> None:
         value = getattr(options, name)
         if value is not None and not Path(value).expanduser().exists():
             raise UsageError(f"--{name}={value} does not exist (looked in {Path.cwd()}): give what there is")
-    unread = [name for name in SETTINGS if options.rescore and getattr(options, name) not in (None, defaults[name])]
+    unread = [name for name in defaults if options.rescore and getattr(options, name) not in (None, defaults[name])]
     if unread:
         raise UsageError(f"--{unread[0]} is not read with --rescore, which scores every saved completion: leave it out")
     if options.rescore and not Path(options.rescore).is_file():
@@ -148,16 +184,11 @@ def output_folder(task: str, options: argparse.Namespace) -> Path:
     return Path("eval_results") / model / task
 
 
-def settings_of(options: argparse.Namespace) -> dict[str, Any]:
-    """What the numbers depend on; of a rescored file its completions alone."""
-    return {} if options.rescore else {name: getattr(options, name) for name in SETTINGS}
-
-
-def identity(options: argparse.Namespace) -> str:
+def identity_of(options: argparse.Namespace) -> str:
     return options.model_name or options.adapter or f"completions of {options.rescore}"
 
 
-def finished_before(output: Path, options: argparse.Namespace) -> dict[str, Any] | None:
+def finished_before(output: Path, options: argparse.Namespace, settings: dict[str, Any]) -> dict[str, Any] | None:
     """The report of the same evaluation, if it is finished. Raises UsageError: another one's results are there."""
     file = output / "metrics.json"
     if options.rescore and (output / "predictions.jsonl").resolve() == Path(options.rescore).resolve():
@@ -168,7 +199,7 @@ def finished_before(output: Path, options: argparse.Namespace) -> dict[str, Any]
         report = json.loads(file.read_text())
     except ValueError as error:
         raise UsageError(f"{file} is not readable JSON ({error}): move it away, or --overwrite") from error
-    same = report["model"] == identity(options) and report["settings"] == settings_of(options)
+    same = report["model"] == identity_of(options) and report["settings"] == settings
     if same and report["provenance"]["fingerprints"] == data_fingerprints(options):
         return report
     raise UsageError(
@@ -203,33 +234,100 @@ def rescored(benchmark: Any, file: Path) -> list[dict[str, Any]]:
     return predictions
 
 
-def predicted(benchmark: Any, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Load, generate, score; in the order of the data."""
+class Kept:
+    """Completions on disk while an evaluation goes on, so that a killed one need not begin again.
+
+    The first line says of which model and settings they are. Raises UsageError: another evaluation's are there.
+    """
+
+    def __init__(self, path: Path, identity: dict[str, Any]):
+        self.path, self.identity = path, json.loads(json.dumps(identity))
+
+    def read(self, *, overwrite: bool) -> dict[Request, "Completion"]:
+        """What is there of this evaluation; a last line that was cut short is left out, and cut off."""
+        from lora_one.evaluation.generate import Completion
+
+        if overwrite:
+            self.remove()
+        if not self.path.exists():
+            return {}
+        text = self.path.read_text()
+        whole = text[: text.rfind("\n") + 1]
+        try:
+            first, *lines = map(json.loads, whole.split("\n")[:-1])
+            found = {(example, sample): Completion(answer, too_long) for example, sample, answer, too_long in lines}
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"{self.path} is broken ({error}): move it away, or --overwrite") from error
+        if first != self.identity:
+            raise UsageError(
+                f"{self.path} holds the unfinished results of another model or other settings: give "
+                "--output_dir=<folder> or --overwrite"
+            )
+        if whole != text:
+            write_whole(self.path, whole)
+        return found
+
+    def add(self, request: Request, completion: "Completion") -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        line = json.dumps([*request, completion.text, completion.too_long]) + "\n"
+        with self.path.open("a") as stream:
+            stream.write(line if stream.tell() else json.dumps(self.identity) + "\n" + line)
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+def predicted(benchmark: ModuleType, options: argparse.Namespace, kept: Kept) -> list[dict[str, Any]]:
+    """Generate what is not kept yet, and score; in the order of the data, the samples of an example together."""
     from tqdm import tqdm
 
+    examples = benchmark.examples(options.data_path)[: options.limit]
+    requests = [(index, sample) for index in range(len(examples)) for sample in range(options.num_sample)]
+    done = kept.read(overwrite=options.overwrite)
+    lines: dict[Request, dict[str, Any]] = {}
+    right = 0
+    with tqdm(total=len(requests), desc="evaluation", unit="ex") as bar:
+
+        def take(request: Request, completion: "Completion") -> None:
+            nonlocal right
+            example = examples[request[0]]
+            lines[request] = benchmark.score(request[0], example.prompt, completion.text, example.gold)
+            bar.update()
+            if lines[request]["correct"] is not None:
+                right += lines[request]["correct"]
+                bar.set_postfix(accuracy=f"{right / len(lines):.3f}", refresh=False)
+
+        for request, completion in done.items():
+            take(request, completion)
+        for request, completion in generated(examples, [r for r in requests if r not in done], options):
+            kept.add(request, completion)
+            done[request] = completion
+            take(request, completion)
+    too_long = sum(completion.too_long for completion in done.values())
+    if too_long:
+        print(
+            f"warning: {too_long} completions are empty, their prompts leave no room in the model's context",
+            file=sys.stderr,
+        )
+    return [lines[request] for request in requests]
+
+
+def generated(
+    examples: Sequence[Example], requests: Sequence[Request], options: argparse.Namespace
+) -> Iterable[tuple[Request, "Completion"]]:
+    """Completions as they come; nothing is loaded where nothing is wanted."""
+    if not requests:
+        return
     from lora_one.data.encode import prompt_ids
     from lora_one.evaluation.generate import Decoding, complete
 
-    examples = benchmark.examples(options.data_path)[: options.limit]
     model, tokenizer = load(options)
     prompts = prompt_ids(tokenizer, [example.prompt for example in examples])
     decoding = Decoding(options.max_new_tokens, options.temperature, options.top_p, options.seed)
-    lines: dict[int, dict[str, Any]] = {}
-    right = too_long = 0
-    with tqdm(total=len(examples), desc="evaluation", unit="ex") as bar:
-        for index, completion in complete(model, tokenizer, prompts, decoding, options.batch_size):
-            example = examples[index]
-            lines[index] = benchmark.score(index, example.prompt, completion.text, example.gold)
-            right += lines[index]["correct"]
-            too_long += completion.too_long
-            bar.update()
-            bar.set_postfix(accuracy=f"{right / len(lines):.3f}", refresh=False)
-    if too_long:
-        print(
-            f"warning: {too_long} prompts leave no room in the model's context; they count as unparsed",
-            file=sys.stderr,
-        )
-    return [lines[index] for index in range(len(examples))]
+    asked = [prompts[index] for index, _ in requests]
+    streams = [f"{index}:{sample}" for index, sample in requests]
+    for position, completion in complete(model, tokenizer, asked, decoding, options.batch_size, streams):
+        yield requests[position], completion
 
 
 def load(options: argparse.Namespace) -> tuple[Any, Any]:
@@ -259,7 +357,7 @@ def check_writable(output: Path) -> None:
 
 
 def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
 def show(task: str, report: dict[str, Any]) -> None:

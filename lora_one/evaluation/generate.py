@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from lora_one.data.encode import pad_id_of
+from lora_one.seeding import generator_for
 
 
 @dataclass(frozen=True)
@@ -19,17 +21,9 @@ class Decoding:
     top_p: float | None = None
     seed: int = 0
 
-    def options(self) -> dict[str, Any]:
-        """Every choice spelled out, so that no generation_config.json of a checkpoint decides."""
-        if self.temperature is None:
-            return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "num_beams": 1}
-        return {
-            "do_sample": True,
-            "temperature": self.temperature,
-            "top_p": self.top_p if self.top_p is not None else 1.0,
-            "top_k": 0,
-            "num_beams": 1,
-        }
+
+# Every choice spelled out, so that no generation_config.json of a checkpoint decides. Sampling is Draw's.
+GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "num_beams": 1}
 
 
 @dataclass(frozen=True)
@@ -42,19 +36,24 @@ class Completion:
 
 @torch.no_grad()
 def complete(
-    model: nn.Module, tokenizer: Any, prompts: Sequence[Sequence[int]], decoding: Decoding, batch_size: int
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
+    batch_size: int,
+    streams: Sequence[str] | None = None,
 ) -> Iterator[tuple[int, Completion]]:
     """Yield (index, completion) of each prompt, longest prompts first.
 
     Prompts are padded on the left and masked; a completion is cut where its own prompt and max_new_tokens fill
-    the context, whatever else is in the batch.
+    the context, whatever else is in the batch. streams names the random numbers of each prompt, by default its index:
+    what is sampled depends on that name and decoding.seed, not on what else is asked.
     """
     context = context_length(model)
     device = next(model.parameters()).device
     pad = pad_id_of(tokenizer)
     stop = stop_ids(model, tokenizer)
-    if decoding.temperature is not None:
-        torch.manual_seed(decoding.seed)
+    streams = streams or [str(index) for index in range(len(prompts))]
     fitting = [index for index, prompt in enumerate(prompts) if len(prompt) < context]
     yield from ((i, Completion("", too_long=True)) for i, prompt in enumerate(prompts) if len(prompt) >= context)
     fitting.sort(key=lambda index: -len(prompts[index]))
@@ -67,13 +66,15 @@ def complete(
             longest = len(prompts[chosen[0]])
             ids = torch.tensor([[pad] * (longest - len(prompts[i])) + list(prompts[i]) for i in chosen])
             mask = torch.tensor([[0] * (longest - len(prompts[i])) + [1] * len(prompts[i]) for i in chosen])
+            draws = [Draw(decoding, [streams[i] for i in chosen], longest)] if decoding.temperature is not None else []
             produced = model.generate(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
                 max_new_tokens=max(rooms),
                 pad_token_id=pad,
                 eos_token_id=stop,
-                **decoding.options(),
+                logits_processor=LogitsProcessorList(draws),
+                **GREEDY,
             )[:, longest:].tolist()
             for index, tokens, room in zip(chosen, produced, rooms, strict=True):
                 yield (
@@ -82,6 +83,32 @@ def complete(
                 )
     finally:
         model.train(was_training)
+
+
+class Draw(LogitsProcessor):
+    """Sampling as a greedy choice: all but the token drawn is ruled out.
+
+    A row's token is the inverse of its distribution function at a number in [0, 1), one for each step from the
+    row's own stream: softmax(logits / temperature), cut to the fewest tokens that hold top_p of the probability,
+    likeliest first.
+    """
+
+    def __init__(self, decoding: Decoding, streams: Sequence[str], prompt_length: int):
+        self.temperature, self.top_p = decoding.temperature, decoding.top_p if decoding.top_p is not None else 1.0
+        self.prompt_length = prompt_length
+        self.numbers = torch.stack(
+            [torch.rand(decoding.max_new_tokens, generator=generator_for(decoding.seed, name)) for name in streams]
+        )  # (rows, steps)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """scores (rows, vocabulary), any float dtype: 0 at the token drawn, -inf elsewhere."""
+        likely, tokens = (scores.float() / self.temperature).softmax(-1).sort(descending=True, stable=True)
+        likely = likely.where(likely.cumsum(-1) - likely < self.top_p, 0.0)
+        below = likely.cumsum(-1)
+        number = self.numbers[:, input_ids.shape[1] - self.prompt_length].to(scores.device)
+        place = (below <= number[:, None] * below[:, -1:]).sum(-1)
+        place = place.minimum((likely > 0).sum(-1) - 1)  # rounding must not carry it beyond the last
+        return torch.full_like(scores, -torch.inf).scatter(1, tokens.gather(1, place[:, None]), 0.0)
 
 
 def until(tokens: list[int], stop: Sequence[int]) -> list[int]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import random_llama
 
-from lora_one.evaluation.generate import Decoding, complete, until
+from lora_one.evaluation.generate import Decoding, Draw, complete, until
 
 
 def prompts(count=7):
@@ -72,3 +72,55 @@ def test_completion_ends_where_the_context_does(tokenizer):
 
 def test_until():
     assert until([5, 6, 2, 7, 2], [2]) == [5, 6] and until([5], [2]) == [5] and until([2], [1, 2]) == []
+
+
+SAMPLED = Decoding(12, temperature=1.5, top_p=0.95, seed=3)
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 7])
+def test_what_is_sampled_depends_on_neither_batch_nor_company(model, tokenizer, batch_size):
+    """So that a killed evaluation, which asks for the rest alone, comes to the same samples."""
+    given = prompts()
+    alone = run(model, tokenizer, 1, SAMPLED, given)
+    assert run(model, tokenizer, batch_size, SAMPLED, given) == alone
+    found = dict(complete(model, tokenizer, given[2:5], SAMPLED, batch_size, ["2", "3", "4"]))
+    assert [found[i] for i in range(3)] == alone[2:5]
+
+
+def test_streams_of_one_prompt_differ(model, tokenizer):
+    given = prompts(3)[-1:] * 6
+    found = dict(complete(model, tokenizer, given, SAMPLED, 6, [f"0:{sample}" for sample in range(6)]))
+    assert len({completion.text for completion in found.values()}) > 3
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, None), (0.5, 1.0), (2.0, 0.8), (1.0, 0.3)])
+def test_draws_follow_the_softmax_cut_at_top_p(temperature, top_p):
+    """Frequencies over 20,000 streams against the distribution, by the definition of nucleus sampling."""
+    logits = torch.tensor([1.0, -0.5, 2.0, 0.3, -torch.inf, 1.9])
+    probabilities = (logits.double() / temperature).softmax(0)
+    order = probabilities.argsort(descending=True)
+    kept, held = [], 0.0
+    for token in order.tolist():
+        if held < (1.0 if top_p is None else top_p):
+            kept.append(token)
+            held += probabilities[token].item()
+    expected = torch.zeros(6, dtype=torch.double)
+    expected[kept] = probabilities[kept] / probabilities[kept].sum()
+
+    rows = 20_000
+    draw = Draw(Decoding(2, temperature, top_p), ["a"], prompt_length=3)
+    draw.numbers = torch.rand(rows, 2, generator=torch.Generator().manual_seed(0))
+    scores = draw(torch.zeros(rows, 4, dtype=torch.long), logits.expand(rows, -1))
+    assert (scores.isfinite().sum(-1) == 1).all()
+    frequencies = torch.bincount(scores.argmax(-1), minlength=6) / rows
+    assert (frequencies[expected == 0] == 0).all()
+    deviation = 5 * (expected * (1 - expected) / rows).sqrt()
+    assert ((frequencies - expected).abs() <= deviation).all()
+
+
+def test_draws_stay_in_the_support_at_the_ends():
+    draw = Draw(Decoding(1, 1.0), ["a"], prompt_length=0)
+    for number, token in ((0.0, 1), (1.0, 2)):
+        draw.numbers = torch.tensor([[number]])
+        scores = draw(torch.zeros(1, 0, dtype=torch.long), torch.tensor([[-torch.inf, 2.0, 1.0, -torch.inf]]))
+        assert scores.argmax().item() == token

@@ -1,0 +1,143 @@
+"""HumanEval samples that are there already: run them, write what became of each, print pass@k."""
+
+import argparse
+import gzip
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lora_one.errors import RunError, UsageError, nearest
+from lora_one.evaluation import humaneval
+from lora_one.evaluation.command import check_writable, exit_code, show, write_lines
+from lora_one.provenance import fingerprint, provenance
+from lora_one.run_folder import write_json
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="evaluate_functional_correctness.py", description="Score HumanEval samples: pass@k."
+    )
+    add = made.add_argument
+    add("--sample_file", required=True, help="samples.jsonl: task_id and completion a line (.gz too)")
+    add(
+        "--k",
+        help="one or several, as 1,10; at most the samples of a problem (default: 1, 10, 100 as far as these go)",
+    )
+    add("--data_path", "--problem_file", dest="data_path", help="local HumanEval file instead of the hub's")
+    add("--allow_missing", action="store_true", help="score only the problems that have samples")
+    humaneval.add_sandbox_options(made)
+    return made
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write <sample_file>_results.jsonl and <sample_file>_metrics.json, print; returns the exit code."""
+    return exit_code(lambda: evaluate(arguments))
+
+
+def evaluate(arguments: Sequence[str]) -> int:
+    options = parser().parse_args(arguments)
+    ks = given_ks(options.k)
+    if options.data_path and not Path(options.data_path).expanduser().exists():
+        raise UsageError(f"--data_path={options.data_path} does not exist (looked in {Path.cwd()}): give what there is")
+    file = Path(options.sample_file).expanduser()
+    samples = read_samples(file)
+    problems = humaneval.problems(options.data_path)
+    fewest = check_samples(samples, problems, file, allow_missing=options.allow_missing)
+    if any(k > fewest for k in ks):
+        raise UsageError(
+            f"--k={max(ks)} is more than the {fewest} samples that every problem of {file} has: give --k={fewest} or "
+            "less, or more samples"
+        )
+    ks = ks or [k for k in humaneval.USUAL_K if k <= fewest]
+    check_writable(file.parent)
+    humaneval.check_sandbox(options)
+    started = time.perf_counter()
+    programs = [humaneval.program_of(problems[sample["task_id"]], sample["completion"]) for sample in samples]
+    results = humaneval.results_of(programs, options)
+    outcomes: dict[str, list[bool]] = {}
+    for sample, result in zip(samples, results, strict=True):
+        outcomes.setdefault(sample["task_id"], []).append(result == "passed")
+    lines = [s | {"passed": r == "passed", "result": r} for s, r in zip(samples, results, strict=True)]
+    paths = {"sample_file": file} | ({"data_path": Path(options.data_path).expanduser()} if options.data_path else {})
+    report = {
+        "task": "humaneval",
+        "metrics": humaneval.pass_at(outcomes.values(), ks),
+        "counts": humaneval.counts_of(results),
+        "model": f"samples of {file}",
+        "settings": {"k": ks, **{name: getattr(options, name) for name in humaneval.SCORE_SETTINGS}},
+        "seconds": time.perf_counter() - started,
+        "provenance": provenance({name: fingerprint(path) for name, path in paths.items()}),
+    }
+    write_lines(Path(f"{file}_results.jsonl"), lines)
+    write_json(Path(f"{file}_metrics.json"), report)
+    show("humaneval", report)
+    print(f"results: {file}_results.jsonl")
+    return 0
+
+
+def given_ks(text: str | None) -> list[int]:
+    """The numbers of ``1,10``, ascending; none where nothing is given. Raises UsageError: not such a list."""
+    try:
+        ks = sorted({int(part) for part in text.split(",")}) if text is not None else []
+    except ValueError:
+        ks = [0]
+    if ks and ks[0] < 1:
+        raise UsageError(f"--k={text} must be whole numbers of at least 1: give --k=1 or --k=1,10")
+    return ks
+
+
+def read_samples(file: Path) -> list[dict[str, Any]]:
+    """The lines of a sample file. Raises UsageError: it is not there, or a line is no sample; RunError: unreadable."""
+    if not file.is_file():
+        raise UsageError(f"--sample_file={file} is no file: give the samples.jsonl of an evaluation")
+    opener = gzip.open if file.suffix == ".gz" else open
+    try:
+        with opener(file, "rt", encoding="utf-8") as stream:
+            lines = stream.read().split("\n")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise RunError(
+            f"--sample_file={file} cannot be read ({error}): give the samples.jsonl of an evaluation"
+        ) from error
+    samples = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            sample = json.loads(line)
+            problem = "" if all(isinstance(sample[name], str) for name in ("task_id", "completion")) else "no text"
+        except (ValueError, KeyError, TypeError) as error:
+            problem = repr(error)
+        if problem:
+            raise UsageError(
+                f"--sample_file={file}, line {number}: not a sample ({problem}); wanted are task_id and completion, "
+                "both text"
+            )
+        samples.append(sample)
+    if not samples:
+        raise UsageError(f"--sample_file={file} holds no samples: give the samples.jsonl of an evaluation")
+    return samples
+
+
+def check_samples(
+    samples: Sequence[dict[str, Any]], problems: dict[str, Any], file: Path, *, allow_missing: bool
+) -> int:
+    """How many samples every problem has at least. Raises UsageError: unknown problems, or some without any."""
+    counts: dict[str, int] = {}
+    for sample in samples:
+        name = sample["task_id"]
+        if name not in problems:
+            near = nearest(name, problems).partition(" valid:")[0] if len(problems) > 8 else nearest(name, problems)
+            raise UsageError(
+                f"--sample_file={file} has a sample of {name!r}, which is none of the {len(problems)} problems; {near}"
+            )
+        counts[name] = counts.get(name, 0) + 1
+    missing = [name for name in problems if name not in counts]
+    if missing and not allow_missing:
+        raise UsageError(
+            f"--sample_file={file} has no sample for {len(missing)} of the {len(problems)} problems "
+            f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}): a missing answer is no wrong one; add "
+            "them, or --allow_missing to score the others alone"
+        )
+    return min(counts.values())

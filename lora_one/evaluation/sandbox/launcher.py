@@ -1,0 +1,239 @@
+"""A long-lived process that runs one program after another: ``python -I -S``, an empty environment, one JSON object
+a line.
+
+For each program the launcher forks a judge, and the judge forks the program's process:
+
+    launcher ── judge: the tests, and a stand-in for the function ══ socket ══ program: a fresh python -I -S, isolated
+
+The tests run in the judge, which asks the program's process for each call's result and compares it here. The
+program never sees a test, an expected value or the way to the verdict, so there is nothing in its process to forge
+or to steal. When the time is up the launcher kills the judge and whatever is left of the program; the first process
+of a pid namespace takes all others of it along.
+"""
+
+import ast
+import json
+import os
+import random  # noqa: F401 (like typing: prompts and tests import it, so it is loaded once for all judges)
+import select
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import typing
+from pathlib import Path
+
+import inside
+import isolation
+
+LONGEST_REPLY = 1 << 24  # bytes of one packed result
+NO_VERDICT = "failed: the judge ended without a verdict"
+START_SECONDS = 60.0
+UP = b"+"  # from the judge, before its verdict: the program's process is there, the clock may start
+INSIDE = Path(inside.__file__).read_text()
+
+
+def main() -> None:
+    """Settings, then requests from stdin; answers on stdout. Ends with the end of stdin, whatever is running."""
+    requests, replies = os.dup(0), os.dup(1)
+    null = os.open("/dev/null", os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    lines = os.fdopen(requests, "rb")
+    settings = json.loads(lines.readline())
+    os.umask(0o022)
+    try:
+        isolation.call("prctl", isolation.SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        if settings["isolated"]:
+            isolation.private_machine()
+        answer(replies, {"ready": True})
+    except OSError as error:
+        answer(replies, {"refused": str(error)})
+        return
+    for line in lines:
+        try:
+            answer(replies, {"result": result_of(json.loads(line), settings, requests)})
+        except NotStarted:
+            answer(replies, {"broken": "its process did not start"})
+
+
+def answer(replies: int, content: dict[str, typing.Any]) -> None:
+    os.write(replies, json.dumps(content).encode() + b"\n")
+
+
+class NotStarted(Exception):
+    """The program's process could not be made, so there is no verdict on the program."""
+
+
+def result_of(request: dict[str, str], settings: dict[str, typing.Any], requests: int) -> str:
+    """``passed``, ``timed out`` or ``failed: why``; nothing of the program is left when it returns.
+
+    Raises NotStarted: out of memory, processes or namespaces, which says nothing about the program.
+    """
+    folder = None if settings["isolated"] else tempfile.mkdtemp(prefix="program-")
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(ours)
+        in_child(lambda: judge(request, settings, folder, theirs))
+    os.close(theirs)
+    try:
+        if heard(ours, requests, START_SECONDS, len(UP)) != UP:
+            raise NotStarted
+        verdict = heard(ours, requests, settings["seconds"], 1 << 16)
+    finally:
+        os.close(ours)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        kill_descendants()
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+    return "timed out" if verdict is None else verdict.decode() or NO_VERDICT
+
+
+def heard(judge_says: int, requests: int, seconds: float, size: int) -> bytes | None:
+    """What the judge says within some seconds, nothing if it is dead; None when the time is up."""
+    ready, _, _ = select.select([judge_says, requests], [], [], seconds)
+    if ready == [requests]:  # no request is due before this one's answer: the scorer is gone
+        raise SystemExit
+    return os.read(judge_says, size) if ready else None
+
+
+def in_child(work: typing.Callable[[], None]) -> typing.NoReturn:
+    """Do the work of a forked process and end it, without the parent's clean-up."""
+    try:
+        work()
+    except BaseException as error:
+        print(f"sandbox: {inside.described(error)}", file=sys.stderr)
+    finally:
+        os._exit(1)
+
+
+def kill_descendants() -> None:
+    """Kill and reap every process that has come down to this one, its subreaper."""
+    while True:
+        try:
+            if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                for pid in children():
+                    os.kill(pid, signal.SIGKILL)
+                os.waitpid(-1, 0)
+        except ChildProcessError:
+            return
+
+
+def children() -> list[int]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:  # it ended meanwhile
+            continue
+        if int(fields[1]) == os.getpid():
+            found.append(int(stat.parent.name))
+    return found
+
+
+def judge(request: dict[str, str], settings: dict[str, typing.Any], folder: str | None, verdict: int) -> None:
+    """Start the program, say so, run the tests against it, write the verdict."""
+    null = os.open("/dev/null", os.O_RDWR)
+    here, there = socket.socketpair()
+    isolated = settings["isolated"]
+    if isolated:
+        isolation.other_user()
+    isolation.end_with_parent()
+    program = os.fork()
+    if program == 0:
+        in_child(lambda: start_program(settings, folder, there.fileno(), null))
+    there.close()
+    os.dup2(null, 2)
+    if isolated:
+        os.chroot(isolation.BOX)  # as nobody it could not read an interpreter in root's home: there it can
+        os.chdir("/")
+    isolation.set_limits(settings, processes=False)
+    candidate = Candidate(here)
+    if candidate.is_up():
+        os.write(verdict, UP)
+    result = tested(request, candidate)
+    os.kill(program, signal.SIGKILL)
+    os.waitpid(program, 0)
+    os.write(verdict, result.encode(errors="backslashreplace"))
+
+
+def start_program(settings: dict[str, typing.Any], folder: str | None, channel: int, null: int) -> None:
+    """Become the program's process."""
+    isolation.end_with_parent()
+    os.setsid()  # signals to a process group cross pid namespaces
+    if settings["isolated"]:
+        isolation.private_root(settings["folder_bytes"])
+    else:
+        os.chdir(folder)
+    os.dup2(null, 2)
+    os.dup2(channel, inside.CHANNEL)
+    os.set_inheritable(inside.CHANNEL, True)
+    isolation.set_limits(settings, processes=settings["isolated"])
+    python = isolation.interpreter()
+    os.execve(python, [python, "-I", "-S", "-B", "-c", INSIDE], {})
+
+
+class Raised(Exception):
+    """The program raised; the text says what."""
+
+
+class Ended(Exception):
+    """The program's process is gone, or no longer speaks the language."""
+
+
+class Candidate:
+    """Stands for the program's function in the tests: called here, computed there."""
+
+    def __init__(self, channel: socket.socket):
+        self.channel = channel
+        self.replies = channel.makefile("rb")
+
+    def is_up(self) -> bool:
+        """Whether the process came to run our code, of which it tells before it reads the program."""
+        return self.replies.readline() == inside.UP
+
+    def load(self, program: str, name: str) -> None:
+        self._ask((program, name))
+
+    def __call__(self, *arguments: typing.Any, **named: typing.Any) -> typing.Any:
+        return self._ask((inside.packed(arguments), inside.packed(named)))
+
+    def _ask(self, question: tuple[typing.Any, typing.Any]) -> typing.Any:
+        try:
+            self.channel.sendall(ascii(question).encode() + b"\n")
+            line = self.replies.readline(LONGEST_REPLY)
+        except OSError:
+            line = b""
+        if not line.endswith(b"\n"):
+            long = len(line) == LONGEST_REPLY
+            raise Ended("a result is too long" if long else "the program ended before its tests did")
+        try:
+            kind, content = ast.literal_eval(line.decode())
+            value = inside.unpacked(content)
+        except Exception as error:  # whatever it sent, it was no answer
+            raise Ended("the program's answer is no value") from error
+        if kind == "raised":
+            raise Raised(str(value))
+        return value
+
+
+def tested(request: dict[str, str], candidate: Candidate) -> str:
+    """The verdict of the tests on the candidate.
+
+    The names that the tests may use are those of the prompt, run here as it stands; its function is the candidate.
+    """
+    namespace: dict[str, typing.Any] = {}
+    try:
+        candidate.load(request["prompt"] + request["completion"], request["entry_point"])
+        exec(request["prompt"], namespace)
+        namespace[request["entry_point"]] = candidate
+        exec(request["test"], namespace)
+        namespace["check"](candidate)
+    except (Raised, Ended) as error:
+        return f"failed: {error}"
+    except BaseException as error:
+        return f"failed: {inside.described(error)}"
+    return "passed"
