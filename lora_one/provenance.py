@@ -28,18 +28,20 @@ NOT_HASHED |= {f"init.{key}" for key in ("cache", "memory")}
 NOT_HASHED |= {"dataset.accuracy_examples", "dataset.max_new_tokens"}
 
 
-def fingerprint(path: Path) -> str:
+def fingerprint(path: Path, *, nested: bool = False) -> str:
     """sha256 over a file's bytes and endings, or over those and the names of a folder's own files.
 
-    Hidden files and folders within are left out: a run may write its results below the model.
+    Hidden files are left out, and folders within unless nested: a run may write its results below the model.
     """
     single = path.is_file()
-    files = [path] if single else sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+    entries = [path] if single else path.rglob("*") if nested else path.iterdir()
+    files = sorted(p for p in entries if p.is_file() and (single or not p.name.startswith(".")))
     total = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
             content = hashlib.file_digest(stream, "sha256").hexdigest()
-        name = "".join(file.suffixes) if single else file.name  # the endings say how a table is read
+        # of a file its endings, which say how a table is read
+        name = "".join(file.suffixes) if single else file.relative_to(path).as_posix()
         total.update(f"{name}\0{content}\n".encode())
     return total.hexdigest()
 

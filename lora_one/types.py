@@ -18,11 +18,15 @@ if TYPE_CHECKING:  # the entry point reads this file before it may import torch
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt and the response to learn; ``gold`` is what a benchmark compares with, if there is one."""
+    """One prompt and the response to learn; ``gold`` is what a benchmark compares with, if there is one.
+
+    id: its name in a benchmark of several parts, ``<part>/<number>``; elsewhere its place is enough.
+    """
 
     prompt: str
     response: str
     gold: str | dict[str, str] | None = None
+    id: str | None = None
 
 
 @dataclass(frozen=True)

@@ -68,3 +68,30 @@ def test_optimizers_are_compared_at_every_rank_and_take_the_exact_step(tmp_path)
         assert result["ratios"][f"step, ours / fused AdamW, r={rank}"] == pytest.approx(
             rows[f"ours, r={rank}"]["seconds"] / rows[f"fused AdamW, r={rank}"]["seconds"]
         )
+
+
+def test_evaluations_agree_and_are_written(tmp_path):
+    """The script itself refuses answers of the two ways that differ."""
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks/bench_eval.py"),
+        "--questions=3",
+        "--problems=3",
+        "--new_tokens=4",
+    ]
+    file = tmp_path / "eval.json"
+    done = subprocess.run(
+        [*command, "--repeats=1", "--threads=1", f"--json={file}"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(file.read_text())
+    assert {"machine", "versions", "rows", "ratios"} <= result.keys()
+    names = [f"{task}, {way}" for task in ("mmlu", "gsm8k") for way in ("one by one", "in batches")]
+    assert [row["name"] for row in result["rows"]] == names
+    assert all(row["examples_per_cpu_second"] > 0 and row["examples"] == 3 for row in result["rows"])
+    assert all(isinstance(ratio, float) for ratio in result["ratios"].values())

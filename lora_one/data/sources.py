@@ -31,7 +31,7 @@ def read_rows(hub: Hub | None, path: str | None, split: str, columns: Sequence[s
         where, rows = path, _local(Path(path).expanduser(), split)
         names = list(dict.fromkeys(name for row in rows for name in row))
     else:
-        where, table = hub[0], _from_hub(*hub, split)
+        where, table = hub[0], from_hub(*hub, split)
         names = table.column_names
     missing = [column for column in columns if column not in names]
     if missing:
@@ -136,7 +136,8 @@ READERS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
 }
 
 
-def _from_hub(name: str, subset: str | None, split: str) -> Any:
+def from_hub(name: str, subset: str | None, split: str) -> Any:
+    """A split of a data set, as the datasets library gives it. Raises RunError: it cannot be loaded."""
     import datasets
 
     try:

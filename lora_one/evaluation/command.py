@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -103,7 +103,7 @@ def evaluate_task(task: str, arguments: Sequence[str]) -> int:
     check(options, {name: parser.get_default(name) for name in names})
     run_hook(benchmark, "check", options)
     started = time.perf_counter()
-    output = output_folder(task, options)
+    output = output_folder(benchmark.folder(options) if hasattr(benchmark, "folder") else task, options)
     generated_by = {} if options.rescore else {name: getattr(options, name) for name in names}
     settings = generated_by | {name: getattr(options, name) for name in getattr(benchmark, "SCORE_SETTINGS", ())}
     finished = finished_before(output, options, settings)
@@ -128,6 +128,7 @@ def evaluate_task(task: str, arguments: Sequence[str]) -> int:
         "task": task,
         "metrics": metrics,
         "counts": counts,
+        **({"remarks": benchmark.remarks(predictions)} if hasattr(benchmark, "remarks") else {}),
         "model": identity_of(options),
         "settings": settings,
         "seconds": time.perf_counter() - started,
@@ -211,7 +212,7 @@ def data_fingerprints(options: argparse.Namespace) -> dict[str, str]:
     """Of everything local that the numbers rest on."""
     local = {name: getattr(options, name) for name in ("model_name", "adapter", "data_path", "rescore")}
     paths = {name: Path(value).expanduser() for name, value in local.items() if value}
-    return {name: fingerprint(path) for name, path in paths.items() if path.exists()}
+    return {name: fingerprint(path, nested=name == "data_path") for name, path in paths.items() if path.exists()}
 
 
 def rescored(benchmark: Any, file: Path) -> list[dict[str, Any]]:
@@ -230,7 +231,7 @@ def rescored(benchmark: Any, file: Path) -> list[dict[str, Any]]:
                 f"--rescore={file}, line {number}: not a prediction ({error!r}); "
                 "wanted are id, prompt, completion, gold"
             ) from error
-        predictions.append(scored)
+        predictions.append(line | scored)
     return predictions
 
 
@@ -255,7 +256,7 @@ class Kept:
         whole = text[: text.rfind("\n") + 1]
         try:
             first, *lines = map(json.loads, whole.split("\n")[:-1])
-            found = {(example, sample): Completion(answer, too_long) for example, sample, answer, too_long in lines}
+            found = {(example, sample): Completion(*completion) for example, sample, *completion in lines}
         except (ValueError, TypeError) as error:
             raise UsageError(f"{self.path} is broken ({error}): move it away, or --overwrite") from error
         if first != self.identity:
@@ -269,7 +270,7 @@ class Kept:
 
     def add(self, request: Request, completion: "Completion") -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps([*request, completion.text, completion.too_long]) + "\n"
+        line = json.dumps([*request, completion.text, completion.too_long, completion.details]) + "\n"
         with self.path.open("a") as stream:
             stream.write(line if stream.tell() else json.dumps(self.identity) + "\n" + line)
 
@@ -281,7 +282,7 @@ def predicted(benchmark: ModuleType, options: argparse.Namespace, kept: Kept) ->
     """Generate what is not kept yet, and score; in the order of the data, the samples of an example together."""
     from tqdm import tqdm
 
-    examples = benchmark.examples(options.data_path)[: options.limit]
+    examples = examples_of(benchmark, options)
     requests = [(index, sample) for index in range(len(examples)) for sample in range(options.num_sample)]
     done = kept.read(overwrite=options.overwrite)
     lines: dict[Request, dict[str, Any]] = {}
@@ -291,7 +292,8 @@ def predicted(benchmark: ModuleType, options: argparse.Namespace, kept: Kept) ->
         def take(request: Request, completion: "Completion") -> None:
             nonlocal right
             example = examples[request[0]]
-            lines[request] = benchmark.score(request[0], example.prompt, completion.text, example.gold)
+            number = request[0] if example.id is None else example.id
+            lines[request] = benchmark.score(number, example.prompt, completion.text, example.gold) | completion.details
             bar.update()
             if lines[request]["correct"] is not None:
                 right += lines[request]["correct"]
@@ -299,7 +301,7 @@ def predicted(benchmark: ModuleType, options: argparse.Namespace, kept: Kept) ->
 
         for request, completion in done.items():
             take(request, completion)
-        for request, completion in generated(examples, [r for r in requests if r not in done], options):
+        for request, completion in remaining(benchmark, examples, requests, done, options):
             kept.add(request, completion)
             done[request] = completion
             take(request, completion)
@@ -310,6 +312,30 @@ def predicted(benchmark: ModuleType, options: argparse.Namespace, kept: Kept) ->
             file=sys.stderr,
         )
     return [lines[request] for request in requests]
+
+
+def examples_of(benchmark: ModuleType, options: argparse.Namespace) -> list[Example]:
+    """The first --limit examples, unless the benchmark itself says what the limit counts."""
+    choices = {name: getattr(options, name) for name in getattr(benchmark, "DATA_SETTINGS", ())}
+    found = benchmark.examples(options.data_path, **choices)
+    return found if "limit" in choices else found[: options.limit]
+
+
+def remaining(
+    benchmark: ModuleType,
+    examples: Sequence[Example],
+    requests: Sequence[Request],
+    done: Collection[Request],
+    options: argparse.Namespace,
+) -> Iterable[tuple[Request, "Completion"]]:
+    """Completions as they come, of the requests that are not done: the benchmark's own answers, or generated ones."""
+    asked = [request for request in requests if request not in done]
+    if not hasattr(benchmark, "answers"):
+        yield from generated(examples, asked, options)
+    elif asked:
+        known = {index for index, _ in done}
+        for index, completion in benchmark.answers(*load(options), examples, options, known):
+            yield (index, 0), completion
 
 
 def generated(
@@ -364,4 +390,6 @@ def show(task: str, report: dict[str, Any]) -> None:
     for name, value in metrics.items():
         if not name.endswith("_stderr"):
             print(f"{task} {name}: {100 * value:.2f} +- {100 * metrics[f'{name}_stderr']:.2f} %")
-    print("  ".join(f"{name} {count}" for name, count in counts.items()))
+    for part in (counts, report.get("remarks", {})):
+        if part:
+            print("  ".join(f"{name} {count}" for name, count in part.items()))

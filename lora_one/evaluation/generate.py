@@ -1,7 +1,7 @@
 """Batched generation whose result does not depend on the batch."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,12 +14,23 @@ from lora_one.seeding import generator_for
 
 @dataclass(frozen=True)
 class Decoding:
-    """How completions are drawn. Greedy unless a temperature is given; tokens are counted per completion."""
+    """How completions are drawn. Greedy unless a temperature is given; tokens are counted per completion.
+
+    beams: above 1, that many are kept, and with a temperature their continuations are sampled, as transformers does.
+    top_k is read with beams alone.
+    """
 
     max_new_tokens: int
     temperature: float | None = None
     top_p: float | None = None
     seed: int = 0
+    beams: int = 1
+    top_k: int = 0
+
+    def beam_options(self) -> dict[str, Any]:
+        sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+        chosen = {"do_sample": True, **sampling} if self.temperature is not None else {}
+        return GREEDY | chosen | {"num_beams": self.beams, "early_stopping": False, "length_penalty": 1.0}
 
 
 # Every choice spelled out, so that no generation_config.json of a checkpoint decides. Sampling is Draw's.
@@ -28,10 +39,14 @@ GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None,
 
 @dataclass(frozen=True)
 class Completion:
-    """Text behind the prompt, up to EOS. ``too_long``: the prompt leaves no room in the model's context."""
+    """Text behind the prompt, up to EOS. ``too_long``: the prompt leaves no room in the model's context.
+
+    details: what else a benchmark wants in the line of predictions.jsonl; plain JSON.
+    """
 
     text: str
     too_long: bool = False
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -42,12 +57,15 @@ def complete(
     decoding: Decoding,
     batch_size: int,
     streams: Sequence[str] | None = None,
+    done: Container[int] = (),
 ) -> Iterator[tuple[int, Completion]]:
     """Yield (index, completion) of each prompt, longest prompts first.
 
     Prompts are padded on the left and masked; a completion is cut where its own prompt and max_new_tokens fill
     the context, whatever else is in the batch. streams names the random numbers of each prompt, by default its index:
-    what is sampled depends on that name and decoding.seed, not on what else is asked.
+    what is sampled depends on that name and decoding.seed, not on what else is asked. Only sampled beams share the
+    numbers of their batch, so they depend on batch_size; those in ``done``, which are not yielded, still have their
+    place in it.
     """
     context = context_length(model)
     device = next(model.parameters()).device
@@ -55,18 +73,27 @@ def complete(
     stop = stop_ids(model, tokenizer)
     streams = streams or [str(index) for index in range(len(prompts))]
     fitting = [index for index, prompt in enumerate(prompts) if len(prompt) < context]
-    yield from ((i, Completion("", too_long=True)) for i, prompt in enumerate(prompts) if len(prompt) >= context)
+    too_long = (index for index, prompt in enumerate(prompts) if len(prompt) >= context and index not in done)
+    yield from ((index, Completion("", too_long=True)) for index in too_long)
     fitting.sort(key=lambda index: -len(prompts[index]))
     was_training = model.training
     model.eval()
     try:
         for start in range(0, len(fitting), batch_size):
             chosen = fitting[start : start + batch_size]
+            if all(index in done for index in chosen):
+                continue
             rooms = [min(decoding.max_new_tokens, context - len(prompts[index])) for index in chosen]
             longest = len(prompts[chosen[0]])
             ids = torch.tensor([[pad] * (longest - len(prompts[i])) + list(prompts[i]) for i in chosen])
             mask = torch.tensor([[0] * (longest - len(prompts[i])) + [1] * len(prompts[i]) for i in chosen])
-            draws = [Draw(decoding, [streams[i] for i in chosen], longest)] if decoding.temperature is not None else []
+            names = [streams[index] for index in chosen]
+            draws, options = [], GREEDY
+            if decoding.beams > 1:
+                options = decoding.beam_options()
+                torch.manual_seed(generator_for(decoding.seed, "\n".join(names)).initial_seed())
+            elif decoding.temperature is not None:
+                draws = [Draw(decoding, names, longest)]
             produced = model.generate(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
@@ -74,13 +101,12 @@ def complete(
                 pad_token_id=pad,
                 eos_token_id=stop,
                 logits_processor=LogitsProcessorList(draws),
-                **GREEDY,
+                **options,
             )[:, longest:].tolist()
             for index, tokens, room in zip(chosen, produced, rooms, strict=True):
-                yield (
-                    index,
-                    Completion(tokenizer.decode(until(tokens[:room], stop), skip_special_tokens=True)),
-                )
+                text = tokenizer.decode(until(tokens[:room], stop), skip_special_tokens=True)
+                if index not in done:
+                    yield index, Completion(text)
     finally:
         model.train(was_training)
 

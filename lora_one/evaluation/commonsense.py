@@ -1,0 +1,211 @@
+"""The eight commonsense sets: a generated answer, and the word that is found in it.
+
+Protocol of the published script: its prompt, 32 new tokens, four beams whose continuations are sampled; the first of
+the set's words in the completion is the answer. ``accuracy`` reads it in any case, ``accuracy_official`` as published.
+"""
+
+import argparse
+import re
+from collections.abc import Collection, Iterator, Sequence
+from math import sqrt
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_one.data.commonsense import RESPONSE, WORDS, place_of, rows_of
+from lora_one.errors import UsageError, nearest
+from lora_one.types import Example
+
+if TYPE_CHECKING:
+    from lora_one.evaluation.generate import Completion
+
+MAX_NEW_TOKENS = 32
+PUBLISHED = {"temperature": 0.1, "top_p": 0.75}
+BEAMS, TOP_K = 4, 40
+PUBLISHED_PLACE = Path("dataset")  # where the published script looks
+SETTINGS = ("dataset", "greedy", "likelihood", "beams", "top_k", "drawn_together")
+DATA_SETTINGS = ("dataset", "limit")
+FORMAT = re.compile(r"Answer format: (\S+)")
+KINDS = {"accuracy": "correct", "accuracy_official": "correct_official", "accuracy_likelihood": "correct_likelihood"}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--dataset", default="all", help="a set, several with commas, or all; --limit counts in each (%(default)s)")
+    add("--greedy", action="store_true", help="instead of the published sampled beams, which depend on --batch_size")
+    add("--likelihood", action="store_true", help="also choose by the likelihood of each answer, as a second column")
+    add("--base_model", dest="model_name", default=argparse.SUPPRESS, help="the published name of --model_name")
+    add("--name", dest="wandb_name", default=argparse.SUPPRESS, help="the published name of --wandb_name")
+    parser.set_defaults(beams=None, top_k=None, drawn_together=None)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Fill in the published decoding. Raises UsageError: no such set, or options that contradict each other."""
+    sets_of(options.dataset)
+    if options.rescore:
+        return
+    if options.greedy and options.temperature is not None:
+        raise UsageError(f"--greedy and --temperature={options.temperature} contradict each other: drop one of them")
+    if not options.greedy:
+        vars(options).update({name: value for name, value in PUBLISHED.items() if getattr(options, name) is None})
+        vars(options).update(beams=BEAMS, top_k=TOP_K)
+        options.drawn_together = options.batch_size  # it decides which prompts share random numbers
+    if options.data_path is None:
+        if not PUBLISHED_PLACE.is_dir():
+            raise UsageError(
+                "the commonsense sets are files of the LLM-Adapters repository (dataset/<set>/test.json): "
+                "give --data_path=<the folder that holds the sets>"
+            )
+        options.data_path = str(PUBLISHED_PLACE)
+
+
+def sets_of(chosen: str) -> list[str]:
+    """Names in a comma list, or all eight. Raises UsageError: not one of them."""
+    names = list(WORDS) if chosen == "all" else list(dict.fromkeys(chosen.split(",")))
+    for name in names:
+        if name not in WORDS:
+            raise UsageError(f"--dataset={name} is not a commonsense set: {nearest(name, ['all', *WORDS])}")
+    return names
+
+
+def folder(options: argparse.Namespace) -> str:
+    """Each choice of sets has its own results."""
+    return "commonsense" if options.dataset == "all" else f"commonsense/{'+'.join(sets_of(options.dataset))}"
+
+
+def examples(data_path: str | None, dataset: str = "all", limit: int | None = None) -> list[Example]:
+    """Test rows of the chosen sets, one set after the other, the first ``limit`` of each."""
+    place, names = Path(data_path or PUBLISHED_PLACE).expanduser(), sets_of(dataset)
+    folders = {name: place_of(place, name, alone=len(names) == 1) for name in names}
+    return [example for name in names for example in rows_of(folders[name], name, "test")[:limit]]
+
+
+def answers(
+    model: Any, tokenizer: Any, examples: Sequence[Example], options: argparse.Namespace, done: Collection[int]
+) -> Iterator[tuple[int, "Completion"]]:
+    from dataclasses import replace
+
+    from lora_one.data.encode import prompt_ids
+    from lora_one.evaluation.generate import Decoding, complete
+
+    likely = by_likelihood(model, tokenizer, examples, options.batch_size, done) if options.likelihood else {}
+    sampling = (options.temperature, options.top_p, options.seed)
+    decoding = Decoding(options.max_new_tokens, *sampling, beams=options.beams or 1, top_k=options.top_k or 0)
+    prompts = prompt_ids(tokenizer, [example.prompt for example in examples])
+    names = [example.id for example in examples]
+    for index, completion in complete(model, tokenizer, prompts, decoding, options.batch_size, names, done):
+        yield index, replace(completion, details=likely.get(index, {}))
+
+
+def by_likelihood(
+    model: Any, tokenizer: Any, examples: Sequence[Example], batch_size: int, done: Collection[int]
+) -> dict[int, dict[str, Any]]:
+    """Index -> the log-likelihood of each allowed response, and the choice of the likeliest.
+
+    A response is the whole sentence of the training data, "the correct answer is <word>", its log-likelihood the plain
+    sum over its tokens: not divided by their number, which differs in boolq alone, if at all. Words are those
+    that the question's "Answer format:" allows. A question beyond the model's context has no choice.
+    """
+    from lora_one.evaluation.choices import log_likelihoods, questions_of
+    from lora_one.evaluation.generate import context_length
+
+    context = context_length(model)
+    groups: dict[tuple[str, ...], list[int]] = {}  # those of one set and the same words share the prompt's beginning
+    for index, example in enumerate(examples):
+        name = set_of(example.id)
+        groups.setdefault((name, *allowed_words(name, example.prompt)), []).append(index)
+    found: dict[int, dict[str, Any]] = {}
+    for (_, *words), indices in groups.items():
+        found |= {index: {"prediction_likelihood": None, "correct_likelihood": False} for index in indices}
+        responses = [RESPONSE.format(word=word) for word in words]
+        questions = questions_of(tokenizer, [examples[index].prompt for index in indices], responses)
+        fitting = [place for place, question in enumerate(questions) if question.length <= context]
+        known = {number for number, place in enumerate(fitting) if indices[place] in done}
+        asked = [questions[place] for place in fitting]
+        for number, values in log_likelihoods(model, asked, batch_size, known):
+            index = indices[fitting[number]]
+            by_word = dict(zip(words, values, strict=True))
+            best = max(by_word, key=by_word.get)
+            correct = best == examples[index].gold
+            found[index] = {"log_likelihoods": by_word, "prediction_likelihood": best, "correct_likelihood": correct}
+    return found
+
+
+def allowed_words(name: str, prompt: str) -> list[str]:
+    """The words behind the last "Answer format:", else all of the set's."""
+    formats = FORMAT.findall(prompt)
+    words = formats[-1].split("/") if formats else []
+    return words if words and set(words) <= set(WORDS[name]) else list(WORDS[name])
+
+
+def set_of(example_id: Any) -> str:
+    """Of ``<set>/<number>``. Raises KeyError: no such set."""
+    name = str(example_id).partition("/")[0]
+    if name not in WORDS:
+        raise KeyError(name)
+    return name
+
+
+def parse(completion: str, name: str) -> str | None:
+    """The first of the set's words in the completion, in any case, or None: unparsed.
+
+    >>> parse("The correct answer is True, not false", "boolq"), parse("yes", "boolq")
+    ('true', None)
+    """
+    found = re.search("|".join(WORDS[name]), completion, re.IGNORECASE)
+    return found[0].lower() if found else None
+
+
+def parse_published(completion: str, name: str) -> str | None:
+    """As the published script: exact case, behind the last "### Response:" where the model went on to write one."""
+    found = re.search("|".join(WORDS[name]), completion.rpartition("### Response:")[2])
+    return found[0] if found else None
+
+
+def score(example_id: Any, prompt: str, completion: str, gold: str) -> dict[str, Any]:
+    """One line of predictions.jsonl. Raises KeyError: the id is of none of the sets."""
+    name = set_of(example_id)
+    prediction = parse(completion, name)
+    return {
+        "id": example_id,
+        "prompt": prompt,
+        "completion": completion,
+        "prediction": prediction,
+        "gold": gold,
+        "correct": prediction == gold,
+        "correct_official": parse_published(completion, name) == gold,
+    }
+
+
+def summarize(predictions: Sequence[dict[str, Any]]) -> tuple[dict[str, float], dict[str, int]]:
+    """(metrics, counts): each kind of accuracy over all examples and, of several sets, by set and their plain mean.
+
+    Standard errors are sqrt(p (1 - p) / n), of the mean over sets sqrt(sum of squares) / sets.
+    """
+    metrics: dict[str, float] = {}
+    for kind, field in KINDS.items():
+        if not all(field in line for line in predictions):
+            continue
+        hits: dict[str, list[bool]] = {}
+        for line in predictions:
+            hits.setdefault(set_of(line["id"]), []).append(line[field])
+        if len(hits) > 1:
+            parts = {name: share_of(values) for name, values in hits.items()}
+            for name, (share, error) in parts.items():
+                metrics |= {f"{kind}/{name}": share, f"{kind}/{name}_stderr": error}
+            metrics[f"{kind}/mean"] = sum(share for share, _ in parts.values()) / len(parts)
+            metrics[f"{kind}/mean_stderr"] = sqrt(sum(error**2 for _, error in parts.values())) / len(parts)
+        metrics[kind], metrics[f"{kind}_stderr"] = share_of([line[field] for line in predictions])
+    total, correct = len(predictions), sum(line["correct"] for line in predictions)
+    unparsed = sum(line["prediction"] is None for line in predictions)
+    return metrics, {
+        "correct": correct,
+        "wrong": total - correct - unparsed,
+        "unparsed": unparsed,
+        "total": total,
+    }
+
+
+def share_of(hits: Sequence[bool]) -> tuple[float, float]:
+    """The share of hits and its standard error."""
+    share = sum(hits) / len(hits)
+    return share, sqrt(share * (1 - share) / len(hits))

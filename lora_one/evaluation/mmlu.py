@@ -1,0 +1,241 @@
+"""MMLU: four choices after a few solved examples of the same subject; the likeliest letter is the answer.
+
+The prompt is that of the benchmark's own code; its two spaces before the subject are the published ones.
+"""
+
+import argparse
+import csv
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_one.data.sources import from_hub
+from lora_one.errors import RunError, UsageError, nearest
+from lora_one.evaluation.mmlu_subjects import CATEGORIES, SUBJECTS
+from lora_one.types import Example
+
+if TYPE_CHECKING:
+    from lora_one.evaluation.choices import Question
+    from lora_one.evaluation.generate import Completion
+
+MAX_NEW_TOKENS = 1
+SETTINGS = ("ntrain",)
+DATA_SETTINGS = ("ntrain",)
+SOURCE = ("cais/mmlu", "all")
+LETTERS = "ABCD"
+HEADER = "The following are multiple choice questions (with answers) about  {subject}.\n\n"
+ROW = tuple[str, ...]  # question, four options, letter
+
+
+@dataclass(frozen=True)
+class Problem(Example):
+    """A question as the prompt's end, and what may stand before it; ``prompt`` is all of it."""
+
+    header: str = ""
+    shots: tuple[str, ...] = ()
+    body: str = ""
+
+    def prompt_without(self, lost: int) -> str:
+        """The prompt without the first ``lost`` of the solved examples."""
+        return self.header + "".join(self.shots[lost:]) + self.body
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ntrain", type=int, default=5, help="solved examples in front of a question (%(default)s)")
+    parser.add_argument(
+        "model_name", nargs="?", default=argparse.SUPPRESS, metavar="model", help="the same as --model_name"
+    )
+
+
+def check(options: argparse.Namespace) -> None:
+    """Raises UsageError: a value out of range, or an option of generation."""
+    if options.ntrain < 0:
+        raise UsageError(f"--ntrain={options.ntrain} must be at least 0: the benchmark has 5 examples a subject")
+    unread = {"temperature": None, "top_p": None, "max_new_tokens": MAX_NEW_TOKENS}
+    for name, default in unread.items():
+        if getattr(options, name) != default:
+            raise UsageError(
+                f"--{name}={getattr(options, name)} is not read by MMLU, which generates nothing and compares the "
+                "likelihoods of its letters: leave it out"
+            )
+
+
+def examples(data_path: str | None, ntrain: int = 5) -> list[Problem]:
+    """The test questions by subject, in the order of the files, with ids ``<subject>/<number>``.
+
+    From the hub, or from a folder with ``test/<subject>_test.csv`` and ``dev/<subject>_dev.csv`` (no header; question,
+    four options, letter).
+    Raises UsageError: not such a folder, or fewer solved examples than asked for; RunError: a row of another form.
+    """
+    tests, solved = (rows_of(data_path, split) for split in ("test", "dev"))
+    found = []
+    for subject, rows in tests.items():
+        shots = solved.get(subject, [])[:ntrain]
+        if len(shots) < ntrain:
+            raise UsageError(f"--ntrain={ntrain}, but {subject} has {len(shots)} solved examples: lower it")
+        found += problems_of(subject, rows, shots)
+    return found
+
+
+def problems_of(subject: str, rows: Sequence[ROW], shots: Sequence[ROW]) -> list[Problem]:
+    header = HEADER.format(subject=subject.replace("_", " "))
+    solved = tuple(f"{body_of(shot)} {shot[5]}\n\n" for shot in shots)
+    problems = []
+    for number, row in enumerate(rows):
+        body = body_of(row)
+        prompt = header + "".join(solved) + body
+        problems.append(Problem(prompt, f" {row[5]}", row[5], f"{subject}/{number}", header, solved, body))
+    return problems
+
+
+def body_of(row: ROW) -> str:
+    options = "".join(f"\n{letter}. {text}" for letter, text in zip(LETTERS, row[1:5], strict=True))
+    return f"{row[0]}{options}\nAnswer:"
+
+
+def rows_of(data_path: str | None, split: str) -> dict[str, list[ROW]]:
+    """Subject -> its rows."""
+    if data_path is None:
+        found: dict[str, list[ROW]] = {}
+        for row in from_hub(*SOURCE, split):
+            texts = (row["question"], *row["choices"], LETTERS[row["answer"]])
+            found.setdefault(row["subject"], []).append(checked(texts, f"{SOURCE[0]}, {split}"))
+        return found
+    folder, ending = Path(data_path).expanduser() / split, f"_{split}.csv"
+    files = sorted(folder.glob(f"*{ending}"))
+    if not files and split == "test":
+        raise UsageError(f"{data_path} holds no test/*{ending}: give the folder with MMLU's dev/ and test/")
+    found = {file.name.removesuffix(ending): read_csv(file) for file in files}
+    for subject in found:
+        if subject not in SUBJECTS:
+            raise UsageError(f"{folder}: {subject} is not a subject of MMLU; {nearest(subject, SUBJECTS)}")
+    return found
+
+
+def read_csv(file: Path) -> list[ROW]:
+    """Every cell as the text it is: an option "None" is the word. Raises RunError: not six cells, or no letter."""
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            rows = [checked(tuple(row), f"{file}, row {number}") for number, row in enumerate(csv.reader(stream), 1)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise RunError(f"{file} cannot be read as csv ({error}): check the file") from error
+    if not rows:
+        raise RunError(f"{file} holds no rows: give a file with questions")
+    return rows
+
+
+def checked(row: ROW, where: str) -> ROW:
+    if len(row) != 6 or row[5] not in tuple(LETTERS):
+        raise RunError(
+            f"{where}: {row!r:.80} is not a question, four options and a letter of {LETTERS}: check the file"
+        )
+    return row
+
+
+def answers(
+    model: Any, tokenizer: Any, examples: Sequence[Problem], options: argparse.Namespace, done: Collection[int]
+) -> Iterator[tuple[int, "Completion"]]:
+    """The likeliest letter, subject by subject; questions with equally many solved examples share their cache."""
+    from lora_one.evaluation.choices import log_likelihoods
+    from lora_one.evaluation.generate import Completion, context_length
+
+    context = context_length(model)
+    by_subject: dict[str, list[int]] = {}
+    for index, example in enumerate(examples):
+        by_subject.setdefault(subject_of(example.id), []).append(index)
+    for indices in by_subject.values():
+        if all(index in done for index in indices):
+            continue
+        fitted = dict(zip(indices, fit(tokenizer, [examples[index] for index in indices], context), strict=True))
+        for shots in sorted({details["shots"] for _, details in fitted.values()}, reverse=True):
+            group = [index for index in indices if fitted[index][1]["shots"] == shots]
+            known = {place for place, index in enumerate(group) if index in done}
+            questions = [fitted[index][0] for index in group]
+            for place, values in log_likelihoods(model, questions, options.batch_size, known):
+                by_letter = dict(zip(LETTERS, values, strict=True))
+                best = max(by_letter, key=by_letter.get)
+                details = {"log_likelihoods": by_letter, **fitted[group[place]][1]}
+                yield group[place], Completion(f" {best}", details=details)
+
+
+def fit(tokenizer: Any, problems: Sequence[Problem], context: int) -> list[tuple["Question", dict[str, Any]]]:
+    """Each question with as many solved examples as the context holds, the first ones lost first.
+
+    One that is too long by itself loses its first tokens, which are counted. The details say what was lost.
+    """
+    from lora_one.evaluation.choices import Question, questions_of
+
+    letters = [f" {letter}" for letter in LETTERS]
+    fitted: dict[int, tuple[Question, dict[str, Any]]] = {}
+    for lost in range(max(len(problem.shots) for problem in problems) + 1):
+        left = [place for place in range(len(problems)) if place not in fitted]
+        if not left:
+            break
+        prompts = [problems[place].prompt_without(lost) for place in left]
+        for place, prompt, question in zip(left, prompts, questions_of(tokenizer, prompts, letters), strict=True):
+            details: dict[str, Any] = {"shots": len(problems[place].shots) - lost}
+            if lost:
+                details |= {"shots_lost": lost, "prompt": prompt}
+            cut = question.length - context
+            if cut <= 0:
+                fitted[place] = question, details
+            elif details["shots"] == 0:
+                fitted[place] = Question(question.context[cut:], question.answers), details | {"tokens_cut": cut}
+    return [fitted[place] for place in range(len(problems))]
+
+
+def subject_of(example_id: Any) -> str:
+    """Of ``<subject>/<number>``. Raises KeyError: no such subject."""
+    subject = str(example_id).partition("/")[0]
+    if subject not in SUBJECTS:
+        raise KeyError(subject)
+    return subject
+
+
+def score(example_id: Any, prompt: str, completion: str, gold: str) -> dict[str, Any]:
+    """One line of predictions.jsonl. Raises KeyError: the id names no subject; ValueError: not a letter."""
+    subject_of(example_id)
+    prediction = completion.strip()
+    if prediction not in tuple(LETTERS):
+        raise ValueError(f"the completion {completion!r} is no letter of {LETTERS}")
+    return {
+        "id": example_id,
+        "prompt": prompt,
+        "completion": completion,
+        "prediction": prediction,
+        "gold": gold,
+        "correct": prediction == gold,
+    }
+
+
+def summarize(predictions: Sequence[dict[str, Any]]) -> tuple[dict[str, float], dict[str, int]]:
+    """(metrics, counts): the share of right answers in each subject, subcategory and category, and in all.
+
+    Micro-averages, each with its standard error sqrt(p (1 - p) / n).
+    """
+    hits: dict[str, list[bool]] = {}
+    for level in range(4):
+        for line in predictions:
+            hits.setdefault(parts_of(line["id"])[level], []).append(line["correct"])
+    metrics = {}
+    for part, right in hits.items():
+        share = sum(right) / len(right)
+        metrics |= {part: share, f"{part}_stderr": sqrt(share * (1 - share) / len(right))}
+    correct, total = sum(hits["accuracy"]), len(predictions)
+    return metrics, {"correct": correct, "wrong": total - correct, "unparsed": 0, "total": total}
+
+
+def parts_of(example_id: Any) -> tuple[str, str, str, str]:
+    """The names under which a question counts, from its subject to all."""
+    subject = subject_of(example_id)
+    subcategory = SUBJECTS[subject]
+    category = CATEGORIES[subcategory]
+    return f"subject/{subject}", f"subcategory/{subcategory}", f"category/{category}", "accuracy"
+
+
+def remarks(predictions: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """How many prompts lost solved examples to the context, and how many questions their own beginning."""
+    shortened = sum(line.get("shots_lost", 0) > 0 for line in predictions)
+    return {"prompts_shortened": shortened, "questions_cut": sum("tokens_cut" in line for line in predictions)}
