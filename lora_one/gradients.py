@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from lora_one.distributed import Processes
 from lora_one.losses import Batch, Reduction, evaluating, loss_count, loss_sum, model_logits
 
+SMALL = 2**28  # bytes of fp64 sums of all layers together
 Receive = Callable[[str, Tensor, Tensor], None]  # (layer, X (tokens, n), dY (tokens, m))
 
 
@@ -46,44 +47,52 @@ def mean_gradients(
 
     G is the gradient of the mean loss over all batches (``reduction``: mean over examples of their mean-token
     losses, or over tokens), dropout off, so it depends on no batch size, no padding and no number of processes.
-    dY^T X and the sum over batches are taken in fp32 whatever the model's dtype.
+    dY^T X is taken in fp32 whatever the model's dtype, and so is the sum over batches, of small models in fp64: its
+    order, hence the number of processes, then leaves no trace.
 
     hold: "device" or "cpu" keeps every layer's G there until the last batch; "layer" hands a layer's G over
-    inside the one backward pass, so that no two are held (for a single batch on a single process).
+    inside the one backward pass, so that no two are held (for a single batch).
     checkpointing: keep only the inputs of the model's blocks and compute the rest again in the backward pass.
-    On several processes each takes its share of the batches; a layer's G reaches one of them, by turns.
+    On several processes each takes its share of the batches, or all the same one; a layer's G reaches one of them, by
+    turns.
 
     Raises ValueError, on every process: the loss is not finite, a layer took no part in it (named), or hold="layer"
-    with several batches or processes.
+    with several batches.
     """
     processes = Processes.current()
-    if hold == "layer" and (len(batches) > 1 or processes.count > 1):
-        raise ValueError(f'hold="layer" is for one batch on one process, got {len(batches)} on {processes.count}')
+    if hold == "layer" and len(batches) > 1:
+        raise ValueError(f'hold="layer" is for one batch, got {len(batches)}')
+    owners = {name: owner for owner, name in processes.by_turns(list(layers))}
+    sums = sum_dtype(model, layers) if len(batches) > 1 else wide_dtype(model)
     totals: dict[str, Tensor] = {}
     handed: set[str] = set()
     calls: Counter[str] = Counter()
 
     def add(name: str, X: Tensor, dY: Tensor) -> None:
+        calls[name] -= 1
+        if hold == "layer":
+            handed.add(name)
+            if owners[name] != processes.rank:
+                return
         wide = torch.promote_types(dY.dtype, torch.float32)
-        if hold == "cpu":
-            G = (dY.to(wide).T @ X.to(wide)).cpu()
-            totals[name] = totals[name].add_(G) if name in totals else G
-        elif name in totals:
+        if name in totals and hold != "cpu" and totals[name].dtype == wide:
             totals[name].addmm_(dY.to(wide).T, X.to(wide))
         else:
-            totals[name] = dY.to(wide).T @ X.to(wide)
-        calls[name] -= 1
+            G = dY.to(wide).T @ X.to(wide)
+            G = G.to("cpu" if hold == "cpu" else G.device, wide if hold == "layer" else sums)
+            totals[name] = totals[name].add_(G) if name in totals else G
         if hold == "layer" and calls[name] == 0:  # a layer used twice is complete after its last use
-            handed.add(name)
             consume(name, totals.pop(name))
 
-    report = backward_passes(model, layers, batches, reduction, add, calls, checkpointing=checkpointing)
+    among = Processes() if hold == "layer" else processes
+    report = backward_passes(model, layers, batches, reduction, add, calls, checkpointing=checkpointing, among=among)
     refuse_unused(layers, handed | totals.keys())
-    for owner, name in processes.by_turns([name for name in layers if name not in handed]):
+    for name in (name for name in layers if name not in handed):
+        owner = owners[name]
         if name not in totals:  # it took part on other processes only
             where = "cpu" if hold == "cpu" else layers[name].weight.device
-            totals[name] = torch.zeros(weight_shape(layers[name]), dtype=wide_dtype(model), device=where)
-        G = processes.sum_to(owner, totals.pop(name))
+            totals[name] = torch.zeros(weight_shape(layers[name]), dtype=sums, device=where)
+        G = processes.sum_to(owner, totals.pop(name)).to(wide_dtype(model))
         if processes.rank == owner:
             consume(name, G)
         del G
@@ -108,8 +117,15 @@ def weight_shape(layer: nn.Module) -> tuple[int, int]:
 
 
 def wide_dtype(model: nn.Module) -> torch.dtype:
-    """What gradients are summed in: fp32, or fp64 for an fp64 model."""
+    """What gradients are taken and handed over in: fp32, or fp64 for an fp64 model."""
     return torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
+
+
+def sum_dtype(model: nn.Module, layers: dict[str, nn.Module]) -> torch.dtype:
+    """What they are summed in: fp64 where all sums together are small, on a device that has it."""
+    entries = sum(m * n for m, n in map(weight_shape, layers.values()))
+    small = 8 * entries <= SMALL and next(model.parameters()).device.type != "mps"
+    return torch.float64 if small else wide_dtype(model)
 
 
 def backward_passes(
@@ -121,14 +137,16 @@ def backward_passes(
     calls: Counter[str] | None = None,
     *,
     checkpointing: bool = False,
+    among: Processes | None = None,
 ) -> GradientReport:
     """Forward and backward over this process's share of the batches; ``receive`` gets each layer's X and dY.
 
     The loss is the mean over all batches of all processes, so dY carries its share of that mean. ``calls`` counts
-    a layer's uses in a forward pass before its backward pass begins.
+    a layer's uses in a forward pass before its backward pass begins. among: who share the batches (None: all there
+    are).
     Raises ValueError, on every process: the loss is not finite.
     """
-    processes = Processes.current()
+    processes = among or Processes.current()
     count = sum(loss_count(batch["labels"], reduction) for batch in batches)
     calls = Counter() if calls is None else calls
     loss = 0.0

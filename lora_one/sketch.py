@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_one.distributed import Processes
-from lora_one.gradients import GradientReport, backward_passes, refuse_unused, weight_shape, wide_dtype
+from lora_one.gradients import GradientReport, backward_passes, refuse_unused, sum_dtype, weight_shape, wide_dtype
 from lora_one.linalg import LowRank, fix_signs, nothing_to_gain
 from lora_one.losses import Batch, Reduction
 from lora_one.seeding import generator_for
@@ -95,11 +95,12 @@ def _pass(
 ) -> tuple[GradientReport, dict[str, Tensor]]:
     """One pass over the batches: G V of every layer, or with ``transposed`` G^T Q; the same on every process."""
     products: dict[str, Tensor] = {}
+    sums = sum_dtype(model, layers)
 
     def receive(name: str, X: Tensor, dY: Tensor) -> None:
         wide = torch.promote_types(dY.dtype, torch.float32)
         X, dY, factor = X.to(wide), dY.to(wide), factors[name].to(wide)
-        part = X.T @ (dY @ factor) if transposed else dY.T @ (X @ factor)
+        part = (X.T @ (dY @ factor) if transposed else dY.T @ (X @ factor)).to(sums)
         products[name] = products[name].add_(part) if name in products else part
 
     report = backward_passes(model, layers, batches, reduction, receive, checkpointing=checkpointing)
@@ -108,6 +109,6 @@ def _pass(
     for name, layer in layers.items():
         if name not in products:  # it took part on other processes only
             rows = weight_shape(layer)[1 if transposed else 0]
-            products[name] = factors[name].new_zeros(rows, factors[name].shape[1], dtype=wide_dtype(model))
-        products[name] = processes.sum(products[name])
+            products[name] = factors[name].new_zeros(rows, factors[name].shape[1], dtype=sums)
+        products[name] = processes.sum(products[name]).to(wide_dtype(model))
     return report, products

@@ -123,11 +123,10 @@ def how_to_hold(layers: dict[str, nn.Module], batches: Sequence[Batch], settings
     The same answer on every process: that with the least room decides.
     """
     processes = Processes.current()
-    single = len(batches) == 1 and processes.count == 1
+    if len(batches) == 1:
+        return "device" if settings.memory == "fast" and processes.count == 1 else "layer"
     if settings.memory == "fast":
         return "device"
-    if single:
-        return "layer"
     whole = settings.transform is not None
     if settings.memory == "low":
         return "cpu" if whole else "sketch"

@@ -25,6 +25,9 @@ from lora_one.steps import StepSettings, how_to_hold, low_rank_steps
 EXAMPLES = 5
 CASES = [  # memory, examples a batch (so 5, 3 and 1 batches), dtype
     ("fast", 1, torch.float32),
+    ("fast", 5, torch.float32),
+    ("low", 1, torch.float32),
+    ("low", 5, torch.float32),
     ("fast", 1, torch.float64),
     ("fast", 2, torch.float64),
     ("fast", 5, torch.float64),
@@ -32,7 +35,7 @@ CASES = [  # memory, examples a batch (so 5, 3 and 1 batches), dtype
     ("low", 5, torch.float64),
 ]
 # near-equal singular values magnify the rounding of a sum whose order differs
-BOUNDS = {torch.float32: 1e-4, torch.float64: 1e-6}
+BOUNDS = {torch.float32: 1e-5, torch.float64: 1e-6}
 REFUSED = ["unused", "zero", "not finite"]
 
 
@@ -215,8 +218,7 @@ def alone():
 @pytest.mark.parametrize("count", [2, 3])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_same_factors_as_one_process(ranks, alone, case, count):
-    # one process holds the layers of one batch whole; several sketch them, as one does with several batches
-    expected, _, (number, tokens, loss) = alone["low", 1, torch.float64] if case[0] == "low" else alone[case]
+    expected, _, (number, tokens, loss) = alone[case]
     for found, _, report in (rank[case] for rank in ranks[count]):
         assert found.keys() == expected.keys() and len(found) == 14
         for name in expected:
@@ -239,7 +241,7 @@ def test_every_layer_is_factorised_once_and_the_work_is_spread(ranks, count):
     for case in CASES:
         counts = [rank[case][1] for rank in ranks[count]]
         total = sum(counts, Counter())
-        if case[0] == "low":  # sketched: no gradient to factorise
+        if case[0] == "low" and case[1] < EXAMPLES:  # sketched: no gradient to factorise
             assert not total
             continue
         assert len(total) == 14 and set(total.values()) == {1}
