@@ -62,7 +62,7 @@ def made_up(subjects: int, questions: int) -> list[mmlu.Problem]:
 
 
 def byte_level_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of 1,000 pieces trained on the texts, <s> in front."""
+    """Byte-level BPE of 1,000 pieces trained on the texts, <s> in front; " A" is one piece, as in real ones."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -70,7 +70,8 @@ def byte_level_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
     trainer = trainers.BpeTrainer(
         vocab_size=1000, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
     )
-    core.train_from_iterator(texts, trainer)
+    letters = [f" {letter}" for letter in mmlu.LETTERS] * sum(map(len, texts))
+    core.train_from_iterator([*texts, *letters], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>")
 
 

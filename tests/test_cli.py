@@ -74,6 +74,7 @@ def every_choice():
 @pytest.mark.parametrize("choice", every_choice())
 def test_every_choice_composes_and_is_read_to_the_last_key(choice, tmp_path):
     needs = {"dataset=json": [f"dataset.path={tmp_path}"], "peft=lora_xs": ["init=lora_xs"]}
+    needs["init=loftq"] = ["model.quantization=nf4"]
     section, _, name = choice.partition("=")
     run = run_config(choice, *needs.get(choice, []))
     assert getattr(run, section) is not None
