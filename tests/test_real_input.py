@@ -6,9 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run_config, shared
+from conftest import ROOT, finish, run_config, shared
 from test_cli import PUBLISHED
-from test_run import finish
 
 from lora_one.data.arithmetic import generate_meta_math
 from lora_one.evaluation.command import main
