@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from lora_one.data.encode import prompt_ids
 from lora_one.errors import RunError
+from lora_one.losses import evaluating
 
 ENDING = 4  # tokens
 
@@ -99,9 +100,7 @@ def log_likelihoods(
         return
     prefix = common_beginning([question.context for question in questions])
     prefix = prefix[: min(len(question.context) for question in questions) - 1]  # each reads at least one token
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         cache_for = prefilled(model, prefix)
         read = len(prefix) if cache_for else 0
         for batch in wanted:
@@ -112,8 +111,6 @@ def log_likelihoods(
                 for (place, _), value in zip(row.ask, values, strict=True):
                     found[row.question][place] = value
             yield from ((index, values) for index, values in found.items() if index not in done)
-    finally:
-        model.train(was_training)
 
 
 def rows_of(index: int, question: Question, read: int) -> list[Row]:

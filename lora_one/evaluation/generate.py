@@ -9,6 +9,7 @@ from torch import nn
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from lora_one.data.encode import pad_id_of
+from lora_one.losses import evaluating
 from lora_one.seeding import generator_for
 
 
@@ -76,9 +77,7 @@ def complete(
     too_long = (index for index, prompt in enumerate(prompts) if len(prompt) >= context and index not in done)
     yield from ((index, Completion("", too_long=True)) for index in too_long)
     fitting.sort(key=lambda index: -len(prompts[index]))
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for start in range(0, len(fitting), batch_size):
             chosen = fitting[start : start + batch_size]
             if all(index in done for index in chosen):
@@ -107,8 +106,6 @@ def complete(
                 text = tokenizer.decode(until(tokens[:room], stop), skip_special_tokens=True)
                 if index not in done:
                     yield index, Completion(text)
-    finally:
-        model.train(was_training)
 
 
 class Draw(LogitsProcessor):
