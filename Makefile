@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# test processes, each with one thread
+PARALLEL := -n logical --maxprocesses 4 --dist worksteal
 
 .PHONY: setup demo test test-slow lint bench
 setup: $(VENV)/installed
@@ -15,10 +17,10 @@ demo: setup
 	$(BIN)/python run_exp.py
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(PARALLEL)
 
 lint: setup
 	$(BIN)/ruff check .

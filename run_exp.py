@@ -62,14 +62,14 @@ def experiment(run: RunConfig, folder: "RunFolder", identity: str, fingerprints:
     splits = load_dataset(run.dataset, tokenizer, run.model.max_length)
     probe = stages.draw_probe(run, splits, tokenizer)
     base = stages.load_base(run)
-    validation = Validation(run, splits, tokenizer)
     stages.check_together(run, splits, base)
+    parts = stages.Experiment(run, folder, tokenizer, splits, Validation(run, splits, tokenizer))
     with stages.recorded(run, folder, identity, fingerprints) as tracker:  # what stood there before goes only now
         seed_everything(run.seed)
-        model = stages.initialise(run, folder, base, splits, probe, validation, tracker)
+        model = stages.initialise(parts, base, probe, tracker)
         seed_everything(run.seed)  # dropout and order are the same whatever the initialisation drew
-        stages.fine_tune(run, folder, model, splits, tokenizer, validation, tracker)
-        stages.save(run, folder, model, tokenizer)
+        stages.fine_tune(parts, model, tracker)
+        stages.save(parts, model)
     stages.close(run, folder)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from lora_one.config import PeftConfig
+from lora_one.config.schemas import PeftConfig
 from lora_one.errors import UsageError, nearest
 from lora_one.gradients import weight_shape
 from lora_one.inits import Method

@@ -21,7 +21,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from lora_one.config import RunConfig, flatten, refuse_unknown
+from lora_one.config import RunConfig, refuse_unknown
+from lora_one.config.rules import flatten
 from lora_one.data import load_dataset
 from lora_one.errors import RunError, UsageError, nearest
 from lora_one.evaluation.held_out import HeldOut

@@ -1,5 +1,6 @@
 """Models and tokenizers, from the hub, a local folder or the bundled tiny one; and whether they fit this machine."""
 
+import importlib
 import importlib.util
 import json
 import re
@@ -13,13 +14,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from lora_one.config import ModelConfig
+from lora_one.config.schemas import ModelConfig
 from lora_one.errors import RunError, UsageError
 
 BUNDLED = Path(__file__).parent / "assets"
 CPU_LIMIT = 1.5e9  # parameters beyond which a training step takes minutes without an accelerator
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# model.type -> the class of transformers that loads it
+AUTO_CLASSES = {
+    "CausalLM": "AutoModelForCausalLM",
+    "ConditionalGeneration": "AutoModelForSeq2SeqLM",
+    "SequenceClassification": "AutoModelForSequenceClassification",
+}
 
 # of the hub ids in conf/model whose name does not say it
 PARAMETERS = {"TinyLlama/TinyLlama_v1.1": 1.1e9}
@@ -139,19 +147,21 @@ def load_model(
     dtype: str = "auto",
     where: str | None = None,
     quantization: str | None = None,
+    model_type: str = "CausalLM",
+    labels: int | None = None,
 ) -> nn.Module:
     """The frozen model on a device, in fp32, bf16, fp16 or ("auto") as it is stored.
 
+    model_type: one of AUTO_CLASSES.  labels: outputs of a classification head; None: as the checkpoint says.
     quantization: "nf4" (bitsandbytes' 4 bit, blocks of 64) or "int8" of the linear layers but the head.
     Raises RunError: not found, broken, or too large for the device.
     """
-    from transformers import AutoModelForCausalLM
-
     source, options = source_of(name, revision)
+    options |= {} if labels is None else {"num_labels": labels}
     target, number_type = device(where), DTYPES.get(dtype, dtype)
     attention = attention_of(number_type, target)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model = auto_class(model_type).from_pretrained(
             source, dtype=number_type, attn_implementation=attention, **options | quantized(quantization, dtype, target)
         )
         model = model if quantization else model.to(target)
@@ -202,15 +212,19 @@ def original_weights(name: str, revision: str | None = None) -> Callable[[str], 
     return weight
 
 
-def load_skeleton(name: str, revision: str | None = None) -> nn.Module:
+def auto_class(model_type: str) -> Any:
+    return getattr(importlib.import_module("transformers"), AUTO_CLASSES[model_type])
+
+
+def load_skeleton(name: str, revision: str | None = None, model_type: str = "CausalLM") -> nn.Module:
     """The model's layers without weights (meta device): names and shapes, from config.json alone."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     source, options = source_of(name, revision)
     try:
         config = AutoConfig.from_pretrained(source, **options)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
+            return auto_class(model_type).from_config(config)
     except (OSError, ValueError) as error:
         raise RunError(cannot_load(name, "configuration", error)) from error
 

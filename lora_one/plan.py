@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from lora_one.adapters import scaling_of, target_layers
-from lora_one.config import ArithmeticConfig, GradientInit, PeftLoraGAInit, ProbedInit, RunConfig
+from lora_one.config import RunConfig
+from lora_one.config.schemas import ArithmeticConfig, GradientInit, PeftLoraGAInit, ProbedInit
 from lora_one.data import load_dataset
 from lora_one.data.probe import examples_wanted
 from lora_one.gradients import weight_shape

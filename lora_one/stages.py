@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 from statistics import mean
@@ -32,6 +33,17 @@ from lora_one.training import first_step_size, last_checkpoint, train
 
 STARTED_BY = ("torch", "transformers", "peft", "bitsandbytes")  # packages whose versions a start may depend on
 LOSS_WINDOW = 10  # logged steps that the first and the last loss of a run are averaged over
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One run as its stages see it: the settings, what they work on, and where it is written."""
+
+    run: RunConfig
+    folder: RunFolder
+    tokenizer: Any
+    splits: Splits
+    validation: Validation
 
 
 @contextmanager
@@ -97,16 +109,9 @@ def with_step_size(run: RunConfig, examples: int) -> Any:
     return dataclasses.replace(run.init, eta=first_step_size(examples, run.model))
 
 
-def initialise(
-    run: RunConfig,
-    folder: RunFolder,
-    base: nn.Module,
-    splits: Splits,
-    probe: Probe | None,
-    validation: Validation,
-    tracker: Tracker,
-) -> nn.Module:
+def initialise(experiment: Experiment, base: nn.Module, probe: Probe | None, tracker: Tracker) -> nn.Module:
     """The model with its adapters at the method's start; after a resumption their values come with the checkpoint."""
+    run, folder, splits, validation = experiment.run, experiment.folder, experiment.splits, experiment.validation
     if last_checkpoint(folder.checkpoints) is not None:
         model = adapters.wrap(base, run.peft, run.init.dtype)
         adapters.shift_base(model, checkpoints.load_kept(folder.kept))
@@ -208,25 +213,18 @@ def cache_key(
     }
 
 
-def fine_tune(
-    run: RunConfig,
-    folder: RunFolder,
-    model: nn.Module,
-    splits: Splits,
-    tokenizer: Any,
-    validation: Validation,
-    tracker: Tracker,
-) -> None:
+def fine_tune(experiment: Experiment, model: nn.Module, tracker: Tracker) -> None:
     """Train, unless epochs=0, and evaluate what came out."""
+    run, folder, validation = experiment.run, experiment.folder, experiment.validation
     done = {"steps": 0, "seconds": 0.0, "tokens": 0}
     if run.model.epochs > 0:
         done = train(
             model,
-            splits.train,
+            experiment.splits.train,
             run,
             evaluate=validation if validation else None,
             checkpoints=folder.checkpoints,
-            pad_id=pad_id_of(tokenizer),
+            pad_id=pad_id_of(experiment.tokenizer),
             tracker=tracker,
         )
     lines = read_metrics(folder.metrics)
@@ -247,15 +245,16 @@ def fine_tune(
     )
 
 
-def save(run: RunConfig, folder: RunFolder, model: nn.Module, tokenizer: Any) -> None:
+def save(experiment: Experiment, model: nn.Module) -> None:
     """adapter/, the plot and, if asked for, merged_checkpoint/."""
+    run, folder = experiment.run, experiment.folder
     checkpoints.save_adapter(model, folder.adapter, checkpoints.load_kept(folder.kept))
     plot_run(read_metrics(folder.metrics), folder.path / "curves.png", folder.path.parent.name)
     artifacts = {"adapter": "adapter", "plot": "curves.png"}
     if run.model.saving:
         if run.model.quantization:
             model = checkpoints.load_adapter(checkpoints.dequantized(model.unload()), folder.adapter)
-        checkpoints.save_merged(checkpoints.merge_adapter(model), tokenizer, folder.merged)
+        checkpoints.save_merged(checkpoints.merge_adapter(model), experiment.tokenizer, folder.merged)
         artifacts["merged_checkpoint"] = folder.merged.name
     folder.update(artifacts=artifacts)
 

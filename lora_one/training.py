@@ -13,7 +13,8 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from lora_one.checkpoints import restore_adapter
-from lora_one.config import ModelConfig, RunConfig
+from lora_one.config import RunConfig
+from lora_one.config.schemas import ModelConfig
 from lora_one.data.encode import Encoded, collate
 from lora_one.errors import RunError, UsageError
 from lora_one.losses import loss_count, loss_sum

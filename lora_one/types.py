@@ -21,12 +21,15 @@ class Example:
     """One prompt and the response to learn; ``gold`` is what a benchmark compares with, if there is one.
 
     id: its name in a benchmark of several parts, ``<part>/<number>``; elsewhere its place is enough.
+    texts, label: what a classification head reads, one sentence or two without a template, and the index of its class.
     """
 
     prompt: str
     response: str
     gold: str | dict[str, str] | None = None
     id: str | None = None
+    texts: tuple[str, ...] = ()
+    label: int | None = None
 
 
 @dataclass(frozen=True)

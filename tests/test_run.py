@@ -79,10 +79,10 @@ def test_plain_peft_in_a_fresh_process_gives_the_trained_model_bitwise(tmp_path,
     trained = {}
     original = stages.save
 
-    def remember(run, folder, model, tokenizer):
+    def remember(experiment, model):
         with torch.no_grad():
             trained["logits"] = model.eval()(torch.arange(2, 40).reshape(1, -1)).logits
-        original(run, folder, model, tokenizer)
+        original(experiment, model)
 
     monkeypatch.setattr(stages, "save", remember)
     folder = finish(small_run(tmp_path, llama_folder, "dataset.accuracy_examples=0"))

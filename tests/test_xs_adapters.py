@@ -138,10 +138,10 @@ def test_whole_run_loads_with_plain_peft(method, tmp_path, llama_folder, monkeyp
     trained = {}
     original = stages.save
 
-    def remember(run, folder, model, tokenizer):
+    def remember(experiment, model):
         with torch.no_grad():
             trained["logits"] = model.eval()(IDS).logits
-        original(run, folder, model, tokenizer)
+        original(experiment, model)
 
     monkeypatch.setattr(stages, "save", remember)
     folder = finish(small_run(tmp_path, llama_folder, method, SHORT, "model.learning_rate=0.05", "model.saving=true"))

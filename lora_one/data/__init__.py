@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lora_one.config import DatasetConfig
+from lora_one.config.schemas import DatasetConfig
 from lora_one.data import arithmetic_problems, gsm8k, meta_math, own
 from lora_one.data.encode import Encoded, encode, no_answers, prompt_ids, response_ids
 from lora_one.errors import RunError

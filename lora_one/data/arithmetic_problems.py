@@ -1,6 +1,6 @@
 """The generated problems as a data set; the generator itself is arithmetic.py."""
 
-from lora_one.config import ArithmeticConfig
+from lora_one.config.schemas import ArithmeticConfig
 from lora_one.data.arithmetic import FAMILIES, generate
 from lora_one.data.gsm8k import example_of, rows_of
 from lora_one.errors import UsageError, nearest

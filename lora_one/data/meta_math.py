@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lora_one.config import DatasetConfig
+from lora_one.config.schemas import DatasetConfig
 from lora_one.data.gsm8k import PROMPT, gold_of
 from lora_one.data.sources import read_rows
 from lora_one.types import Example

@@ -1,6 +1,6 @@
 """One's own rows: two columns named in the configuration."""
 
-from lora_one.config import OwnDataConfig
+from lora_one.config.schemas import OwnDataConfig
 from lora_one.data.sources import read_rows
 from lora_one.types import Example
 

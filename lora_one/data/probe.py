@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 
-from lora_one.config import ProbedInit, RunConfig
+from lora_one.config import RunConfig
+from lora_one.config.schemas import ProbedInit
 from lora_one.data.encode import Encoded, batches_of, encode, no_answers, pad_id_of
 from lora_one.errors import UsageError
 from lora_one.losses import Batch

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_one.checkpoints import load_adapter
-from lora_one.config import DatasetConfig, RunConfig
+from lora_one.config import RunConfig
+from lora_one.config.schemas import DatasetConfig
 from lora_one.data import read_examples
 from lora_one.data.encode import batches_of, encode, no_answers, pad_id_of
 from lora_one.losses import loss_count, mean_loss

@@ -86,7 +86,8 @@ def problems_of(subject: str, rows: Sequence[ROW], shots: Sequence[ROW]) -> list
     for number, row in enumerate(rows):
         body = body_of(row)
         prompt = header + "".join(solved) + body
-        problems.append(Problem(prompt, f" {row[5]}", row[5], f"{subject}/{number}", header, solved, body))
+        parts = {"header": header, "shots": solved, "body": body}
+        problems.append(Problem(prompt, f" {row[5]}", row[5], f"{subject}/{number}", **parts))
     return problems
 
 

@@ -1,6 +1,6 @@
 """Initialisations: a pure function from a layer (and the low-rank step of its gradient) to the factors, one file each.
 
-To add one: its file here, its line in METHODS, its settings in config.py, its conf/init/<name>.yaml.
+To add one: its file here, its line in METHODS, its settings in config/schemas.py, its conf/init/<name>.yaml.
 Those that PEFT computes for all layers at once are in from_peft.py.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lora_one.config import GradientInit, PeftInit, ProbedInit
+from lora_one.config.schemas import GradientInit, PeftInit, ProbedInit
 from lora_one.inits.from_peft import peft_factors, refuse_unready
 from lora_one.inits.loftq import loftq_factors
 from lora_one.inits.lora_ga import lora_ga_factors

@@ -16,7 +16,7 @@ from peft.tuners.lora import LoraGAConfig, preprocess_loraga
 from peft.tuners.lora.config import CordaConfig
 from torch import Tensor, nn
 
-from lora_one.config import PeftInit
+from lora_one.config.schemas import PeftInit
 from lora_one.distributed import Processes
 from lora_one.errors import UsageError
 from lora_one.losses import IGNORED, Batch, loss_sum, model_logits

@@ -1,6 +1,6 @@
 """LoftQ (arXiv:2310.08659): the adapter makes up for what quantising the base lost."""
 
-from lora_one.config import LoftqInit
+from lora_one.config.schemas import LoftqInit
 from lora_one.linalg import truncated_svd
 from lora_one.types import AdapterFactors, LayerView
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lora_one.config import GradientInit
+from lora_one.config.schemas import GradientInit
 from lora_one.linalg import LowRank
 from lora_one.types import AdapterFactors, LayerView
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from lora_one.config import LoraXsInit
+from lora_one.config.schemas import LoraXsInit
 from lora_one.linalg import truncated_svd
 from lora_one.types import AdapterFactors, LayerView
 

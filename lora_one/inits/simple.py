@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import init as fill
 
-from lora_one.config import SimpleInit
+from lora_one.config.schemas import SimpleInit
 from lora_one.types import AdapterFactors, LayerView
 
 DISTRIBUTIONS: dict[str, Callable[[Tensor, float, Generator], Tensor]] = {

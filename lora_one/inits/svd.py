@@ -1,6 +1,6 @@
 """From the weight's own leading singular vectors, as PiSSA (arXiv:2404.02948) does, at several scales."""
 
-from lora_one.config import SvdInit
+from lora_one.config.schemas import SvdInit
 from lora_one.linalg import truncated_svd
 from lora_one.types import AdapterFactors, LayerView
 

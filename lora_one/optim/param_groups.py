@@ -7,7 +7,7 @@ from torch import nn
 from lora_one.errors import UsageError
 
 if TYPE_CHECKING:  # a library user of an optimiser needs no configuration
-    from lora_one.config import PeftConfig
+    from lora_one.config.schemas import PeftConfig
 
 
 def param_groups(model: nn.Module, lr: float, weight_decay: float, peft: "PeftConfig") -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ from lora_one.adapters import (
     unwrapped_on_error,
     wrap,
 )
-from lora_one.config import PeftConfig
+from lora_one.config.schemas import PeftConfig
 from lora_one.distributed import Processes
 from lora_one.errors import RunError, UsageError
 from lora_one.gradients import GradientReport

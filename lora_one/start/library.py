@@ -10,7 +10,8 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from lora_one.adapters import ADAPTER, lora_layers, refuse_rank, unwrapped_on_error, wrapped
-from lora_one.config import GradientInit, check_init, check_values
+from lora_one.config.rules import check_init, check_values
+from lora_one.config.schemas import GradientInit
 from lora_one.distributed import Processes
 from lora_one.errors import UsageError, nearest
 from lora_one.inits import build_init

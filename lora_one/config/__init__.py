@@ -1,0 +1,160 @@
+"""Typed, frozen settings: the composed configuration becomes a RunConfig before anything is loaded.
+
+One dataclass a group (schemas.py); ``init`` and ``dataset`` have one for each mode or data set, so that a key which the
+chosen mode does not read is refused like any other unknown one. What values must be stands in rules.py. No torch here:
+``--help`` stays fast.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+from lora_one.config.rules import check
+from lora_one.config.schemas import (
+    DATASET_SCHEMAS,
+    DATASETS,
+    INIT_SCHEMAS,
+    OPTIMIZER_SCHEMAS,
+    PEFT_SCHEMAS,
+    DatasetConfig,
+    GradientInit,
+    ModelConfig,
+    PeftConfig,
+    WandbConfig,
+)
+from lora_one.errors import UsageError, nearest
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    dataset: Any
+    peft: PeftConfig
+    init: Any
+    model: ModelConfig
+    optimizer: Any
+    wandb: WandbConfig
+    seed: int
+    results_dir: str
+    overwrite: bool
+    dry_run: bool
+
+    @classmethod
+    def from_hydra(cls, composed: DictConfig) -> "RunConfig":
+        """Check every key, type and value.
+
+        The r x r architecture follows from the initialisation: ``peft.lora_xs`` is set where it trains a core, and
+        for LoRA-SB alpha becomes r (s = 1), whatever they were.
+
+        Raises UsageError: a key nothing reads, a value of the wrong type or out of its range, or two that
+        contradict each other.
+        """
+        try:
+            given = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        except MissingMandatoryValue as error:
+            raise UsageError(_missing(error)) from error
+        except OmegaConfBaseException as error:
+            key = getattr(error, "full_key", None) or "configuration"
+            raise UsageError(f"{key}: {first_line(error)}; give a value, or ${{<key>}} of a key there is") from error
+        given.pop("hydra", None)
+        refuse_unknown("", given, cls)
+        sections: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            schema = schema_of(field.name, given[field.name])
+            if schema is None:
+                sections[field.name] = given[field.name]
+                continue
+            refuse_unknown(f"{field.name}.", given[field.name], schema)
+            sections[field.name] = OmegaConf.to_object(typed(f"{field.name}.", given[field.name], schema))
+        typed("", {name: value for name, value in sections.items() if not dataclasses.is_dataclass(value)}, cls)
+        run = cls(**sections)
+        check(run)
+        return with_core(run)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def schema_of(section: str, given: Any) -> type | None:
+    """The dataclass of one section; None for a plain value."""
+    if section == "dataset":
+        name = given.get("name")
+        if name not in DATASETS:
+            raise UsageError(f"dataset.name={name} is not a data set; {nearest(name, DATASETS)}")
+        return DATASET_SCHEMAS.get(name, DatasetConfig)
+    if section == "init":
+        mode = given.get("mode")
+        if mode not in INIT_SCHEMAS:
+            raise UsageError(f"init.mode={mode} is not a kind of initialisation; {nearest(mode, INIT_SCHEMAS)}")
+        method = given.get("method")
+        if mode == "peft" and method not in PEFT_SCHEMAS:
+            raise UsageError(f"init.method={method} is not an initialisation of PEFT; {nearest(method, PEFT_SCHEMAS)}")
+        return PEFT_SCHEMAS[method] if mode == "peft" else INIT_SCHEMAS[mode]
+    if section == "optimizer":
+        name = given.get("name")
+        if name not in OPTIMIZER_SCHEMAS:
+            raise UsageError(f"optimizer.name={name} is not an optimizer; {nearest(name, OPTIMIZER_SCHEMAS)}")
+        return OPTIMIZER_SCHEMAS[name]
+    return {"peft": PeftConfig, "model": ModelConfig, "wandb": WandbConfig}.get(section)
+
+
+def valid_keys(section: str) -> set[str]:
+    """Every key that some choice of a section reads; of the whole configuration for ``""``."""
+    one_of_many = {
+        "dataset": (DatasetConfig, *DATASET_SCHEMAS.values()),
+        "init": (*INIT_SCHEMAS.values(), *PEFT_SCHEMAS.values()),
+        "optimizer": tuple(OPTIMIZER_SCHEMAS.values()),
+    }
+    single = {
+        "": RunConfig,
+        "peft": PeftConfig,
+        "model": ModelConfig,
+        "wandb": WandbConfig,
+    }
+    schemas = one_of_many.get(section) or (single.get(section, RunConfig),)
+    return {field.name for schema in schemas for field in dataclasses.fields(schema)}
+
+
+def refuse_unknown(prefix: str, given: dict[str, Any], schema: type) -> None:
+    fields = {field.name for field in dataclasses.fields(schema)}
+    for key in given:
+        if key not in fields:
+            raise UsageError(f"unknown key {prefix}{key}: nothing here reads it; {nearest(key, fields)}")
+    missing = dataclasses.MISSING
+    required = (f.name for f in dataclasses.fields(schema) if f.default is missing and f.default_factory is missing)
+    for name in required:
+        if name not in given:
+            raise UsageError(f"{prefix}{name} is missing: set {prefix}{name}=<value>")
+
+
+def typed(prefix: str, given: dict[str, Any], schema: type) -> DictConfig:
+    """Merge into the dataclass; OmegaConf's rules decide the types (``1`` is a float, ``a`` no int)."""
+    try:
+        return OmegaConf.merge(OmegaConf.structured(schema), given)
+    except OmegaConfBaseException as error:
+        key = (error.full_key or str(error.key)).split("[")[0]
+        hint = next(field.type for field in dataclasses.fields(schema) if field.name == key)
+        kind = getattr(hint, "__name__", None) or str(hint).replace("None", "null").replace(" | ", " or ")
+        value = "null" if given[key] is None else repr(given[key])
+        raise UsageError(f"{prefix}{key}={value} has the wrong type: {kind} is wanted") from error
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def _missing(error: ConfigKeyError) -> str:
+    key = getattr(error, "full_key", None) or first_line(error)
+    return f"{key} must be given and has no default: set {key}=<value>"
+
+
+def with_core(run: RunConfig) -> RunConfig:
+    """The run with the architecture that its initialisation chooses."""
+    if not run.init.core:
+        return run
+    peft = dataclasses.replace(run.peft, lora_xs=True)
+    if isinstance(run.init, GradientInit):  # R0 is the step itself, so s = 1
+        peft = dataclasses.replace(peft, lora_alpha=float(peft.lora_r), use_rslora=False)
+    return dataclasses.replace(run, peft=peft)

@@ -1,0 +1,282 @@
+"""What the values of a configuration must be: each by itself, and together."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_one.config.schemas import (
+    ArithmeticConfig,
+    GradientInit,
+    InitConfig,
+    LoftqInit,
+    OwnDataConfig,
+    PeftInit,
+    PeftLoraGAInit,
+    ProbedInit,
+    ScaledConfig,
+    SvdInit,
+)
+from lora_one.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from lora_one.config import RunConfig
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "init.direction": ("LoRA-One", "LoRA-GA", "LoRA-SB"),
+    "init.ga_direction": ("ArB2r", "A2rBr", "ArBr", "random"),
+    "init.memory": ("auto", "fast", "low"),
+    "init.corda_method": ("ipm", "kpm"),
+    "init.normalize": ("s0", "none"),
+    "init.reduction": ("example", "token"),
+    "init.dtype": ("fp32", "bf16"),
+    "init.lora_A": ("kaiming", "fan_out_kaiming", "gaussian", "xavier", "orthogonal", "unit", "zeros"),
+    "init.lora_B": ("kaiming", "fan_out_kaiming", "gaussian", "xavier", "orthogonal", "unit", "zeros"),
+    "model.type": ("CausalLM",),
+    "model.quantization": ("nf4", "int8"),
+    "model.scheduler": ("linear", "cosine", "constant"),
+    "model.loss": ("token", "example"),
+    "optimizer.damping": ("absolute", "relative"),
+    "optimizer.order": ("simultaneous", "sequential"),
+    "wandb.mode": ("online", "offline", "disabled"),
+}
+
+# key -> (the rule in words, the rule); None values are left alone
+RANGES: dict[str, tuple[str, Any]] = {
+    "seed": ("an integer in [0, 2^32)", lambda v: 0 <= v < 2**32),
+    "init.seed": ("an integer in [0, 2^32)", lambda v: 0 <= v < 2**32),
+    "dataset.data_seed": ("an integer in [0, 2^32)", lambda v: 0 <= v < 2**32),
+    "dataset.shuffle_seed": ("an integer in [0, 2^32)", lambda v: 0 <= v < 2**32),
+    "peft.lora_r": ("at least 1", lambda v: v >= 1),
+    "peft.lora_alpha": ("positive", lambda v: v > 0 and math.isfinite(v)),
+    "peft.lora_dropout": ("in [0, 1)", lambda v: 0 <= v < 1),
+    "peft.loraplus_lr_ratio": ("positive", lambda v: v > 0 and math.isfinite(v)),
+    "init.stable_gamma": ("positive", lambda v: v > 0 and math.isfinite(v)),
+    "init.bsz": ("at least 1", lambda v: v >= 1),
+    "init.iters": ("at least 1", lambda v: v >= 1),
+    "init.sub_size": ("at least 1", lambda v: v >= 1),
+    "init.max_length": ("at least 2 tokens", lambda v: v >= 2),
+    "init.tolerance": ("in (0, 1)", lambda v: 0 < v < 1),
+    "init.niter": ("not negative", lambda v: v >= 0),
+    "init.tau": ("in [0, 1)", lambda v: 0 <= v < 1),
+    "init.lora_A_std": ("not negative", lambda v: v >= 0 and math.isfinite(v)),
+    "init.lora_B_std": ("not negative", lambda v: v >= 0 and math.isfinite(v)),
+    "init.lora_R_std": ("not negative", lambda v: v >= 0 and math.isfinite(v)),
+    "init.eta": ("positive", lambda v: v > 0 and math.isfinite(v)),
+    "model.epochs": ("0 (initialise only) or more", lambda v: v >= 0 and math.isfinite(v)),
+    "model.eval_epochs": ("positive", lambda v: v > 0 and math.isfinite(v)),
+    "model.early_stopping_patience": ("0 (off) or more", lambda v: v >= 0),
+    "model.per_device_batch_size": ("at least 1", lambda v: v >= 1),
+    "model.real_batch_size": ("at least 1", lambda v: v >= 1),
+    "model.max_length": ("at least 2 tokens", lambda v: v >= 2),
+    "model.logging_steps": ("at least 1", lambda v: v >= 1),
+    "model.learning_rate": ("positive", lambda v: v > 0 and math.isfinite(v)),
+    "model.weight_decay": ("not negative", lambda v: v >= 0 and math.isfinite(v)),
+    "model.prec_reg": ("not negative", lambda v: v >= 0 and math.isfinite(v)),
+    "model.warmup": ("a fraction below 1 or a number of steps", lambda v: 0 <= v < 1 or (v >= 1 and v.is_integer())),
+    "model.max_grad_norm": ("not negative (0 = no clipping)", lambda v: v >= 0),
+    "model.save_steps": ("at least 1", lambda v: v >= 1),
+    "optimizer.betas": ("two numbers in [0, 1)", lambda v: len(v) == 2 and all(0 <= beta < 1 for beta in v)),
+    "optimizer.eps": ("positive", lambda v: v > 0 and math.isfinite(v)),
+    "optimizer.momentum": ("in [0, 1)", lambda v: 0 <= v < 1),
+    "dataset.max_train_samples": ("at least 1", lambda v: v >= 1),
+    "dataset.max_eval_samples": ("at least 1", lambda v: v >= 1),
+    "dataset.train_size": ("at least 1", lambda v: v >= 1),
+    "dataset.validation_size": ("a share below 1 or a number of examples", lambda v: 0 < v < 1 or v == int(v) >= 1),
+    "dataset.max_tokens": ("at least 2", lambda v: v >= 2),
+    "dataset.accuracy_examples": ("0 (none) or more", lambda v: v >= 0),
+    "dataset.max_new_tokens": ("at least 1", lambda v: v >= 1),
+}
+
+
+def flatten(run: "RunConfig") -> dict[str, Any]:
+    """Dotted key -> value, one level of sections."""
+    flat: dict[str, Any] = {}
+    for key, value in run.to_dict().items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{inner}": item for inner, item in value.items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def check(run: "RunConfig") -> None:
+    """Values against their ranges and against each other; the first violation is raised."""
+    check_values(flatten(run))
+    for together in (check_batches, check_peft, check_core, check_quantization, check_dataset, check_names):
+        together(run)
+    check_init(run.init)
+
+
+def check_values(flat: dict[str, Any]) -> None:
+    for key, valid in CHOICES.items():
+        if flat.get(key) is not None and flat[key] not in valid:
+            raise UsageError(f"{key}={flat[key]} is not a choice; {nearest(flat[key], valid)}")
+    for key, (rule, holds) in RANGES.items():
+        value = flat.get(key)
+        if value is not None and not holds(value):
+            raise UsageError(f"{key}={value} is out of range: it must be {rule}")
+
+
+def check_batches(run: "RunConfig") -> None:
+    real, device = run.model.real_batch_size, run.model.per_device_batch_size
+    if real % device:
+        raise UsageError(
+            f"model.real_batch_size={real} is not divisible by model.per_device_batch_size={device}; "
+            f"take a multiple of {device} such as {max(device, real - real % device)}, or a smaller "
+            "model.per_device_batch_size"
+        )
+
+
+def check_peft(run: "RunConfig") -> None:
+    targets = run.peft.lora_target_modules
+    is_list = isinstance(targets, list) and targets and all(isinstance(name, str) for name in targets)
+    if targets != "all" and not is_list:
+        raise UsageError(
+            f"peft.lora_target_modules={targets!r} must be the word all or a list of layer names such as "
+            "[q_proj,v_proj]"
+        )
+    not_built = {
+        "peft.use_peft": run.peft.use_peft is False,
+        "peft.lora_relative_r": run.peft.lora_relative_r is not None,
+        "peft.train_embeddings": run.peft.train_embeddings,
+        "peft.adalora": run.peft.adalora,
+    }
+    for key, asked in not_built.items():
+        if asked:
+            value = flatten(run)[key]
+            raise UsageError(f"{key}={value} is not built yet; leave {key} at its default")
+
+
+def check_init(init: InitConfig) -> None:
+    by_gradient = ("stable", "gd", "unit", "weightS")
+    scales = {
+        GradientInit: (*by_gradient, "search"),
+        PeftLoraGAInit: by_gradient,
+        SvdInit: ("default", "stable", "unit", "normalized"),
+    }
+    if type(init) in scales and init.scale not in scales[type(init)]:
+        raise UsageError(
+            f"init.scale={init.scale} is not a choice of init.mode={init.mode}; "
+            f"{nearest(init.scale, scales[type(init)])}"
+        )
+    if hasattr(init, "stable_gamma") and init.scale != "stable" and init.stable_gamma is not None:
+        raise UsageError(
+            f"init.stable_gamma={init.stable_gamma} is read only with init.scale=stable, not with "
+            f"init.scale={init.scale}: drop one of the two"
+        )
+    if isinstance(init, GradientInit):
+        check_gradient(init)
+    if isinstance(init, ProbedInit):
+        check_probed(init)
+
+
+def check_gradient(init: GradientInit) -> None:
+    if init.direction != "LoRA-One" and init.normalize != "s0":
+        raise UsageError(f"init.normalize={init.normalize} is read only by LoRA-One, not by {init.direction}: drop it")
+    if init.direction != "LoRA-GA" and init.ga_direction != "ArB2r":
+        raise UsageError(
+            f"init.ga_direction={init.ga_direction} is read only by LoRA-GA, not by {init.direction}: drop it"
+        )
+    if init.direction != "LoRA-SB" and init.eta is not None:
+        raise UsageError(f"init.eta={init.eta} is read only by LoRA-SB, not by {init.direction}: drop it")
+    if init.scale == "search" and init.direction == "LoRA-GA":
+        raise UsageError(
+            "init.scale=search looks for the gamma with the least loss after the start, and LoRA-GA's start leaves the "
+            "function and the loss as they are: take init.scale=stable with init.stable_gamma"
+        )
+    for key, unset in (("scale", "stable"), ("stable_gamma", None)):
+        value = getattr(init, key)
+        if init.direction == "LoRA-SB" and value != unset:
+            raise UsageError(f"init.{key}={value} is not read by LoRA-SB, whose step has the size init.eta: drop it")
+
+
+def check_probed(init: ProbedInit) -> None:
+    if init.do_subsampling and init.sub_size is None:
+        raise UsageError("init.do_subsampling=true needs a size: set init.sub_size=<number of examples>")
+    if init.sub_size is not None and not init.do_subsampling:
+        raise UsageError(
+            f"init.sub_size={init.sub_size} is read only with init.do_subsampling=true: add it, or drop init.sub_size"
+        )
+    if not init.do_subsampling and (init.bsz is None) != (init.iters is None):
+        raise UsageError(
+            f"init.bsz={init.bsz} with init.iters={init.iters}: give both (bsz x iters examples) or set both to null "
+            "(the whole training set)"
+        )
+
+
+def check_core(run: "RunConfig") -> None:
+    init, peft = run.init, run.peft
+    name = getattr(init, "direction", init.mode)
+    if peft.lora_xs and not init.core:
+        raise UsageError(
+            f"peft.lora_xs={peft.lora_xs} trains an r x r core, which {name} does not start: take init=lora_xs or "
+            "init.direction=LoRA-SB, or drop peft=lora_xs"
+        )
+    if init.core and peft.dora:
+        raise UsageError(
+            f"peft.dora={peft.dora} trains magnitudes beside B and A, but {name} trains R alone: drop peft=dora"
+        )
+    if init.core and peft.use_loraplus:
+        raise UsageError(
+            f"peft.use_loraplus={peft.use_loraplus} gives B a learning rate of its own, but {name} trains R alone: "
+            "drop it"
+        )
+    if init.core and isinstance(run.optimizer, ScaledConfig):
+        raise UsageError(
+            f"optimizer={run.optimizer.name} preconditions B and A by each other, but {name} trains R alone: take "
+            "optimizer=adamw or optimizer=sgd"
+        )
+
+
+def check_quantization(run: "RunConfig") -> None:
+    init, chosen = run.init, run.model.quantization
+    if isinstance(init, LoftqInit) and chosen is None:
+        raise UsageError(
+            "init=loftq makes up for what quantising the base lost, and model.quantization=null leaves the base as it "
+            "is: add model.quantization=nf4, or take init=pissa"
+        )
+    if chosen == "int8" and run.peft.dora:
+        raise UsageError(
+            "peft.dora=True takes the norms of the base's weights at every step, which PEFT cannot do for "
+            "model.quantization=int8: take model.quantization=nf4, or drop peft=dora"
+        )
+    name = getattr(init, "direction", None) or getattr(init, "method", init.mode)
+    shifts = isinstance(init, PeftInit | SvdInit) and name != "eva"
+    if chosen is not None and (shifts or name == "LoRA-GA"):
+        raise UsageError(
+            f"{name} changes the base's weights, which model.quantization={chosen} cannot hold: take LoRA-One, "
+            "init=default, lora_xs, eva or loftq, or model.quantization=null"
+        )
+
+
+def check_dataset(run: "RunConfig") -> None:
+    dataset = run.dataset
+    if isinstance(dataset, ArithmeticConfig):
+        check_arithmetic(dataset)
+    if isinstance(dataset, OwnDataConfig) and dataset.path is None:
+        raise UsageError("dataset=json needs the file: add dataset.path=<file.jsonl>")
+    if dataset.path is not None:
+        path = Path(dataset.path).expanduser()
+        if not path.exists():
+            raise UsageError(
+                f"dataset.path={dataset.path} does not exist (looked in {Path.cwd()}); give a file or folder"
+            )
+
+
+def check_arithmetic(dataset: ArithmeticConfig) -> None:
+    if dataset.path is not None:
+        return
+    for key in ("train_size", "validation_size"):
+        size = getattr(dataset, key)
+        if size is None or size < 1:
+            shown = "null" if size is None else size
+            raise UsageError(f"dataset.{key}={shown}: generated problems need a number; set dataset.{key}=<examples>")
+
+
+def check_names(run: "RunConfig") -> None:
+    """What becomes part of a path must be one path component."""
+    for key, value in (("wandb.project", run.wandb.project), ("wandb.name", run.wandb.name)):
+        if value is not None and (not value or "/" in value or value in {".", ".."} or "\0" in value):
+            raise UsageError(f"{key}={value!r} becomes a folder's name: it must be non-empty and hold no slash")
+    if not run.results_dir:
+        raise UsageError("results_dir='' is no folder: set results_dir=<a writable folder>, . for this one")
