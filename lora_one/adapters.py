@@ -17,7 +17,7 @@ from lora_one.config.schemas import PeftConfig
 from lora_one.errors import UsageError, nearest
 from lora_one.gradients import weight_shape
 from lora_one.inits import Method
-from lora_one.models import DTYPES
+from lora_one.models import DTYPES, never_repacked
 from lora_one.seeding import generator_for
 from lora_one.types import AdapterFactors, LayerView
 
@@ -143,7 +143,7 @@ def wrap(base: nn.Module, peft: PeftConfig, dtype: str) -> PeftModel:
 def wrapped(base: nn.Module, config: LoraConfig, dtype: str) -> PeftModel:
     """The base with the adapters of a PEFT configuration, in that dtype."""
     with quiet_peft():
-        model = get_peft_model(base, config, autocast_adapter_dtype=False)
+        model = get_peft_model(never_repacked(base), config, autocast_adapter_dtype=False)
     for name, parameter in model.named_parameters():
         if "lora_" in name:  # whatever else trains (a head, biases) keeps the base's
             parameter.data = parameter.data.to(DTYPES[dtype])

@@ -169,7 +169,19 @@ def load_model(
         raise RunError(f"model {name} does not fit on {target}: take bf16 or a smaller model") from error
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise RunError(cannot_load(name, "weights", error)) from error
-    return model.requires_grad_(False).eval()
+    return never_repacked(model).requires_grad_(False).eval()
+
+
+def never_repacked(model: nn.Module) -> nn.Module:
+    """The model, whose 4-bit layers keep their layout on CPUs with AVX512-BF16.
+
+    There bitsandbytes repacks a layer in its first forward pass without gradients and rounds its scales to bf16: the
+    function changes between two passes, and the layout is one that nothing dequantises.
+    """
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+    return model
 
 
 def quantized(kind: str | None, dtype: str, where: torch.device) -> dict[str, Any]:
