@@ -1,5 +1,6 @@
 """Several processes as one: who takes which batch and which layer. With one process everything is a no-op."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -22,6 +23,24 @@ class Processes:
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size())
         return cls()
+
+    @classmethod
+    def started(cls) -> "Processes":
+        """Join the processes of a launcher (torchrun, accelerate launch), which says in WORLD_SIZE how many there are.
+
+        Without a GPU they meet through gloo: accelerate by itself would leave each the first of one.
+        """
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+            import torch
+            from accelerate import PartialState
+
+            PartialState(cpu=not torch.cuda.is_available())
+        return cls.current()
+
+    def meet(self) -> None:
+        """Wait for the others."""
+        if self.count > 1:
+            dist.barrier()
 
     def share(self, items: Sequence[T]) -> Iterator[tuple[T, float]]:
         """This process's items, each with weight 1; every process gets as many, the missing ones with weight 0.

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from lora_one.data.encode import prompt_ids
+from lora_one.distributed import Processes
 from lora_one.errors import RunError
+from lora_one.evaluation.batches import each_batch
 from lora_one.losses import evaluating
 
 ENDING = 4  # tokens
@@ -83,9 +85,15 @@ class Row:
 
 @torch.no_grad()
 def log_likelihoods(
-    model: nn.Module, questions: Sequence[Question], batch_size: int, done: Container[int] = ()
+    model: nn.Module,
+    questions: Sequence[Question],
+    batch_size: int,
+    done: Container[int] = (),
+    processes: Processes = Processes(),  # noqa: B008 (frozen)
 ) -> Iterator[tuple[int, list[float]]]:
     """Yield (index, [log p(answer | context) of each answer]), ``batch_size`` questions at a time, longest first.
+
+    processes: of which each takes its share of the batches; without it each takes all.
 
     The tokens with which all contexts begin are read once; the rest of each goes behind their keys and values,
     padded on the right, where causal attention never looks from a real token, so positions need no correction.
@@ -94,22 +102,24 @@ def log_likelihoods(
     Raises RunError: the model gives no finite number.
     """
     order = sorted(range(len(questions)), key=lambda index: -questions[index].length)
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    wanted = [batch for batch in batches if not all(index in done for index in batch)]
-    if not wanted:
+    if all(index in done for index in order):
         return
     prefix = common_beginning([question.context for question in questions])
     prefix = prefix[: min(len(question.context) for question in questions) - 1]  # each reads at least one token
     with evaluating(model):
         cache_for = prefilled(model, prefix)
         read = len(prefix) if cache_for else 0
-        for batch in wanted:
+
+        def compared(batch: Sequence[int]) -> dict[int, list[float]]:
             rows = [row for index in batch for row in rows_of(index, questions[index], read)]
             found = {index: [0.0] * len(questions[index].answers) for index in batch}
             shared = {"past_key_values": cache_for(len(rows))} if cache_for else {}
             for row, values in zip(rows, scores(model, rows, **shared), strict=True):
                 for (place, _), value in zip(row.ask, values, strict=True):
                     found[row.question][place] = value
+            return found
+
+        for _, found in each_batch(order, batch_size, compared, done, processes):
             yield from ((index, values) for index, values in found.items() if index not in done)
 
 

@@ -20,6 +20,7 @@ from lora_one.run_folder import write_json, write_whole
 from lora_one.types import Example
 
 if TYPE_CHECKING:
+    from lora_one.distributed import Processes
     from lora_one.evaluation.generate import Completion
 
 # What identifies completions; the others only say where and how fast.
@@ -43,8 +44,7 @@ def parser_of(task: str, benchmark: ModuleType) -> argparse.ArgumentParser:
     add(
         "--batch_size",
         type=int,
-        default=16,
-        help="prompts at a time; it does not change the result (%(default)s)",
+        help="prompts at a time; it does not change the result (default: 16 on a CPU, else as many as fit)",
     )
     add("--max_new_tokens", type=int, default=benchmark.MAX_NEW_TOKENS, help="per completion (%(default)s)")
     add("--temperature", type=float, help="sample with this temperature; greedy if left out")
@@ -103,13 +103,15 @@ def evaluate_task(task: str, arguments: Sequence[str]) -> int:
     check(options, {name: parser.get_default(name) for name in names})
     run_hook(benchmark, "check", options)
     started = time.perf_counter()
+    processes = joined()
     output = output_folder(benchmark.folder(options) if hasattr(benchmark, "folder") else task, options)
     generated_by = {} if options.rescore else {name: getattr(options, name) for name in names}
     settings = generated_by | {name: getattr(options, name) for name in getattr(benchmark, "SCORE_SETTINGS", ())}
     finished = finished_before(output, options, settings)
-    if finished:
+    if finished and processes.rank == 0:
         print(f"{output / 'metrics.json'} is there already, of the same model and settings (--overwrite to redo)")
         show(task, finished)
+    if finished:
         return 0
     check_writable(output)
     fingerprints = data_fingerprints(options)
@@ -117,8 +119,10 @@ def evaluate_task(task: str, arguments: Sequence[str]) -> int:
         predictions = rescored(benchmark, Path(options.rescore))
     else:
         identity = {"model": identity_of(options), "settings": generated_by, "fingerprints": fingerprints}
-        kept = Kept(output / "predictions.partial.jsonl", identity)
+        kept = Kept(output / "predictions.partial.jsonl", identity, processes)
         predictions = predicted(benchmark, options, kept)
+    if processes.rank > 0:
+        return 0
     run_hook(benchmark, "judge", predictions, options, output)
     if options.no_score:
         print(f"{len(predictions)} completions in {output}; the same command without --no_score scores them")
@@ -145,6 +149,13 @@ def evaluate_task(task: str, arguments: Sequence[str]) -> int:
     show(task, report)
     print(f"metrics: {output / 'metrics.json'}")
     return 0
+
+
+def joined() -> "Processes":
+    """This process among those that a launcher started; torch is only needed for several."""
+    from lora_one.distributed import Processes
+
+    return Processes.started()
 
 
 def check(options: argparse.Namespace, defaults: dict[str, Any]) -> None:
@@ -238,34 +249,49 @@ def rescored(benchmark: Any, file: Path) -> list[dict[str, Any]]:
 class Kept:
     """Completions on disk while an evaluation goes on, so that a killed one need not begin again.
 
-    The first line says of which model and settings they are. Raises UsageError: another evaluation's are there.
+    Each of several processes has a file of its own, and what they leave serves any number of them. The first line says
+    of which model and settings they are. Raises UsageError: another evaluation's are there.
     """
 
-    def __init__(self, path: Path, identity: dict[str, Any]):
-        self.path, self.identity = path, json.loads(json.dumps(identity))
+    def __init__(self, path: Path, identity: dict[str, Any], processes: "Processes"):
+        self.first, self.processes = path, processes
+        self.path = path if processes.rank == 0 else path.with_suffix(f".{processes.rank}.jsonl")
+        self.identity = json.loads(json.dumps(identity))
+
+    @property
+    def files(self) -> list[Path]:
+        return sorted(self.first.parent.glob(f"{self.first.stem}*.jsonl"))
 
     def read(self, *, overwrite: bool) -> dict[Request, "Completion"]:
-        """What is there of this evaluation; a last line that was cut short is left out, and cut off."""
+        """What is there of this evaluation, by whichever process."""
+        if overwrite and self.processes.rank == 0:
+            self.remove()
+        self.processes.meet()
+        found = self.gathered()
+        self.processes.meet()  # before anyone adds to it
+        return found
+
+    def gathered(self) -> dict[Request, "Completion"]:
+        return {request: completion for file in self.files for request, completion in self.lines(file).items()}
+
+    def lines(self, path: Path) -> dict[Request, "Completion"]:
+        """Of one file; a last line that was cut short is left out, and cut off by the process whose file it is."""
         from lora_one.evaluation.generate import Completion
 
-        if overwrite:
-            self.remove()
-        if not self.path.exists():
-            return {}
-        text = self.path.read_text()
+        text = path.read_text()
         whole = text[: text.rfind("\n") + 1]
         try:
             first, *lines = map(json.loads, whole.split("\n")[:-1])
             found = {(example, sample): Completion(*completion) for example, sample, *completion in lines}
         except (ValueError, TypeError) as error:
-            raise UsageError(f"{self.path} is broken ({error}): move it away, or --overwrite") from error
+            raise UsageError(f"{path} is broken ({error}): move it away, or --overwrite") from error
         if first != self.identity:
             raise UsageError(
-                f"{self.path} holds the unfinished results of another model or other settings: give "
+                f"{path} holds the unfinished results of another model or other settings: give "
                 "--output_dir=<folder> or --overwrite"
             )
-        if whole != text:
-            write_whole(self.path, whole)
+        if whole != text and self.processes.rank == 0:
+            write_whole(path, whole)
         return found
 
     def add(self, request: Request, completion: "Completion") -> None:
@@ -275,11 +301,15 @@ class Kept:
             stream.write(line if stream.tell() else json.dumps(self.identity) + "\n" + line)
 
     def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
+        for file in self.files:
+            file.unlink(missing_ok=True)
 
 
 def predicted(benchmark: ModuleType, options: argparse.Namespace, kept: Kept) -> list[dict[str, Any]]:
-    """Generate what is not kept yet, and score; in the order of the data, the samples of an example together."""
+    """Generate what is not kept yet, and score; in the order of the data, the samples of an example together.
+
+    Of several processes each generates its share, and the first has the predictions of all; the others have none.
+    """
     from tqdm import tqdm
 
     examples = examples_of(benchmark, options)
@@ -287,7 +317,8 @@ def predicted(benchmark: ModuleType, options: argparse.Namespace, kept: Kept) ->
     done = kept.read(overwrite=options.overwrite)
     lines: dict[Request, dict[str, Any]] = {}
     right = 0
-    with tqdm(total=len(requests), desc="evaluation", unit="ex") as bar:
+    alone, first = kept.processes.count == 1, kept.processes.rank == 0
+    with tqdm(total=len(requests), desc="evaluation", unit="ex", disable=not first) as bar:
 
         def take(request: Request, completion: "Completion") -> None:
             nonlocal right
@@ -305,6 +336,13 @@ def predicted(benchmark: ModuleType, options: argparse.Namespace, kept: Kept) ->
             kept.add(request, completion)
             done[request] = completion
             take(request, completion)
+        kept.processes.meet()
+        if not first:
+            return []
+        for request, completion in {} if alone else kept.gathered().items():
+            if request not in done:
+                done[request] = completion
+                take(request, completion)
     too_long = sum(completion.too_long for completion in done.values())
     if too_long:
         print(
@@ -358,6 +396,7 @@ def generated(
 
 def load(options: argparse.Namespace) -> tuple[Any, Any]:
     from lora_one.checkpoints import load_adapter
+    from lora_one.evaluation.batches import automatic
     from lora_one.models import load_model, load_tokenizer
     from lora_one.run_folder import base_of
 
@@ -369,6 +408,8 @@ def load(options: argparse.Namespace) -> tuple[Any, Any]:
             raise UsageError(f"--adapter={adapter} holds no adapter_config.json: give the adapter/ folder of a run")
         name = json.loads(config.read_text())["base_model_name_or_path"]
     model = load_model(name, where=options.device, **{"dtype": options.dtype} | base_of(adapter))
+    if options.batch_size is None:
+        options.batch_size = automatic(model)
     if adapter is not None:
         model = load_adapter(model, adapter)
     return model.eval(), load_tokenizer(name)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 MAX_NEW_TOKENS = 32
 PUBLISHED = {"temperature": 0.1, "top_p": 0.75}
 BEAMS, TOP_K = 4, 40
+TOGETHER = 16  # prompts that share their random numbers, unless --batch_size says otherwise
 PUBLISHED_PLACE = Path("dataset")  # where the published script looks
 SETTINGS = ("dataset", "greedy", "likelihood", "beams", "top_k", "drawn_together")
 DATA_SETTINGS = ("dataset", "limit")
@@ -48,6 +49,7 @@ def check(options: argparse.Namespace) -> None:
     if not options.greedy:
         vars(options).update({name: value for name, value in PUBLISHED.items() if getattr(options, name) is None})
         vars(options).update(beams=BEAMS, top_k=TOP_K)
+        options.batch_size = options.batch_size or TOGETHER
         options.drawn_together = options.batch_size  # it decides which prompts share random numbers
     if options.data_path is None:
         if not PUBLISHED_PLACE.is_dir():

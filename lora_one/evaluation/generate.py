@@ -9,6 +9,8 @@ from torch import nn
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from lora_one.data.encode import pad_id_of
+from lora_one.distributed import Processes
+from lora_one.evaluation.batches import each_batch
 from lora_one.losses import evaluating
 from lora_one.seeding import generator_for
 
@@ -60,7 +62,7 @@ def complete(
     streams: Sequence[str] | None = None,
     done: Container[int] = (),
 ) -> Iterator[tuple[int, Completion]]:
-    """Yield (index, completion) of each prompt, longest prompts first.
+    """Yield (index, completion) of each prompt, longest prompts first; of several processes each has its share.
 
     Prompts are padded on the left and masked; a completion is cut where its own prompt and max_new_tokens fill
     the context, whatever else is in the batch. streams names the random numbers of each prompt, by default its index:
@@ -68,6 +70,7 @@ def complete(
     numbers of their batch, so they depend on batch_size; those in ``done``, which are not yielded, still have their
     place in it.
     """
+    processes = Processes.current()
     context = context_length(model)
     device = next(model.parameters()).device
     pad = pad_id_of(tokenizer)
@@ -75,37 +78,40 @@ def complete(
     streams = streams or [str(index) for index in range(len(prompts))]
     fitting = [index for index, prompt in enumerate(prompts) if len(prompt) < context]
     too_long = (index for index, prompt in enumerate(prompts) if len(prompt) >= context and index not in done)
-    yield from ((index, Completion("", too_long=True)) for index in too_long)
+    if processes.rank == 0:
+        yield from ((index, Completion("", too_long=True)) for index in too_long)
     fitting.sort(key=lambda index: -len(prompts[index]))
+
+    def produced(chosen: Sequence[int]) -> list[tuple[int, Completion]]:
+        rooms = [min(decoding.max_new_tokens, context - len(prompts[index])) for index in chosen]
+        longest = len(prompts[chosen[0]])
+        ids = torch.tensor([[pad] * (longest - len(prompts[i])) + list(prompts[i]) for i in chosen])
+        mask = torch.tensor([[0] * (longest - len(prompts[i])) + [1] * len(prompts[i]) for i in chosen])
+        names = [streams[index] for index in chosen]
+        draws, options = [], GREEDY
+        if decoding.beams > 1:
+            options = decoding.beam_options()
+            torch.manual_seed(generator_for(decoding.seed, "\n".join(names)).initial_seed())
+        elif decoding.temperature is not None:
+            draws = [Draw(decoding, names, longest)]
+        rows = model.generate(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            max_new_tokens=max(rooms),
+            pad_token_id=pad,
+            eos_token_id=stop,
+            logits_processor=LogitsProcessorList(draws),
+            **options,
+        )[:, longest:].tolist()
+        kept = (until(tokens[:room], stop) for tokens, room in zip(rows, rooms, strict=True))
+        return [
+            (index, Completion(tokenizer.decode(tokens, skip_special_tokens=True)))
+            for index, tokens in zip(chosen, kept, strict=True)
+        ]
+
     with evaluating(model):
-        for start in range(0, len(fitting), batch_size):
-            chosen = fitting[start : start + batch_size]
-            if all(index in done for index in chosen):
-                continue
-            rooms = [min(decoding.max_new_tokens, context - len(prompts[index])) for index in chosen]
-            longest = len(prompts[chosen[0]])
-            ids = torch.tensor([[pad] * (longest - len(prompts[i])) + list(prompts[i]) for i in chosen])
-            mask = torch.tensor([[0] * (longest - len(prompts[i])) + [1] * len(prompts[i]) for i in chosen])
-            names = [streams[index] for index in chosen]
-            draws, options = [], GREEDY
-            if decoding.beams > 1:
-                options = decoding.beam_options()
-                torch.manual_seed(generator_for(decoding.seed, "\n".join(names)).initial_seed())
-            elif decoding.temperature is not None:
-                draws = [Draw(decoding, names, longest)]
-            produced = model.generate(
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
-                max_new_tokens=max(rooms),
-                pad_token_id=pad,
-                eos_token_id=stop,
-                logits_processor=LogitsProcessorList(draws),
-                **options,
-            )[:, longest:].tolist()
-            for index, tokens, room in zip(chosen, produced, rooms, strict=True):
-                text = tokenizer.decode(until(tokens[:room], stop), skip_special_tokens=True)
-                if index not in done:
-                    yield index, Completion(text)
+        for _, found in each_batch(fitting, batch_size, produced, done, processes):
+            yield from ((index, completion) for index, completion in found if index not in done)
 
 
 class Draw(LogitsProcessor):

@@ -139,10 +139,11 @@ def answers(
     model: Any, tokenizer: Any, examples: Sequence[Problem], options: argparse.Namespace, done: Collection[int]
 ) -> Iterator[tuple[int, "Completion"]]:
     """The likeliest letter, subject by subject; questions with equally many solved examples share their cache."""
+    from lora_one.distributed import Processes
     from lora_one.evaluation.choices import log_likelihoods
     from lora_one.evaluation.generate import Completion, context_length
 
-    context = context_length(model)
+    context, processes = context_length(model), Processes.current()
     by_subject: dict[str, list[int]] = {}
     for index, example in enumerate(examples):
         by_subject.setdefault(subject_of(example.id), []).append(index)
@@ -154,7 +155,7 @@ def answers(
             group = [index for index in indices if fitted[index][1]["shots"] == shots]
             known = {place for place, index in enumerate(group) if index in done}
             questions = [fitted[index][0] for index in group]
-            for place, values in log_likelihoods(model, questions, options.batch_size, known):
+            for place, values in log_likelihoods(model, questions, options.batch_size, known, processes):
                 by_letter = dict(zip(LETTERS, values, strict=True))
                 best = max(by_letter, key=by_letter.get)
                 details = {"log_likelihoods": by_letter, **fitted[group[place]][1]}

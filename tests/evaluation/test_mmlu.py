@@ -100,7 +100,7 @@ def test_a_question_beyond_the_context_keeps_its_end(tokenizer, data):
     whole = tokenizer(problem.prompt_without(3))["input_ids"]
     assert question.length == 20 and question.context == whole[-len(question.context) :]
     assert details["tokens_cut"] == len(whole) - len(question.context) and details["shots_lost"] == 3
-    options = command.parser_of("mmlu", mmlu).parse_args([])
+    options = command.parser_of("mmlu", mmlu).parse_args(["--batch_size=1"])
     assert dict(mmlu.answers(model, tokenizer, [problem], options, ()))[0].text.strip() in "ABCD"
 
 
