@@ -27,10 +27,16 @@ def main(composed: DictConfig) -> None:
 def execute(run: RunConfig) -> None:
     """Plan, run, or say that it is done: the folder is a function of the configuration."""
     from lora_one import models
+    from lora_one.distributed import Processes
     from lora_one.provenance import config_hash, local_fingerprints
     from lora_one.run_folder import RunFolder, folder_of
 
+    processes = Processes.started()
     models.preflight(run.model)
+    if processes.count > 1:
+        from lora_one.training import accumulation_steps
+
+        accumulation_steps(run.model, processes.count)  # refuses a batch that cannot be shared out, before any work
     fingerprints = local_fingerprints(run.to_dict(), models.local_folder(run.model.name))
     identity = config_hash(run.to_dict(), fingerprints)
     folder = RunFolder(folder_of(run, identity))
@@ -40,11 +46,13 @@ def execute(run: RunConfig) -> None:
         print(plan(run, folder.path))
         return
     with folder.locked():
-        if folder.finished and not run.overwrite:
+        finished = processes.gathered(folder.finished)[0]
+        if finished and not run.overwrite:
             print(f"finished before: {folder.path} (overwrite=true to redo)")
             complete_artifacts(run, folder)
         else:
             experiment(run, folder, identity, fingerprints)
+        processes.meet()
     cli.job_done(folder)
 
 
@@ -75,7 +83,9 @@ def experiment(run: RunConfig, folder: "RunFolder", identity: str, fingerprints:
 
 def complete_artifacts(run: RunConfig, folder: "RunFolder") -> None:
     """A finished run of which the merged checkpoint is wanted now: merge, train nothing."""
-    if run.model.saving and not folder.merged.exists():
+    from lora_one.run_folder import first_process
+
+    if run.model.saving and not folder.merged.exists() and first_process():
         from lora_one import stages
 
         stages.merge_run(folder)

@@ -124,10 +124,18 @@ def reporting() -> Iterator[None]:
         _report(str(error), USAGE)
     except RunError as error:
         _report(str(error), FAILURE)
+        _end_with_the_others()
     except Exception as error:  # a defect of ours or of a library: the traceback says where, the last line what
         if not any(_tracebacks):
             traceback.print_exc()
         _report(f"{type(error).__name__}: {error}", FAILURE)
+        _end_with_the_others()
+
+
+def _end_with_the_others() -> None:
+    """One of several processes has failed: the others wait for it, so no job of the sweep can go on."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise SystemExit(FAILURE)
 
 
 def _report(message: str, code: int) -> None:

@@ -69,7 +69,8 @@ class RunFolder:
     def update(self, **entries: Any) -> dict[str, Any]:
         """Merge entries into run.json."""
         record = self.read() | entries
-        write_json(self.run_json, record)
+        if first_process():
+            write_json(self.run_json, record)
         return record
 
     @property
@@ -82,6 +83,9 @@ class RunFolder:
 
         Raises RunError: the folder cannot be made or written, or another process holds it.
         """
+        if not first_process():
+            yield
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / ".lock").open("w")
@@ -104,6 +108,11 @@ class RunFolder:
             if entry.name == ".lock":
                 continue
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+def first_process() -> bool:
+    """Whether this is the process that writes, of those that a launcher has started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def base_of(adapter: Path | None) -> dict[str, str]:

@@ -17,6 +17,7 @@ from lora_one.config import RunConfig
 from lora_one.data import Splits
 from lora_one.data.encode import pad_id_of
 from lora_one.data.probe import init_seed, probe_batches
+from lora_one.distributed import Processes
 from lora_one.errors import RunError, UsageError
 from lora_one.evaluation.generate import context_length
 from lora_one.evaluation.validation import Validation
@@ -49,8 +50,10 @@ class Experiment:
 @contextmanager
 def recorded(run: RunConfig, folder: RunFolder, identity: str, fingerprints: dict[str, str]) -> Iterator[Tracker]:
     """Keep run.json's status true: running, then finished or failed; start anew unless there is a point to resume."""
+    processes = Processes.current()
     resuming = not run.overwrite and last_checkpoint(folder.checkpoints) is not None
-    if not resuming:
+    processes.meet()  # all have looked before one clears
+    if not resuming and processes.rank == 0:
         folder.clear()
     folder.update(
         status="running",
@@ -58,7 +61,8 @@ def recorded(run: RunConfig, folder: RunFolder, identity: str, fingerprints: dic
         config_hash=identity,
         provenance=provenance(fingerprints, local_folder(run.model.name)),
     )
-    tracker = Tracker(folder.metrics)
+    processes.meet()
+    tracker = Tracker(folder.metrics, main_process=processes.rank == 0)
     try:
         tracker.start_wandb(run, folder.path, identity)
         yield tracker
@@ -137,7 +141,7 @@ def initialise(experiment: Experiment, base: nn.Module, probe: Probe | None, tra
         cached=cache,
     )
     seconds = time.perf_counter() - started
-    if start.kept:
+    if start.kept and Processes.current().rank == 0:
         checkpoints.save_kept(start.kept, folder.kept)
     if validation.asked or run.model.epochs == 0:
         evaluations["init"] = validation(model)
@@ -148,7 +152,8 @@ def initialise(experiment: Experiment, base: nn.Module, probe: Probe | None, tra
     if getattr(init, "eta", None) is not None:
         record["eta"] = init.eta
     folder.update(trainable_parameters=adapters.trainable_parameters(model), init=record, evaluation=evaluations)
-    print(said_of(record))
+    if Processes.current().rank == 0:
+        print(said_of(record))
     return model
 
 
@@ -216,6 +221,7 @@ def cache_key(
 def fine_tune(experiment: Experiment, model: nn.Module, tracker: Tracker) -> None:
     """Train, unless epochs=0, and evaluate what came out."""
     run, folder, validation = experiment.run, experiment.folder, experiment.validation
+    processes = Processes.current()
     done = {"steps": 0, "seconds": 0.0, "tokens": 0}
     if run.model.epochs > 0:
         done = train(
@@ -226,14 +232,17 @@ def fine_tune(experiment: Experiment, model: nn.Module, tracker: Tracker) -> Non
             checkpoints=folder.checkpoints,
             pad_id=pad_id_of(experiment.tokenizer),
             tracker=tracker,
+            processes=processes.count,
         )
     lines = read_metrics(folder.metrics)
-    last = next((line for line in reversed(lines) if "eval_loss" in line), {})
+    last = processes.gathered(next((line for line in reversed(lines) if "eval_loss" in line), {}))[0]
     if last.get("step") == done["steps"]:
         final = {name: value for name, value in last.items() if name.startswith("eval_")}
     else:
         final = validation(model)
         tracker.log(done["steps"], final)
+    if processes.rank > 0:
+        return
     losses = [line["loss"] for line in lines if "loss" in line]
     folder.update(
         train=done
@@ -246,7 +255,9 @@ def fine_tune(experiment: Experiment, model: nn.Module, tracker: Tracker) -> Non
 
 
 def save(experiment: Experiment, model: nn.Module) -> None:
-    """adapter/, the plot and, if asked for, merged_checkpoint/."""
+    """adapter/, the plot and, if asked for, merged_checkpoint/; the first of several processes writes them."""
+    if Processes.current().rank > 0:
+        return
     run, folder = experiment.run, experiment.folder
     checkpoints.save_adapter(model, folder.adapter, checkpoints.load_kept(folder.kept))
     plot_run(read_metrics(folder.metrics), folder.path / "curves.png", folder.path.parent.name)
@@ -278,6 +289,8 @@ def merge_run(folder: RunFolder) -> None:
 
 def close(run: RunConfig, folder: RunFolder) -> None:
     """Say what was done, where it lies, and what comes next."""
+    if Processes.current().rank > 0:
+        return
     record = folder.read()
     print(f"\n{record['init']['method']} on {run.dataset.name}, {run.model.name}, seed {run.seed}: finished")
     for name, title in (

@@ -7,6 +7,7 @@ from torch import nn
 from lora_one.config import RunConfig
 from lora_one.data import Splits
 from lora_one.data.encode import batches_of, pad_id_of, prompt_ids
+from lora_one.distributed import Processes
 from lora_one.evaluation.generate import Decoding, complete
 from lora_one.evaluation.gsm8k import is_number, score, summarize
 from lora_one.losses import mean_loss
@@ -36,10 +37,11 @@ class Validation:
         metrics = {"eval_loss": mean_loss(model, self.batches, self.reduction)} if self.batches else {}
         if self.asked:
             completions = complete(model, self.tokenizer, self.prompts, self.decoding, self.generation_batch)
-            lines = [
+            share = [
                 score(index, self.asked[index].prompt, completion.text, self.asked[index].gold)
                 for index, completion in completions
             ]
+            lines = [line for part in Processes.current().gathered(share) for line in part]
             shares, counts = summarize(lines)
             metrics |= {
                 "eval_accuracy": shares["accuracy"],
