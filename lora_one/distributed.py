@@ -1,7 +1,8 @@
 """Several processes as one: who takes which batch and which layer. With one process everything is a no-op."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+import subprocess
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -26,10 +27,12 @@ class Processes:
 
     @classmethod
     def started(cls) -> "Processes":
-        """Join the processes of a launcher (torchrun, accelerate launch), which says in WORLD_SIZE how many there are.
+        """Join the processes of a launcher (torchrun, accelerate launch), which says in WORLD_SIZE how many there are,
+        or the tasks of one srun.
 
         Without a GPU they meet through gloo: accelerate by itself would leave each the first of one.
         """
+        take_slurm_tasks(os.environ)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
             import torch
             from accelerate import PartialState
@@ -88,3 +91,24 @@ class Processes:
         values: list[T] = [value] * self.count
         dist.all_gather_object(values, value)
         return values
+
+
+def take_slurm_tasks(environment: MutableMapping[str, str]) -> None:
+    """Say the tasks of an srun in torch's variables; nothing changes for one task, or where a launcher has spoken.
+
+    The port follows from the job and the step, so that all tasks know it and two steps on a machine do not meet.
+    """
+    if "WORLD_SIZE" in environment or int(environment.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
+        return
+    first = "127.0.0.1"
+    if int(environment["SLURM_STEP_NUM_NODES"]) > 1:
+        listed = ["scontrol", "show", "hostnames", environment["SLURM_STEP_NODELIST"]]
+        first = subprocess.run(listed, check=True, capture_output=True, text=True).stdout.split()[0]
+    step = 64 * int(environment["SLURM_JOB_ID"]) + int(environment["SLURM_STEP_ID"])
+    environment.update(
+        RANK=environment["SLURM_PROCID"],
+        LOCAL_RANK=environment["SLURM_LOCALID"],
+        WORLD_SIZE=environment["SLURM_STEP_NUM_TASKS"],
+        MASTER_ADDR=first,
+        MASTER_PORT=str(20000 + step % 20000),
+    )

@@ -1,0 +1,89 @@
+"""A real SLURM of one node, on this machine alone, in a scratch folder; root starts it, as its daemons want."""
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+CONFIGURATION = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={controller}
+SlurmdPort={daemon}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge/socket
+CryptoType=crypto/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+MpiDefault=none
+ReturnToService=2
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=4000 State=UNKNOWN
+PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+def why_not() -> str | None:
+    """What keeps a SLURM from being started here, or None."""
+    missing = [name for name in ("slurmctld", "slurmd", "srun", "sbatch", "munged") if not shutil.which(name)]
+    if missing:
+        return f"no {missing[0]} here: apt-get install slurm-wlm munge"
+    return None if os.getuid() == 0 else "SLURM's daemons are started by root"
+
+
+@contextmanager
+def cluster(folder: Path) -> Iterator[dict[str, str]]:
+    """The environment in which srun and sbatch reach it; everything is stopped at the end."""
+    for name in ("state", "spool", "munge"):
+        (folder / name).mkdir(parents=True)
+    key = folder / "munge/key"
+    key.write_bytes(os.urandom(1024))
+    key.chmod(0o400)
+    (folder / "munge").chmod(0o755)
+    ports = [free_port(), free_port()]
+    file = folder / "slurm.conf"
+    host = socket.gethostname().partition(".")[0]
+    file.write_text(CONFIGURATION.format(host=host, folder=folder, controller=ports[0], daemon=ports[1]))
+    environment = os.environ | {"SLURM_CONF": str(file)}
+    munge = ["munged", "--force", "--foreground", f"--key-file={key}", f"--socket={folder}/munge/socket"]
+    munge += [f"--pid-file={folder}/munge/pid", f"--seed-file={folder}/munge/seed", f"--log-file={folder}/munge/log"]
+    commands = [munge, ["slurmctld", "-D"], ["slurmd", "-D"]]
+    running = []
+    try:
+        for command in commands:
+            with (folder / f"{command[0]}.out").open("w") as out:
+                running.append(subprocess.Popen(command, env=environment, stdout=out, stderr=out))
+            time.sleep(0.5)
+        for _ in range(120):
+            state = subprocess.run(["sinfo", "-h", "-o", "%T"], env=environment, capture_output=True, text=True)
+            if "idle" in state.stdout:
+                break
+            time.sleep(0.5)
+        else:
+            logs = "\n".join(log.read_text()[-2000:] for log in (*folder.glob("*.out"), *folder.glob("*.log")))
+            raise RuntimeError(f"SLURM did not come up: {state}\n{logs}")
+        yield environment
+    finally:
+        for process in reversed(running):
+            process.terminate()
+        for process in running:
+            process.wait(20)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
