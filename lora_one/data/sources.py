@@ -21,8 +21,12 @@ Hub = tuple[str, str | None]  # id and configuration
 FORMATS = {"json": "json", "jsonl": "json", "csv": "csv", "tsv": "csv", "parquet": "parquet"}
 
 
-def read_rows(hub: Hub | None, path: str | None, split: str, columns: Sequence[str]) -> list[dict[str, str]]:
+def read_rows(
+    hub: Hub | None, path: str | None, split: str, columns: Sequence[str], optional: Sequence[str] = ()
+) -> list[dict[str, str]]:
     """Rows of ``split``, with ``columns`` as text, from a local file or folder or (path None) from the hub.
+
+    optional: columns that are read too where they are there.
 
     Raises UsageError: no such file, a format not known, a column missing.  RunError: unreadable, empty, or a
     hub that cannot be reached.
@@ -40,8 +44,9 @@ def read_rows(hub: Hub | None, path: str | None, split: str, columns: Sequence[s
             f"{', '.join(columns)} are read; rename the columns, or take dataset=json with dataset.prompt=<column> "
             "and dataset.response=<column>"
         )
+    columns = [*columns, *(column for column in optional if column in names)]
     if path is None:
-        rows = table.select_columns(list(columns)).to_list()
+        rows = table.select_columns(columns).to_list()
     return [{column: as_text(row.get(column), column, where) for column in columns} for row in rows]
 
 

@@ -14,6 +14,12 @@ A benchmark is a module with MAX_NEW_TOKENS, ``examples(data_path)``, ``score(id
 
 from types import ModuleType
 
-from lora_one.evaluation import commonsense, gsm8k, humaneval, mmlu
+from lora_one.evaluation import commonsense, gsm8k, humaneval, math, mmlu
 
-TASKS: dict[str, ModuleType] = {"commonsense": commonsense, "gsm8k": gsm8k, "humaneval": humaneval, "mmlu": mmlu}
+TASKS: dict[str, ModuleType] = {
+    "commonsense": commonsense,
+    "gsm8k": gsm8k,
+    "humaneval": humaneval,
+    "math": math,
+    "mmlu": mmlu,
+}

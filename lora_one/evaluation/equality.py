@@ -1,0 +1,94 @@
+"""Whether two answers in LaTeX are mathematically equal (math-verify), compared in processes that end with their time.
+
+An answer is text that nobody has read: ``9^{9^{9^9}}`` holds the interpreter inside one multiplication, where neither a
+thread nor a handler can stop it. So the kernel's own alarm ends the process, and another one goes on with the rest.
+"""
+
+import logging
+import multiprocessing
+import resource
+import signal
+import warnings
+from collections import deque
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+
+from lora_one.errors import RunError
+
+MEMORY_BYTES = 4 << 30  # of each process
+
+
+def equal(gold: str, answer: str) -> bool:
+    """Whether math-verify takes the answer for the gold one; it has no limit on its time."""
+    from math_verify import parse, verify
+
+    truth, found = (parse(f"${text}$", parsing_timeout=None) for text in (gold, answer))
+    return verify(truth, found, timeout_seconds=None)
+
+
+def compared(pairs: Sequence[tuple[str, str]], seconds: float, workers: int) -> Iterator[tuple[int, bool | None]]:
+    """(index, whether the pair (gold, answer) is equal) as they come; None: undecided, the process did not outlive it.
+
+    Raises RunError: a process ends before it is given anything.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "math_verify"])
+    waiting = deque(range(len(pairs)))
+    judges = [Judge(context, seconds) for _ in range(min(workers, len(pairs)))]
+    try:
+        while judges:
+            for pipe in wait([judge.pipe for judge in judges]):
+                place, judge = next((place, judge) for place, judge in enumerate(judges) if judge.pipe is pipe)
+                try:
+                    outcome = pipe.recv()
+                except EOFError:
+                    outcome = None
+                    judge.end()
+                    if judge.index is None:
+                        raise RunError("a process that compares answers does not start: see above") from None
+                    judges[place] = Judge(context, seconds)
+                if judge.index is not None:
+                    yield judge.index, outcome
+                if judges[place] is judge and waiting:
+                    judge.index = waiting.popleft()
+                    pipe.send(pairs[judge.index])
+                elif not waiting:
+                    judges.pop(place).end()
+    finally:
+        for judge in judges:
+            judge.end()
+
+
+class Judge:
+    """A process that compares one pair at a time; ``index`` is that of its pair, None before the first."""
+
+    def __init__(self, context: multiprocessing.context.BaseContext, seconds: float):
+        self.pipe, other = context.Pipe()
+        self.process = context.Process(target=serve, args=(other, seconds), daemon=True)
+        self.process.start()
+        other.close()
+        self.index: int | None = None
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+def serve(pipe: Connection, seconds: float) -> None:
+    """Say that it is ready, then answer pairs until the pipe closes; SIGALRM, unhandled, ends what takes too long."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, resource.RLIM_INFINITY))
+    logging.disable()
+    warnings.simplefilter("ignore")
+    pipe.send(None)
+    while True:
+        try:
+            gold, answer = pipe.recv()
+        except EOFError:
+            return
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        outcome = equal(gold, answer)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        pipe.send(outcome)

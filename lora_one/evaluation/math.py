@@ -1,0 +1,215 @@
+"""MATH: competition problems whose answer stands in the last ``\\boxed{}``.
+
+Protocol of the LoRA-SB script: its prompt, greedy, 512 new tokens, stop words. ``accuracy`` is mathematical equality
+(math-verify), ``accuracy_official`` equality of the texts after the data set's own normalisation.
+"""
+
+import argparse
+import importlib.util
+import json
+import re
+from collections.abc import Sequence
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+from lora_one.data.sources import as_text, read_rows
+from lora_one.errors import RunError, UsageError
+from lora_one.evaluation.equality import compared
+from lora_one.evaluation.sandbox import cores
+from lora_one.types import Example
+
+MAX_NEW_TOKENS = 512
+SCORE_SETTINGS = ("timeout",)
+HUB = "EleutherAI/hendrycks_math"
+SUBJECTS = (
+    "algebra",
+    "counting_and_probability",
+    "geometry",
+    "intermediate_algebra",
+    "number_theory",
+    "prealgebra",
+    "precalculus",
+)
+COLUMNS, GROUPS = ("problem", "solution"), ("level", "type")
+PROMPT = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{problem}\n\n### Response: Let's think step by step."
+)
+STOP_WORDS = re.compile("Instruction|Response")  # the published ones with a colon begin with these
+BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])")
+RESULTS = {True: "equal", False: "different", None: "undecided"}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--timeout", type=float, default=10, help="seconds to compare an answer with the gold one (%(default)s)")
+    add("--workers", type=int, default=cores(), help="comparisons at a time (the cores: %(default)s)")
+
+
+def check(options: argparse.Namespace) -> None:
+    """Raises UsageError: a value out of range, or math-verify is not installed."""
+    if not 0 < options.timeout <= 3600:
+        raise UsageError(f"--timeout={options.timeout} must lie in (0, 3600] seconds: leave it out for 10")
+    if options.workers < 1:
+        raise UsageError(f"--workers={options.workers} must be at least 1: leave it out for one a core")
+    if importlib.util.find_spec("math_verify") is None:
+        raise UsageError("MATH is scored by math-verify, which is not installed: pip install 'lora-one[math]'")
+
+
+def examples(data_path: str | None) -> list[Example]:
+    """The test problems, of the hub or of a local file or folder; ``gold`` holds answer, level and type.
+
+    Raises RunError: a solution without a boxed answer (the row is named).
+    """
+    found = []
+    for number, row in enumerate(rows_of(data_path), start=1):
+        answer = last_boxed(row["solution"])
+        if not answer:
+            raise RunError(
+                f"row {number}: the solution {row['solution'][-60:]!r} has no \\boxed answer: check the file"
+            )
+        gold = {"answer": answer} | {name: row[name] for name in GROUPS if row.get(name)}
+        found.append(Example(PROMPT.format(problem=row["problem"]), row["solution"], gold))
+    return found
+
+
+def rows_of(data_path: str | None) -> list[dict[str, str]]:
+    """Rows of a file, of a folder with the test split, or of one with a folder a subject, as published."""
+    if data_path is None:  # one configuration a subject; not run yet
+        return [row for name in SUBJECTS for row in read_rows((HUB, name), None, "test", COLUMNS, GROUPS)]
+    place = Path(data_path).expanduser()
+    place = place / "test" if (place / "test").is_dir() else place
+    folders = [place / name for name in SUBJECTS if (place / name).is_dir()]
+    if not folders:
+        return read_rows(None, str(place), "test", COLUMNS, GROUPS)
+    return [row for folder in folders for row in subject_rows(folder)]
+
+
+def subject_rows(folder: Path) -> list[dict[str, str]]:
+    """One problem a file, ``<number>.json``, in the order of the numbers; else the test split of a copy of the hub's.
+
+    Raises RunError: a file is no problem.
+    """
+    files = sorted((file for file in folder.glob("*.json") if file.stem.isdecimal()), key=lambda file: int(file.stem))
+    if not files:
+        return read_rows(None, str(folder), "test", COLUMNS, GROUPS)
+    rows = []
+    for file in files:
+        try:
+            row = json.loads(file.read_text(encoding="utf-8"))
+            kept = {name: as_text(row[name], name, str(file)) for name in (*COLUMNS, *GROUPS) if name in row}
+            rows.append({name: kept.pop(name) for name in COLUMNS} | kept)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{file} is no problem ({error!r}); wanted are {', '.join(COLUMNS)}: check it") from error
+    return rows
+
+
+def parse(completion: str) -> str | None:
+    """The boxed answer in front of the first stop word, None: unparsed.
+
+    >>> parse(r"First \\boxed{1}, so \\boxed{\\frac{1}{2}}. ### Instruction: \\boxed{3}"), parse("2")
+    ('\\\\frac{1}{2}', None)
+    """
+    return last_boxed(STOP_WORDS.split(completion, maxsplit=1)[0]) or None
+
+
+def last_boxed(text: str) -> str | None:
+    r"""What the last ``\boxed{...}`` or ``\fbox{...}`` holds; of ``\boxed 5`` what follows, up to $ or the line's end.
+
+    None: no box, or the last one is not closed. Escaped braces do not count.
+    """
+    boxes = list(BOX.finditer(text))
+    if not boxes:
+        return None
+    rest = text[boxes[-1].end() :]
+    if not rest.lstrip().startswith("{"):
+        return re.split(r"[$\n]", rest, maxsplit=1)[0].strip().removesuffix(".")
+    depth = 0
+    for brace in re.finditer(r"\\.|[{}]", rest, re.DOTALL):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
+        if depth == 0 and brace[0] == "}":
+            return rest[rest.index("{") + 1 : brace.start()].strip()
+    return None
+
+
+def normalized(answer: str) -> str:
+    r"""The answer as the data set's own comparison (``is_equiv``) writes it; a text that is no fraction stays.
+
+    Gone are spaces, ``\!``, ``\left`` and ``\right``, degrees, dollars, percents, a unit behind ``\text{ ``, and a
+    short ``x =`` in front; ``.5`` becomes ``0.5``, ``\dfrac`` ``\frac``; ``\frac12``, ``1/2`` and ``0.5`` become
+    ``\frac{1}{2}``.
+
+    >>> normalized(r"x = \dfrac12"), normalized(r"90^\circ"), normalized(r"2\sqrt3\text{ cm}")
+    ('\\frac{1}{2}', '90', '2\\sqrt{3}')
+    """
+    text = answer.replace("\n", "").replace("\\!", "").replace("\\\\", "\\")
+    text = text.replace("tfrac", "frac").replace("dfrac", "frac").replace("\\left", "").replace("\\right", "")
+    text = re.sub(r"\^\\circ|\^\{\\circ\}|\\\$|\\?%", "", text)
+    before, unit, _ = text.rpartition("\\text{ ")
+    text = before if unit else text
+    text = re.sub(r"(^|[ {])\.", r"\g<1>0.", text)
+    left, equals, right = text.partition("=")
+    if equals and "=" not in right and len(left) <= 2:
+        text = right
+    text = re.sub(r"\\sqrt([^{\[])", r"\\sqrt{\1}", text.strip().replace(" ", ""))
+    text = re.sub(
+        r"\\frac([^{])(\{|[^{])", lambda m: rf"\frac{{{m[1]}}}" + (m[2] if m[2] == "{" else f"{{{m[2]}}}"), text
+    )
+    text = re.sub(r"^(-?\d+)/(-?\d+)$", r"\\frac{\1}{\2}", text)
+    return r"\frac{1}{2}" if text == "0.5" else text
+
+
+def score(example_id: Any, prompt: str, completion: str, gold: dict[str, str]) -> dict[str, Any]:
+    """One line of predictions.jsonl; ``correct`` is open until judge has compared the answers.
+
+    Raises KeyError, TypeError: gold holds no answer.
+    """
+    prediction = parse(completion)
+    return {
+        "id": example_id,
+        "prompt": prompt,
+        "completion": completion,
+        "prediction": prediction,
+        "gold": gold,
+        "correct": None,
+        "correct_official": prediction is not None and normalized(prediction) == normalized(gold["answer"]),
+    }
+
+
+def judge(predictions: Sequence[dict[str, Any]], options: argparse.Namespace, output: Path) -> None:
+    """Compare the answers: fills in ``correct`` and ``result`` (equal, different, undecided, unparsed)."""
+    from tqdm import tqdm
+
+    for line in predictions:
+        line |= {"correct": False, "result": "unparsed"}
+    parsed = [line for line in predictions if line["prediction"] is not None]
+    pairs = [(line["gold"]["answer"], line["prediction"]) for line in parsed]
+    for index, outcome in tqdm(compared(pairs, options.timeout, options.workers), "answers", len(pairs), unit="ans"):
+        parsed[index] |= {"correct": outcome is True, "result": RESULTS[outcome]}
+
+
+def summarize(predictions: Sequence[dict[str, Any]]) -> tuple[dict[str, float], dict[str, int]]:
+    """(metrics, counts): accuracy by level and by subject where they are known, both accuracies over all.
+
+    Standard errors are sqrt(p (1 - p) / n).
+    """
+    hits: dict[str, list[bool]] = {}
+    for column in GROUPS:
+        groups = {line["gold"][column] for line in predictions if column in line["gold"]}
+        for group in sorted(groups):
+            hits[f"accuracy/{group}"] = [line["correct"] for line in predictions if line["gold"].get(column) == group]
+    hits["accuracy"] = [line["correct"] for line in predictions]
+    hits["accuracy_official"] = [line["correct_official"] for line in predictions]
+    metrics = {}
+    for name, values in hits.items():
+        share = sum(values) / len(values)
+        metrics |= {name: share, f"{name}_stderr": sqrt(share * (1 - share) / len(values))}
+    total, correct = len(predictions), sum(hits["accuracy"])
+    unparsed = sum(line["prediction"] is None for line in predictions)
+    return metrics, {"correct": correct, "wrong": total - correct - unparsed, "unparsed": unparsed, "total": total}
+
+
+def remarks(predictions: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """How many answers count as wrong because their comparison did not come to an end."""
+    return {"undecided": sum(line["result"] == "undecided" for line in predictions)}
