@@ -13,7 +13,7 @@ class DatasetConfig:
     max_train_samples: int | None
     max_eval_samples: int | None
     train_size: int | None  # the published sizes; smaller sources are split in the same proportion
-    validation_size: float | None  # below 1 a share of all examples
+    validation_size: float | None  # below 1 a share of all; null = the set's own validation split, if it has one
     max_tokens: int | None  # longer examples (prompt and response) are left out
     shuffle_seed: int | None  # null keeps the file's order
     chat_template: bool
@@ -268,4 +268,20 @@ OPTIMIZER_SCHEMAS: dict[str, type] = {
     "sgd": SgdConfig,
 }
 
-DATASETS = ("arithmetic", "gsm8k", "json", "meta_math")
+DATASETS = (
+    "arithmetic",
+    "boolq",
+    "cb",
+    "cola",
+    "copa",
+    "gsm8k",
+    "json",
+    "meta_math",
+    "mnli",
+    "mrpc",
+    "qnli",
+    "qqp",
+    "rte",
+    "sst2",
+    "wic",
+)
