@@ -78,6 +78,7 @@ def every_choice():
 @pytest.mark.parametrize("choice", every_choice())
 def test_every_choice_composes_and_is_read_to_the_last_key(choice, tmp_path):
     needs = {"dataset=json": [f"dataset.path={tmp_path}"], "peft=lora_xs": ["init=lora_xs"]}
+    needs["dataset=commonsense_reasoning"] = needs["dataset=json"]
     needs["init=loftq"] = ["model.quantization=nf4"]
     needs |= {f"dataset={name}": ["model=llama"] for name in (*glue.TASKS, *super_glue.TASKS)}  # theirs is t5base
     needs |= {f"model={name}": ["model.type=CausalLM"] for name in NOT_CAUSAL}

@@ -34,6 +34,11 @@ class OwnDataConfig(DatasetConfig):
 
 
 @dataclass(frozen=True)
+class StreamedConfig(DatasetConfig):
+    rows: int  # read from the stream's start
+
+
+@dataclass(frozen=True)
 class PeftConfig:
     use_peft: bool
     lora_r: int
@@ -245,7 +250,12 @@ class WandbConfig:
     tags: list[str]
 
 
-DATASET_SCHEMAS: dict[str, type] = {"arithmetic": ArithmeticConfig, "json": OwnDataConfig}
+DATASET_SCHEMAS: dict[str, type] = {
+    "arithmetic": ArithmeticConfig,
+    "flan": StreamedConfig,
+    "flan_v2": StreamedConfig,
+    "json": OwnDataConfig,
+}
 INIT_SCHEMAS: dict[str, type] = {
     "gradient": GradientInit,
     "simple": SimpleInit,
@@ -269,19 +279,29 @@ OPTIMIZER_SCHEMAS: dict[str, type] = {
 }
 
 DATASETS = (
+    "alpaca",
+    "alpaca_gpt4",
     "arithmetic",
     "boolq",
     "cb",
+    "codefeedback",
     "cola",
+    "commonsense_reasoning",
     "copa",
+    "emo",
+    "flan",
+    "flan_v2",
     "gsm8k",
     "json",
     "meta_math",
+    "meta_math_full",
     "mnli",
     "mrpc",
     "qnli",
     "qqp",
     "rte",
+    "squad",
     "sst2",
     "wic",
+    "wizard_lm",
 )

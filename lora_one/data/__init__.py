@@ -11,7 +11,20 @@ from typing import Any
 import torch
 
 from lora_one.config.schemas import DatasetConfig
-from lora_one.data import arithmetic_problems, glue, gsm8k, meta_math, own, super_glue
+from lora_one.data import (
+    arithmetic_problems,
+    codefeedback,
+    commonsense,
+    emo,
+    flan,
+    glue,
+    gsm8k,
+    instruct,
+    meta_math,
+    own,
+    squad,
+    super_glue,
+)
 from lora_one.data.encode import Encoded, encode, no_answers, prompt_ids, response_ids
 from lora_one.errors import RunError
 from lora_one.seeding import generator_for
@@ -32,14 +45,23 @@ class Source:
 
 
 SOURCES: dict[str, Source] = {
+    "alpaca": Source(instruct.alpaca),
+    "alpaca_gpt4": Source(instruct.alpaca_gpt4),
     "arithmetic": Source(arithmetic_problems.examples),
+    "codefeedback": Source(codefeedback.examples),
+    "commonsense_reasoning": Source(commonsense.examples),
+    "flan": Source(flan.flan),
+    "flan_v2": Source(flan.flan_v2),
     "gsm8k": Source(gsm8k.examples),
     "json": Source(own.examples),
     "meta_math": Source(meta_math.examples),
+    "meta_math_full": Source(meta_math.full_examples),
+    "squad": Source(squad.examples, squad.validation),
+    "wizard_lm": Source(instruct.wizard_lm),
 }
 SOURCES |= {
     name: Source(task.train, task.validation if task.held_out else None, task.labels)
-    for name, task in (glue.TASKS | super_glue.TASKS).items()
+    for name, task in (glue.TASKS | super_glue.TASKS | emo.TASKS).items()
 }
 
 

@@ -1,5 +1,6 @@
 """The published data sets: a row of the hub's columns becomes exactly the published prompt and answer."""
 
+import doctest
 import json
 
 import pytest
@@ -7,8 +8,9 @@ from conftest import finish, run_config, shared, small_run
 from datasets import Dataset
 
 from lora_one.config.schemas import DATASETS
-from lora_one.data import SOURCES, labels_of, load_dataset, sources
+from lora_one.data import SOURCES, codefeedback, labels_of, load_dataset, sources
 from lora_one.errors import UsageError
+from lora_one.provenance import local_fingerprints
 
 # data set: one row as the hub has it, then the prompt, the response, the class and the texts of that row
 CLASSIFIED = {
@@ -77,6 +79,10 @@ CLASSIFIED = {
             ("A", "B"),
         ),
     ),
+    "emo": (
+        {"text": "so sad", "label": 2},
+        ("classify the emotion of the text: so sad\nresult: ", "sad", 2, ("so sad",)),
+    ),
     "wic": (
         {"word": "bed", "sentence1": "A", "sentence2": "B", "start1": 1, "idx": 0, "label": 0},
         (
@@ -106,7 +112,7 @@ def hub_of(monkeypatch, rows):
     return asked
 
 
-@pytest.mark.parametrize("name", CLASSIFIED)
+@pytest.mark.parametrize("name", [name for name in CLASSIFIED if name != "emo"])
 def test_classification_rows(name, monkeypatch, tokenizer):
     row, expected = CLASSIFIED[name]
     held_out = "validation_matched" if name == "mnli" else "validation"
@@ -126,6 +132,130 @@ def test_a_validation_size_is_held_out_of_train(monkeypatch, tokenizer):
     assert [split for _, _, split in asked] == ["train"]
     assert [e.texts[0] for e in splits.train_texts] == [f"s{i}" for i in range(8)]
     assert [e.texts[0] for e in splits.validation_texts] == ["s8", "s9"]
+
+
+def test_emo_holds_validation_out_of_train_and_leaves_the_test_split_alone(monkeypatch, tokenizer):
+    row, expected = CLASSIFIED["emo"]
+    asked = hub_of(monkeypatch, {"train": [row | {"text": f"{i}"} for i in range(9)] + [row]})
+    splits = load_dataset(dataset("emo"), tokenizer, 128)
+    assert [split for _, _, split in asked] == ["train"] and len(splits.train_texts) == 9
+    (last,) = splits.validation_texts
+    assert (last.prompt, last.response, last.label, last.texts) == expected
+
+
+ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\nAdd.\n\n### Response:\n"
+)
+WITH_INPUT = "### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:\n"
+COMMONSENSE = ALPACA.replace("the request.\n", "the request. \n")
+CODE = "Try\n```py\nx\n```"
+ASKED = "answer the question: Who?\ncontext: Ann and Bo.\nresult: "
+
+# data set, rows as the hub has them, the examples they become
+WRITTEN = [
+    (
+        "alpaca",
+        [{"instruction": "Add.", "input": "", "output": "3"}, {"instruction": "Add.", "input": "1 2", "output": "3"}],
+        [(ALPACA, "3"), (WITH_INPUT, "3")],
+    ),
+    ("alpaca_gpt4", [{"instruction": "Add.", "input": "1 2", "output": "3", "text": ""}], [(WITH_INPUT, "3")]),
+    (
+        "codefeedback",
+        [
+            {"query": "Add.", "answer": CODE + " or\n```py\ny\n```", "lang": "py"},
+            {"query": "Add.", "answer": "No code."},
+            {"query": "Add.", "answer": "Cut ```x"},
+        ],
+        [(ALPACA, CODE), (ALPACA, "Cut ```x```")],
+    ),
+    (
+        "wizard_lm",
+        [
+            {"instruction": "Add.", "output": "3"},
+            {"instruction": "Add.", "output": "I'm Sorry."},
+            {"instruction": "Add.", "output": "As an AI, I add."},
+        ],
+        [(ALPACA, "3")],
+    ),
+    ("flan", [{"inputs": "Add.", "targets": "3", "task": "t"}], [(ALPACA, "3")]),
+    ("flan_v2", [{"inputs": "Add {1}.", "targets": "3", "task": "t"}], [("Add {1}.", "3")]),
+    (
+        "squad",
+        [{"question": "Who?", "context": "Ann and Bo.", "answers": {"text": ["Ann", "Bo"], "answer_start": [0, 8]}}],
+        [(ASKED, "Ann, Bo")],
+    ),
+    (
+        "meta_math_full",
+        [
+            {"type": "MATH_AnsAug", "query": "1+2?", "response": "It is $3$.\nThe answer is: 3"},
+            {"type": "GSM_Rephrased", "query": "1+2?", "response": "So\n#### 3\nThe answer is: 3"},
+        ],
+        [("Q: 1+2?\nA: ", "It is $3$."), ("Q: 1+2?\nA: ", "So\n#### 3")],
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "rows", "expected"), WRITTEN, ids=[name for name, *_ in WRITTEN])
+def test_written_answers(name, rows, expected, monkeypatch):
+    hub_of(monkeypatch, {"train": rows, "validation": rows})
+    source, config = SOURCES[name], dataset(name)
+    assert [(example.prompt, example.response) for example in source.train(config)] == expected
+    assert (source.validation is not None) == (name == "squad") and source.labels is None
+    if source.validation:
+        assert [(example.prompt, example.response) for example in source.validation(config)] == expected
+
+
+def test_doctests():
+    assert doctest.testmod(codefeedback).failed == 0
+
+
+def test_flan_reads_the_first_rows_and_holds_the_last_of_them_out(monkeypatch, tokenizer):
+    hub_of(monkeypatch, {"train": [{"inputs": f"{i}", "targets": "t"} for i in range(50)]})
+    splits = load_dataset(dataset("flan_v2", "dataset.rows=22"), tokenizer, 128)
+    assert [e.prompt for e in splits.train_texts] == [f"{i}" for i in range(20)]
+    assert [e.prompt for e in splits.validation_texts] == ["20", "21"]
+
+
+def test_commonsense_folders_are_read_together_in_the_evaluation_s_prompt(tmp_path, tokenizer):
+    for name in ("piqa", "boolq"):
+        rows = [{"instruction": "Add.", "input": "", "output": f"the correct answer is {name}", "answer": name}]
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.json").write_text(json.dumps(rows))
+    found = SOURCES["commonsense_reasoning"].train(dataset("commonsense_reasoning", f"dataset.path={tmp_path}"))
+    assert [(e.prompt, e.response) for e in found] == [
+        (COMMONSENSE, "the correct answer is boolq"),
+        (COMMONSENSE, "the correct answer is piqa"),
+    ]
+    before = local_fingerprints({"dataset": {"name": "commonsense_reasoning", "path": str(tmp_path)}}, None)
+    (tmp_path / "piqa" / "train.json").write_text("[]")
+    assert before != local_fingerprints({"dataset": {"name": "commonsense_reasoning", "path": str(tmp_path)}}, None)
+    with pytest.raises(UsageError, match=r"holds no folder with a train\.json"):
+        SOURCES["commonsense_reasoning"].train(dataset("commonsense_reasoning", f"dataset.path={tmp_path / 'piqa'}"))
+    with pytest.raises(UsageError, match=r"add dataset\.path="):
+        dataset("commonsense_reasoning")
+
+
+def test_real_commonsense_rows(tokenizer):
+    path = shared("data/commonsense")
+    splits = load_dataset(dataset("commonsense_reasoning", f"dataset.path={path}"), tokenizer, 1024)
+    assert splits.counts["rows"] == 9427 + 1119 + 2251 + 4957 and len(splits.validation_texts) == 120
+    assert len(splits.train_texts) == 17754 - 120
+    assert {e.response for e in splits.validation_texts[:50]} > {"the correct answer is true"}  # shuffled over the sets
+
+
+def test_squad_answers_of_another_form_are_refused(tmp_path):
+    (tmp_path / "train.jsonl").write_text(json.dumps({"question": "a", "context": "b", "answers": "c"}))
+    with pytest.raises(UsageError, match="train row 1: column answers must be"):
+        SOURCES["squad"].train(dataset("squad", f"dataset.path={tmp_path}"))
+
+
+@pytest.mark.parametrize(
+    ("file", "rows"), [("alpaca_random_9k.json.gz", 9229), ("code_alpaca_2k.json", 2017), ("alpaca_en_demo.json", 999)]
+)
+def test_real_alpaca_rows(file, rows):
+    found = SOURCES["alpaca"].train(dataset("alpaca", f"dataset.path={shared(f'data/instruct/{file}')}"))
+    assert len(found) == rows and all(example.prompt.endswith("### Response:\n") for example in found)
 
 
 def test_every_data_set_has_its_source():
@@ -186,19 +316,22 @@ def test_wrong_classification_rows(row, message, tmp_path):
         SOURCES["sst2"].train(dataset("sst2", f"dataset.path={tmp_path}"))
 
 
-def test_a_causal_model_learns_mrpc(tmp_path):
-    data = shared("data/glue/MRPC")
-    limits = ("dataset.max_train_samples=16", "dataset.max_eval_samples=4", "dataset.accuracy_examples=0")
+@pytest.mark.parametrize(
+    ("name", "path", "rows"), [("mrpc", "glue/MRPC", 3668 + 408), ("alpaca", "instruct/alpaca_en_demo.json", 999)]
+)
+def test_a_causal_model_trains_on_it(name, path, rows, tmp_path):
     run = small_run(
         tmp_path,
         "bundled/tiny",
         "model=tiny",
-        "dataset=mrpc",
-        f"dataset.path={data}",
+        f"dataset={name}",
+        f"dataset.path={shared('data')}/{path}",
         "dataset.train_size=null",
-        "dataset.validation_size=null",
+        f"dataset.validation_size={'null' if name == 'mrpc' else 0.1}",
+        "dataset.max_train_samples=16",
+        "dataset.max_eval_samples=4",
+        "dataset.accuracy_examples=0",
         "model.max_length=512",
-        *limits,
     )
     record = finish(run).read()
-    assert record["data"]["rows"] == 3668 + 408
+    assert record["data"]["rows"] == rows and record["data"]["validation"]["whole"] > 0
