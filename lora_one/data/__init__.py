@@ -1,6 +1,6 @@
 """Data sets: where rows come from is one file each; how they are split, filtered and encoded is here, once.
 
-To add one: a function that yields Examples, its line in SOURCES, and conf/dataset/<name>.yaml.
+To add one: a function that yields Examples, its line in SOURCES, its name in DATASETS, and conf/dataset/<name>.yaml.
 """
 
 from collections.abc import Callable

@@ -292,6 +292,18 @@ def test_quotes_and_headless_rows_of_glue_s_own_files():
     assert mrpc[0].texts[0].startswith('Amrozi accused his brother, whom he called "the witness", of')
 
 
+def test_other_names_of_glue_s_own_files(tmp_path):
+    header = "index\tpromptID\tsentence1\tsentence2\tlabel1\tgold_label\n"
+    for name, text in (("train", "A"), ("dev_matched", "M"), ("dev_mismatched", "X")):
+        (tmp_path / f"{name}.tsv").write_text(header + f'0\t1\t"{text}\tB\tneutral\tcontradiction\n')
+    config = dataset("mnli", f"dataset.path={tmp_path}")
+    (train,), (held_out,) = SOURCES["mnli"].train(config), SOURCES["mnli"].validation(config)
+    assert (train.texts, held_out.texts, train.label) == (('"A', "B"), ('"M', "B"), 2)
+    (tmp_path / "qqp.tsv").write_text("id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n0\t1\t2\tA?\tB?\t1\n")
+    (pair,) = SOURCES["qqp"].train(dataset("qqp", f"dataset.path={tmp_path / 'qqp.tsv'}"))
+    assert (pair.texts, pair.response) == (("A?", "B?"), "duplicate")
+
+
 def test_a_file_alone_has_no_validation_and_a_folder_needs_its_train_file(tokenizer):
     folder = shared("data/glue/QNLI")
     splits = load_dataset(
