@@ -50,8 +50,8 @@ def plan(run: RunConfig, folder: Path) -> str:
 
 def _examples(run: RunConfig) -> tuple[int, str]:
     dataset = run.dataset
-    if dataset.path is None and not isinstance(dataset, ArithmeticConfig):
-        limits = [size for size in (dataset.max_train_samples, dataset.train_size) if size is not None]
+    limits = [size for size in (dataset.max_train_samples, dataset.train_size) if size is not None]
+    if limits and dataset.path is None and not isinstance(dataset, ArithmeticConfig):
         return min(limits), f"from the hub, at most {min(limits):,} training examples"
     splits = load_dataset(dataset, load_tokenizer(run.model.name, run.model.revision), run.model.max_length)
     return len(splits.train), f"{len(splits.train):,} training and {len(splits.validation):,} validation examples"

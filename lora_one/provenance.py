@@ -62,7 +62,8 @@ def local_fingerprints(config: dict[str, Any], model_folder: Path | None) -> dic
         found["model.name"] = fingerprint(model_folder)
     data = config["dataset"].get("path")
     if data is not None:
-        found["dataset.path"] = fingerprint(Path(data).expanduser())
+        in_folders = config["dataset"]["name"] == "commonsense_reasoning"  # one for each of its sets
+        found["dataset.path"] = fingerprint(Path(data).expanduser(), nested=in_folders)
     return found
 
 

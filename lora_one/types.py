@@ -21,7 +21,8 @@ class Example:
     """One prompt and the response to learn; ``gold`` is what a benchmark compares with, if there is one.
 
     id: its name in a benchmark of several parts, ``<part>/<number>``; elsewhere its place is enough.
-    texts, label: what a classification head reads, one sentence or two without a template, and the index of its class.
+    texts, label: what a classification head reads, one sentence or two (COPA and WiC: all their fields) without a
+    template, and the index of its class.
     """
 
     prompt: str

@@ -45,7 +45,7 @@ CONFIGURATION = [
     ("model.name=???", "model.name must be given", "set model.name=<value>"),
     # group choices
     ("init=foo", "init=foo is not a choice of conf/init", "valid: corda, default, eva, gaussian"),
-    ("dataset=gsm9k", "dataset=gsm9k", "did you mean gsm8k? valid: arithmetic"),
+    ("dataset=gsm9k", "dataset=gsm9k", "did you mean gsm8k? valid: alpaca, alpaca_gpt4, arithmetic"),
     ("++dataset_name=gsm9k", "dataset=gsm9k", "did you mean gsm8k?"),
     ("peft=", "peft= is not a choice of conf/peft", "valid: all, dora, lora_xs, qv"),
     ("init=null", "init=null", "a group takes the name of a file in its folder of conf/"),

@@ -9,6 +9,7 @@ from conftest import ROOT, composed, run_config
 
 from lora_one import cli
 from lora_one.config import RunConfig
+from lora_one.data import glue, super_glue
 
 
 def test_doctests():
@@ -62,6 +63,9 @@ def test_published_meta_math_command_says_what_the_paper_ran():
     assert run.init.bsz * run.init.iters == 8 and run.model.saving
 
 
+NOT_CAUSAL = ("roberta_large", "t5base", "t5large", "t5small", "t5xl")
+
+
 def every_choice():
     return [
         f"{folder.name}={file.stem}"
@@ -74,7 +78,10 @@ def every_choice():
 @pytest.mark.parametrize("choice", every_choice())
 def test_every_choice_composes_and_is_read_to_the_last_key(choice, tmp_path):
     needs = {"dataset=json": [f"dataset.path={tmp_path}"], "peft=lora_xs": ["init=lora_xs"]}
+    needs["dataset=commonsense_reasoning"] = needs["dataset=json"]
     needs["init=loftq"] = ["model.quantization=nf4"]
+    needs |= {f"dataset={name}": ["model=llama"] for name in (*glue.TASKS, *super_glue.TASKS)}  # theirs is t5base
+    needs |= {f"model={name}": ["model.type=CausalLM"] for name in NOT_CAUSAL}
     section, _, name = choice.partition("=")
     run = run_config(choice, *needs.get(choice, []))
     assert getattr(run, section) is not None

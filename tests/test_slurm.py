@@ -65,26 +65,12 @@ def test_the_published_command_under_srun(slurm, tmp_path):
     ]
     data = tmp_path / "rows.json"
     data.write_text(json.dumps(rows))
-    published = [
-        "-m",
-        "++dataset_name=meta_math",
-        "model.epochs=1",
-        "model.eval_epochs=1",
-        "++model.saving=true",
-        "+init=gradient",
-        "++peft.lora_r=8",
-        "+peft=all",
-        "wandb.name=enter-name-here",
-        "++init.weight=stable",
-        "peft.use_rslora=True",
-        "peft.lora_alpha=16",
-        "++init.stable_gamma=128",
-        "model.learning_rate=2e-4",
-        "++seed=9",
-        "++init.direction=LoRA-One",
-    ]
+    published = "-m ++dataset_name=meta_math model.epochs=1 model.eval_epochs=1 ++model.saving=true +init=gradient "
+    published += "++peft.lora_r=8 +peft=all wandb.name=enter-name-here ++init.weight=stable peft.use_rslora=True "
+    published += "peft.lora_alpha=16 ++init.stable_gamma=128 model.learning_rate=2e-4 "
+    published += "++seed=9 ++init.direction=LoRA-One"
     ours = [f"dataset.path={data}", "model=tiny", "wandb.mode=disabled", f"results_dir={tmp_path}"]
-    done = run(["srun", "-n1", sys.executable, "run_exp.py", *published, *ours], slurm)
+    done = run(["srun", "-n1", sys.executable, "run_exp.py", *published.split(), *ours], slurm)
     assert done.returncode == 0, done.stderr
     (merged,) = tmp_path.glob("lora-one_meta_math/enter-name-here-*/9/merged_checkpoint/config.json")
     assert merged.is_file()

@@ -82,6 +82,7 @@ RANGES: dict[str, tuple[str, Any]] = {
     "dataset.max_eval_samples": ("at least 1", lambda v: v >= 1),
     "dataset.train_size": ("at least 1", lambda v: v >= 1),
     "dataset.validation_size": ("a share below 1 or a number of examples", lambda v: 0 < v < 1 or v == int(v) >= 1),
+    "dataset.rows": ("at least 1", lambda v: v >= 1),
     "dataset.max_tokens": ("at least 2", lambda v: v >= 2),
     "dataset.accuracy_examples": ("0 (none) or more", lambda v: v >= 0),
     "dataset.max_new_tokens": ("at least 1", lambda v: v >= 1),
@@ -255,6 +256,11 @@ def check_dataset(run: "RunConfig") -> None:
         check_arithmetic(dataset)
     if isinstance(dataset, OwnDataConfig) and dataset.path is None:
         raise UsageError("dataset=json needs the file: add dataset.path=<file.jsonl>")
+    if dataset.name == "commonsense_reasoning" and dataset.path is None:
+        raise UsageError(
+            "dataset=commonsense_reasoning is no data set of the hub: add dataset.path=<commonsense_170k.json, or the "
+            "folder of the sets with their train.json>"
+        )
     if dataset.path is not None:
         path = Path(dataset.path).expanduser()
         if not path.exists():

@@ -13,7 +13,7 @@ class DatasetConfig:
     max_train_samples: int | None
     max_eval_samples: int | None
     train_size: int | None  # the published sizes; smaller sources are split in the same proportion
-    validation_size: float | None  # below 1 a share of all examples
+    validation_size: float | None  # below 1 a share of all; null = the set's own validation split, if it has one
     max_tokens: int | None  # longer examples (prompt and response) are left out
     shuffle_seed: int | None  # null keeps the file's order
     chat_template: bool
@@ -31,6 +31,11 @@ class ArithmeticConfig(DatasetConfig):
 class OwnDataConfig(DatasetConfig):
     prompt: str  # column names
     response: str
+
+
+@dataclass(frozen=True)
+class StreamedConfig(DatasetConfig):
+    rows: int  # read from the stream's start
 
 
 @dataclass(frozen=True)
@@ -245,7 +250,12 @@ class WandbConfig:
     tags: list[str]
 
 
-DATASET_SCHEMAS: dict[str, type] = {"arithmetic": ArithmeticConfig, "json": OwnDataConfig}
+DATASET_SCHEMAS: dict[str, type] = {
+    "arithmetic": ArithmeticConfig,
+    "flan": StreamedConfig,
+    "flan_v2": StreamedConfig,
+    "json": OwnDataConfig,
+}
 INIT_SCHEMAS: dict[str, type] = {
     "gradient": GradientInit,
     "simple": SimpleInit,
@@ -268,4 +278,30 @@ OPTIMIZER_SCHEMAS: dict[str, type] = {
     "sgd": SgdConfig,
 }
 
-DATASETS = ("arithmetic", "gsm8k", "json", "meta_math")
+DATASETS = (
+    "alpaca",
+    "alpaca_gpt4",
+    "arithmetic",
+    "boolq",
+    "cb",
+    "codefeedback",
+    "cola",
+    "commonsense_reasoning",
+    "copa",
+    "emo",
+    "flan",
+    "flan_v2",
+    "gsm8k",
+    "json",
+    "meta_math",
+    "meta_math_full",
+    "mnli",
+    "mrpc",
+    "qnli",
+    "qqp",
+    "rte",
+    "squad",
+    "sst2",
+    "wic",
+    "wizard_lm",
+)

@@ -1,27 +1,73 @@
 """Data sets: where rows come from is one file each; how they are split, filtered and encoded is here, once.
 
-To add one: a function that yields Examples, its line in SOURCES, and conf/dataset/<name>.yaml.
+To add one: a function that yields Examples, its line in SOURCES, its name in DATASETS, and conf/dataset/<name>.yaml.
 """
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from lora_one.config.schemas import DatasetConfig
-from lora_one.data import arithmetic_problems, gsm8k, meta_math, own
+from lora_one.data import (
+    arithmetic_problems,
+    codefeedback,
+    commonsense,
+    emo,
+    flan,
+    glue,
+    gsm8k,
+    instruct,
+    meta_math,
+    own,
+    squad,
+    super_glue,
+)
 from lora_one.data.encode import Encoded, encode, no_answers, prompt_ids, response_ids
 from lora_one.errors import RunError
 from lora_one.seeding import generator_for
 from lora_one.types import Example
 
-SOURCES: dict[str, Callable[[Any], list[Example]]] = {
-    "arithmetic": arithmetic_problems.examples,
-    "gsm8k": gsm8k.examples,
-    "json": own.examples,
-    "meta_math": meta_math.examples,
+
+@dataclass(frozen=True)
+class Source:
+    """Where the examples of a data set come from.
+
+    train: the training rows.  validation: those of a validation split that stands apart; None: it has none, and
+    validation is held out of train.  labels: the words of a classification set, by index.
+    """
+
+    train: Callable[[Any], list[Example]]
+    validation: Callable[[Any], list[Example]] | None = None
+    labels: tuple[str, ...] | None = None
+
+
+SOURCES: dict[str, Source] = {
+    "alpaca": Source(instruct.alpaca),
+    "alpaca_gpt4": Source(instruct.alpaca_gpt4),
+    "arithmetic": Source(arithmetic_problems.examples),
+    "codefeedback": Source(codefeedback.examples),
+    "commonsense_reasoning": Source(commonsense.examples),
+    "flan": Source(flan.flan),
+    "flan_v2": Source(flan.flan_v2),
+    "gsm8k": Source(gsm8k.examples),
+    "json": Source(own.examples),
+    "meta_math": Source(meta_math.examples),
+    "meta_math_full": Source(meta_math.full_examples),
+    "squad": Source(squad.examples, squad.validation),
+    "wizard_lm": Source(instruct.wizard_lm),
 }
+SOURCES |= {
+    name: Source(task.train, task.validation if task.held_out else None, task.labels)
+    for name, task in (glue.TASKS | super_glue.TASKS | emo.TASKS).items()
+}
+
+
+def labels_of(name: str) -> tuple[str, ...] | None:
+    """The words of a classification set, by class index; None for any other set."""
+    return SOURCES[name].labels
 
 
 @dataclass(frozen=True)
@@ -40,11 +86,15 @@ def load_dataset(config: DatasetConfig, tokenizer: Any, max_length: int) -> Spli
 
     Order of the file, or shuffled by ``shuffle_seed``; first the training examples, then the validation ones,
     ``train_size`` and ``validation_size`` of them or, where there are fewer, in that proportion; at last cut to
-    ``max_train_samples`` and ``max_eval_samples``.
+    ``max_train_samples`` and ``max_eval_samples``. Without ``validation_size`` the validation examples are those of the
+    source's own split, if it has one; a ``path`` that is one file has none.
     Raises RunError: nothing is left to train on, before the encoding or after it.
     """
     examples, found = read_examples(config, tokenizer)
     train, validation = split(examples, config.train_size, config.validation_size)
+    if has_own_validation(config):
+        validation, more = prepared(SOURCES[config.name].validation(config), config, tokenizer)
+        examples, found = [*examples, *validation], found + more
     if not train:
         raise RunError(
             f"dataset={config.name}: of {found} usable rows none is left to train on "
@@ -66,8 +116,18 @@ def load_dataset(config: DatasetConfig, tokenizer: Any, max_length: int) -> Spli
 
 
 def read_examples(config: DatasetConfig, tokenizer: Any) -> tuple[list[Example], int]:
-    """The examples of all splits, in order and filtered by length, and how many there were before the filter."""
-    examples = SOURCES[config.name](config)
+    """The training rows' examples, in order and filtered by length, and how many there were before the filter."""
+    return prepared(SOURCES[config.name].train(config), config, tokenizer)
+
+
+def has_own_validation(config: DatasetConfig) -> bool:
+    """Whether validation comes from a split that stands apart, not from the training rows."""
+    single = config.path is not None and Path(config.path).expanduser().is_file()
+    return SOURCES[config.name].validation is not None and config.validation_size is None and not single
+
+
+def prepared(examples: list[Example], config: DatasetConfig, tokenizer: Any) -> tuple[list[Example], int]:
+    """Ordered and filtered by length, and how many there were before the filter."""
     found = len(examples)
     if config.shuffle_seed is not None:
         order = torch.randperm(found, generator=generator_for(config.shuffle_seed, "order of the data"))

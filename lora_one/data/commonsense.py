@@ -5,6 +5,7 @@
 
 from pathlib import Path
 
+from lora_one.config.schemas import DatasetConfig
 from lora_one.data.sources import read_rows
 from lora_one.errors import RunError, UsageError
 from lora_one.types import Example
@@ -57,3 +58,22 @@ def place_of(data_path: Path, name: str, *, alone: bool) -> Path:
     if alone and (data_path.is_file() or any(data_path.glob("test.json*"))):
         return data_path
     raise UsageError(f"{data_path} holds no folder {name} with its test.json: give --data_path=<the folder that does>")
+
+
+def examples(config: DatasetConfig) -> list[Example]:
+    """Training examples of all sets together: one file of them, or a folder whose folders hold a train.json each.
+
+    The folders are taken in the order of their names.  Raises UsageError: there is none.
+    """
+    path = Path(config.path).expanduser()
+    places = (
+        [path] if path.is_file() else sorted(folder for folder in path.iterdir() if any(folder.glob("train.json*")))
+    )
+    if not places:
+        raise UsageError(
+            f"{path} holds no folder with a train.json: give the file commonsense_170k.json, or the folder of the sets"
+        )
+    rows = [
+        row for place in places for row in read_rows(None, str(place), "train", ["instruction", "output", "answer"])
+    ]
+    return [Example(PROMPT.format(instruction=row["instruction"]), row["output"], row["answer"]) for row in rows]

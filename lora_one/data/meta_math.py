@@ -1,4 +1,4 @@
-"""MetaMathQA, the part made of GSM8K: the response is cut before "The answer is:", so it ends in ``#### N``."""
+"""MetaMathQA, whole or its GSM8K part: the response is cut before "The answer is:", so there it ends in ``#### N``."""
 
 from typing import Any
 
@@ -13,8 +13,10 @@ END = "\nThe answer is:"
 
 def example_of(row: dict[str, Any]) -> Example | None:
     """None for a row that is not made of GSM8K."""
-    if "GSM" not in row["type"]:
-        return None
+    return any_example_of(row) if "GSM" in row["type"] else None
+
+
+def any_example_of(row: dict[str, Any]) -> Example:
     response = row["response"].split(END)[0]
     return Example(PROMPT.format(question=row["query"]), response, gold_of(response))
 
@@ -22,3 +24,8 @@ def example_of(row: dict[str, Any]) -> Example | None:
 def examples(config: DatasetConfig) -> list[Example]:
     rows = read_rows(SOURCE, config.path, "train", ["query", "response", "type"])
     return [example for row in rows if (example := example_of(row)) is not None]
+
+
+def full_examples(config: DatasetConfig) -> list[Example]:
+    """The rows made of MATH too, whose responses have no ``####``."""
+    return [any_example_of(row) for row in read_rows(SOURCE, config.path, "train", ["query", "response"])]

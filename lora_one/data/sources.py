@@ -6,7 +6,7 @@ import gzip
 import json
 import lzma
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -22,21 +22,35 @@ FORMATS = {"json": "json", "jsonl": "json", "csv": "csv", "tsv": "csv", "parquet
 
 
 def read_rows(
-    hub: Hub | None, path: str | None, split: str, columns: Sequence[str], optional: Sequence[str] = ()
-) -> list[dict[str, str]]:
+    hub: Hub | None,
+    path: str | None,
+    split: str,
+    columns: Sequence[str],
+    *,
+    other_names: Mapping[str, str] | None = None,
+    headless: Sequence[str] = (),
+    nested: Sequence[str] = (),
+    optional: Sequence[str] = (),
+    first: int | None = None,
+) -> list[dict[str, Any]]:
     """Rows of ``split``, with ``columns`` as text, from a local file or folder or (path None) from the hub.
 
-    optional: columns that are read too where they are there.
-
+    other_names: column -> its name in local files that lack it.  headless: the columns of a .tsv whose first line
+    names none of them.  nested: columns kept as they stand.  optional: columns that are read too where they are there.
+    first: read no more than so many rows.
     Raises UsageError: no such file, a format not known, a column missing.  RunError: unreadable, empty, or a
     hub that cannot be reached.
     """
     if path is not None:
-        where, rows = path, _local(Path(path).expanduser(), split)
+        where, rows = path, _local(Path(path).expanduser(), split, headless)[:first]
         names = list(dict.fromkeys(name for row in rows for name in row))
+        renamed = {other: column for column, other in (other_names or {}).items() if column not in names}
+        rows = [{renamed.get(name, name): value for name, value in row.items()} for row in rows]
+        names = [renamed.get(name, name) for name in names]
     else:
-        where, table = hub[0], from_hub(*hub, split)
+        where, table = hub[0], from_hub(*hub, split, first)
         names = table.column_names
+    columns = [*columns, *nested]
     missing = [column for column in columns if column not in names]
     if missing:
         raise UsageError(
@@ -47,7 +61,11 @@ def read_rows(
     columns = [*columns, *(column for column in optional if column in names)]
     if path is None:
         rows = table.select_columns(columns).to_list()
-    return [{column: as_text(row.get(column), column, where) for column in columns} for row in rows]
+
+    def cell(row: dict[str, Any], column: str) -> Any:
+        return row.get(column) if column in nested else as_text(row.get(column), column, where)
+
+    return [{column: cell(row, column) for column in columns} for row in rows]
 
 
 def as_text(value: Any, column: str, where: str) -> str:
@@ -65,11 +83,13 @@ def as_text(value: Any, column: str, where: str) -> str:
 def split_files(path: Path, split: str) -> list[Path]:
     """The file itself, or the folder's file of the split: ``train.jsonl``, ``train.json.gz``, or all its shards.
 
+    ``dev`` is another word for ``validation``.
     Raises UsageError: none in the folder, or several that are not shards of one table.
     """
     if path.is_file():
         return [path]
-    found = sorted(file for file in path.iterdir() if file.name.startswith(split) and format_of(file) is not None)
+    openings = (split, split.replace("validation", "dev"))
+    found = sorted(file for file in path.iterdir() if file.name.startswith(openings) and format_of(file) is not None)
     if not found:
         names = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
         raise UsageError(
@@ -88,14 +108,14 @@ def format_of(file: Path) -> str | None:
     return FORMATS.get(endings[-1]) if endings else None
 
 
-def _local(path: Path, split: str) -> list[dict[str, Any]]:
+def _local(path: Path, split: str, headless: Sequence[str]) -> list[dict[str, Any]]:
     files = split_files(path, split)
     rows: list[dict[str, Any]] = []
     for file in files:
         if format_of(file) is None:
             raise UsageError(f"{file}: format not known; rows are read from {', '.join(FORMATS)} (.gz too)")
         try:
-            rows += READERS[format_of(file)](file)
+            rows += READERS[format_of(file)](file, headless)
         except (OSError, ValueError, EOFError, pyarrow.ArrowException) as error:
             reason = shorten(" ".join(str(error).split()), 200)
             raise RunError(f"{file} cannot be read as {format_of(file)} ({reason}): check the file") from error
@@ -104,7 +124,7 @@ def _local(path: Path, split: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _json_rows(file: Path) -> list[dict[str, Any]]:
+def _json_rows(file: Path, _: Sequence[str]) -> list[dict[str, Any]]:
     """A list of objects, or one object a line; values exactly as they stand. Raises ValueError: anything else."""
     opener = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(file.suffix, open)
     with opener(file, "rt", encoding="utf-8-sig") as stream:
@@ -123,30 +143,39 @@ def _json_rows(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _csv_rows(file: Path) -> list[dict[str, Any]]:
+def _csv_rows(file: Path, headless: Sequence[str]) -> list[dict[str, Any]]:
     """Every cell as the text it is: None, NA and 007 are no special values. Quotes are text in a .tsv."""
     tabs = ".tsv" in file.suffixes
-    options = {"sep": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
+    options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
+    options |= {"sep": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
     try:
-        table = pandas.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig", **options)
+        if tabs and headless and not set(headless) & set(pandas.read_csv(file, nrows=0, **options).columns):
+            options |= {"header": None, "names": list(headless)}
+        table = pandas.read_csv(file, **options)
     except pandas.errors.EmptyDataError:
         return []
     return table.to_dict("records")
 
 
-READERS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
+READERS: dict[str, Callable[[Path, Sequence[str]], list[dict[str, Any]]]] = {
     "json": _json_rows,
     "csv": _csv_rows,
-    "parquet": lambda file: pyarrow.parquet.read_table(file).to_pylist(),
+    "parquet": lambda file, _: pyarrow.parquet.read_table(file).to_pylist(),
 }
 
 
-def from_hub(name: str, subset: str | None, split: str) -> Any:
-    """A split of a data set, as the datasets library gives it. Raises RunError: it cannot be loaded."""
+def from_hub(name: str, subset: str | None, split: str, first: int | None = None) -> Any:
+    """A split of a data set, as the datasets library gives it; ``first`` streams so many rows of it, no more.
+
+    Raises RunError: it cannot be loaded.
+    """
     import datasets
 
     try:
-        return datasets.load_dataset(name, subset, split=split)
+        if first is None:
+            return datasets.load_dataset(name, subset, split=split)
+        stream = datasets.load_dataset(name, subset, split=split, streaming=True)
+        return datasets.Dataset.from_list(list(stream.take(first)))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise RunError(
             f"dataset {name} cannot be loaded from the hub ({' '.join(str(error).split())[:160]}): where "

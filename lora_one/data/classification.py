@@ -1,0 +1,52 @@
+"""Sentences and a class, as GLUE has them: a prompt with its word for a causal model, texts and an index for a head."""
+
+from dataclasses import dataclass, field
+
+from lora_one.config.schemas import DatasetConfig
+from lora_one.data.sources import Hub, read_rows
+from lora_one.errors import UsageError
+from lora_one.types import Example
+
+
+@dataclass(frozen=True)
+class Task:
+    """One classification set.
+
+    columns: of the texts, as the hub names them and ``prompt`` takes them.  labels: the words, by index.
+    held_out: the hub's validation split; None: there is none.  other_names: column -> its name in GLUE's own TSV.
+    headless: the columns of GLUE's own TSV where that has no header.
+    """
+
+    hub: Hub
+    prompt: str
+    columns: tuple[str, ...]
+    labels: tuple[str, ...]
+    held_out: str | None = "validation"
+    other_names: dict[str, str] = field(default_factory=dict)
+    headless: tuple[str, ...] = ()
+
+    def train(self, config: DatasetConfig) -> list[Example]:
+        return self.rows_of(config.path, "train")
+
+    def validation(self, config: DatasetConfig) -> list[Example]:
+        return self.rows_of(config.path, self.held_out)
+
+    def rows_of(self, path: str | None, split: str) -> list[Example]:
+        """Examples of a split. Raises UsageError: a label that this set does not have (the row is named)."""
+        wanted = [*self.columns, "label"]
+        rows = read_rows(self.hub, path, split, wanted, other_names=self.other_names, headless=self.headless)
+        where = f"{path or self.hub[0]}, {split} row"
+        return [self.example_of(row, f"{where} {number}") for number, row in enumerate(rows, start=1)]
+
+    def example_of(self, row: dict[str, str], where: str) -> Example:
+        """A label is its word or its index."""
+        indices = {str(index): index for index in range(len(self.labels))}
+        indices |= {word: index for index, word in enumerate(self.labels)}
+        label = indices.get(row["label"])
+        if label is None:
+            raise UsageError(
+                f"{where}: the label {row['label']!r} is none of {', '.join(self.labels)}, nor one of 0 to "
+                f"{len(self.labels) - 1}: give a split with labels, of this data set"
+            )
+        word, texts = self.labels[label], tuple(row[column] for column in self.columns)
+        return Example(self.prompt.format(**row), word, gold=word, texts=texts, label=label)

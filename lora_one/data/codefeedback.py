@@ -1,0 +1,29 @@
+"""CodeFeedback: answers with code, cut after their first block of it."""
+
+from lora_one.config.schemas import DatasetConfig
+from lora_one.data.instruct import PROMPT
+from lora_one.data.sources import read_rows
+from lora_one.types import Example
+
+SOURCE = ("m-a-p/CodeFeedback-Filtered-Instruction", None)
+FENCE = "```"
+
+
+def examples(config: DatasetConfig) -> list[Example]:
+    """Rows without code are left out."""
+    rows = read_rows(SOURCE, config.path, "train", ["query", "answer"])
+    return [
+        Example(PROMPT.format(instruction=row["query"]), first_block(row["answer"]))
+        for row in rows
+        if FENCE in row["answer"]
+    ]
+
+
+def first_block(answer: str) -> str:
+    """The answer up to the end of its first block of code, which is closed where it was not.
+
+    >>> first_block("Try ```x``` or ```y```.")
+    'Try ```x```'
+    """
+    before, code, *_ = answer.split(FENCE)
+    return f"{before}{FENCE}{code}{FENCE}"

@@ -1,0 +1,13 @@
+"""EmoContext: the emotion of a short dialogue. The hub has no validation split; its test split stays untouched."""
+
+from lora_one.data.classification import Task
+
+TASKS = {
+    "emo": Task(
+        hub=("SemEvalWorkshop/emo", None),
+        prompt="classify the emotion of the text: {text}\nresult: ",
+        columns=("text",),
+        labels=("others", "happy", "sad", "angry"),
+        held_out=None,
+    )
+}

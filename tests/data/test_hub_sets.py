@@ -1,0 +1,349 @@
+"""The published data sets: a row of the hub's columns becomes exactly the published prompt and answer."""
+
+import doctest
+import json
+
+import pytest
+from conftest import finish, run_config, shared, small_run
+from datasets import Dataset
+
+from lora_one.config.schemas import DATASETS
+from lora_one.data import SOURCES, codefeedback, labels_of, load_dataset, sources
+from lora_one.errors import UsageError
+from lora_one.provenance import local_fingerprints
+
+# data set: one row as the hub has it, then the prompt, the response, the class and the texts of that row
+CLASSIFIED = {
+    "sst2": (
+        {"sentence": "a joy .", "label": 1, "idx": 0},
+        ("classify the sentiment of the text: a joy .\nresult: ", "positive", 1, ("a joy .",)),
+    ),
+    "cola": (
+        {"sentence": "Them left.", "label": 0, "idx": 0},
+        ("classify the grammaticality of the text: Them left.\nresult: ", "unacceptable", 0, ("Them left.",)),
+    ),
+    "qqp": (
+        {"question1": "Why?", "question2": "How so?", "label": 1, "idx": 0},
+        ("classify the semantic similarity of the text: Why?\nHow so?\nresult: ", "duplicate", 1, ("Why?", "How so?")),
+    ),
+    "mrpc": (
+        {"sentence1": "A", "sentence2": "B", "label": 1, "idx": 0},
+        ("classify the semantic similarity of the text: A\nB\nresult: ", "equivalent", 1, ("A", "B")),
+    ),
+    "mnli": (
+        {"premise": "A", "hypothesis": "B", "label": 2, "idx": 0},
+        ("classify the semantic similarity of the text: A\nB\nresult: ", "contradiction", 2, ("A", "B")),
+    ),
+    "qnli": (
+        {"question": "A?", "sentence": "B", "label": 1, "idx": 0},
+        (
+            "classify the semantic similarity of the question and the sentence: A?\nB\nresult: ",
+            "not_entailment",
+            1,
+            ("A?", "B"),
+        ),
+    ),
+    "boolq": (
+        {"question": "is it", "passage": "It is.", "idx": 0, "label": 1},
+        (
+            "determine if the statement is true or false based on the passage: It is.\nQuestion: is it\nresult: ",
+            "true",
+            1,
+            ("It is.", "is it"),
+        ),
+    ),
+    "cb": (
+        {"premise": "A", "hypothesis": "B", "idx": 0, "label": 1},
+        (
+            "classify the relationship between the premise and hypothesis: \npremise: A\nhypothesis: B\nresult: ",
+            "contradiction",
+            1,
+            ("A", "B"),
+        ),
+    ),
+    "copa": (
+        {"premise": "A", "choice1": "B", "choice2": "C", "question": "effect", "idx": 0, "label": 0},
+        (
+            "choose the correct effect: \npremise: A\nchoice 1: B\nchoice 2: C\nresult: ",
+            "choice 1",
+            0,
+            ("effect", "A", "B", "C"),
+        ),
+    ),
+    "rte": (
+        {"premise": "A", "hypothesis": "B", "idx": 0, "label": 0},
+        (
+            "determine if the hypothesis is entailed by the premise: \npremise: A\nhypothesis: B\nresult: ",
+            "entailment",
+            0,
+            ("A", "B"),
+        ),
+    ),
+    "emo": (
+        {"text": "so sad", "label": 2},
+        ("classify the emotion of the text: so sad\nresult: ", "sad", 2, ("so sad",)),
+    ),
+    "wic": (
+        {"word": "bed", "sentence1": "A", "sentence2": "B", "start1": 1, "idx": 0, "label": 0},
+        (
+            "determine if the word has the same meaning in both sentences: \nword: bed\nsentence1: A\nsentence2: B\n"
+            "result: ",
+            "false",
+            0,
+            ("bed", "A", "B"),
+        ),
+    ),
+}
+
+
+def dataset(name, *overrides):
+    return run_config("model=tiny", f"dataset={name}", *overrides).dataset
+
+
+def hub_of(monkeypatch, rows):
+    """The hub holds these rows, by split; which split was asked for is noted."""
+    asked = []
+
+    def from_hub(name, subset, split, first=None):
+        asked.append((name, subset, split))
+        return Dataset.from_list(rows[split][:first])
+
+    monkeypatch.setattr(sources, "from_hub", from_hub)
+    return asked
+
+
+@pytest.mark.parametrize("name", [name for name in CLASSIFIED if name != "emo"])
+def test_classification_rows(name, monkeypatch, tokenizer):
+    row, expected = CLASSIFIED[name]
+    held_out = "validation_matched" if name == "mnli" else "validation"
+    asked = hub_of(monkeypatch, {"train": [row] * 3, held_out: [row]})
+    splits = load_dataset(dataset(name), tokenizer, 512)
+    assert [split for _, _, split in asked] == ["train", held_out]
+    assert len(splits.train_texts) == 3 and len(splits.validation_texts) == 1 and splits.counts["rows"] == 4
+    for example in splits.train_texts + splits.validation_texts:
+        assert (example.prompt, example.response, example.label, example.texts) == expected
+    assert labels_of(name)[expected[2]] == expected[1]
+
+
+def test_a_validation_size_is_held_out_of_train(monkeypatch, tokenizer):
+    rows = [{"sentence": f"s{i}", "label": i % 2} for i in range(10)]
+    asked = hub_of(monkeypatch, {"train": rows})
+    splits = load_dataset(dataset("sst2", "dataset.validation_size=0.2"), tokenizer, 128)
+    assert [split for _, _, split in asked] == ["train"]
+    assert [e.texts[0] for e in splits.train_texts] == [f"s{i}" for i in range(8)]
+    assert [e.texts[0] for e in splits.validation_texts] == ["s8", "s9"]
+
+
+def test_emo_holds_validation_out_of_train_and_leaves_the_test_split_alone(monkeypatch, tokenizer):
+    row, expected = CLASSIFIED["emo"]
+    asked = hub_of(monkeypatch, {"train": [row | {"text": f"{i}"} for i in range(9)] + [row]})
+    splits = load_dataset(dataset("emo"), tokenizer, 128)
+    assert [split for _, _, split in asked] == ["train"] and len(splits.train_texts) == 9
+    (last,) = splits.validation_texts
+    assert (last.prompt, last.response, last.label, last.texts) == expected
+
+
+ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\nAdd.\n\n### Response:\n"
+)
+WITH_INPUT = "### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:\n"
+COMMONSENSE = ALPACA.replace("the request.\n", "the request. \n")
+CODE = "Try\n```py\nx\n```"
+ASKED = "answer the question: Who?\ncontext: Ann and Bo.\nresult: "
+
+# data set, rows as the hub has them, the examples they become
+WRITTEN = [
+    (
+        "alpaca",
+        [{"instruction": "Add.", "input": "", "output": "3"}, {"instruction": "Add.", "input": "1 2", "output": "3"}],
+        [(ALPACA, "3"), (WITH_INPUT, "3")],
+    ),
+    ("alpaca_gpt4", [{"instruction": "Add.", "input": "1 2", "output": "3", "text": ""}], [(WITH_INPUT, "3")]),
+    (
+        "codefeedback",
+        [
+            {"query": "Add.", "answer": CODE + " or\n```py\ny\n```", "lang": "py"},
+            {"query": "Add.", "answer": "No code."},
+            {"query": "Add.", "answer": "Cut ```x"},
+        ],
+        [(ALPACA, CODE), (ALPACA, "Cut ```x```")],
+    ),
+    (
+        "wizard_lm",
+        [
+            {"instruction": "Add.", "output": "3"},
+            {"instruction": "Add.", "output": "I'm Sorry."},
+            {"instruction": "Add.", "output": "As an AI, I add."},
+        ],
+        [(ALPACA, "3")],
+    ),
+    ("flan", [{"inputs": "Add.", "targets": "3", "task": "t"}], [(ALPACA, "3")]),
+    ("flan_v2", [{"inputs": "Add {1}.", "targets": "3", "task": "t"}], [("Add {1}.", "3")]),
+    (
+        "squad",
+        [{"question": "Who?", "context": "Ann and Bo.", "answers": {"text": ["Ann", "Bo"], "answer_start": [0, 8]}}],
+        [(ASKED, "Ann, Bo")],
+    ),
+    (
+        "meta_math_full",
+        [
+            {"type": "MATH_AnsAug", "query": "1+2?", "response": "It is $3$.\nThe answer is: 3"},
+            {"type": "GSM_Rephrased", "query": "1+2?", "response": "So\n#### 3\nThe answer is: 3"},
+        ],
+        [("Q: 1+2?\nA: ", "It is $3$."), ("Q: 1+2?\nA: ", "So\n#### 3")],
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "rows", "expected"), WRITTEN, ids=[name for name, *_ in WRITTEN])
+def test_written_answers(name, rows, expected, monkeypatch):
+    hub_of(monkeypatch, {"train": rows, "validation": rows})
+    source, config = SOURCES[name], dataset(name)
+    assert [(example.prompt, example.response) for example in source.train(config)] == expected
+    assert (source.validation is not None) == (name == "squad") and source.labels is None
+    if source.validation:
+        assert [(example.prompt, example.response) for example in source.validation(config)] == expected
+
+
+def test_doctests():
+    assert doctest.testmod(codefeedback).failed == 0
+
+
+def test_flan_reads_the_first_rows_and_holds_the_last_of_them_out(monkeypatch, tokenizer):
+    hub_of(monkeypatch, {"train": [{"inputs": f"{i}", "targets": "t"} for i in range(50)]})
+    splits = load_dataset(dataset("flan_v2", "dataset.rows=22"), tokenizer, 128)
+    assert [e.prompt for e in splits.train_texts] == [f"{i}" for i in range(20)]
+    assert [e.prompt for e in splits.validation_texts] == ["20", "21"]
+
+
+def test_commonsense_folders_are_read_together_in_the_evaluation_s_prompt(tmp_path, tokenizer):
+    for name in ("piqa", "boolq"):
+        rows = [{"instruction": "Add.", "input": "", "output": f"the correct answer is {name}", "answer": name}]
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.json").write_text(json.dumps(rows))
+    found = SOURCES["commonsense_reasoning"].train(dataset("commonsense_reasoning", f"dataset.path={tmp_path}"))
+    assert [(e.prompt, e.response) for e in found] == [
+        (COMMONSENSE, "the correct answer is boolq"),
+        (COMMONSENSE, "the correct answer is piqa"),
+    ]
+    before = local_fingerprints({"dataset": {"name": "commonsense_reasoning", "path": str(tmp_path)}}, None)
+    (tmp_path / "piqa" / "train.json").write_text("[]")
+    assert before != local_fingerprints({"dataset": {"name": "commonsense_reasoning", "path": str(tmp_path)}}, None)
+    with pytest.raises(UsageError, match=r"holds no folder with a train\.json"):
+        SOURCES["commonsense_reasoning"].train(dataset("commonsense_reasoning", f"dataset.path={tmp_path / 'piqa'}"))
+    with pytest.raises(UsageError, match=r"add dataset\.path="):
+        dataset("commonsense_reasoning")
+
+
+def test_real_commonsense_rows(tokenizer):
+    path = shared("data/commonsense")
+    splits = load_dataset(dataset("commonsense_reasoning", f"dataset.path={path}"), tokenizer, 1024)
+    assert splits.counts["rows"] == 9427 + 1119 + 2251 + 4957 and len(splits.validation_texts) == 120
+    assert len(splits.train_texts) == 17754 - 120
+    assert {e.response for e in splits.validation_texts[:50]} > {"the correct answer is true"}  # shuffled over the sets
+
+
+def test_squad_answers_of_another_form_are_refused(tmp_path):
+    (tmp_path / "train.jsonl").write_text(json.dumps({"question": "a", "context": "b", "answers": "c"}))
+    with pytest.raises(UsageError, match="train row 1: column answers must be"):
+        SOURCES["squad"].train(dataset("squad", f"dataset.path={tmp_path}"))
+
+
+@pytest.mark.parametrize(
+    ("file", "rows"), [("alpaca_random_9k.json.gz", 9229), ("code_alpaca_2k.json", 2017), ("alpaca_en_demo.json", 999)]
+)
+def test_real_alpaca_rows(file, rows):
+    found = SOURCES["alpaca"].train(dataset("alpaca", f"dataset.path={shared(f'data/instruct/{file}')}"))
+    assert len(found) == rows and all(example.prompt.endswith("### Response:\n") for example in found)
+
+
+def test_every_data_set_has_its_source():
+    assert set(SOURCES) == set(DATASETS) and labels_of("gsm8k") is None
+
+
+def test_classification_waits_for_its_model_type():
+    with pytest.raises(UsageError, match=r"model\.type=ConditionalGeneration is not a choice; .*CausalLM"):
+        run_config("dataset=mrpc")
+
+
+# task, folder, training and validation rows, the first training label as it stands in the file
+REAL = [
+    ("cola", "CoLA", 8551, 1043, "acceptable"),
+    ("sst2", "SST-2", 67349, 872, "negative"),
+    ("mrpc", "MRPC", 3668, 408, "equivalent"),
+    ("rte", "RTE", 2490, 277, "not_entailment"),
+]
+
+
+@pytest.mark.parametrize(("name", "folder", "train", "validation", "first"), REAL)
+def test_glue_s_own_files(name, folder, train, validation, first):
+    config = dataset(name, f"dataset.path={shared(f'data/glue/{folder}')}")
+    examples, held_out = SOURCES[name].train(config), SOURCES[name].validation(config)
+    assert (len(examples), len(held_out)) == (train, validation)
+    assert examples[0].response == first == examples[0].gold
+    assert {example.label for example in examples} == {0, 1} and all(all(example.texts) for example in examples)
+
+
+def test_quotes_and_headless_rows_of_glue_s_own_files():
+    cola = SOURCES["cola"].train(dataset("cola", f"dataset.path={shared('data/glue/CoLA')}"))
+    assert cola[0].texts == ("Our friends won't buy this analysis, let alone the next one we propose.",)
+    mrpc = SOURCES["mrpc"].train(dataset("mrpc", f"dataset.path={shared('data/glue/MRPC')}"))
+    assert mrpc[0].texts[0].startswith('Amrozi accused his brother, whom he called "the witness", of')
+
+
+def test_other_names_of_glue_s_own_files(tmp_path):
+    header = "index\tpromptID\tsentence1\tsentence2\tlabel1\tgold_label\n"
+    for name, text in (("train", "A"), ("dev_matched", "M"), ("dev_mismatched", "X")):
+        (tmp_path / f"{name}.tsv").write_text(header + f'0\t1\t"{text}\tB\tneutral\tcontradiction\n')
+    config = dataset("mnli", f"dataset.path={tmp_path}")
+    (train,), (held_out,) = SOURCES["mnli"].train(config), SOURCES["mnli"].validation(config)
+    assert (train.texts, held_out.texts, train.label) == (('"A', "B"), ('"M', "B"), 2)
+    (tmp_path / "qqp.tsv").write_text("id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n0\t1\t2\tA?\tB?\t1\n")
+    (pair,) = SOURCES["qqp"].train(dataset("qqp", f"dataset.path={tmp_path / 'qqp.tsv'}"))
+    assert (pair.texts, pair.response) == (("A?", "B?"), "duplicate")
+
+
+def test_a_file_alone_has_no_validation_and_a_folder_needs_its_train_file(tokenizer):
+    folder = shared("data/glue/QNLI")
+    splits = load_dataset(
+        dataset("qnli", f"dataset.path={folder / 'dev.tsv.gz'}", "dataset.max_train_samples=20"), tokenizer, 512
+    )
+    assert splits.counts["rows"] == 5463 and splits.validation == []
+    with pytest.raises(UsageError, match="holds no file that begins with 'train'"):
+        load_dataset(dataset("qnli", f"dataset.path={folder}"), tokenizer, 512)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"sentence": "a", "label": 2}, "train row 1: the label '2' is none of negative, positive"),
+        ({"sentence": "a", "label": "good"}, "the label 'good' is none of"),
+        ({"text": "a", "label": 1}, "has no column sentence; it has text, label"),
+    ],
+)
+def test_wrong_classification_rows(row, message, tmp_path):
+    (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(UsageError, match=message):
+        SOURCES["sst2"].train(dataset("sst2", f"dataset.path={tmp_path}"))
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "rows"), [("mrpc", "glue/MRPC", 3668 + 408), ("alpaca", "instruct/alpaca_en_demo.json", 999)]
+)
+def test_a_causal_model_trains_on_it(name, path, rows, tmp_path):
+    run = small_run(
+        tmp_path,
+        "bundled/tiny",
+        "model=tiny",
+        f"dataset={name}",
+        f"dataset.path={shared('data')}/{path}",
+        "dataset.train_size=null",
+        f"dataset.validation_size={'null' if name == 'mrpc' else 0.1}",
+        "dataset.max_train_samples=16",
+        "dataset.max_eval_samples=4",
+        "dataset.accuracy_examples=0",
+        "model.max_length=512",
+    )
+    record = finish(run).read()
+    assert record["data"]["rows"] == rows and record["data"]["validation"]["whole"] > 0
