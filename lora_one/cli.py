@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lora_one.config import RunConfig, first_line, valid_keys
 from lora_one.errors import RunError, UsageError, nearest
+from lora_one.interruption import Interrupted, caught, requeue
 from lora_one.run_folder import RunFolder
 
 GROUPS = ("dataset", "model", "peft", "init", "optimizer", "wandb", "experiment")
@@ -41,7 +42,10 @@ def translate(arguments: Sequence[str]) -> list[str]:
 
 
 def launch(hydra_main: Callable[[], None]) -> int:
-    """Run the Hydra application on sys.argv; returns the exit code (0, 1 failed, 2 wrongly asked for)."""
+    """Run the Hydra application on sys.argv; returns the exit code.
+
+    0, 1 failed, 2 wrongly asked for, 130 interrupted, 143 and 138 ended by SIGTERM and SIGUSR1 (with a resume point).
+    """
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -49,10 +53,18 @@ def launch(hydra_main: Callable[[], None]) -> int:
     _failures.clear()
     _done.clear()
     try:
-        with hydra_raises():
+        with hydra_raises(), caught():
             hydra_main()
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: a group set to no name
         _report(explain(error, sys.argv[1:]), USAGE)
+    except Interrupted as stop:
+        anew = any(argument.lstrip("+") == "overwrite=true" for argument in sys.argv)
+        said = None if anew else requeue(stop)  # queued again, it would throw away what it has
+        say_error(
+            f"ended by {stop}: the same command (without overwrite=true) goes on from the last resume point"
+            + (f"; {said}" if said else "")
+        )
+        return stop.exit_code
     except KeyboardInterrupt:
         say_error("interrupted: the same command goes on from the last resume point")
         return INTERRUPTED
