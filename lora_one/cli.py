@@ -1,5 +1,6 @@
 """Around Hydra: the published spellings before it, one-line errors and exit codes after it."""
 
+import gc
 import os
 import re
 import sys
@@ -73,11 +74,27 @@ def launch(hydra_main: Callable[[], None]) -> int:
             raise
         place = f"{error.filename} cannot be written ({error.strerror})"
         _report(f"results folder {place}: set results_dir=<a writable folder>", FAILURE)
-    if len(_done) > 1:
-        from lora_one.reports.table import sweep_table
-
-        print("\n" + sweep_table([(folder.path, folder.read()) for folder in _done]))
+    if len(_done) > 1 and os.environ.get("RANK", "0") == "0":
+        close_sweep(_done)
     return exit_code()
+
+
+def close_sweep(folders: Sequence[RunFolder]) -> None:
+    """Show the table of a sweep's finished runs, and leave it in their results_dir."""
+    from lora_one.reports.table import save_sweep, sweep_table
+
+    runs = list({folder.path: folder.read() for folder in folders}.items())
+    print("\n" + sweep_table(runs))
+    results = folders[0].path.parents[2]
+    runs = [(path, record) for path, record in runs if path.is_relative_to(results)]
+    try:
+        path = save_sweep(runs, results)
+    except OSError as error:
+        _report(
+            f"the table cannot be written to {results} ({error.strerror}): free space, or make it writable", FAILURE
+        )
+    else:
+        print(f"table: {path} and {path.with_suffix('.csv').name}")
 
 
 def compose(conf: Path, overrides: Sequence[str]) -> RunConfig:
@@ -129,7 +146,10 @@ def hydra_raises() -> Iterator[None]:
 
 @contextmanager
 def reporting() -> Iterator[None]:
-    """One job: an error becomes its line on stderr and the exit code; the next job of a sweep goes on."""
+    """One job: an error becomes its line on stderr and the exit code; the next job of a sweep starts in free memory."""
+    gc.collect()  # the last job's model and its trainer refer to each other; its error, if any, has let go of them now
+    if "torch" in sys.modules:
+        sys.modules["torch"].cuda.empty_cache()
     try:
         yield
     except UsageError as error:
