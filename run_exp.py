@@ -64,6 +64,7 @@ def experiment(run: RunConfig, folder: "RunFolder", identity: str, fingerprints:
     from lora_one.inits import build_init
     from lora_one.seeding import seed_everything
 
+    stages.check_resumable(run, folder)
     tokenizer = models.load_tokenizer(run.model.name, run.model.revision)
     skeleton = models.load_skeleton(run.model.name, run.model.revision)
     adapters.target_layers(skeleton, run.peft, build_init(run.init))

@@ -1,6 +1,7 @@
 """Adapters and merged models on disk: a folder that plain PEFT loads, a folder that anything loads."""
 
 import copy
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,11 +11,33 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lora_one.adapters import ADAPTER, Core, Kept, lora_layers, quiet_peft
 from lora_one.errors import RunError, UsageError
+
+
+def synced(path: Path) -> None:
+    """Wait until a file or folder, with all in it, is on the disk: a power cut takes nothing of it."""
+    for entry in (path, *path.rglob("*")):
+        handle = os.open(entry, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def publish(folder: Path, place: Path) -> None:
+    """Give a complete folder its name, once all of it is on the disk. Raises OSError."""
+    synced(folder)
+    folder.rename(place)
+    handle = os.open(place.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextmanager
@@ -31,11 +54,10 @@ def whole_folder(path: Path) -> Iterator[Path]:
             yield content
             if path.exists():
                 shutil.rmtree(path)
-            content.rename(path)
-    except OSError as error:
-        raise RunError(
-            f"{path} cannot be written ({error.strerror or error}): free space or give another folder"
-        ) from error
+            publish(content, path)
+    except (OSError, SafetensorError) as error:  # the latter: of a full disk, from safetensors
+        reason = getattr(error, "strerror", None) or error
+        raise RunError(f"{path} cannot be written ({reason}): free space or give another folder") from error
 
 
 def save_adapter(model: PeftModel, path: Path | str, kept: Kept | None = None) -> None:
@@ -102,6 +124,7 @@ def save_kept(kept: Kept, path: Path) -> None:
     }
     scratch = path.with_suffix(".tmp")
     save_file(tensors, scratch)
+    synced(scratch)
     scratch.replace(path)
 
 

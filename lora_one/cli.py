@@ -1,5 +1,6 @@
 """Around Hydra: the published spellings before it, one-line errors and exit codes after it."""
 
+import gc
 import os
 import re
 import sys
@@ -10,7 +11,8 @@ from pathlib import Path
 
 from lora_one.config import RunConfig, first_line, valid_keys
 from lora_one.errors import RunError, UsageError, nearest
-from lora_one.run_folder import RunFolder
+from lora_one.interruption import Interrupted, caught, requeue
+from lora_one.run_folder import RunFolder, first_process
 
 GROUPS = ("dataset", "model", "peft", "init", "optimizer", "wandb", "experiment")
 RENAMED = {"dataset_name": "dataset", "init.weight": "init.scale"}
@@ -41,7 +43,10 @@ def translate(arguments: Sequence[str]) -> list[str]:
 
 
 def launch(hydra_main: Callable[[], None]) -> int:
-    """Run the Hydra application on sys.argv; returns the exit code (0, 1 failed, 2 wrongly asked for)."""
+    """Run the Hydra application on sys.argv; returns the exit code.
+
+    0, 1 failed, 2 wrongly asked for, 130 interrupted, 143 and 138 ended by SIGTERM and SIGUSR1 (with a resume point).
+    """
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -49,10 +54,18 @@ def launch(hydra_main: Callable[[], None]) -> int:
     _failures.clear()
     _done.clear()
     try:
-        with hydra_raises():
+        with hydra_raises(), caught():
             hydra_main()
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: a group set to no name
         _report(explain(error, sys.argv[1:]), USAGE)
+    except Interrupted as stop:
+        anew = any(argument.lstrip("+") == "overwrite=true" for argument in sys.argv)
+        said = None if anew else requeue(stop)  # queued again, it would throw away what it has
+        say_error(
+            f"ended by {stop}: the same command (without overwrite=true) goes on from the last resume point"
+            + (f"; {said}" if said else "")
+        )
+        return stop.exit_code
     except KeyboardInterrupt:
         say_error("interrupted: the same command goes on from the last resume point")
         return INTERRUPTED
@@ -61,11 +74,30 @@ def launch(hydra_main: Callable[[], None]) -> int:
             raise
         place = f"{error.filename} cannot be written ({error.strerror})"
         _report(f"results folder {place}: set results_dir=<a writable folder>", FAILURE)
-    if len(_done) > 1:
-        from lora_one.reports.table import sweep_table
-
-        print("\n" + sweep_table([(folder.path, folder.read()) for folder in _done]))
+    if len(_done) > 1 and os.environ.get("RANK", "0") == "0":
+        close_sweep(_done)
     return exit_code()
+
+
+def close_sweep(folders: Sequence[RunFolder]) -> None:
+    """Show the table of a sweep's finished runs, and leave it in their results_dir."""
+    from lora_one.reports.table import save_sweep, sweep_table
+
+    if not first_process():
+        return
+
+    runs = list({folder.path: folder.read() for folder in folders}.items())
+    print("\n" + sweep_table(runs))
+    results = folders[0].path.parents[2]
+    runs = [(path, record) for path, record in runs if path.is_relative_to(results)]
+    try:
+        path = save_sweep(runs, results)
+    except OSError as error:
+        _report(
+            f"the table cannot be written to {results} ({error.strerror}): free space, or make it writable", FAILURE
+        )
+    else:
+        print(f"table: {path} and {path.with_suffix('.csv').name}")
 
 
 def compose(conf: Path, overrides: Sequence[str]) -> RunConfig:
@@ -117,7 +149,10 @@ def hydra_raises() -> Iterator[None]:
 
 @contextmanager
 def reporting() -> Iterator[None]:
-    """One job: an error becomes its line on stderr and the exit code; the next job of a sweep goes on."""
+    """One job: an error becomes its line on stderr and the exit code; the next job of a sweep starts in free memory."""
+    gc.collect()  # the last job's model and its trainer refer to each other; its error, if any, has let go of them now
+    if "torch" in sys.modules:
+        sys.modules["torch"].cuda.empty_cache()
     try:
         yield
     except UsageError as error:

@@ -100,7 +100,16 @@ class RunFolder:
                 raise RunError(
                     f"another process is running in {self.path}: wait for it, or change seed or a knob"
                 ) from error
+            self.clear_leftovers()
             yield
+
+    def clear_leftovers(self) -> None:
+        """Remove what a killed process left half-written; all of that is hidden."""
+        for entry in [*self.path.glob(".*"), *self.checkpoints.glob(".*")]:
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry.name != ".lock":
+                entry.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Remove everything but the lock: the run starts from nothing."""

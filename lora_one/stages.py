@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -30,7 +30,7 @@ from lora_one.start import Probe, Start, attach_adapters, probe_loss
 from lora_one.start.cache import Cache, content_of
 from lora_one.steps import StepSettings
 from lora_one.tracking import Tracker, read_metrics
-from lora_one.training import first_step_size, last_checkpoint, train
+from lora_one.training import check_resume_point, first_step_size, last_checkpoint, train
 
 STARTED_BY = ("torch", "transformers", "peft", "bitsandbytes")  # packages whose versions a start may depend on
 LOSS_WINDOW = 10  # logged steps that the first and the last loss of a run are averaged over
@@ -49,7 +49,7 @@ class Experiment:
 
 @contextmanager
 def recorded(run: RunConfig, folder: RunFolder, identity: str, fingerprints: dict[str, str]) -> Iterator[Tracker]:
-    """Keep run.json's status true: running, then finished or failed; start anew unless there is a point to resume."""
+    """Keep run.json's status true: running, then finished, failed or interrupted; start anew without a resume point."""
     processes = Processes.current()
     resuming = not run.overwrite and last_checkpoint(folder.checkpoints) is not None
     processes.meet()  # all have looked before one clears
@@ -67,11 +67,19 @@ def recorded(run: RunConfig, folder: RunFolder, identity: str, fingerprints: dic
         tracker.start_wandb(run, folder.path, identity)
         yield tracker
     except BaseException as error:
-        folder.update(status="failed", error=f"{type(error).__name__}: {error}")
-        tracker.finish({"status": "failed"})
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        with suppress(OSError):  # of a full disk; the error that is under way says more
+            folder.update(status=status, error=f"{type(error).__name__}: {error}")
+        tracker.finish({"status": status})
         raise
     record = folder.update(status="finished", error=None)
     tracker.finish(record["evaluation"].get("final", {}))
+
+
+def check_resumable(run: RunConfig, folder: RunFolder) -> None:
+    """Raises RunError when there is a resume point to go on from and it is broken."""
+    if not run.overwrite:
+        check_resume_point(folder.checkpoints)
 
 
 def load_base(run: RunConfig) -> nn.Module:

@@ -39,7 +39,9 @@ class Tracker:
         """Drop lines beyond ``step``: the run goes on from there."""
         if self.active and self.path.exists():
             lines = [line for line in read_metrics(self.path) if line["step"] <= step]
-            self.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            scratch = self.path.with_name(f".{self.path.name}")
+            scratch.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            scratch.replace(self.path)  # killed here, the old lines are all there
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
         if not self.active:

@@ -1,27 +1,34 @@
 """The fine-tuning loop, on the Hugging Face Trainer: ours are the loss, the evaluation and the record."""
 
+import json
 import math
+import shutil
 import sys
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from lora_one.checkpoints import restore_adapter
+from lora_one.checkpoints import publish, restore_adapter
 from lora_one.config import RunConfig
 from lora_one.config.schemas import ModelConfig
 from lora_one.data.encode import Encoded, collate
+from lora_one.distributed import Processes
 from lora_one.errors import RunError, UsageError
+from lora_one.interruption import Interrupted, asked, deferred
 from lora_one.losses import loss_count, loss_sum
 from lora_one.optim import build_optimizer
 from lora_one.tracking import Tracker
 
 RESUME_EVERY = 500  # optimizer steps between two resume points at the most, unless model.save_steps says otherwise
+HIDDEN = ".partial"  # beside the resume points: one that is being written or removed
 SHOWN = ("loss", "eval_loss", "eval_accuracy")  # of the logged numbers, on the screen
 Evaluate = Callable[[nn.Module], dict[str, float]]
 
@@ -29,6 +36,37 @@ Evaluate = Callable[[nn.Module], dict[str, float]]
 def last_checkpoint(checkpoints: Path) -> str | None:
     """The newest resume point in a folder, if there is one."""
     return get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None
+
+
+def keep_only(newest: Path) -> None:
+    """Remove the older resume points, each hidden first: removed in part, it must not look like one."""
+    hidden = newest.parent / HIDDEN
+    for older in newest.parent.glob("checkpoint-*"):
+        if older != newest:
+            hidden.mkdir(exist_ok=True)
+            older.rename(hidden / older.name)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def check_resume_point(checkpoints: Path) -> None:
+    """Raises RunError when the newest resume point, if there is one, is not whole."""
+    last = last_checkpoint(checkpoints)
+    if last is None:
+        return
+    path = Path(last)
+    try:
+        json.loads((path / "trainer_state.json").read_text())["global_step"]
+        with safe_open(path / "adapter_model.safetensors", "pt") as tensors:
+            tensors.keys()
+        states = list(path.glob("rng_state*.pth")) or [path / "rng_state.pth"]
+        for file in (path / "optimizer.pt", path / "scheduler.pt", *states):
+            if not zipfile.is_zipfile(file):
+                raise ValueError(f"{file.name} is {'cut short' if file.exists() else 'missing'}")
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise RunError(
+            f"the resume point {path} is broken ({type(error).__name__}: {error}): remove that folder, or add "
+            "overwrite=true, and the run starts anew"
+        ) from error
 
 
 def accumulation_steps(model: ModelConfig, processes: int) -> int:
@@ -90,7 +128,6 @@ def arguments(
         eval_steps=max(1, round(model.eval_epochs * an_epoch)),
         save_strategy="steps",
         save_steps=model.save_steps or min(an_epoch, RESUME_EVERY),
-        save_total_limit=1,
         restore_callback_states_from_checkpoint=True,  # early stopping's patience
         metric_for_best_model="eval_loss",
         greater_is_better=False,
@@ -121,6 +158,39 @@ class FineTuner(Trainer):
         """What the global batch's loss is divided by; the Trainer's own counts tokens only."""
         count = sum(loss_count(batch["labels"], self.reduction) for batch in batch_samples)
         return self.accelerator.gather(torch.tensor([count], device=device)).sum()
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where the Trainer writes a resume point: out of sight until it is whole."""
+        return str(Path(self.args.output_dir) / HIDDEN)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """The best value serves early stopping; no resume point is kept, or named, for having it."""
+        best = super()._determine_best_metric(metrics, trial)
+        self.state.best_global_step = None
+        return best
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """A resume point appears whole or not at all, and then the older one goes.
+
+        Raises RunError when it cannot be written (no space left, say); the older one is then untouched.
+        """
+        hidden, point = Path(self._get_output_dir(trial)), f"checkpoint-{self.state.global_step}"
+        place = Path(self.args.output_dir) / point
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                publish(hidden / point, place)
+                keep_only(place)
+        except (OSError, RuntimeError, SafetensorError) as error:  # the latter two: of a full disk, from the libraries
+            reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
+            raise RunError(
+                f"the resume point {place} cannot be written ({reason}): free space, and the same command goes on from "
+                "the last one"
+            ) from error
+        finally:
+            if self.args.should_save:
+                shutil.rmtree(hidden, ignore_errors=True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if (Path(resume_from_checkpoint) / "adapter_config.json").exists():
@@ -160,6 +230,19 @@ class Recorder(TrainerCallback):
             )
 
 
+class Stopper(TrainerCallback):
+    """Asked to end by a signal: this step is the last one, and it leaves a resume point."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        signals = [number for number in Processes.current().gathered(asked()) if number]
+        if signals:
+            self.signal = signals[0]
+            control.should_save = control.should_training_stop = True
+
+
 class Lines(TrainerCallback):
     """Without a terminal, a line now and then instead of a bar: logs of a batch job stay readable."""
 
@@ -195,10 +278,12 @@ def train(
     """Fine-tune the trainable parameters in place; goes on from the last checkpoint if there is one.
 
     Returns {steps, seconds, tokens}: optimizer steps; seconds since the start or the resumption; tokens seen,
-    prompt and response, without padding. Raises RunError: a loss that is not finite.
+    prompt and response, without padding. Raises RunError: a loss that is not finite; Interrupted: after the step in
+    which a signal came, with a resume point.
     """
     args = arguments(run, len(examples), checkpoints, processes, evaluated=evaluate is not None)
-    callbacks: list[TrainerCallback] = [Recorder(tracker)]
+    stopper = Stopper()
+    callbacks: list[TrainerCallback] = [Recorder(tracker), stopper]
     if run.model.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(run.model.early_stopping_patience))
     trainer = FineTuner(
@@ -218,7 +303,12 @@ def train(
     last = last_checkpoint(checkpoints)
     if last is not None:
         tracker.forget_after(int(last.rpartition("-")[2]))
-    output = trainer.train(resume_from_checkpoint=last)
+        if args.should_save:
+            keep_only(Path(last))
+    with deferred():
+        output = trainer.train(resume_from_checkpoint=last)
+    if stopper.signal:  # perhaps another process's
+        raise Interrupted(stopper.signal)
     return {
         "steps": trainer.state.global_step,
         "seconds": output.metrics["train_runtime"],

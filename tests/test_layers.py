@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 
 ORDER = [
-    {"types", "errors"},
+    {"types", "errors", "interruption"},
     {"config", "linalg", "seeding", "losses", "distributed"},
     {"inits", "optim", "data", "gradients", "models", "tracking", "provenance", "run_folder"},
     {"sketch"},

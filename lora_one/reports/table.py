@@ -1,9 +1,14 @@
 """Several runs as one table: a row a configuration, mean and standard deviation over its seeds."""
 
+import csv
+import hashlib
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
+
+from lora_one.run_folder import write_whole
 
 # column -> where it stands in run.json
 COLUMNS = {
@@ -30,20 +35,53 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean(values):.4g}" + (f" +- {stdev(values):.2g}" if len(values) > 1 else "")
 
 
-def sweep_table(runs: Sequence[tuple[Path, dict[str, Any]]]) -> str:
-    """Markdown; runs are (folder, run.json), a configuration is the folder above the seed's."""
+Runs = Sequence[tuple[Path, dict[str, Any]]]  # (folder, run.json)
+
+
+def grouped(runs: Runs) -> tuple[list[str], dict[str, list[list[float]]], dict[str, int]]:
+    """The columns that some run has; each configuration's values of them, over its seeds; how many seeds it has.
+
+    A configuration is the folder above the seed's.
+    """
     configurations: dict[str, list[dict[str, Any]]] = {}
     for folder, record in runs:
         configurations.setdefault(folder.parent.name, []).append(record)
     columns = [name for name, path in COLUMNS.items() if any(entry(record, path) is not None for _, record in runs)]
-    rows = [["configuration", "seeds", *columns]]
-    for name, records in configurations.items():
-        cells = []
-        for column in columns:
-            values = [value for record in records if (value := entry(record, COLUMNS[column])) is not None]
-            cells.append(spread(values))
-        rows.append([name, str(len(records)), *cells])
-    return markdown(rows)
+    values = {
+        name: [
+            [value for record in records if (value := entry(record, COLUMNS[column])) is not None] for column in columns
+        ]
+        for name, records in configurations.items()
+    }
+    return columns, values, {name: len(records) for name, records in configurations.items()}
+
+
+def sweep_table(runs: Runs) -> str:
+    """Markdown: a row a configuration."""
+    columns, values, seeds = grouped(runs)
+    rows = [[name, str(seeds[name]), *map(spread, cells)] for name, cells in values.items()]
+    return markdown([["configuration", "seeds", *columns], *rows])
+
+
+def sweep_csv(runs: Runs) -> str:
+    """The same numbers in full: a column's mean, and beside it its standard deviation ("sd")."""
+    columns, values, seeds = grouped(runs)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["configuration", "seeds", *(f"{column}{part}" for column in columns for part in ("", " sd"))])
+    for name, cells in values.items():
+        parts = ((mean(cell) if cell else "", stdev(cell) if len(cell) > 1 else "") for cell in cells)
+        writer.writerow([name, seeds[name], *(part for pair in parts for part in pair)])
+    return text.getvalue()
+
+
+def save_sweep(runs: Runs, results: Path) -> Path:
+    """Write sweep-<hash>.csv and .md, named by the runs in them; returns the latter. Raises OSError."""
+    names = sorted(str(folder.relative_to(results)) for folder, _ in runs)
+    path = results / f"sweep-{hashlib.sha256(chr(10).join(names).encode()).hexdigest()[:8]}.md"
+    write_whole(path, sweep_table(runs) + "\n")
+    write_whole(path.with_suffix(".csv"), sweep_csv(runs))
+    return path
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:

@@ -1,0 +1,265 @@
+"""No work is lost: killed anywhere, the same command ends with the same bytes; signals, full disks, broken points."""
+
+import json
+import os
+import resource
+import signal
+import sys
+
+import pytest
+from conftest import finish, small_run
+from peft import PeftModel
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase, Trainer
+from transformers.trainer_callback import TrainerState
+
+import run_exp
+from lora_one import checkpoints, cli, stages, start, steps, training
+from lora_one.errors import RunError
+from lora_one.run_folder import RunFolder
+from lora_one.tracking import Tracker
+
+# twelve steps with dropout, a resume point every second one: the kill lies between points, in epochs, and at ends
+CHANGES = ("model.epochs=2", "model.save_steps=2", "model.saving=true", "peft.lora_dropout=0.1")
+CHANGES = (*CHANGES, "dataset.accuracy_examples=0", "init=gradient")
+ADAPTER = "adapter_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, llama_folder):
+    return finish(small_run(tmp_path_factory.mktemp("straight"), llama_folder, *CHANGES))
+
+
+def in_child(work):
+    """The wait status of a forked process that does the work; 0 where it comes back."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return os.waitpid(child, 0)[1]
+
+
+def kill_at(owner, name, call, *, after=False):
+    """This process is killed by SIGKILL at the n-th call of a function, before it or after it."""
+    original, calls = getattr(owner, name), []
+
+    def fatal(*arguments, **options):
+        calls.append(name)
+        if len(calls) == call and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = original(*arguments, **options)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, name, fatal)
+
+
+KILLS = {
+    "gradient: first layer": (steps, "factorised", 1, False),
+    "gradient: a middle layer": (steps, "factorised", 7, False),
+    "gradient: all of it": (start, "place", 1, False),
+    "start: placed": (start, "place", 1, True),
+    "training: first step": (training.FineTuner, "_loss", 1, False),
+    "training: before a point": (training.FineTuner, "_loss", 4, True),
+    "training: second epoch": (training.FineTuner, "_loss", 9, False),
+    "training: last step": (training.FineTuner, "_loss", 12, False),
+    "training: a line logged": (Tracker, "log", 5, True),
+    "checkpoint: first, adapter": (PeftModel, "save_pretrained", 1, True),
+    "checkpoint: optimizer": (Trainer, "_save_optimizer_and_scheduler", 2, True),
+    "checkpoint: state": (TrainerState, "save_to_json", 3, False),
+    "checkpoint: unnamed": (training, "publish", 2, False),
+    "checkpoint: two at once": (training, "publish", 3, True),
+    "checkpoint: last": (training, "publish", 6, True),
+    "adapter: being written": (PeftModel, "save_pretrained", 7, True),
+    "adapter: written": (stages, "plot_run", 1, False),
+    "merge: begun": (checkpoints, "merge_adapter", 1, False),
+    "merge: weights written": (LlamaForCausalLM, "save_pretrained", 1, True),
+    "merge: unnamed": (PreTrainedTokenizerBase, "save_pretrained", 1, True),
+    "merge: done": (checkpoints, "save_merged", 1, True),
+}
+QUICK = ("gradient: a middle layer", "checkpoint: optimizer", "merge: weights written")
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.parametrize(
+    "event", [event if event in QUICK else pytest.param(event, marks=pytest.mark.slow) for event in KILLS]
+)
+def test_killed_anywhere_the_same_command_ends_with_the_same_bytes(event, tmp_path, llama_folder, straight):
+    run = small_run(tmp_path, llama_folder, *CHANGES)
+
+    def work():
+        owner, name, call, after = KILLS[event]
+        kill_at(owner, name, call, after=after)
+        run_exp.execute(run)
+
+    status = in_child(work)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, "it was to be killed"
+    folder = finish(run)
+    assert (folder.adapter / ADAPTER).read_bytes() == (straight.adapter / ADAPTER).read_bytes()
+    merged = "model.safetensors"
+    assert (folder.merged / merged).read_bytes() == (straight.merged / merged).read_bytes()
+    told = [[(line["step"], line.get("loss"), line.get("eval_loss")) for line in lines(f)] for f in (folder, straight)]
+    assert told[0] == told[1]
+    assert folder.read()["status"] == "finished" and folder.read()["error"] is None
+    left = {str(file.relative_to(folder.path)) for file in folder.path.rglob("*")}
+    assert left == {str(file.relative_to(straight.path)) for file in straight.path.rglob("*")}, "nothing lies about"
+    assert [point.name for point in folder.checkpoints.glob("checkpoint-*")] == ["checkpoint-12"]
+
+
+def lines(folder):
+    return [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+
+
+def launched(monkeypatch, *arguments):
+    """The exit code of run_exp.py with these arguments, in this process."""
+    monkeypatch.setenv("HYDRA_MAIN_MODULE", "__main__")  # conf/ lies beside run_exp.py, as when that is the program
+    monkeypatch.setattr(sys, "argv", ["run_exp.py", *arguments])
+    return cli.launch(run_exp.main)
+
+
+def arguments_of(results, model):
+    """The command line of ``small_run``."""
+    small = ["dataset.train_size=48", "dataset.validation_size=8", "dataset.max_new_tokens=8"]
+    batches = ["model.real_batch_size=8", "model.per_device_batch_size=8", "wandb.mode=disabled"]
+    return [f"results_dir={results}", f"model.name={model}", *small, *batches, *CHANGES]
+
+
+def signal_at(monkeypatch, owner, name, call, number):
+    """This process sends itself a signal at the n-th call of a function."""
+    original, calls = getattr(owner, name), []
+
+    def signalling(*arguments, **options):
+        calls.append(name)
+        if len(calls) == call:
+            os.kill(os.getpid(), number)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, signalling)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_ends_training_after_its_step_with_a_resume_point(
+    number, tmp_path, llama_folder, straight, monkeypatch, capsys
+):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    command = arguments_of(tmp_path, llama_folder)
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        signal_at(patch, training.FineTuner, "_loss", 3, number)
+        assert launched(monkeypatch, *command) == 128 + number
+    assert signal.getsignal(number) is before
+    assert f"ended by {number.name}: the same command (without overwrite=true) goes on" in capsys.readouterr().err
+    (file,) = tmp_path.rglob("run.json")
+    folder = RunFolder(file.parent)
+    assert folder.read()["status"] == "interrupted" and number.name in folder.read()["error"]
+    assert [point.name for point in folder.checkpoints.iterdir()] == ["checkpoint-3"]
+    monkeypatch.setattr(stages, "attach_adapters", None)  # what was initialised is not initialised again
+    assert launched(monkeypatch, *command) == 0
+    assert (folder.adapter / ADAPTER).read_bytes() == (straight.adapter / ADAPTER).read_bytes()
+    assert folder.read()["status"] == "finished"
+
+
+def test_a_signal_outside_training_ends_the_run_at_once(tmp_path, llama_folder, monkeypatch):
+    signal_at(monkeypatch, steps, "factorised", 2, signal.SIGTERM)
+    assert launched(monkeypatch, *arguments_of(tmp_path, llama_folder)) == 143
+    (file,) = tmp_path.rglob("run.json")
+    assert json.loads(file.read_text())["status"] == "interrupted"
+
+
+@pytest.mark.parametrize(
+    ("number", "extra", "answer", "said"),
+    [
+        (signal.SIGUSR1, (), 0, "SLURM job 77 is queued again"),
+        (signal.SIGUSR1, (), 1, "SLURM job 77 was not queued again (Requested operation is presently disabled)"),
+        (signal.SIGTERM, (), 0, None),
+        (signal.SIGUSR1, ("overwrite=true",), 0, None),
+    ],
+)
+def test_slurm_queues_a_job_again_on_sigusr1(number, extra, answer, said, tmp_path, monkeypatch, capsys):
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    refusal = "echo Requested operation is presently disabled >&2; " if answer else ""
+    scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked; {refusal}exit {answer}\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", str(scontrol.parent), prepend=os.pathsep)
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.delenv("SLURM_PROCID", raising=False)
+    monkeypatch.setattr(run_exp, "execute", lambda run: os.kill(os.getpid(), number))
+    results = f"results_dir={tmp_path / 'results'}"
+    assert launched(monkeypatch, results, "wandb.mode=disabled", *extra) == 128 + number
+    assert (tmp_path / "asked").exists() == (said is not None)
+    if said:
+        assert (tmp_path / "asked").read_text() == "requeue 77\n"
+        assert said in capsys.readouterr().err
+
+
+@pytest.fixture
+def stopped(tmp_path, llama_folder, monkeypatch):
+    """A run that was stopped at step 4, with its resume point, and its configuration."""
+    run = small_run(tmp_path, llama_folder, *CHANGES)
+    stop_at(monkeypatch, 5)
+    with pytest.raises(KeyboardInterrupt):
+        run_exp.execute(run)
+    monkeypatch.undo()
+    (file,) = tmp_path.rglob("run.json")
+    return run, RunFolder(file.parent)
+
+
+def stop_at(monkeypatch, step):
+    original = training.Recorder.on_log
+
+    def stop(self, args, state, control, logs=None, **rest):
+        original(self, args, state, control, logs, **rest)
+        if state.global_step == step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.Recorder, "on_log", stop)
+
+
+def test_a_broken_resume_point_is_named_with_the_way_out(stopped, straight, monkeypatch):
+    run, folder = stopped
+    point = folder.checkpoints / "checkpoint-4"
+    with monkeypatch.context() as patch:
+        patch.setattr("lora_one.models.load_model", None)  # refused before anything is loaded
+        for name in ("trainer_state.json", ADAPTER, "optimizer.pt", "scheduler.pt", "rng_state.pth"):
+            whole = (point / name).read_bytes()
+            for cut in (whole[: len(whole) // 2], None):
+                (point / name).unlink()
+                if cut is not None:
+                    (point / name).write_bytes(cut)
+                with pytest.raises(RunError, match=r"checkpoint-4 is broken \(.*remove that folder, or add overwrite"):
+                    run_exp.execute(run)
+                (point / name).write_bytes(whole)
+    (point / ADAPTER).write_bytes(b"")
+    for file in point.iterdir():
+        file.unlink()
+    point.rmdir()
+    assert (finish(run).adapter / ADAPTER).read_bytes() == (straight.adapter / ADAPTER).read_bytes()
+
+
+@pytest.mark.parametrize("largest", [ADAPTER, "optimizer.pt"])
+def test_no_room_for_a_resume_point_leaves_the_older_one(largest, stopped, straight, monkeypatch):
+    """Files may grow to less than this one's size: what the system answers is what a full disk answers."""
+    run, folder = stopped
+    size = (folder.checkpoints / "checkpoint-4" / largest).stat().st_size
+    older = {file.name: file.read_bytes() for file in (folder.checkpoints / "checkpoint-4").iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    original = Trainer._save_checkpoint
+
+    def full(self, model, trial):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, limits[1]))
+        try:
+            original(self, model, trial)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save_checkpoint", full)
+        with pytest.raises(RunError, match=r"checkpoint-6 cannot be written \(.*free space, and the same command"):
+            run_exp.execute(run)
+    assert [point.name for point in folder.checkpoints.iterdir()] == ["checkpoint-4"]
+    assert older == {file.name: file.read_bytes() for file in (folder.checkpoints / "checkpoint-4").iterdir()}
+    assert folder.read()["status"] == "failed"
+    assert (finish(run).adapter / ADAPTER).read_bytes() == (straight.adapter / ADAPTER).read_bytes()
