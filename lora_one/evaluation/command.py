@@ -65,7 +65,7 @@ def parser_of(task: str, benchmark: ModuleType) -> argparse.ArgumentParser:
         help="score the completions of this predictions.jsonl again, without a model",
     )
     add("--overwrite", action="store_true", help="replace other results in --output_dir")
-    parser.set_defaults(num_sample=1, no_score=False)
+    parser.set_defaults(num_sample=1, no_score=False, stop=())
     run_hook(benchmark, "add_options", parser)
     return parser
 
@@ -387,7 +387,8 @@ def generated(
 
     model, tokenizer = load(options)
     prompts = prompt_ids(tokenizer, [example.prompt for example in examples])
-    decoding = Decoding(options.max_new_tokens, options.temperature, options.top_p, options.seed)
+    sampling = (options.temperature, options.top_p, options.seed)
+    decoding = Decoding(options.max_new_tokens, *sampling, stop=options.stop)
     asked = [prompts[index] for index, _ in requests]
     streams = [f"{index}:{sample}" for index, sample in requests]
     for position, completion in complete(model, tokenizer, asked, decoding, options.batch_size, streams):

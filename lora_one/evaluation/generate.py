@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from lora_one.data.encode import pad_id_of
 from lora_one.distributed import Processes
@@ -21,6 +21,7 @@ class Decoding:
 
     beams: above 1, that many are kept, and with a temperature their continuations are sampled, as transformers does.
     top_k is read with beams alone.
+    stop: texts before the first of which a completion ends; beams are cut there only when all is generated.
     """
 
     max_new_tokens: int
@@ -29,6 +30,7 @@ class Decoding:
     seed: int = 0
     beams: int = 1
     top_k: int = 0
+    stop: tuple[str, ...] = ()
 
     def beam_options(self) -> dict[str, Any]:
         sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
@@ -42,7 +44,7 @@ GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None,
 
 @dataclass(frozen=True)
 class Completion:
-    """Text behind the prompt, up to EOS. ``too_long``: the prompt leaves no room in the model's context.
+    """Text behind the prompt, up to EOS or a stop text. ``too_long``: the prompt leaves no room in the model's context.
 
     details: what else a benchmark wants in the line of predictions.jsonl; plain JSON.
     """
@@ -74,7 +76,7 @@ def complete(
     context = context_length(model)
     device = next(model.parameters()).device
     pad = pad_id_of(tokenizer)
-    stop = stop_ids(model, tokenizer)
+    stop = stop_ids(model, tokenizer, decoding.stop)
     streams = streams or [str(index) for index in range(len(prompts))]
     fitting = [index for index, prompt in enumerate(prompts) if len(prompt) < context]
     too_long = (index for index, prompt in enumerate(prompts) if len(prompt) >= context and index not in done)
@@ -88,7 +90,9 @@ def complete(
         ids = torch.tensor([[pad] * (longest - len(prompts[i])) + list(prompts[i]) for i in chosen])
         mask = torch.tensor([[0] * (longest - len(prompts[i])) + [1] * len(prompts[i]) for i in chosen])
         names = [streams[index] for index in chosen]
-        draws, options = [], GREEDY
+        draws, options, criteria = [], GREEDY, []
+        if decoding.stop and decoding.beams == 1:
+            criteria = [AtText(tokenizer, decoding.stop, longest)]
         if decoding.beams > 1:
             options = decoding.beam_options()
             torch.manual_seed(generator_for(decoding.seed, "\n".join(names)).initial_seed())
@@ -101,13 +105,12 @@ def complete(
             pad_token_id=pad,
             eos_token_id=stop,
             logits_processor=LogitsProcessorList(draws),
+            stopping_criteria=StoppingCriteriaList(criteria),
             **options,
         )[:, longest:].tolist()
         kept = (until(tokens[:room], stop) for tokens, room in zip(rows, rooms, strict=True))
-        return [
-            (index, Completion(tokenizer.decode(tokens, skip_special_tokens=True)))
-            for index, tokens in zip(chosen, kept, strict=True)
-        ]
+        texts = (tokenizer.decode(tokens, skip_special_tokens=True) for tokens in kept)
+        return [(index, Completion(before(text, decoding.stop))) for index, text in zip(chosen, texts, strict=True)]
 
     with evaluating(model):
         for _, found in each_batch(fitting, batch_size, produced, done, processes):
@@ -140,17 +143,45 @@ class Draw(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter(1, tokens.gather(1, place[:, None]), 0.0)
 
 
+class AtText(StoppingCriteria):
+    """A row is finished when what it has generated holds a stop text; the others go on.
+
+    A text of n bytes lies within n tokens, as each has a byte or more, so only the last are read at each step. What a
+    finished row is filled up with stands behind the stop text and is cut off with it.
+    """
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str], prompt_length: int):
+        self.tokenizer, self.stop, self.prompt_length = tokenizer, stop, prompt_length
+        self.reach = max(len(text.encode()) for text in stop)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
+        """input_ids (rows, prompt and generated tokens); (rows,), true where a row is finished."""
+        last = input_ids[:, self.prompt_length :][:, -self.reach :].tolist()
+        texts = [self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in last]
+        return torch.tensor([before(text, self.stop) != text for text in texts], device=input_ids.device)
+
+
+def before(text: str, stop: Sequence[str]) -> str:
+    """What stands before the first stop text."""
+    return text[: min((place for word in stop if (place := text.find(word)) >= 0), default=len(text))]
+
+
 def until(tokens: list[int], stop: Sequence[int]) -> list[int]:
     """Tokens before the first stop token."""
     ends = [position for position, token in enumerate(tokens) if token in stop]
     return tokens[: ends[0]] if ends else tokens
 
 
-def stop_ids(model: nn.Module, tokenizer: Any) -> list[int]:
-    """EOS of the checkpoint's generation configuration and of the tokenizer."""
+def stop_ids(model: nn.Module, tokenizer: Any, texts: Sequence[str] = ()) -> list[int]:
+    """EOS of the checkpoint's generation configuration and of the tokenizer, and texts that are tokens of their own.
+
+    Those would not be seen in the text where they are special.
+    """
     given = getattr(model.generation_config, "eos_token_id", None)
     given = given if isinstance(given, list) else [given]
-    return sorted({token for token in (*given, tokenizer.eos_token_id) if token is not None})
+    added = tokenizer.get_added_vocab() if texts else {}
+    own = [added[text] for text in texts if text in added]
+    return sorted({token for token in (*given, *own, tokenizer.eos_token_id) if token is not None})
 
 
 def context_length(model: nn.Module) -> int:

@@ -1,16 +1,22 @@
-"""GSM8K: extraction and comparison of final answers, ours and the published one."""
+"""GSM8K: extraction and comparison of final answers, ours and the published ones; zero-shot or after examples."""
 
+import argparse
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from decimal import Decimal
 from math import sqrt
 from typing import Any
 
 from lora_one.data.gsm8k import rows_of
-from lora_one.errors import RunError
+from lora_one.errors import RunError, UsageError
+from lora_one.evaluation.gsm8k_shots import SHOTS
 from lora_one.types import Example
 
 MAX_NEW_TOKENS = 512
+SETTINGS = ("num_fewshot",)
+DATA_SETTINGS = ("num_fewshot",)
+STOP = ("Q:", "</s>", "<|im_end|>")  # where a completion after solved examples ends
 MARKERS = ("####", "The answer is")
 NUMBER = re.compile(
     r"""\s*:?\s*
@@ -20,18 +26,45 @@ NUMBER = re.compile(
     re.VERBOSE,
 )
 PUBLISHED = re.compile(r"####\s*(\d+)")
+# lm_eval's task gsm8k_cot, version 3: its two filters, and what its comparison leaves out
+STRICT = re.compile(r"The answer is (\-?[0-9\.\,]+).")
+FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
+IGNORED = tuple(map(re.compile, (",", r"\$", r"(?s).*#### ", r"\.$")))
+KINDS = {"accuracy": "correct", "accuracy_official": "correct_official", "accuracy_flexible": "correct_flexible"}
 
 
-def examples(data_path: str | None) -> list[Example]:
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--num_fewshot",
+        type=int,
+        default=0,
+        help="the first so many of the 8 chain-of-thought examples in front of each problem (%(default)s)",
+    )
+
+
+def check(options: argparse.Namespace) -> None:
+    """Raises UsageError: a number of examples that there is not."""
+    if not 0 <= options.num_fewshot <= len(SHOTS):
+        raise UsageError(
+            f"--num_fewshot={options.num_fewshot} must lie in [0, {len(SHOTS)}], the published examples: "
+            "give such a number or leave it out"
+        )
+    if options.num_fewshot:
+        options.stop = STOP
+
+
+def examples(data_path: str | None, num_fewshot: int = 0) -> list[Example]:
     """The test split, of the hub or of a local file or folder; zero-shot prompts ``Q: ...\\nA: ``.
 
+    Behind solved examples the prompt ends in ``A:``, as theirs do: the space belongs to the answer.
     Raises RunError: a gold answer that is no number (the row is named).
     """
     found = rows_of(data_path, "test")
     for number, example in enumerate(found, start=1):
         if not is_number(example.gold):
             raise RunError(f"row {number}: the gold answer {example.gold!r} is no number behind ####: check the file")
-    return found
+    solved = "".join(shot.text for shot in SHOTS[:num_fewshot])
+    return [replace(example, prompt=solved + example.prompt.rstrip(" ")) for example in found] if solved else found
 
 
 def is_number(gold: str | None) -> bool:
@@ -62,12 +95,46 @@ def parse_published(text: str) -> int:
     return int(match[1]) if match else 0
 
 
+def after_examples(prompt: str) -> bool:
+    """Whether the prompt begins with the solved examples, so that lm_eval's scores are the published ones."""
+    return prompt.startswith(SHOTS[0].text)
+
+
+def extracted(pattern: re.Pattern[str], text: str, place: int) -> str:
+    """As lm_eval's regex filter: the match at ``place`` (0 the first, -1 the last), else ``[invalid]``."""
+    matches = list(pattern.finditer(text))
+    return next(group for group in matches[place].groups() if group).strip() if matches else "[invalid]"
+
+
+def same_text(prediction: str, gold: str) -> bool:
+    """lm_eval's exact_match as gsm8k_cot sets it."""
+    one, other = (compared(text) for text in (prediction, gold))
+    return one == other
+
+
+def compared(text: str) -> str:
+    for pattern in IGNORED:
+        text = pattern.sub("", text)
+    return text.lower()
+
+
 def score(example_id: Any, prompt: str, completion: str, gold: str) -> dict[str, Any]:
-    """One line of predictions.jsonl. gold is the text behind ``####``. Raises ValueError: gold is no number."""
+    """One line of predictions.jsonl. gold is the text behind ``####``. Raises ValueError: gold is no number.
+
+    ``correct_official`` is that of the published script, after solved examples that of lm_eval's strict filter; there
+    ``correct_flexible`` is that of the other one.
+    """
     truth = parse(f"#### {gold}")
     if truth is None:
         raise ValueError(f"the gold answer {gold!r} of example {example_id} is no number")
     prediction = parse(completion)
+    if after_examples(prompt):
+        official = {
+            "correct_official": same_text(extracted(STRICT, completion, 0), gold),
+            "correct_flexible": same_text(extracted(FLEXIBLE, completion, -1), gold),
+        }
+    else:
+        official = {"correct_official": parse_published(completion) == parse_published(f"#### {gold}")}
     return {
         "id": example_id,
         "prompt": prompt,
@@ -75,19 +142,20 @@ def score(example_id: Any, prompt: str, completion: str, gold: str) -> dict[str,
         "prediction": None if prediction is None else str(prediction),
         "gold": gold,
         "correct": prediction is not None and prediction == truth,
-        "correct_official": parse_published(completion) == parse_published(f"#### {gold}"),
+        **official,
     }
 
 
 def summarize(predictions: Sequence[dict[str, Any]]) -> tuple[dict[str, float], dict[str, int]]:
-    """(metrics, counts): accuracy and accuracy_official, each with its standard error sqrt(p (1 - p) / n)."""
+    """(metrics, counts): each kind of accuracy that all lines have, with its standard error sqrt(p (1 - p) / n)."""
     total = len(predictions)
     correct = sum(line["correct"] for line in predictions)
     unparsed = sum(line["prediction"] is None for line in predictions)
-    official = sum(line["correct_official"] for line in predictions)
     metrics = {}
-    for name, hits in (("accuracy", correct), ("accuracy_official", official)):
-        share = hits / total
+    for name, field in KINDS.items():
+        if not all(field in line for line in predictions):
+            continue
+        share = sum(line[field] for line in predictions) / total
         metrics |= {name: share, f"{name}_stderr": sqrt(share * (1 - share) / total)}
     counts = {"correct": correct, "wrong": total - correct - unparsed, "unparsed": unparsed, "total": total}
     return metrics, counts

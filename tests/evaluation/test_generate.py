@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import random_llama
 
-from lora_one.evaluation.generate import Decoding, Draw, complete, until
+from lora_one.evaluation.generate import Decoding, Draw, before, complete, until
 
 
 def prompts(count=7):
@@ -124,3 +124,26 @@ def test_draws_stay_in_the_support_at_the_ends():
         draw.numbers = torch.tensor([[number]])
         scores = draw(torch.zeros(1, 0, dtype=torch.long), torch.tensor([[-torch.inf, 2.0, 1.0, -torch.inf]]))
         assert scores.argmax().item() == token
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7])
+def test_a_stop_text_ends_its_own_row_alone(model, tokenizer, batch_size):
+    """The completion is the one without stop texts, cut there, whatever stops beside it."""
+    whole = [completion.text for completion in run(model, tokenizer, 1, Decoding(12))]
+    stop = (whole[0][3:5], whole[4][4:6])
+    expected = [before(text, stop) for text in whole]
+    assert [c.text for c in run(model, tokenizer, batch_size, Decoding(12, stop=stop))] == expected
+    assert len(expected[0]) <= 3 and len(expected[4]) <= 4
+
+
+def test_generation_stops_at_the_text(model, tokenizer):
+    (prompt,) = prompts(1)
+    whole = run(model, tokenizer, 1, Decoding(12), [prompt])[0].text
+    calls = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    run(model, tokenizer, 1, Decoding(12, stop=(whole[:1],)), [prompt])
+    assert len(calls) < 4
+
+
+def test_before():
+    assert before("a Q: b</s>", ("</s>", "Q:")) == "a " and before("a", ("Q:",)) == before("a", ()) == "a"

@@ -8,6 +8,7 @@ from conftest import shared
 
 from lora_one.evaluation import gsm8k
 from lora_one.evaluation.command import main
+from lora_one.evaluation.gsm8k_shots import SHOTS
 
 
 @pytest.mark.parametrize(
@@ -166,3 +167,42 @@ def test_adapter_unmerged_gives_the_merged_predictions(tmp_path, llama_folder, t
     assert main("gsm8k", [f"--model_name={folder.merged}", *common]) == 0
     merged = folder.path / "eval/gsm8k/predictions.jsonl"
     assert merged.read_text() == (tmp_path / "unmerged/predictions.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("completion", "gold", "ours", "strict", "flexible"),
+    [
+        (" 2 + 3 = 5. The answer is 5.", "5", True, True, True),
+        (" The answer is 16", "16", True, False, True),  # the strict pattern wants a character behind the number
+        (" The answer is $16.", "16", True, False, True),
+        (" The answer is 1,000.", "1000", True, True, True),
+        (" The answer is 4. No. The answer is 5.", "5", True, False, True),  # first, not last
+        (" It is 5", "5", False, False, True),
+        (" nothing", "5", False, False, False),
+        (" The answer is -3.", "-3", True, True, True),
+    ],
+)
+def test_scores_after_examples_are_lm_eval_s(completion, gold, ours, strict, flexible):
+    line = gsm8k.score(0, SHOTS[0].text + "Q: x\nA:", completion, gold)
+    assert (line["correct"], line["correct_official"], line["correct_flexible"]) == (ours, strict, flexible)
+
+
+@pytest.mark.parametrize("shots", [1, 8])
+def test_few_shot_prompt_settings_and_rescoring(shots, tmp_path, llama_folder, test_file):
+    output = tmp_path / "out"
+    command = [f"--model_name={llama_folder}", f"--data_path={test_file}", "--limit=2", "--max_new_tokens=3"]
+    assert main("gsm8k", [*command, f"--num_fewshot={shots}", f"--output_dir={output}"]) == 0
+    report = json.loads((output / "metrics.json").read_text())
+    assert report["settings"]["num_fewshot"] == shots
+    assert {"accuracy", "accuracy_official", "accuracy_flexible"} <= report["metrics"].keys()
+    prompt = read_lines(output / "predictions.jsonl")[0]["prompt"]
+    assert prompt.count("The answer is") == shots and prompt.startswith("Q: There are 15 trees in the grove.")
+    assert prompt.endswith(".\n\nQ: How many is 0 and 0?\nA:")
+    assert main("gsm8k", [f"--rescore={output / 'predictions.jsonl'}"]) == 0
+    assert json.loads((output / "rescored/metrics.json").read_text())["metrics"] == report["metrics"]
+
+
+@pytest.mark.parametrize("number", [-1, 9])
+def test_number_of_examples_has_its_range(number, llama_folder, capsys):
+    assert main("gsm8k", [f"--model_name={llama_folder}", f"--num_fewshot={number}"]) == 2
+    assert f"--num_fewshot={number} must lie in [0, 8]" in capsys.readouterr().err
