@@ -77,12 +77,12 @@ def examples(data_path: str | None) -> list[Example]:
 def rows_of(data_path: str | None) -> list[dict[str, str]]:
     """Rows of a file, of a folder with the test split, or of one with a folder a subject, as published."""
     if data_path is None:  # one configuration a subject; not run yet
-        return [row for name in SUBJECTS for row in read_rows((HUB, name), None, "test", COLUMNS, GROUPS)]
+        return [row for name in SUBJECTS for row in read_rows((HUB, name), None, "test", COLUMNS, optional=GROUPS)]
     place = Path(data_path).expanduser()
     place = place / "test" if (place / "test").is_dir() else place
     folders = [place / name for name in SUBJECTS if (place / name).is_dir()]
     if not folders:
-        return read_rows(None, str(place), "test", COLUMNS, GROUPS)
+        return read_rows(None, str(place), "test", COLUMNS, optional=GROUPS)
     return [row for folder in folders for row in subject_rows(folder)]
 
 
@@ -93,7 +93,7 @@ def subject_rows(folder: Path) -> list[dict[str, str]]:
     """
     files = sorted((file for file in folder.glob("*.json") if file.stem.isdecimal()), key=lambda file: int(file.stem))
     if not files:
-        return read_rows(None, str(folder), "test", COLUMNS, GROUPS)
+        return read_rows(None, str(folder), "test", COLUMNS, optional=GROUPS)
     rows = []
     for file in files:
         try:
