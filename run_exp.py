@@ -60,19 +60,20 @@ def experiment(run: RunConfig, folder: "RunFolder", identity: str, fingerprints:
     """Gradient, adapters, fine-tuning, evaluation, and everything on disk; goes on where a killed one stopped."""
     from lora_one import adapters, models, stages
     from lora_one.data import load_dataset
+    from lora_one.data.encode import encoder_for
     from lora_one.evaluation.validation import Validation
     from lora_one.inits import build_init
     from lora_one.seeding import seed_everything
 
     stages.check_resumable(run, folder)
-    tokenizer = models.load_tokenizer(run.model.name, run.model.revision)
-    skeleton = models.load_skeleton(run.model.name, run.model.revision)
+    encoder = encoder_for(run.model, run.dataset)
+    skeleton = models.load_skeleton(run.model.name, run.model.revision, run.model.type)
     adapters.target_layers(skeleton, run.peft, build_init(run.init))
-    splits = load_dataset(run.dataset, tokenizer, run.model.max_length)
-    probe = stages.draw_probe(run, splits, tokenizer)
-    base = stages.load_base(run)
+    splits = load_dataset(run.dataset, encoder, run.model.max_length)
+    probe = stages.draw_probe(run, splits, encoder)
+    base = stages.load_base(run, encoder)
     stages.check_together(run, splits, base)
-    parts = stages.Experiment(run, folder, tokenizer, splits, Validation(run, splits, tokenizer))
+    parts = stages.Experiment(run, folder, encoder, splits, Validation(run, splits, encoder))
     with stages.recorded(run, folder, identity, fingerprints) as tracker:  # what stood there before goes only now
         seed_everything(run.seed)
         model = stages.initialise(parts, base, probe, tracker)

@@ -17,11 +17,17 @@ from lora_one.config.schemas import PeftConfig
 from lora_one.errors import UsageError, nearest
 from lora_one.gradients import weight_shape
 from lora_one.inits import Method
-from lora_one.models import DTYPES, never_repacked
+from lora_one.models import DTYPES, HEADS, kind_of, never_repacked
 from lora_one.seeding import generator_for
 from lora_one.types import AdapterFactors, LayerView
 
 ADAPTER = "default"
+# model.type -> PEFT's word for it
+TASK_TYPES = {
+    "CausalLM": "CAUSAL_LM",
+    "ConditionalGeneration": "SEQ_2_SEQ_LM",
+    "SequenceClassification": "SEQ_CLS",
+}
 Kept = dict[str, tuple[Tensor, Tensor]]
 
 
@@ -31,11 +37,12 @@ def target_layers(model: nn.Module, peft: PeftConfig, method: Method | None = No
     Linear are torch's, those quantised by bitsandbytes, and GPT-2's Conv1D. Works on a skeleton too.
     Raises UsageError: an ending matches no linear layer, or a layer has fewer singular vectors than the method takes.
     """
-    head = model.get_output_embeddings()
+    output = model.get_output_embeddings()
+    heads = HEADS if kind_of(model) == "SequenceClassification" else ()
     linear = {
         name: layer
         for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear | Conv1D) and layer is not head
+        if isinstance(layer, nn.Linear | Conv1D) and layer is not output and name.partition(".")[0] not in heads
     }
     if peft.lora_target_modules != "all":
         chosen = {}
@@ -102,7 +109,7 @@ def lora_config(model: nn.Module, peft: PeftConfig, **further: Any) -> LoraConfi
         use_dora=peft.dora,
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in layers.values()),
         target_modules=endings if alike == set(layers) else sorted(layers),
-        task_type="CAUSAL_LM",
+        task_type=TASK_TYPES[kind_of(model)],
         **further,
     )
 

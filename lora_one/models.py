@@ -4,7 +4,7 @@ import importlib
 import importlib.util
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -28,6 +28,8 @@ AUTO_CLASSES = {
     "ConditionalGeneration": "AutoModelForSeq2SeqLM",
     "SequenceClassification": "AutoModelForSequenceClassification",
 }
+
+HEADS = ("classifier", "score")  # where classification models of transformers keep what is new to them
 
 # of the hub ids in conf/model whose name does not say it
 PARAMETERS = {"TinyLlama/TinyLlama_v1.1": 1.1e9}
@@ -148,16 +150,19 @@ def load_model(
     where: str | None = None,
     quantization: str | None = None,
     model_type: str = "CausalLM",
-    labels: int | None = None,
+    labels: Sequence[str] | None = None,
 ) -> nn.Module:
     """The frozen model on a device, in fp32, bf16, fp16 or ("auto") as it is stored.
 
-    model_type: one of AUTO_CLASSES.  labels: outputs of a classification head; None: as the checkpoint says.
+    model_type: one of AUTO_CLASSES.  labels: the words of a classification head, one for each output; None: as the
+    checkpoint says. A head that the checkpoint has not is drawn by torch's random numbers.
     quantization: "nf4" (bitsandbytes' 4 bit, blocks of 64) or "int8" of the linear layers but the head.
     Raises RunError: not found, broken, or too large for the device.
     """
     source, options = source_of(name, revision)
-    options |= {} if labels is None else {"num_labels": labels}
+    if labels is not None:
+        words = dict(enumerate(labels))
+        options |= {"id2label": words, "label2id": {word: place for place, word in words.items()}}
     target, number_type = device(where), DTYPES.get(dtype, dtype)
     attention = attention_of(number_type, target)
     try:
@@ -224,21 +229,53 @@ def original_weights(name: str, revision: str | None = None) -> Callable[[str], 
     return weight
 
 
+def kind_of(model: nn.Module) -> str:
+    """The ``model.type`` of a loaded model, inside an adapter too."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if type(inner).__name__.endswith("ForSequenceClassification"):
+        return "SequenceClassification"
+    return "ConditionalGeneration" if getattr(inner.config, "is_encoder_decoder", False) else "CausalLM"
+
+
+def kind_of_checkpoint(name: str, revision: str | None = None) -> str:
+    """The ``model.type`` of a saved model, by its configuration."""
+    config = load_config(name, revision)
+    if any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
+        return "SequenceClassification"
+    return "ConditionalGeneration" if getattr(config, "is_encoder_decoder", False) else "CausalLM"
+
+
 def auto_class(model_type: str) -> Any:
     return getattr(importlib.import_module("transformers"), AUTO_CLASSES[model_type])
 
 
-def load_skeleton(name: str, revision: str | None = None, model_type: str = "CausalLM") -> nn.Module:
-    """The model's layers without weights (meta device): names and shapes, from config.json alone."""
+def load_config(name: str, revision: str | None = None) -> Any:
+    """The model's configuration, of transformers. Raises RunError: not found or broken."""
     from transformers import AutoConfig
 
     source, options = source_of(name, revision)
     try:
-        config = AutoConfig.from_pretrained(source, **options)
-        with torch.device("meta"):
-            return auto_class(model_type).from_config(config)
+        return AutoConfig.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
         raise RunError(cannot_load(name, "configuration", error)) from error
+
+
+def load_skeleton(name: str, revision: str | None = None, model_type: str = "CausalLM") -> nn.Module:
+    """The model's layers without weights (meta device): names and shapes, from config.json alone.
+
+    Raises UsageError: transformers has no model of that type for this configuration.
+    """
+    config = load_config(name, revision)
+    try:
+        with torch.device("meta"):
+            return auto_class(model_type).from_config(config)
+    except ValueError as error:
+        fitting = "ConditionalGeneration" if getattr(config, "is_encoder_decoder", False) else "CausalLM"
+        other = f"take model.type={fitting}" if model_type != fitting else "take another model.name"
+        raise UsageError(
+            f"model.type={model_type} does not fit {name}, a {config.model_type}, for which transformers has no "
+            f"{AUTO_CLASSES[model_type]}: {other}"
+        ) from error
 
 
 def cannot_load(name: str, what: str, error: Exception) -> str:

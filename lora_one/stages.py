@@ -14,8 +14,8 @@ from torch import nn
 
 from lora_one import adapters, checkpoints
 from lora_one.config import RunConfig
-from lora_one.data import Splits
-from lora_one.data.encode import pad_id_of
+from lora_one.data import Splits, labels_of
+from lora_one.data.encode import Encoder
 from lora_one.data.probe import init_seed, probe_batches
 from lora_one.distributed import Processes
 from lora_one.errors import RunError, UsageError
@@ -26,6 +26,7 @@ from lora_one.models import load_model, load_tokenizer, local_folder, original_w
 from lora_one.provenance import fingerprint, provenance, source_fingerprint
 from lora_one.reports.curves import plot_run
 from lora_one.run_folder import RunFolder, with_dora
+from lora_one.seeding import seed_everything
 from lora_one.start import Probe, Start, attach_adapters, probe_loss
 from lora_one.start.cache import Cache, content_of
 from lora_one.steps import StepSettings
@@ -42,7 +43,7 @@ class Experiment:
 
     run: RunConfig
     folder: RunFolder
-    tokenizer: Any
+    encoder: Encoder
     splits: Splits
     validation: Validation
 
@@ -82,10 +83,16 @@ def check_resumable(run: RunConfig, folder: RunFolder) -> None:
         check_resume_point(folder.checkpoints)
 
 
-def load_base(run: RunConfig) -> nn.Module:
+def load_base(run: RunConfig, encoder: Encoder) -> nn.Module:
     model = run.model
     dtype = "bf16" if model.bf16 else "fp32"
-    return load_model(model.name, model.revision, dtype=dtype, quantization=model.quantization)
+    labels = labels_of(run.dataset.name) if model.type == "SequenceClassification" else None
+    options = {"dtype": dtype, "quantization": model.quantization, "model_type": model.type, "labels": labels}
+    seed_everything(run.seed)  # a new head is drawn here
+    base = load_model(model.name, model.revision, **options)
+    if labels and base.config.pad_token_id is None:
+        base.config.pad_token_id = encoder.pad_id  # a causal model's head reads the last token that is not this
+    return base
 
 
 def check_together(run: RunConfig, splits: Splits, base: nn.Module) -> None:
@@ -100,12 +107,12 @@ def check_together(run: RunConfig, splits: Splits, base: nn.Module) -> None:
         print(f"note: model.max_length={run.model.max_length} exceeds the {context} positions of {run.model.name}")
 
 
-def draw_probe(run: RunConfig, splits: Splits, tokenizer: Any) -> Probe | None:
+def draw_probe(run: RunConfig, splits: Splits, encoder: Encoder) -> Probe | None:
     """The examples that the method looks at and, for a gradient, how it is taken; None for one that looks at none."""
     method = build_init(run.init)
     if not method.needs_examples:
         return None
-    batches = probe_batches(run, splits.train_texts, tokenizer)
+    batches = probe_batches(run, splits.train_texts, encoder)
     if not method.needs_gradient:
         return Probe(batches, "example")
     settings = StepSettings(
@@ -238,7 +245,7 @@ def fine_tune(experiment: Experiment, model: nn.Module, tracker: Tracker) -> Non
             run,
             evaluate=validation if validation else None,
             checkpoints=folder.checkpoints,
-            pad_id=pad_id_of(experiment.tokenizer),
+            pad_id=experiment.encoder.pad_id,
             tracker=tracker,
             processes=processes.count,
         )
@@ -273,7 +280,7 @@ def save(experiment: Experiment, model: nn.Module) -> None:
     if run.model.saving:
         if run.model.quantization:
             model = checkpoints.load_adapter(checkpoints.dequantized(model.unload()), folder.adapter)
-        checkpoints.save_merged(checkpoints.merge_adapter(model), experiment.tokenizer, folder.merged)
+        checkpoints.save_merged(checkpoints.merge_adapter(model), experiment.encoder.tokenizer, folder.merged)
         artifacts["merged_checkpoint"] = folder.merged.name
     folder.update(artifacts=artifacts)
 
@@ -288,7 +295,9 @@ def merge_run(folder: RunFolder) -> None:
     if origin["model_folder"] and fingerprint(Path(name)) != origin["fingerprints"]["model.name"]:
         raise RunError(f"the model in {name} is no longer the one that {folder.path} was trained on: put that one back")
     dtype = "bf16" if model["bf16"] else "fp32"
-    base = load_model(name, model["revision"], dtype=dtype, quantization=model["quantization"])
+    labels = labels_of(record["config"]["dataset"]["name"]) if model["type"] == "SequenceClassification" else None
+    options = {"dtype": dtype, "quantization": model["quantization"], "model_type": model["type"], "labels": labels}
+    base = load_model(name, model["revision"], **options)
     merged = checkpoints.merge_adapter(checkpoints.load_adapter(checkpoints.dequantized(base), folder.adapter))
     checkpoints.save_merged(merged, load_tokenizer(name, model["revision"]), folder.merged)
     folder.update(artifacts=record["artifacts"] | {"merged_checkpoint": folder.merged.name})

@@ -23,7 +23,7 @@ from lora_one.data.encode import Encoded, collate
 from lora_one.distributed import Processes
 from lora_one.errors import RunError, UsageError
 from lora_one.interruption import Interrupted, asked, deferred
-from lora_one.losses import loss_count, loss_sum
+from lora_one.losses import loss_count, loss_sum, targets
 from lora_one.optim import build_optimizer
 from lora_one.tracking import Tracker
 
@@ -151,12 +151,15 @@ class FineTuner(Trainer):
         self.reduction = run.model.loss
         self.evaluate_model = evaluate
 
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *others: Any, **options: Any) -> Any:
+        return super().compute_loss(model, inputs | {"labels": targets(inputs)}, *others, **options)
+
     def _loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any) -> torch.Tensor:
         return loss_sum(outputs.logits, labels, self.reduction) / num_items_in_batch
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
         """What the global batch's loss is divided by; the Trainer's own counts tokens only."""
-        count = sum(loss_count(batch["labels"], self.reduction) for batch in batch_samples)
+        count = sum(loss_count(targets(batch), self.reduction) for batch in batch_samples)
         return self.accelerator.gather(torch.tensor([count], device=device)).sum()
 
     def _get_output_dir(self, trial: Any) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_one.config.schemas import (
+    CLASSIFIED,
     ArithmeticConfig,
     GradientInit,
     InitConfig,
@@ -31,7 +32,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "init.dtype": ("fp32", "bf16"),
     "init.lora_A": ("kaiming", "fan_out_kaiming", "gaussian", "xavier", "orthogonal", "unit", "zeros"),
     "init.lora_B": ("kaiming", "fan_out_kaiming", "gaussian", "xavier", "orthogonal", "unit", "zeros"),
-    "model.type": ("CausalLM",),
+    "model.type": ("CausalLM", "ConditionalGeneration", "SequenceClassification"),
     "model.quantization": ("nf4", "int8"),
     "model.scheduler": ("linear", "cosine", "constant"),
     "model.loss": ("token", "example"),
@@ -103,7 +104,7 @@ def flatten(run: "RunConfig") -> dict[str, Any]:
 def check(run: "RunConfig") -> None:
     """Values against their ranges and against each other; the first violation is raised."""
     check_values(flatten(run))
-    for together in (check_batches, check_peft, check_core, check_quantization, check_dataset, check_names):
+    for together in (check_batches, check_peft, check_core, check_kind, check_quantization, check_dataset, check_names):
         together(run)
     check_init(run.init)
 
@@ -247,6 +248,27 @@ def check_quantization(run: "RunConfig") -> None:
         raise UsageError(
             f"{name} changes the base's weights, which model.quantization={chosen} cannot hold: take LoRA-One, "
             "init=default, lora_xs, eva or loftq, or model.quantization=null"
+        )
+
+
+def check_kind(run: "RunConfig") -> None:
+    """What a classification head needs, and cannot use."""
+    model, dataset = run.model, run.dataset
+    if model.type != "SequenceClassification":
+        return
+    if dataset.name not in CLASSIFIED:
+        raise UsageError(
+            f"model.type={model.type} needs classes, and dataset={dataset.name} has texts to write: take one of "
+            f"{', '.join(CLASSIFIED)}, or model.type=CausalLM"
+        )
+    if dataset.chat_template:
+        raise UsageError(
+            "dataset.chat_template=true wraps prompts, and a classification head reads the bare texts: drop it"
+        )
+    if model.quantization is not None:
+        raise UsageError(
+            f"model.quantization={model.quantization} would quantise the new head as well, which trains: take "
+            "model.quantization=null, or model.type=CausalLM"
         )
 
 

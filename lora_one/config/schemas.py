@@ -278,6 +278,9 @@ OPTIMIZER_SCHEMAS: dict[str, type] = {
     "sgd": SgdConfig,
 }
 
+# those with classes
+CLASSIFIED = ("boolq", "cb", "cola", "copa", "emo", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "wic")
+
 DATASETS = (
     "alpaca",
     "alpaca_gpt4",
