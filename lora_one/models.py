@@ -177,6 +177,13 @@ def load_model(
     return never_repacked(model).requires_grad_(False).eval()
 
 
+def padded_with(model: nn.Module, pad_id: int) -> nn.Module:
+    """The model, which knows its padding token: a causal model's head reads the last token that is none."""
+    if model.config.get_text_config().pad_token_id is None:
+        model.config.get_text_config().pad_token_id = pad_id
+    return model
+
+
 def never_repacked(model: nn.Module) -> nn.Module:
     """The model, whose 4-bit layers keep their layout on CPUs with AVX512-BF16.
 

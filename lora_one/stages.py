@@ -22,7 +22,7 @@ from lora_one.errors import RunError, UsageError
 from lora_one.evaluation.generate import context_length
 from lora_one.evaluation.validation import Validation
 from lora_one.inits import build_init
-from lora_one.models import load_model, load_tokenizer, local_folder, original_weights
+from lora_one.models import load_model, load_tokenizer, local_folder, original_weights, padded_with
 from lora_one.provenance import fingerprint, provenance, source_fingerprint
 from lora_one.reports.curves import plot_run
 from lora_one.run_folder import RunFolder, with_dora
@@ -90,9 +90,7 @@ def load_base(run: RunConfig, encoder: Encoder) -> nn.Module:
     options = {"dtype": dtype, "quantization": model.quantization, "model_type": model.type, "labels": labels}
     seed_everything(run.seed)  # a new head is drawn here
     base = load_model(model.name, model.revision, **options)
-    if labels and base.config.pad_token_id is None:
-        base.config.pad_token_id = encoder.pad_id  # a causal model's head reads the last token that is not this
-    return base
+    return padded_with(base, encoder.pad_id) if labels else base
 
 
 def check_together(run: RunConfig, splits: Splits, base: nn.Module) -> None:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import finish, random_llama, run_config
+from conftest import finish, folder_of, random_llama, random_roberta, random_t5, run_config
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
 from transformers import (
@@ -12,10 +12,6 @@ from transformers import (
     AutoModelForSequenceClassification,
     LlamaConfig,
     LlamaForSequenceClassification,
-    RobertaConfig,
-    RobertaForSequenceClassification,
-    T5Config,
-    T5ForConditionalGeneration,
 )
 
 from lora_one import adapters
@@ -32,28 +28,6 @@ EXAMPLES = [
     Example(f"judge: {text}\nresult: ", WORDS[number % 2], gold=WORDS[number % 2], texts=(text,), label=number % 2)
     for number, text in enumerate(SENTENCES)
 ]
-
-
-def random_t5(vocabulary, **changes):
-    torch.manual_seed(0)
-    settings = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.1}
-    ends = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
-    return T5ForConditionalGeneration(T5Config(vocab_size=vocabulary, **settings | ends | changes)).eval()
-
-
-def random_roberta(vocabulary, labels=2):
-    torch.manual_seed(0)
-    settings = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    places = {"max_position_embeddings": 66, "pad_token_id": 1, "initializer_range": 0.1}
-    return RobertaForSequenceClassification(
-        RobertaConfig(vocab_size=vocabulary, num_labels=labels, **settings | places)
-    ).eval()
-
-
-def folder_of(model, tokenizer, place):
-    model.save_pretrained(place)
-    tokenizer.save_pretrained(place)
-    return place
 
 
 def test_an_encoder_decoder_s_padding_counts_nowhere_and_its_loss_is_the_model_s_own(tokenizer):

@@ -398,8 +398,9 @@ def generated(
 
 def load(options: argparse.Namespace) -> tuple[Any, Any]:
     from lora_one.checkpoints import kind_of_adapter, load_adapter
+    from lora_one.data.encode import pad_id_of
     from lora_one.evaluation.batches import automatic
-    from lora_one.models import kind_of_checkpoint, load_model, load_tokenizer
+    from lora_one.models import kind_of_checkpoint, load_model, load_tokenizer, padded_with
     from lora_one.run_folder import base_of
 
     name = options.model_name
@@ -417,7 +418,10 @@ def load(options: argparse.Namespace) -> tuple[Any, Any]:
         options.batch_size = automatic(model)
     if adapter is not None:
         model = load_adapter(model, adapter)
-    return model.eval(), load_tokenizer(name)
+    tokenizer = load_tokenizer(name)
+    if kind == "SequenceClassification":
+        padded_with(model, pad_id_of(tokenizer))
+    return model.eval(), tokenizer
 
 
 def check_writable(output: Path) -> None:

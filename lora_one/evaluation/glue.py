@@ -131,19 +131,22 @@ def by_first_token(
 ) -> dict[int, dict[str, Any]]:
     """Index -> the class whose word's first token is likeliest behind the prompt, of those of all words.
 
-    The published comparison, which is of two words, holds with any number of them. Raises UsageError: two words begin
-    with the same token.
+    The published comparison, which is of two words, holds with any number of them; tokens with which all words begin
+    (an encoder-decoder's BOS, say) are read first. Raises UsageError: two words are not apart at the next one.
     """
     import torch
 
     from lora_one.data.encode import collate
     from lora_one.distributed import Processes
     from lora_one.evaluation.batches import each_batch
+    from lora_one.evaluation.choices import common_beginning
     from lora_one.losses import IGNORED, evaluating, model_logits, targets
 
     as_answers = encoder.encode([Example(examples[0].prompt, word) for word in options.labels], 1 << 30)[0]
     wanted = targets(collate(as_answers, encoder.pad_id))
-    tokens = [int(row[row != IGNORED][0]) for row in wanted]
+    words = [row[row != IGNORED].tolist() for row in wanted]
+    alike = len(common_beginning(words))
+    tokens = [word[alike] for word in words]
     if len(set(tokens)) < len(tokens):
         raise UsageError(
             f"--first_token cannot tell {', '.join(options.labels)} apart: for this tokenizer two of them begin with "
@@ -154,7 +157,7 @@ def by_first_token(
 
     def compared(batch: Sequence[int]) -> list[int]:
         together = collate([rows[index] for index in batch], encoder.pad_id)
-        first = (targets(together) != IGNORED).int().argmax(dim=1)
+        first = (targets(together) != IGNORED).int().argmax(dim=1) + alike
         logits = model_logits(model, together)
         return logits[range(len(batch)), first][:, tokens].argmax(-1).tolist()
 
