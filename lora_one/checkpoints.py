@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lora_one.adapters import ADAPTER, TASK_TYPES, Core, Kept, lora_layers, quiet_peft
+from lora_one.adapters import ADAPTER, TASK_TYPES, Core, Kept, lora_layers, narrowed, quiet_peft
 from lora_one.errors import RunError, UsageError
 
 
@@ -188,8 +188,8 @@ def merge_adapter(model: PeftModel) -> nn.Module:
             factor.to(wide)
         layer.merge()
         base.weight.data = base.weight.data.to(dtype)
-    merged = model.unload()
-    return merged
+    narrowed(model)
+    return model.unload()
 
 
 def dequantized(base: nn.Module) -> nn.Module:

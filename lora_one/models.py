@@ -1,5 +1,6 @@
 """Models and tokenizers, from the hub, a local folder or the bundled tiny one; and whether they fit this machine."""
 
+import dataclasses
 import importlib
 import importlib.util
 import json
@@ -14,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from lora_one.config import RunConfig, with_core
 from lora_one.config.schemas import ModelConfig
 from lora_one.errors import RunError, UsageError
 
@@ -77,8 +79,8 @@ def attention_of(dtype: torch.dtype | str, where: torch.device) -> str:
     return "flash_attention_2" if flash and dtype in (torch.bfloat16, torch.float16) else "sdpa"
 
 
-def preflight(model: ModelConfig) -> None:
-    """Refuse, before anything is downloaded or loaded, a model that this machine cannot train.
+def preflight(model: ModelConfig, *, full: bool = False) -> None:
+    """Refuse, before anything is downloaded or loaded, a model that this machine cannot train (full: every weight).
 
     Raises UsageError: no package for a quantised base, too many parameters without an accelerator, or weights beyond
     the free memory.
@@ -96,10 +98,33 @@ def preflight(model: ModelConfig) -> None:
     out = "take model=tiny, a smaller model.name, a machine with a GPU, or model.preflight=false to try all the same"
     if where.type == "cpu" and parameters > CPU_LIMIT:
         raise UsageError(f"{size}; without an accelerator at most {CPU_LIMIT / 1e9:g}B can be trained: {out}")
-    needed = parameters * weight_bytes(model) * 1.2  # weights, and a fifth for adapters and activations
+    # weights, and a fifth for adapters and activations; full: fp32 weights, their gradients and two moments
+    needed = parameters * (16 if full else weight_bytes(model) * 1.2)
     free = torch.cuda.mem_get_info()[0] if where.type == "cuda" else psutil.virtual_memory().available
     if needed > free:
         raise UsageError(f"{size}: at least {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free on {where}; {out}")
+
+
+def ranked(run: RunConfig) -> RunConfig:
+    """The run with the rank that ``peft.lora_relative_r`` gives: that share of the model's width, at least 1."""
+    share = run.peft.lora_relative_r
+    if share is None:
+        return run
+    width = load_config(run.model.name, run.model.revision).get_text_config().hidden_size
+    peft = dataclasses.replace(run.peft, lora_r=max(1, int(share * width)))
+    return with_core(dataclasses.replace(run, peft=peft))
+
+
+def check_positions(model: nn.Module, settings: ModelConfig) -> None:
+    """Raises UsageError: the model has learnt its positions, and fewer than ``model.max_length``."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in ("position_embeddings", "wpe"):
+            before = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa counts from there
+            if settings.max_length > module.num_embeddings - before:
+                raise UsageError(
+                    f"model.max_length={settings.max_length} exceeds the {module.num_embeddings - before} positions "
+                    f"that {settings.name} has learnt: lower it"
+                )
 
 
 def weight_bytes(model: ModelConfig) -> float:
