@@ -153,7 +153,7 @@ def backward_passes(
     with (
         evaluating(model),
         _tapped(layers, receive, calls) as forward,
-        _gradients_from_the_embeddings(model),
+        gradients_from_the_embeddings(model),
         _checkpointed(model, checkpointing),
     ):
         for batch, weight in processes.share(batches):
@@ -226,7 +226,7 @@ def _tapped(layers: dict[str, nn.Module], receive: Receive, calls: Counter[str])
 
 
 @contextmanager
-def _gradients_from_the_embeddings(model: nn.Module) -> Iterator[None]:
+def gradients_from_the_embeddings(model: nn.Module) -> Iterator[None]:
     """With every weight frozen, autograd starts at the embeddings' output.
 
     An encoder and its decoder look words up in two modules that share a weight.
@@ -253,9 +253,7 @@ def _gradients_from_the_embeddings(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _checkpointed(model: nn.Module, wanted: bool) -> Iterator[None]:
     """Checkpoint each of the model's blocks; transformers' own switch would turn dropout on with it."""
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)] if wanted else []
+    blocks = blocks_of(model) if wanted else []
     own = [vars(block).get("forward") for block in blocks]  # accelerate's placement gives an instance its own
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
@@ -267,3 +265,10 @@ def _checkpointed(model: nn.Module, wanted: bool) -> Iterator[None]:
                 del block.forward  # the class's is behind it
             else:
                 block.forward = before
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The blocks whose inside a checkpointed forward pass computes again."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]

@@ -100,9 +100,14 @@ def preflight(model: ModelConfig, *, full: bool = False) -> None:
         raise UsageError(f"{size}; without an accelerator at most {CPU_LIMIT / 1e9:g}B can be trained: {out}")
     # weights, and a fifth for adapters and activations; full: fp32 weights, their gradients and two moments
     needed = parameters * (16 if full else weight_bytes(model) * 1.2)
-    free = torch.cuda.mem_get_info()[0] if where.type == "cuda" else psutil.virtual_memory().available
+    free = free_bytes()
     if needed > free:
         raise UsageError(f"{size}: at least {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free on {where}; {out}")
+
+
+def free_bytes() -> int:
+    """Memory that is free on the device that models are loaded to."""
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
 
 
 def ranked(run: RunConfig) -> RunConfig:
