@@ -302,16 +302,16 @@ def save(experiment: Experiment, model: nn.Module) -> None:
     if Processes.current().rank > 0:
         return
     run, folder = experiment.run, experiment.folder
-    plot_run(read_metrics(folder.metrics), folder.path / "curves.png", folder.path.parent.name)
     artifacts = {"plot": "curves.png"}
     if run.peft.use_peft:
         checkpoints.save_adapter(model, folder.adapter, checkpoints.load_kept(folder.kept))
         artifacts["adapter"] = folder.adapter.name
-    else:
+    plot_run(read_metrics(folder.metrics), folder.path / "curves.png", folder.path.parent.name)
+    if not run.peft.use_peft:
         model = model.to(DTYPES["bf16"]) if run.model.bf16 else model
         checkpoints.save_merged(model, experiment.encoder.tokenizer, folder.merged)
         artifacts["merged_checkpoint"] = folder.merged.name
-    if run.model.saving and run.peft.use_peft:
+    elif run.model.saving:
         if run.model.quantization:
             model = checkpoints.load_adapter(checkpoints.dequantized(model.unload()), folder.adapter)
         checkpoints.save_merged(checkpoints.merge_adapter(model), experiment.encoder.tokenizer, folder.merged)

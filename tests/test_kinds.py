@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import finish, folder_of, random_llama, random_roberta, random_t5, run_config
+from conftest import finish, folder_of, random_llama, random_roberta, random_t5, run_config, shared
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
 from transformers import (
@@ -181,3 +181,30 @@ def test_a_run_of_every_kind_trains_and_leaves_what_plain_libraries_load(kind, i
     if kind != "t5":
         assert merged.config.id2label == dict(enumerate(WORDS))
     assert json.loads((folder.adapter / "adapter_config.json").read_text())["task_type"] in ("SEQ_CLS", "SEQ_2_SEQ_LM")
+
+
+@pytest.mark.parametrize(("name", "folder"), [("cola", "CoLA"), ("sst2", "SST-2"), ("mrpc", "MRPC"), ("rte", "RTE")])
+@pytest.mark.parametrize("kind", ["t5", "roberta"])
+def test_real_glue_files_train_either_kind(name, folder, kind, tokenizer, tmp_path):
+    base = base_folder(kind, tokenizer, tmp_path / "base")
+    model_type = "ConditionalGeneration" if kind == "t5" else "SequenceClassification"
+    run = run_config(
+        f"results_dir={tmp_path}",
+        f"dataset={name}",
+        f"dataset.path={shared(f'data/glue/{folder}')}",
+        "model=t5small",
+        f"model.name={base}",
+        f"model.type={model_type}",
+        "dataset.max_train_samples=64",
+        "dataset.max_eval_samples=16",
+        "dataset.accuracy_examples=4",
+        "dataset.max_new_tokens=4",
+        "model.max_length=62",
+        "model.learning_rate=5e-3",
+        "model.epochs=2",
+        "peft.lora_r=2",
+    )
+    record = finish(run).read()
+    assert record["train"]["steps"] == 4 and record["data"]["train"]["dropped"] == 0
+    assert record["init"]["loss_after"] < record["init"]["loss_before"]
+    assert 0 <= record["evaluation"]["final"]["eval_accuracy"] <= 1
