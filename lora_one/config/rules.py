@@ -86,6 +86,7 @@ RANGES: dict[str, tuple[str, Any]] = {
     "dataset.max_tokens": ("at least 2", lambda v: v >= 2),
     "dataset.accuracy_examples": ("0 (none) or more", lambda v: v >= 0),
     "dataset.max_new_tokens": ("at least 1", lambda v: v >= 1),
+    "wandb.diagnostics_every": ("0 (never) or a number of steps", lambda v: v >= 0),
 }
 
 
