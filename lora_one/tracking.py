@@ -10,7 +10,7 @@ from typing import Any
 from lora_one.diagnostics import by_kind
 from lora_one.run_folder import RunFolder
 
-START_TIMEOUT = 60  # seconds for a W&B server to answer at the start
+START_TIMEOUT = 60  # seconds for a W&B server to answer at the start, and for a key to be typed where it asks for one
 FINISH_TIMEOUT = 60  # seconds to upload what is left at the end; the rest stays on disk for `wandb sync`
 
 
@@ -25,7 +25,13 @@ class Wandb:
         """A run of ``wandb.init``; kept offline where it cannot start online, for want of a network or a key, say."""
         import wandb
 
-        settings = wandb.Settings(silent=True, console="off", init_timeout=START_TIMEOUT, finish_timeout=FINISH_TIMEOUT)
+        settings = wandb.Settings(
+            silent=True,
+            console="off",
+            init_timeout=START_TIMEOUT,
+            login_timeout=START_TIMEOUT,
+            finish_timeout=FINISH_TIMEOUT,
+        )
         resume = "allow" if mode == "online" else None
         try:
             return cls(wandb.init(**options, mode=mode, resume=resume, settings=settings))
