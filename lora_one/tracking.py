@@ -44,7 +44,8 @@ class Wandb:
             return cls()
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
-        self._tell(lambda run: run.log(metrics, step=step))
+        """Steps in order. Of a resumed run, those after its resume point come again, and W&B has them already."""
+        self._tell(lambda run: None if run.resumed and step < run.step else run.log(metrics, step=step))
 
     def summarize(self, entries: dict[str, Any]) -> None:
         self._tell(lambda run: run.summary.update(entries))

@@ -4,11 +4,11 @@ import json
 import struct
 import time
 import warnings
-from typing import ClassVar
 
 import pytest
 from conftest import finish, small_run
 from test_run import straight_and_resumed
+from wandb_server import WandbServer
 
 from lora_one import tracking
 from lora_one.diagnostics import by_kind
@@ -230,18 +230,54 @@ def test_a_tracker_that_cannot_start_does_not_stop_the_run(tmp_path, llama_folde
 
 
 @pytest.fixture
-def no_server(monkeypatch):
-    """A W&B that reads its environment anew, and no server behind it."""
+def server(offline, monkeypatch, tmp_path):
+    """A W&B server, and a client in this process that knows no other."""
     import wandb
 
+    server = WandbServer()
+    wandb.teardown()  # it reads its environment once
+    for name, value in {"BASE_URL": server.url, "API_KEY": "0" * 40, "CONFIG_DIR": str(tmp_path / "config")}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    yield server
     wandb.teardown()
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    yield
-    wandb.teardown()
+    server.stop()
 
 
-def test_a_server_out_of_reach_leaves_an_offline_run(tmp_path, offline, no_server, monkeypatch):
+def test_an_online_run_goes_on_in_the_same_place(tmp_path, llama_folder, server, monkeypatch):
+    changes = ("wandb.mode=online", "dataset.accuracy_examples=0", "wandb.tags=[a]", "model.epochs=2")
+    watched = (*changes, "wandb.diagnostics_every=2")
+    straight, resumed = (f.read() for f in straight_and_resumed(tmp_path, llama_folder, watched, monkeypatch))
+    assert server.runs.keys() == {straight["wandb_id"], resumed["wandb_id"]}
+    for record in (straight, resumed):
+        run = server.runs[record["wandb_id"]]
+        fields = {name: run["fields"][name] for name in ("project", "groupName", "jobType", "tags")}
+        assert fields == {
+            "project": "lora-one",
+            "groupName": record["config_hash"][:8],
+            "jobType": "train",
+            "tags": ["a"],
+        }
+        assert [line["_step"] for line in run["history"]] == list(range(13))
+        assert run["summary"]["init"]["captured_energy"] == record["init"]["captured_energy"]
+        assert run["summary"]["status"] == "finished"
+    histories = [server.runs[record["wandb_id"]]["history"] for record in (straight, resumed)]
+    for name in ("loss", "eval_loss", "diagnostics/q_proj/BA_norm"):
+        told = [{line["_step"]: line[name] for line in history if name in line} for history in histories]
+        missed = {9} if name == "eval_loss" else set()  # the step it was stopped in had no evaluation yet
+        assert told[1] and told[1] == {step: value for step, value in told[0].items() if step not in missed}, name
+
+
+def test_a_server_that_goes_away_holds_up_the_end_no_longer_than_its_time(tmp_path, server, monkeypatch):
+    monkeypatch.setattr(tracking, "FINISH_TIMEOUT", 1)
+    run = tracking.Wandb.opened("online", project="p", dir=tmp_path)
+    assert run.run is not None and not run.run.offline
+    server.stop()
+    run.log(1, {"loss": 2.0})
+    run.finish()  # W&B's own default is to wait without end
+
+
+def test_a_server_out_of_reach_leaves_an_offline_run(tmp_path, server, monkeypatch):
+    server.stop()
     monkeypatch.setattr(tracking, "START_TIMEOUT", 1)
     with pytest.warns(UserWarning, match="could not start online, the run is kept offline: .*refused"):
         run = tracking.Wandb.opened("online", project="p", id="abc", dir=tmp_path)
@@ -254,7 +290,10 @@ def test_a_server_out_of_reach_leaves_an_offline_run(tmp_path, offline, no_serve
 @pytest.mark.parametrize("failing", ["log", "finish"])
 def test_a_tracker_that_fails_on_the_way_warns_once(tmp_path, failing):
     class Failing:
-        summary: ClassVar[dict] = {}
+        resumed = False
+
+        def __init__(self):
+            self.summary = {}
 
         def log(self, *_, **__):
             self.fail("log")
