@@ -34,7 +34,7 @@ class Wandb:
         )
         resume = "allow" if mode == "online" else None
         try:
-            return cls(wandb.init(**options, mode=mode, resume=resume, settings=settings))
+            run = wandb.init(**options, mode=mode, resume=resume, settings=settings)
         except Exception as error:  # a refused tag, a full disk, no server: whatever it is, the work matters more
             reason = " ".join(str(error).split())
             if mode == "online":
@@ -42,10 +42,13 @@ class Wandb:
                 return cls.opened("offline", **options | {"id": None})  # W&B holds on to an id that did not start
             warnings.warn(f"W&B could not start, the work goes on without it: {reason}", stacklevel=3)
             return cls()
+        if run.url:
+            print(f"W&B: {run.url}")
+        return cls(run)
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
         """Steps in order. Of a resumed run, those after its resume point come again, and W&B has them already."""
-        self._tell(lambda run: None if run.resumed and step < run.step else run.log(metrics, step=step))
+        self._tell(lambda run: run.log(metrics, step=step) if step >= run.starting_step else None)
 
     def summarize(self, entries: dict[str, Any]) -> None:
         self._tell(lambda run: run.summary.update(entries))

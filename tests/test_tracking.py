@@ -243,11 +243,14 @@ def server(offline, monkeypatch, tmp_path):
     server.stop()
 
 
-def test_an_online_run_goes_on_in_the_same_place(tmp_path, llama_folder, server, monkeypatch):
+def test_an_online_run_goes_on_in_the_same_place(tmp_path, llama_folder, server, monkeypatch, capfd):
     changes = ("wandb.mode=online", "dataset.accuracy_examples=0", "wandb.tags=[a]", "model.epochs=2")
     watched = (*changes, "wandb.diagnostics_every=2")
     straight, resumed = (f.read() for f in straight_and_resumed(tmp_path, llama_folder, watched, monkeypatch))
     assert server.runs.keys() == {straight["wandb_id"], resumed["wandb_id"]}
+    said = capfd.readouterr()
+    assert f"W&B: {server.url}/someone/lora-one/runs/{resumed['wandb_id']}" in said.out
+    assert "Tried to log to step" not in said.err, "W&B warns of each step it has already"
     for record in (straight, resumed):
         run = server.runs[record["wandb_id"]]
         fields = {name: run["fields"][name] for name in ("project", "groupName", "jobType", "tags")}
@@ -290,7 +293,7 @@ def test_a_server_out_of_reach_leaves_an_offline_run(tmp_path, server, monkeypat
 @pytest.mark.parametrize("failing", ["log", "finish"])
 def test_a_tracker_that_fails_on_the_way_warns_once(tmp_path, failing):
     class Failing:
-        resumed = False
+        url, starting_step = None, 0
 
         def __init__(self):
             self.summary = {}
