@@ -132,7 +132,6 @@ def initialise(experiment: Experiment, base: nn.Module, probe: Probe | None, tra
     if last_checkpoint(folder.checkpoints) is not None:
         model = adapters.wrap(base, run.peft, run.init.dtype)
         adapters.shift_base(model, checkpoints.load_kept(folder.kept))
-        tracker.summarize({"init": folder.read()["init"]})
         return model
     folder.update(data=splits.counts)
     evaluations = {}
@@ -169,9 +168,7 @@ def initialise(experiment: Experiment, base: nn.Module, probe: Probe | None, tra
     )
     if getattr(init, "eta", None) is not None:
         record["eta"] = init.eta
-    trainable = adapters.trainable_parameters(model)
-    folder.update(trainable_parameters=trainable, init=record, evaluation=evaluations)
-    tracker.summarize({"trainable_parameters": trainable, "init": record})
+    folder.update(trainable_parameters=adapters.trainable_parameters(model), init=record, evaluation=evaluations)
     if Processes.current().rank == 0:
         print(said_of(record))
     return model
@@ -243,6 +240,8 @@ def fine_tune(experiment: Experiment, model: nn.Module, tracker: Tracker) -> Non
     """Train, unless epochs=0, and evaluate what came out."""
     run, folder, validation = experiment.run, experiment.folder, experiment.validation
     processes = Processes.current()
+    begun = folder.read()
+    tracker.summarize({name: begun.get(name) for name in ("trainable_parameters", "init")})
     done = {"steps": 0, "seconds": 0.0, "tokens": 0}
     if run.model.epochs > 0:
         done = train(
