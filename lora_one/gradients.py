@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lora_one.distributed import Processes
-from lora_one.losses import Batch, Reduction, evaluating, loss_count, loss_sum, model_logits
+from lora_one.losses import Batch, Reduction, evaluating, loss_count, loss_sum, model_logits, targets
 
 SMALL = 2**28  # bytes of fp64 sums of all layers together
 Receive = Callable[[str, Tensor, Tensor], None]  # (layer, X (tokens, n), dY (tokens, m))
@@ -147,7 +147,7 @@ def backward_passes(
     Raises ValueError, on every process: the loss is not finite.
     """
     processes = among or Processes.current()
-    count = sum(loss_count(batch["labels"], reduction) for batch in batches)
+    count = sum(loss_count(targets(batch), reduction) for batch in batches)
     calls = Counter() if calls is None else calls
     loss = 0.0
     with (
@@ -160,7 +160,7 @@ def backward_passes(
             with torch.enable_grad():
                 with forward():
                     logits = model_logits(model, batch)
-                share = loss_sum(logits, batch["labels"].to(logits.device), reduction) * (weight / count)
+                share = loss_sum(logits, targets(batch), reduction) * (weight / count)
                 del logits
             loss += share.item()
             if processes.count == 1 and not math.isfinite(loss):
@@ -170,7 +170,7 @@ def backward_passes(
     if not math.isfinite(loss):
         raise ValueError(f"the loss on the initialisation examples is {loss}")
     examples = sum(len(batch["labels"]) for batch in batches)
-    tokens = sum(loss_count(batch["labels"], "token") for batch in batches)
+    tokens = sum(loss_count(targets(batch), "token") for batch in batches)
     return GradientReport(examples, tokens, loss)
 
 

@@ -6,10 +6,11 @@ from lora_one.adapters import scaling_of, target_layers
 from lora_one.config import RunConfig
 from lora_one.config.schemas import ArithmeticConfig, GradientInit, PeftLoraGAInit, ProbedInit
 from lora_one.data import load_dataset
+from lora_one.data.encode import encoder_for
 from lora_one.data.probe import examples_wanted
 from lora_one.gradients import weight_shape
 from lora_one.inits import build_init
-from lora_one.models import device, load_skeleton, load_tokenizer, weight_bytes
+from lora_one.models import device, load_skeleton, weight_bytes
 from lora_one.run_folder import method_name
 from lora_one.training import total_steps
 
@@ -22,7 +23,7 @@ def plan(run: RunConfig, folder: Path) -> str:
     Data on this machine are read, so their numbers are exact; of the hub's only the published sizes are used.
     """
     model, dataset = run.model, run.dataset
-    skeleton = load_skeleton(model.name, model.revision)
+    skeleton = load_skeleton(model.name, model.revision, model.type)
     layers = target_layers(skeleton, run.peft, build_init(run.init))
     parameters = sum(parameter.numel() for parameter in skeleton.parameters())
     shapes = [weight_shape(layer) for layer in layers.values()]
@@ -53,7 +54,7 @@ def _examples(run: RunConfig) -> tuple[int, str]:
     limits = [size for size in (dataset.max_train_samples, dataset.train_size) if size is not None]
     if limits and dataset.path is None and not isinstance(dataset, ArithmeticConfig):
         return min(limits), f"from the hub, at most {min(limits):,} training examples"
-    splits = load_dataset(dataset, load_tokenizer(run.model.name, run.model.revision), run.model.max_length)
+    splits = load_dataset(dataset, encoder_for(run.model, dataset), run.model.max_length)
     return len(splits.train), f"{len(splits.train):,} training and {len(splits.validation):,} validation examples"
 
 
