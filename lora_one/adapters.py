@@ -313,6 +313,14 @@ def put(layer: Any, factors: AdapterFactors) -> None:
         layer.lora_magnitude_vector[ADAPTER].weight.copy_(moved.norm(dim=1))
 
 
+def factors_of(layer: Any) -> AdapterFactors:
+    """What stands in a PEFT layer now, in its own dtype and on its device."""
+    up, A = layer.lora_B[ADAPTER], layer.lora_A[ADAPTER].weight.detach()
+    if isinstance(up, Core):
+        return AdapterFactors(up.B, A, R=up.R.detach())
+    return AdapterFactors(up.weight.detach(), A)
+
+
 def relative_shift(layer: Any, factors: AdapterFactors) -> float:
     """||s B A||_F / ||W||_F, or ||s B R A||_F / ||W||_F with a core."""
     B = factors.B if factors.R is None else factors.B @ factors.R

@@ -116,7 +116,8 @@ def _undo_shift(model: PeftModel, folder: Path, kept: Kept) -> None:
 
 
 def save_kept(kept: Kept, path: Path) -> None:
-    """(B0, A0) of every layer whose base was shifted: with them a resumed run shifts it again."""
+    """A pair (m, r), (r, n) by layer that a resumed run needs: (B0, A0) where the base was shifted, so that it is
+    shifted again; a gradient's leading singular vectors."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
         f"{name}.{letter}": factor.cpu().contiguous()

@@ -61,6 +61,7 @@ class RunFolder:
         self.merged = path / "merged_checkpoint"
         self.checkpoints = path / "checkpoints"
         self.kept = self.checkpoints / "initial_factors.safetensors"
+        self.gradients = self.checkpoints / "gradient_vectors.safetensors"
 
     def read(self) -> dict[str, Any]:
         """run.json, or an empty record. Raises RunError when it is no JSON."""

@@ -1,6 +1,7 @@
 """The stages of one run and what each leaves in its folder; run_exp.py says their order."""
 
 import dataclasses
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -32,7 +33,7 @@ from lora_one.start import Probe, Start, attach_adapters, probe_loss
 from lora_one.start.cache import Cache, content_of
 from lora_one.steps import StepSettings
 from lora_one.tracking import Tracker, read_metrics
-from lora_one.training import check_resume_point, first_step_size, last_checkpoint, train
+from lora_one.training import Watcher, check_resume_point, first_step_size, last_checkpoint, train
 
 STARTED_BY = ("torch", "transformers", "peft", "bitsandbytes")  # packages whose versions a start may depend on
 FULL = "full fine-tuning"
@@ -58,25 +59,27 @@ def recorded(run: RunConfig, folder: RunFolder, identity: str, fingerprints: dic
     processes.meet()  # all have looked before one clears
     if not resuming and processes.rank == 0:
         folder.clear()
-    folder.update(
+    record = folder.update(
         status="running",
         config=run.to_dict(),
         config_hash=identity,
         provenance=provenance(fingerprints, local_folder(run.model.name)),
+        wandb_id=folder.read().get("wandb_id") or secrets.token_hex(6),  # a resumed run goes on in the same W&B run
     )
     processes.meet()
     tracker = Tracker(folder.metrics, main_process=processes.rank == 0)
     try:
-        tracker.start_wandb(run, folder.path, identity)
+        tracker.start_wandb(record, folder.path)
         yield tracker
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         with suppress(OSError):  # of a full disk; the error that is under way says more
             folder.update(status=status, error=f"{type(error).__name__}: {error}")
-        tracker.finish({"status": status})
+        tracker.finish({"status": status}, exit_code=1)
         raise
     record = folder.update(status="finished", error=None)
-    tracker.finish(record["evaluation"].get("final", {}))
+    final = record["evaluation"].get("final", {})
+    tracker.finish({"status": "finished", "train": record.get("train"), "evaluation": record["evaluation"]} | final)
 
 
 def check_resumable(run: RunConfig, folder: RunFolder) -> None:
@@ -118,7 +121,9 @@ def draw_probe(run: RunConfig, splits: Splits, encoder: Encoder) -> Probe | None
     settings = StepSettings(
         tolerance=run.init.tolerance, memory=run.init.memory, checkpointing=run.model.gradient_checkpointing
     )
-    return Probe(batches, run.init.reduction, settings)
+    # LoRA-SB factorises the gradient's signs, whose vectors are not the gradient's
+    vectors = run.wandb.diagnostics_every > 0 and method.transform is None
+    return Probe(batches, run.init.reduction, settings, vectors)
 
 
 def with_step_size(run: RunConfig, examples: int) -> Any:
@@ -160,6 +165,10 @@ def initialise(experiment: Experiment, base: nn.Module, probe: Probe | None, tra
     seconds = time.perf_counter() - started
     if start.kept and Processes.current().rank == 0:
         checkpoints.save_kept(start.kept, folder.kept)
+    if start.solution.vectors and Processes.current().rank == 0:
+        checkpoints.save_kept(start.solution.vectors, folder.gradients)
+    if run.wandb.diagnostics_every:
+        Watcher(model, run.wandb.diagnostics_every, start.solution.vectors, tracker).look(0)
     if validation.asked or run.model.epochs == 0:
         evaluations["init"] = validation(model)
         tracker.log(0, evaluations["init"])
@@ -244,6 +253,7 @@ def cache_key(
         **{f"peft.{name}": getattr(run.peft, name) for name in adapter},
         **{f"init.{name}": value for name, value in settings.items() if name not in {"cache", "memory"}},
         "examples": content_of(probe.batches) if probe else None,
+        "with the gradient's vectors": probe.vectors if probe else False,
         **{f"version of {name}": origin["versions"][name] for name in STARTED_BY},
         "code": source_fingerprint(),
     }
@@ -253,6 +263,8 @@ def fine_tune(experiment: Experiment, model: nn.Module, tracker: Tracker) -> Non
     """Train, unless epochs=0, and evaluate what came out."""
     run, folder, validation = experiment.run, experiment.folder, experiment.validation
     processes = Processes.current()
+    begun = folder.read()
+    tracker.summarize({name: begun.get(name) for name in ("trainable_parameters", "init")})
     done = {"steps": 0, "seconds": 0.0, "tokens": 0}
     if run.model.epochs > 0:
         done = train(
@@ -265,6 +277,7 @@ def fine_tune(experiment: Experiment, model: nn.Module, tracker: Tracker) -> Non
             tracker=tracker,
             processes=processes.count,
             keep=partial(keep_epoch, experiment, model) if run.model.keep_epochs else None,
+            gradients=checkpoints.load_kept(folder.gradients),
         )
     lines = read_metrics(folder.metrics)
     last = processes.gathered(next((line for line in reversed(lines) if "eval_loss" in line), {}))[0]

@@ -16,10 +16,12 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from lora_one.adapters import Kept, factors_of, lora_layers
 from lora_one.checkpoints import publish, restore_adapter
 from lora_one.config import RunConfig
 from lora_one.config.schemas import ModelConfig
 from lora_one.data.encode import Encoded, collate
+from lora_one.diagnostics import layer_diagnostics
 from lora_one.distributed import Processes
 from lora_one.errors import RunError, UsageError
 from lora_one.interruption import Interrupted, asked, deferred
@@ -234,6 +236,26 @@ class Recorder(TrainerCallback):
             )
 
 
+class Watcher(TrainerCallback):
+    """Hands what the adapters look like to the tracker every so many optimizer steps; only the main process looks.
+
+    gradients: (U_r, Vh_r) by layer, as the start saw them; empty where it saw no gradient.
+    """
+
+    def __init__(self, model: nn.Module, every: int, gradients: Kept, tracker: Tracker):
+        self.model, self.every, self.gradients, self.tracker = model, every, gradients, tracker
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step % self.every == 0:
+            self.look(state.global_step)
+
+    def look(self, step: int) -> None:
+        if self.tracker.active:
+            layers = {name: factors_of(layer) for name, layer in lora_layers(self.model).items()}
+            found = {name: layer_diagnostics(factors, self.gradients.get(name)) for name, factors in layers.items()}
+            self.tracker.log_layers(step, found)
+
+
 class Stopper(TrainerCallback):
     """Asked to end by a signal: this step is the last one, and it leaves a resume point."""
 
@@ -290,10 +312,11 @@ def train(
     tracker: Tracker,
     processes: int = 1,
     keep: Callable[[int], None] | None = None,
+    gradients: Kept | None = None,
 ) -> dict[str, Any]:
     """Fine-tune the trainable parameters in place; goes on from the last checkpoint if there is one.
 
-    keep: is told the number of every epoch that is through.
+    keep: is told the number of every epoch that is through.  gradients: for ``Watcher``.
     Returns {steps, seconds, tokens}: optimizer steps; seconds since the start or the resumption; tokens seen,
     prompt and response, without padding. Raises RunError: a loss that is not finite; Interrupted: after the step in
     which a signal came, with a resume point.
@@ -303,6 +326,8 @@ def train(
     callbacks: list[TrainerCallback] = [Recorder(tracker), stopper]
     if keep is not None:
         callbacks.append(EpochEnds(steps_per_epoch(len(examples), run.model), keep))
+    if run.wandb.diagnostics_every:
+        callbacks.append(Watcher(model, run.wandb.diagnostics_every, gradients or {}, tracker))
     if run.model.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(run.model.early_stopping_patience))
     trainer = FineTuner(

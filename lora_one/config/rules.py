@@ -91,6 +91,7 @@ RANGES: dict[str, tuple[str, Any]] = {
     "dataset.max_tokens": ("at least 2", lambda v: v >= 2),
     "dataset.accuracy_examples": ("0 (none) or more", lambda v: v >= 0),
     "dataset.max_new_tokens": ("at least 1", lambda v: v >= 1),
+    "wandb.diagnostics_every": ("0 (never) or a number of steps", lambda v: v >= 0),
 }
 
 
@@ -168,6 +169,7 @@ def check_full(run: "RunConfig") -> None:
         "peft.lora_relative_r": peft.lora_relative_r is not None,
         "model.quantization": run.model.quantization is not None,
         "optimizer": isinstance(run.optimizer, ScaledConfig),
+        "wandb.diagnostics_every": run.wandb.diagnostics_every > 0,
     }
     for key, unfit in asked.items():
         if unfit:

@@ -251,6 +251,7 @@ class WandbConfig:
     mode: str
     group: str | None  # null = the configuration's hash, shared by its seeds
     tags: list[str]
+    diagnostics_every: int  # optimizer steps between two looks at the adapters' spectra and angles; 0 = none
 
 
 DATASET_SCHEMAS: dict[str, type] = {

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_one.errors import RunError, UsageError
 from lora_one.provenance import fingerprint, provenance
-from lora_one.run_folder import write_json, write_whole
+from lora_one.run_folder import RunFolder, write_json, write_whole
 from lora_one.types import Example
 
 if TYPE_CHECKING:
@@ -57,8 +57,12 @@ def parser_of(task: str, benchmark: ModuleType) -> argparse.ArgumentParser:
         help="auto: as the checkpoint is stored",
     )
     add("--device", help="cuda, cuda:1, mps, cpu; default: an accelerator if there is one")
-    add("--wandb_name", help="name of the W&B run; none is made without it")
-    add("--wandb_mode", choices=["online", "offline", "disabled"], default="offline")
+    add("--wandb_name", help="name of the W&B run (default with --wandb_mode: of the run evaluated, and the task)")
+    add(
+        "--wandb_mode",
+        choices=["online", "offline", "disabled"],
+        help="make a W&B run, in the group of the run evaluated (default: offline with --wandb_name, else none)",
+    )
     add(
         "--rescore",
         metavar="PREDICTIONS",
@@ -142,10 +146,12 @@ def evaluate_task(task: str, arguments: Sequence[str]) -> int:
     write_json(output / "metrics.json", report)
     if not options.rescore:
         kept.remove()
-    if options.wandb_name:
+    if options.wandb_name or options.wandb_mode:
         from lora_one.tracking import log_evaluation
 
-        log_evaluation(options.wandb_name, options.wandb_mode, task, metrics, report["settings"], output)
+        mode = options.wandb_mode or "offline"
+        config = {"model": report["model"], **report["settings"]}
+        log_evaluation(options.wandb_name, mode, task, metrics, config, output, run_of(options))
     show(task, report)
     print(f"metrics: {output / 'metrics.json'}")
     return 0
@@ -186,14 +192,22 @@ def output_folder(task: str, options: argparse.Namespace) -> Path:
         return Path(options.output_dir).expanduser()
     if options.rescore:
         return Path(options.rescore).parent / "rescored"
-    for given in (options.adapter, options.model_name):
-        folder = Path(given).expanduser().resolve() if given else None
-        if folder is not None and (folder.parent / "run.json").exists():
-            return folder.parent / "eval" / task
+    run = run_of(options)
+    if run is not None:
+        return run.path / "eval" / task
     model = (
         Path(options.adapter).resolve().name if options.adapter else options.model_name.strip("/").replace("/", "--")
     )
     return Path("eval_results") / model / task
+
+
+def run_of(options: argparse.Namespace) -> RunFolder | None:
+    """The run whose adapter/ or merged_checkpoint/ is evaluated."""
+    for given in (options.adapter, options.model_name):
+        folder = Path(given).expanduser().resolve().parent if given else None
+        if folder is not None and (folder / "run.json").exists():
+            return RunFolder(folder)
+    return None
 
 
 def identity_of(options: argparse.Namespace) -> str:
