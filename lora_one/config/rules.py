@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_one.config.schemas import (
+    HUB_EVALUATIONS,
     ArithmeticConfig,
     GradientInit,
     InitConfig,
@@ -15,6 +16,7 @@ from lora_one.config.schemas import (
     ProbedInit,
     ScaledConfig,
     SvdInit,
+    evaluations_in,
 )
 from lora_one.errors import UsageError, nearest
 
@@ -266,6 +268,12 @@ def check_dataset(run: "RunConfig") -> None:
         if not path.exists():
             raise UsageError(
                 f"dataset.path={dataset.path} does not exist (looked in {Path.cwd()}); give a file or folder"
+            )
+    for evaluation in evaluations_in(dataset.decontaminate):
+        if evaluation not in HUB_EVALUATIONS and not Path(str(evaluation)).expanduser().exists():
+            raise UsageError(
+                f"dataset.decontaminate: {evaluation} is no file or folder here (looked in {Path.cwd()}) and no "
+                f"evaluation's name; {nearest(evaluation, HUB_EVALUATIONS)}"
             )
 
 

@@ -3,7 +3,7 @@
 To add one: a function that yields Examples, its line in SOURCES, its name in DATASETS, and conf/dataset/<name>.yaml.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,9 @@ from lora_one.data import (
     squad,
     super_glue,
 )
-from lora_one.data.encode import Encoded, encode, no_answers, prompt_ids, response_ids
+from lora_one.data.contamination import without_questions
+from lora_one.data.encode import Encoded, EncodingCounts, encode, no_answers, prompt_ids, response_ids
+from lora_one.data.kept import Kept
 from lora_one.errors import RunError
 from lora_one.seeding import generator_for
 from lora_one.types import Example
@@ -74,15 +76,15 @@ def labels_of(name: str) -> tuple[str, ...] | None:
 class Splits:
     """Encoded training and validation examples, disjoint; the texts of both; what was dropped or shortened."""
 
-    train: list[Encoded]
-    validation: list[Encoded]
+    train: Sequence[Encoded]
+    validation: Sequence[Encoded]
     train_texts: list[Example]
     validation_texts: list[Example]
     counts: dict[str, Any]
 
 
 def load_dataset(config: DatasetConfig, tokenizer: Any, max_length: int) -> Splits:
-    """Read, order, filter by length, split and encode.
+    """Read, leave out what holds an evaluation's questions, order, filter by length, split and encode.
 
     Order of the file, or shuffled by ``shuffle_seed``; first the training examples, then the validation ones,
     ``train_size`` and ``validation_size`` of them or, where there are fewer, in that proportion; at last cut to
@@ -90,7 +92,10 @@ def load_dataset(config: DatasetConfig, tokenizer: Any, max_length: int) -> Spli
     source's own split, if it has one; a ``path`` that is one file has none.
     Raises RunError: nothing is left to train on, before the encoding or after it.
     """
-    examples, found = read_examples(config, tokenizer)
+    rows = SOURCES[config.name].train(config)
+    clean, contaminated = without_questions(rows, config.decontaminate)
+    examples, _ = prepared(clean, config, tokenizer)
+    found = len(rows)
     train, validation = split(examples, config.train_size, config.validation_size)
     if has_own_validation(config):
         validation, more = prepared(SOURCES[config.name].validation(config), config, tokenizer)
@@ -98,17 +103,24 @@ def load_dataset(config: DatasetConfig, tokenizer: Any, max_length: int) -> Spli
     if not train:
         raise RunError(
             f"dataset={config.name}: of {found} usable rows none is left to train on "
-            f"(dataset.max_tokens={config.max_tokens}); check the file or raise dataset.max_tokens"
+            f"(dataset.max_tokens={config.max_tokens}, dataset.decontaminate={config.decontaminate}); check the file "
+            "or raise dataset.max_tokens"
         )
     train = train[: config.max_train_samples]
     validation = validation[: config.max_eval_samples]
-    encoded_train, train_counts = encode(tokenizer, train, max_length, chat=config.chat_template)
+
+    def encoding(part: Sequence[Example]) -> tuple[list[Encoded], EncodingCounts]:
+        return encode(tokenizer, part, max_length, chat=config.chat_template)
+
+    kept = Kept(config.cache, tokenizer, {"chat": config.chat_template, "max_length": max_length})
+    encoded_train, train_counts = kept.encoded(encoding, train)
     if not encoded_train:
         raise no_answers(tokenizer, train, max_length, chat=config.chat_template)
-    encoded_validation, validation_counts = encode(tokenizer, validation, max_length, chat=config.chat_template)
+    encoded_validation, validation_counts = kept.encoded(encoding, validation)
     counts = {
         "rows": found,
-        "too_long": found - len(examples),
+        "contaminated": contaminated,
+        "too_long": found - sum(contaminated.values()) - len(examples),
         "train": asdict(train_counts),
         "validation": asdict(validation_counts),
     }
@@ -133,7 +145,9 @@ def prepared(examples: list[Example], config: DatasetConfig, tokenizer: Any) -> 
         order = torch.randperm(found, generator=generator_for(config.shuffle_seed, "order of the data"))
         examples = [examples[i] for i in order.tolist()]
     if config.max_tokens is not None:
-        examples = shorter_than(examples, config.max_tokens, tokenizer, chat=config.chat_template)
+        kept = Kept(config.cache, tokenizer, {"chat": config.chat_template})
+        sizes = kept.measured(lambda part: sizes_of(part, tokenizer, chat=config.chat_template), examples)
+        examples = [example for example, size in zip(examples, sizes, strict=True) if size < config.max_tokens]
     return examples, found
 
 
@@ -154,9 +168,8 @@ def split(
     return examples[:train_size], examples[train_size : train_size + held_out]
 
 
-def shorter_than(examples: list[Example], tokens: int, tokenizer: Any, *, chat: bool) -> list[Example]:
-    """Those whose prompt and response take fewer than ``tokens`` tokens of this tokenizer."""
+def sizes_of(examples: Sequence[Example], tokenizer: Any, *, chat: bool) -> list[int]:
+    """Tokens of prompt and response."""
     prompts = prompt_ids(tokenizer, [example.prompt for example in examples], chat=chat)
     responses = response_ids(tokenizer, [example.response for example in examples])
-    sizes = (len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True))
-    return [example for example, size in zip(examples, sizes, strict=True) if size < tokens]
+    return [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
