@@ -269,6 +269,8 @@ def check_dataset(run: "RunConfig") -> None:
             raise UsageError(
                 f"dataset.path={dataset.path} does not exist (looked in {Path.cwd()}); give a file or folder"
             )
+    if str(dataset.cache).lower() in {"true", "false", ""}:
+        raise UsageError(f"dataset.cache={dataset.cache} is no folder: give one, null to keep nothing, or leave it out")
     for evaluation in evaluations_in(dataset.decontaminate):
         if evaluation not in HUB_EVALUATIONS and not Path(str(evaluation)).expanduser().exists():
             raise UsageError(
