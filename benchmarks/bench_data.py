@@ -24,7 +24,7 @@ from common import Clock, hand_over
 from lora_one.data import SOURCES, kept
 from lora_one.data.arithmetic import FAMILIES
 from lora_one.data.contamination import Questions, questions_of
-from lora_one.data.encode import encode
+from lora_one.data.encode import Encoder
 from lora_one.models import load_tokenizer
 
 CASES = ("lists", "packed, nothing kept yet", "kept before")
@@ -63,7 +63,7 @@ def measure(case: str, chosen: argparse.Namespace, folder: str) -> dict[str, Any
         before, clock = process.memory_info().rss, Clock()
 
         def encoding(part: Sequence[Any]) -> Any:
-            return encode(tokenizer, part, chosen.max_length)
+            return Encoder(tokenizer).encode(part, chosen.max_length)
 
         kept.SMALL = 0
         store = kept.Kept(folder, tokenizer, {"max_length": chosen.max_length})

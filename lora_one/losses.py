@@ -1,38 +1,51 @@
-"""The loss of causal language modelling, one definition for training, validation and the one-step gradient."""
+"""The loss of every kind of model, one definition for training, validation and the one-step gradient."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 
 IGNORED = -100  # label of prompt and padding
 Reduction = Literal["example", "token"]
 Batch = dict[str, Tensor]
 
 
-def loss_sum(logits: Tensor, labels: Tensor, reduction: Reduction) -> Tensor:
+def targets(batch: Batch) -> Tensor:
+    """(batch, length): what the logits at each place must predict, int64, IGNORED where nothing counts.
+
+    A batch says by its form which kind of model it is for. A causal model's logits at t predict the label at t + 1; an
+    encoder-decoder's, whose batch holds ``decoder_input_ids``, the label at t; for a classification head ``labels`` is
+    (batch,), one class each, and the length here is 1.
+    """
+    labels = batch["labels"]
+    if labels.dim() == 1:
+        return labels[:, None]
+    return labels if "decoder_input_ids" in batch else pad(labels[:, 1:], (0, 1), value=IGNORED)
+
+
+def loss_sum(logits: Tensor, wanted: Tensor, reduction: Reduction) -> Tensor:
     """Sum of cross-entropies: over tokens, or over examples of each example's mean over its tokens.
 
-    logits: (batch, length, vocabulary), the one at t predicts the label at t + 1; labels: (batch, length).
+    logits: (batch, length, vocabulary), or (batch, classes) of a classification head; wanted: ``targets`` of the batch.
     Computed in at least fp32, for the counted tokens only.  Divide by ``loss_count`` for the mean.
     """
-    targets = labels[:, 1:]
-    counted = targets != IGNORED
-    chosen = logits[:, :-1][counted]
+    wanted = wanted.to(logits.device)
+    counted = wanted != IGNORED
+    chosen = logits.view(*wanted.shape, -1)[counted]
     chosen = chosen if chosen.dtype == torch.float64 else chosen.float()
-    losses = cross_entropy(chosen, targets[counted], reduction="none")
+    losses = cross_entropy(chosen, wanted[counted], reduction="none")
     if reduction == "example":
         tokens = counted.sum(dim=1)
         losses = losses / tokens.repeat_interleave(tokens)
     return losses.sum()
 
 
-def loss_count(labels: Tensor, reduction: Reduction) -> int:
+def loss_count(wanted: Tensor, reduction: Reduction) -> int:
     """What ``loss_sum`` is divided by for the mean: tokens that count, or examples that have one."""
-    counted = labels[:, 1:] != IGNORED
+    counted = wanted != IGNORED
     return int(counted.sum() if reduction == "token" else counted.any(dim=1).sum())
 
 
@@ -55,12 +68,20 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def mean_loss(model: nn.Module, batches: Iterable[Batch], reduction: Reduction) -> float:
-    """Mean loss over batches, dropout off; neither batch size nor padding changes it."""
+def mean_loss(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    reduction: Reduction,
+    seen: Callable[[Tensor, Batch], None] | None = None,
+) -> float:
+    """Mean loss over batches, dropout off; neither batch size nor padding changes it. seen: is shown the logits."""
     total, count = 0.0, 0
     with evaluating(model):
         for batch in batches:
+            wanted = targets(batch)
             logits = model_logits(model, batch)
-            total += float(loss_sum(logits, batch["labels"].to(logits.device), reduction))
-            count += loss_count(batch["labels"], reduction)
+            total += float(loss_sum(logits, wanted, reduction))
+            count += loss_count(wanted, reduction)
+            if seen is not None:
+                seen(logits, batch)
     return total / count

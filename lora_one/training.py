@@ -23,7 +23,7 @@ from lora_one.data.encode import Encoded, collate
 from lora_one.distributed import Processes
 from lora_one.errors import RunError, UsageError
 from lora_one.interruption import Interrupted, asked, deferred
-from lora_one.losses import loss_count, loss_sum
+from lora_one.losses import loss_count, loss_sum, targets
 from lora_one.optim import build_optimizer
 from lora_one.tracking import Tracker
 
@@ -56,7 +56,8 @@ def check_resume_point(checkpoints: Path) -> None:
     path = Path(last)
     try:
         json.loads((path / "trainer_state.json").read_text())["global_step"]
-        with safe_open(path / "adapter_model.safetensors", "pt") as tensors:
+        whole = path / "model.safetensors"  # of full fine-tuning
+        with safe_open(whole if whole.exists() else path / "adapter_model.safetensors", "pt") as tensors:
             tensors.keys()
         states = list(path.glob("rng_state*.pth")) or [path / "rng_state.pth"]
         for file in (path / "optimizer.pt", path / "scheduler.pt", *states):
@@ -131,8 +132,8 @@ def arguments(
         restore_callback_states_from_checkpoint=True,  # early stopping's patience
         metric_for_best_model="eval_loss",
         greater_is_better=False,
-        seed=run.seed,
-        data_seed=run.seed,
+        seed=run.training_seed,
+        data_seed=run.order_seed,
         use_cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
@@ -151,12 +152,15 @@ class FineTuner(Trainer):
         self.reduction = run.model.loss
         self.evaluate_model = evaluate
 
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *others: Any, **options: Any) -> Any:
+        return super().compute_loss(model, inputs | {"labels": targets(inputs)}, *others, **options)
+
     def _loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any) -> torch.Tensor:
         return loss_sum(outputs.logits, labels, self.reduction) / num_items_in_batch
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
         """What the global batch's loss is divided by; the Trainer's own counts tokens only."""
-        count = sum(loss_count(batch["labels"], self.reduction) for batch in batch_samples)
+        count = sum(loss_count(targets(batch), self.reduction) for batch in batch_samples)
         return self.accelerator.gather(torch.tensor([count], device=device)).sum()
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -243,6 +247,17 @@ class Stopper(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
+class EpochEnds(TrainerCallback):
+    """Calls ``keep(n)`` when the n-th epoch is through."""
+
+    def __init__(self, an_epoch: int, keep: Callable[[int], None]):
+        self.an_epoch, self.keep = an_epoch, keep
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step % self.an_epoch == 0:
+            self.keep(state.global_step // self.an_epoch)
+
+
 class Lines(TrainerCallback):
     """Without a terminal, a line now and then instead of a bar: logs of a batch job stay readable."""
 
@@ -274,9 +289,11 @@ def train(
     pad_id: int,
     tracker: Tracker,
     processes: int = 1,
+    keep: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Fine-tune the trainable parameters in place; goes on from the last checkpoint if there is one.
 
+    keep: is told the number of every epoch that is through.
     Returns {steps, seconds, tokens}: optimizer steps; seconds since the start or the resumption; tokens seen,
     prompt and response, without padding. Raises RunError: a loss that is not finite; Interrupted: after the step in
     which a signal came, with a resume point.
@@ -284,6 +301,8 @@ def train(
     args = arguments(run, len(examples), checkpoints, processes, evaluated=evaluate is not None)
     stopper = Stopper()
     callbacks: list[TrainerCallback] = [Recorder(tracker), stopper]
+    if keep is not None:
+        callbacks.append(EpochEnds(steps_per_epoch(len(examples), run.model), keep))
     if run.model.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(run.model.early_stopping_patience))
     trainer = FineTuner(

@@ -9,7 +9,7 @@ ORDER = [
     {"types", "errors", "interruption"},
     {"config", "linalg", "seeding", "losses", "distributed"},
     {"inits", "optim", "data", "gradients", "models", "tracking", "provenance", "run_folder"},
-    {"sketch"},
+    {"sketch", "memory"},
     {"steps"},
     {"adapters", "checkpoints"},
     {"start"},

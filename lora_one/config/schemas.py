@@ -206,6 +206,9 @@ class ModelConfig:
     loss: str
     save_steps: int | None  # optimizer steps between resume points; null = an epoch, at most 500
     preflight: bool  # refuse a model this machine cannot train
+    seed: int | None  # of dropout and a new head; null = the run's seed
+    order_seed: int | None  # of the order of the training examples; null = the run's seed
+    keep_epochs: bool  # leave the adapter of every epoch in epochs/<n>/
 
 
 @dataclass(frozen=True)
@@ -279,6 +282,9 @@ OPTIMIZER_SCHEMAS: dict[str, type] = {
     "scaled_gd": ScaledSgdConfig,
     "sgd": SgdConfig,
 }
+
+# those with classes
+CLASSIFIED = ("boolq", "cb", "cola", "copa", "emo", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "wic")
 
 DATASETS = (
     "alpaca",

@@ -4,7 +4,7 @@ To add one: a function that yields Examples, its line in SOURCES, its name in DA
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from lora_one.data import (
     super_glue,
 )
 from lora_one.data.contamination import without_questions
-from lora_one.data.encode import Encoded, EncodingCounts, encode, no_answers, prompt_ids, response_ids
+from lora_one.data.encode import Encoded, Encoder
 from lora_one.data.kept import Kept
 from lora_one.errors import RunError
 from lora_one.seeding import generator_for
@@ -83,7 +83,7 @@ class Splits:
     counts: dict[str, Any]
 
 
-def load_dataset(config: DatasetConfig, tokenizer: Any, max_length: int) -> Splits:
+def load_dataset(config: DatasetConfig, encoder: Encoder, max_length: int) -> Splits:
     """Read, leave out what holds an evaluation's questions, order, filter by length, split and encode.
 
     Order of the file, or shuffled by ``shuffle_seed``; first the training examples, then the validation ones,
@@ -94,11 +94,11 @@ def load_dataset(config: DatasetConfig, tokenizer: Any, max_length: int) -> Spli
     """
     rows = SOURCES[config.name].train(config)
     clean, contaminated = without_questions(rows, config.decontaminate)
-    examples, _ = prepared(clean, config, tokenizer)
+    examples, _ = prepared(clean, config, encoder)
     found = len(rows)
     train, validation = split(examples, config.train_size, config.validation_size)
     if has_own_validation(config):
-        validation, more = prepared(SOURCES[config.name].validation(config), config, tokenizer)
+        validation, more = prepared(SOURCES[config.name].validation(config), config, encoder)
         examples, found = [*examples, *validation], found + more
     if not train:
         raise RunError(
@@ -108,15 +108,11 @@ def load_dataset(config: DatasetConfig, tokenizer: Any, max_length: int) -> Spli
         )
     train = train[: config.max_train_samples]
     validation = validation[: config.max_eval_samples]
-
-    def encoding(part: Sequence[Example]) -> tuple[list[Encoded], EncodingCounts]:
-        return encode(tokenizer, part, max_length, chat=config.chat_template)
-
-    kept = Kept(config.cache, tokenizer, {"chat": config.chat_template, "max_length": max_length})
-    encoded_train, train_counts = kept.encoded(encoding, train)
+    kept = kept_for(config, encoder, max_length=max_length)
+    encoded_train, train_counts = kept.encoded(lambda part: encoder.encode(part, max_length), train)
     if not encoded_train:
-        raise no_answers(tokenizer, train, max_length, chat=config.chat_template)
-    encoded_validation, validation_counts = kept.encoded(encoding, validation)
+        raise encoder.nothing_left(train, max_length)
+    encoded_validation, validation_counts = kept.encoded(lambda part: encoder.encode(part, max_length), validation)
     counts = {
         "rows": found,
         "contaminated": contaminated,
@@ -127,9 +123,9 @@ def load_dataset(config: DatasetConfig, tokenizer: Any, max_length: int) -> Spli
     return Splits(encoded_train, encoded_validation, train, validation, counts)
 
 
-def read_examples(config: DatasetConfig, tokenizer: Any) -> tuple[list[Example], int]:
+def read_examples(config: DatasetConfig, encoder: Encoder) -> tuple[list[Example], int]:
     """The training rows' examples, in order and filtered by length, and how many there were before the filter."""
-    return prepared(SOURCES[config.name].train(config), config, tokenizer)
+    return prepared(SOURCES[config.name].train(config), config, encoder)
 
 
 def has_own_validation(config: DatasetConfig) -> bool:
@@ -138,15 +134,14 @@ def has_own_validation(config: DatasetConfig) -> bool:
     return SOURCES[config.name].validation is not None and config.validation_size is None and not single
 
 
-def prepared(examples: list[Example], config: DatasetConfig, tokenizer: Any) -> tuple[list[Example], int]:
+def prepared(examples: list[Example], config: DatasetConfig, encoder: Encoder) -> tuple[list[Example], int]:
     """Ordered and filtered by length, and how many there were before the filter."""
     found = len(examples)
     if config.shuffle_seed is not None:
         order = torch.randperm(found, generator=generator_for(config.shuffle_seed, "order of the data"))
         examples = [examples[i] for i in order.tolist()]
     if config.max_tokens is not None:
-        kept = Kept(config.cache, tokenizer, {"chat": config.chat_template})
-        sizes = kept.measured(lambda part: sizes_of(part, tokenizer, chat=config.chat_template), examples)
+        sizes = kept_for(config, encoder).measured(encoder.sizes, examples)
         examples = [example for example, size in zip(examples, sizes, strict=True) if size < config.max_tokens]
     return examples, found
 
@@ -168,8 +163,7 @@ def split(
     return examples[:train_size], examples[train_size : train_size + held_out]
 
 
-def sizes_of(examples: Sequence[Example], tokenizer: Any, *, chat: bool) -> list[int]:
-    """Tokens of prompt and response."""
-    prompts = prompt_ids(tokenizer, [example.prompt for example in examples], chat=chat)
-    responses = response_ids(tokenizer, [example.response for example in examples])
-    return [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
+def kept_for(config: DatasetConfig, encoder: Encoder, **settings: Any) -> Kept:
+    """What was encoded before by this encoder: its kind and all its fields are part of the key."""
+    own = {field.name: getattr(encoder, field.name) for field in fields(encoder) if field.name != "tokenizer"}
+    return Kept(config.cache, encoder.tokenizer, settings | own | {"encoder": type(encoder).__name__})

@@ -65,7 +65,7 @@ def parser_of(task: str, benchmark: ModuleType) -> argparse.ArgumentParser:
         help="score the completions of this predictions.jsonl again, without a model",
     )
     add("--overwrite", action="store_true", help="replace other results in --output_dir")
-    parser.set_defaults(num_sample=1, no_score=False, stop=())
+    parser.set_defaults(num_sample=1, no_score=False, stop=(), labels=None)
     run_hook(benchmark, "add_options", parser)
     return parser
 
@@ -108,10 +108,10 @@ def evaluate_task(task: str, arguments: Sequence[str]) -> int:
     generated_by = {} if options.rescore else {name: getattr(options, name) for name in names}
     settings = generated_by | {name: getattr(options, name) for name in getattr(benchmark, "SCORE_SETTINGS", ())}
     finished = finished_before(output, options, settings)
-    if finished and processes.rank == 0:
-        print(f"{output / 'metrics.json'} is there already, of the same model and settings (--overwrite to redo)")
-        show(task, finished)
     if finished:
+        if processes.rank == 0:
+            print(f"{output / 'metrics.json'} is there already, of the same model and settings (--overwrite to redo)")
+            show(task, finished)
         return 0
     check_writable(output)
     fingerprints = data_fingerprints(options)
@@ -382,11 +382,12 @@ def generated(
     """Completions as they come; nothing is loaded where nothing is wanted."""
     if not requests:
         return
-    from lora_one.data.encode import prompt_ids
+    from lora_one.data.encode import encoder_of
     from lora_one.evaluation.generate import Decoding, complete
+    from lora_one.models import kind_of
 
     model, tokenizer = load(options)
-    prompts = prompt_ids(tokenizer, [example.prompt for example in examples])
+    prompts = encoder_of(kind_of(model), tokenizer, model.config).prompts(examples)
     sampling = (options.temperature, options.top_p, options.seed)
     decoding = Decoding(options.max_new_tokens, *sampling, stop=options.stop)
     asked = [prompts[index] for index, _ in requests]
@@ -396,9 +397,10 @@ def generated(
 
 
 def load(options: argparse.Namespace) -> tuple[Any, Any]:
-    from lora_one.checkpoints import load_adapter
+    from lora_one.checkpoints import kind_of_adapter, load_adapter
+    from lora_one.data.encode import pad_id_of
     from lora_one.evaluation.batches import automatic
-    from lora_one.models import load_model, load_tokenizer
+    from lora_one.models import kind_of_checkpoint, load_model, load_tokenizer, padded_with
     from lora_one.run_folder import base_of
 
     name = options.model_name
@@ -408,12 +410,18 @@ def load(options: argparse.Namespace) -> tuple[Any, Any]:
         if not config.exists():
             raise UsageError(f"--adapter={adapter} holds no adapter_config.json: give the adapter/ folder of a run")
         name = json.loads(config.read_text())["base_model_name_or_path"]
-    model = load_model(name, where=options.device, **{"dtype": options.dtype} | base_of(adapter))
+    kind = kind_of_adapter(adapter) if adapter is not None else kind_of_checkpoint(name)
+    labels = options.labels if adapter is not None and kind == "SequenceClassification" else None
+    options_of_model = {"dtype": options.dtype, "model_type": kind, "labels": labels}
+    model = load_model(name, where=options.device, **options_of_model | base_of(adapter))
     if options.batch_size is None:
         options.batch_size = automatic(model)
     if adapter is not None:
         model = load_adapter(model, adapter)
-    return model.eval(), load_tokenizer(name)
+    tokenizer = load_tokenizer(name)
+    if kind == "SequenceClassification":
+        padded_with(model, pad_id_of(tokenizer))
+    return model.eval(), tokenizer
 
 
 def check_writable(output: Path) -> None:

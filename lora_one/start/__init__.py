@@ -33,7 +33,7 @@ from lora_one.distributed import Processes
 from lora_one.errors import RunError, UsageError
 from lora_one.gradients import GradientReport
 from lora_one.inits import Method
-from lora_one.losses import Batch, Reduction, evaluating, loss_count, loss_sum, model_logits
+from lora_one.losses import Batch, Reduction, evaluating, loss_count, loss_sum, model_logits, targets
 from lora_one.start.search import search_multiple
 from lora_one.steps import Step, StepSettings, low_rank_steps
 from lora_one.types import AdapterFactors
@@ -249,8 +249,8 @@ def probe_loss(model: nn.Module, probe: Probe) -> float:
     with evaluating(model):
         for batch, weight in processes.share(probe.batches):
             logits = model_logits(model, batch)
-            total += weight * float(loss_sum(logits, batch["labels"].to(logits.device), probe.reduction))
-    return processes.total(total) / sum(loss_count(batch["labels"], probe.reduction) for batch in probe.batches)
+            total += weight * float(loss_sum(logits, targets(batch), probe.reduction))
+    return processes.total(total) / sum(loss_count(targets(batch), probe.reduction) for batch in probe.batches)
 
 
 def looked_at(base: nn.Module, probe: Probe) -> GradientReport:
@@ -259,4 +259,4 @@ def looked_at(base: nn.Module, probe: Probe) -> GradientReport:
     if not math.isfinite(loss):
         raise ValueError(f"the loss on the initialisation examples is {loss}")
     examples = sum(len(batch["labels"]) for batch in probe.batches)
-    return GradientReport(examples, sum(loss_count(batch["labels"], "token") for batch in probe.batches), loss)
+    return GradientReport(examples, sum(loss_count(targets(batch), "token") for batch in probe.batches), loss)

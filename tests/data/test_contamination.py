@@ -11,6 +11,7 @@ from datasets import Dataset
 from lora_one.config.schemas import HUB_EVALUATIONS
 from lora_one.data import SOURCES, contamination, load_dataset, sources
 from lora_one.data.contamination import FORMAT, HUB, Questions, questions_of, without_questions
+from lora_one.data.encode import Encoder
 from lora_one.errors import UsageError
 from lora_one.evaluation import TASKS, math
 from lora_one.provenance import config_hash, local_fingerprints
@@ -101,12 +102,12 @@ def test_training_and_held_out_rows_go_and_are_counted_apart_from_long_ones(tmp_
     rows[5]["question"] += " so" * 200
     write(tmp_path / "train.jsonl", rows)
     for asked in (questions, tmp_path):  # the file, and the folder with the test split
-        found = load_dataset(config("gsm8k", tmp_path, asked, max_tokens=100), tokenizer, 128)
+        found = load_dataset(config("gsm8k", tmp_path, asked, max_tokens=100), Encoder(tokenizer), 128)
         texts = [*found.train_texts, *found.validation_texts]
         assert [example.gold for example in texts] == [str(i) for i in range(20) if i not in (3, 5, 19)]
         assert found.counts["rows"] == 20 and found.counts["too_long"] == 1
         assert found.counts["contaminated"] == {str(asked): 2}
-    assert load_dataset(config("gsm8k", tmp_path), tokenizer, 128).counts["contaminated"] == {}
+    assert load_dataset(config("gsm8k", tmp_path), Encoder(tokenizer), 128).counts["contaminated"] == {}
 
 
 def test_a_validation_split_that_stands_apart_stays(tmp_path, tokenizer):
@@ -115,7 +116,7 @@ def test_a_validation_split_that_stands_apart_stays(tmp_path, tokenizer):
     for name in ("train", "dev"):
         (tmp_path / f"{name}.tsv").write_text("\n".join(["sentence\tlabel", *lines, ""]))
     write(tmp_path / "test.jsonl", [{"question": QUESTION}])
-    found = load_dataset(config("sst2", tmp_path, tmp_path / "test.jsonl"), tokenizer, 128)
+    found = load_dataset(config("sst2", tmp_path, tmp_path / "test.jsonl"), Encoder(tokenizer), 128)
     assert (len(found.train), len(found.validation)) == (2, 3) and found.counts["rows"] == 6
     assert found.counts["too_long"] == 0
 
@@ -125,7 +126,7 @@ def test_nothing_left_is_an_error(tmp_path, tokenizer):
     with pytest.raises(
         RuntimeError, match=r"of 1 usable rows none is left.*dataset\.decontaminate=\['.*test\.jsonl'\]"
     ):
-        load_dataset(config("gsm8k", rows, rows), tokenizer, 128)
+        load_dataset(config("gsm8k", rows, rows), Encoder(tokenizer), 128)
 
 
 def test_evaluations_of_the_hub(monkeypatch):

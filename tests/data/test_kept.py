@@ -11,9 +11,8 @@ import pytest
 from conftest import ROOT, finish, run_config, small_run
 from safetensors.torch import load_file
 
-from lora_one import data
-from lora_one.data import kept, load_dataset
-from lora_one.data.encode import Encoded, EncodingCounts, encode
+from lora_one.data import kept, kept_for, load_dataset
+from lora_one.data.encode import ClassEncoder, Encoded, Encoder, EncoderDecoderEncoder, EncodingCounts
 from lora_one.data.kept import Kept, Packed, packed
 from lora_one.models import load_tokenizer
 from lora_one.types import Example
@@ -43,17 +42,17 @@ def rows(tmp_path):
 @pytest.fixture
 def calls(monkeypatch):
     """How many examples were encoded and measured."""
-    done = {"encode": 0, "sizes_of": 0}
+    done = {"encode": 0, "sizes": 0}
 
     def counting(name, original):
-        def count(*arguments, **options):
-            done[name] += len(arguments[1] if name == "encode" else arguments[0])
-            return original(*arguments, **options)
+        def count(encoder, examples, *arguments):
+            done[name] += len(examples)
+            return original(encoder, examples, *arguments)
 
         return count
 
     for name in done:
-        monkeypatch.setattr(data, name, counting(name, getattr(data, name)))
+        monkeypatch.setattr(Encoder, name, counting(name, getattr(Encoder, name)))
     return done
 
 
@@ -79,9 +78,9 @@ def same(one, other):
 
 def test_packed_examples_are_those_of_the_lists(tokenizer):
     examples = [Example("Why?", "so " * i) for i in range(30)]
-    lists, counts = encode(tokenizer, examples, 20)
+    lists, counts = Encoder(tokenizer).encode(examples, 20)
     assert counts.shortened and counts.dropped
-    tensors = packed(lambda part: encode(tokenizer, part, 20), examples)
+    tensors = packed(lambda part: Encoder(tokenizer).encode(part, 20), examples)
     assert EncodingCounts(*tensors.pop("counts").tolist()) == counts
     found = Packed(tensors)
     assert len(found) == len(lists) and list(found) == lists
@@ -89,6 +88,21 @@ def test_packed_examples_are_those_of_the_lists(tokenizer):
     with pytest.raises(IndexError):
         found[len(lists)]
     assert all(values.element_size() == 4 for name, values in tensors.items() if not name.endswith(".ends"))
+
+
+@pytest.mark.parametrize("kind", [Encoder, EncoderDecoderEncoder, ClassEncoder])
+def test_every_kind_of_encoding_is_packed_whole_and_has_its_own_key(tokenizer, kind):
+    encoder = kind(tokenizer)
+    examples = [Example(f"{i}?", "so " * i, texts=("a " * i, f"b {i}"), label=i % 3) for i in range(1, 30)]
+    lists, _ = encoder.encode(examples, 20)
+    tensors = packed(lambda part: encoder.encode(part, 20), examples)
+    tensors.pop("counts")
+    assert list(Packed(tensors)) == lists
+    chosen = run_config("model=tiny").dataset
+    kinds = (Encoder, EncoderDecoderEncoder, ClassEncoder)
+    keys = [kept_for(chosen, each(tokenizer), max_length=20).key for each in kinds]
+    assert keys.count(kept_for(chosen, encoder, max_length=20).key) == 1
+    assert kept_for(chosen, EncoderDecoderEncoder(tokenizer, start=1)).key != kept_for(chosen, kind(tokenizer)).key
 
 
 def test_a_class_is_one_integer_and_nothing_left_is_empty():
@@ -102,21 +116,21 @@ def test_a_class_is_one_integer_and_nothing_left_is_empty():
 
 
 def test_what_was_encoded_before_is_read(tmp_path, rows, tokenizer, calls, capsys):
-    plain = load_dataset(config(tmp_path, "dataset.max_tokens=60", cache=None), tokenizer, 40)
+    plain = load_dataset(config(tmp_path, "dataset.max_tokens=60", cache=None), Encoder(tokenizer), 40)
     assert plain.counts["train"]["shortened"] and plain.counts["too_long"]
-    calls.update(encode=0, sizes_of=0)
-    cold = load_dataset(config(tmp_path, "dataset.max_tokens=60"), tokenizer, 40)
-    assert calls == {"encode": len(cold.train_texts) + len(cold.validation_texts), "sizes_of": 40}
+    calls.update(encode=0, sizes=0)
+    cold = load_dataset(config(tmp_path, "dataset.max_tokens=60"), Encoder(tokenizer), 40)
+    assert calls == {"encode": len(cold.train_texts) + len(cold.validation_texts), "sizes": 40}
     assert entries(tmp_path / "cache") == ["encoded", "measured"], "the validation examples are few"
-    calls.update(encode=0, sizes_of=0)
-    warm = load_dataset(config(tmp_path, "dataset.max_tokens=60"), tokenizer, 40)
-    assert calls == {"encode": len(warm.validation_texts), "sizes_of": 0}
+    calls.update(encode=0, sizes=0)
+    warm = load_dataset(config(tmp_path, "dataset.max_tokens=60"), Encoder(tokenizer), 40)
+    assert calls == {"encode": len(warm.validation_texts), "sizes": 0}
     assert same(plain, cold) and same(plain, warm)
     assert capsys.readouterr().out.count(f", from {tmp_path / 'cache'}") == 2
 
 
 def test_few_examples_leave_nothing(tmp_path, rows, tokenizer):
-    load_dataset(config(tmp_path, "dataset.max_train_samples=10"), tokenizer, 40)
+    load_dataset(config(tmp_path, "dataset.max_train_samples=10"), Encoder(tokenizer), 40)
     assert not (tmp_path / "cache").exists()
 
 
@@ -147,15 +161,15 @@ def other_tokenizer(change):
     ids=str,
 )
 def test_an_entry_holds_for_all_it_depends_on_and_for_nothing_else(tmp_path, rows, tokenizer, change, anew):
-    load_dataset(config(tmp_path), tokenizer, 40)
+    load_dataset(config(tmp_path), Encoder(tokenizer), 40)
     assert entries(tmp_path / "cache") == ["encoded"]
     file = change.get("file", "train.jsonl")
     rows(change.get("changes"), tmp_path / file)
     other = other_tokenizer(change["tokenizer"]) if "tokenizer" in change else tokenizer
     settings, length = change.get("overrides", ()), change.get("max_length", 40)
-    found = load_dataset(config(tmp_path, *settings, file=file), other, length)
+    found = load_dataset(config(tmp_path, *settings, file=file), Encoder(other), length)
     assert len(entries(tmp_path / "cache")) == 1 + anew
-    assert same(found, load_dataset(config(tmp_path, *settings, cache=None, file=file), other, length))
+    assert same(found, load_dataset(config(tmp_path, *settings, cache=None, file=file), Encoder(other), length))
 
 
 def test_code_and_versions_are_part_of_the_key(tokenizer):
@@ -172,19 +186,19 @@ def test_a_tokenizer_that_does_not_show_what_it_does_keeps_nothing(tmp_path):
 
 @pytest.mark.parametrize("harm", ["cut", "empty", "other"])
 def test_a_broken_entry_is_made_anew(tmp_path, rows, tokenizer, harm, capsys):
-    whole = load_dataset(config(tmp_path), tokenizer, 40)
+    whole = load_dataset(config(tmp_path), Encoder(tokenizer), 40)
     (file,) = (tmp_path / "cache").iterdir()
     content = file.read_bytes()
     file.write_bytes({"cut": content[:-1], "empty": b"", "other": b"no tensors at all"}[harm])
-    assert same(whole, load_dataset(config(tmp_path), tokenizer, 40))
+    assert same(whole, load_dataset(config(tmp_path), Encoder(tokenizer), 40))
     assert f"{file} is broken" in capsys.readouterr().out
     assert file.read_bytes() == content and len(list((tmp_path / "cache").iterdir())) == 1
 
 
 def test_a_folder_that_cannot_be_written_costs_a_note(tmp_path, rows, tokenizer, capsys):
     (tmp_path / "cache").write_text("a file")
-    found = load_dataset(config(tmp_path), tokenizer, 40)
-    assert same(found, load_dataset(config(tmp_path, cache=None), tokenizer, 40))
+    found = load_dataset(config(tmp_path), Encoder(tokenizer), 40)
+    assert same(found, load_dataset(config(tmp_path, cache=None), Encoder(tokenizer), 40))
     assert f"note: dataset.cache={tmp_path / 'cache'} cannot be written" in capsys.readouterr().out
 
 
@@ -194,21 +208,21 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, rows, tokenizer, monkeypatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(kept, "save_file", full)
-    assert len(load_dataset(config(tmp_path), tokenizer, 40).train) == 36
+    assert len(load_dataset(config(tmp_path), Encoder(tokenizer), 40).train) == 36
     assert "No space left on device" in capsys.readouterr().out and not list((tmp_path / "cache").iterdir())
 
 
 def test_entries_that_nothing_reads_go(tmp_path, rows, tokenizer):
-    load_dataset(config(tmp_path), tokenizer, 40)
-    load_dataset(config(tmp_path), tokenizer, 41)
+    load_dataset(config(tmp_path), Encoder(tokenizer), 40)
+    load_dataset(config(tmp_path), Encoder(tokenizer), 41)
     first, second = sorted((tmp_path / "cache").iterdir(), key=lambda path: path.stat().st_mtime_ns)
     mine = tmp_path / "cache" / "mine.safetensors"
     mine.write_text("somebody's own")
     long_ago = time.time() - kept.UNREAD - 60
     for file in (first, second, mine):
         os.utime(file, (long_ago, long_ago))
-    load_dataset(config(tmp_path), tokenizer, 40)  # reads the first
-    load_dataset(config(tmp_path), tokenizer, 42)  # writes another
+    load_dataset(config(tmp_path), Encoder(tokenizer), 40)  # reads the first
+    load_dataset(config(tmp_path), Encoder(tokenizer), 42)  # writes another
     assert first.exists() and not second.exists() and mine.exists()
 
 
