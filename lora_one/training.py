@@ -335,8 +335,8 @@ def train(
         evaluate,
         model=model,
         args=args,
-        train_dataset=list(examples),
-        eval_dataset=list(examples[:1]),  # the Trainer wants one; FineTuner.evaluate has its own
+        train_dataset=examples,
+        eval_dataset=examples[:1],  # the Trainer wants one; FineTuner.evaluate has its own
         data_collator=lambda batch: collate(batch, pad_id),
         optimizers=(build_optimizer(model, run), None),
         callbacks=callbacks,
