@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from lora_one.adalora import allocate, is_adalora, penalty, state, unpruned
 from lora_one.adapters import Kept, factors_of, lora_layers
 from lora_one.checkpoints import publish, restore_adapter
 from lora_one.config import RunConfig
@@ -158,7 +160,11 @@ class FineTuner(Trainer):
         return super().compute_loss(model, inputs | {"labels": targets(inputs)}, *others, **options)
 
     def _loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any) -> torch.Tensor:
-        return loss_sum(outputs.logits, labels, self.reduction) / num_items_in_batch
+        loss = loss_sum(outputs.logits, labels, self.reduction) / num_items_in_batch
+        if is_adalora(self.model):  # once a step: each micro-batch of each process brings its share
+            parts = self.current_gradient_accumulation_steps * self.accelerator.num_processes
+            loss = loss + penalty(self.model) / parts
+        return loss
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
         """What the global batch's loss is divided by; the Trainer's own counts tokens only."""
@@ -183,9 +189,12 @@ class FineTuner(Trainer):
         hidden, point = Path(self._get_output_dir(trial)), f"checkpoint-{self.state.global_step}"
         place = Path(self.args.output_dir) / point
         try:
-            super()._save_checkpoint(model, trial)
+            with unpruned(self.model):
+                super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
+                if is_adalora(self.model):
+                    save_file(state(self.model), hidden / point / "adalora.safetensors")
                 publish(hidden / point, place)
                 keep_only(place)
         except (OSError, RuntimeError, SafetensorError) as error:  # the latter two: of a full disk, from the libraries
@@ -269,6 +278,13 @@ class Stopper(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
+class Allocator(TrainerCallback):
+    """Moves AdaLoRA's budget of ranks after every optimizer step."""
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        allocate(getattr(model, "module", model), state.global_step)
+
+
 class EpochEnds(TrainerCallback):
     """Calls ``keep(n)`` when the n-th epoch is through."""
 
@@ -324,6 +340,8 @@ def train(
     args = arguments(run, len(examples), checkpoints, processes, evaluated=evaluate is not None)
     stopper = Stopper()
     callbacks: list[TrainerCallback] = [Recorder(tracker), stopper]
+    if is_adalora(model):
+        callbacks.append(Allocator())
     if keep is not None:
         callbacks.append(EpochEnds(steps_per_epoch(len(examples), run.model), keep))
     if run.wandb.diagnostics_every:

@@ -145,7 +145,7 @@ def check_peft(run: "RunConfig") -> None:
             "[q_proj,v_proj]"
         )
     if run.peft.adalora:
-        raise UsageError(f"peft.adalora={run.peft.adalora} is not built yet; leave peft.adalora at its default")
+        check_adalora(run)
     if run.peft.train_embeddings and run.model.type == "ConditionalGeneration":
         raise UsageError(
             "peft.train_embeddings=true: the embeddings of an encoder-decoder are one weight in several places, which "
@@ -153,6 +153,25 @@ def check_peft(run: "RunConfig") -> None:
         )
     if not run.peft.use_peft:
         check_full(run)
+
+
+def check_adalora(run: "RunConfig") -> None:
+    """AdaLoRA has a start, an architecture and a scaling of its own."""
+    init, peft = run.init, run.peft
+    if not isinstance(init, SimpleInit):
+        name = getattr(init, "direction", None) or getattr(init, "method", init.mode)
+        raise UsageError(f"peft.adalora=True has a start of its own, not {name}'s: drop init=, or take peft=all")
+    asked = {
+        "peft.dora": peft.dora,
+        "peft.lora_xs": peft.lora_xs,
+        "peft.use_loraplus": peft.use_loraplus,
+        "optimizer": isinstance(run.optimizer, ScaledConfig),
+        "wandb.diagnostics_every": run.wandb.diagnostics_every > 0,
+    }
+    for key, unfit in asked.items():
+        if unfit:
+            value = run.optimizer.name if key == "optimizer" else flatten(run)[key]
+            raise UsageError(f"{key}={value} is for LoRA's two factors, and AdaLoRA has three: drop one of them")
 
 
 def check_full(run: "RunConfig") -> None:
