@@ -220,6 +220,8 @@ def layer_view(name: str, layer: Any, seed: int, originals: Callable[[str], Tens
 def wide_weight(layer: nn.Module) -> Tensor:
     """W (m, n) in fp32, dequantised where it is quantised."""
     weight = layer.weight.detach()
+    if hasattr(weight, "full_tensor"):  # sharded: all processes ask together
+        weight = weight.full_tensor()
     if not weight.is_floating_point():
         weight = dequantize_bnb_weight(layer.weight, state=getattr(layer, "state", None))
     return (weight.T if isinstance(layer, Conv1D) else weight).float()

@@ -75,12 +75,14 @@ def attention_of(dtype: torch.dtype | str, where: torch.device) -> str:
     return "flash_attention_2" if flash and dtype in (torch.bfloat16, torch.float16) else "sdpa"
 
 
-def preflight(model: ModelConfig) -> None:
+def preflight(model: ModelConfig, processes: int = 1) -> None:
     """Refuse, before anything is downloaded or loaded, a model that this machine cannot train.
 
-    Raises UsageError: no package for a quantised base, too many parameters without an accelerator, or weights beyond
-    the free memory.
+    Raises UsageError: no package for a quantised base, one process for a sharded one, too many parameters without an
+    accelerator, or weights beyond the free memory.
     """
+    if model.sharded and processes == 1:
+        raise UsageError("model.sharded=True shares the base out among processes: start several, or drop it")
     if model.quantization and importlib.util.find_spec("bitsandbytes") is None:
         raise UsageError(
             f"model.quantization={model.quantization} needs bitsandbytes, not installed here: "
@@ -94,7 +96,8 @@ def preflight(model: ModelConfig) -> None:
     out = "take model=tiny, a smaller model.name, a machine with a GPU, or model.preflight=false to try all the same"
     if where.type == "cpu" and parameters > CPU_LIMIT:
         raise UsageError(f"{size}; without an accelerator at most {CPU_LIMIT / 1e9:g}B can be trained: {out}")
-    needed = parameters * weight_bytes(model) * 1.2  # weights, and a fifth for adapters and activations
+    held = parameters / processes if model.sharded else parameters
+    needed = held * weight_bytes(model) * 1.2  # weights, and a fifth for adapters and activations
     free = torch.cuda.mem_get_info()[0] if where.type == "cuda" else psutil.virtual_memory().available
     if needed > free:
         raise UsageError(f"{size}: at least {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free on {where}; {out}")
@@ -149,27 +152,44 @@ def load_model(
     quantization: str | None = None,
     model_type: str = "CausalLM",
     labels: int | None = None,
+    shards: int = 1,
 ) -> nn.Module:
     """The frozen model on a device, in fp32, bf16, fp16 or ("auto") as it is stored.
 
     model_type: one of AUTO_CLASSES.  labels: outputs of a classification head; None: as the checkpoint says.
     quantization: "nf4" (bitsandbytes' 4 bit, blocks of 64) or "int8" of the linear layers but the head.
+    shards: processes that hold a part of the weights each (FSDP), all there are; each reads its own only.
     Raises RunError: not found, broken, or too large for the device.
     """
+    from transformers.distributed import DistributedConfig
+
     source, options = source_of(name, revision)
     options |= {} if labels is None else {"num_labels": labels}
+    options |= {"distributed_config": DistributedConfig(fsdp_size=shards)} if shards > 1 else {}
     target, number_type = device(where), DTYPES.get(dtype, dtype)
     attention = attention_of(number_type, target)
     try:
         model = auto_class(model_type).from_pretrained(
             source, dtype=number_type, attn_implementation=attention, **options | quantized(quantization, dtype, target)
         )
-        model = model if quantization else model.to(target)
+        model = model if quantization or shards > 1 else model.to(target)
     except torch.OutOfMemoryError as error:
         raise RunError(f"model {name} does not fit on {target}: take bf16 or a smaller model") from error
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise RunError(cannot_load(name, "weights", error)) from error
-    return never_repacked(model).requires_grad_(False).eval()
+    return never_repacked(kept_sharded(model)).requires_grad_(False).eval()
+
+
+def kept_sharded(model: nn.Module) -> nn.Module:
+    """The model; a sharded one is in parts whenever it does not compute, and nobody thinks that it is saved.
+
+    Otherwise the first process, saving the adapters alone, would leave the others with layers in another state, PEFT
+    would gather the base at every save, and the Trainer refuse resume points, of which ours hold the adapters only.
+    """
+    if getattr(model, "is_distributed_loading_by_transformers", False):
+        model.set_reshard_after_forward(True)
+        model._is_distributed_loading_by_transformers, model._tp_size = False, None
+    return model
 
 
 def never_repacked(model: nn.Module) -> nn.Module:

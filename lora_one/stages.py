@@ -85,7 +85,8 @@ def check_resumable(run: RunConfig, folder: RunFolder) -> None:
 def load_base(run: RunConfig) -> nn.Module:
     model = run.model
     dtype = "bf16" if model.bf16 else "fp32"
-    return load_model(model.name, model.revision, dtype=dtype, quantization=model.quantization)
+    shards = Processes.current().count if model.sharded else 1
+    return load_model(model.name, model.revision, dtype=dtype, quantization=model.quantization, shards=shards)
 
 
 def check_together(run: RunConfig, splits: Splits, base: nn.Module) -> None:

@@ -76,6 +76,12 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
             logs = "\n".join(log.read_text()[-2000:] for log in (*folder.glob("*.out"), *folder.glob("*.log")))
             raise RuntimeError(f"SLURM did not come up: {state}\n{logs}")
         yield environment
+        subprocess.run(["scancel", "--me"], env=environment)  # of a test that failed
+        for _ in range(60):
+            left = subprocess.run(["squeue", "--noheader"], env=environment, capture_output=True, text=True)
+            if not left.stdout:
+                break
+            time.sleep(0.5)
     finally:
         for process in reversed(running):
             process.terminate()

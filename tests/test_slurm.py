@@ -187,7 +187,7 @@ def test_of_an_array_one_job_fails_and_one_is_queued_again(slurm, tmp_path):
         at_once(last, slurm)
         out, err = sweep.communicate(timeout=300)
     assert sweep.returncode == 1, err
-    assert f"{array}_1 model.learning_rate=1e30: the loss became nan" in err
+    assert f"{array}_1 model.learning_rate=1e+30: the loss became nan" in err
     assert [field(f"{array}_{number}", "Restarts", slurm) for number in range(3)] == ["0", "0", "1"]
     assert f"{last} model.learning_rate=0.004: finished" in out
     (table,) = results.glob("sweep-*.md")

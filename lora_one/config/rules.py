@@ -14,6 +14,7 @@ from lora_one.config.schemas import (
     PeftLoraGAInit,
     ProbedInit,
     ScaledConfig,
+    SimpleInit,
     SvdInit,
 )
 from lora_one.errors import UsageError, nearest
@@ -105,6 +106,7 @@ def check(run: "RunConfig") -> None:
     check_values(flatten(run))
     for together in (check_batches, check_peft, check_core, check_quantization, check_dataset, check_names):
         together(run)
+    check_sharded(run)
     check_init(run.init)
 
 
@@ -248,6 +250,28 @@ def check_quantization(run: "RunConfig") -> None:
             f"{name} changes the base's weights, which model.quantization={chosen} cannot hold: take LoRA-One, "
             "init=default, lora_xs, eva or loftq, or model.quantization=null"
         )
+
+
+def check_sharded(run: "RunConfig") -> None:
+    """A sharded base is looked at and multiplied with, and stays as it is."""
+    if not run.model.sharded:
+        return
+    init = run.init
+    name = getattr(init, "direction", None) or getattr(init, "method", init.mode)
+    stays = name in ("LoRA-One", "LoRA-SB") or (isinstance(init, SimpleInit) and "zeros" in (init.lora_A, init.lora_B))
+    reasons = {
+        f"init: {name} reads or changes the base's weights; take LoRA-One, LoRA-SB or init=default": not stays,
+        "peft.dora=True takes the norms of the base's weights at every step; drop it": run.peft.dora,
+        f"model.quantization={run.model.quantization} has weights of its own kind; take one of the two": (
+            run.model.quantization is not None
+        ),
+        "model.saving=True needs the base whole; run scripts/merge.py on the finished run": run.model.saving,
+        f"dataset.accuracy_examples={run.dataset.accuracy_examples}: processes would generate unlike numbers of "
+        "tokens and wait for each other; set it to 0 and evaluate the adapter after": run.dataset.accuracy_examples > 0,
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise UsageError(f"model.sharded=True does not go with {reason}")
 
 
 def check_dataset(run: "RunConfig") -> None:
