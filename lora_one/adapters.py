@@ -121,12 +121,13 @@ def shift_base(model: PeftModel, kept: Kept) -> None:
 
 
 def refuse_quantised(name: str, layer: nn.Module) -> None:
-    """Raises UsageError: the base layer is to become W - s B A, and its weight is quantised."""
-    if not layer.weight.is_floating_point():
+    """Raises UsageError: the base layer is to become W - s B A, and its weight is quantised, or sharded."""
+    kind = "sharded" if hasattr(layer.weight, "full_tensor") else "quantised"
+    if kind == "sharded" or not layer.weight.is_floating_point():
         raise UsageError(
-            f"the weight of {name} is quantised ({type(layer).__name__}), and this init starts from a changed base "
-            "W - s B A, which a quantised W cannot hold; take init=gradient init.direction=LoRA-One or init=default, "
-            "which leave W as it is, or a model.name that is not quantised"
+            f"the weight of {name} is {kind} ({type(layer).__name__}), and this init starts from a changed base "
+            f"W - s B A, which a {kind} W cannot hold; take init=gradient init.direction=LoRA-One or init=default, "
+            f"which leave W as it is, or a model.name that is not {kind}"
         )
 
 

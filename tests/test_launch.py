@@ -149,7 +149,7 @@ def test_a_sharded_base_gives_what_a_whole_one_gives(tmp_path, interrupted):
     [
         ("init.direction=LoRA-GA", "LoRA-GA reads or changes"),
         ("init=pissa", "pissa reads or changes"),
-        ("init=gaussian", "reads or changes"),
+        ("init=gaussian init.lora_B=gaussian", "simple reads or changes"),
         ("peft=dora", "takes the norms"),
         ("model.quantization=nf4", "weights of its own kind"),
         ("model.saving=true", "run scripts/merge.py"),
@@ -158,7 +158,7 @@ def test_a_sharded_base_gives_what_a_whole_one_gives(tmp_path, interrupted):
 )
 def test_what_a_sharded_base_cannot_do_is_refused(override, reason):
     with pytest.raises(UsageError, match=f"model.sharded=True does not go with .*{reason}"):
-        run_config("model.sharded=true", "dataset.accuracy_examples=0", override)
+        run_config("model.sharded=true", "dataset.accuracy_examples=0", *override.split())
 
 
 def test_a_sharded_base_wants_several_processes():

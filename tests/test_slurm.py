@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import slurm_cluster
@@ -11,7 +12,9 @@ import torch
 from conftest import ROOT, finish, small_run
 from test_launch import SMALL
 
+from hydra_plugins import lora_one_slurm
 from lora_one.distributed import take_slurm_tasks
+from lora_one.errors import RunError
 from lora_one.run_folder import RunFolder
 from lora_one.tracking import read_metrics
 
@@ -148,6 +151,40 @@ def test_a_batch_job_told_of_its_end_queues_itself_again_and_finishes(slurm, tmp
     (folder,) = (RunFolder(file.parent) for file in results.rglob("run.json"))
     straight = finish(small_run(tmp_path / "straight", "bundled/tiny", *LONGER[1:], "seed=1"))
     assert (folder.adapter / ADAPTER).read_bytes() == (straight.adapter / ADAPTER).read_bytes()
+
+
+class Job:
+    """What our launcher asks of a job of submitit's."""
+
+    def __init__(self, folder, job_id):
+        self.job_id = job_id
+        self.paths = SimpleNamespace(result_pickle=folder / f"{job_id}_result", stderr=folder / f"{job_id}_log")
+
+    def task(self, number):
+        return self
+
+
+def test_a_job_that_slurm_has_no_longer_is_not_waited_for(tmp_path, monkeypatch):
+    """Twice asked it must be gone: results may come late, a queue that does not answer proves nothing."""
+    answers = iter([{"5_0", "5_1"}, {"5_0"}, None, {"5_0", "5_1"}, {"5_0"}, {"5_0"}, set()])
+    asked = []
+
+    def in_queue(ids):
+        asked.append(ids)
+        if len(asked) == 7:
+            (tmp_path / "5_0_result").touch()
+        return next(answers)
+
+    for name, value in (("ASK_S", 0), ("LOOK_S", 0), ("in_queue", in_queue)):
+        monkeypatch.setattr(lora_one_slurm, name, value)
+    jobs = {Job(tmp_path, "5_0"): "seed=1", Job(tmp_path, "5_1"): "seed=2"}
+    ended = lora_one_slurm.wait_for(jobs)
+    lost, name = next(ended)
+    assert (lost.job_id, name, len(asked)) == ("5_1", "seed=2", 6)
+    lost.paths.stderr.write_text("slurmstepd: error: Detected 1 oom_kill event in StepId=5.0.\nmore\n")
+    with pytest.raises(RunError, match=r"job 5_1 came to no end \(Detected 1 oom_kill event in .*the same command"):
+        lora_one_slurm.outcome_of(lost)
+    assert [(job.job_id, name) for job, name in ended] == [("5_0", "seed=1")] and len(asked) == 7
 
 
 ARRAY = ["-m", "hydra/launcher=slurm", "hydra.launcher.gpus_per_node=null", "hydra.launcher.cpus_per_task=1"]
