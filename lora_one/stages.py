@@ -94,8 +94,9 @@ def load_base(run: RunConfig, encoder: Encoder) -> nn.Module:
     dtype = "bf16" if model.bf16 and run.peft.use_peft else "fp32"  # 16 bits do not hold an optimizer's steps
     labels = labels_of(run.dataset.name) if model.type == "SequenceClassification" else None
     options = {"dtype": dtype, "quantization": model.quantization, "model_type": model.type, "labels": labels}
+    shards = Processes.current().count if model.sharded else 1
     seed_everything(run.training_seed)  # a new head is drawn here
-    base = load_model(model.name, model.revision, **options)
+    base = load_model(model.name, model.revision, shards=shards, **options)
     return padded_with(base, encoder.pad_id) if labels else base
 
 

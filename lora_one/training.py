@@ -13,6 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
@@ -317,6 +319,13 @@ class Bar(ProgressCallback):
                 self.training_bar.set_postfix(shown, refresh=False)
 
 
+def leave_shards_alone(model: nn.Module) -> None:
+    """A sharded base is frozen: DDP averages the adapters' gradients and passes over the rest."""
+    frozen = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    if any(isinstance(parameter, DTensor) for parameter in frozen.values()):
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, list(frozen))
+
+
 def train(
     model: nn.Module,
     examples: Sequence[Encoded],
@@ -338,6 +347,7 @@ def train(
     which a signal came, with a resume point.
     """
     args = arguments(run, len(examples), checkpoints, processes, evaluated=evaluate is not None)
+    leave_shards_alone(model)
     stopper = Stopper()
     callbacks: list[TrainerCallback] = [Recorder(tracker), stopper]
     if is_adalora(model):
