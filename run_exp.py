@@ -67,11 +67,11 @@ def experiment(run: RunConfig, folder: "RunFolder", identity: str, fingerprints:
     from lora_one.seeding import seed_everything
 
     stages.check_resumable(run, folder)
-    encoder = encoder_for(run.model, run.dataset)
     skeleton = models.load_skeleton(run.model.name, run.model.revision, run.model.type)
     if run.peft.use_peft:
         adapters.target_layers(skeleton, run.peft, build_init(run.init))
     models.check_positions(skeleton, run.model)
+    encoder = encoder_for(run.model, run.dataset)
     splits = load_dataset(run.dataset, encoder, run.model.max_length)
     probe = stages.draw_probe(run, splits, encoder)
     base = stages.load_base(run, encoder)

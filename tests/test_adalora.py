@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM
 import run_exp
 from lora_one import adalora, training
 from lora_one.adapters import lora_layers
-from lora_one.errors import UsageError
 from lora_one.run_folder import RunFolder
 
 RUN = (
@@ -101,19 +100,3 @@ def test_stopped_before_within_and_after_the_allocation_it_ends_with_the_same_by
     assert folder.path == RunFolder(file.parent).path
     name = "adapter_model.safetensors"
     assert (folder.adapter / name).read_bytes() == (whole.adapter / name).read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["peft=adalora", "init=gradient"], "has a start of its own, not LoRA-One's"),
-        (["peft=adalora", "peft.dora=true"], "peft.dora=True is for LoRA's two factors"),
-        (["peft=adalora", "peft.use_loraplus=true"], "peft.use_loraplus=True is for LoRA's two factors"),
-        (["peft=adalora", "optimizer=scaled_adamw"], "optimizer=scaled_adamw is for LoRA's two factors"),
-        (["peft=adalora", "wandb.diagnostics_every=5"], "wandb.diagnostics_every=5 is for LoRA's two factors"),
-    ],
-)
-def test_what_does_not_go_with_it_is_refused(overrides, message):
-    with pytest.raises(UsageError) as error:
-        run_config(*overrides)
-    assert message in str(error.value)

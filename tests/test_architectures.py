@@ -143,23 +143,3 @@ def test_learnt_positions_bound_the_length(tokenizer):
     with pytest.raises(UsageError, match=r"model\.max_length=65 exceeds the 64 positions"):
         check_positions(model, run_config("model.max_length=65").model)
     check_positions(random_llama(), run_config("model.max_length=4096").model)  # rotary ones are not learnt
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["peft=all_w_emb", "model=t5base"], "the embeddings of an encoder-decoder are one weight in several places"),
-        (["peft=full_ft", "init=gradient"], "trains every weight, and LoRA-One starts adapters: drop init="),
-        (["peft=full_ft", "peft.dora=true"], "peft.dora=True is for adapters"),
-        (["peft=full_ft", "optimizer=scaled_gd"], "optimizer=scaled_gd is for adapters"),
-        (["peft=full_ft", "model.quantization=nf4"], "model.quantization=nf4 is for adapters"),
-        (["peft.lora_relative_r=1.5"], "peft.lora_relative_r=1.5 is out of range"),
-        (["model.order_seed=-1"], "model.order_seed=-1 is out of range"),
-        (["model.type=SequenceClassification", "dataset=cola", "dataset.chat_template=true"], "reads the bare texts"),
-        (["model.type=SequenceClassification", "dataset=cola", "model.quantization=nf4"], "quantise the new head"),
-    ],
-)
-def test_what_cannot_go_together_is_refused(overrides, message):
-    with pytest.raises(UsageError) as error:
-        run_config(*overrides)
-    assert message in str(error.value)

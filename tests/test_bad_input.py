@@ -26,6 +26,7 @@ from lora_one.provenance import config_hash, local_fingerprints
 from lora_one.run_folder import folder_of
 
 USAGE, FAILURE = 2, 1
+HEAD = "model=tiny model.type=SequenceClassification dataset=cola "
 JSON = "dataset=json model=tiny dataset.path={files}/"
 EVAL = "--data_path={files}/gsm8k.jsonl --output_dir={results}"
 
@@ -47,7 +48,7 @@ CONFIGURATION = [
     ("init=foo", "init=foo is not a choice of conf/init", "valid: corda, default, eva, gaussian"),
     ("dataset=gsm9k", "dataset=gsm9k", "did you mean gsm8k? valid: alpaca, alpaca_gpt4, arithmetic"),
     ("++dataset_name=gsm9k", "dataset=gsm9k", "did you mean gsm8k?"),
-    ("peft=", "peft= is not a choice of conf/peft", "valid: all, dora, lora_xs, qv"),
+    ("peft=", "peft= is not a choice of conf/peft", "valid: adalora, all, all_w_emb, dora, full_ft"),
     ("init=null", "init=null", "a group takes the name of a file in its folder of conf/"),
     ("dataset.name=gsm9k", "dataset.name=gsm9k is not a data set", "did you mean gsm8k?"),
     ("init.mode=gradiant", "init.mode=gradiant is not a kind of initialisation", "did you mean gradient?"),
@@ -148,6 +149,41 @@ CONFIGURATION = [
     ("results_dir=null", "results_dir=null is no folder", "set results_dir="),
     ("dataset.decontaminate=gsm9k", "gsm9k is no file or folder here", "did you mean gsm8k? valid: gsm8k, humaneval"),
     ("dataset.cache=false", "dataset.cache=False is no folder", "null to keep nothing"),
+    # kinds of models, what trains, seeds, several processes
+    ("model.type=Seq2SeqLM", "model.type=Seq2SeqLM is not a choice", "valid: CausalLM, ConditionalGeneration"),
+    (
+        "model.type=SequenceClassification",
+        "needs classes, and dataset=arithmetic has texts to write",
+        "take one of boolq",
+    ),
+    (HEAD + "dataset.chat_template=true", "dataset.chat_template=true wraps prompts", "reads the bare texts: drop it"),
+    (HEAD + "model.quantization=nf4", "model.quantization=nf4 would quantise the new head", "model.quantization=null"),
+    (HEAD + "model.sharded=true dataset.accuracy_examples=0", "only causal models are shared out; drop it"),
+    (
+        "peft=full_ft init=gradient",
+        "peft.use_peft=False trains every weight, and LoRA-One starts adapters",
+        "drop init=",
+    ),
+    ("peft=full_ft init=pissa", "trains every weight, and pissa starts adapters", "drop init="),
+    ("peft=full_ft peft.dora=true", "peft.dora=True is for adapters", "drop one of them"),
+    ("peft=full_ft peft.use_loraplus=true", "peft.use_loraplus=True is for adapters", "drop one of them"),
+    ("peft=full_ft peft.lora_relative_r=0.5", "peft.lora_relative_r=0.5 is for adapters", "drop one of them"),
+    ("peft=full_ft model.quantization=nf4", "model.quantization=nf4 is for adapters", "drop one of them"),
+    ("peft=full_ft optimizer=scaled_gd", "optimizer=scaled_gd is for adapters", "drop one of them"),
+    ("peft=adalora init=gradient", "peft.adalora=True has a start of its own, not LoRA-One's", "drop init="),
+    ("peft=adalora peft.dora=true", "peft.dora=True is for LoRA's two factors", "drop one of them"),
+    ("peft=adalora peft.use_loraplus=true", "peft.use_loraplus=True is for LoRA's two factors", "drop one of them"),
+    ("peft=adalora optimizer=scaled_adamw", "optimizer=scaled_adamw is for LoRA's two factors", "drop one of them"),
+    ("peft=adalora wandb.diagnostics_every=5", "wandb.diagnostics_every=5 is for LoRA's two factors", "drop one of"),
+    ("peft=all_w_emb model=t5base dataset=cola", "embeddings of an encoder-decoder are one weight", "peft=full_ft"),
+    ("peft=all_w_emb model.sharded=true dataset.accuracy_examples=0", "peft.train_embeddings=True", "drop one of them"),
+    ("peft.lora_relative_r=1.5", "peft.lora_relative_r=1.5 is out of range", "in (0, 1]"),
+    ("peft.lora_relative_r=0", "peft.lora_relative_r=0.0 is out of range", "in (0, 1]"),
+    ("model.seed=4294967296", "model.seed=4294967296 is out of range", "an integer in [0, 2^32)"),
+    ("model.order_seed=-1", "model.order_seed=-1 is out of range", "an integer in [0, 2^32)"),
+    ("model.order_seed=first", "model.order_seed='first' has the wrong type", "int or null is wanted"),
+    ("model.keep_epochs=last", "model.keep_epochs='last' has the wrong type", "bool is wanted"),
+    ("model.sharded=true", "model.sharded=True does not go with dataset.accuracy_examples=", "set it to 0"),
 ]
 
 # Found when data, names and shapes are read; still before any weight, and nothing is on record.
@@ -187,6 +223,15 @@ READING = [
     ("dataset.decontaminate=humaneval", FAILURE, "openai_humaneval cannot be loaded", "dataset.decontaminate="),
     ("dataset.decontaminate={files}/header.csv", FAILURE, "header.csv holds no rows", "give a file with examples"),
     ("dataset.decontaminate={files}/empty", USAGE, "no file that begins with 'test'", "give the file itself"),
+    ("model.type=ConditionalGeneration", USAGE, "does not fit bundled/tiny, a llama", "take model.type=CausalLM"),
+    (HEAD + "dataset.path={files}/json.jsonl", USAGE, "no column sentence, label; it has prompt, response"),
+    (HEAD + "dataset.path={files}/labels.tsv", USAGE, "row 2: the label '7' is none of", "give a split with labels"),
+    (
+        HEAD + "dataset.path={files}/words.tsv model.max_length=2 init.bsz=4 init.iters=4",
+        USAGE,
+        "exceeds the 2",
+        "lower",
+    ),
 ]
 
 EVALUATION = [
@@ -283,6 +328,8 @@ def files(tmp_path_factory):
         "twice/train.jsonl": rows,
         "twice/train.csv": "prompt,response\na,b\n",
         "empty/notes": "",
+        "labels.tsv": "x\t1\t\tgood\nx\t7\t\tbad\n",
+        "words.tsv": "x\t1\t\tgood\nx\t0\t\tbad\n",
     }
     for name, text in texts.items():
         (folder / name).parent.mkdir(exist_ok=True)
