@@ -13,10 +13,11 @@ Reduction = Literal["example", "token"]
 Batch = dict[str, Tensor]
 
 
-def loss_sum(logits: Tensor, labels: Tensor, reduction: Reduction) -> Tensor:
+def loss_sum(logits: Tensor, labels: Tensor, reduction: Reduction, position_ids: Tensor | None = None) -> Tensor:
     """Sum of cross-entropies: over tokens, or over examples of each example's mean over its tokens.
 
     logits: (batch, length, vocabulary), the one at t predicts the label at t + 1; labels: (batch, length).
+    position_ids: only where a row holds several examples (batch, length), 0 where one begins.
     Computed in at least fp32, for the counted tokens only.  Divide by ``loss_count`` for the mean.
     """
     targets = labels[:, 1:]
@@ -25,15 +26,26 @@ def loss_sum(logits: Tensor, labels: Tensor, reduction: Reduction) -> Tensor:
     chosen = chosen if chosen.dtype == torch.float64 else chosen.float()
     losses = cross_entropy(chosen, targets[counted], reduction="none")
     if reduction == "example":
-        tokens = counted.sum(dim=1)
-        losses = losses / tokens.repeat_interleave(tokens)
+        example = examples_of(labels, position_ids)[:, 1:][counted]
+        losses = losses / example.bincount()[example]
     return losses.sum()
 
 
-def loss_count(labels: Tensor, reduction: Reduction) -> int:
+def loss_count(labels: Tensor, reduction: Reduction, position_ids: Tensor | None = None) -> int:
     """What ``loss_sum`` is divided by for the mean: tokens that count, or examples that have one."""
     counted = labels[:, 1:] != IGNORED
-    return int(counted.sum() if reduction == "token" else counted.any(dim=1).sum())
+    if reduction == "token":
+        return int(counted.sum())
+    return examples_of(labels, position_ids)[:, 1:][counted].unique().numel()
+
+
+def examples_of(labels: Tensor, position_ids: Tensor | None) -> Tensor:
+    """Which example each token is of, counted through the batch (batch, length): a row's, or by where they begin."""
+    starts = torch.zeros_like(labels)
+    starts[:, 0] = 1
+    if position_ids is not None:
+        starts = position_ids.eq(0).long()
+    return starts.flatten().cumsum(0).view_as(labels) - 1
 
 
 def model_logits(model: nn.Module, batch: Batch) -> Tensor:
