@@ -69,7 +69,7 @@ def test_packed_examples_have_the_loss_and_the_gradient_of_each_alone(llama, att
     weight = llama.model.layers[0].self_attn.k_proj.weight.requires_grad_()
     generator = torch.Generator().manual_seed(1)
     rows = [torch.randint(2, 512, (n,), generator=generator).tolist() for n in (6, 17, 11)]
-    examples = [Encoded(row, [-100] * k + row[k:]) for k, row in enumerate(rows)]
+    examples = [Encoded(row, [-100] * k + row[k:]) for k, row in zip((2, 1, 0), rows, strict=True)]
     sums, gradients, counts = [], [], []
     for batches in ([collate([example], 0) for example in examples], [pack(examples)]):
         positions = [batch.get("position_ids") for batch in batches]
@@ -82,7 +82,7 @@ def test_packed_examples_have_the_loss_and_the_gradient_of_each_alone(llama, att
         counts.append(sum(loss_count(b["labels"], reduction, p) for b, p in pairs))
     torch.testing.assert_close(sums[1], sums[0])
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
-    assert counts == [3, 3] if reduction == "example" else counts == [5 + 16 + 9] * 2
+    assert counts == [3, 3] if reduction == "example" else counts == [4 + 16 + 10] * 2
 
 
 def test_prompt_tokens_do_not_count(llama):

@@ -1,5 +1,7 @@
 """Micro-batches by length inside each global batch: which examples, how many, on which process."""
 
+from itertools import chain, pairwise
+
 import pytest
 import torch
 
@@ -34,12 +36,10 @@ def test_global_batches_are_cuts_of_one_random_order_however_they_are_shared_out
 def test_micro_batches_stand_by_length_within_and_beside_each_other(count):
     """At an accumulation step no process has a longer example than any had at the step before."""
     ranks = micro_batches(count)
+    beside = [[LENGTHS[i] for batch in together for i in batch] for together in zip(*ranks, strict=True)]
     accumulation = 24 // (4 * count)
-    for step in range(0, len(ranks[0]), accumulation):
-        beside = [
-            [LENGTHS[i] for rank in ranks for i in rank[step + k]] for k in range(accumulation)[: len(ranks[0]) - step]
-        ]
-        for before, after in zip(beside, beside[1:], strict=False):
+    for step in range(0, len(beside), accumulation):
+        for before, after in pairwise(beside[step : step + accumulation]):
             assert min(before) >= max(after)
 
 
@@ -50,7 +50,7 @@ def test_the_last_smaller_batch_is_cut_evenly_and_repeats_nothing(count, rest):
     assert len({len(rank) for rank in ranks}) == 1, "every process takes as many steps"
     last = [batch for rank in ranks for batch in rank[24 // (4 * count) :]]
     sizes = [len(batch) for batch in last]
-    assert sum(sizes) == len(set(sum(last, []))) == rest
+    assert sum(sizes) == len(set(chain(*last))) == rest
     assert max(sizes) <= 4 and max(sizes) - min(sizes) <= 1
 
 
