@@ -32,7 +32,6 @@ from lora_one.optim import build_optimizer
 from lora_one.tracking import Tracker
 
 RESUME_EVERY = 500  # optimizer steps between two resume points at the most, unless model.save_steps says otherwise
-PACKED = {torch.float32: 1e-3}  # share of the largest logit that packing may change; in 16 bits ten per cent
 HIDDEN = ".partial"  # beside the resume points: one that is being written or removed
 SHOWN = ("loss", "eval_loss", "eval_accuracy")  # of the logged numbers, on the screen
 Evaluate = Callable[[nn.Module], dict[str, float]]
@@ -159,7 +158,8 @@ def check_packing(model: nn.Module, examples: Sequence[Encoded]) -> None:
         alone = torch.cat([model_logits(model, pack([example]))[0] for example in pair]).float()
         together = model_logits(model, pack(pair))[0].float()
     change = float((together - alone).abs().max() / alone.abs().max())
-    if not change <= PACKED.get(next(model.parameters()).dtype, 0.1):
+    rounding = 1e-3 if next(model.parameters()).dtype == torch.float32 else 0.1
+    if not change <= rounding:
         raise UsageError(
             f"model.packing=true: two examples in one row change each other's logits in this model, by {change:.2g} of "
             "the largest, so its attention does not keep them apart: drop model.packing"
@@ -193,8 +193,8 @@ class FineTuner(Trainer):
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """This micro-batch's part of the global batch's mean; times the processes, whose gradients are averaged."""
-        unseen = {"labels", "attention_mask"} if self.causal else {"labels"}  # padding stands right: none attends to it
-        logits = model(**{name: value for name, value in inputs.items() if name not in unseen}).logits
+        left_out = {"labels", "attention_mask"} if self.causal else {"labels"}  # no token attends to padding behind it
+        logits = model(**{name: value for name, value in inputs.items() if name not in left_out}).logits
         total = loss_sum(logits, inputs["labels"], self.reduction, inputs.get("position_ids"))
         return total * self.accelerator.num_processes / num_items_in_batch
 
