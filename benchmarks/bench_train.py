@@ -145,7 +145,8 @@ def measure(
             differences[name] = max(differences.get(name, 0.0), *(abs(a - b) / b for a, b in pairs))
             assert differences[name] <= AGREE, f"{name}: losses {done.losses} differ from {reference}"
             clocks[name].append(done.clock)
-            print(f"{turn + 1}/{repeats} {name}: {done.clock.seconds:.2f} s", flush=True)
+            clock = f"{done.clock.seconds:.2f} s, {done.clock.cpu_seconds:.2f} CPU seconds"
+            print(f"{turn + 1}/{repeats} {name}: {clock}", flush=True)
     rows = []
     for name, taken in clocks.items():
         speeds = [len(at.examples) / clock.seconds for clock in taken]
