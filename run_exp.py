@@ -32,7 +32,8 @@ def execute(run: RunConfig) -> None:
     from lora_one.run_folder import RunFolder, folder_of
 
     processes = Processes.started()
-    models.preflight(run.model)
+    models.preflight(run.model, full=not run.peft.use_peft)
+    run = models.ranked(run)
     if processes.count > 1:
         from lora_one.training import accumulation_steps
 
@@ -60,23 +61,26 @@ def experiment(run: RunConfig, folder: "RunFolder", identity: str, fingerprints:
     """Gradient, adapters, fine-tuning, evaluation, and everything on disk; goes on where a killed one stopped."""
     from lora_one import adapters, models, stages
     from lora_one.data import load_dataset
+    from lora_one.data.encode import encoder_for
     from lora_one.evaluation.validation import Validation
     from lora_one.inits import build_init
     from lora_one.seeding import seed_everything
 
     stages.check_resumable(run, folder)
-    tokenizer = models.load_tokenizer(run.model.name, run.model.revision)
-    skeleton = models.load_skeleton(run.model.name, run.model.revision)
-    adapters.target_layers(skeleton, run.peft, build_init(run.init))
-    splits = load_dataset(run.dataset, tokenizer, run.model.max_length)
-    probe = stages.draw_probe(run, splits, tokenizer)
-    base = stages.load_base(run)
+    encoder = encoder_for(run.model, run.dataset)
+    skeleton = models.load_skeleton(run.model.name, run.model.revision, run.model.type)
+    if run.peft.use_peft:
+        adapters.target_layers(skeleton, run.peft, build_init(run.init))
+    models.check_positions(skeleton, run.model)
+    splits = load_dataset(run.dataset, encoder, run.model.max_length)
+    probe = stages.draw_probe(run, splits, encoder)
+    base = stages.load_base(run, encoder)
     stages.check_together(run, splits, base)
-    parts = stages.Experiment(run, folder, tokenizer, splits, Validation(run, splits, tokenizer))
+    parts = stages.Experiment(run, folder, encoder, splits, Validation(run, splits, encoder))
     with stages.recorded(run, folder, identity, fingerprints) as tracker:  # what stood there before goes only now
-        seed_everything(run.seed)
+        seed_everything(run.training_seed)
         model = stages.initialise(parts, base, probe, tracker)
-        seed_everything(run.seed)  # dropout and order are the same whatever the initialisation drew
+        seed_everything(run.training_seed)  # dropout and order are the same whatever the initialisation drew
         stages.fine_tune(parts, model, tracker)
         stages.save(parts, model)
     stages.close(run, folder)

@@ -32,9 +32,9 @@ from transformers.trainer_callback import PrinterCallback
 from lora_one import cli
 from lora_one.config import RunConfig
 from lora_one.data import load_dataset
-from lora_one.data.encode import Encoded, pad_id_of
+from lora_one.data.encode import Encoded, encoder_for
 from lora_one.inits import build_init
-from lora_one.models import load_model, load_tokenizer
+from lora_one.models import load_model
 from lora_one.start import attach_adapters
 from lora_one.tracking import Tracker, read_metrics
 from lora_one.training import total_steps, train
@@ -215,16 +215,16 @@ def subject(chosen: argparse.Namespace) -> Subject:
     data = ["dataset=gsm8k", f"dataset.path={chosen.data_path}"] if chosen.data_path else ["dataset=arithmetic"]
     keys = [f"model.name={chosen.model}", f"model.max_length={chosen.max_length}", "model.bf16=false"]
     run = cli.compose(CONF, [*data, "model=llama", *keys, "init=default", "wandb.mode=disabled"])
-    tokenizer = load_tokenizer(run.model.name)
+    encoder = encoder_for(run.model, run.dataset)
     wanted = chosen.steps * run.model.real_batch_size
-    examples = load_dataset(run.dataset, tokenizer, run.model.max_length).train[:wanted]
+    examples = load_dataset(run.dataset, encoder, run.model.max_length).train[:wanted]
     assert math.ceil(len(examples) / run.model.real_batch_size) == chosen.steps, f"only {len(examples)} examples"
     if chosen.shape is None:
-        return Subject(load_model(run.model.name, where=chosen.device), examples, run, pad_id_of(tokenizer))
+        return Subject(load_model(run.model.name, where=chosen.device), examples, run, encoder.pad_id)
     shape = SHAPES[chosen.shape]
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=len(encoder.tokenizer),
         hidden_size=shape.hidden,
         intermediate_size=shape.intermediate,
         num_hidden_layers=shape.layers,
@@ -233,7 +233,7 @@ def subject(chosen: argparse.Namespace) -> Subject:
         max_position_embeddings=chosen.max_length,
     )
     base = LlamaForCausalLM(config).to(chosen.device).requires_grad_(False).eval()
-    return Subject(base, examples, run, pad_id_of(tokenizer))
+    return Subject(base, examples, run, encoder.pad_id)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import ModulesToSaveWrapper
 from peft.utils.integrations import dequantize_bnb_weight
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,11 +18,17 @@ from lora_one.config.schemas import PeftConfig
 from lora_one.errors import UsageError, nearest
 from lora_one.gradients import weight_shape
 from lora_one.inits import Method
-from lora_one.models import DTYPES, never_repacked
+from lora_one.models import DTYPES, HEADS, kind_of, never_repacked
 from lora_one.seeding import generator_for
 from lora_one.types import AdapterFactors, LayerView
 
 ADAPTER = "default"
+# model.type -> PEFT's word for it
+TASK_TYPES = {
+    "CausalLM": "CAUSAL_LM",
+    "ConditionalGeneration": "SEQ_2_SEQ_LM",
+    "SequenceClassification": "SEQ_CLS",
+}
 Kept = dict[str, tuple[Tensor, Tensor]]
 
 
@@ -31,11 +38,12 @@ def target_layers(model: nn.Module, peft: PeftConfig, method: Method | None = No
     Linear are torch's, those quantised by bitsandbytes, and GPT-2's Conv1D. Works on a skeleton too.
     Raises UsageError: an ending matches no linear layer, or a layer has fewer singular vectors than the method takes.
     """
-    head = model.get_output_embeddings()
+    output = model.get_output_embeddings()
+    heads = HEADS if kind_of(model) == "SequenceClassification" else ()
     linear = {
         name: layer
         for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear | Conv1D) and layer is not head
+        if isinstance(layer, nn.Linear | Conv1D) and layer is not output and name.partition(".")[0] not in heads
     }
     if peft.lora_target_modules != "all":
         chosen = {}
@@ -92,6 +100,8 @@ def lora_config(model: nn.Module, peft: PeftConfig, **further: Any) -> LoraConfi
     further: settings of one of PEFT's own initialisations, while it runs.
     """
     layers = target_layers(model, peft)
+    if peft.train_embeddings:
+        further |= embeddings_to_train(model)
     endings = sorted({name.rpartition(".")[2] for name in layers})
     alike = {name for name, _ in model.named_modules() if name.rpartition(".")[2] in endings}
     return LoraConfig(
@@ -102,9 +112,18 @@ def lora_config(model: nn.Module, peft: PeftConfig, **further: Any) -> LoraConfi
         use_dora=peft.dora,
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in layers.values()),
         target_modules=endings if alike == set(layers) else sorted(layers),
-        task_type="CAUSAL_LM",
+        task_type=TASK_TYPES[kind_of(model)],
         **further,
     )
+
+
+def embeddings_to_train(model: nn.Module) -> dict[str, Any]:
+    """PEFT's settings that train input and output embeddings, in copies of its own; tied ones stay tied."""
+    words, output = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = output is not None and output.weight is words.weight
+    trained = (words,) if tied or output is None else (words, output)
+    names = [name for name, module in model.named_modules() if module in trained]
+    return {"modules_to_save": names, "ensure_weight_tying": tied}
 
 
 @torch.no_grad()
@@ -145,9 +164,43 @@ def wrapped(base: nn.Module, config: LoraConfig, dtype: str) -> PeftModel:
     with quiet_peft():
         model = get_peft_model(never_repacked(base), config, autocast_adapter_dtype=False)
     for name, parameter in model.named_parameters():
-        if "lora_" in name:  # whatever else trains (a head, biases) keeps the base's
+        if "lora_" in name:  # biases that train keep the base's
             parameter.data = parameter.data.to(DTYPES[dtype])
+    for module in trained_copies(model):
+        widen(module)
     return model
+
+
+def trained_copies(model: PeftModel) -> Iterator[nn.Module]:
+    """Whole modules that train beside the adapters (a new head, embeddings), which PEFT copies."""
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            yield from module.modules_to_save.values()
+
+
+def widen(module: nn.Module) -> None:
+    """Train a 16-bit module in fp32, as steps are smaller than its digits; around it everything stays 16 bit."""
+    narrow = next(module.parameters()).dtype
+    if narrow not in (torch.bfloat16, torch.float16):
+        return
+
+    def wide(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
+
+    module.float()
+    module.register_forward_pre_hook(wide)
+    module.register_forward_hook(lambda *call: call[-1].to(narrow))
+
+
+def narrowed(model: PeftModel) -> None:
+    """Undo ``widen``: the copies that trained are of their originals' dtype again."""
+    for wrapper in model.modules():
+        if isinstance(wrapper, ModulesToSaveWrapper):
+            dtype = next(wrapper.original_module.parameters()).dtype
+            for module in wrapper.modules_to_save.values():
+                module._forward_hooks.clear()
+                module._forward_pre_hooks.clear()
+                module.to(dtype)
 
 
 @contextmanager
@@ -258,6 +311,14 @@ def put(layer: Any, factors: AdapterFactors) -> None:
         B, A = (part.weight.float() for part in (up, down))
         moved = torch.addmm(wide_weight(layer.get_base_layer()).to(B.device), B, A, alpha=layer.scaling[ADAPTER])
         layer.lora_magnitude_vector[ADAPTER].weight.copy_(moved.norm(dim=1))
+
+
+def factors_of(layer: Any) -> AdapterFactors:
+    """What stands in a PEFT layer now, in its own dtype and on its device."""
+    up, A = layer.lora_B[ADAPTER], layer.lora_A[ADAPTER].weight.detach()
+    if isinstance(up, Core):
+        return AdapterFactors(up.B, A, R=up.R.detach())
+    return AdapterFactors(up.weight.detach(), A)
 
 
 def relative_shift(layer: Any, factors: AdapterFactors) -> float:

@@ -1,6 +1,7 @@
 """Adapters and merged models on disk: a folder that plain PEFT loads, a folder that anything loads."""
 
 import copy
+import json
 import os
 import shutil
 import tempfile
@@ -15,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lora_one.adapters import ADAPTER, Core, Kept, lora_layers, quiet_peft
+from lora_one.adapters import ADAPTER, TASK_TYPES, Core, Kept, lora_layers, narrowed, quiet_peft
 from lora_one.errors import RunError, UsageError
 
 
@@ -115,7 +116,8 @@ def _undo_shift(model: PeftModel, folder: Path, kept: Kept) -> None:
 
 
 def save_kept(kept: Kept, path: Path) -> None:
-    """(B0, A0) of every layer whose base was shifted: with them a resumed run shifts it again."""
+    """A pair (m, r), (r, n) by layer that a resumed run needs: (B0, A0) where the base was shifted, so that it is
+    shifted again; a gradient's leading singular vectors."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
         f"{name}.{letter}": factor.cpu().contiguous()
@@ -135,10 +137,21 @@ def load_kept(path: Path) -> Kept:
     return {name: (tensors[f"{name}.B"], tensors[f"{name}.A"]) for name in names}
 
 
-def load_adapter(base: nn.Module, path: Path) -> PeftModel:
-    """The base with a saved adapter. Raises UsageError: no adapter there, or one of another model."""
+def kind_of_adapter(path: Path) -> str:
+    """The ``model.type`` of the model that a saved adapter belongs to. Raises UsageError: no adapter there."""
+    check_adapter(path)
+    task = json.loads((path / "adapter_config.json").read_text()).get("task_type")
+    return {name: kind for kind, name in TASK_TYPES.items()}.get(task, "CausalLM")
+
+
+def check_adapter(path: Path) -> None:
     if not (path / "adapter_config.json").exists():
         raise UsageError(f"{path} holds no adapter_config.json: give the adapter/ folder of a run")
+
+
+def load_adapter(base: nn.Module, path: Path) -> PeftModel:
+    """The base with a saved adapter. Raises UsageError: no adapter there, or one of another model."""
+    check_adapter(path)
     try:
         with quiet_peft():
             return PeftModel.from_pretrained(base, str(path))
@@ -176,8 +189,8 @@ def merge_adapter(model: PeftModel) -> nn.Module:
             factor.to(wide)
         layer.merge()
         base.weight.data = base.weight.data.to(dtype)
-    merged = model.unload()
-    return merged
+    narrowed(model)
+    return model.unload()
 
 
 def dequantized(base: nn.Module) -> nn.Module:

@@ -24,9 +24,10 @@ from yaml import YAMLError
 from lora_one.config import RunConfig, refuse_unknown
 from lora_one.config.rules import flatten
 from lora_one.data import load_dataset
+from lora_one.data.encode import encoder_for
 from lora_one.errors import RunError, UsageError, nearest
 from lora_one.evaluation.held_out import HeldOut
-from lora_one.models import device, load_tokenizer, local_folder
+from lora_one.models import device, local_folder
 from lora_one.provenance import config_hash, git_commit, local_fingerprints, versions
 from lora_one.reports import compare as table
 from lora_one.reports.compare import Grid, Point, Run
@@ -256,7 +257,7 @@ def held_out_data(comparison: Comparison, jobs: Jobs) -> HeldOut:
     """
     run = jobs.shared
     held_out = HeldOut(run, jobs.compose([*comparison.common, *comparison.test]).dataset, comparison.test_examples)
-    splits = load_dataset(run.dataset, load_tokenizer(run.model.name, run.model.revision), run.model.max_length)
+    splits = load_dataset(run.dataset, encoder_for(run.model, run.dataset), run.model.max_length)
     if not splits.validation:
         raise UsageError("there are no validation examples to choose by: raise dataset.validation_size in common")
     seen = {example.prompt for example in [*splits.train_texts, *splits.validation_texts]}

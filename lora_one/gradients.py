@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lora_one.distributed import Processes
-from lora_one.losses import Batch, Reduction, evaluating, loss_count, loss_sum, model_logits
+from lora_one.losses import Batch, Reduction, evaluating, loss_count, loss_sum, model_logits, targets
 
 SMALL = 2**28  # bytes of fp64 sums of all layers together
 Receive = Callable[[str, Tensor, Tensor], None]  # (layer, X (tokens, n), dY (tokens, m))
@@ -147,20 +147,20 @@ def backward_passes(
     Raises ValueError, on every process: the loss is not finite.
     """
     processes = among or Processes.current()
-    count = sum(loss_count(batch["labels"], reduction) for batch in batches)
+    count = sum(loss_count(targets(batch), reduction) for batch in batches)
     calls = Counter() if calls is None else calls
     loss = 0.0
     with (
         evaluating(model),
         _tapped(layers, receive, calls) as forward,
-        _gradients_from_the_embeddings(model),
+        gradients_from_the_embeddings(model),
         _checkpointed(model, checkpointing),
     ):
         for batch, weight in processes.share(batches):
             with torch.enable_grad():
                 with forward():
                     logits = model_logits(model, batch)
-                share = loss_sum(logits, batch["labels"].to(logits.device), reduction) * (weight / count)
+                share = loss_sum(logits, targets(batch), reduction) * (weight / count)
                 del logits
             loss += share.item()
             if processes.count == 1 and not math.isfinite(loss):
@@ -170,7 +170,7 @@ def backward_passes(
     if not math.isfinite(loss):
         raise ValueError(f"the loss on the initialisation examples is {loss}")
     examples = sum(len(batch["labels"]) for batch in batches)
-    tokens = sum(loss_count(batch["labels"], "token") for batch in batches)
+    tokens = sum(loss_count(targets(batch), "token") for batch in batches)
     return GradientReport(examples, tokens, loss)
 
 
@@ -226,7 +226,7 @@ def _tapped(layers: dict[str, nn.Module], receive: Receive, calls: Counter[str])
 
 
 @contextmanager
-def _gradients_from_the_embeddings(model: nn.Module) -> Iterator[None]:
+def gradients_from_the_embeddings(model: nn.Module) -> Iterator[None]:
     """With every weight frozen, autograd starts at the embeddings' output.
 
     An encoder and its decoder look words up in two modules that share a weight.
@@ -253,9 +253,7 @@ def _gradients_from_the_embeddings(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _checkpointed(model: nn.Module, wanted: bool) -> Iterator[None]:
     """Checkpoint each of the model's blocks; transformers' own switch would turn dropout on with it."""
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)] if wanted else []
+    blocks = blocks_of(model) if wanted else []
     own = [vars(block).get("forward") for block in blocks]  # accelerate's placement gives an instance its own
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
@@ -267,3 +265,10 @@ def _checkpointed(model: nn.Module, wanted: bool) -> Iterator[None]:
                 del block.forward  # the class's is behind it
             else:
                 block.forward = before
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The blocks whose inside a checkpointed forward pass computes again."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]

@@ -1,51 +1,64 @@
-"""The loss of causal language modelling, one definition for training, validation and the one-step gradient."""
+"""The loss of every kind of model, one definition for training, validation and the one-step gradient."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 
 IGNORED = -100  # label of prompt and padding
 Reduction = Literal["example", "token"]
 Batch = dict[str, Tensor]
 
 
-def loss_sum(logits: Tensor, labels: Tensor, reduction: Reduction, position_ids: Tensor | None = None) -> Tensor:
+def targets(batch: Batch) -> Tensor:
+    """(batch, length): what the logits at each place must predict, int64, IGNORED where nothing counts.
+
+    A batch says by its form which kind of model it is for. A causal model's logits at t predict the label at t + 1; an
+    encoder-decoder's, whose batch holds ``decoder_input_ids``, the label at t; for a classification head ``labels`` is
+    (batch,), one class each, and the length here is 1.
+    """
+    labels = batch["labels"]
+    if labels.dim() == 1:
+        return labels[:, None]
+    return labels if "decoder_input_ids" in batch else pad(labels[:, 1:], (0, 1), value=IGNORED)
+
+
+def loss_sum(logits: Tensor, wanted: Tensor, reduction: Reduction, position_ids: Tensor | None = None) -> Tensor:
     """Sum of cross-entropies: over tokens, or over examples of each example's mean over its tokens.
 
-    logits: (batch, length, vocabulary), the one at t predicts the label at t + 1; labels: (batch, length).
+    logits: (batch, length, vocabulary), or (batch, classes) of a classification head; wanted: ``targets`` of the batch.
     position_ids: only where a row holds several examples (batch, length), 0 where one begins.
     Computed in at least fp32, for the counted tokens only.  Divide by ``loss_count`` for the mean.
     """
-    targets = labels[:, 1:]
-    counted = targets != IGNORED
-    chosen = logits[:, :-1][counted]
+    wanted = wanted.to(logits.device)
+    counted = wanted != IGNORED
+    chosen = logits.view(*wanted.shape, -1)[counted]
     chosen = chosen if chosen.dtype == torch.float64 else chosen.float()
-    losses = cross_entropy(chosen, targets[counted], reduction="none")
+    losses = cross_entropy(chosen, wanted[counted], reduction="none")
     if reduction == "example":
-        example = examples_of(labels, position_ids)[:, 1:][counted]
+        example = examples_of(wanted, position_ids)[counted]
         losses = losses / example.bincount()[example]
     return losses.sum()
 
 
-def loss_count(labels: Tensor, reduction: Reduction, position_ids: Tensor | None = None) -> int:
+def loss_count(wanted: Tensor, reduction: Reduction, position_ids: Tensor | None = None) -> int:
     """What ``loss_sum`` is divided by for the mean: tokens that count, or examples that have one."""
-    counted = labels[:, 1:] != IGNORED
+    counted = wanted != IGNORED
     if reduction == "token":
         return int(counted.sum())
-    return examples_of(labels, position_ids)[:, 1:][counted].unique().numel()
+    return examples_of(wanted, position_ids)[counted].unique().numel()
 
 
-def examples_of(labels: Tensor, position_ids: Tensor | None) -> Tensor:
+def examples_of(wanted: Tensor, position_ids: Tensor | None) -> Tensor:
     """Which example each token is of, counted through the batch (batch, length): a row's, or by where they begin."""
-    starts = torch.zeros_like(labels)
+    starts = torch.zeros_like(wanted)
     starts[:, 0] = 1
     if position_ids is not None:
         starts = position_ids.eq(0).long()
-    return starts.flatten().cumsum(0).view_as(labels) - 1
+    return starts.flatten().cumsum(0).view_as(wanted) - 1
 
 
 def model_logits(model: nn.Module, batch: Batch) -> Tensor:
@@ -67,12 +80,20 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def mean_loss(model: nn.Module, batches: Iterable[Batch], reduction: Reduction) -> float:
-    """Mean loss over batches, dropout off; neither batch size nor padding changes it."""
+def mean_loss(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    reduction: Reduction,
+    seen: Callable[[Tensor, Batch], None] | None = None,
+) -> float:
+    """Mean loss over batches, dropout off; neither batch size nor padding changes it. seen: is shown the logits."""
     total, count = 0.0, 0
     with evaluating(model):
         for batch in batches:
+            wanted = targets(batch)
             logits = model_logits(model, batch)
-            total += float(loss_sum(logits, batch["labels"].to(logits.device), reduction))
-            count += loss_count(batch["labels"], reduction)
+            total += float(loss_sum(logits, wanted, reduction))
+            count += loss_count(wanted, reduction)
+            if seen is not None:
+                seen(logits, batch)
     return total / count

@@ -1,10 +1,11 @@
 """Models and tokenizers, from the hub, a local folder or the bundled tiny one; and whether they fit this machine."""
 
+import dataclasses
 import importlib
 import importlib.util
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from lora_one.config import RunConfig, with_core
 from lora_one.config.schemas import ModelConfig
 from lora_one.errors import RunError, UsageError
 
@@ -28,6 +30,8 @@ AUTO_CLASSES = {
     "ConditionalGeneration": "AutoModelForSeq2SeqLM",
     "SequenceClassification": "AutoModelForSequenceClassification",
 }
+
+HEADS = ("classifier", "score")  # where classification models of transformers keep what is new to them
 
 # of the hub ids in conf/model whose name does not say it
 PARAMETERS = {"TinyLlama/TinyLlama_v1.1": 1.1e9}
@@ -75,8 +79,8 @@ def attention_of(dtype: torch.dtype | str, where: torch.device) -> str:
     return "flash_attention_2" if flash and dtype in (torch.bfloat16, torch.float16) else "sdpa"
 
 
-def preflight(model: ModelConfig) -> None:
-    """Refuse, before anything is downloaded or loaded, a model that this machine cannot train.
+def preflight(model: ModelConfig, *, full: bool = False) -> None:
+    """Refuse, before anything is downloaded or loaded, a model that this machine cannot train (full: every weight).
 
     Raises UsageError: no package for a quantised base, too many parameters without an accelerator, or weights beyond
     the free memory.
@@ -94,10 +98,38 @@ def preflight(model: ModelConfig) -> None:
     out = "take model=tiny, a smaller model.name, a machine with a GPU, or model.preflight=false to try all the same"
     if where.type == "cpu" and parameters > CPU_LIMIT:
         raise UsageError(f"{size}; without an accelerator at most {CPU_LIMIT / 1e9:g}B can be trained: {out}")
-    needed = parameters * weight_bytes(model) * 1.2  # weights, and a fifth for adapters and activations
-    free = torch.cuda.mem_get_info()[0] if where.type == "cuda" else psutil.virtual_memory().available
+    # weights, and a fifth for adapters and activations; full: fp32 weights, their gradients and two moments
+    needed = parameters * (16 if full else weight_bytes(model) * 1.2)
+    free = free_bytes()
     if needed > free:
         raise UsageError(f"{size}: at least {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free on {where}; {out}")
+
+
+def free_bytes() -> int:
+    """Memory that is free on the device that models are loaded to."""
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
+
+
+def ranked(run: RunConfig) -> RunConfig:
+    """The run with the rank that ``peft.lora_relative_r`` gives: that share of the model's width, at least 1."""
+    share = run.peft.lora_relative_r
+    if share is None:
+        return run
+    width = load_config(run.model.name, run.model.revision).get_text_config().hidden_size
+    peft = dataclasses.replace(run.peft, lora_r=max(1, int(share * width)))
+    return with_core(dataclasses.replace(run, peft=peft))
+
+
+def check_positions(model: nn.Module, settings: ModelConfig) -> None:
+    """Raises UsageError: the model has learnt its positions, and fewer than ``model.max_length``."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in ("position_embeddings", "wpe"):
+            before = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa counts from there
+            if settings.max_length > module.num_embeddings - before:
+                raise UsageError(
+                    f"model.max_length={settings.max_length} exceeds the {module.num_embeddings - before} positions "
+                    f"that {settings.name} has learnt: lower it"
+                )
 
 
 def weight_bytes(model: ModelConfig) -> float:
@@ -148,16 +180,19 @@ def load_model(
     where: str | None = None,
     quantization: str | None = None,
     model_type: str = "CausalLM",
-    labels: int | None = None,
+    labels: Sequence[str] | None = None,
 ) -> nn.Module:
     """The frozen model on a device, in fp32, bf16, fp16 or ("auto") as it is stored.
 
-    model_type: one of AUTO_CLASSES.  labels: outputs of a classification head; None: as the checkpoint says.
+    model_type: one of AUTO_CLASSES.  labels: the words of a classification head, one for each output; None: as the
+    checkpoint says. A head that the checkpoint has not is drawn by torch's random numbers.
     quantization: "nf4" (bitsandbytes' 4 bit, blocks of 64) or "int8" of the linear layers but the head.
     Raises RunError: not found, broken, or too large for the device.
     """
     source, options = source_of(name, revision)
-    options |= {} if labels is None else {"num_labels": labels}
+    if labels is not None:
+        words = dict(enumerate(labels))
+        options |= {"id2label": words, "label2id": {word: place for place, word in words.items()}}
     target, number_type = device(where), DTYPES.get(dtype, dtype)
     attention = attention_of(number_type, target)
     try:
@@ -170,6 +205,13 @@ def load_model(
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise RunError(cannot_load(name, "weights", error)) from error
     return never_repacked(model).requires_grad_(False).eval()
+
+
+def padded_with(model: nn.Module, pad_id: int) -> nn.Module:
+    """The model, which knows its padding token: a causal model's head reads the last token that is none."""
+    if model.config.get_text_config().pad_token_id is None:
+        model.config.get_text_config().pad_token_id = pad_id
+    return model
 
 
 def never_repacked(model: nn.Module) -> nn.Module:
@@ -224,21 +266,53 @@ def original_weights(name: str, revision: str | None = None) -> Callable[[str], 
     return weight
 
 
+def kind_of(model: nn.Module) -> str:
+    """The ``model.type`` of a loaded model, inside an adapter too."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if type(inner).__name__.endswith("ForSequenceClassification"):
+        return "SequenceClassification"
+    return "ConditionalGeneration" if getattr(inner.config, "is_encoder_decoder", False) else "CausalLM"
+
+
+def kind_of_checkpoint(name: str, revision: str | None = None) -> str:
+    """The ``model.type`` of a saved model, by its configuration."""
+    config = load_config(name, revision)
+    if any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
+        return "SequenceClassification"
+    return "ConditionalGeneration" if getattr(config, "is_encoder_decoder", False) else "CausalLM"
+
+
 def auto_class(model_type: str) -> Any:
     return getattr(importlib.import_module("transformers"), AUTO_CLASSES[model_type])
 
 
-def load_skeleton(name: str, revision: str | None = None, model_type: str = "CausalLM") -> nn.Module:
-    """The model's layers without weights (meta device): names and shapes, from config.json alone."""
+def load_config(name: str, revision: str | None = None) -> Any:
+    """The model's configuration, of transformers. Raises RunError: not found or broken."""
     from transformers import AutoConfig
 
     source, options = source_of(name, revision)
     try:
-        config = AutoConfig.from_pretrained(source, **options)
-        with torch.device("meta"):
-            return auto_class(model_type).from_config(config)
+        return AutoConfig.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
         raise RunError(cannot_load(name, "configuration", error)) from error
+
+
+def load_skeleton(name: str, revision: str | None = None, model_type: str = "CausalLM") -> nn.Module:
+    """The model's layers without weights (meta device): names and shapes, from config.json alone.
+
+    Raises UsageError: transformers has no model of that type for this configuration.
+    """
+    config = load_config(name, revision)
+    try:
+        with torch.device("meta"):
+            return auto_class(model_type).from_config(config)
+    except ValueError as error:
+        fitting = "ConditionalGeneration" if getattr(config, "is_encoder_decoder", False) else "CausalLM"
+        other = f"take model.type={fitting}" if model_type != fitting else "take another model.name"
+        raise UsageError(
+            f"model.type={model_type} does not fit {name}, a {config.model_type}, for which transformers has no "
+            f"{AUTO_CLASSES[model_type]}: {other}"
+        ) from error
 
 
 def cannot_load(name: str, what: str, error: Exception) -> str:

@@ -2,14 +2,18 @@
 
 from pathlib import Path
 
+from torch import nn
+
 from lora_one.adapters import scaling_of, target_layers
 from lora_one.config import RunConfig
 from lora_one.config.schemas import ArithmeticConfig, GradientInit, PeftLoraGAInit, ProbedInit
 from lora_one.data import load_dataset
+from lora_one.data.encode import encoder_for
 from lora_one.data.probe import examples_wanted
 from lora_one.gradients import weight_shape
 from lora_one.inits import build_init
-from lora_one.models import device, load_skeleton, load_tokenizer, weight_bytes
+from lora_one.memory import activation_bytes
+from lora_one.models import DTYPES, check_positions, device, free_bytes, load_skeleton, weight_bytes
 from lora_one.run_folder import method_name
 from lora_one.training import total_steps
 
@@ -21,31 +25,62 @@ def plan(run: RunConfig, folder: Path) -> str:
 
     Data on this machine are read, so their numbers are exact; of the hub's only the published sizes are used.
     """
-    model, dataset = run.model, run.dataset
-    skeleton = load_skeleton(model.name, model.revision)
-    layers = target_layers(skeleton, run.peft, build_init(run.init))
+    model, dataset, full = run.model, run.dataset, not run.peft.use_peft
+    skeleton = load_skeleton(model.name, model.revision, model.type)
+    layers = {} if full else target_layers(skeleton, run.peft, build_init(run.init))
+    check_positions(skeleton, model)
     parameters = sum(parameter.numel() for parameter in skeleton.parameters())
     shapes = [weight_shape(layer) for layer in layers.values()]
     rank = run.peft.lora_r
-    trainable = sum(rank * rank if run.peft.lora_xs else rank * (m + n) + m * run.peft.dora for m, n in shapes)
+    adapters = sum(rank * rank if run.peft.lora_xs else rank * (m + n) + m * run.peft.dora for m, n in shapes)
+    trainable = parameters if full else adapters
     examples, data = _examples(run)
-    gradients = sum(m * n for m, n in shapes) * 4 if isinstance(run.init, GradientInit | PeftLoraGAInit) else 0
-    weights = parameters * weight_bytes(model)
-    states = trainable * 16  # fp32: value, gradient, two moments
-    logits = model.per_device_batch_size * model.max_length * skeleton.config.get_text_config().vocab_size * 8
     kind = model.quantization or ("bf16" if model.bf16 else "fp32")
     lines = {
         "model": f"{model.name}, {parameters:,} parameters, {kind}, on {device()}",
         "data": f"{dataset.name}{f' from {dataset.path}' if dataset.path else ''}, {data}",
-        "method": f"{method_name(run)}, scaling {scaling_of(run.peft):.4g}",
+        "method": method_name(run) if full else f"{method_name(run)}, scaling {scaling_of(run.peft):.4g}",
         "adapter": f"{len(layers)} layers, {trainable:,} trainable parameters",
-        "gradient": _gradient(run),
+        "gradient": "none" if full else _gradient(run),
         "steps": f"{total_steps(examples, model)} of {model.real_batch_size} examples, {model.epochs:g} epochs",
-        "memory": f"at least {(weights + max(states + logits, gradients)) / GB:.2f} GB: weights {weights / GB:.2f}, "
-        f"adapter and optimizer {states / GB:.3f}, logits {logits / GB:.2f}, init gradients {gradients / GB:.2f}",
+        **_memory(run, skeleton, layers, parameters, trainable),
         "output": str(folder),
     }
     return "\n".join(f"{name:9s} {text}" for name, text in lines.items())
+
+
+def _memory(
+    run: RunConfig, skeleton: nn.Module, layers: dict[str, nn.Module], parameters: int, trainable: int
+) -> dict[str, str]:
+    """Forecasts of the initialisation and of training, and the micro-batch that the free memory holds."""
+    model, full = run.model, not run.peft.use_peft
+    dtype = DTYPES["bf16" if model.bf16 and not full else "fp32"]
+    outputs = 0 if model.type == "SequenceClassification" else skeleton.config.get_text_config().vocab_size
+
+    def an_example(length: int) -> int:
+        kept = activation_bytes(
+            skeleton.config, model.type, None if full else layers, 1, length, dtype,
+            checkpointing=model.gradient_checkpointing,
+        )  # fmt: skip
+        return kept + length * outputs * (8 + 2 * dtype.itemsize)  # logits, their fp32 copy and gradients
+
+    weights = parameters * (4 if full else weight_bytes(model))
+    states = trainable * (12 if full else 16)  # gradient and two moments; of adapters also the value; all fp32
+    each = an_example(model.max_length)
+    training = weights + states + model.per_device_batch_size * each
+    parts = f"weights {weights / GB:.2f}, optimizer {states / GB:.3f}, an example of {model.max_length} tokens"
+    lines = {"memory": f"training about {training / GB:.2f} GB: {parts} {each / GB:.3f}"}
+    if isinstance(run.init, ProbedInit) and not full:
+        gradients = isinstance(run.init, GradientInit | PeftLoraGAInit)
+        held = sum(m * n for m, n in map(weight_shape, layers.values())) * 4 * gradients
+        rows = run.init.bsz or model.per_device_batch_size
+        start = weights + held + rows * (each if run.init.max_length is None else an_example(run.init.max_length))
+        lines["memory"] += f"; init at most {start / GB:.2f} GB, of which gradients {held / GB:.2f}"
+    free = free_bytes()
+    fitting = int((free - weights - states) / each)
+    said = f"{fitting} examples" if fitting > 0 else "no example"
+    lines["fits"] = f"{said} of {model.max_length} tokens at a time in the {free / GB:.1f} GB that are free"
+    return lines
 
 
 def _examples(run: RunConfig) -> tuple[int, str]:
@@ -53,7 +88,7 @@ def _examples(run: RunConfig) -> tuple[int, str]:
     limits = [size for size in (dataset.max_train_samples, dataset.train_size) if size is not None]
     if limits and dataset.path is None and not isinstance(dataset, ArithmeticConfig):
         return min(limits), f"from the hub, at most {min(limits):,} training examples"
-    splits = load_dataset(dataset, load_tokenizer(run.model.name, run.model.revision), run.model.max_length)
+    splits = load_dataset(dataset, encoder_for(run.model, dataset), run.model.max_length)
     return len(splits.train), f"{len(splits.train):,} training and {len(splits.validation):,} validation examples"
 
 

@@ -24,6 +24,9 @@ def folder_of(run: RunConfig, config_hash: str) -> Path:
 def method_name(run: RunConfig) -> str:
     """The method and its main knobs: ``LoRA-One-r8-a16-g128-lr0.0002``."""
     init = run.init
+    if not run.peft.use_peft:
+        scaled = [run.optimizer.name] if run.optimizer.name != "adamw" else []
+        return "-".join(["full-ft", *scaled, f"lr{run.model.learning_rate:g}"])
     modes = {"svd": "svd", "lora_xs": "LoRA-XS", "loftq": "LoftQ"}
     named = getattr(init, "direction", None) or getattr(init, "method", None)
     method = named or modes.get(init.mode) or f"LoRA-{init.lora_A}"
@@ -34,6 +37,8 @@ def method_name(run: RunConfig) -> str:
         parts.append(f"a{run.peft.lora_alpha:g}")
     if hasattr(init, "scale") and method != "LoRA-SB":
         parts.append(f"g{init.gamma:g}" if init.scale == "stable" else init.scale)
+    if run.peft.train_embeddings:
+        parts.append("emb")
     if run.model.quantization:
         parts.append(run.model.quantization)
     if run.optimizer.name != "adamw":
@@ -56,6 +61,7 @@ class RunFolder:
         self.merged = path / "merged_checkpoint"
         self.checkpoints = path / "checkpoints"
         self.kept = self.checkpoints / "initial_factors.safetensors"
+        self.gradients = self.checkpoints / "gradient_vectors.safetensors"
 
     def read(self) -> dict[str, Any]:
         """run.json, or an empty record. Raises RunError when it is no JSON."""

@@ -1,10 +1,12 @@
 """The stages of one run and what each leaves in its folder; run_exp.py says their order."""
 
 import dataclasses
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from statistics import mean
@@ -14,25 +16,27 @@ from torch import nn
 
 from lora_one import adapters, checkpoints
 from lora_one.config import RunConfig
-from lora_one.data import Splits
-from lora_one.data.encode import pad_id_of
+from lora_one.data import Splits, labels_of
+from lora_one.data.encode import Encoder
 from lora_one.data.probe import init_seed, probe_batches
 from lora_one.distributed import Processes
 from lora_one.errors import RunError, UsageError
 from lora_one.evaluation.generate import context_length
 from lora_one.evaluation.validation import Validation
 from lora_one.inits import build_init
-from lora_one.models import load_model, load_tokenizer, local_folder, original_weights
+from lora_one.models import DTYPES, load_model, load_tokenizer, local_folder, original_weights, padded_with
 from lora_one.provenance import fingerprint, provenance, source_fingerprint
 from lora_one.reports.curves import plot_run
 from lora_one.run_folder import RunFolder, with_dora
+from lora_one.seeding import seed_everything
 from lora_one.start import Probe, Start, attach_adapters, probe_loss
 from lora_one.start.cache import Cache, content_of
 from lora_one.steps import StepSettings
 from lora_one.tracking import Tracker, read_metrics
-from lora_one.training import check_resume_point, first_step_size, last_checkpoint, train
+from lora_one.training import Watcher, check_resume_point, first_step_size, last_checkpoint, train
 
 STARTED_BY = ("torch", "transformers", "peft", "bitsandbytes")  # packages whose versions a start may depend on
+FULL = "full fine-tuning"
 LOSS_WINDOW = 10  # logged steps that the first and the last loss of a run are averaged over
 
 
@@ -42,7 +46,7 @@ class Experiment:
 
     run: RunConfig
     folder: RunFolder
-    tokenizer: Any
+    encoder: Encoder
     splits: Splits
     validation: Validation
 
@@ -55,25 +59,27 @@ def recorded(run: RunConfig, folder: RunFolder, identity: str, fingerprints: dic
     processes.meet()  # all have looked before one clears
     if not resuming and processes.rank == 0:
         folder.clear()
-    folder.update(
+    record = folder.update(
         status="running",
         config=run.to_dict(),
         config_hash=identity,
         provenance=provenance(fingerprints, local_folder(run.model.name)),
+        wandb_id=folder.read().get("wandb_id") or secrets.token_hex(6),  # a resumed run goes on in the same W&B run
     )
     processes.meet()
     tracker = Tracker(folder.metrics, main_process=processes.rank == 0)
     try:
-        tracker.start_wandb(run, folder.path, identity)
+        tracker.start_wandb(record, folder.path)
         yield tracker
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         with suppress(OSError):  # of a full disk; the error that is under way says more
             folder.update(status=status, error=f"{type(error).__name__}: {error}")
-        tracker.finish({"status": status})
+        tracker.finish({"status": status}, exit_code=1)
         raise
     record = folder.update(status="finished", error=None)
-    tracker.finish(record["evaluation"].get("final", {}))
+    final = record["evaluation"].get("final", {})
+    tracker.finish({"status": "finished", "train": record.get("train"), "evaluation": record["evaluation"]} | final)
 
 
 def check_resumable(run: RunConfig, folder: RunFolder) -> None:
@@ -82,10 +88,14 @@ def check_resumable(run: RunConfig, folder: RunFolder) -> None:
         check_resume_point(folder.checkpoints)
 
 
-def load_base(run: RunConfig) -> nn.Module:
+def load_base(run: RunConfig, encoder: Encoder) -> nn.Module:
     model = run.model
-    dtype = "bf16" if model.bf16 else "fp32"
-    return load_model(model.name, model.revision, dtype=dtype, quantization=model.quantization)
+    dtype = "bf16" if model.bf16 and run.peft.use_peft else "fp32"  # 16 bits do not hold an optimizer's steps
+    labels = labels_of(run.dataset.name) if model.type == "SequenceClassification" else None
+    options = {"dtype": dtype, "quantization": model.quantization, "model_type": model.type, "labels": labels}
+    seed_everything(run.training_seed)  # a new head is drawn here
+    base = load_model(model.name, model.revision, **options)
+    return padded_with(base, encoder.pad_id) if labels else base
 
 
 def check_together(run: RunConfig, splits: Splits, base: nn.Module) -> None:
@@ -100,18 +110,20 @@ def check_together(run: RunConfig, splits: Splits, base: nn.Module) -> None:
         print(f"note: model.max_length={run.model.max_length} exceeds the {context} positions of {run.model.name}")
 
 
-def draw_probe(run: RunConfig, splits: Splits, tokenizer: Any) -> Probe | None:
+def draw_probe(run: RunConfig, splits: Splits, encoder: Encoder) -> Probe | None:
     """The examples that the method looks at and, for a gradient, how it is taken; None for one that looks at none."""
     method = build_init(run.init)
-    if not method.needs_examples:
+    if not (run.peft.use_peft and method.needs_examples):
         return None
-    batches = probe_batches(run, splits.train_texts, tokenizer)
+    batches = probe_batches(run, splits.train_texts, encoder)
     if not method.needs_gradient:
         return Probe(batches, "example")
     settings = StepSettings(
         tolerance=run.init.tolerance, memory=run.init.memory, checkpointing=run.model.gradient_checkpointing
     )
-    return Probe(batches, run.init.reduction, settings)
+    # LoRA-SB factorises the gradient's signs, whose vectors are not the gradient's
+    vectors = run.wandb.diagnostics_every > 0 and method.transform is None
+    return Probe(batches, run.init.reduction, settings, vectors)
 
 
 def with_step_size(run: RunConfig, examples: int) -> Any:
@@ -124,6 +136,8 @@ def with_step_size(run: RunConfig, examples: int) -> Any:
 def initialise(experiment: Experiment, base: nn.Module, probe: Probe | None, tracker: Tracker) -> nn.Module:
     """The model with its adapters at the method's start; after a resumption their values come with the checkpoint."""
     run, folder, splits, validation = experiment.run, experiment.folder, experiment.splits, experiment.validation
+    if not run.peft.use_peft:
+        return everything_trains(experiment, base)
     if last_checkpoint(folder.checkpoints) is not None:
         model = adapters.wrap(base, run.peft, run.init.dtype)
         adapters.shift_base(model, checkpoints.load_kept(folder.kept))
@@ -151,6 +165,10 @@ def initialise(experiment: Experiment, base: nn.Module, probe: Probe | None, tra
     seconds = time.perf_counter() - started
     if start.kept and Processes.current().rank == 0:
         checkpoints.save_kept(start.kept, folder.kept)
+    if start.solution.vectors and Processes.current().rank == 0:
+        checkpoints.save_kept(start.solution.vectors, folder.gradients)
+    if run.wandb.diagnostics_every:
+        Watcher(model, run.wandb.diagnostics_every, start.solution.vectors, tracker).look(0)
     if validation.asked or run.model.epochs == 0:
         evaluations["init"] = validation(model)
         tracker.log(0, evaluations["init"])
@@ -163,6 +181,20 @@ def initialise(experiment: Experiment, base: nn.Module, probe: Probe | None, tra
     if Processes.current().rank == 0:
         print(said_of(record))
     return model
+
+
+def everything_trains(experiment: Experiment, base: nn.Module) -> nn.Module:
+    """Full fine-tuning: the base itself, every weight of which trains."""
+    folder, validation = experiment.folder, experiment.validation
+    base.requires_grad_(True)
+    if last_checkpoint(folder.checkpoints) is None:
+        folder.update(
+            data=experiment.splits.counts,
+            trainable_parameters=adapters.trainable_parameters(base),
+            init={"method": FULL, "seconds": 0.0},
+            evaluation={"start": validation(base)} if validation.asked else {},
+        )
+    return base
 
 
 def figures(start: Start, loss_after: float | None) -> dict[str, Any]:
@@ -221,6 +253,7 @@ def cache_key(
         **{f"peft.{name}": getattr(run.peft, name) for name in adapter},
         **{f"init.{name}": value for name, value in settings.items() if name not in {"cache", "memory"}},
         "examples": content_of(probe.batches) if probe else None,
+        "with the gradient's vectors": probe.vectors if probe else False,
         **{f"version of {name}": origin["versions"][name] for name in STARTED_BY},
         "code": source_fingerprint(),
     }
@@ -230,6 +263,8 @@ def fine_tune(experiment: Experiment, model: nn.Module, tracker: Tracker) -> Non
     """Train, unless epochs=0, and evaluate what came out."""
     run, folder, validation = experiment.run, experiment.folder, experiment.validation
     processes = Processes.current()
+    begun = folder.read()
+    tracker.summarize({name: begun.get(name) for name in ("trainable_parameters", "init")})
     done = {"steps": 0, "seconds": 0.0, "tokens": 0}
     if run.model.epochs > 0:
         done = train(
@@ -238,9 +273,11 @@ def fine_tune(experiment: Experiment, model: nn.Module, tracker: Tracker) -> Non
             run,
             evaluate=validation if validation else None,
             checkpoints=folder.checkpoints,
-            pad_id=pad_id_of(experiment.tokenizer),
+            pad_id=experiment.encoder.pad_id,
             tracker=tracker,
             processes=processes.count,
+            keep=partial(keep_epoch, experiment, model) if run.model.keep_epochs else None,
+            gradients=checkpoints.load_kept(folder.gradients),
         )
     lines = read_metrics(folder.metrics)
     last = processes.gathered(next((line for line in reversed(lines) if "eval_loss" in line), {}))[0]
@@ -262,18 +299,35 @@ def fine_tune(experiment: Experiment, model: nn.Module, tracker: Tracker) -> Non
     )
 
 
+def keep_epoch(experiment: Experiment, model: nn.Module, epoch: int) -> None:
+    """epochs/<n>: what adapter/ would be if training ended here; of full fine-tuning, merged_checkpoint/."""
+    if Processes.current().rank > 0:
+        return
+    folder, place = experiment.folder, experiment.folder.path / "epochs" / str(epoch)
+    if experiment.run.peft.use_peft:
+        checkpoints.save_adapter(model, place, checkpoints.load_kept(folder.kept))
+    else:
+        checkpoints.save_merged(model, experiment.encoder.tokenizer, place)
+
+
 def save(experiment: Experiment, model: nn.Module) -> None:
     """adapter/, the plot and, if asked for, merged_checkpoint/; the first of several processes writes them."""
     if Processes.current().rank > 0:
         return
     run, folder = experiment.run, experiment.folder
-    checkpoints.save_adapter(model, folder.adapter, checkpoints.load_kept(folder.kept))
+    artifacts = {"plot": "curves.png"}
+    if run.peft.use_peft:
+        checkpoints.save_adapter(model, folder.adapter, checkpoints.load_kept(folder.kept))
+        artifacts["adapter"] = folder.adapter.name
     plot_run(read_metrics(folder.metrics), folder.path / "curves.png", folder.path.parent.name)
-    artifacts = {"adapter": "adapter", "plot": "curves.png"}
-    if run.model.saving:
+    if not run.peft.use_peft:
+        model = model.to(DTYPES["bf16"]) if run.model.bf16 else model
+        checkpoints.save_merged(model, experiment.encoder.tokenizer, folder.merged)
+        artifacts["merged_checkpoint"] = folder.merged.name
+    elif run.model.saving:
         if run.model.quantization:
             model = checkpoints.load_adapter(checkpoints.dequantized(model.unload()), folder.adapter)
-        checkpoints.save_merged(checkpoints.merge_adapter(model), experiment.tokenizer, folder.merged)
+        checkpoints.save_merged(checkpoints.merge_adapter(model), experiment.encoder.tokenizer, folder.merged)
         artifacts["merged_checkpoint"] = folder.merged.name
     folder.update(artifacts=artifacts)
 
@@ -288,7 +342,9 @@ def merge_run(folder: RunFolder) -> None:
     if origin["model_folder"] and fingerprint(Path(name)) != origin["fingerprints"]["model.name"]:
         raise RunError(f"the model in {name} is no longer the one that {folder.path} was trained on: put that one back")
     dtype = "bf16" if model["bf16"] else "fp32"
-    base = load_model(name, model["revision"], dtype=dtype, quantization=model["quantization"])
+    labels = labels_of(record["config"]["dataset"]["name"]) if model["type"] == "SequenceClassification" else None
+    options = {"dtype": dtype, "quantization": model["quantization"], "model_type": model["type"], "labels": labels}
+    base = load_model(name, model["revision"], **options)
     merged = checkpoints.merge_adapter(checkpoints.load_adapter(checkpoints.dequantized(base), folder.adapter))
     checkpoints.save_merged(merged, load_tokenizer(name, model["revision"]), folder.merged)
     folder.update(artifacts=record["artifacts"] | {"merged_checkpoint": folder.merged.name})

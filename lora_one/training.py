@@ -19,15 +19,17 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from lora_one.adapters import Kept, factors_of, lora_layers
 from lora_one.checkpoints import publish, restore_adapter
 from lora_one.config import RunConfig
 from lora_one.config.schemas import ModelConfig
 from lora_one.data.encode import Encoded, collate, pack
 from lora_one.data.order import MicroBatches
+from lora_one.diagnostics import layer_diagnostics
 from lora_one.distributed import Processes
 from lora_one.errors import RunError, UsageError
 from lora_one.interruption import Interrupted, asked, deferred
-from lora_one.losses import IGNORED, Batch, evaluating, loss_count, loss_sum, model_logits
+from lora_one.losses import IGNORED, Batch, evaluating, loss_count, loss_sum, model_logits, targets
 from lora_one.optim import build_optimizer
 from lora_one.tracking import Tracker
 
@@ -60,7 +62,8 @@ def check_resume_point(checkpoints: Path) -> None:
     path = Path(last)
     try:
         json.loads((path / "trainer_state.json").read_text())["global_step"]
-        with safe_open(path / "adapter_model.safetensors", "pt") as tensors:
+        whole = path / "model.safetensors"  # of full fine-tuning
+        with safe_open(whole if whole.exists() else path / "adapter_model.safetensors", "pt") as tensors:
             tensors.keys()
         states = list(path.glob("rng_state*.pth")) or [path / "rng_state.pth"]
         for file in (path / "optimizer.pt", path / "scheduler.pt", *states):
@@ -135,8 +138,8 @@ def arguments(
         restore_callback_states_from_checkpoint=True,  # early stopping's patience
         metric_for_best_model="eval_loss",
         greater_is_better=False,
-        seed=run.seed,
-        data_seed=run.seed,
+        seed=run.training_seed,
+        data_seed=run.order_seed,
         use_cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
@@ -195,14 +198,14 @@ class FineTuner(Trainer):
         """This micro-batch's part of the global batch's mean; times the processes, whose gradients are averaged."""
         left_out = {"labels", "attention_mask"} if self.causal else {"labels"}  # no token attends to padding behind it
         logits = model(**{name: value for name, value in inputs.items() if name not in left_out}).logits
-        total = loss_sum(logits, inputs["labels"], self.reduction, inputs.get("position_ids"))
+        total = loss_sum(logits, targets(inputs), self.reduction, inputs.get("position_ids"))
         return total * self.accelerator.num_processes / num_items_in_batch
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> torch.Tensor:
         """What the global batch's loss is divided by; its tokens are counted on the way, with no padding."""
         count = tokens = 0
         for batch in batch_samples:
-            counted = loss_count(batch["labels"], self.reduction, batch.get("position_ids"))
+            counted = loss_count(targets(batch), self.reduction, batch.get("position_ids"))
             count += counted
             if counted:  # not so where a process has no example left
                 tokens += int(batch["attention_mask"].sum()) if "attention_mask" in batch else batch["labels"].numel()
@@ -284,6 +287,26 @@ class Recorder(TrainerCallback):
             )
 
 
+class Watcher(TrainerCallback):
+    """Hands what the adapters look like to the tracker every so many optimizer steps; only the main process looks.
+
+    gradients: (U_r, Vh_r) by layer, as the start saw them; empty where it saw no gradient.
+    """
+
+    def __init__(self, model: nn.Module, every: int, gradients: Kept, tracker: Tracker):
+        self.model, self.every, self.gradients, self.tracker = model, every, gradients, tracker
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step % self.every == 0:
+            self.look(state.global_step)
+
+    def look(self, step: int) -> None:
+        if self.tracker.active:
+            layers = {name: factors_of(layer) for name, layer in lora_layers(self.model).items()}
+            found = {name: layer_diagnostics(factors, self.gradients.get(name)) for name, factors in layers.items()}
+            self.tracker.log_layers(step, found)
+
+
 class Stopper(TrainerCallback):
     """Asked to end by a signal: this step is the last one, and it leaves a resume point."""
 
@@ -295,6 +318,17 @@ class Stopper(TrainerCallback):
         if signals:
             self.signal = signals[0]
             control.should_save = control.should_training_stop = True
+
+
+class EpochEnds(TrainerCallback):
+    """Calls ``keep(n)`` when the n-th epoch is through."""
+
+    def __init__(self, an_epoch: int, keep: Callable[[int], None]):
+        self.an_epoch, self.keep = an_epoch, keep
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step % self.an_epoch == 0:
+            self.keep(state.global_step // self.an_epoch)
 
 
 class Lines(TrainerCallback):
@@ -328,9 +362,12 @@ def train(
     pad_id: int,
     tracker: Tracker,
     processes: int = 1,
+    keep: Callable[[int], None] | None = None,
+    gradients: Kept | None = None,
 ) -> dict[str, Any]:
     """Fine-tune the trainable parameters in place; goes on from the last checkpoint if there is one.
 
+    keep: is told the number of every epoch that is through.  gradients: for ``Watcher``.
     Returns {steps, seconds, tokens}: optimizer steps; seconds since the start or the resumption; tokens seen,
     prompt and response, without padding. Raises RunError: a loss that is not finite; Interrupted: after the step in
     which a signal came, with a resume point.
@@ -339,11 +376,11 @@ def train(
         check_packing(model, examples)
     everyone = Processes.current()
     order = MicroBatches(
-        lengths=[len(example.input_ids) for example in examples],
+        lengths=[len(example.input_ids) + len(example.decoder_ids or ()) for example in examples],
         global_size=run.model.real_batch_size,
         size=run.model.per_device_batch_size,
         processes=everyone,
-        seed=run.seed,
+        seed=run.order_seed,
     )
 
     def collated(batch: list[Encoded]) -> Batch:
@@ -355,6 +392,10 @@ def train(
     args = arguments(run, len(examples), checkpoints, processes, evaluated=evaluate is not None)
     stopper = Stopper()
     callbacks: list[TrainerCallback] = [Recorder(tracker), stopper]
+    if keep is not None:
+        callbacks.append(EpochEnds(steps_per_epoch(len(examples), run.model), keep))
+    if run.wandb.diagnostics_every:
+        callbacks.append(Watcher(model, run.wandb.diagnostics_every, gradients or {}, tracker))
     if run.model.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(run.model.early_stopping_patience))
     trainer = FineTuner(

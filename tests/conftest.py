@@ -21,7 +21,14 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 import run_exp
 from lora_one import cli
@@ -74,6 +81,31 @@ def random_llama(vocabulary: int = 512, seed: int = 0, **changes) -> LlamaForCau
     }
     torch.manual_seed(seed)
     return LlamaForCausalLM(LlamaConfig(**settings | changes)).requires_grad_(False).eval()
+
+
+def random_t5(vocabulary: int = 512, **changes) -> T5ForConditionalGeneration:
+    """An encoder-decoder of two layers each, width 32."""
+    torch.manual_seed(0)
+    settings = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.1}
+    ends = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+    return T5ForConditionalGeneration(T5Config(vocab_size=vocabulary, **settings | ends | changes)).eval()
+
+
+def random_roberta(vocabulary: int = 512, labels: int = 2) -> RobertaForSequenceClassification:
+    """Two layers of width 32 and 64 positions, with a head."""
+    torch.manual_seed(0)
+    settings = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    places = {"max_position_embeddings": 66, "pad_token_id": 1, "initializer_range": 0.1}
+    return RobertaForSequenceClassification(
+        RobertaConfig(vocab_size=vocabulary, num_labels=labels, **settings | places)
+    ).eval()
+
+
+def folder_of(model, tokenizer, place: Path) -> Path:
+    """Model and tokenizer as a folder of the hub holds them."""
+    model.save_pretrained(place)
+    tokenizer.save_pretrained(place)
+    return place
 
 
 def quantized_llama(folder: Path, kind: str = "nf4", **changes):

@@ -141,6 +141,9 @@ CONFIGURATION = [
     ("model=llama dataset=gsm8k", "Llama-2-7b-hf has about 7B parameters", "without an accelerator", "model=tiny"),
     ("wandb.name=a/b", "wandb.name='a/b'", "hold no slash"),
     ("wandb.project=..", "wandb.project='..'", "folder's name"),
+    ("wandb.diagnostics_every=-1", "wandb.diagnostics_every=-1 is out of range", "0 (never) or a number of steps"),
+    ("peft=full_ft wandb.diagnostics_every=1", "wandb.diagnostics_every=1 is for adapters", "drop one of them"),
+    ("wandb.diagnostics_every=often", "wandb.diagnostics_every='often' has the wrong type", "int is wanted"),
     ("results_dir=", "results_dir='' is no folder", "set results_dir="),
     ("results_dir=null", "results_dir=null is no folder", "set results_dir="),
 ]

@@ -63,9 +63,6 @@ def test_published_meta_math_command_says_what_the_paper_ran():
     assert run.init.bsz * run.init.iters == 8 and run.model.saving
 
 
-NOT_CAUSAL = ("roberta_large", "t5base", "t5large", "t5small", "t5xl")
-
-
 def every_choice():
     return [
         f"{folder.name}={file.stem}"
@@ -80,14 +77,14 @@ def test_every_choice_composes_and_is_read_to_the_last_key(choice, tmp_path):
     needs = {"dataset=json": [f"dataset.path={tmp_path}"], "peft=lora_xs": ["init=lora_xs"]}
     needs["dataset=commonsense_reasoning"] = needs["dataset=json"]
     needs["init=loftq"] = ["model.quantization=nf4"]
-    needs |= {f"dataset={name}": ["model=llama"] for name in (*glue.TASKS, *super_glue.TASKS)}  # theirs is t5base
-    needs |= {f"model={name}": ["model.type=CausalLM"] for name in NOT_CAUSAL}
+    needs["model=roberta_large"] = ["dataset=cola"]
     section, _, name = choice.partition("=")
     run = run_config(choice, *needs.get(choice, []))
     assert getattr(run, section) is not None
     if section == "dataset":
         assert run.dataset.name == name
-        assert run.model.name == ("bundled/tiny" if name == "arithmetic" else "meta-llama/Llama-2-7b-hf")
+        usual = {"arithmetic": "bundled/tiny"} | dict.fromkeys((*glue.TASKS, *super_glue.TASKS), "google-t5/t5-base")
+        assert run.model.name == usual.get(name, "meta-llama/Llama-2-7b-hf")
 
 
 def test_named_model_wins_over_the_data_set_s_usual_one(tmp_path):

@@ -17,7 +17,7 @@ from lora_one.data.encode import batches_of
 from lora_one.distributed import Processes
 from lora_one.gradients import mean_gradients
 from lora_one.inits import build_init
-from lora_one.losses import loss_count, loss_sum
+from lora_one.losses import loss_count, loss_sum, targets
 from lora_one.optim import AdamW, create_scaled_optimizer
 from lora_one.start import Probe, attach_adapters
 from lora_one.steps import StepSettings, how_to_hold, low_rank_steps
@@ -157,11 +157,11 @@ def scaled_steps(count):
     optimizer = create_scaled_optimizer(wrapped, AdamW, lr=1e-3, reg=1e-2, correct_bias=False)
     data = examples(6)
     (mine,) = batches_of(data[Processes.current().rank :: count], 6, 0)
-    tokens = sum(loss_count(batch["labels"], "token") for batch in batches_of(data, 1, 0))
+    tokens = sum(loss_count(targets(batch), "token") for batch in batches_of(data, 1, 0))
     for _ in range(3):
         optimizer.zero_grad()
         logits = wrapped(input_ids=mine["input_ids"], attention_mask=mine["attention_mask"]).logits
-        (loss_sum(logits, mine["labels"], "token") * count / tokens).backward()  # DDP takes the mean
+        (loss_sum(logits, targets(mine), "token") * count / tokens).backward()  # DDP takes the mean
         optimizer.step()
     return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 

@@ -263,3 +263,34 @@ def test_no_room_for_a_resume_point_leaves_the_older_one(largest, stopped, strai
     assert older == {file.name: file.read_bytes() for file in (folder.checkpoints / "checkpoint-4").iterdir()}
     assert folder.read()["status"] == "failed"
     assert (finish(run).adapter / ADAPTER).read_bytes() == (straight.adapter / ADAPTER).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["peft=full_ft", "model.learning_rate=1e-3"],
+        ["peft=all_w_emb", "model.keep_epochs=true"],
+        ["dataset=cola", "model=tiny", "model.type=SequenceClassification", "dataset.train_size=null"],
+    ],
+    ids=["every weight", "embeddings", "a head"],
+)
+def test_whatever_trains_goes_on_with_the_same_bytes(changes, tmp_path, llama_folder, monkeypatch):
+    if "dataset=cola" in changes:
+        rows = [f"x\t{i % 2}\t\tsentence {i} {'good' if i % 2 else 'bad'}" for i in range(48)]
+        (tmp_path / "train.tsv").write_text("\n".join(rows) + "\n")
+        changes = [*changes, f"dataset.path={tmp_path / 'train.tsv'}", "model.max_length=48"]
+    init = ["init=default"] if "peft=full_ft" in changes else []
+    whole = finish(small_run(tmp_path / "whole", llama_folder, *CHANGES, *init, *changes))
+    run = small_run(tmp_path / "stopped", llama_folder, *CHANGES, *init, *changes)
+    stop_at(monkeypatch, 5)
+    with pytest.raises(KeyboardInterrupt):
+        run_exp.execute(run)
+    monkeypatch.undo()
+    folder = finish(run)
+    assert folder.read()["train"]["steps"] == 12
+    files = [
+        file.relative_to(whole.path) for file in whole.path.rglob("*.safetensors") if "checkpoints" not in str(file)
+    ]
+    assert len(files) >= 1 + ("peft=full_ft" not in changes)
+    for file in files:
+        assert (folder.path / file).read_bytes() == (whole.path / file).read_bytes(), file

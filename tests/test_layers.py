@@ -7,9 +7,9 @@ from conftest import ROOT
 
 ORDER = [
     {"types", "errors", "interruption"},
-    {"config", "linalg", "seeding", "losses", "distributed"},
+    {"config", "linalg", "seeding", "losses", "distributed", "diagnostics"},
     {"inits", "optim", "data", "gradients", "models", "tracking", "provenance", "run_folder"},
-    {"sketch"},
+    {"sketch", "memory"},
     {"steps"},
     {"adapters", "checkpoints"},
     {"start"},
@@ -49,4 +49,10 @@ def test_imports_point_left(path):
             assert left or neighbours, f"{room} imports {rest[0]}"
 
 
-NEIGHBOURS = {("data", "models"), ("checkpoints", "adapters"), ("plan", "training"), ("cli", "stages")}
+NEIGHBOURS = {
+    ("data", "models"),
+    ("checkpoints", "adapters"),
+    ("plan", "training"),
+    ("cli", "stages"),
+    ("tracking", "run_folder"),
+}

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from lora_one.data.encode import Encoded, batches_of, collate, pack
-from lora_one.losses import loss_count, loss_sum, mean_loss, model_logits
+from lora_one.losses import loss_count, loss_sum, mean_loss, model_logits, targets
 
 
 def batch():
@@ -28,10 +28,10 @@ def by_hand(logits, labels):
 def test_reductions_weigh_examples_or_tokens():
     logits, labels = batch()
     means, sums = by_hand(logits, labels)
-    torch.testing.assert_close(loss_sum(logits, labels, "example"), means.sum())
-    torch.testing.assert_close(loss_sum(logits, labels, "token"), sums.sum())
-    assert loss_count(labels, "example") == 3
-    assert loss_count(labels, "token") == 3 + 5 + 1
+    torch.testing.assert_close(loss_sum(logits, targets({"labels": labels}), "example"), means.sum())
+    torch.testing.assert_close(loss_sum(logits, targets({"labels": labels}), "token"), sums.sum())
+    assert loss_count(targets({"labels": labels}), "example") == 3
+    assert loss_count(targets({"labels": labels}), "token") == 3 + 5 + 1
 
 
 def test_agrees_with_the_model_s_own_loss(llama):
@@ -39,15 +39,17 @@ def test_agrees_with_the_model_s_own_loss(llama):
     labels = ids.clone()
     labels[:, :7] = -100
     own = llama(input_ids=ids, labels=labels).loss
-    ours = loss_sum(llama(input_ids=ids).logits, labels, "token") / loss_count(labels, "token")
+    ours = loss_sum(llama(input_ids=ids).logits, targets({"labels": labels}), "token") / loss_count(
+        targets({"labels": labels}), "token"
+    )
     torch.testing.assert_close(ours, own)
 
 
 def test_half_precision_logits_are_summed_in_fp32():
     logits, labels = batch()
-    low = loss_sum(logits.bfloat16(), labels, "token")
+    low = loss_sum(logits.bfloat16(), targets({"labels": labels}), "token")
     assert low.dtype == torch.float32
-    torch.testing.assert_close(low, loss_sum(logits.bfloat16().float(), labels, "token"))
+    torch.testing.assert_close(low, loss_sum(logits.bfloat16().float(), targets({"labels": labels}), "token"))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -74,12 +76,12 @@ def test_packed_examples_have_the_loss_and_the_gradient_of_each_alone(llama, att
     for batches in ([collate([example], 0) for example in examples], [pack(examples)]):
         positions = [batch.get("position_ids") for batch in batches]
         total = sum(
-            loss_sum(model_logits(llama, b), b["labels"], reduction, p) for b, p in zip(batches, positions, strict=True)
+            loss_sum(model_logits(llama, b), targets(b), reduction, p) for b, p in zip(batches, positions, strict=True)
         )
         sums.append(total)
         gradients.append(torch.autograd.grad(total, weight)[0])
         pairs = zip(batches, positions, strict=True)
-        counts.append(sum(loss_count(b["labels"], reduction, p) for b, p in pairs))
+        counts.append(sum(loss_count(targets(b), reduction, p) for b, p in pairs))
     torch.testing.assert_close(sums[1], sums[0])
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
     assert counts == [3, 3] if reduction == "example" else counts == [4 + 16 + 10] * 2

@@ -15,7 +15,7 @@ from lora_one.data.encode import batches_of
 from lora_one.errors import UsageError
 from lora_one.evaluation.command import main as evaluate
 from lora_one.inits import build_init
-from lora_one.losses import loss_sum, model_logits
+from lora_one.losses import loss_sum, model_logits, targets
 from lora_one.models import load_model, load_tokenizer
 from lora_one.run_folder import base_of
 from lora_one.start import Probe, attach_adapters
@@ -107,7 +107,7 @@ def test_lora_one_starts_and_trains(quantised, kind):
     (batch,) = batches_of(examples(), 5, 0)
     losses = []
     for _ in range(3):
-        loss = loss_sum(model_logits(model, batch), batch["labels"], "example") / 5
+        loss = loss_sum(model_logits(model, batch), targets(batch), "example") / 5
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

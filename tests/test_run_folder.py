@@ -29,6 +29,8 @@ def identity(*overrides):
         "model.saving=true",
         "model.logging_steps=5",
         "model.save_steps=5",
+        "wandb.diagnostics_every=5",
+        "wandb.group=other",
     ],
 )
 def test_what_only_names_writes_or_watches_does_not_enter(override):

@@ -27,7 +27,7 @@ from lora_one.data.encode import batches_of
 from lora_one.errors import RunError, UsageError
 from lora_one.gradients import mean_gradients
 from lora_one.inits import build_init
-from lora_one.losses import loss_count, loss_sum, model_logits
+from lora_one.losses import loss_count, loss_sum, model_logits, targets
 from lora_one.sketch import sketched_steps
 from lora_one.start import Probe, attach_adapters
 from lora_one.steps import StepSettings, how_to_hold, low_rank_steps
@@ -47,9 +47,9 @@ def autograd(model, layers, batches, reduction="example"):
     for weight in [start, *(layer.weight for layer in layers.values())]:
         weight.requires_grad_(True)
         weight.grad = None
-    count = sum(loss_count(batch["labels"], reduction) for batch in batches)
+    count = sum(loss_count(targets(batch), reduction) for batch in batches)
     for batch in batches:
-        (loss_sum(model_logits(model, batch), batch["labels"], reduction) / count).backward()
+        (loss_sum(model_logits(model, batch), targets(batch), reduction) / count).backward()
     found = {n: layer.weight.grad.T if isinstance(layer, Conv1D) else layer.weight.grad for n, layer in layers.items()}
     for weight in [start, *(layer.weight for layer in layers.values())]:
         weight.requires_grad_(False)

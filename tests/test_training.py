@@ -11,7 +11,7 @@ from lora_one.config import rules
 from lora_one.data.encode import batches_of
 from lora_one.errors import UsageError
 from lora_one.inits import build_init
-from lora_one.losses import loss_count, loss_sum
+from lora_one.losses import loss_count, loss_sum, targets
 from lora_one.optim import build_optimizer, create_scaled_optimizer
 from lora_one.start import attach_adapters
 from lora_one.tracking import Tracker, read_metrics
@@ -60,7 +60,7 @@ def test_equals_a_hand_written_loop(tmp_path, reduction, per_device):
     expected = []
     for _ in range(3):
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        loss = loss_sum(logits, batch["labels"], reduction) / loss_count(batch["labels"], reduction)
+        loss = loss_sum(logits, targets(batch), reduction) / loss_count(targets(batch), reduction)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -121,7 +121,7 @@ def test_scaled_optimizer_of_the_settings_equals_a_hand_written_loop(tmp_path):
     (batch,) = batches_of(data, 6, 0)
     for _ in range(3):
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        (loss_sum(logits, batch["labels"], "token") / loss_count(batch["labels"], "token")).backward()
+        (loss_sum(logits, targets(batch), "token") / loss_count(targets(batch), "token")).backward()
         torch.nn.utils.clip_grad_norm_(named.values(), 0.1)
         optimizer.step()
         optimizer.zero_grad()

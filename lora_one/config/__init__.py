@@ -76,6 +76,16 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
+    @property
+    def training_seed(self) -> int:
+        """Of dropout and of a new head."""
+        return self.seed if self.model.seed is None else self.model.seed
+
+    @property
+    def order_seed(self) -> int:
+        """Of the order in which training examples are seen."""
+        return self.seed if self.model.order_seed is None else self.model.order_seed
+
 
 def schema_of(section: str, given: Any) -> type | None:
     """The dataclass of one section; None for a plain value."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_one.config.schemas import (
+    CLASSIFIED,
     ArithmeticConfig,
     GradientInit,
     InitConfig,
@@ -14,6 +15,7 @@ from lora_one.config.schemas import (
     PeftLoraGAInit,
     ProbedInit,
     ScaledConfig,
+    SimpleInit,
     SvdInit,
 )
 from lora_one.errors import UsageError, nearest
@@ -31,7 +33,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "init.dtype": ("fp32", "bf16"),
     "init.lora_A": ("kaiming", "fan_out_kaiming", "gaussian", "xavier", "orthogonal", "unit", "zeros"),
     "init.lora_B": ("kaiming", "fan_out_kaiming", "gaussian", "xavier", "orthogonal", "unit", "zeros"),
-    "model.type": ("CausalLM",),
+    "model.type": ("CausalLM", "ConditionalGeneration", "SequenceClassification"),
     "model.quantization": ("nf4", "int8"),
     "model.scheduler": ("linear", "cosine", "constant"),
     "model.loss": ("token", "example"),
@@ -44,9 +46,12 @@ CHOICES: dict[str, tuple[str, ...]] = {
 RANGES: dict[str, tuple[str, Any]] = {
     "seed": ("an integer in [0, 2^32)", lambda v: 0 <= v < 2**32),
     "init.seed": ("an integer in [0, 2^32)", lambda v: 0 <= v < 2**32),
+    "model.seed": ("an integer in [0, 2^32)", lambda v: 0 <= v < 2**32),
+    "model.order_seed": ("an integer in [0, 2^32)", lambda v: 0 <= v < 2**32),
     "dataset.data_seed": ("an integer in [0, 2^32)", lambda v: 0 <= v < 2**32),
     "dataset.shuffle_seed": ("an integer in [0, 2^32)", lambda v: 0 <= v < 2**32),
     "peft.lora_r": ("at least 1", lambda v: v >= 1),
+    "peft.lora_relative_r": ("in (0, 1]", lambda v: 0 < v <= 1),
     "peft.lora_alpha": ("positive", lambda v: v > 0 and math.isfinite(v)),
     "peft.lora_dropout": ("in [0, 1)", lambda v: 0 <= v < 1),
     "peft.loraplus_lr_ratio": ("positive", lambda v: v > 0 and math.isfinite(v)),
@@ -86,6 +91,7 @@ RANGES: dict[str, tuple[str, Any]] = {
     "dataset.max_tokens": ("at least 2", lambda v: v >= 2),
     "dataset.accuracy_examples": ("0 (none) or more", lambda v: v >= 0),
     "dataset.max_new_tokens": ("at least 1", lambda v: v >= 1),
+    "wandb.diagnostics_every": ("0 (never) or a number of steps", lambda v: v >= 0),
 }
 
 
@@ -103,7 +109,7 @@ def flatten(run: "RunConfig") -> dict[str, Any]:
 def check(run: "RunConfig") -> None:
     """Values against their ranges and against each other; the first violation is raised."""
     check_values(flatten(run))
-    for together in (check_batches, check_peft, check_core, check_quantization, check_dataset, check_names):
+    for together in (check_batches, check_peft, check_core, check_kind, check_quantization, check_dataset, check_names):
         together(run)
     check_init(run.init)
 
@@ -141,16 +147,42 @@ def check_peft(run: "RunConfig") -> None:
             f"peft.lora_target_modules={targets!r} must be the word all or a list of layer names such as "
             "[q_proj,v_proj]"
         )
-    not_built = {
-        "peft.use_peft": run.peft.use_peft is False,
-        "peft.lora_relative_r": run.peft.lora_relative_r is not None,
-        "peft.train_embeddings": run.peft.train_embeddings,
-        "peft.adalora": run.peft.adalora,
+    if run.peft.adalora:
+        raise UsageError(f"peft.adalora={run.peft.adalora} is not built yet; leave peft.adalora at its default")
+    if run.peft.train_embeddings and run.model.type == "ConditionalGeneration":
+        raise UsageError(
+            "peft.train_embeddings=true: the embeddings of an encoder-decoder are one weight in several places, which "
+            "PEFT does not keep tied; take peft=all, or peft=full_ft"
+        )
+    if not run.peft.use_peft:
+        check_full(run)
+
+
+def check_full(run: "RunConfig") -> None:
+    """Every weight trains: there is no adapter to start, to precondition or to quantise beneath."""
+    init, peft = run.init, run.peft
+    if not (isinstance(init, SimpleInit) and init.lora_B == "zeros"):
+        name = getattr(init, "direction", None) or getattr(init, "method", init.mode)
+        raise UsageError(
+            f"peft.use_peft={peft.use_peft} trains every weight, and {name} starts adapters: drop init=, or take "
+            "peft=all"
+        )
+    asked = {
+        "peft.dora": peft.dora,
+        "peft.lora_xs": peft.lora_xs,
+        "peft.use_loraplus": peft.use_loraplus,
+        "peft.lora_relative_r": peft.lora_relative_r is not None,
+        "model.quantization": run.model.quantization is not None,
+        "optimizer": isinstance(run.optimizer, ScaledConfig),
+        "wandb.diagnostics_every": run.wandb.diagnostics_every > 0,
     }
-    for key, asked in not_built.items():
-        if asked:
-            value = flatten(run)[key]
-            raise UsageError(f"{key}={value} is not built yet; leave {key} at its default")
+    for key, unfit in asked.items():
+        if unfit:
+            value = run.optimizer.name if key == "optimizer" else flatten(run)[key]
+            raise UsageError(
+                f"{key}={value} is for adapters, and peft.use_peft={peft.use_peft} trains every weight: drop one of "
+                "them"
+            )
 
 
 def check_init(init: InitConfig) -> None:
@@ -252,6 +284,27 @@ def check_quantization(run: "RunConfig") -> None:
         raise UsageError(
             f"{name} changes the base's weights, which model.quantization={chosen} cannot hold: take LoRA-One, "
             "init=default, lora_xs, eva or loftq, or model.quantization=null"
+        )
+
+
+def check_kind(run: "RunConfig") -> None:
+    """What a classification head needs, and cannot use."""
+    model, dataset = run.model, run.dataset
+    if model.type != "SequenceClassification":
+        return
+    if dataset.name not in CLASSIFIED:
+        raise UsageError(
+            f"model.type={model.type} needs classes, and dataset={dataset.name} has texts to write: take one of "
+            f"{', '.join(CLASSIFIED)}, or model.type=CausalLM"
+        )
+    if dataset.chat_template:
+        raise UsageError(
+            "dataset.chat_template=true wraps prompts, and a classification head reads the bare texts: drop it"
+        )
+    if model.quantization is not None:
+        raise UsageError(
+            f"model.quantization={model.quantization} would quantise the new head as well, which trains: take "
+            "model.quantization=null, or model.type=CausalLM"
         )
 
 

@@ -205,6 +205,9 @@ class ModelConfig:
     loss: str
     save_steps: int | None  # optimizer steps between resume points; null = an epoch, at most 500
     preflight: bool  # refuse a model this machine cannot train
+    seed: int | None  # of dropout and a new head; null = the run's seed
+    order_seed: int | None  # of the order of the training examples; null = the run's seed
+    keep_epochs: bool  # leave the adapter of every epoch in epochs/<n>/
 
 
 @dataclass(frozen=True)
@@ -249,6 +252,7 @@ class WandbConfig:
     mode: str
     group: str | None  # null = the configuration's hash, shared by its seeds
     tags: list[str]
+    diagnostics_every: int  # optimizer steps between two looks at the adapters' spectra and angles; 0 = none
 
 
 DATASET_SCHEMAS: dict[str, type] = {
@@ -278,6 +282,9 @@ OPTIMIZER_SCHEMAS: dict[str, type] = {
     "scaled_gd": ScaledSgdConfig,
     "sgd": SgdConfig,
 }
+
+# those with classes
+CLASSIFIED = ("boolq", "cb", "cola", "copa", "emo", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "wic")
 
 DATASETS = (
     "alpaca",

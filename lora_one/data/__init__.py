@@ -25,7 +25,7 @@ from lora_one.data import (
     squad,
     super_glue,
 )
-from lora_one.data.encode import Encoded, encode, no_answers, prompt_ids, response_ids
+from lora_one.data.encode import Encoded, Encoder
 from lora_one.errors import RunError
 from lora_one.seeding import generator_for
 from lora_one.types import Example
@@ -81,7 +81,7 @@ class Splits:
     counts: dict[str, Any]
 
 
-def load_dataset(config: DatasetConfig, tokenizer: Any, max_length: int) -> Splits:
+def load_dataset(config: DatasetConfig, encoder: Encoder, max_length: int) -> Splits:
     """Read, order, filter by length, split and encode.
 
     Order of the file, or shuffled by ``shuffle_seed``; first the training examples, then the validation ones,
@@ -90,10 +90,10 @@ def load_dataset(config: DatasetConfig, tokenizer: Any, max_length: int) -> Spli
     source's own split, if it has one; a ``path`` that is one file has none.
     Raises RunError: nothing is left to train on, before the encoding or after it.
     """
-    examples, found = read_examples(config, tokenizer)
+    examples, found = read_examples(config, encoder)
     train, validation = split(examples, config.train_size, config.validation_size)
     if has_own_validation(config):
-        validation, more = prepared(SOURCES[config.name].validation(config), config, tokenizer)
+        validation, more = prepared(SOURCES[config.name].validation(config), config, encoder)
         examples, found = [*examples, *validation], found + more
     if not train:
         raise RunError(
@@ -102,10 +102,10 @@ def load_dataset(config: DatasetConfig, tokenizer: Any, max_length: int) -> Spli
         )
     train = train[: config.max_train_samples]
     validation = validation[: config.max_eval_samples]
-    encoded_train, train_counts = encode(tokenizer, train, max_length, chat=config.chat_template)
+    encoded_train, train_counts = encoder.encode(train, max_length)
     if not encoded_train:
-        raise no_answers(tokenizer, train, max_length, chat=config.chat_template)
-    encoded_validation, validation_counts = encode(tokenizer, validation, max_length, chat=config.chat_template)
+        raise encoder.nothing_left(train, max_length)
+    encoded_validation, validation_counts = encoder.encode(validation, max_length)
     counts = {
         "rows": found,
         "too_long": found - len(examples),
@@ -115,9 +115,9 @@ def load_dataset(config: DatasetConfig, tokenizer: Any, max_length: int) -> Spli
     return Splits(encoded_train, encoded_validation, train, validation, counts)
 
 
-def read_examples(config: DatasetConfig, tokenizer: Any) -> tuple[list[Example], int]:
+def read_examples(config: DatasetConfig, encoder: Encoder) -> tuple[list[Example], int]:
     """The training rows' examples, in order and filtered by length, and how many there were before the filter."""
-    return prepared(SOURCES[config.name].train(config), config, tokenizer)
+    return prepared(SOURCES[config.name].train(config), config, encoder)
 
 
 def has_own_validation(config: DatasetConfig) -> bool:
@@ -126,14 +126,15 @@ def has_own_validation(config: DatasetConfig) -> bool:
     return SOURCES[config.name].validation is not None and config.validation_size is None and not single
 
 
-def prepared(examples: list[Example], config: DatasetConfig, tokenizer: Any) -> tuple[list[Example], int]:
+def prepared(examples: list[Example], config: DatasetConfig, encoder: Encoder) -> tuple[list[Example], int]:
     """Ordered and filtered by length, and how many there were before the filter."""
     found = len(examples)
     if config.shuffle_seed is not None:
         order = torch.randperm(found, generator=generator_for(config.shuffle_seed, "order of the data"))
         examples = [examples[i] for i in order.tolist()]
     if config.max_tokens is not None:
-        examples = shorter_than(examples, config.max_tokens, tokenizer, chat=config.chat_template)
+        sizes = encoder.sizes(examples)
+        examples = [example for example, size in zip(examples, sizes, strict=True) if size < config.max_tokens]
     return examples, found
 
 
@@ -152,11 +153,3 @@ def split(
         held_out = len(examples) * held_out // wanted
         train_size = len(examples) - held_out
     return examples[:train_size], examples[train_size : train_size + held_out]
-
-
-def shorter_than(examples: list[Example], tokens: int, tokenizer: Any, *, chat: bool) -> list[Example]:
-    """Those whose prompt and response take fewer than ``tokens`` tokens of this tokenizer."""
-    prompts = prompt_ids(tokenizer, [example.prompt for example in examples], chat=chat)
-    responses = response_ids(tokenizer, [example.response for example in examples])
-    sizes = (len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True))
-    return [example for example, size in zip(examples, sizes, strict=True) if size < tokens]

@@ -1,4 +1,4 @@
-"""One encoding for training, gradient and evaluation: tokens of the prompt, then tokens of the response, then EOS."""
+"""One encoding for training, gradient and evaluation, in three forms: for causal models, encoder-decoders and heads."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,8 +6,10 @@ from typing import Any, Literal
 
 import torch
 
+from lora_one.config.schemas import DatasetConfig, ModelConfig
 from lora_one.errors import RunError, UsageError
 from lora_one.losses import IGNORED, Batch
+from lora_one.models import load_config, load_tokenizer
 from lora_one.types import Example
 
 ANCHOR = "\n"
@@ -15,15 +17,22 @@ ANCHOR = "\n"
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids and labels of one example, of equal length; prompt positions carry the label -100."""
+    """Token ids of one example and what is to be predicted.
+
+    labels: for a causal model as long as input_ids, -100 at prompt positions; for an encoder-decoder the response with
+    its EOS, and decoder_ids what the decoder reads in front of each of them; for a head the index of the class.
+    token_types: of two texts, for models that tell them apart so.
+    """
 
     input_ids: list[int]
-    labels: list[int]
+    labels: list[int] | int
+    decoder_ids: list[int] | None = None
+    token_types: list[int] | None = None
 
 
 @dataclass(frozen=True)
 class EncodingCounts:
-    """What became of the examples: kept whole, kept with a shortened answer, or dropped without any."""
+    """What became of the examples: kept whole, kept with a text cut short, or dropped (nothing to learn left)."""
 
     whole: int
     shortened: int
@@ -65,53 +74,153 @@ def response_ids(tokenizer: Any, responses: Sequence[str]) -> list[list[int]]:
     ]
 
 
-def encode(
-    tokenizer: Any, examples: Sequence[Example], max_length: int, *, chat: bool = False
-) -> tuple[list[Encoded], EncodingCounts]:
-    """Encode examples, cut at max_length tokens from the right.
+@dataclass(frozen=True)
+class Encoder:
+    """Encodes examples for a causal model: tokens of the prompt, then tokens of the response, then EOS.
 
-    An example with no answer token left within max_length is dropped and counted; one whose answer is cut is
-    kept, without EOS, and counted.
+    chat: wrap prompts in the tokenizer's chat format.
     """
-    prompts = prompt_ids(tokenizer, [example.prompt for example in examples], chat=chat) if examples else []
-    responses = response_ids(tokenizer, [example.response for example in examples]) if examples else []
-    encoded: list[Encoded] = []
-    shortened = dropped = 0
-    for prompt, response in zip(prompts, responses, strict=True):
-        ids = prompt + response + [tokenizer.eos_token_id]
-        if not prompt or not response or len(prompt) >= max_length:
-            dropped += 1
-            continue
-        shortened += len(ids) > max_length
-        labels = [IGNORED] * len(prompt) + ids[len(prompt) :]
-        encoded.append(Encoded(ids[:max_length], labels[:max_length]))
-    return encoded, EncodingCounts(len(encoded) - shortened, shortened, dropped)
+
+    tokenizer: Any
+    chat: bool = False
+
+    @property
+    def pad_id(self) -> int:
+        return pad_id_of(self.tokenizer)
+
+    def prompts(self, examples: Sequence[Example]) -> list[list[int]]:
+        """What the model is given to answer."""
+        return prompt_ids(self.tokenizer, [example.prompt for example in examples], chat=self.chat) if examples else []
+
+    def encode(self, examples: Sequence[Example], max_length: int) -> tuple[list[Encoded], EncodingCounts]:
+        """Encode examples, cut at max_length tokens from the right.
+
+        An example with nothing left to learn within max_length is dropped and counted; one of which a part is cut is
+        kept and counted.
+        """
+        rows = self.rows(examples, max_length) if examples else []
+        kept = [row for row, _ in rows if row is not None]
+        shortened = sum(cut for row, cut in rows if row is not None)
+        return kept, EncodingCounts(len(kept) - shortened, shortened, len(rows) - len(kept))
+
+    def rows(self, examples: Sequence[Example], max_length: int) -> list[tuple[Encoded | None, bool]]:
+        """Each example, None where it is dropped, and whether it was cut. An answer that is cut has no EOS."""
+        found: list[tuple[Encoded | None, bool]] = []
+        responses = response_ids(self.tokenizer, [example.response for example in examples])
+        for prompt, response in zip(self.prompts(examples), responses, strict=True):
+            ids = prompt + response + [self.tokenizer.eos_token_id]
+            labels = [IGNORED] * len(prompt) + ids[len(prompt) :]
+            useless = not prompt or not response or len(prompt) >= max_length
+            row = None if useless else Encoded(ids[:max_length], labels[:max_length])
+            found.append((row, len(ids) > max_length))
+        return found
+
+    def sizes(self, examples: Sequence[Example]) -> list[int]:
+        """Tokens of prompt and response."""
+        responses = response_ids(self.tokenizer, [example.response for example in examples])
+        return [len(prompt) + len(response) for prompt, response in zip(self.prompts(examples), responses, strict=True)]
+
+    def nothing_left(self, examples: Sequence[Example], max_length: int) -> RunError:
+        """The error to raise where encoding leaves nothing."""
+        return RunError(
+            f"none of the {len(examples)} examples has an answer token within max_length={max_length}: their prompts "
+            f"are too long or their answers empty (shortest prompt: {min(map(len, self.prompts(examples)))} tokens); "
+            "raise model.max_length (or init.max_length)"
+        )
 
 
-def no_answers(tokenizer: Any, examples: Sequence[Example], max_length: int, *, chat: bool = False) -> RunError:
-    """The error to raise where encoding leaves nothing."""
-    shortest = min(map(len, prompt_ids(tokenizer, [example.prompt for example in examples], chat=chat)))
-    return RunError(
-        f"none of the {len(examples)} examples has an answer token within max_length={max_length}: their prompts are "
-        f"too long or their answers empty (shortest prompt: {shortest} tokens); raise model.max_length (or "
-        "init.max_length)"
-    )
+@dataclass(frozen=True)
+class EncoderDecoderEncoder(Encoder):
+    """Prompt and response apart, each with its EOS, each cut at max_length: for T5 and its like.
+
+    start: the token in front of what the decoder writes.
+    """
+
+    start: int = 0
+
+    def prompts(self, examples: Sequence[Example]) -> list[list[int]]:
+        return [[*ids, self.tokenizer.eos_token_id] for ids in super().prompts(examples)]
+
+    def rows(self, examples: Sequence[Example], max_length: int) -> list[tuple[Encoded | None, bool]]:
+        eos = self.tokenizer.eos_token_id
+        found: list[tuple[Encoded | None, bool]] = []
+        responses = prompt_ids(self.tokenizer, [example.response for example in examples])
+        for example, prompt, response in zip(examples, self.prompts(examples), responses, strict=True):
+            labels = [*response, eos][:max_length]
+            ids = prompt if len(prompt) <= max_length else [*prompt[: max_length - 1], eos]
+            row = Encoded(ids, labels, decoder_ids=[self.start, *labels[:-1]])
+            cut = max(len(prompt), len(response) + 1) > max_length
+            found.append((row if example.prompt and example.response else None, cut))
+        return found
+
+
+@dataclass(frozen=True)
+class ClassEncoder(Encoder):
+    """The texts of a classification set, one or a pair, as the tokenizer joins them; the class is the label.
+
+    What goes beyond a pair is joined to its second text.
+    """
+
+    def rows(self, examples: Sequence[Example], max_length: int) -> list[tuple[Encoded | None, bool]]:
+        first = [example.texts[0] for example in examples]
+        second = [" ".join(example.texts[1:]) for example in examples] if len(examples[0].texts) > 1 else None
+        whole = self.tokenizer(first, second, verbose=False)["input_ids"]
+        encoded = self.tokenizer(first, second, truncation=True, max_length=max_length)
+        types = encoded.get("token_type_ids", [None] * len(examples))
+        return [
+            (Encoded(ids, example.label, token_types=kinds), len(uncut) > max_length)
+            for example, ids, kinds, uncut in zip(examples, encoded["input_ids"], types, whole, strict=True)
+        ]
+
+
+def encoder_of(kind: str, tokenizer: Any, config: Any, *, chat: bool = False) -> Encoder:
+    """The encoder of a kind of model (``model.type``); config: the model's, of transformers.
+
+    Raises UsageError: an encoder-decoder that does not say what its decoder starts with.
+    """
+    if kind == "CausalLM":
+        return Encoder(tokenizer, chat)
+    if kind == "SequenceClassification":
+        return ClassEncoder(tokenizer)
+    start = getattr(config, "decoder_start_token_id", None)
+    if start is None:
+        raise UsageError(
+            f"model.type={kind}, but {config.name_or_path} has no decoder_start_token_id in its config.json: take "
+            "model.type=CausalLM, or set that token there"
+        )
+    return EncoderDecoderEncoder(tokenizer, chat, start)
+
+
+def encoder_for(model: ModelConfig, dataset: DatasetConfig) -> Encoder:
+    """The same for a run. Raises RunError: tokenizer or configuration cannot be loaded."""
+    tokenizer = load_tokenizer(model.name, model.revision)
+    config = load_config(model.name, model.revision)
+    return encoder_of(model.type, tokenizer, config, chat=dataset.chat_template)
 
 
 def collate(examples: Sequence[Encoded], pad_id: int, side: Literal["left", "right"] = "right") -> Batch:
-    """Pad to the longest: input_ids, attention_mask and labels (batch, length), int64; padding has label -100."""
-    longest = max(len(example.input_ids) for example in examples)
+    """Pad to the longest: input_ids, attention_mask and labels (batch, length), int64; padding has label -100.
 
-    def padded(rows: list[list[int]], filler: int) -> torch.Tensor:
-        fill = [[filler] * (longest - len(row)) for row in rows]
-        pairs = zip(rows, fill, strict=True)
-        return torch.tensor([row + pad if side == "right" else pad + row for row, pad in pairs])
-
-    return {
-        "input_ids": padded([example.input_ids for example in examples], pad_id),
-        "attention_mask": padded([[1] * len(example.input_ids) for example in examples], 0),
-        "labels": padded([example.labels for example in examples], IGNORED),
+    For an encoder-decoder labels and decoder_input_ids have a length of their own, for a head labels are (batch,).
+    """
+    batch = {
+        "input_ids": padded([example.input_ids for example in examples], pad_id, side),
+        "attention_mask": padded([[1] * len(example.input_ids) for example in examples], 0, side),
     }
+    if examples[0].token_types is not None:
+        batch["token_type_ids"] = padded([example.token_types for example in examples], 0, side)
+    if examples[0].decoder_ids is not None:
+        batch["decoder_input_ids"] = padded([example.decoder_ids for example in examples], pad_id)
+        side = "right"
+    labels = [example.labels for example in examples]
+    return batch | {"labels": torch.tensor(labels) if isinstance(labels[0], int) else padded(labels, IGNORED, side)}
+
+
+def padded(rows: list[list[int]], filler: int, side: Literal["left", "right"] = "right") -> torch.Tensor:
+    longest = max(map(len, rows))
+    fill = [[filler] * (longest - len(row)) for row in rows]
+    pairs = zip(rows, fill, strict=True)
+    return torch.tensor([row + pad if side == "right" else pad + row for row, pad in pairs])
 
 
 def pack(examples: Sequence[Encoded]) -> Batch:

@@ -1,19 +1,17 @@
 """The examples that an initialisation looks at: the one-step gradient, and PEFT's own data-driven methods."""
 
-from typing import Any
-
 import torch
 
 from lora_one.config import RunConfig
 from lora_one.config.schemas import ProbedInit
-from lora_one.data.encode import Encoded, batches_of, encode, no_answers, pad_id_of
+from lora_one.data.encode import Encoded, Encoder, batches_of
 from lora_one.errors import UsageError
 from lora_one.losses import Batch
 from lora_one.seeding import generator_for
 from lora_one.types import Example
 
 
-def probe_batches(run: RunConfig, texts: list[Example], tokenizer: Any) -> list[Batch]:
+def probe_batches(run: RunConfig, texts: list[Example], encoder: Encoder) -> list[Batch]:
     """Batches of the initialisation examples, drawn without replacement from the training texts by init.seed.
 
     An example with no answer token left at ``init.max_length`` is passed over and the next one drawn.
@@ -31,16 +29,16 @@ def probe_batches(run: RunConfig, texts: list[Example], tokenizer: Any) -> list[
     while order and len(drawn) < wanted:
         missing = wanted - len(drawn)
         chosen, order = order[:missing], order[missing:]
-        encoded, _ = encode(tokenizer, [texts[i] for i in chosen], max_length, chat=run.dataset.chat_template)
+        encoded, _ = encoder.encode([texts[i] for i in chosen], max_length)
         drawn += encoded
     if not drawn:
-        raise no_answers(tokenizer, texts, max_length, chat=run.dataset.chat_template)
+        raise encoder.nothing_left(texts, max_length)
     if len(drawn) < wanted and examples_wanted(init) is not None:
         raise UsageError(
             f"the initialisation wants {wanted} examples, but only {len(drawn)} of {len(texts)} have an answer "
             f"token within max_length={max_length}: raise init.max_length or take fewer"
         )
-    return batches_of(drawn, init.bsz or run.model.per_device_batch_size, pad_id_of(tokenizer))
+    return batches_of(drawn, init.bsz or run.model.per_device_batch_size, encoder.pad_id)
 
 
 def examples_wanted(init: ProbedInit) -> int | None:

@@ -14,10 +14,11 @@ A benchmark is a module with MAX_NEW_TOKENS, ``examples(data_path)``, ``score(id
 
 from types import ModuleType
 
-from lora_one.evaluation import commonsense, gsm8k, humaneval, math, mmlu
+from lora_one.evaluation import commonsense, glue, gsm8k, humaneval, math, mmlu
 
 TASKS: dict[str, ModuleType] = {
     "commonsense": commonsense,
+    "glue": glue,
     "gsm8k": gsm8k,
     "humaneval": humaneval,
     "math": math,

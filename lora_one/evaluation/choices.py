@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from lora_one.data.encode import prompt_ids
 from lora_one.distributed import Processes
-from lora_one.errors import RunError
+from lora_one.errors import RunError, UsageError
 from lora_one.evaluation.batches import each_batch
 from lora_one.losses import evaluating
 
@@ -89,18 +89,19 @@ def log_likelihoods(
     questions: Sequence[Question],
     batch_size: int,
     done: Container[int] = (),
-    processes: Processes = Processes(),  # noqa: B008 (frozen)
 ) -> Iterator[tuple[int, list[float]]]:
     """Yield (index, [log p(answer | context) of each answer]), ``batch_size`` questions at a time, longest first.
 
-    processes: of which each takes its share of the batches; without it each takes all.
+    Of several processes each has its share of the batches.
 
     The tokens with which all contexts begin are read once; the rest of each goes behind their keys and values,
     padded on the right, where causal attention never looks from a real token, so positions need no correction.
     Batches are made of all questions, so that those in ``done``, which are not yielded, leave the others' batches,
     hence their last digits, as they are.
-    Raises RunError: the model gives no finite number.
+    Raises RunError: the model gives no finite number. UsageError: it is no causal model.
     """
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UsageError("likelihoods of answers are read off causal models, and this is an encoder-decoder: take one")
     order = sorted(range(len(questions)), key=lambda index: -questions[index].length)
     if all(index in done for index in order):
         return
@@ -119,7 +120,7 @@ def log_likelihoods(
                     found[row.question][place] = value
             return found
 
-        for _, found in each_batch(order, batch_size, compared, done, processes):
+        for _, found in each_batch(order, batch_size, compared, done, Processes.current()):
             yield from ((index, values) for index, values in found.items() if index not in done)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_one.errors import RunError, UsageError
 from lora_one.provenance import fingerprint, provenance
-from lora_one.run_folder import write_json, write_whole
+from lora_one.run_folder import RunFolder, write_json, write_whole
 from lora_one.types import Example
 
 if TYPE_CHECKING:
@@ -57,15 +57,19 @@ def parser_of(task: str, benchmark: ModuleType) -> argparse.ArgumentParser:
         help="auto: as the checkpoint is stored",
     )
     add("--device", help="cuda, cuda:1, mps, cpu; default: an accelerator if there is one")
-    add("--wandb_name", help="name of the W&B run; none is made without it")
-    add("--wandb_mode", choices=["online", "offline", "disabled"], default="offline")
+    add("--wandb_name", help="name of the W&B run (default with --wandb_mode: of the run evaluated, and the task)")
+    add(
+        "--wandb_mode",
+        choices=["online", "offline", "disabled"],
+        help="make a W&B run, in the group of the run evaluated (default: offline with --wandb_name, else none)",
+    )
     add(
         "--rescore",
         metavar="PREDICTIONS",
         help="score the completions of this predictions.jsonl again, without a model",
     )
     add("--overwrite", action="store_true", help="replace other results in --output_dir")
-    parser.set_defaults(num_sample=1, no_score=False, stop=())
+    parser.set_defaults(num_sample=1, no_score=False, stop=(), labels=None)
     run_hook(benchmark, "add_options", parser)
     return parser
 
@@ -108,10 +112,10 @@ def evaluate_task(task: str, arguments: Sequence[str]) -> int:
     generated_by = {} if options.rescore else {name: getattr(options, name) for name in names}
     settings = generated_by | {name: getattr(options, name) for name in getattr(benchmark, "SCORE_SETTINGS", ())}
     finished = finished_before(output, options, settings)
-    if finished and processes.rank == 0:
-        print(f"{output / 'metrics.json'} is there already, of the same model and settings (--overwrite to redo)")
-        show(task, finished)
     if finished:
+        if processes.rank == 0:
+            print(f"{output / 'metrics.json'} is there already, of the same model and settings (--overwrite to redo)")
+            show(task, finished)
         return 0
     check_writable(output)
     fingerprints = data_fingerprints(options)
@@ -142,10 +146,12 @@ def evaluate_task(task: str, arguments: Sequence[str]) -> int:
     write_json(output / "metrics.json", report)
     if not options.rescore:
         kept.remove()
-    if options.wandb_name:
+    if options.wandb_name or options.wandb_mode:
         from lora_one.tracking import log_evaluation
 
-        log_evaluation(options.wandb_name, options.wandb_mode, task, metrics, report["settings"], output)
+        mode = options.wandb_mode or "offline"
+        config = {"model": report["model"], **report["settings"]}
+        log_evaluation(options.wandb_name, mode, task, metrics, config, output, run_of(options))
     show(task, report)
     print(f"metrics: {output / 'metrics.json'}")
     return 0
@@ -186,14 +192,22 @@ def output_folder(task: str, options: argparse.Namespace) -> Path:
         return Path(options.output_dir).expanduser()
     if options.rescore:
         return Path(options.rescore).parent / "rescored"
-    for given in (options.adapter, options.model_name):
-        folder = Path(given).expanduser().resolve() if given else None
-        if folder is not None and (folder.parent / "run.json").exists():
-            return folder.parent / "eval" / task
+    run = run_of(options)
+    if run is not None:
+        return run.path / "eval" / task
     model = (
         Path(options.adapter).resolve().name if options.adapter else options.model_name.strip("/").replace("/", "--")
     )
     return Path("eval_results") / model / task
+
+
+def run_of(options: argparse.Namespace) -> RunFolder | None:
+    """The run whose adapter/ or merged_checkpoint/ is evaluated."""
+    for given in (options.adapter, options.model_name):
+        folder = Path(given).expanduser().resolve().parent if given else None
+        if folder is not None and (folder / "run.json").exists():
+            return RunFolder(folder)
+    return None
 
 
 def identity_of(options: argparse.Namespace) -> str:
@@ -382,11 +396,12 @@ def generated(
     """Completions as they come; nothing is loaded where nothing is wanted."""
     if not requests:
         return
-    from lora_one.data.encode import prompt_ids
+    from lora_one.data.encode import encoder_of
     from lora_one.evaluation.generate import Decoding, complete
+    from lora_one.models import kind_of
 
     model, tokenizer = load(options)
-    prompts = prompt_ids(tokenizer, [example.prompt for example in examples])
+    prompts = encoder_of(kind_of(model), tokenizer, model.config).prompts(examples)
     sampling = (options.temperature, options.top_p, options.seed)
     decoding = Decoding(options.max_new_tokens, *sampling, stop=options.stop)
     asked = [prompts[index] for index, _ in requests]
@@ -396,9 +411,10 @@ def generated(
 
 
 def load(options: argparse.Namespace) -> tuple[Any, Any]:
-    from lora_one.checkpoints import load_adapter
+    from lora_one.checkpoints import kind_of_adapter, load_adapter
+    from lora_one.data.encode import pad_id_of
     from lora_one.evaluation.batches import automatic
-    from lora_one.models import load_model, load_tokenizer
+    from lora_one.models import kind_of_checkpoint, load_model, load_tokenizer, padded_with
     from lora_one.run_folder import base_of
 
     name = options.model_name
@@ -408,12 +424,18 @@ def load(options: argparse.Namespace) -> tuple[Any, Any]:
         if not config.exists():
             raise UsageError(f"--adapter={adapter} holds no adapter_config.json: give the adapter/ folder of a run")
         name = json.loads(config.read_text())["base_model_name_or_path"]
-    model = load_model(name, where=options.device, **{"dtype": options.dtype} | base_of(adapter))
+    kind = kind_of_adapter(adapter) if adapter is not None else kind_of_checkpoint(name)
+    labels = options.labels if adapter is not None and kind == "SequenceClassification" else None
+    options_of_model = {"dtype": options.dtype, "model_type": kind, "labels": labels}
+    model = load_model(name, where=options.device, **options_of_model | base_of(adapter))
     if options.batch_size is None:
         options.batch_size = automatic(model)
     if adapter is not None:
         model = load_adapter(model, adapter)
-    return model.eval(), load_tokenizer(name)
+    tokenizer = load_tokenizer(name)
+    if kind == "SequenceClassification":
+        padded_with(model, pad_id_of(tokenizer))
+    return model.eval(), tokenizer
 
 
 def check_writable(output: Path) -> None:

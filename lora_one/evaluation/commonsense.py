@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_one.data.commonsense import RESPONSE, WORDS, place_of, rows_of
 from lora_one.errors import UsageError, nearest
+from lora_one.evaluation.shares import by_kind, counts_of, share_of, shares
 from lora_one.types import Example
 
 if TYPE_CHECKING:
@@ -86,13 +87,14 @@ def answers(
 ) -> Iterator[tuple[int, "Completion"]]:
     from dataclasses import replace
 
-    from lora_one.data.encode import prompt_ids
+    from lora_one.data.encode import encoder_of
     from lora_one.evaluation.generate import Decoding, complete
+    from lora_one.models import kind_of
 
     likely = by_likelihood(model, tokenizer, examples, options.batch_size, done) if options.likelihood else {}
     sampling = (options.temperature, options.top_p, options.seed)
     decoding = Decoding(options.max_new_tokens, *sampling, beams=options.beams or 1, top_k=options.top_k or 0)
-    prompts = prompt_ids(tokenizer, [example.prompt for example in examples])
+    prompts = encoder_of(kind_of(model), tokenizer, model.config).prompts(examples)
     names = [example.id for example in examples]
     for index, completion in complete(model, tokenizer, prompts, decoding, options.batch_size, names, done):
         yield index, replace(completion, details=likely.get(index, {}))
@@ -107,6 +109,7 @@ def by_likelihood(
     sum over its tokens: not divided by their number, which differs in boolq alone, if at all. Words are those
     that the question's "Answer format:" allows. A question beyond the model's context has no choice.
     """
+    from lora_one.distributed import Processes
     from lora_one.evaluation.choices import log_likelihoods, questions_of
     from lora_one.evaluation.generate import context_length
 
@@ -117,10 +120,11 @@ def by_likelihood(
         groups.setdefault((name, *allowed_words(name, example.prompt)), []).append(index)
     found: dict[int, dict[str, Any]] = {}
     for (_, *words), indices in groups.items():
-        found |= {index: {"prediction_likelihood": None, "correct_likelihood": False} for index in indices}
         responses = [RESPONSE.format(word=word) for word in words]
         questions = questions_of(tokenizer, [examples[index].prompt for index in indices], responses)
         fitting = [place for place, question in enumerate(questions) if question.length <= context]
+        beyond = set(range(len(indices))) - set(fitting)
+        found |= {indices[place]: {"prediction_likelihood": None, "correct_likelihood": False} for place in beyond}
         known = {number for number, place in enumerate(fitting) if indices[place] in done}
         asked = [questions[place] for place in fitting]
         for number, values in log_likelihoods(model, asked, batch_size, known):
@@ -129,7 +133,7 @@ def by_likelihood(
             best = max(by_word, key=by_word.get)
             correct = best == examples[index].gold
             found[index] = {"log_likelihoods": by_word, "prediction_likelihood": best, "correct_likelihood": correct}
-    return found
+    return {index: line for part in Processes.current().gathered(found) for index, line in part.items()}
 
 
 def allowed_words(name: str, prompt: str) -> list[str]:
@@ -184,30 +188,15 @@ def summarize(predictions: Sequence[dict[str, Any]]) -> tuple[dict[str, float], 
     Standard errors are sqrt(p (1 - p) / n), of the mean over sets sqrt(sum of squares) / sets.
     """
     metrics: dict[str, float] = {}
-    for kind, field in KINDS.items():
-        if not all(field in line for line in predictions):
-            continue
-        hits: dict[str, list[bool]] = {}
-        for line in predictions:
-            hits.setdefault(set_of(line["id"]), []).append(line[field])
-        if len(hits) > 1:
-            parts = {name: share_of(values) for name, values in hits.items()}
-            for name, (share, error) in parts.items():
-                metrics |= {f"{kind}/{name}": share, f"{kind}/{name}_stderr": error}
-            metrics[f"{kind}/mean"] = sum(share for share, _ in parts.values()) / len(parts)
-            metrics[f"{kind}/mean_stderr"] = sqrt(sum(error**2 for _, error in parts.values())) / len(parts)
-        metrics[kind], metrics[f"{kind}_stderr"] = share_of([line[field] for line in predictions])
-    total, correct = len(predictions), sum(line["correct"] for line in predictions)
-    unparsed = sum(line["prediction"] is None for line in predictions)
-    return metrics, {
-        "correct": correct,
-        "wrong": total - correct - unparsed,
-        "unparsed": unparsed,
-        "total": total,
-    }
-
-
-def share_of(hits: Sequence[bool]) -> tuple[float, float]:
-    """The share of hits and its standard error."""
-    share = sum(hits) / len(hits)
-    return share, sqrt(share * (1 - share) / len(hits))
+    names = [set_of(line["id"]) for line in predictions]
+    for kind, hits in by_kind(predictions, KINDS).items():
+        parts: dict[str, list[bool]] = {}
+        for name, hit in zip(names, hits, strict=True):
+            parts.setdefault(f"{kind}/{name}", []).append(hit)
+        if len(parts) > 1:
+            metrics |= shares(parts)
+            found = [share_of(values) for values in parts.values()]
+            metrics[f"{kind}/mean"] = sum(share for share, _ in found) / len(found)
+            metrics[f"{kind}/mean_stderr"] = sqrt(sum(error**2 for _, error in found)) / len(found)
+        metrics |= shares({kind: hits})
+    return metrics, counts_of(predictions)

@@ -67,13 +67,14 @@ def complete(
     """Yield (index, completion) of each prompt, longest prompts first; of several processes each has its share.
 
     Prompts are padded on the left and masked; a completion is cut where its own prompt and max_new_tokens fill
-    the context, whatever else is in the batch. streams names the random numbers of each prompt, by default its index:
-    what is sampled depends on that name and decoding.seed, not on what else is asked. Only sampled beams share the
-    numbers of their batch, so they depend on batch_size; those in ``done``, which are not yielded, still have their
-    place in it.
+    the context, whatever else is in the batch. An encoder-decoder's prompt takes no room from its completion.
+    streams names the random numbers of each prompt, by default its index: what is sampled depends on that name and
+    decoding.seed, not on what else is asked. Only sampled beams share the numbers of their batch, so they depend on
+    batch_size; those in ``done``, which are not yielded, still have their place in it.
     """
     processes = Processes.current()
     context = context_length(model)
+    apart = bool(getattr(model.config, "is_encoder_decoder", False))
     device = next(model.parameters()).device
     pad = pad_id_of(tokenizer)
     stop = stop_ids(model, tokenizer, decoding.stop)
@@ -85,19 +86,20 @@ def complete(
     fitting.sort(key=lambda index: -len(prompts[index]))
 
     def produced(chosen: Sequence[int]) -> list[tuple[int, Completion]]:
-        rooms = [min(decoding.max_new_tokens, context - len(prompts[index])) for index in chosen]
         longest = len(prompts[chosen[0]])
+        begin = 1 if apart else longest  # where what is generated begins in a row; a decoder's has its first token
+        rooms = [min(decoding.max_new_tokens, context - (1 if apart else len(prompts[index]))) for index in chosen]
         ids = torch.tensor([[pad] * (longest - len(prompts[i])) + list(prompts[i]) for i in chosen])
         mask = torch.tensor([[0] * (longest - len(prompts[i])) + [1] * len(prompts[i]) for i in chosen])
         names = [streams[index] for index in chosen]
         draws, options, criteria = [], GREEDY, []
         if decoding.stop and decoding.beams == 1:
-            criteria = [AtText(tokenizer, decoding.stop, longest)]
+            criteria = [AtText(tokenizer, decoding.stop, begin)]
         if decoding.beams > 1:
             options = decoding.beam_options()
             torch.manual_seed(generator_for(decoding.seed, "\n".join(names)).initial_seed())
         elif decoding.temperature is not None:
-            draws = [Draw(decoding, names, longest)]
+            draws = [Draw(decoding, names, begin)]
         rows = model.generate(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
@@ -107,7 +109,7 @@ def complete(
             logits_processor=LogitsProcessorList(draws),
             stopping_criteria=StoppingCriteriaList(criteria),
             **options,
-        )[:, longest:].tolist()
+        )[:, begin:].tolist()
         kept = (until(tokens[:room], stop) for tokens, room in zip(rows, rooms, strict=True))
         texts = (tokenizer.decode(tokens, skip_special_tokens=True) for tokens in kept)
         return [(index, Completion(before(text, decoding.stop))) for index, text in zip(chosen, texts, strict=True)]

@@ -5,12 +5,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
-from math import sqrt
 from typing import Any
 
 from lora_one.data.gsm8k import rows_of
 from lora_one.errors import RunError, UsageError
 from lora_one.evaluation.gsm8k_shots import SHOTS
+from lora_one.evaluation.shares import by_kind, counts_of, shares
 from lora_one.types import Example
 
 MAX_NEW_TOKENS = 512
@@ -148,14 +148,4 @@ def score(example_id: Any, prompt: str, completion: str, gold: str) -> dict[str,
 
 def summarize(predictions: Sequence[dict[str, Any]]) -> tuple[dict[str, float], dict[str, int]]:
     """(metrics, counts): each kind of accuracy that all lines have, with its standard error sqrt(p (1 - p) / n)."""
-    total = len(predictions)
-    correct = sum(line["correct"] for line in predictions)
-    unparsed = sum(line["prediction"] is None for line in predictions)
-    metrics = {}
-    for name, field in KINDS.items():
-        if not all(field in line for line in predictions):
-            continue
-        share = sum(line[field] for line in predictions) / total
-        metrics |= {name: share, f"{name}_stderr": sqrt(share * (1 - share) / total)}
-    counts = {"correct": correct, "wrong": total - correct - unparsed, "unparsed": unparsed, "total": total}
-    return metrics, counts
+    return shares(by_kind(predictions, KINDS)), counts_of(predictions)

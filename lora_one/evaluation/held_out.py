@@ -11,9 +11,9 @@ from lora_one.checkpoints import load_adapter
 from lora_one.config import RunConfig
 from lora_one.config.schemas import DatasetConfig
 from lora_one.data import read_examples
-from lora_one.data.encode import batches_of, encode, no_answers, pad_id_of
-from lora_one.losses import loss_count, mean_loss
-from lora_one.models import load_model, load_tokenizer, local_folder
+from lora_one.data.encode import batches_of, encoder_for
+from lora_one.losses import loss_count, mean_loss, targets
+from lora_one.models import load_model, local_folder
 from lora_one.provenance import config_hash, local_fingerprints, provenance
 from lora_one.run_folder import base_of, write_json
 
@@ -29,14 +29,14 @@ class HeldOut:
 
     def __init__(self, run: RunConfig, dataset: DatasetConfig, limit: int):
         self.model, self.dtype = run.model, "bf16" if run.model.bf16 else "fp32"
-        tokenizer = load_tokenizer(run.model.name, run.model.revision)
-        self.texts = read_examples(dataset, tokenizer)[0][:limit]
-        encoded, counts = encode(tokenizer, self.texts, run.model.max_length, chat=dataset.chat_template)
+        encoder = encoder_for(run.model, dataset)
+        self.texts = read_examples(dataset, encoder)[0][:limit]
+        encoded, counts = encoder.encode(self.texts, run.model.max_length)
         if not encoded:
-            raise no_answers(tokenizer, self.texts, run.model.max_length, chat=dataset.chat_template)
-        self.batches = batches_of(encoded, 1, pad_id_of(tokenizer))  # one by one, for the standard error
+            raise encoder.nothing_left(self.texts, run.model.max_length)
+        self.batches = batches_of(encoded, 1, encoder.pad_id)  # one by one, for the standard error
         self.counts = {"examples": len(encoded), "shortened": counts.shortened, "dropped": counts.dropped}
-        self.counts["tokens"] = sum(loss_count(batch["labels"], "token") for batch in self.batches)
+        self.counts["tokens"] = sum(loss_count(targets(batch), "token") for batch in self.batches)
         model = {key: getattr(run.model, key) for key in ("name", "revision", "max_length", "loss")}
         self.settings = {"dataset": asdict(dataset), "model": model, "examples": limit, "dtype": self.dtype}
         self.fingerprints = local_fingerprints(self.settings, local_folder(run.model.name))
@@ -54,7 +54,7 @@ class HeldOut:
         model = load_model(self.model.name, self.model.revision, **{"dtype": self.dtype} | base_of(adapter))
         if adapter is not None:
             model = load_adapter(model, adapter).eval()
-        weights = [loss_count(batch["labels"], self.model.loss) for batch in self.batches]
+        weights = [loss_count(targets(batch), self.model.loss) for batch in self.batches]
         losses = [mean_loss(model, [batch], self.model.loss) for batch in self.batches]
         loss, error = weighted_mean(losses, weights)
         return {

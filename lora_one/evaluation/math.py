@@ -9,7 +9,6 @@ import importlib.util
 import json
 import re
 from collections.abc import Sequence
-from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from lora_one.data.sources import as_text, read_rows
 from lora_one.errors import RunError, UsageError
 from lora_one.evaluation.equality import compared
 from lora_one.evaluation.sandbox import cores
+from lora_one.evaluation.shares import counts_of, shares
 from lora_one.types import Example
 
 MAX_NEW_TOKENS = 512
@@ -201,13 +201,7 @@ def summarize(predictions: Sequence[dict[str, Any]]) -> tuple[dict[str, float], 
             hits[f"accuracy/{group}"] = [line["correct"] for line in predictions if line["gold"].get(column) == group]
     hits["accuracy"] = [line["correct"] for line in predictions]
     hits["accuracy_official"] = [line["correct_official"] for line in predictions]
-    metrics = {}
-    for name, values in hits.items():
-        share = sum(values) / len(values)
-        metrics |= {name: share, f"{name}_stderr": sqrt(share * (1 - share) / len(values))}
-    total, correct = len(predictions), sum(hits["accuracy"])
-    unparsed = sum(line["prediction"] is None for line in predictions)
-    return metrics, {"correct": correct, "wrong": total - correct - unparsed, "unparsed": unparsed, "total": total}
+    return shares(hits), counts_of(predictions)
 
 
 def remarks(predictions: Sequence[dict[str, Any]]) -> dict[str, int]:

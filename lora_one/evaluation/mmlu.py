@@ -7,13 +7,13 @@ import argparse
 import csv
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from math import sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_one.data.sources import from_hub
 from lora_one.errors import RunError, UsageError, nearest
 from lora_one.evaluation.mmlu_subjects import CATEGORIES, SUBJECTS
+from lora_one.evaluation.shares import counts_of, shares
 from lora_one.types import Example
 
 if TYPE_CHECKING:
@@ -139,11 +139,10 @@ def answers(
     model: Any, tokenizer: Any, examples: Sequence[Problem], options: argparse.Namespace, done: Collection[int]
 ) -> Iterator[tuple[int, "Completion"]]:
     """The likeliest letter, subject by subject; questions with equally many solved examples share their cache."""
-    from lora_one.distributed import Processes
     from lora_one.evaluation.choices import log_likelihoods
     from lora_one.evaluation.generate import Completion, context_length
 
-    context, processes = context_length(model), Processes.current()
+    context = context_length(model)
     by_subject: dict[str, list[int]] = {}
     for index, example in enumerate(examples):
         by_subject.setdefault(subject_of(example.id), []).append(index)
@@ -155,7 +154,7 @@ def answers(
             group = [index for index in indices if fitted[index][1]["shots"] == shots]
             known = {place for place, index in enumerate(group) if index in done}
             questions = [fitted[index][0] for index in group]
-            for place, values in log_likelihoods(model, questions, options.batch_size, known, processes):
+            for place, values in log_likelihoods(model, questions, options.batch_size, known):
                 by_letter = dict(zip(LETTERS, values, strict=True))
                 best = max(by_letter, key=by_letter.get)
                 details = {"log_likelihoods": by_letter, **fitted[group[place]][1]}
@@ -221,12 +220,7 @@ def summarize(predictions: Sequence[dict[str, Any]]) -> tuple[dict[str, float], 
     for level in range(4):
         for line in predictions:
             hits.setdefault(parts_of(line["id"])[level], []).append(line["correct"])
-    metrics = {}
-    for part, right in hits.items():
-        share = sum(right) / len(right)
-        metrics |= {part: share, f"{part}_stderr": sqrt(share * (1 - share) / len(right))}
-    correct, total = sum(hits["accuracy"]), len(predictions)
-    return metrics, {"correct": correct, "wrong": total - correct, "unparsed": 0, "total": total}
+    return shares(hits), counts_of(predictions)
 
 
 def parts_of(example_id: Any) -> tuple[str, str, str, str]:

@@ -33,7 +33,7 @@ from lora_one.distributed import Processes
 from lora_one.errors import RunError, UsageError
 from lora_one.gradients import GradientReport
 from lora_one.inits import Method
-from lora_one.losses import Batch, Reduction, evaluating, loss_count, loss_sum, model_logits
+from lora_one.losses import Batch, Reduction, evaluating, loss_count, loss_sum, model_logits, targets
 from lora_one.start.search import search_multiple
 from lora_one.steps import Step, StepSettings, low_rank_steps
 from lora_one.types import AdapterFactors
@@ -41,11 +41,15 @@ from lora_one.types import AdapterFactors
 
 @dataclass(frozen=True)
 class Probe:
-    """What a method looks at: collated batches, how their losses are averaged, and the settings of a gradient's SVD."""
+    """What a method looks at: collated batches, how their losses are averaged, and the settings of a gradient's SVD.
+
+    vectors: the solution is to hold the gradients' leading singular vectors.
+    """
 
     batches: Sequence[Batch]
     reduction: Reduction
     settings: StepSettings = field(default_factory=StepSettings)
+    vectors: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class Solution:
     predicted_decrease: of the loss on the examples, to first order: - sum over layers <G, s B A>; of gradient methods.
     searched: gamma -> loss, of a scale that was searched for (None: not finite).  gamma: the one that was taken.
     cached: it was found before, and read.
+    vectors: (U_r, Vh_r) of [G]_r by layer, where the probe asks for them.
     """
 
     factors: dict[str, AdapterFactors]
@@ -65,6 +70,7 @@ class Solution:
     searched: dict[float, float | None] = field(default_factory=dict)
     gamma: float | None = None
     cached: bool = False
+    vectors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -139,6 +145,7 @@ def solve(
     factors: dict[str, AdapterFactors] = {}
     energies: dict[str, float] = {}
     decreases: list[float] = []
+    vectors: dict[str, tuple[Tensor, Tensor]] = {}
 
     def start(name: str, step: Step | None) -> None:
         found = method.factors(layer_view(name, layers[name], seed, originals), step)
@@ -146,6 +153,9 @@ def solve(
             refuse_quantised(name, layers[name].get_base_layer())
         if step is not None:
             energies[name] = step.energy
+            if probe.vectors:
+                r = layers[name].r[ADAPTER]
+                vectors[name] = (step.U[:, :r].cpu(), step.Vh[:r].cpu())
             decreases.append(0.0 if found.shift_base else layers[name].scaling[ADAPTER] * first_order(found, step))
         factors[name] = found
 
@@ -162,7 +172,7 @@ def solve(
         )
         bare = {name: layer.get_base_layer() for name, layer in layers.items()}
         report = low_rank_steps(model.get_base_model(), bare, probe.batches, probe.reduction, settings, start)
-    solution = Solution(factors, energies, report, sum(decreases))
+    solution = Solution(factors, energies, report, sum(decreases), vectors=vectors)
     if method.search_from is None:
         return solution
     with as_run_errors():
@@ -249,8 +259,8 @@ def probe_loss(model: nn.Module, probe: Probe) -> float:
     with evaluating(model):
         for batch, weight in processes.share(probe.batches):
             logits = model_logits(model, batch)
-            total += weight * float(loss_sum(logits, batch["labels"].to(logits.device), probe.reduction))
-    return processes.total(total) / sum(loss_count(batch["labels"], probe.reduction) for batch in probe.batches)
+            total += weight * float(loss_sum(logits, targets(batch), probe.reduction))
+    return processes.total(total) / sum(loss_count(targets(batch), probe.reduction) for batch in probe.batches)
 
 
 def looked_at(base: nn.Module, probe: Probe) -> GradientReport:
@@ -259,4 +269,4 @@ def looked_at(base: nn.Module, probe: Probe) -> GradientReport:
     if not math.isfinite(loss):
         raise ValueError(f"the loss on the initialisation examples is {loss}")
     examples = sum(len(batch["labels"]) for batch in probe.batches)
-    return GradientReport(examples, sum(loss_count(batch["labels"], "token") for batch in probe.batches), loss)
+    return GradientReport(examples, sum(loss_count(targets(batch), "token") for batch in probe.batches), loss)

@@ -69,7 +69,15 @@ class Cache:
             }
             examples = GradientReport(**told["examples"]) if told["examples"] else None
             searched = {float(gamma): loss for gamma, loss in told["searched"].items()}
-            return Solution(factors, told["energies"], examples, told["predicted_decrease"], searched, told["gamma"])
+            return Solution(
+                factors,
+                told["energies"],
+                examples,
+                told["predicted_decrease"],
+                searched,
+                told["gamma"],
+                vectors={name: (tensors[f"{name}.U"], tensors[f"{name}.Vh"]) for name in told["vectors"]},
+            )
         except (OSError, ValueError, KeyError, SafetensorError):
             return None
 
@@ -80,6 +88,8 @@ class Cache:
             for letter, factor in (("B", factors.B), ("A", factors.A), ("R", factors.R))
             if factor is not None
         }
+        for name, (U, Vh) in solution.vectors.items():
+            tensors |= {f"{name}.U": U.contiguous(), f"{name}.Vh": Vh.contiguous()}
         told = {
             "key": self.key,
             "layers": {name: factors.shift_base for name, factors in solution.factors.items()},
@@ -88,6 +98,7 @@ class Cache:
             "predicted_decrease": solution.predicted_decrease,
             "searched": {str(gamma): loss for gamma, loss in solution.searched.items()},
             "gamma": solution.gamma,
+            "vectors": list(solution.vectors),
         }
         try:
             with TemporaryDirectory(dir=self.folder, prefix=".") as scratch:  # its own: two jobs may find one start

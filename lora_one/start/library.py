@@ -15,7 +15,7 @@ from lora_one.config.schemas import GradientInit
 from lora_one.distributed import Processes
 from lora_one.errors import UsageError, nearest
 from lora_one.inits import build_init
-from lora_one.losses import Batch, Reduction, loss_count
+from lora_one.losses import Batch, Reduction, loss_count, targets
 from lora_one.start import Probe, Start, place, solve, warn_of_experts
 from lora_one.start.cache import content_of
 from lora_one.steps import Memory, StepSettings
@@ -149,7 +149,7 @@ def take(batches: Iterable[Batch], wanted: int | None) -> list[Batch]:
             break
     if not count:
         raise UsageError("batches: there are none to take a gradient of")
-    if not any(loss_count(batch["labels"], "token") for batch in taken):
+    if not any(loss_count(targets(batch), "token") for batch in taken):
         raise UsageError("batches: every label is -100, so there is no loss: take examples with an answer")
     contents = Processes.current().gathered(content_of(taken))
     if len(set(contents)) > 1:

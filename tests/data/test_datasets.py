@@ -8,6 +8,7 @@ from conftest import run_config, shared
 
 from lora_one.data import load_dataset, meta_math, split
 from lora_one.data.arithmetic import generate_meta_math
+from lora_one.data.encode import Encoder
 from lora_one.data.sources import read_rows
 from lora_one.errors import UsageError
 from lora_one.types import Example
@@ -41,18 +42,20 @@ def test_local_formats_give_the_same_examples(tmp_path, tokenizer, name):
         frame.to_csv(path, index=False) if path.suffix == ".csv" else frame.to_parquet(path)
     else:
         write(path, rows)
-    splits = load_dataset(dataset("dataset=gsm8k", f"dataset.path={path}"), tokenizer, 128)
+    splits = load_dataset(dataset("dataset=gsm8k", f"dataset.path={path}"), Encoder(tokenizer), 128)
     texts = splits.train_texts + splits.validation_texts
     assert texts == [Example(f"Q: How many is {i}?\nA: ", f"It is {i}.\n#### {i}", str(i)) for i in range(20)]
 
 
 def test_validation_is_held_out_in_proportion_and_order_is_the_file_s(tmp_path, tokenizer):
     path = write(tmp_path / "train.jsonl", qa_rows(100))
-    splits = load_dataset(dataset("dataset=gsm8k", f"dataset.path={tmp_path}"), tokenizer, 128)
+    splits = load_dataset(dataset("dataset=gsm8k", f"dataset.path={tmp_path}"), Encoder(tokenizer), 128)
     assert [e.gold for e in splits.train_texts] == [str(i) for i in range(94)]  # 7000 : 473
     assert [e.gold for e in splits.validation_texts] == [str(i) for i in range(94, 100)]
     shuffled = [
-        load_dataset(dataset("dataset=gsm8k", f"dataset.path={path}", f"dataset.shuffle_seed={seed}"), tokenizer, 128)
+        load_dataset(
+            dataset("dataset=gsm8k", f"dataset.path={path}", f"dataset.shuffle_seed={seed}"), Encoder(tokenizer), 128
+        )
         for seed in (1, 1, 2)
     ]
     golds = [[e.gold for e in s.train_texts + s.validation_texts] for s in shuffled]
@@ -62,7 +65,7 @@ def test_validation_is_held_out_in_proportion_and_order_is_the_file_s(tmp_path, 
 def test_limits_cut_after_the_split(tmp_path, tokenizer):
     write(tmp_path / "train.jsonl", qa_rows(100))
     limits = ("dataset.max_train_samples=10", "dataset.max_eval_samples=2")
-    splits = load_dataset(dataset("dataset=gsm8k", f"dataset.path={tmp_path}", *limits), tokenizer, 128)
+    splits = load_dataset(dataset("dataset=gsm8k", f"dataset.path={tmp_path}", *limits), Encoder(tokenizer), 128)
     assert [e.gold for e in splits.train_texts] == [str(i) for i in range(10)]
     assert [e.gold for e in splits.validation_texts] == ["94", "95"]
 
@@ -100,7 +103,7 @@ def test_meta_math_drops_long_rows_by_the_run_s_own_tokenizer(tmp_path, tokenize
     rows = generate_meta_math(500, seed=0)
     long = [dict(row, query=row["query"] + " and" * 600) for row in rows[:30]]
     write(tmp_path / "train.jsonl", rows + long)
-    splits = load_dataset(dataset("dataset=meta_math", f"dataset.path={tmp_path}"), tokenizer, 1024)
+    splits = load_dataset(dataset("dataset=meta_math", f"dataset.path={tmp_path}"), Encoder(tokenizer), 1024)
     gsm = sum("GSM" in row["type"] for row in rows)
     assert splits.counts["too_long"] == sum("GSM" in row["type"] for row in long) > 0
     assert len(splits.train_texts) + len(splits.validation_texts) == gsm
@@ -110,7 +113,7 @@ def test_meta_math_drops_long_rows_by_the_run_s_own_tokenizer(tmp_path, tokenize
 def test_own_columns(tmp_path, tokenizer):
     path = write(tmp_path / "mine.jsonl", [{"ask": f"a{i}", "reply": f"b{i}"} for i in range(10)])
     config = dataset("dataset=json", f"dataset.path={path}", "dataset.prompt=ask", "dataset.response=reply")
-    splits = load_dataset(config, tokenizer, 64)
+    splits = load_dataset(config, Encoder(tokenizer), 64)
     assert splits.train_texts == [Example(f"a{i}", f"b{i}") for i in range(9)]
     assert splits.validation_texts == [Example("a9", "b9")]
 
@@ -121,14 +124,14 @@ def test_shards_are_read_together_and_other_doublets_refused(tmp_path, tokenizer
     config = dataset(
         "dataset=gsm8k", f"dataset.path={tmp_path}", "dataset.train_size=7", "dataset.validation_size=null"
     )
-    assert [e.gold for e in load_dataset(config, tokenizer, 64).train_texts] == list("0123012")
+    assert [e.gold for e in load_dataset(config, Encoder(tokenizer), 64).train_texts] == list("0123012")
     write(tmp_path / "train.jsonl", qa_rows(2))
     with pytest.raises(UsageError, match="several files"):
-        load_dataset(config, tokenizer, 64)
+        load_dataset(config, Encoder(tokenizer), 64)
 
 
 def test_arithmetic_problems_are_distinct_and_never_in_both_splits(tokenizer):
-    splits = load_dataset(dataset("dataset.train_size=300", "dataset.validation_size=100"), tokenizer, 128)
+    splits = load_dataset(dataset("dataset.train_size=300", "dataset.validation_size=100"), Encoder(tokenizer), 128)
     train, validation = ({e.prompt for e in texts} for texts in (splits.train_texts, splits.validation_texts))
     assert len(train) == 300 and len(validation) == 100 and not train & validation
     assert splits.counts["train"] == {"whole": 300, "shortened": 0, "dropped": 0}
@@ -136,7 +139,7 @@ def test_arithmetic_problems_are_distinct_and_never_in_both_splits(tokenizer):
 
 def test_real_gsm8k(sentencepiece_tokenizer):
     config = dataset("dataset=gsm8k", f"dataset.path={shared('data/gsm8k')}", "dataset.max_train_samples=100")
-    splits = load_dataset(config, sentencepiece_tokenizer, 384)
+    splits = load_dataset(config, Encoder(sentencepiece_tokenizer), 384)
     assert splits.counts["rows"] == 7473 and len(splits.train_texts) == 100 and len(splits.validation_texts) == 473
     assert all(example.gold and "####" in example.response for example in splits.train_texts)
     counts = splits.counts["train"]
@@ -178,5 +181,5 @@ def test_nested_cells_are_refused(tmp_path):
 
 def test_own_data_holds_a_tenth_out(tmp_path, tokenizer):
     path = write(tmp_path / "mine.jsonl", [{"prompt": f"a{i}", "response": "b"} for i in range(1000)])
-    splits = load_dataset(dataset("dataset=json", f"dataset.path={path}"), tokenizer, 64)
+    splits = load_dataset(dataset("dataset=json", f"dataset.path={path}"), Encoder(tokenizer), 64)
     assert (len(splits.train_texts), len(splits.validation_texts)) == (900, 100)

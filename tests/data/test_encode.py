@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lora_one.data.encode import Encoded, collate, encode, no_answers, prompt_ids, response_ids
+from lora_one.data.encode import Encoded, Encoder, collate, prompt_ids, response_ids
 from lora_one.errors import RunError
 from lora_one.types import Example
 
@@ -22,7 +22,7 @@ def any_tokenizer(request):
 
 def test_prompt_tokens_are_exactly_the_prefix(any_tokenizer):
     prompts = prompt_ids(any_tokenizer, [example.prompt for example in EXAMPLES])
-    encoded, counts = encode(any_tokenizer, EXAMPLES, max_length=512)
+    encoded, counts = Encoder(any_tokenizer).encode(EXAMPLES, max_length=512)
     assert (counts.whole, counts.shortened, counts.dropped) == (4, 0, 0)
     for prompt, example in zip(prompts, encoded, strict=True):
         size = len(prompt)
@@ -46,7 +46,7 @@ def test_tokens_spell_prompt_and_response_and_nothing_between(any_tokenizer):
 def test_cut_answers_are_counted_and_lost_ones_dropped(tokenizer):
     (size,) = map(len, prompt_ids(tokenizer, [EXAMPLES[0].prompt]))
     longer = Example(EXAMPLES[0].prompt * 3, "7")
-    encoded, counts = encode(tokenizer, [EXAMPLES[0], longer], max_length=size + 2)
+    encoded, counts = Encoder(tokenizer).encode([EXAMPLES[0], longer], max_length=size + 2)
     assert (counts.whole, counts.shortened, counts.dropped) == (0, 1, 1)
     assert len(encoded[0].input_ids) == size + 2
     assert encoded[0].input_ids[-1] != tokenizer.eos_token_id, "a cut answer does not end"
@@ -54,22 +54,22 @@ def test_cut_answers_are_counted_and_lost_ones_dropped(tokenizer):
 
 
 def test_exact_fit_is_whole(tokenizer):
-    whole, _ = encode(tokenizer, EXAMPLES[:1], max_length=512)
-    _, counts = encode(tokenizer, EXAMPLES[:1], max_length=len(whole[0].input_ids))
+    whole, _ = Encoder(tokenizer).encode(EXAMPLES[:1], max_length=512)
+    _, counts = Encoder(tokenizer).encode(EXAMPLES[:1], max_length=len(whole[0].input_ids))
     assert (counts.whole, counts.shortened) == (1, 0)
 
 
 def test_no_example_left_is_an_error_that_says_how_long_they_are(tokenizer):
     (size,) = map(len, prompt_ids(tokenizer, [EXAMPLES[0].prompt]))
-    encoded, counts = encode(tokenizer, EXAMPLES[:1], max_length=3)
+    encoded, counts = Encoder(tokenizer).encode(EXAMPLES[:1], max_length=3)
     assert encoded == [] and counts.dropped == 1
-    error = no_answers(tokenizer, EXAMPLES[:1], 3)
+    error = Encoder(tokenizer).nothing_left(EXAMPLES[:1], 3)
     assert isinstance(error, RunError) and "max_length=3: their prompts are too long" in str(error)
     assert f"shortest prompt: {size} tokens" in str(error)
 
 
 def test_empty_answer_is_dropped(tokenizer):
-    _, counts = encode(tokenizer, [EXAMPLES[0], Example("Q: x\nA: ", "")], max_length=512)
+    _, counts = Encoder(tokenizer).encode([EXAMPLES[0], Example("Q: x\nA: ", "")], max_length=512)
     assert (counts.whole, counts.dropped) == (1, 1)
 
 

@@ -4,6 +4,7 @@ import pytest
 from conftest import run_config
 
 from lora_one.data import load_dataset
+from lora_one.data.encode import Encoder
 from lora_one.data.probe import probe_batches
 from lora_one.errors import UsageError
 from lora_one.types import Example
@@ -12,12 +13,12 @@ from lora_one.types import Example
 @pytest.fixture(scope="module")
 def texts(tokenizer):
     return load_dataset(
-        run_config("dataset.train_size=60", "dataset.validation_size=1").dataset, tokenizer, 128
+        run_config("dataset.train_size=60", "dataset.validation_size=1").dataset, Encoder(tokenizer), 128
     ).train_texts
 
 
 def rows(tokenizer, texts, *overrides):
-    batches = probe_batches(run_config(*overrides), texts, tokenizer)
+    batches = probe_batches(run_config(*overrides), texts, Encoder(tokenizer))
     return [
         tuple(row[: int(mask.sum())].tolist())
         for b in batches

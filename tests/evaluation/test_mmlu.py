@@ -125,7 +125,7 @@ def test_averages_are_over_questions():
         "jurisprudence": "1000",
     }
     lines = [
-        {"id": f"{subject}/{number}", "correct": bit == "1"}
+        {"id": f"{subject}/{number}", "prediction": "A", "correct": bit == "1"}
         for subject, bits in rights.items()
         for number, bit in enumerate(bits)
     ]

@@ -1,0 +1,242 @@
+"""GLUE's and SuperGLUE's classification sets, on their validation splits: by a head, or by the word a model writes.
+
+A head answers with its likeliest class. A model that writes text is asked as in training, and what it writes must be
+the word of a class; ``--first_token`` adds the published comparison of the words' first tokens.
+"""
+
+import argparse
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
+from math import sqrt
+from typing import TYPE_CHECKING, Any
+
+from lora_one.data import glue, super_glue
+from lora_one.errors import UsageError, nearest
+from lora_one.evaluation.shares import by_kind, counts_of, shares
+from lora_one.types import Example
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lora_one.data.encode import Encoder
+    from lora_one.evaluation.generate import Completion
+
+MAX_NEW_TOKENS = 16
+MAX_LENGTH = 512
+SETS = glue.TASKS | super_glue.TASKS
+SETTINGS = ("dataset", "first_token", "max_length")
+DATA_SETTINGS = ("dataset",)
+KINDS = {"accuracy": "correct", "accuracy_first_token": "correct_first_token"}
+Pairs = Counter[tuple[int, int]]  # (true class, predicted class or -1) -> examples
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--dataset", required=True, help=f"one of {', '.join(SETS)}")
+    add("--first_token", action="store_true", help="also compare the first tokens of the words, as published")
+    add("--max_length", type=int, default=MAX_LENGTH, help="tokens a head reads of an example (%(default)s)")
+
+
+def check(options: argparse.Namespace) -> None:
+    """Raises UsageError: no such set, a value out of range, or an option of sampling."""
+    if options.dataset not in SETS:
+        raise UsageError(
+            f"--dataset={options.dataset} is not a set of GLUE or SuperGLUE: {nearest(options.dataset, SETS)}"
+        )
+    if options.temperature is not None:
+        raise UsageError(f"--temperature={options.temperature} is not read here: a class is not sampled; leave it out")
+    if options.max_length < 2:
+        raise UsageError(f"--max_length={options.max_length} must be at least 2 tokens: give a larger number")
+    options.labels = SETS[options.dataset].labels
+
+
+def folder(options: argparse.Namespace) -> str:
+    """Each set has its own results."""
+    return f"glue/{options.dataset}"
+
+
+def examples(data_path: str | None, dataset: str) -> list[Example]:
+    """The validation split of a set, with ids ``<set>/<number>``: the labels of its test split are not public."""
+    found = SETS[dataset].rows_of(data_path, SETS[dataset].held_out)
+    return [replace(example, id=f"{dataset}/{number}") for number, example in enumerate(found)]
+
+
+def answers(
+    model: "nn.Module", tokenizer: Any, examples: Sequence[Example], options: argparse.Namespace, done: Collection[int]
+) -> Iterator[tuple[int, "Completion"]]:
+    from lora_one.data.encode import encoder_of
+    from lora_one.evaluation.generate import Completion, Decoding, complete
+    from lora_one.models import kind_of
+
+    encoder = encoder_of(kind_of(model), tokenizer, model.config)
+    if kind_of(model) == "SequenceClassification":
+        words = words_of(model.config, options.labels)
+        for index, place in by_head(model, encoder, examples, options, done):
+            yield index, Completion(words[place])
+        return
+    first = by_first_token(model, encoder, examples, options, done) if options.first_token else {}
+    decoding = Decoding(options.max_new_tokens)
+    prompts = encoder.prompts(examples)
+    for index, completion in complete(model, tokenizer, prompts, decoding, options.batch_size, done=done):
+        yield index, replace(completion, details=first.get(index, {}))
+
+
+def words_of(config: Any, labels: Sequence[str]) -> list[str]:
+    """The word of each output of a head: by the checkpoint's own names where these are the set's, else in its order.
+
+    Raises UsageError: the head has another number of outputs.
+    """
+    own = [config.id2label[place] for place in range(config.num_labels)]
+    if len(own) != len(labels):
+        raise UsageError(
+            f"the model's head has {len(own)} outputs, and this set {len(labels)} classes ({', '.join(labels)}): give "
+            "a model that was trained on it"
+        )
+    return own if set(own) == set(labels) else list(labels)
+
+
+def by_head(
+    model: "nn.Module",
+    encoder: "Encoder",
+    examples: Sequence[Example],
+    options: argparse.Namespace,
+    done: Collection[int],
+) -> Iterator[tuple[int, int]]:
+    """Yield (index, the output with the largest logit), longest texts first; of several processes each its share."""
+    import torch
+
+    from lora_one.data.encode import collate
+    from lora_one.distributed import Processes
+    from lora_one.evaluation.batches import each_batch
+    from lora_one.losses import evaluating, model_logits
+
+    rows = encoder.encode(examples, options.max_length)[0]
+    order = sorted(range(len(rows)), key=lambda index: -len(rows[index].input_ids))
+
+    def chosen(batch: Sequence[int]) -> list[int]:
+        return model_logits(model, collate([rows[index] for index in batch], encoder.pad_id)).argmax(-1).tolist()
+
+    with torch.no_grad(), evaluating(model):
+        for batch, places in each_batch(order, options.batch_size, chosen, done, Processes.current()):
+            yield from (pair for pair in zip(batch, places, strict=True) if pair[0] not in done)
+
+
+def by_first_token(
+    model: "nn.Module",
+    encoder: "Encoder",
+    examples: Sequence[Example],
+    options: argparse.Namespace,
+    done: Collection[int],
+) -> dict[int, dict[str, Any]]:
+    """Index -> the class whose word's first token is likeliest behind the prompt, of those of all words.
+
+    The published comparison, which is of two words, holds with any number of them; tokens with which all words begin
+    (an encoder-decoder's BOS, say) are read first. Raises UsageError: two words are not apart at the next one.
+    """
+    import torch
+
+    from lora_one.data.encode import collate
+    from lora_one.distributed import Processes
+    from lora_one.evaluation.batches import each_batch
+    from lora_one.evaluation.choices import common_beginning
+    from lora_one.losses import IGNORED, evaluating, model_logits, targets
+
+    as_answers = encoder.encode([Example(examples[0].prompt, word) for word in options.labels], 1 << 30)[0]
+    wanted = targets(collate(as_answers, encoder.pad_id))
+    words = [row[row != IGNORED].tolist() for row in wanted]
+    alike = len(common_beginning(words))
+    tokens = [word[alike] for word in words]
+    if len(set(tokens)) < len(tokens):
+        raise UsageError(
+            f"--first_token cannot tell {', '.join(options.labels)} apart: for this tokenizer two of them begin with "
+            "the same token; leave it out"
+        )
+    rows = encoder.encode(examples, 1 << 30)[0]
+    order = sorted(range(len(rows)), key=lambda index: -len(rows[index].input_ids))
+
+    def compared(batch: Sequence[int]) -> list[int]:
+        together = collate([rows[index] for index in batch], encoder.pad_id)
+        first = (targets(together) != IGNORED).int().argmax(dim=1) + alike
+        logits = model_logits(model, together)
+        return logits[range(len(batch)), first][:, tokens].argmax(-1).tolist()
+
+    found: dict[int, dict[str, Any]] = {}
+    processes = Processes.current()
+    with torch.no_grad(), evaluating(model):
+        for batch, places in each_batch(order, options.batch_size, compared, done, processes):
+            for index, place in zip(batch, places, strict=True):
+                word = options.labels[place]
+                found[index] = {"prediction_first_token": word, "correct_first_token": word == examples[index].gold}
+    return {index: line for part in processes.gathered(found) for index, line in part.items()}
+
+
+def score(example_id: Any, prompt: str, completion: str, gold: str) -> dict[str, Any]:
+    """One line of predictions.jsonl; what is no word of the set's classes is unparsed.
+
+    Raises KeyError: the id is of no set.
+    """
+    written = completion.strip()
+    prediction = written if written in labels_of(example_id) else None
+    return {
+        "id": example_id,
+        "prompt": prompt,
+        "completion": completion,
+        "prediction": prediction,
+        "gold": gold,
+        "correct": prediction == gold,
+    }
+
+
+def labels_of(example_id: Any) -> tuple[str, ...]:
+    return SETS[str(example_id).partition("/")[0]].labels
+
+
+def summarize(predictions: Sequence[dict[str, Any]]) -> tuple[dict[str, float], dict[str, int]]:
+    """(metrics, counts): accuracy, for CoLA Matthews' coefficient and for MRPC and QQP F1, as GLUE defines them.
+
+    Standard errors: of a share sqrt(p (1 - p) / n), else the jackknife's.
+    """
+    labels = labels_of(predictions[0]["id"])
+    places = {word: place for place, word in enumerate(labels)}
+    pairs: Pairs = Counter((places[line["gold"]], places.get(line["prediction"], -1)) for line in predictions)
+    metrics = shares(by_kind(predictions, KINDS))
+    for name, measure in MEASURES.get(str(predictions[0]["id"]).partition("/")[0], {}).items():
+        metrics |= {name: measure(pairs), f"{name}_stderr": jackknife(measure, pairs)}
+    return metrics, counts_of(predictions)
+
+
+def matthews(pairs: Pairs) -> float:
+    """Matthews' correlation coefficient, in its form for any number of classes; 0 where it has no value."""
+    n = pairs.total()
+    right = sum(count for (true, predicted), count in pairs.items() if true == predicted)
+    truth, said = Counter[int](), Counter[int]()
+    for (true, predicted), count in pairs.items():
+        truth[true] += count
+        said[predicted] += count
+    covariance = n * right - sum(truth[place] * said[place] for place in truth)
+    spread = sqrt((n**2 - sum(c**2 for c in truth.values())) * (n**2 - sum(c**2 for c in said.values())))
+    return covariance / spread if spread else 0.0
+
+
+def f1(pairs: Pairs) -> float:
+    """F1 of the class 1, the duplicates; 0 where there is none and none is predicted."""
+    hits = pairs[1, 1]
+    true = sum(count for (place, _), count in pairs.items() if place == 1)
+    said = sum(count for (_, place), count in pairs.items() if place == 1)
+    return 2 * hits / (true + said) if true + said else 0.0
+
+
+def jackknife(measure: Callable[[Pairs], float], pairs: Pairs) -> float:
+    """Standard error of a measure of n independent examples: sqrt((n - 1)/n sum_i (m_(-i) - mean)^2)."""
+    n = pairs.total()
+    without = {cell: measure(pairs - Counter([cell])) for cell in pairs}  # the same for every example of a cell
+    mean = sum(pairs[cell] * value for cell, value in without.items()) / n
+    return sqrt((n - 1) / n * sum(pairs[cell] * (value - mean) ** 2 for cell, value in without.items()))
+
+
+MEASURES: dict[str, dict[str, Callable[[Pairs], float]]] = {
+    "cola": {"matthews": matthews},
+    "mrpc": {"f1": f1},
+    "qqp": {"f1": f1},
+}

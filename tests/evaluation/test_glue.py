@@ -1,0 +1,183 @@
+"""GLUE: its metrics against scikit-learn, its answers against slow loops, on the real validation splits."""
+
+import json
+import random
+from collections import Counter
+
+import pytest
+import torch
+from conftest import finish, folder_of, random_llama, random_roberta, random_t5, run_config, shared
+
+from lora_one.evaluation import command, glue
+from lora_one.evaluation.command import main
+
+
+def test_matthews_and_f1_are_scikit_learn_s_and_an_unparsed_answer_is_a_class_of_its_own():
+    metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not here: pip install -e .[dev]")
+    numbers = random.Random(0)
+    for classes, said in ((2, (0, 1)), (2, (-1, 0, 1)), (3, (-1, 0, 1, 2)), (2, (1,))):
+        truth = [numbers.randrange(classes) for _ in range(60)]
+        predicted = [label if numbers.random() < 0.5 and label in said else numbers.choice(said) for label in truth]
+        pairs = Counter(zip(truth, predicted, strict=True))
+        assert glue.matthews(pairs) == pytest.approx(metrics.matthews_corrcoef(truth, predicted), abs=1e-12)
+        f1 = metrics.f1_score([place == 1 for place in truth], [place == 1 for place in predicted])
+        assert glue.f1(pairs) == pytest.approx(f1, abs=1e-12)
+
+
+def test_the_jackknife_leaves_each_example_out_once():
+    numbers = random.Random(1)
+    lines = [(numbers.randrange(2), numbers.choice((-1, 0, 1, 1))) for _ in range(40)]
+    for measure in (glue.matthews, glue.f1):
+        without = [measure(Counter(lines[:place] + lines[place + 1 :])) for place in range(40)]
+        mean = sum(without) / 40
+        expected = (39 / 40 * sum((value - mean) ** 2 for value in without)) ** 0.5
+        assert glue.jackknife(measure, Counter(lines)) == pytest.approx(expected, rel=1e-9)
+
+
+def lines_of(output):
+    return [json.loads(line) for line in (output / "predictions.jsonl").read_text().splitlines()]
+
+
+def report_of(output):
+    return json.loads((output / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize(("name", "folder", "size"), [("cola", "CoLA", 1043), ("mrpc", "MRPC", 408)])
+def test_a_head_on_a_whole_validation_split(name, folder, size, tokenizer, tmp_path):
+    """Batches against one text at a time through transformers alone; the metrics against scikit-learn."""
+    data = shared(f"data/glue/{folder}")
+    torch.manual_seed(3)
+    base = folder_of(random_roberta(len(tokenizer)), tokenizer, tmp_path / "base")
+    options = ["--dataset", name, "--model_name", str(base), "--data_path", str(data), "--max_length", "62"]
+    assert main("glue", [*options, "--output_dir", str(tmp_path / "out"), "--batch_size", "32"]) == 0
+    lines, report = lines_of(tmp_path / "out"), report_of(tmp_path / "out")
+    assert report["counts"]["total"] == len(lines) == size and report["counts"]["unparsed"] == 0
+    model, examples = random_roberta(len(tokenizer)), glue.examples(str(data), name)
+    words = glue.SETS[name].labels
+    with torch.no_grad():
+        for line, example in list(zip(lines, examples, strict=True))[::17]:
+            inputs = tokenizer(*example.texts, return_tensors="pt", truncation=True, max_length=62)
+            inputs.pop("token_type_ids", None)
+            assert line["prediction"] == words[int(model(**inputs).logits.argmax())], line["id"]
+            assert line["correct"] == (line["prediction"] == example.gold)
+    metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not here: pip install -e .[dev]")
+    truth, said = ([line[field] for line in lines] for field in ("gold", "prediction"))
+    assert report["metrics"]["accuracy"] == pytest.approx(metrics.accuracy_score(truth, said))
+    if name == "cola":
+        assert report["metrics"]["matthews"] == pytest.approx(metrics.matthews_corrcoef(truth, said))
+    else:
+        assert report["metrics"]["f1"] == pytest.approx(metrics.f1_score(truth, said, pos_label="equivalent"))
+    assert all(f"{metric}_stderr" in report["metrics"] for metric in report["metrics"] if "stderr" not in metric)
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama"])
+def test_text_is_generated_and_first_tokens_compared_as_one_at_a_time(kind, tokenizer, tmp_path):
+    data = shared("data/glue/SST-2")
+    model = random_t5(len(tokenizer), initializer_factor=3.0) if kind == "t5" else random_llama(len(tokenizer))
+    base = folder_of(model, tokenizer, tmp_path / "base")
+    options = ["--dataset", "sst2", "--model_name", str(base), "--data_path", str(data), "--limit", "24"]
+    options += ["--first_token", "--max_new_tokens", "5"]
+    outputs = []
+    for size in ("1", "7"):
+        assert main("glue", [*options, "--output_dir", str(tmp_path / size), "--batch_size", size]) == 0
+        outputs.append(lines_of(tmp_path / size))
+    assert outputs[0] == outputs[1]
+    assert len({line["prediction_first_token"] for line in outputs[0]}) == 2, "the comparison must not be constant"
+    words = ("negative", "positive")
+    for line in outputs[0]:
+        ids = tokenizer(line["prompt"], return_tensors="pt")["input_ids"]
+        if kind == "t5":
+            ids = torch.cat([ids, torch.tensor([[tokenizer.eos_token_id]])], dim=1)
+        ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+        with torch.no_grad():
+            row = model.generate(input_ids=ids, max_new_tokens=5, do_sample=False, **ends)[0].tolist()
+            if kind == "t5":
+                bos = tokenizer.bos_token_id  # this tokenizer puts one in front of a word
+                logits = model(input_ids=ids, decoder_input_ids=torch.tensor([[0, bos]])).logits[0, -1]
+                first = [tokenizer(word)["input_ids"][1] for word in words]
+            else:
+                logits = model(input_ids=ids).logits[0, -1]
+                first = [tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words]
+        written = row[1:] if kind == "t5" else row[ids.shape[1] :]
+        assert line["completion"] == tokenizer.decode(written, skip_special_tokens=True)
+        assert line["prediction_first_token"] == words[int(logits[first].argmax())]
+    assert {"accuracy", "accuracy_first_token"} <= report_of(tmp_path / "7")["metrics"].keys()
+
+
+def test_the_word_of_a_class_is_what_counts():
+    line = glue.score("rte/3", "p", " not_entailment\n", "not_entailment")
+    assert line["correct"] and line["prediction"] == "not_entailment"
+    assert glue.score("rte/3", "p", "entailment because", "entailment")["prediction"] is None
+    assert not glue.score("cola/0", "p", "acceptable", "unacceptable")["correct"]
+
+
+def test_a_head_is_read_by_its_own_words_where_they_are_the_set_s(tmp_path):
+    config = random_roberta().config
+    config.id2label = {0: "acceptable", 1: "unacceptable"}
+    assert glue.words_of(config, glue.SETS["cola"].labels) == ["acceptable", "unacceptable"]
+    config.id2label = {0: "LABEL_0", 1: "LABEL_1"}
+    assert glue.words_of(config, glue.SETS["cola"].labels) == ["unacceptable", "acceptable"]
+
+
+def rows_of_sst2(place):
+    place.mkdir()
+    for split in ("train", "dev"):
+        rows = [f"film number {i} is {'fine' if i % 3 else 'dull'}\t{int(i % 3 > 0)}" for i in range(30)]
+        (place / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
+    return place
+
+
+def test_an_adapter_is_scored_as_its_merged_checkpoint_and_goes_on_where_it_stopped(tokenizer, tmp_path, monkeypatch):
+    data = rows_of_sst2(tmp_path / "sst2")
+    base = folder_of(random_llama(len(tokenizer)), tokenizer, tmp_path / "base")
+    sizes = ("model.epochs=3", "model.per_device_batch_size=5", "model.real_batch_size=10", "model.learning_rate=1e-2")
+    run = run_config(
+        f"results_dir={tmp_path}",
+        "dataset=sst2",
+        f"dataset.path={data}",
+        "model=roberta_large",
+        f"model.name={base}",
+        "model.saving=true",
+        "peft.lora_r=2",
+        *sizes,
+    )
+    folder = finish(run)
+    final = folder.read()["evaluation"]["final"]
+    options = ["--dataset", "sst2", "--data_path", str(data), "--batch_size", "4"]
+    merged, adapter = tmp_path / "merged", tmp_path / "adapter"
+    assert main("glue", [*options, "--model_name", str(folder.merged), "--output_dir", str(merged)]) == 0
+    seen = []
+    add = command.Kept.add
+
+    def interrupted(kept, request, completion):
+        if len(seen) == 11:
+            raise KeyboardInterrupt
+        seen.append(request)
+        add(kept, request, completion)
+
+    monkeypatch.setattr(command.Kept, "add", interrupted)
+    again = [*options, "--adapter", str(folder.adapter), "--output_dir", str(adapter)]
+    assert main("glue", again) == 130
+    monkeypatch.setattr(command.Kept, "add", lambda *given: seen.append(given[1]) or add(*given))
+    assert main("glue", again) == 0
+    assert len(seen) == len(set(seen)) == 30, "what was there is not asked again"
+    assert lines_of(adapter) == lines_of(merged)
+    assert report_of(adapter)["metrics"]["accuracy"] == pytest.approx(final["eval_accuracy"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--dataset", "stsb"], "--dataset=stsb is not a set of GLUE"),
+        (["--dataset", "cola", "--temperature", "0.5"], "a class is not sampled"),
+        (["--dataset", "cola", "--max_length", "1"], "must be at least 2 tokens"),
+        (["--dataset", "mnli"], "the model's head has 2 outputs, and this set 3 classes"),
+    ],
+)
+def test_wrong_use_is_one_line(options, message, tokenizer, tmp_path, capsys):
+    base = folder_of(random_roberta(len(tokenizer)), tokenizer, tmp_path / "base")
+    (tmp_path / "dev_matched.tsv").write_text("sentence1\tsentence2\tgold_label\na\tb\tneutral\n")
+    options = [*options, "--data_path", str(tmp_path / "dev_matched.tsv"), "--output_dir", str(tmp_path / "out")]
+    assert main("glue", [*options, "--model_name", str(base)]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and message in error
