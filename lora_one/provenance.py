@@ -8,6 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from lora_one.config.schemas import HUB_EVALUATIONS, evaluations_in
+
 PACKAGES = (
     "lora-one",
     "torch",
@@ -25,7 +27,7 @@ PACKAGES = (
 NOT_HASHED = {"seed", "results_dir", "overwrite", "dry_run"}
 NOT_HASHED |= {f"model.{key}" for key in ("saving", "logging_steps", "keep_epochs", "save_steps", "preflight")}
 NOT_HASHED |= {f"init.{key}" for key in ("cache", "memory")}
-NOT_HASHED |= {"dataset.accuracy_examples", "dataset.max_new_tokens"}
+NOT_HASHED |= {"dataset.accuracy_examples", "dataset.max_new_tokens", "dataset.cache"}
 
 
 def fingerprint(path: Path, *, nested: bool = False) -> str:
@@ -64,6 +66,12 @@ def local_fingerprints(config: dict[str, Any], model_folder: Path | None) -> dic
     if data is not None:
         in_folders = config["dataset"]["name"] == "commonsense_reasoning"  # one for each of its sets
         found["dataset.path"] = fingerprint(Path(data).expanduser(), nested=in_folders)
+    evaluations = evaluations_in(config["dataset"].get("decontaminate"))
+    if evaluations:
+        found["dataset.decontaminate"] = " ".join(
+            name if name in HUB_EVALUATIONS else fingerprint(Path(name).expanduser(), nested=True)
+            for name in evaluations
+        )
     return found
 
 

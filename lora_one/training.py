@@ -404,8 +404,8 @@ def train(
         evaluate,
         model=model,
         args=args,
-        train_dataset=list(examples),
-        eval_dataset=list(examples[:1]),  # the Trainer wants one; FineTuner.evaluate has its own
+        train_dataset=examples,
+        eval_dataset=examples[:1],  # the Trainer wants one; FineTuner.evaluate has its own
         data_collator=collated,
         optimizers=(build_optimizer(model, run), None),
         callbacks=callbacks,

@@ -228,7 +228,8 @@ def composed(*overrides: str):
 
 
 def run_config(*overrides: str) -> RunConfig:
-    return RunConfig.from_hydra(composed("wandb.mode=disabled", *overrides))
+    """Checked; nothing of a test lands in the user's own cache."""
+    return RunConfig.from_hydra(composed("wandb.mode=disabled", "dataset.cache=null", *overrides))
 
 
 def finish(run: RunConfig) -> RunFolder:

@@ -146,6 +146,8 @@ CONFIGURATION = [
     ("wandb.diagnostics_every=often", "wandb.diagnostics_every='often' has the wrong type", "int is wanted"),
     ("results_dir=", "results_dir='' is no folder", "set results_dir="),
     ("results_dir=null", "results_dir=null is no folder", "set results_dir="),
+    ("dataset.decontaminate=gsm9k", "gsm9k is no file or folder here", "did you mean gsm8k? valid: gsm8k, humaneval"),
+    ("dataset.cache=false", "dataset.cache=False is no folder", "null to keep nothing"),
 ]
 
 # Found when data, names and shapes are read; still before any weight, and nothing is on record.
@@ -182,6 +184,9 @@ READING = [
     ("init.max_length=3", FAILURE, "max_length=3", "init.max_length"),
     ("dataset.train_size=3000000", USAGE, "size=3000008 is more than 100000 for each family", "lower it"),
     ("model.name={files}/cut-header", FAILURE, "not a readable safetensors file", "fetch it again"),
+    ("dataset.decontaminate=humaneval", FAILURE, "openai_humaneval cannot be loaded", "dataset.decontaminate="),
+    ("dataset.decontaminate={files}/header.csv", FAILURE, "header.csv holds no rows", "give a file with examples"),
+    ("dataset.decontaminate={files}/empty", USAGE, "no file that begins with 'test'", "give the file itself"),
 ]
 
 EVALUATION = [

@@ -118,3 +118,24 @@ def test_evaluations_agree_and_are_written(tmp_path):
     assert [row["name"] for row in result["rows"]] == names
     assert all(row["examples_per_cpu_second"] > 0 and row["examples"] == 3 for row in result["rows"])
     assert all(isinstance(ratio, float) for ratio in result["ratios"].values())
+
+
+def test_encodings_agree_and_are_written(tmp_path):
+    """The script itself refuses examples that differ from case to case."""
+    file = tmp_path / "data.json"
+    command = [sys.executable, str(ROOT / "benchmarks/bench_data.py"), "--examples=200", "--repeats=1"]
+    done = subprocess.run(
+        [*command, f"--json={file}", "--markdown"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "| case " in done.stdout
+    result = json.loads(file.read_text())
+    assert {"machine", "versions", "rows", "ratios"} <= result.keys()
+    assert [row["name"] for row in result["rows"]] == ["lists", "packed, nothing kept yet", "kept before"]
+    assert len({row["tokens"] for row in result["rows"]}) == 1 and result["rows"][0]["examples"] == 200
+    assert all(isinstance(ratio, float) for ratio in result["ratios"].values())

@@ -287,7 +287,7 @@ def test_whatever_trains_goes_on_with_the_same_bytes(changes, tmp_path, llama_fo
         run_exp.execute(run)
     monkeypatch.undo()
     folder = finish(run)
-    assert folder.read()["train"]["steps"] == 12
+    assert folder.read()["train"]["steps"] == whole.read()["train"]["steps"] > 5
     files = [
         file.relative_to(whole.path) for file in whole.path.rglob("*.safetensors") if "checkpoints" not in str(file)
     ]

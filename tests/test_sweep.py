@@ -44,9 +44,9 @@ def jobs(monkeypatch):
     """Weak references to the models that jobs loaded, in their order."""
     models, original = [], stages.load_base
 
-    def remember(run):
+    def remember(run, *encoder):
         assert not [model for model in models if model() is not None], "the last job's model is still in memory"
-        base = original(run)
+        base = original(run, *encoder)
         models.append(weakref.ref(base))
         return base
 

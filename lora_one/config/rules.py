@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_one.config.schemas import (
     CLASSIFIED,
+    HUB_EVALUATIONS,
     ArithmeticConfig,
     GradientInit,
     InitConfig,
@@ -17,6 +18,7 @@ from lora_one.config.schemas import (
     ScaledConfig,
     SimpleInit,
     SvdInit,
+    evaluations_in,
 )
 from lora_one.errors import UsageError, nearest
 
@@ -324,6 +326,14 @@ def check_dataset(run: "RunConfig") -> None:
         if not path.exists():
             raise UsageError(
                 f"dataset.path={dataset.path} does not exist (looked in {Path.cwd()}); give a file or folder"
+            )
+    if str(dataset.cache).lower() in {"true", "false", ""}:
+        raise UsageError(f"dataset.cache={dataset.cache} is no folder: give one, null to keep nothing, or leave it out")
+    for evaluation in evaluations_in(dataset.decontaminate):
+        if evaluation not in HUB_EVALUATIONS and not Path(str(evaluation)).expanduser().exists():
+            raise UsageError(
+                f"dataset.decontaminate: {evaluation} is no file or folder here (looked in {Path.cwd()}) and no "
+                f"evaluation's name; {nearest(evaluation, HUB_EVALUATIONS)}"
             )
 
 

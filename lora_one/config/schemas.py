@@ -19,6 +19,8 @@ class DatasetConfig:
     chat_template: bool
     accuracy_examples: int  # exact match on so many validation examples along the run; 0 = none
     max_new_tokens: int  # for those
+    decontaminate: Any  # evaluations whose questions no training row may hold: see evaluations_in
+    cache: str | None  # a folder of large sets encoded before, see data.kept; null = encode anew each time
 
 
 @dataclass(frozen=True)
@@ -313,3 +315,11 @@ DATASETS = (
     "wic",
     "wizard_lm",
 )
+HUB_EVALUATIONS = ("gsm8k", "humaneval", "math", "mmlu")  # known by name in dataset.decontaminate
+
+
+def evaluations_in(decontaminate: Any) -> list[Any]:
+    """One of HUB_EVALUATIONS, a local file or folder of an evaluation's questions, or a list of these; null is none."""
+    if decontaminate is None:
+        return []
+    return list(decontaminate) if isinstance(decontaminate, list) else [decontaminate]

@@ -3,8 +3,8 @@
 To add one: a function that yields Examples, its line in SOURCES, its name in DATASETS, and conf/dataset/<name>.yaml.
 """
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,9 @@ from lora_one.data import (
     squad,
     super_glue,
 )
+from lora_one.data.contamination import without_questions
 from lora_one.data.encode import Encoded, Encoder
+from lora_one.data.kept import Kept
 from lora_one.errors import RunError
 from lora_one.seeding import generator_for
 from lora_one.types import Example
@@ -74,15 +76,15 @@ def labels_of(name: str) -> tuple[str, ...] | None:
 class Splits:
     """Encoded training and validation examples, disjoint; the texts of both; what was dropped or shortened."""
 
-    train: list[Encoded]
-    validation: list[Encoded]
+    train: Sequence[Encoded]
+    validation: Sequence[Encoded]
     train_texts: list[Example]
     validation_texts: list[Example]
     counts: dict[str, Any]
 
 
 def load_dataset(config: DatasetConfig, encoder: Encoder, max_length: int) -> Splits:
-    """Read, order, filter by length, split and encode.
+    """Read, leave out what holds an evaluation's questions, order, filter by length, split and encode.
 
     Order of the file, or shuffled by ``shuffle_seed``; first the training examples, then the validation ones,
     ``train_size`` and ``validation_size`` of them or, where there are fewer, in that proportion; at last cut to
@@ -90,7 +92,10 @@ def load_dataset(config: DatasetConfig, encoder: Encoder, max_length: int) -> Sp
     source's own split, if it has one; a ``path`` that is one file has none.
     Raises RunError: nothing is left to train on, before the encoding or after it.
     """
-    examples, found = read_examples(config, encoder)
+    rows = SOURCES[config.name].train(config)
+    clean, contaminated = without_questions(rows, config.decontaminate)
+    examples, _ = prepared(clean, config, encoder)
+    found = len(rows)
     train, validation = split(examples, config.train_size, config.validation_size)
     if has_own_validation(config):
         validation, more = prepared(SOURCES[config.name].validation(config), config, encoder)
@@ -98,17 +103,20 @@ def load_dataset(config: DatasetConfig, encoder: Encoder, max_length: int) -> Sp
     if not train:
         raise RunError(
             f"dataset={config.name}: of {found} usable rows none is left to train on "
-            f"(dataset.max_tokens={config.max_tokens}); check the file or raise dataset.max_tokens"
+            f"(dataset.max_tokens={config.max_tokens}, dataset.decontaminate={config.decontaminate}); check the file "
+            "or raise dataset.max_tokens"
         )
     train = train[: config.max_train_samples]
     validation = validation[: config.max_eval_samples]
-    encoded_train, train_counts = encoder.encode(train, max_length)
+    kept = kept_for(config, encoder, max_length=max_length)
+    encoded_train, train_counts = kept.encoded(lambda part: encoder.encode(part, max_length), train)
     if not encoded_train:
         raise encoder.nothing_left(train, max_length)
-    encoded_validation, validation_counts = encoder.encode(validation, max_length)
+    encoded_validation, validation_counts = kept.encoded(lambda part: encoder.encode(part, max_length), validation)
     counts = {
         "rows": found,
-        "too_long": found - len(examples),
+        "contaminated": contaminated,
+        "too_long": found - sum(contaminated.values()) - len(examples),
         "train": asdict(train_counts),
         "validation": asdict(validation_counts),
     }
@@ -133,7 +141,7 @@ def prepared(examples: list[Example], config: DatasetConfig, encoder: Encoder) -
         order = torch.randperm(found, generator=generator_for(config.shuffle_seed, "order of the data"))
         examples = [examples[i] for i in order.tolist()]
     if config.max_tokens is not None:
-        sizes = encoder.sizes(examples)
+        sizes = kept_for(config, encoder).measured(encoder.sizes, examples)
         examples = [example for example, size in zip(examples, sizes, strict=True) if size < config.max_tokens]
     return examples, found
 
@@ -153,3 +161,9 @@ def split(
         held_out = len(examples) * held_out // wanted
         train_size = len(examples) - held_out
     return examples[:train_size], examples[train_size : train_size + held_out]
+
+
+def kept_for(config: DatasetConfig, encoder: Encoder, **settings: Any) -> Kept:
+    """What was encoded before by this encoder: its kind and all its fields are part of the key."""
+    own = {field.name: getattr(encoder, field.name) for field in fields(encoder) if field.name != "tokenizer"}
+    return Kept(config.cache, encoder.tokenizer, settings | own | {"encoder": type(encoder).__name__})

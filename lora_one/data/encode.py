@@ -66,12 +66,10 @@ def response_ids(tokenizer: Any, responses: Sequence[str]) -> list[list[int]]:
     prompt and response together spell the two texts and nothing between them.
     """
     anchor = tokenizer(ANCHOR, add_special_tokens=False)["input_ids"]
-    alone = tokenizer(list(responses), add_special_tokens=False, verbose=False)["input_ids"]
     anchored = tokenizer([ANCHOR + text for text in responses], add_special_tokens=False, verbose=False)["input_ids"]
-    return [
-        behind[len(anchor) :] if behind[: len(anchor)] == anchor else bare
-        for behind, bare in zip(anchored, alone, strict=True)
-    ]
+    grown = [text for text, ids in zip(responses, anchored, strict=True) if ids[: len(anchor)] != anchor]  # together
+    alone = iter(tokenizer(grown, add_special_tokens=False, verbose=False)["input_ids"] if grown else ())
+    return [ids[len(anchor) :] if ids[: len(anchor)] == anchor else next(alone) for ids in anchored]
 
 
 @dataclass(frozen=True)

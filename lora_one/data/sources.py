@@ -179,5 +179,5 @@ def from_hub(name: str, subset: str | None, split: str, first: int | None = None
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise RunError(
             f"dataset {name} cannot be loaded from the hub ({' '.join(str(error).split())[:160]}): where "
-            "there is no network give a local file or folder (dataset.path=, --data_path=)"
+            "there is no network give a local file or folder (dataset.path=, dataset.decontaminate=, --data_path=)"
         ) from error

@@ -4,14 +4,12 @@ The prompt is that of the benchmark's own code; its two spaces before the subjec
 """
 
 import argparse
-import csv
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_one.data.sources import from_hub
-from lora_one.errors import RunError, UsageError, nearest
+from lora_one.data.mmlu import LETTERS, ROW, rows_of
+from lora_one.errors import UsageError, nearest
 from lora_one.evaluation.mmlu_subjects import CATEGORIES, SUBJECTS
 from lora_one.evaluation.shares import counts_of, shares
 from lora_one.types import Example
@@ -23,10 +21,7 @@ if TYPE_CHECKING:
 MAX_NEW_TOKENS = 1
 SETTINGS = ("ntrain",)
 DATA_SETTINGS = ("ntrain",)
-SOURCE = ("cais/mmlu", "all")
-LETTERS = "ABCD"
 HEADER = "The following are multiple choice questions (with answers) about  {subject}.\n\n"
-ROW = tuple[str, ...]  # question, four options, letter
 
 
 @dataclass(frozen=True)
@@ -70,6 +65,9 @@ def examples(data_path: str | None, ntrain: int = 5) -> list[Problem]:
     Raises UsageError: not such a folder, or fewer solved examples than asked for; RunError: a row of another form.
     """
     tests, solved = (rows_of(data_path, split) for split in ("test", "dev"))
+    for subject in {**tests, **solved}:
+        if subject not in SUBJECTS:
+            raise UsageError(f"{data_path}: {subject} is not a subject of MMLU; {nearest(subject, SUBJECTS)}")
     found = []
     for subject, rows in tests.items():
         shots = solved.get(subject, [])[:ntrain]
@@ -94,45 +92,6 @@ def problems_of(subject: str, rows: Sequence[ROW], shots: Sequence[ROW]) -> list
 def body_of(row: ROW) -> str:
     options = "".join(f"\n{letter}. {text}" for letter, text in zip(LETTERS, row[1:5], strict=True))
     return f"{row[0]}{options}\nAnswer:"
-
-
-def rows_of(data_path: str | None, split: str) -> dict[str, list[ROW]]:
-    """Subject -> its rows."""
-    if data_path is None:
-        found: dict[str, list[ROW]] = {}
-        for row in from_hub(*SOURCE, split):
-            texts = (row["question"], *row["choices"], LETTERS[row["answer"]])
-            found.setdefault(row["subject"], []).append(checked(texts, f"{SOURCE[0]}, {split}"))
-        return found
-    folder, ending = Path(data_path).expanduser() / split, f"_{split}.csv"
-    files = sorted(folder.glob(f"*{ending}"))
-    if not files and split == "test":
-        raise UsageError(f"{data_path} holds no test/*{ending}: give the folder with MMLU's dev/ and test/")
-    found = {file.name.removesuffix(ending): read_csv(file) for file in files}
-    for subject in found:
-        if subject not in SUBJECTS:
-            raise UsageError(f"{folder}: {subject} is not a subject of MMLU; {nearest(subject, SUBJECTS)}")
-    return found
-
-
-def read_csv(file: Path) -> list[ROW]:
-    """Every cell as the text it is: an option "None" is the word. Raises RunError: not six cells, or no letter."""
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            rows = [checked(tuple(row), f"{file}, row {number}") for number, row in enumerate(csv.reader(stream), 1)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise RunError(f"{file} cannot be read as csv ({error}): check the file") from error
-    if not rows:
-        raise RunError(f"{file} holds no rows: give a file with questions")
-    return rows
-
-
-def checked(row: ROW, where: str) -> ROW:
-    if len(row) != 6 or row[5] not in tuple(LETTERS):
-        raise RunError(
-            f"{where}: {row!r:.80} is not a question, four options and a letter of {LETTERS}: check the file"
-        )
-    return row
 
 
 def answers(

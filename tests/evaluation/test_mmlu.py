@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import ROOT, SHARED, random_llama, shared
 
+from lora_one.data import mmlu as mmlu_rows
 from lora_one.errors import RunError, UsageError
 from lora_one.evaluation import command, mmlu
 from lora_one.evaluation.command import main
@@ -169,7 +170,7 @@ def test_the_14042_real_questions():
 
 def test_rows_of_the_hub_have_the_same_form(monkeypatch):
     row = {"question": "One?", "choices": ["1", "None", "3", "4"], "answer": 1, "subject": "virology"}
-    monkeypatch.setattr(mmlu, "from_hub", lambda name, subset, split: [row] if split == "test" else [row] * 5)
+    monkeypatch.setattr(mmlu_rows, "from_hub", lambda name, subset, split: [row] if split == "test" else [row] * 5)
     (problem,) = mmlu.examples(None)
     assert problem.body == "One?\nA. 1\nB. None\nC. 3\nD. 4\nAnswer:" and problem.gold == "B"
     assert len(problem.shots) == 5 and problem.shots[0] == problem.body + " B\n\n"

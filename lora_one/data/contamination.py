@@ -1,0 +1,121 @@
+"""Training rows that hold an evaluation's questions, by the thirteen words of GPT-3's analysis, and their removal.
+
+A row holds a question if 13 words in a row of it stand in the question too (arXiv:2005.14165, appendix C). To look for
+whole questions would miss what was retold in part: with another number, without the imports, the docstring alone. A
+word is a run of letters and digits in lower case, so punctuation, line breaks and the signs of code do not matter. As
+there, a question of 8 to 12 words is looked for as a whole and a shorter one not at all: it is what anyone may say.
+Thirteen words that stand in more than 10 questions are their format, which says nothing about one of them.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lora_one.config.schemas import evaluations_in
+from lora_one.data import gsm8k, mmlu
+from lora_one.data.sources import Hub, read_rows
+from lora_one.distributed import Processes
+from lora_one.errors import UsageError
+from lora_one.types import Example
+
+WORDS, FEWEST = 13, 8
+FORMAT = 10  # questions that may share their words
+WORD = re.compile(r"[^\W_]+")
+QUESTIONS = ("question", "problem", "prompt", "instruction")  # columns of local files; the first that is there is read
+COMMONSENSE = re.compile(r"Please (?:answer|choose) the [^:]*: (.*?)(?:\n\n|\Z)", re.DOTALL)  # its opening; its options
+
+MATH = ("algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory")
+MATH += ("prealgebra", "precalculus")
+HUB: dict[str, list[Hub]] = {
+    "gsm8k": [gsm8k.SOURCE],
+    "humaneval": [("openai/openai_humaneval", None)],
+    "math": [("EleutherAI/hendrycks_math", subject) for subject in MATH],
+    "mmlu": [mmlu.SOURCE],
+}
+COLUMN = {"gsm8k": "question", "humaneval": "prompt", "math": "problem", "mmlu": "question"}
+
+
+class Questions:
+    """Of one evaluation, as what to look for; ``held_by(text)`` says whether a text holds one of them.
+
+    count: how many there are.  short: how many of them have too few words to be looked for.
+    """
+
+    def __init__(self, texts: Sequence[str]):
+        sought: Counter[tuple[str, ...]] = Counter()
+        self.count, self.short = len(texts), 0
+        for text in texts:
+            words = words_of(text)
+            self.short += len(words) < FEWEST
+            if len(words) >= FEWEST:
+                sought.update(set(in_a_row(words, min(len(words), WORDS))))
+        self.by_length: dict[int, set[tuple[str, ...]]] = {}
+        for words, questions in sought.items():
+            if questions <= FORMAT:
+                self.by_length.setdefault(len(words), set()).add(words)
+
+    def held_by(self, text: str) -> bool:
+        words = words_of(text)
+        return any(not sought.isdisjoint(in_a_row(words, length)) for length, sought in self.by_length.items())
+
+
+def words_of(text: str) -> list[str]:
+    """What is compared.
+
+    >>> words_of("Janet's ducks lay\\n16 eggs. def has_close(x):")
+    ['janet', 's', 'ducks', 'lay', '16', 'eggs', 'def', 'has', 'close', 'x']
+    """
+    return WORD.findall(text.lower())
+
+
+def in_a_row(words: list[str], length: int) -> Iterable[tuple[str, ...]]:
+    """Every ``length`` neighbouring words."""
+    return zip(*(words[start:] for start in range(length)), strict=False)
+
+
+def without_questions(examples: list[Example], decontaminate: Any) -> tuple[list[Example], dict[str, int]]:
+    """The examples, in order, whose prompt and response hold no question; how many each evaluation took away.
+
+    decontaminate: as in the configuration.  A row is counted once, for the first evaluation that it holds.
+    Raises UsageError: a local file without a column of questions; RunError: one that cannot be read.
+    """
+    dropped = {}
+    for evaluation in dict.fromkeys(evaluations_in(decontaminate)):
+        questions = Questions(list(questions_of(evaluation)))
+        clean = [example for example in examples if not questions.held_by(f"{example.prompt}\n{example.response}")]
+        dropped[evaluation] = len(examples) - len(clean)
+        if Processes.current().rank == 0:
+            short = f"; {questions.short} of them, of fewer than {FEWEST} words, are not looked for"
+            print(
+                f"data: {dropped[evaluation]} of {len(examples)} training rows hold one of the {questions.count} "
+                f"questions of {evaluation} and are left out{short if questions.short else ''}"
+            )
+        examples = clean
+    return examples, dropped
+
+
+def questions_of(evaluation: str) -> Iterator[str]:
+    """The bare questions of an evaluation's test split, without template and options.
+
+    From the hub by its name, or from a file, a folder, MMLU's folder of csv files or one of the commonsense sets.
+    """
+    if evaluation in HUB:
+        column = COLUMN[evaluation]
+        yield from (row[column] for hub in HUB[evaluation] for row in read_rows(hub, None, "test", [column]))
+        return
+    place = Path(evaluation).expanduser()
+    if any(place.glob("test/*_test.csv")):
+        yield from (row[0] for rows in mmlu.rows_of(evaluation, "test").values() for row in rows)
+        return
+    for part in sorted(folder for folder in place.glob("*/") if any(folder.glob("test.*"))) or [place]:
+        for row in read_rows(None, str(part), "test", [], optional=QUESTIONS):
+            text = next((row[column] for column in QUESTIONS if column in row), None)
+            if text is None:
+                raise UsageError(
+                    f"dataset.decontaminate: {part} has no column {', '.join(QUESTIONS)}: name the one that holds the "
+                    "questions so"
+                )
+            opened = COMMONSENSE.match(text)
+            yield opened[1] if opened else text

@@ -1,0 +1,49 @@
+"""MMLU's questions: the hub's table, or the benchmark's own csv files, one a subject and without a header."""
+
+import csv
+from pathlib import Path
+
+from lora_one.data.sources import from_hub
+from lora_one.errors import RunError, UsageError
+
+SOURCE = ("cais/mmlu", "all")
+LETTERS = "ABCD"
+ROW = tuple[str, ...]  # question, four options, letter
+
+
+def rows_of(data_path: str | None, split: str) -> dict[str, list[ROW]]:
+    """Subject -> its rows, of the hub or of a folder with ``<split>/<subject>_<split>.csv``; no dev/ is no dev rows.
+
+    Raises UsageError: no such folder; RunError: a row of another form.
+    """
+    if data_path is None:
+        found: dict[str, list[ROW]] = {}
+        for row in from_hub(*SOURCE, split):
+            texts = (row["question"], *row["choices"], LETTERS[row["answer"]])
+            found.setdefault(row["subject"], []).append(checked(texts, f"{SOURCE[0]}, {split}"))
+        return found
+    folder, ending = Path(data_path).expanduser() / split, f"_{split}.csv"
+    files = sorted(folder.glob(f"*{ending}"))
+    if not files and split == "test":
+        raise UsageError(f"{data_path} holds no test/*{ending}: give the folder with MMLU's dev/ and test/")
+    return {file.name.removesuffix(ending): read_csv(file) for file in files}
+
+
+def read_csv(file: Path) -> list[ROW]:
+    """Every cell as the text it is: an option "None" is the word. Raises RunError: not six cells, or no letter."""
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            rows = [checked(tuple(row), f"{file}, row {number}") for number, row in enumerate(csv.reader(stream), 1)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise RunError(f"{file} cannot be read as csv ({error}): check the file") from error
+    if not rows:
+        raise RunError(f"{file} holds no rows: give a file with questions")
+    return rows
+
+
+def checked(row: ROW, where: str) -> ROW:
+    if len(row) != 6 or row[5] not in tuple(LETTERS):
+        raise RunError(
+            f"{where}: {row!r:.80} is not a question, four options and a letter of {LETTERS}: check the file"
+        )
+    return row

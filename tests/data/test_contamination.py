@@ -1,0 +1,227 @@
+"""Rows that hold an evaluation's questions go, others stay, and the numbers are told."""
+
+import doctest
+import gzip
+import json
+
+import pytest
+from conftest import SHARED, run_config, shared
+from datasets import Dataset
+
+from lora_one.config.schemas import HUB_EVALUATIONS
+from lora_one.data import SOURCES, contamination, load_dataset, sources
+from lora_one.data.contamination import FORMAT, HUB, Questions, questions_of, without_questions
+from lora_one.data.encode import Encoder
+from lora_one.errors import UsageError
+from lora_one.evaluation import TASKS, math
+from lora_one.provenance import config_hash, local_fingerprints
+from lora_one.types import Example
+
+QUESTION = "Ann has 3 red apples and 4 green ones. Bo takes half of them home. How many are left for Ann?"
+PROGRAM = '''def middle(numbers: List[int]) -> int:
+    """ Give the number that stands in the middle of a list once it
+    is sorted, or the lower of two.
+    >>> middle([3, 1, 2])
+    2
+    """
+'''
+
+
+def config(name, path, *evaluations, **others):
+    asked = [f"dataset.decontaminate=[{','.join(map(str, evaluations))}]"] if evaluations else []
+    asked += [f"dataset.{key}={value}" for key, value in others.items()]
+    return run_config("model=tiny", f"dataset={name}", f"dataset.path={path}", *asked).dataset
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "held"),
+    [
+        (QUESTION, True),
+        (f"Please solve: {QUESTION.upper()}\nThanks!", True),
+        (QUESTION.replace(" ", "\n  ").replace(".", " \u2013"), True),
+        (QUESTION.replace("3", "30"), True),  # a number changed, 13 words after it
+        ("Bo takes half of them home. How many are left for Ann?", False),  # twelve
+        ("And 4 green ones. Bo takes half of them home. How many are left?", True),
+        (" ".join(reversed(QUESTION.split())), False),
+        ("", False),
+    ],
+)
+def test_thirteen_words_in_a_row_hold_a_question(text, held):
+    assert Questions([QUESTION]).held_by(text) is held
+
+
+def test_a_short_question_is_looked_for_whole_and_a_shorter_one_not():
+    eight, seven = "Why does the sky look blue at noon?", "What is the capital city of France?"
+    questions = Questions([eight, seven])
+    assert (questions.count, questions.short) == (2, 1)
+    assert questions.held_by(f"Tell me: {eight.lower()}") and not questions.held_by(eight.replace("noon", "night"))
+    assert not questions.held_by(seven)
+
+
+def test_words_of_many_questions_are_their_format():
+    opening = "Read what follows with care and then choose the best one of these four options, please:"
+    many = [f"{opening} number {i}" for i in range(FORMAT + 1)]
+    assert not Questions(many).held_by(opening) and Questions(many[:-1]).held_by(opening)
+    assert Questions([*many, QUESTION]).held_by(QUESTION)
+
+
+def test_a_program_s_docstring_alone_gives_it_away():
+    questions = Questions([PROGRAM])
+    assert questions.held_by(
+        "Write a function to give the number that stands in the middle of a list once it is sorted"
+    )
+    assert questions.held_by(f"Complete this:\n```python\n{PROGRAM}```")
+    assert not questions.held_by(
+        "def middle(numbers: List[int]) -> int:\n    return sorted(numbers)[len(numbers) // 2]"
+    )
+
+
+def test_rows_go_in_order_and_each_is_counted_once(capsys, tmp_path):
+    one = write(tmp_path / "one.jsonl", [{"question": QUESTION}])
+    two = write(tmp_path / "two.jsonl", [{"prompt": PROGRAM}, {"prompt": QUESTION}])
+    examples = [Example(text, answer) for text, answer in ((QUESTION, "5"), ("a", PROGRAM), ("b", "c"), ("d", "e"))]
+    clean, dropped = without_questions(examples, [str(one), str(two), str(one)])
+    assert clean == examples[2:] and dropped == {str(one): 1, str(two): 1}
+    out = capsys.readouterr().out.splitlines()
+    assert out == [
+        f"data: 1 of 4 training rows hold one of the 1 questions of {one} and are left out",
+        f"data: 1 of 3 training rows hold one of the 2 questions of {two} and are left out",
+    ]
+    assert without_questions(examples, None) == (examples, {})
+
+
+def test_training_and_held_out_rows_go_and_are_counted_apart_from_long_ones(tmp_path, tokenizer):
+    questions = write(tmp_path / "test.jsonl", [{"question": QUESTION, "answer": "#### 3"}])
+    rows = [{"question": f"How many is {i}?", "answer": f"{i}\n#### {i}"} for i in range(20)]
+    rows[3]["question"] = rows[19]["question"] = QUESTION
+    rows[5]["question"] += " so" * 200
+    write(tmp_path / "train.jsonl", rows)
+    for asked in (questions, tmp_path):  # the file, and the folder with the test split
+        found = load_dataset(config("gsm8k", tmp_path, asked, max_tokens=100), Encoder(tokenizer), 128)
+        texts = [*found.train_texts, *found.validation_texts]
+        assert [example.gold for example in texts] == [str(i) for i in range(20) if i not in (3, 5, 19)]
+        assert found.counts["rows"] == 20 and found.counts["too_long"] == 1
+        assert found.counts["contaminated"] == {str(asked): 2}
+    assert load_dataset(config("gsm8k", tmp_path), Encoder(tokenizer), 128).counts["contaminated"] == {}
+
+
+def test_a_validation_split_that_stands_apart_stays(tmp_path, tokenizer):
+    """It is GLUE's evaluation itself."""
+    lines = [f"{QUESTION}\t1", "a good one\t1", "a bad one\t0"]
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.tsv").write_text("\n".join(["sentence\tlabel", *lines, ""]))
+    write(tmp_path / "test.jsonl", [{"question": QUESTION}])
+    found = load_dataset(config("sst2", tmp_path, tmp_path / "test.jsonl"), Encoder(tokenizer), 128)
+    assert (len(found.train), len(found.validation)) == (2, 3) and found.counts["rows"] == 6
+    assert found.counts["too_long"] == 0
+
+
+def test_nothing_left_is_an_error(tmp_path, tokenizer):
+    rows = write(tmp_path / "test.jsonl", [{"question": QUESTION, "answer": "3"}])
+    with pytest.raises(
+        RuntimeError, match=r"of 1 usable rows none is left.*dataset\.decontaminate=\['.*test\.jsonl'\]"
+    ):
+        load_dataset(config("gsm8k", rows, rows), Encoder(tokenizer), 128)
+
+
+def test_evaluations_of_the_hub(monkeypatch):
+    asked = []
+
+    def from_hub(name, subset, split, first=None):
+        asked.append((name, subset, split))
+        return Dataset.from_list([{"question": QUESTION, "prompt": PROGRAM, "problem": f"{subset}"}])
+
+    monkeypatch.setattr(sources, "from_hub", from_hub)
+    assert set(HUB) == set(HUB_EVALUATIONS) <= set(TASKS)
+    assert list(questions_of("humaneval")) == [PROGRAM] and list(questions_of("gsm8k")) == [QUESTION]
+    assert list(questions_of("math")) == list(math.SUBJECTS) and list(questions_of("mmlu")) == [QUESTION]
+    assert asked[0] == (*TASKS["humaneval"].SOURCE, "test") and asked[2] == (math.HUB, math.SUBJECTS[0], "test")
+
+
+def test_local_folders_of_evaluations(tmp_path):
+    """MMLU's files without a header; the commonsense sets without their template and options."""
+    for name, text in (
+        (
+            "boolq",
+            "Please answer the following question with true or false, question: is it?\n\nAnswer format: true/false",
+        ),
+        ("hellaswag", "Please choose the correct ending to complete the given sentence: Roof: A man\n\nEnding1: sits"),
+        ("own", "A question: with a colon"),
+    ):
+        (tmp_path / "sets" / name).mkdir(parents=True)
+        (tmp_path / "sets" / name / "test.json").write_text(json.dumps([{"instruction": text, "answer": "true"}]))
+    assert list(questions_of(str(tmp_path / "sets"))) == ["is it?", "Roof: A man", "A question: with a colon"]
+    (tmp_path / "mmlu" / "test").mkdir(parents=True)
+    (tmp_path / "mmlu" / "test" / "virology_test.csv").write_text('"One,\ntwo?",1,2,3,4,A\nThree?,1,2,3,4,B\n')
+    assert list(questions_of(str(tmp_path / "mmlu"))) == ["One,\ntwo?", "Three?"]
+    with pytest.raises(UsageError, match=r"has no column question, problem, prompt, instruction: name the one"):
+        list(questions_of(str(write(tmp_path / "a.jsonl", [{"text": "a"}]))))
+
+
+@pytest.mark.parametrize("value", ["gsm9k", "[gsm8k,nowhere.jsonl]", "5", "[[gsm8k]]"])
+def test_what_is_no_evaluation_is_refused(value):
+    with pytest.raises(UsageError, match=r"dataset\.decontaminate: .* valid: gsm8k, humaneval, math, mmlu"):
+        run_config(f"dataset.decontaminate={value}")
+
+
+def identity(*overrides):
+    settings = run_config("model=tiny", *overrides).to_dict()
+    return config_hash(settings, local_fingerprints(settings, None))
+
+
+def test_the_evaluations_enter_the_configuration_s_hash_by_content_and_the_cache_does_not(tmp_path):
+    one, copy, other = (tmp_path / f"{name}.jsonl" for name in ("one", "copy", "other"))
+    for file in (one, copy):
+        write(file, [{"question": QUESTION}])
+    write(other, [{"question": PROGRAM}])
+    asked = f"dataset.decontaminate={one}"
+    assert identity(asked) == identity(f"dataset.decontaminate=[{copy}]") != identity()
+    assert identity(asked) != identity(f"dataset.decontaminate={other}")
+    assert identity("dataset.decontaminate=humaneval") not in (identity(), identity("dataset.decontaminate=gsm8k"))
+    assert identity("dataset.cache=/elsewhere") == identity()
+
+
+REAL = [
+    ("gsm8k/test.jsonl", "alpaca", "instruct/math_data.json.gz", 3260, 1055),  # as its own documentation counts them
+    ("gsm8k/test.jsonl", "gsm8k", "gsm8k/train.jsonl.gz", 7473, 4),
+    ("gsm8k/test.jsonl", "alpaca", "instruct/alpaca_random_9k.json.gz", 9229, 0),
+    ("humaneval/HumanEval.jsonl.gz", "alpaca", "instruct/code_alpaca_2k.json", 2017, 1),
+    ("mmlu", "alpaca", "instruct/alpaca_random_9k.json.gz", 9229, 1),
+]
+
+
+@pytest.mark.parametrize(("evaluation", "name", "path", "rows", "contaminated"), REAL)
+def test_real_training_sets_against_real_evaluations(evaluation, name, path, rows, contaminated):
+    examples = SOURCES[name].train(config(name, shared(f"data/{path}")))
+    clean, dropped = without_questions(examples, str(shared(f"data/{evaluation}")))
+    assert len(examples) == rows and list(dropped.values()) == [contaminated] and len(clean) == rows - contaminated
+
+
+def test_real_questions_retold_backwards():
+    """All 1,270 are made of GSM8K test questions, with a number hidden; those in which 13 words are left go."""
+    with gzip.open(shared("data/instruct/GSM8K_Backward.jsonl.gz"), "rt") as stream:
+        rows = [json.loads(line) for line in stream]
+    questions = list(questions_of(str(SHARED / "data/gsm8k/test.jsonl")))
+    clean, _ = without_questions([Example(row["question"], "") for row in rows], str(SHARED / "data/gsm8k/test.jsonl"))
+    assert (len(rows), len(clean)) == (1270, 39)
+    whole = sum(any(question in row["question"] for question in questions) for row in rows[:100])
+    assert whole == 0, "none is there word for word"
+
+
+def test_every_humaneval_problem_is_found_in_the_form_of_codefeedback():
+    """As a query in Alpaca's template, as the opening of an answer, and as its docstring in a sentence."""
+    problems = list(questions_of(str(shared("data/humaneval/HumanEval.jsonl.gz"))))
+    questions = Questions(problems)
+    assert len(problems) == 164 and questions.short == 0
+    assert all(questions.held_by(f"Complete the function.\n\n{problem}\n\n### Response:\n") for problem in problems)
+    told = [problem.rpartition("def ")[2].split("\n", 1)[1] for problem in problems]
+    assert sum(questions.held_by(" ".join(text.split())) for text in told) >= 155
+
+
+def test_doctests():
+    assert doctest.testmod(contamination).failed == 0
