@@ -32,7 +32,7 @@ def execute(run: RunConfig) -> None:
     from lora_one.run_folder import RunFolder, folder_of
 
     processes = Processes.started()
-    models.preflight(run.model, full=not run.peft.use_peft)
+    models.preflight(run.model, processes.count, full=not run.peft.use_peft)
     run = models.ranked(run)
     if processes.count > 1:
         from lora_one.training import accumulation_steps

@@ -140,12 +140,13 @@ def shift_base(model: PeftModel, kept: Kept) -> None:
 
 
 def refuse_quantised(name: str, layer: nn.Module) -> None:
-    """Raises UsageError: the base layer is to become W - s B A, and its weight is quantised."""
-    if not layer.weight.is_floating_point():
+    """Raises UsageError: the base layer is to become W - s B A, and its weight is quantised, or sharded."""
+    kind = "sharded" if hasattr(layer.weight, "full_tensor") else "quantised"
+    if kind == "sharded" or not layer.weight.is_floating_point():
         raise UsageError(
-            f"the weight of {name} is quantised ({type(layer).__name__}), and this init starts from a changed base "
-            "W - s B A, which a quantised W cannot hold; take init=gradient init.direction=LoRA-One or init=default, "
-            "which leave W as it is, or a model.name that is not quantised"
+            f"the weight of {name} is {kind} ({type(layer).__name__}), and this init starts from a changed base "
+            f"W - s B A, which a {kind} W cannot hold; take init=gradient init.direction=LoRA-One or init=default, "
+            f"which leave W as it is, or a model.name that is not {kind}"
         )
 
 
@@ -273,6 +274,8 @@ def layer_view(name: str, layer: Any, seed: int, originals: Callable[[str], Tens
 def wide_weight(layer: nn.Module) -> Tensor:
     """W (m, n) in fp32, dequantised where it is quantised."""
     weight = layer.weight.detach()
+    if hasattr(weight, "full_tensor"):  # sharded: all processes ask together
+        weight = weight.full_tensor()
     if not weight.is_floating_point():
         weight = dequantize_bnb_weight(layer.weight, state=getattr(layer, "state", None))
     return (weight.T if isinstance(layer, Conv1D) else weight).float()

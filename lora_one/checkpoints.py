@@ -16,8 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from lora_one.adalora import as_lora, is_adalora, load_state, unpruned
 from lora_one.adapters import ADAPTER, TASK_TYPES, Core, Kept, lora_layers, narrowed, quiet_peft
 from lora_one.errors import RunError, UsageError
+
+FACTORS = (".lora_A", ".lora_B", ".lora_E")
 
 
 def synced(path: Path) -> None:
@@ -65,11 +68,17 @@ def save_adapter(model: PeftModel, path: Path | str, kept: Kept | None = None) -
     """The PEFT folder, for the original base: adapter_config.json and the factors as trained, bit for bit.
 
     Where the base became W - s B0 A0 (``kept``), the adapter is [B, -B0] [A; A0] of rank 2 r with the same s, so
-    that the original base with it is the trained model. Where a core was trained, it is (B R) A.
+    that the original base with it is the trained model. Where a core was trained, it is (B R) A; of AdaLoRA, the
+    same function as plain LoRA.
     """
     with whole_folder(Path(path)) as folder:
-        model.save_pretrained(folder)
-        if kept:
+        with unpruned(model):
+            model.save_pretrained(folder)
+        if is_adalora(model):
+            config, factors = as_lora(model)
+            config.save_pretrained(folder)
+            _write_factors(factors, folder)
+        elif kept:
             _undo_shift(model, folder, kept)
         elif any(isinstance(layer.lora_B[ADAPTER], Core) for layer in lora_layers(model).values()):
             _absorb_core(model, folder)
@@ -87,9 +96,7 @@ def _absorb_core(model: PeftModel, folder: Path) -> None:
 def _write_factors(factors: Kept, folder: Path) -> None:
     """(B, A) of every layer under the names that PEFT reads, in the place of those that PEFT has written."""
     file = folder / "adapter_model.safetensors"
-    others = {
-        name: tensor for name, tensor in load_file(file).items() if ".lora_B." not in name and ".lora_A." not in name
-    }
+    others = {name: tensor for name, tensor in load_file(file).items() if not any(part in name for part in FACTORS)}
     tensors = {
         f"base_model.model.{name}.lora_{letter}.weight": factor.cpu().contiguous()
         for name, pair in factors.items()
@@ -168,6 +175,9 @@ def restore_adapter(model: PeftModel, path: Path) -> None:
     PeftModel.load_adapter would widen 16-bit factors to fp32, in new parameters that no optimizer knows.
     Raises RunError: the resume point holds another adapter.
     """
+    if is_adalora(model):
+        load_state(model, load_file(path / "adalora.safetensors"))
+        return
     tensors = load_file(path / "adapter_model.safetensors")
     if tensors.keys() != get_peft_model_state_dict(model).keys():
         raise RunError(f"{path} holds another adapter than this run's: remove it, or add overwrite=true to start anew")

@@ -1,12 +1,15 @@
 """Around Hydra: the published spellings before it, one-line errors and exit codes after it."""
 
 import gc
+import importlib.util
 import os
 import re
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from lora_one.config import RunConfig, first_line, valid_keys
@@ -45,7 +48,8 @@ def translate(arguments: Sequence[str]) -> list[str]:
 def launch(hydra_main: Callable[[], None]) -> int:
     """Run the Hydra application on sys.argv; returns the exit code.
 
-    0, 1 failed, 2 wrongly asked for, 130 interrupted, 143 and 138 ended by SIGTERM and SIGUSR1 (with a resume point).
+    0, 1 failed, 2 wrongly asked for, 130 interrupted, 143, 138 and 140 ended by SIGTERM, SIGUSR1 and SIGUSR2 (with a
+    resume point).
     """
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -54,18 +58,13 @@ def launch(hydra_main: Callable[[], None]) -> int:
     _failures.clear()
     _done.clear()
     try:
+        check_launcher(sys.argv[1:])
         with hydra_raises(), caught():
             hydra_main()
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: a group set to no name
         _report(explain(error, sys.argv[1:]), USAGE)
     except Interrupted as stop:
-        anew = any(argument.lstrip("+") == "overwrite=true" for argument in sys.argv)
-        said = None if anew else requeue(stop)  # queued again, it would throw away what it has
-        say_error(
-            f"ended by {stop}: the same command (without overwrite=true) goes on from the last resume point"
-            + (f"; {said}" if said else "")
-        )
-        return stop.exit_code
+        return ended(stop, sys.argv)
     except KeyboardInterrupt:
         say_error("interrupted: the same command goes on from the last resume point")
         return INTERRUPTED
@@ -77,6 +76,63 @@ def launch(hydra_main: Callable[[], None]) -> int:
     if len(_done) > 1 and os.environ.get("RANK", "0") == "0":
         close_sweep(_done)
     return exit_code()
+
+
+def ended(stop: Interrupted, arguments: Sequence[str]) -> int:
+    """Say that a signal came and, where SLURM can be asked to, queue the job again; returns the exit code."""
+    anew = any(argument.lstrip("+") == "overwrite=true" for argument in arguments)
+    said = None if anew else requeue(stop)  # queued again, it would throw away what it has
+    say_error(
+        f"ended by {stop}: the same command (without overwrite=true) goes on from the last resume point"
+        + (f"; {said}" if said else "")
+    )
+    return stop.exit_code
+
+
+def check_launcher(arguments: Sequence[str]) -> None:
+    """Raises UsageError: the jobs cannot be handed to SLURM from here."""
+    if "hydra/launcher=slurm" not in arguments:
+        return
+    asked = "hydra/launcher=slurm"
+    if importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher") is None:
+        raise UsageError(f"{asked} needs hydra-submitit-launcher, not installed here: pip install 'lora-one[slurm]'")
+    if not {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(arguments):
+        raise UsageError(f"{asked} hands the jobs of a sweep to SLURM: add -m, for a single job too")
+    if shutil.which("sbatch") is None:
+        raise UsageError(f"{asked} needs sbatch, not found here: run it where jobs are submitted, or leave it away")
+    if max(int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS")) > 1:
+        raise UsageError(f"{asked} is for one process, which submits: start it without srun or a launcher")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job in another process came to: its exit code, and the folders of the runs that it finished."""
+
+    code: int
+    done: tuple[Path, ...]
+
+
+def apart(job: Callable[[], object], overrides: Sequence[str]) -> Outcome:
+    """Run a job of a sweep in a process of its own, as ``launch`` runs the sweep; ``take`` notes what it came to.
+
+    A signal ends the process, with a resume point and no outcome: SLURM may run it again.
+    """
+    _failures.clear()
+    _done.clear()
+    try:
+        with caught():
+            job()
+    except Interrupted as stop:
+        sys.exit(ended(stop, overrides))
+    except SystemExit:  # one of several processes failed, and said so
+        pass
+    return Outcome(exit_code(), tuple(folder.path for folder in _done))
+
+
+def take(outcome: Outcome) -> None:
+    """Note what a job in another process came to."""
+    _failures.append(outcome.code)
+    _done.extend(map(RunFolder, outcome.done))
 
 
 def close_sweep(folders: Sequence[RunFolder]) -> None:
@@ -211,6 +267,11 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
         section, _, name = key[1].partition(".")
         if section in GROUPS and name in valid_keys(section):
             return f"unknown key {key[1]}: another choice of {section} reads it; drop it, or choose another {section}="
+        if key[1].startswith("hydra.launcher."):
+            return (
+                f"unknown key {key[1]}: conf/hydra/launcher/slurm.yaml lists those of the launcher; what else sbatch "
+                "takes goes into hydra.launcher.additional_parameters={option: value}"
+            )
         if name:
             return f"unknown key {key[1]}: nothing here reads it; {nearest(name, valid_keys(section))}"
         return f"unknown key {section}: nothing here reads it; {nearest(section, valid_keys(''))}"

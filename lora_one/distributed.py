@@ -2,12 +2,14 @@
 
 import os
 import subprocess
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from torch import Tensor
 from torch import distributed as dist
+
+from lora_one.errors import UsageError
 
 T = TypeVar("T")
 
@@ -31,7 +33,9 @@ class Processes:
         or the tasks of one srun.
 
         Without a GPU they meet through gloo: accelerate by itself would leave each the first of one.
+        Raises UsageError: the launcher asks for FSDP or DeepSpeed.
         """
+        refuse_sharding(os.environ)
         take_slurm_tasks(os.environ)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
             import torch
@@ -91,6 +95,19 @@ class Processes:
         values: list[T] = [value] * self.count
         dist.all_gather_object(values, value)
         return values
+
+
+def refuse_sharding(environment: Mapping[str, str]) -> None:
+    """Raises UsageError: accelerate was told to shard the model, which it would do after the start was taken.
+
+    Then the start has needed the whole model on each GPU, and the first process can write no adapter alone.
+    """
+    for name in ("FSDP", "DeepSpeed"):
+        if environment.get(f"ACCELERATE_USE_{name.upper()}", "").lower() == "true":
+            raise UsageError(
+                f"accelerate's configuration asks for {name}, which is not built: take "
+                "scripts/accelerate/sharded.yaml with model.sharded=true, which shards the base as it is loaded"
+            )
 
 
 def take_slurm_tasks(environment: MutableMapping[str, str]) -> None:

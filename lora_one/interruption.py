@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1 (preemption, a time limit) end a run with a resume point, and SLURM may queue it again."""
+"""SIGTERM, SIGUSR1, SIGUSR2 (preemption, a time limit) end a run with a resume point; SLURM may queue it again."""
 
 import os
 import shutil
@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)  # what #SBATCH --signal is given to send; submitit gives it the latter
+SIGNALS = (signal.SIGTERM, *WARNINGS)
 
 _asked: list[int] = []  # signals that came since ``caught`` began
 _deferring: list[bool] = []
@@ -67,13 +68,16 @@ def asked() -> int | None:
 
 
 def requeue(stop: Interrupted) -> str | None:
-    """On SIGUSR1 in a SLURM job, put it back into the queue; whether it may is SLURM's to say.
+    """On SIGUSR1 or SIGUSR2 in a SLURM job, put it back into the queue; whether it may is SLURM's to say.
 
+    On SIGTERM it is left to SLURM, which sends that when it cancels or preempts. A job of an array goes by its place
+    there: one of them has the array's own number, which would stand for all.
     Returns what came of it in words, None where it does not apply.
     """
-    job = os.environ.get("SLURM_JOB_ID")
+    array, place = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
+    job = f"{array}_{place}" if array and place else os.environ.get("SLURM_JOB_ID")
     first = os.environ.get("SLURM_PROCID", "0") == os.environ.get("RANK", "0") == "0"
-    if stop.number != signal.SIGUSR1 or not job or not first or shutil.which("scontrol") is None:
+    if stop.number not in WARNINGS or not job or not first or shutil.which("scontrol") is None:
         return None
     try:
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60)

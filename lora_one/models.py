@@ -79,12 +79,14 @@ def attention_of(dtype: torch.dtype | str, where: torch.device) -> str:
     return "flash_attention_2" if flash and dtype in (torch.bfloat16, torch.float16) else "sdpa"
 
 
-def preflight(model: ModelConfig, *, full: bool = False) -> None:
+def preflight(model: ModelConfig, processes: int = 1, *, full: bool = False) -> None:
     """Refuse, before anything is downloaded or loaded, a model that this machine cannot train (full: every weight).
 
-    Raises UsageError: no package for a quantised base, too many parameters without an accelerator, or weights beyond
-    the free memory.
+    Raises UsageError: no package for a quantised base, one process for a sharded one, too many parameters without an
+    accelerator, or weights beyond the free memory.
     """
+    if model.sharded and processes == 1:
+        raise UsageError("model.sharded=True shares the base out among processes: start several, or drop it")
     if model.quantization and importlib.util.find_spec("bitsandbytes") is None:
         raise UsageError(
             f"model.quantization={model.quantization} needs bitsandbytes, not installed here: "
@@ -98,8 +100,9 @@ def preflight(model: ModelConfig, *, full: bool = False) -> None:
     out = "take model=tiny, a smaller model.name, a machine with a GPU, or model.preflight=false to try all the same"
     if where.type == "cpu" and parameters > CPU_LIMIT:
         raise UsageError(f"{size}; without an accelerator at most {CPU_LIMIT / 1e9:g}B can be trained: {out}")
+    held = parameters / processes if model.sharded else parameters
     # weights, and a fifth for adapters and activations; full: fp32 weights, their gradients and two moments
-    needed = parameters * (16 if full else weight_bytes(model) * 1.2)
+    needed = held * (16 if full else weight_bytes(model) * 1.2)
     free = free_bytes()
     if needed > free:
         raise UsageError(f"{size}: at least {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free on {where}; {out}")
@@ -181,30 +184,47 @@ def load_model(
     quantization: str | None = None,
     model_type: str = "CausalLM",
     labels: Sequence[str] | None = None,
+    shards: int = 1,
 ) -> nn.Module:
     """The frozen model on a device, in fp32, bf16, fp16 or ("auto") as it is stored.
 
     model_type: one of AUTO_CLASSES.  labels: the words of a classification head, one for each output; None: as the
     checkpoint says. A head that the checkpoint has not is drawn by torch's random numbers.
     quantization: "nf4" (bitsandbytes' 4 bit, blocks of 64) or "int8" of the linear layers but the head.
+    shards: processes that hold a part of the weights each (FSDP), all there are; each reads its own only.
     Raises RunError: not found, broken, or too large for the device.
     """
+    from transformers.distributed import DistributedConfig
+
     source, options = source_of(name, revision)
     if labels is not None:
         words = dict(enumerate(labels))
         options |= {"id2label": words, "label2id": {word: place for place, word in words.items()}}
+    options |= {"distributed_config": DistributedConfig(fsdp_size=shards)} if shards > 1 else {}
     target, number_type = device(where), DTYPES.get(dtype, dtype)
     attention = attention_of(number_type, target)
     try:
         model = auto_class(model_type).from_pretrained(
             source, dtype=number_type, attn_implementation=attention, **options | quantized(quantization, dtype, target)
         )
-        model = model if quantization else model.to(target)
+        model = model if quantization or shards > 1 else model.to(target)
     except torch.OutOfMemoryError as error:
         raise RunError(f"model {name} does not fit on {target}: take bf16 or a smaller model") from error
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise RunError(cannot_load(name, "weights", error)) from error
-    return never_repacked(model).requires_grad_(False).eval()
+    return never_repacked(kept_sharded(model)).requires_grad_(False).eval()
+
+
+def kept_sharded(model: nn.Module) -> nn.Module:
+    """The model; a sharded one is in parts whenever it does not compute, and nobody thinks that it is saved.
+
+    Otherwise the first process, saving the adapters alone, would leave the others with layers in another state, PEFT
+    would gather the base at every save, and the Trainer refuse resume points, of which ours hold the adapters only.
+    """
+    if getattr(model, "is_distributed_loading_by_transformers", False):
+        model.set_reshard_after_forward(True)
+        model._is_distributed_loading_by_transformers, model._tp_size = False, None
+    return model
 
 
 def padded_with(model: nn.Module, pad_id: int) -> nn.Module:

@@ -25,7 +25,9 @@ PACKAGES = (
 
 # Keys that cannot change the adapter: they only name, place, write or watch.
 NOT_HASHED = {"seed", "results_dir", "overwrite", "dry_run"}
-NOT_HASHED |= {f"model.{key}" for key in ("saving", "logging_steps", "keep_epochs", "save_steps", "preflight")}
+NOT_HASHED |= {
+    f"model.{key}" for key in ("saving", "logging_steps", "keep_epochs", "save_steps", "preflight", "sharded")
+}
 NOT_HASHED |= {f"init.{key}" for key in ("cache", "memory")}
 NOT_HASHED |= {"dataset.accuracy_examples", "dataset.max_new_tokens", "dataset.cache"}
 

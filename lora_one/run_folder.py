@@ -29,7 +29,7 @@ def method_name(run: RunConfig) -> str:
         return "-".join(["full-ft", *scaled, f"lr{run.model.learning_rate:g}"])
     modes = {"svd": "svd", "lora_xs": "LoRA-XS", "loftq": "LoftQ"}
     named = getattr(init, "direction", None) or getattr(init, "method", None)
-    method = named or modes.get(init.mode) or f"LoRA-{init.lora_A}"
+    method = "AdaLoRA" if run.peft.adalora else named or modes.get(init.mode) or f"LoRA-{init.lora_A}"
     parts = [with_dora(method, run.peft.dora), f"r{run.peft.lora_r}"]
     if method == "LoRA-SB":  # reads neither alpha nor a scale
         parts += [f"eta{init.eta:g}"] if init.eta is not None else []

@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from lora_one import adapters, checkpoints
+from lora_one.adalora import wrap_adalora
 from lora_one.config import RunConfig
 from lora_one.data import Splits, labels_of
 from lora_one.data.encode import Encoder
@@ -33,7 +34,7 @@ from lora_one.start import Probe, Start, attach_adapters, probe_loss
 from lora_one.start.cache import Cache, content_of
 from lora_one.steps import StepSettings
 from lora_one.tracking import Tracker, read_metrics
-from lora_one.training import Watcher, check_resume_point, first_step_size, last_checkpoint, train
+from lora_one.training import Watcher, check_resume_point, first_step_size, last_checkpoint, total_steps, train
 
 STARTED_BY = ("torch", "transformers", "peft", "bitsandbytes")  # packages whose versions a start may depend on
 FULL = "full fine-tuning"
@@ -93,8 +94,9 @@ def load_base(run: RunConfig, encoder: Encoder) -> nn.Module:
     dtype = "bf16" if model.bf16 and run.peft.use_peft else "fp32"  # 16 bits do not hold an optimizer's steps
     labels = labels_of(run.dataset.name) if model.type == "SequenceClassification" else None
     options = {"dtype": dtype, "quantization": model.quantization, "model_type": model.type, "labels": labels}
+    shards = Processes.current().count if model.sharded else 1
     seed_everything(run.training_seed)  # a new head is drawn here
-    base = load_model(model.name, model.revision, **options)
+    base = load_model(model.name, model.revision, shards=shards, **options)
     return padded_with(base, encoder.pad_id) if labels else base
 
 
@@ -138,6 +140,8 @@ def initialise(experiment: Experiment, base: nn.Module, probe: Probe | None, tra
     run, folder, splits, validation = experiment.run, experiment.folder, experiment.splits, experiment.validation
     if not run.peft.use_peft:
         return everything_trains(experiment, base)
+    if run.peft.adalora:
+        return start_adalora(experiment, base)
     if last_checkpoint(folder.checkpoints) is not None:
         model = adapters.wrap(base, run.peft, run.init.dtype)
         adapters.shift_base(model, checkpoints.load_kept(folder.kept))
@@ -195,6 +199,23 @@ def everything_trains(experiment: Experiment, base: nn.Module) -> nn.Module:
             evaluation={"start": validation(base)} if validation.asked else {},
         )
     return base
+
+
+def start_adalora(experiment: Experiment, base: nn.Module) -> nn.Module:
+    """AdaLoRA's own start, at the base's function; after a resumption its values come with the checkpoint."""
+    run, folder, validation = experiment.run, experiment.folder, experiment.validation
+    steps = total_steps(len(experiment.splits.train), run.model)
+    fresh = last_checkpoint(folder.checkpoints) is None
+    evaluations = {"start": validation(base)} if fresh and validation.asked else {}
+    model = wrap_adalora(base, run.peft, run.init.dtype, steps, init_seed(run))
+    if fresh:
+        folder.update(
+            data=experiment.splits.counts,
+            trainable_parameters=adapters.trainable_parameters(model),
+            init={"method": "AdaLoRA", "seconds": 0.0},
+            evaluation=evaluations,
+        )
+    return model
 
 
 def figures(start: Start, loss_after: float | None) -> dict[str, Any]:
@@ -325,7 +346,7 @@ def save(experiment: Experiment, model: nn.Module) -> None:
         checkpoints.save_merged(model, experiment.encoder.tokenizer, folder.merged)
         artifacts["merged_checkpoint"] = folder.merged.name
     elif run.model.saving:
-        if run.model.quantization:
+        if run.model.quantization or run.peft.adalora:
             model = checkpoints.load_adapter(checkpoints.dequantized(model.unload()), folder.adapter)
         checkpoints.save_merged(checkpoints.merge_adapter(model), experiment.encoder.tokenizer, folder.merged)
         artifacts["merged_checkpoint"] = folder.merged.name

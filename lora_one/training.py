@@ -13,12 +13,16 @@ from typing import Any
 import torch
 from accelerate.data_loader import prepare_data_loader
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from lora_one.adalora import allocate, is_adalora, penalty, state, unpruned
 from lora_one.adapters import Kept, factors_of, lora_layers
 from lora_one.checkpoints import publish, restore_adapter
 from lora_one.config import RunConfig
@@ -199,7 +203,10 @@ class FineTuner(Trainer):
         left_out = {"labels", "attention_mask"} if self.causal else {"labels"}  # no token attends to padding behind it
         logits = model(**{name: value for name, value in inputs.items() if name not in left_out}).logits
         total = loss_sum(logits, targets(inputs), self.reduction, inputs.get("position_ids"))
-        return total * self.accelerator.num_processes / num_items_in_batch
+        loss = total * self.accelerator.num_processes / num_items_in_batch
+        if is_adalora(self.model):  # once a step: each micro-batch brings its share
+            loss = loss + penalty(self.model) / self.current_gradient_accumulation_steps
+        return loss
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> torch.Tensor:
         """What the global batch's loss is divided by; its tokens are counted on the way, with no padding."""
@@ -234,9 +241,12 @@ class FineTuner(Trainer):
         hidden, point = Path(self._get_output_dir(trial)), f"checkpoint-{self.state.global_step}"
         place = Path(self.args.output_dir) / point
         try:
-            super()._save_checkpoint(model, trial)
+            with unpruned(self.model):
+                super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
+                if is_adalora(self.model):
+                    save_file(state(self.model), hidden / point / "adalora.safetensors")
                 publish(hidden / point, place)
                 keep_only(place)
         except (OSError, RuntimeError, SafetensorError) as error:  # the latter two: of a full disk, from the libraries
@@ -320,6 +330,13 @@ class Stopper(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
+class Allocator(TrainerCallback):
+    """Moves AdaLoRA's budget of ranks after every optimizer step."""
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        allocate(getattr(model, "module", model), state.global_step)
+
+
 class EpochEnds(TrainerCallback):
     """Calls ``keep(n)`` when the n-th epoch is through."""
 
@@ -350,6 +367,13 @@ class Bar(ProgressCallback):
             shown = {name: f"{logs[name]:.3f}" for name in SHOWN if name in logs}
             if shown:
                 self.training_bar.set_postfix(shown, refresh=False)
+
+
+def leave_shards_alone(model: nn.Module) -> None:
+    """A sharded base is frozen: DDP averages the adapters' gradients and passes over the rest."""
+    frozen = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    if any(isinstance(parameter, DTensor) for parameter in frozen.values()):
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, list(frozen))
 
 
 def train(
@@ -390,8 +414,11 @@ def train(
         return found if batch else found | {"labels": torch.full_like(found["labels"], IGNORED)}
 
     args = arguments(run, len(examples), checkpoints, processes, evaluated=evaluate is not None)
+    leave_shards_alone(model)
     stopper = Stopper()
     callbacks: list[TrainerCallback] = [Recorder(tracker), stopper]
+    if is_adalora(model):
+        callbacks.append(Allocator())
     if keep is not None:
         callbacks.append(EpochEnds(steps_per_epoch(len(examples), run.model), keep))
     if run.wandb.diagnostics_every:

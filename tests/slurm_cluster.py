@@ -1,4 +1,4 @@
-"""A real SLURM of one node, on this machine alone, in a scratch folder; root starts it, as its daemons want."""
+"""A real SLURM of two nodes, both on this machine, in a scratch folder; root starts it, as its daemons want."""
 
 import os
 import shutil
@@ -13,26 +13,26 @@ CONFIGURATION = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller}
-SlurmdPort={daemon}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge/socket
 CryptoType=crypto/munge
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool/%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 MpiDefault=none
 ReturnToService=2
-NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=4000 State=UNKNOWN
-PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
+NodeName={host} NodeHostname={host} NodeAddr=127.0.0.1 Port={first} CPUs=2 RealMemory=4000 State=UNKNOWN
+NodeName=localhost NodeHostname={host} NodeAddr=127.0.0.1 Port={second} CPUs=2 RealMemory=4000 State=UNKNOWN
+PartitionName=all Nodes={host},localhost Default=YES MaxTime=INFINITE State=UP
 """
 
 
@@ -53,29 +53,35 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
     key.write_bytes(os.urandom(1024))
     key.chmod(0o400)
     (folder / "munge").chmod(0o755)
-    ports = [free_port(), free_port()]
+    ports = dict(zip(("controller", "first", "second"), (free_port() for _ in range(3)), strict=True))
     file = folder / "slurm.conf"
     host = socket.gethostname().partition(".")[0]
-    file.write_text(CONFIGURATION.format(host=host, folder=folder, controller=ports[0], daemon=ports[1]))
+    file.write_text(CONFIGURATION.format(host=host, folder=folder, **ports))
     environment = os.environ | {"SLURM_CONF": str(file)}
     munge = ["munged", "--force", "--foreground", f"--key-file={key}", f"--socket={folder}/munge/socket"]
     munge += [f"--pid-file={folder}/munge/pid", f"--seed-file={folder}/munge/seed", f"--log-file={folder}/munge/log"]
-    commands = [munge, ["slurmctld", "-D"], ["slurmd", "-D"]]
+    commands = [munge, ["slurmctld", "-D"], *(["slurmd", "-D", "-N", node] for node in (host, "localhost"))]
     running = []
     try:
         for command in commands:
-            with (folder / f"{command[0]}.out").open("w") as out:
+            with (folder / f"{command[0]}.out").open("a") as out:
                 running.append(subprocess.Popen(command, env=environment, stdout=out, stderr=out))
             time.sleep(0.5)
         for _ in range(120):
-            state = subprocess.run(["sinfo", "-h", "-o", "%T"], env=environment, capture_output=True, text=True)
-            if "idle" in state.stdout:
+            state = subprocess.run(["sinfo", "-h", "-N", "-o", "%T"], env=environment, capture_output=True, text=True)
+            if state.stdout.split() == ["idle", "idle"]:
                 break
             time.sleep(0.5)
         else:
             logs = "\n".join(log.read_text()[-2000:] for log in (*folder.glob("*.out"), *folder.glob("*.log")))
             raise RuntimeError(f"SLURM did not come up: {state}\n{logs}")
         yield environment
+        subprocess.run(["scancel", "--me"], env=environment)  # of a test that failed
+        for _ in range(60):
+            left = subprocess.run(["squeue", "--noheader"], env=environment, capture_output=True, text=True)
+            if not left.stdout:
+                break
+            time.sleep(0.5)
     finally:
         for process in reversed(running):
             process.terminate()

@@ -7,6 +7,7 @@ import sys
 import pytest
 from conftest import ROOT, composed, run_config
 
+import run_exp
 from lora_one import cli
 from lora_one.config import RunConfig
 from lora_one.data import glue, super_glue
@@ -104,3 +105,30 @@ def test_help_needs_no_torch(arguments):
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert done.returncode == 0 and "learning_rate" in done.stdout
     assert not imported & {"torch", "transformers", "peft", "datasets", "wandb", "matplotlib"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "setting", "message"),
+    [
+        (("-m", "hydra/launcher=slurm"), {"plugin": None}, "pip install 'lora-one[slurm]'"),
+        (("hydra/launcher=slurm",), {}, "add -m"),
+        (("-m", "hydra/launcher=slurm"), {"PATH": ""}, "needs sbatch, not found here"),
+        (("-m", "hydra/launcher=slurm"), {"WORLD_SIZE": "2"}, "start it without srun or a launcher"),
+        (("-m", "hydra/launcher=slurm", "hydra.launcher.foo=1"), {}, "hydra.launcher.additional_parameters={option"),
+    ],
+)
+def test_what_keeps_jobs_from_slurm_is_said_in_one_line(arguments, setting, message, tmp_path, monkeypatch, capsys):
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text("#!/bin/sh\nexit 9\n")
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", setting.pop("PATH", str(sbatch.parent)))
+    found = setting.pop("plugin", "there")
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: found)
+    for name, value in setting.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HYDRA_MAIN_MODULE", "__main__")
+    monkeypatch.setattr(sys, "argv", ["run_exp.py", *arguments, "seed=1,2", f"results_dir={tmp_path / 'results'}"])
+    assert cli.launch(run_exp.main) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and message in line

@@ -139,7 +139,7 @@ def signal_at(monkeypatch, owner, name, call, number):
     monkeypatch.setattr(owner, name, signalling)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_ends_training_after_its_step_with_a_resume_point(
     number, tmp_path, llama_folder, straight, monkeypatch, capsys
 ):
@@ -185,7 +185,8 @@ def test_slurm_queues_a_job_again_on_sigusr1(number, extra, answer, said, tmp_pa
     scontrol.chmod(0o755)
     monkeypatch.setenv("PATH", str(scontrol.parent), prepend=os.pathsep)
     monkeypatch.setenv("SLURM_JOB_ID", "77")
-    monkeypatch.delenv("SLURM_PROCID", raising=False)
+    for name in ("SLURM_PROCID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(run_exp, "execute", lambda run: os.kill(os.getpid(), number))
     results = f"results_dir={tmp_path / 'results'}"
     assert launched(monkeypatch, results, "wandb.mode=disabled", *extra) == 128 + number

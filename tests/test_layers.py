@@ -11,7 +11,7 @@ ORDER = [
     {"inits", "optim", "data", "gradients", "models", "tracking", "provenance", "run_folder"},
     {"sketch", "memory"},
     {"steps"},
-    {"adapters", "checkpoints"},
+    {"adapters", "checkpoints", "adalora"},
     {"start"},
     {"training", "evaluation", "reports", "plan"},
     {"stages", "cli"},
@@ -20,7 +20,7 @@ ORDER = [
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 ONLY = {
     "hydra": {"cli"},
-    "peft": {"adapters", "checkpoints", "start", "inits/from_peft"},
+    "peft": {"adalora", "adapters", "checkpoints", "start", "inits/from_peft"},
     "wandb": {"tracking"},
     "matplotlib": {"reports"},
 }
@@ -51,6 +51,8 @@ def test_imports_point_left(path):
 
 NEIGHBOURS = {
     ("data", "models"),
+    ("adalora", "adapters"),
+    ("checkpoints", "adalora"),
     ("checkpoints", "adapters"),
     ("plan", "training"),
     ("cli", "stages"),

@@ -113,6 +113,7 @@ def check(run: "RunConfig") -> None:
     check_values(flatten(run))
     for together in (check_batches, check_peft, check_core, check_kind, check_quantization, check_dataset, check_names):
         together(run)
+    check_sharded(run)
     check_init(run.init)
 
 
@@ -150,7 +151,7 @@ def check_peft(run: "RunConfig") -> None:
             "[q_proj,v_proj]"
         )
     if run.peft.adalora:
-        raise UsageError(f"peft.adalora={run.peft.adalora} is not built yet; leave peft.adalora at its default")
+        check_adalora(run)
     if run.peft.train_embeddings and run.model.type == "ConditionalGeneration":
         raise UsageError(
             "peft.train_embeddings=true: the embeddings of an encoder-decoder are one weight in several places, which "
@@ -158,6 +159,25 @@ def check_peft(run: "RunConfig") -> None:
         )
     if not run.peft.use_peft:
         check_full(run)
+
+
+def check_adalora(run: "RunConfig") -> None:
+    """AdaLoRA has a start, an architecture and a scaling of its own."""
+    init, peft = run.init, run.peft
+    if not isinstance(init, SimpleInit):
+        name = getattr(init, "direction", None) or getattr(init, "method", init.mode)
+        raise UsageError(f"peft.adalora=True has a start of its own, not {name}'s: drop init=, or take peft=all")
+    asked = {
+        "peft.dora": peft.dora,
+        "peft.lora_xs": peft.lora_xs,
+        "peft.use_loraplus": peft.use_loraplus,
+        "optimizer": isinstance(run.optimizer, ScaledConfig),
+        "wandb.diagnostics_every": run.wandb.diagnostics_every > 0,
+    }
+    for key, unfit in asked.items():
+        if unfit:
+            value = run.optimizer.name if key == "optimizer" else flatten(run)[key]
+            raise UsageError(f"{key}={value} is for LoRA's two factors, and AdaLoRA has three: drop one of them")
 
 
 def check_full(run: "RunConfig") -> None:
@@ -308,6 +328,32 @@ def check_kind(run: "RunConfig") -> None:
             f"model.quantization={model.quantization} would quantise the new head as well, which trains: take "
             "model.quantization=null, or model.type=CausalLM"
         )
+
+
+def check_sharded(run: "RunConfig") -> None:
+    """A sharded base is looked at and multiplied with, and stays as it is."""
+    if not run.model.sharded:
+        return
+    init = run.init
+    name = getattr(init, "direction", None) or getattr(init, "method", init.mode)
+    stays = name in ("LoRA-One", "LoRA-SB") or (isinstance(init, SimpleInit) and "zeros" in (init.lora_A, init.lora_B))
+    whole = [key for key in ("train_embeddings", "adalora") if getattr(run.peft, key)]
+    reasons = {
+        f"model.type={run.model.type}: only causal models are shared out; drop it": run.model.type != "CausalLM",
+        "peft.use_peft=False, which trains every weight; take adapters": not run.peft.use_peft,
+        f"peft.{''.join(whole[:1])}=True, of which nobody has tried it; drop one of them": bool(whole),
+        f"init: {name} reads or changes the base's weights; take LoRA-One, LoRA-SB or init=default": not stays,
+        "peft.dora=True takes the norms of the base's weights at every step; drop it": run.peft.dora,
+        f"model.quantization={run.model.quantization} has weights of its own kind; take one of the two": (
+            run.model.quantization is not None
+        ),
+        "model.saving=True needs the base whole; run scripts/merge.py on the finished run": run.model.saving,
+        f"dataset.accuracy_examples={run.dataset.accuracy_examples}: processes would generate unlike numbers of "
+        "tokens and wait for each other; set it to 0 and evaluate the adapter after": run.dataset.accuracy_examples > 0,
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise UsageError(f"model.sharded=True does not go with {reason}")
 
 
 def check_dataset(run: "RunConfig") -> None:

@@ -187,6 +187,7 @@ class ModelConfig:
     type: str
     revision: str | None
     quantization: str | None  # of the base's linear layers, by bitsandbytes
+    sharded: bool  # of several processes each holds a part of the base
     epochs: float
     per_device_batch_size: int
     real_batch_size: int  # examples per optimizer step, over all processes

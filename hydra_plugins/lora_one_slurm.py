@@ -1,0 +1,146 @@
+"""``hydra/launcher=slurm``: the jobs of a sweep as one SLURM array, by submitit. Hydra looks here for its plugins."""
+
+import importlib.util
+import shlex
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import OmegaConf
+
+from lora_one import cli
+from lora_one.config import RunConfig, first_line
+from lora_one.errors import RunError, UsageError
+
+ROOT = Path(__file__).resolve().parents[1]
+LOOK_S = 1  # seconds between two looks for results
+ASK_S = 30  # seconds between two questions to SLURM which jobs it still has
+
+if importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher"):  # else cli refuses the launcher by name
+    from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
+    from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
+
+    class ArrayLauncher(SlurmLauncher):
+        """Submits, waits, and hands to ``cli`` what the jobs came to: exit code and table are those of a local sweep.
+
+        A job that fails, or that SLURM ends, stops no other; one that SLURM queues again is waited for.
+        """
+
+        def __call__(self, overrides: list[str], *rest: Any) -> cli.Outcome:
+            """One job, in a process of its own on its node."""
+            return cli.apart(lambda: super(ArrayLauncher, self).__call__(overrides, *rest), overrides)
+
+        def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+            numbered = [(number, list(job)) for number, job in enumerate(job_overrides, initial_job_idx)]
+            jobs: dict[Any, str] = {}  # submitit's job -> what sets it apart from the others
+            with cli.reporting():
+                jobs = self._submit([job for job in numbered if self._sound(job[1])])
+            try:
+                for job, name in wait_for(jobs):
+                    with cli.reporting():
+                        outcome = outcome_of(job)
+                        cli.take(outcome)
+                        print(f"{job.job_id} {name}: {'failed' if outcome.code else 'finished'}", flush=True)
+                        if outcome.code:
+                            cli.say_error(f"{job.job_id} {name}: {last_error(job)}")
+            except KeyboardInterrupt:
+                ids = " ".join(sorted({job.job_id.partition("_")[0] for job in jobs}))
+                cli.say_error(f"what was submitted goes on without this command: scancel {ids} ends it")
+                raise
+            return [JobReturn(status=JobStatus.COMPLETED) for _ in job_overrides]
+
+        def _sound(self, overrides: list[str]) -> bool:
+            """Whether every key is what it must be; said here, before the job waits in a queue to say it."""
+            with cli.reporting():
+                composed = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+                RunConfig.from_hydra(OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"]))
+                return True
+            return False
+
+        def _submit(self, numbered: Sequence[tuple[int, list[str]]]) -> dict[Any, str]:
+            """Raises UsageError: a value of the wrong type; RunError: sbatch refuses."""
+            import submitit
+            from hydra.core.singleton import Singleton
+            from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+            if not numbered:
+                return {}
+            plain = set(BaseQueueConf.__dataclass_fields__)
+            options = {key: value for key, value in self.params.items() if key != "submitit_folder"}
+            options["setup"] = [*(options["setup"] or []), f"export PYTHONPATH={shlex.quote(str(ROOT))}:$PYTHONPATH"]
+            executor = submitit.AutoExecutor(folder=self.params["submitit_folder"], cluster="slurm")
+            count = len(numbered)
+            try:
+                executor.update_parameters(**{key if key in plain else f"slurm_{key}": options[key] for key in options})
+                jobs = executor.map_array(
+                    self,
+                    [job for _, job in numbered],
+                    ["hydra.sweep.dir"] * count,
+                    [number for number, _ in numbered],
+                    [str(number) for number, _ in numbered],
+                    [Singleton.get_state()] * count,
+                )
+            except (AssertionError, TypeError, ValueError) as error:  # submitit's check of its parameters
+                raise UsageError(f"hydra.launcher: {first_line(error)}; see conf/hydra/launcher/slurm.yaml") from error
+            except (FailedJobError, FailedSubmissionError) as error:
+                reason = " ".join(str(error).split())
+                raise RunError(f"sbatch refuses ({reason}): set hydra.launcher.* as this cluster wants it") from error
+            common = set.intersection(*(set(job) for _, job in numbered)) if count > 1 else set()
+            names = [" ".join(part for part in job if part not in common) for _, job in numbered]
+            logs = jobs[0].paths.folder.parent
+            print(f"SLURM array {jobs[0].job_id.partition('_')[0]}: {count} jobs, logs in {logs}", flush=True)
+            return dict(zip(jobs, names, strict=True))
+
+
+def wait_for(jobs: dict[Any, str]) -> Iterator[tuple[Any, str]]:
+    """(job, name) as each ends: it has a result, or SLURM has it no longer (twice asked: a result may come late)."""
+    left, missing, asked = dict(jobs), set(), time.monotonic()
+    while left:
+        lost = set()
+        if time.monotonic() - asked >= ASK_S:
+            asked, queued = time.monotonic(), in_queue({job.job_id for job in left})
+            gone = set() if queued is None else {job.job_id for job in left} - queued
+            lost, missing = gone & missing, gone
+        for job in [job for job in left if has_result(job) or job.job_id in lost]:
+            yield job, left.pop(job)
+        if left:
+            time.sleep(LOOK_S)
+
+
+def in_queue(ids: set[str]) -> set[str] | None:
+    """Those of the jobs that are waiting, running or ending; None: SLURM does not answer."""
+    arrays = ",".join(sorted({job.partition("_")[0] for job in ids}))
+    command = ["squeue", "--noheader", "--array", "--format=%i", f"--jobs={arrays}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode and "Invalid job id" not in done.stderr:
+        return None
+    return ids & set(done.stdout.split())
+
+
+def has_result(job: Any) -> bool:
+    result = job.task(0).paths.result_pickle
+    return result.name in {file.name for file in result.parent.iterdir()}  # a listing is fresh, also over NFS
+
+
+def outcome_of(job: Any) -> cli.Outcome:
+    """Raises RunError: SLURM ended the job, or it broke before our code began."""
+    from submitit.core.utils import pickle_load
+
+    if not has_result(job):
+        reason = last_error(job).partition(": the same command")[0]
+        raise RunError(f"job {job.job_id} came to no end ({reason}): the same command goes on from its resume point")
+    kind, content = pickle_load(job.task(0).paths.result_pickle)
+    if kind == "error":  # a traceback
+        raise RunError(f"job {job.job_id} broke ({content.strip().splitlines()[-1]}): see {job.task(0).paths.stderr}")
+    return content
+
+
+def last_error(job: Any) -> str:
+    """Of its log the last line that starts with "error:", or where the log is."""
+    log = job.task(0).paths.stderr
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    said = [line.partition("error: ")[2] for line in lines if "error: " in line]
+    return said[-1] if said else f"see {log}"
