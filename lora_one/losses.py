@@ -26,10 +26,11 @@ def targets(batch: Batch) -> Tensor:
     return labels if "decoder_input_ids" in batch else pad(labels[:, 1:], (0, 1), value=IGNORED)
 
 
-def loss_sum(logits: Tensor, wanted: Tensor, reduction: Reduction) -> Tensor:
+def loss_sum(logits: Tensor, wanted: Tensor, reduction: Reduction, position_ids: Tensor | None = None) -> Tensor:
     """Sum of cross-entropies: over tokens, or over examples of each example's mean over its tokens.
 
     logits: (batch, length, vocabulary), or (batch, classes) of a classification head; wanted: ``targets`` of the batch.
+    position_ids: only where a row holds several examples (batch, length), 0 where one begins.
     Computed in at least fp32, for the counted tokens only.  Divide by ``loss_count`` for the mean.
     """
     wanted = wanted.to(logits.device)
@@ -38,15 +39,26 @@ def loss_sum(logits: Tensor, wanted: Tensor, reduction: Reduction) -> Tensor:
     chosen = chosen if chosen.dtype == torch.float64 else chosen.float()
     losses = cross_entropy(chosen, wanted[counted], reduction="none")
     if reduction == "example":
-        tokens = counted.sum(dim=1)
-        losses = losses / tokens.repeat_interleave(tokens)
+        example = examples_of(wanted, position_ids)[counted]
+        losses = losses / example.bincount()[example]
     return losses.sum()
 
 
-def loss_count(wanted: Tensor, reduction: Reduction) -> int:
+def loss_count(wanted: Tensor, reduction: Reduction, position_ids: Tensor | None = None) -> int:
     """What ``loss_sum`` is divided by for the mean: tokens that count, or examples that have one."""
     counted = wanted != IGNORED
-    return int(counted.sum() if reduction == "token" else counted.any(dim=1).sum())
+    if reduction == "token":
+        return int(counted.sum())
+    return examples_of(wanted, position_ids)[counted].unique().numel()
+
+
+def examples_of(wanted: Tensor, position_ids: Tensor | None) -> Tensor:
+    """Which example each token is of, counted through the batch (batch, length): a row's, or by where they begin."""
+    starts = torch.zeros_like(wanted)
+    starts[:, 0] = 1
+    if position_ids is not None:
+        starts = position_ids.eq(0).long()
+    return starts.flatten().cumsum(0).view_as(wanted) - 1
 
 
 def model_logits(model: nn.Module, batch: Batch) -> Tensor:

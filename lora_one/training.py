@@ -1,5 +1,6 @@
 """The fine-tuning loop, on the Hugging Face Trainer: ours are the loss, the evaluation and the record."""
 
+import heapq
 import json
 import math
 import shutil
@@ -10,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
@@ -24,12 +27,13 @@ from lora_one.adapters import Kept, factors_of, lora_layers
 from lora_one.checkpoints import publish, restore_adapter
 from lora_one.config import RunConfig
 from lora_one.config.schemas import ModelConfig
-from lora_one.data.encode import Encoded, collate
+from lora_one.data.encode import Encoded, collate, pack
+from lora_one.data.order import MicroBatches
 from lora_one.diagnostics import layer_diagnostics
 from lora_one.distributed import Processes
 from lora_one.errors import RunError, UsageError
 from lora_one.interruption import Interrupted, asked, deferred
-from lora_one.losses import loss_count, loss_sum, targets
+from lora_one.losses import IGNORED, Batch, evaluating, loss_count, loss_sum, model_logits, targets
 from lora_one.optim import build_optimizer
 from lora_one.tracking import Tracker
 
@@ -150,28 +154,74 @@ def arguments(
     )
 
 
-class FineTuner(Trainer):
-    """The Trainer with our loss (by token or by example over the global batch) and our evaluation."""
+@torch.no_grad()
+def check_packing(model: nn.Module, examples: Sequence[Encoded]) -> None:
+    """Two examples in one row must give the logits of each alone.
 
-    def __init__(self, run: RunConfig, evaluate: Evaluate | None, **options: Any):
-        super().__init__(compute_loss_func=self._loss, **options)
+    Raises UsageError: this model's attention crosses their boundary, or its positions do not begin anew.
+    """
+    pair = heapq.nsmallest(2, examples, key=lambda example: len(example.input_ids))
+    with evaluating(model):
+        alone = torch.cat([model_logits(model, pack([example]))[0] for example in pair]).float()
+        together = model_logits(model, pack(pair))[0].float()
+    change = float((together - alone).abs().max() / alone.abs().max())
+    rounding = 1e-3 if next(model.parameters()).dtype == torch.float32 else 0.1
+    if not change <= rounding:
+        raise UsageError(
+            f"model.packing=true: two examples in one row change each other's logits in this model, by {change:.2g} of "
+            "the largest, so its attention does not keep them apart: drop model.packing"
+        )
+
+
+class FineTuner(Trainer):
+    """The Trainer with our order, our loss (by token or by example over the global batch) and our evaluation."""
+
+    loss_is_scaled_for_ga = True  # compute_loss divides by the global batch's own count
+
+    def __init__(self, run: RunConfig, order: MicroBatches, evaluate: Evaluate | None, **options: Any):
+        super().__init__(**options)
+        self.order = order
         self.reduction = run.model.loss
+        self.causal = run.model.type == "CausalLM"
         self.evaluate_model = evaluate
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *others: Any, **options: Any) -> Any:
-        return super().compute_loss(model, inputs | {"labels": targets(inputs)}, *others, **options)
+    def get_train_dataloader(self) -> DataLoader:
+        """This process's micro-batches; the order knows its share, so accelerate shares nothing out."""
+        loader = DataLoader(
+            self.train_dataset,
+            batch_sampler=self.order,
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        device = self.accelerator.device
+        return prepare_data_loader(loader, device, num_processes=1, process_index=0, put_on_device=True)
 
-    def _loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any) -> torch.Tensor:
-        loss = loss_sum(outputs.logits, labels, self.reduction) / num_items_in_batch
-        if is_adalora(self.model):  # once a step: each micro-batch of each process brings its share
-            parts = self.current_gradient_accumulation_steps * self.accelerator.num_processes
-            loss = loss + penalty(self.model) / parts
+    def compute_loss(
+        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """This micro-batch's part of the global batch's mean; times the processes, whose gradients are averaged."""
+        left_out = {"labels", "attention_mask"} if self.causal else {"labels"}  # no token attends to padding behind it
+        logits = model(**{name: value for name, value in inputs.items() if name not in left_out}).logits
+        total = loss_sum(logits, targets(inputs), self.reduction, inputs.get("position_ids"))
+        loss = total * self.accelerator.num_processes / num_items_in_batch
+        if is_adalora(self.model):  # once a step: each micro-batch brings its share
+            loss = loss + penalty(self.model) / self.current_gradient_accumulation_steps
         return loss
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
-        """What the global batch's loss is divided by; the Trainer's own counts tokens only."""
-        count = sum(loss_count(targets(batch), self.reduction) for batch in batch_samples)
-        return self.accelerator.gather(torch.tensor([count], device=device)).sum()
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> torch.Tensor:
+        """What the global batch's loss is divided by; its tokens are counted on the way, with no padding."""
+        count = tokens = 0
+        for batch in batch_samples:
+            counted = loss_count(targets(batch), self.reduction, batch.get("position_ids"))
+            count += counted
+            if counted:  # not so where a process has no example left
+                tokens += int(batch["attention_mask"].sum()) if "attention_mask" in batch else batch["labels"].numel()
+        count, tokens = self.accelerator.gather(torch.tensor([[count, tokens]], device=device)).sum(dim=0)
+        self.state.num_input_tokens_seen += int(tokens)
+        return count
+
+    def _track_num_input_tokens(self, inputs: Batch) -> None:
+        """Counted above, once a step: the Trainer's own count waits for all processes at every micro-batch."""
 
     def _get_output_dir(self, trial: Any) -> str:
         """Where the Trainer writes a resume point: out of sight until it is whole."""
@@ -346,6 +396,23 @@ def train(
     prompt and response, without padding. Raises RunError: a loss that is not finite; Interrupted: after the step in
     which a signal came, with a resume point.
     """
+    if run.model.packing:
+        check_packing(model, examples)
+    everyone = Processes.current()
+    order = MicroBatches(
+        lengths=[len(example.input_ids) + len(example.decoder_ids or ()) for example in examples],
+        global_size=run.model.real_batch_size,
+        size=run.model.per_device_batch_size,
+        processes=everyone,
+        seed=run.order_seed,
+    )
+
+    def collated(batch: list[Encoded]) -> Batch:
+        """Where this process has no example left: another's, which counts for nothing."""
+        whole = batch or [examples[0]]
+        found = pack(whole) if run.model.packing else collate(whole, pad_id)
+        return found if batch else found | {"labels": torch.full_like(found["labels"], IGNORED)}
+
     args = arguments(run, len(examples), checkpoints, processes, evaluated=evaluate is not None)
     leave_shards_alone(model)
     stopper = Stopper()
@@ -360,12 +427,13 @@ def train(
         callbacks.append(EarlyStoppingCallback(run.model.early_stopping_patience))
     trainer = FineTuner(
         run,
+        order,
         evaluate,
         model=model,
         args=args,
         train_dataset=examples,
         eval_dataset=examples[:1],  # the Trainer wants one; FineTuner.evaluate has its own
-        data_collator=lambda batch: collate(batch, pad_id),
+        data_collator=collated,
         optimizers=(build_optimizer(model, run), None),
         callbacks=callbacks,
     )

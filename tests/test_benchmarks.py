@@ -70,6 +70,29 @@ def test_optimizers_are_compared_at_every_rank_and_take_the_exact_step(tmp_path)
         )
 
 
+def test_ways_to_train_agree_and_are_written(tmp_path):
+    """The script itself refuses losses that differ."""
+    file = tmp_path / "train.json"
+    command = [sys.executable, str(ROOT / "benchmarks/bench_train.py"), "--steps=2", "--size=8", "--repeats=1"]
+    done = subprocess.run(
+        [*command, "--threads=1", "--shape=small", "--max_length=128", f"--json={file}", "--markdown"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(file.read_text())
+    assert {"machine", "versions", "rows", "ratios"} <= result.keys()
+    names = [row["name"] for row in result["rows"]]
+    for kind in ("Trainer + PEFT, 1", "Trainer + PEFT, 8", "ours, 1", "ours, 8 at", "ours, 8 packed", "ours, 8, check"):
+        assert any(name.startswith(kind) for name in names), kind
+    assert all(0 < row["slowest"] <= row["examples_per_second"] <= row["fastest"] for row in result["rows"])
+    assert all(row["loss_difference"] <= 1e-5 for row in result["rows"])
+    assert "ours, 8 at a time / Trainer + PEFT, 1 at a time" in result["ratios"]
+
+
 def test_evaluations_agree_and_are_written(tmp_path):
     """The script itself refuses answers of the two ways that differ."""
     command = [

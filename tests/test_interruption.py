@@ -61,10 +61,10 @@ KILLS = {
     "gradient: a middle layer": (steps, "factorised", 7, False),
     "gradient: all of it": (start, "place", 1, False),
     "start: placed": (start, "place", 1, True),
-    "training: first step": (training.FineTuner, "_loss", 1, False),
-    "training: before a point": (training.FineTuner, "_loss", 4, True),
-    "training: second epoch": (training.FineTuner, "_loss", 9, False),
-    "training: last step": (training.FineTuner, "_loss", 12, False),
+    "training: first step": (training.FineTuner, "compute_loss", 1, False),
+    "training: before a point": (training.FineTuner, "compute_loss", 4, True),
+    "training: second epoch": (training.FineTuner, "compute_loss", 9, False),
+    "training: last step": (training.FineTuner, "compute_loss", 12, False),
     "training: a line logged": (Tracker, "log", 5, True),
     "checkpoint: first, adapter": (PeftModel, "save_pretrained", 1, True),
     "checkpoint: optimizer": (Trainer, "_save_optimizer_and_scheduler", 2, True),
@@ -147,7 +147,7 @@ def test_a_signal_ends_training_after_its_step_with_a_resume_point(
     command = arguments_of(tmp_path, llama_folder)
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
-        signal_at(patch, training.FineTuner, "_loss", 3, number)
+        signal_at(patch, training.FineTuner, "compute_loss", 3, number)
         assert launched(monkeypatch, *command) == 128 + number
     assert signal.getsignal(number) is before
     assert f"ended by {number.name}: the same command (without overwrite=true) goes on" in capsys.readouterr().err

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from lora_one.data.encode import Encoded, batches_of, collate
-from lora_one.losses import loss_count, loss_sum, mean_loss, targets
+from lora_one.data.encode import Encoded, batches_of, collate, pack
+from lora_one.losses import loss_count, loss_sum, mean_loss, model_logits, targets
 
 
 def batch():
@@ -61,6 +61,30 @@ def test_neither_padding_nor_its_side_nor_batching_changes_the_mean(llama, side,
     alone = mean_loss(llama, batches_of(examples, 1, 0), reduction)
     together = mean_loss(llama, [collate(examples, pad_id=0, side=side)], reduction)
     assert together == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("reduction", ["token", "example"])
+def test_packed_examples_have_the_loss_and_the_gradient_of_each_alone(llama, attention, reduction):
+    """In one row, of unequal lengths and answers; the first token of an example is nobody's target."""
+    llama.set_attn_implementation(attention)
+    weight = llama.model.layers[0].self_attn.k_proj.weight.requires_grad_()
+    generator = torch.Generator().manual_seed(1)
+    rows = [torch.randint(2, 512, (n,), generator=generator).tolist() for n in (6, 17, 11)]
+    examples = [Encoded(row, [-100] * k + row[k:]) for k, row in zip((2, 1, 0), rows, strict=True)]
+    sums, gradients, counts = [], [], []
+    for batches in ([collate([example], 0) for example in examples], [pack(examples)]):
+        positions = [batch.get("position_ids") for batch in batches]
+        total = sum(
+            loss_sum(model_logits(llama, b), targets(b), reduction, p) for b, p in zip(batches, positions, strict=True)
+        )
+        sums.append(total)
+        gradients.append(torch.autograd.grad(total, weight)[0])
+        pairs = zip(batches, positions, strict=True)
+        counts.append(sum(loss_count(targets(b), reduction, p) for b, p in pairs))
+    torch.testing.assert_close(sums[1], sums[0])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
+    assert counts == [3, 3] if reduction == "example" else counts == [4 + 16 + 10] * 2
 
 
 def test_prompt_tokens_do_not_count(llama):

@@ -44,9 +44,9 @@ def jobs(monkeypatch):
     """Weak references to the models that jobs loaded, in their order."""
     models, original = [], stages.load_base
 
-    def remember(run):
+    def remember(run, *encoder):
         assert not [model for model in models if model() is not None], "the last job's model is still in memory"
-        base = original(run)
+        base = original(run, *encoder)
         models.append(weakref.ref(base))
         return base
 
@@ -56,7 +56,7 @@ def jobs(monkeypatch):
 
 def test_interrupted_half_way_a_sweep_runs_only_what_is_missing(tmp_path, monkeypatch, capsys, jobs):
     """2 initialisations x 2 learning rates x 2 seeds; SIGTERM comes in the fifth job."""
-    original, losses = training.FineTuner._loss, []
+    original, losses = training.FineTuner.compute_loss, []
 
     def loss(*arguments, **options):
         losses.append(None)
@@ -64,7 +64,7 @@ def test_interrupted_half_way_a_sweep_runs_only_what_is_missing(tmp_path, monkey
             os.kill(os.getpid(), signal.SIGTERM)
         return original(*arguments, **options)
 
-    monkeypatch.setattr(training.FineTuner, "_loss", loss)
+    monkeypatch.setattr(training.FineTuner, "compute_loss", loss)
     command = [*SWEEP, f"results_dir={tmp_path}"]
     assert launched(monkeypatch, *command) == 143
     assert sorted(record["status"] for record in records(tmp_path)) == ["finished"] * 4 + ["interrupted"]

@@ -1,10 +1,13 @@
 """The loop against a hand-written one: same batches, same loss, same weights."""
 
+import dataclasses
+
 import pytest
 import torch
 from conftest import random_llama, run_config
 from test_gradients import examples
 
+from lora_one.config import rules
 from lora_one.data.encode import batches_of
 from lora_one.errors import UsageError
 from lora_one.inits import build_init
@@ -12,7 +15,7 @@ from lora_one.losses import loss_count, loss_sum, targets
 from lora_one.optim import build_optimizer, create_scaled_optimizer
 from lora_one.start import attach_adapters
 from lora_one.tracking import Tracker, read_metrics
-from lora_one.training import accumulation_steps, total_steps, train
+from lora_one.training import Recorder, accumulation_steps, check_packing, total_steps, train
 
 
 def adapted(run):
@@ -141,6 +144,74 @@ def test_gradient_checkpointing_changes_no_number(tmp_path):
     saved, _ = trained(settings("model.epochs=2", "model.gradient_checkpointing=true"), tmp_path / "saved", data)
     for name in plain:
         torch.testing.assert_close(plain[name], saved[name], msg=name)
+
+
+@pytest.mark.parametrize("reduction", ["token", "example"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("model.per_device_batch_size=2",),
+        ("model.per_device_batch_size=6",),
+        ("model.packing=true",),
+        ("model.gradient_checkpointing=true",),
+    ],
+    ids=lambda changes: changes[0],
+)
+def test_losses_step_by_step_do_not_depend_on_how_a_batch_is_cut(tmp_path, changes, reduction):
+    """Two epochs of batches of 6, 6 and 4, against one example at a time."""
+    common = ("model.epochs=2", f"model.loss={reduction}", "model.learning_rate=1e-3")
+    one, expected = trained(settings(*common, "model.per_device_batch_size=1"), tmp_path / "one", examples(16))
+    many, losses = trained(settings(*common, *changes), tmp_path / "many", examples(16))
+    assert losses == pytest.approx(expected, rel=1e-5) and len(losses) == 6
+    for name, factor in one.items():
+        torch.testing.assert_close(many[name], factor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_resumed_within_an_epoch_ends_with_the_same_bits(tmp_path, monkeypatch, packing):
+    """Micro-batches of 2 in batches of 6, 6 and 4; stopped in the second epoch, whose order is another."""
+    changes = ("model.per_device_batch_size=2", "model.epochs=3", "model.save_steps=2", "peft.lora_dropout=0.1")
+    run = settings(*changes, f"model.packing={packing}")
+    straight, losses = trained(run, tmp_path / "straight", examples(16))
+    original = Recorder.on_log
+
+    def stop(self, args, state, control, **rest):
+        original(self, args, state, control, **rest)
+        if state.global_step == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Recorder, "on_log", stop)
+        trained(run, tmp_path / "stopped", examples(16))
+    resumed, again = trained(run, tmp_path / "stopped", examples(16))
+    assert again == losses
+    assert all(torch.equal(resumed[name], factor) for name, factor in straight.items())
+
+
+def test_tokens_are_counted_without_padding(tmp_path):
+    data = examples(16)
+    for packing in (False, True):
+        folder = tmp_path / str(packing)
+        run = settings("model.epochs=2", f"model.packing={packing}")
+        tracker = Tracker(tmp_path / f"{packing}.jsonl")
+        done = train(adapted(run), data, run, evaluate=None, checkpoints=folder, pad_id=0, tracker=tracker)
+        assert done["tokens"] == 2 * sum(len(example.input_ids) for example in data)
+
+
+def test_packing_is_refused_where_attention_would_cross(llama, monkeypatch):
+    """A model that takes no notice of positions sees one long example."""
+    check_packing(llama, examples(3))
+    original = llama.forward
+    monkeypatch.setattr(llama, "forward", lambda position_ids, **inputs: original(**inputs))
+    with pytest.raises(UsageError, match=r"model.packing=true: two examples in one row .* drop model.packing"):
+        check_packing(llama, examples(3))
+
+
+def test_packing_is_for_causal_models():
+    run = settings("model.packing=true")
+    other = dataclasses.replace(run, model=dataclasses.replace(run.model, type="ConditionalGeneration"))
+    with pytest.raises(UsageError, match=r"model.packing=True .* model.type=ConditionalGeneration: drop it"):
+        rules.check_batches(other)
 
 
 def test_steps_and_accumulation():

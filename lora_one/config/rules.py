@@ -135,6 +135,11 @@ def check_batches(run: "RunConfig") -> None:
             f"take a multiple of {device} such as {max(device, real - real % device)}, or a smaller "
             "model.per_device_batch_size"
         )
+    if run.model.packing and run.model.type != "CausalLM":
+        raise UsageError(
+            f"model.packing={run.model.packing} puts the examples of causal models in one row, not those of "
+            f"model.type={run.model.type}: drop it"
+        )
 
 
 def check_peft(run: "RunConfig") -> None:

@@ -204,6 +204,7 @@ class ModelConfig:
     warmup: float  # below 1 a fraction of the steps, else steps
     max_grad_norm: float
     gradient_checkpointing: bool
+    packing: bool  # the examples of a micro-batch in one row, without padding
     loss: str
     save_steps: int | None  # optimizer steps between resume points; null = an epoch, at most 500
     preflight: bool  # refuse a model this machine cannot train

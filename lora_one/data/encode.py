@@ -221,6 +221,19 @@ def padded(rows: list[list[int]], filler: int, side: Literal["left", "right"] = 
     return torch.tensor([row + pad if side == "right" else pad + row for row, pad in pairs])
 
 
+def pack(examples: Sequence[Encoded]) -> Batch:
+    """One behind the other in one row without padding: input_ids, position_ids and labels (1, length), int64.
+
+    Positions begin anew with every example; from them, where no attention_mask is given, the attention of
+    transformers takes its boundaries. No token predicts the first one of the next example.
+    """
+    return {
+        "input_ids": torch.tensor([[token for example in examples for token in example.input_ids]]),
+        "position_ids": torch.cat([torch.arange(len(example.input_ids)) for example in examples])[None],
+        "labels": torch.tensor([[label for example in examples for label in (IGNORED, *example.labels[1:])]]),
+    }
+
+
 def batches_of(examples: Sequence[Encoded], size: int, pad_id: int) -> list[Batch]:
     """Collated batches of ``size`` examples in order; the last may be smaller."""
     return [collate(examples[start : start + size], pad_id) for start in range(0, len(examples), size)]
