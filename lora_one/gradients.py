@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lora_one.distributed import Processes
-from lora_one.losses import Batch, Reduction, evaluating, loss_count, loss_sum, model_logits, targets
+from lora_one.losses import Batch, Reduction, answer_logits, evaluating, loss_count, loss_sum, targets
 
 SMALL = 2**28  # bytes of fp64 sums of all layers together
 Receive = Callable[[str, Tensor, Tensor], None]  # (layer, X (tokens, n), dY (tokens, m))
@@ -159,7 +159,7 @@ def backward_passes(
         for batch, weight in processes.share(batches):
             with torch.enable_grad():
                 with forward():
-                    logits = model_logits(model, batch)
+                    logits = answer_logits(model, batch)
                 share = loss_sum(logits, targets(batch), reduction) * (weight / count)
                 del logits
             loss += share.item()

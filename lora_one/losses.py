@@ -1,8 +1,10 @@
 """The loss of every kind of model, one definition for training, validation and the one-step gradient."""
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,17 +31,20 @@ def targets(batch: Batch) -> Tensor:
 def loss_sum(logits: Tensor, wanted: Tensor, reduction: Reduction, position_ids: Tensor | None = None) -> Tensor:
     """Sum of cross-entropies: over tokens, or over examples of each example's mean over its tokens.
 
-    logits: (batch, length, vocabulary), or (batch, classes) of a classification head; wanted: ``targets`` of the batch.
+    logits: (batch, length, vocabulary), or (batch, classes) of a classification head, or those at the last places only,
+    if nothing counts before them; wanted: ``targets`` of the batch.
     position_ids: only where a row holds several examples (batch, length), 0 where one begins.
     Computed in at least fp32, for the counted tokens only.  Divide by ``loss_count`` for the mean.
     """
     wanted = wanted.to(logits.device)
-    counted = wanted != IGNORED
-    chosen = logits.view(*wanted.shape, -1)[counted]
+    logits = logits[:, None] if logits.dim() == 2 else logits
+    last = slice(wanted.shape[1] - logits.shape[1], None)
+    counted = wanted[:, last] != IGNORED
+    chosen = logits[counted]
     chosen = chosen if chosen.dtype == torch.float64 else chosen.float()
-    losses = cross_entropy(chosen, wanted[counted], reduction="none")
+    losses = cross_entropy(chosen, wanted[:, last][counted], reduction="none")
     if reduction == "example":
-        example = examples_of(wanted, position_ids)[counted]
+        example = examples_of(wanted, position_ids)[:, last][counted]
         losses = losses / example.bincount()[example]
     return losses.sum()
 
@@ -61,10 +66,37 @@ def examples_of(wanted: Tensor, position_ids: Tensor | None) -> Tensor:
     return starts.flatten().cumsum(0).view_as(wanted) - 1
 
 
-def model_logits(model: nn.Module, batch: Batch) -> Tensor:
+def model_logits(model: nn.Module, batch: Batch, **options: Any) -> Tensor:
     device = next(model.parameters()).device
     inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
-    return model(**inputs, use_cache=False).logits
+    return model(**inputs, **options, use_cache=False).logits
+
+
+def answer_logits(model: nn.Module, batch: Batch) -> Tensor:
+    """The same from the first place on at which something counts, as ``loss_sum`` takes them.
+
+    Prompts need none, and for vocabularies of 100,000 words they are much of the memory and of the work.
+    """
+    return model_logits(model, batch, **few_logits(model, batch))
+
+
+def few_logits(model: nn.Module, batch: Batch) -> dict[str, int]:
+    """What tells a causal model to leave out the logits before the first that counts; nothing for another model."""
+    if batch["labels"].dim() == 1 or "decoder_input_ids" in batch or not keeps_logits(model):
+        return {}
+    counted = (targets(batch) != IGNORED).any(dim=0).nonzero()
+    return {"logits_to_keep": batch["labels"].shape[1] - int(counted[0])} if len(counted) else {}
+
+
+def keeps_logits(model: nn.Module) -> bool:
+    """Whether a model computes only the logits that it is asked for, inside an adapter too."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "logits_to_keep" in parameters_of(type(inner))
+
+
+@cache
+def parameters_of(kind: type[nn.Module]) -> frozenset[str]:
+    return frozenset(inspect.signature(kind.forward).parameters)
 
 
 @contextmanager
@@ -91,7 +123,7 @@ def mean_loss(
     with evaluating(model):
         for batch in batches:
             wanted = targets(batch)
-            logits = model_logits(model, batch)
+            logits = answer_logits(model, batch)
             total += float(loss_sum(logits, wanted, reduction))
             count += loss_count(wanted, reduction)
             if seen is not None:

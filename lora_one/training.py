@@ -33,7 +33,7 @@ from lora_one.diagnostics import layer_diagnostics
 from lora_one.distributed import Processes
 from lora_one.errors import RunError, UsageError
 from lora_one.interruption import Interrupted, asked, deferred
-from lora_one.losses import IGNORED, Batch, evaluating, loss_count, loss_sum, model_logits, targets
+from lora_one.losses import IGNORED, Batch, evaluating, few_logits, loss_count, loss_sum, model_logits, targets
 from lora_one.optim import build_optimizer
 from lora_one.tracking import Tracker
 
@@ -201,7 +201,8 @@ class FineTuner(Trainer):
     ) -> torch.Tensor:
         """This micro-batch's part of the global batch's mean; times the processes, whose gradients are averaged."""
         left_out = {"labels", "attention_mask"} if self.causal else {"labels"}  # no token attends to padding behind it
-        logits = model(**{name: value for name, value in inputs.items() if name not in left_out}).logits
+        few = few_logits(self.model, inputs)
+        logits = model(**{name: value for name, value in inputs.items() if name not in left_out}, **few).logits
         total = loss_sum(logits, targets(inputs), self.reduction, inputs.get("position_ids"))
         loss = total * self.accelerator.num_processes / num_items_in_batch
         if is_adalora(self.model):  # once a step: each micro-batch brings its share

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from lora_one.data.encode import Encoded, batches_of, collate, pack
-from lora_one.losses import loss_count, loss_sum, mean_loss, model_logits, targets
+from lora_one.losses import answer_logits, loss_count, loss_sum, mean_loss, model_logits, targets
 
 
 def batch():
@@ -94,3 +94,21 @@ def test_prompt_tokens_do_not_count(llama):
     logits = llama(input_ids=torch.tensor([row])).logits[0]
     expected = cross_entropy(logits[7:-1], torch.tensor(row[8:]))
     assert answer_only == pytest.approx(float(expected), rel=1e-5) and answer_only != all_counted
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("reduction", ["token", "example"])
+def test_logits_before_the_first_that_counts_are_not_computed(llama, side, reduction):
+    """Neither the loss nor its gradient misses them."""
+    generator = torch.Generator().manual_seed(4)
+    rows = [torch.randint(2, 512, (n,), generator=generator).tolist() for n in (9, 14, 12)]
+    together = collate([Encoded(row, [-100] * 6 + row[6:]) for row in rows], 0, side)
+    few = answer_logits(llama, together)
+    places = 14 - 5  # the label at 6 is predicted at 5; the longest row begins at 0 on either side
+    assert few.shape[1] == places
+    torch.testing.assert_close(few, model_logits(llama, together)[:, -places:])
+    wanted = targets(together)
+    every = loss_sum(model_logits(llama, together), wanted, reduction)
+    torch.testing.assert_close(loss_sum(few, wanted, reduction), every)
+    nothing = together | {"labels": torch.full_like(together["labels"], -100)}
+    assert answer_logits(llama, nothing).shape[1] == 14

@@ -1,7 +1,6 @@
 """Log-likelihoods of answers behind prompts; what the prompts have in common goes through the model once."""
 
 import copy
-import inspect
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -15,7 +14,7 @@ from lora_one.data.encode import prompt_ids
 from lora_one.distributed import Processes
 from lora_one.errors import RunError, UsageError
 from lora_one.evaluation.batches import each_batch
-from lora_one.losses import evaluating
+from lora_one.losses import evaluating, keeps_logits
 
 ENDING = 4  # tokens
 
@@ -164,11 +163,6 @@ def logits_at(model: nn.Module, ids: Tensor, places: list[int], **options: Any) 
     if keeps_logits(model):
         return model(input_ids=ids, logits_to_keep=torch.tensor(places, device=device), **options).logits
     return model(input_ids=ids, **options).logits[:, places]
-
-
-def keeps_logits(model: nn.Module) -> bool:
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # inside an adapter
-    return "logits_to_keep" in inspect.signature(inner.forward).parameters
 
 
 def prefilled(model: nn.Module, prefix: list[int]) -> Callable[[int], Any] | None:

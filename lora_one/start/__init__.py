@@ -33,7 +33,7 @@ from lora_one.distributed import Processes
 from lora_one.errors import RunError, UsageError
 from lora_one.gradients import GradientReport
 from lora_one.inits import Method
-from lora_one.losses import Batch, Reduction, evaluating, loss_count, loss_sum, model_logits, targets
+from lora_one.losses import Batch, Reduction, answer_logits, evaluating, loss_count, loss_sum, targets
 from lora_one.start.search import search_multiple
 from lora_one.steps import Step, StepSettings, low_rank_steps
 from lora_one.types import AdapterFactors
@@ -258,7 +258,7 @@ def probe_loss(model: nn.Module, probe: Probe) -> float:
     total = 0.0
     with evaluating(model):
         for batch, weight in processes.share(probe.batches):
-            logits = model_logits(model, batch)
+            logits = answer_logits(model, batch)
             total += weight * float(loss_sum(logits, targets(batch), probe.reduction))
     return processes.total(total) / sum(loss_count(targets(batch), probe.reduction) for batch in probe.batches)
 
