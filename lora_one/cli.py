@@ -73,7 +73,7 @@ def launch(hydra_main: Callable[[], None]) -> int:
             raise
         place = f"{error.filename} cannot be written ({error.strerror})"
         _report(f"results folder {place}: set results_dir=<a writable folder>", FAILURE)
-    if len(_done) > 1 and os.environ.get("RANK", "0") == "0":
+    if len(_done) > 1 and first_process():
         close_sweep(_done)
     return exit_code()
 
@@ -138,9 +138,6 @@ def take(outcome: Outcome) -> None:
 def close_sweep(folders: Sequence[RunFolder]) -> None:
     """Show the table of a sweep's finished runs, and leave it in their results_dir."""
     from lora_one.reports.table import save_sweep, sweep_table
-
-    if not first_process():
-        return
 
     runs = list({folder.path: folder.read() for folder in folders}.items())
     print("\n" + sweep_table(runs))
@@ -237,7 +234,7 @@ def _report(message: str, code: int) -> None:
 
 
 def say_error(message: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
+    if first_process():
         print(f"error: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequenc
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 from torch import distributed as dist
 
@@ -38,7 +39,6 @@ class Processes:
         refuse_sharding(os.environ)
         take_slurm_tasks(os.environ)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-            import torch
             from accelerate import PartialState
 
             PartialState(cpu=not torch.cuda.is_available())
