@@ -1,12 +1,19 @@
 """Batched generation whose result does not depend on the batch."""
 
 from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from lora_one.data.encode import pad_id_of
 from lora_one.distributed import Processes
@@ -38,8 +45,9 @@ class Decoding:
         return GREEDY | chosen | {"num_beams": self.beams, "early_stopping": False, "length_penalty": 1.0}
 
 
-# Every choice spelled out, so that no generation_config.json of a checkpoint decides. Sampling is Draw's.
+# Every choice spelled out; those of a checkpoint's generation_config.json are set aside. Sampling is Draw's.
 GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "num_beams": 1}
+BEGINNING = ("bos_token_id", "decoder_start_token_id", "forced_bos_token_id")
 
 
 @dataclass(frozen=True)
@@ -100,16 +108,17 @@ def complete(
             torch.manual_seed(generator_for(decoding.seed, "\n".join(names)).initial_seed())
         elif decoding.temperature is not None:
             draws = [Draw(decoding, names, begin)]
-        rows = model.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            max_new_tokens=max(rooms),
-            pad_token_id=pad,
-            eos_token_id=stop,
-            logits_processor=LogitsProcessorList(draws),
-            stopping_criteria=StoppingCriteriaList(criteria),
-            **options,
-        )[:, begin:].tolist()
+        with choosing_nothing(model):
+            rows = model.generate(
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                max_new_tokens=max(rooms),
+                pad_token_id=pad,
+                eos_token_id=stop,
+                logits_processor=LogitsProcessorList(draws),
+                stopping_criteria=StoppingCriteriaList(criteria),
+                **options,
+            )[:, begin:].tolist()
         kept = (until(tokens[:room], stop) for tokens, room in zip(rows, rooms, strict=True))
         texts = (tokenizer.decode(tokens, skip_special_tokens=True) for tokens in kept)
         return [(index, Completion(before(text, decoding.stop))) for index, text in zip(chosen, texts, strict=True)]
@@ -117,6 +126,19 @@ def complete(
     with evaluating(model):
         for _, found in each_batch(fitting, batch_size, produced, done, processes):
             yield from ((index, completion) for index, completion in found if index not in done)
+
+
+@contextmanager
+def choosing_nothing(model: nn.Module) -> Iterator[None]:
+    """The model without what its checkpoint says of generation (a repetition penalty, a shortest length, words that
+    are never written, ...), but for the tokens that a text begins with."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # inside an adapter
+    given = inner.generation_config
+    inner.generation_config = GenerationConfig(**{name: getattr(given, name, None) for name in BEGINNING})
+    try:
+        yield
+    finally:
+        inner.generation_config = given
 
 
 class Draw(LogitsProcessor):

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from conftest import random_llama
+from conftest import random_llama, random_t5, run_config
 
+from lora_one.adapters import wrap
 from lora_one.evaluation.generate import Decoding, Draw, before, complete, until
 
 
@@ -41,10 +42,26 @@ def test_greedy_is_the_argmax_of_the_model(model, tokenizer):
     assert run(model, tokenizer, 1, Decoding(8), [prompt])[0].text == expected
 
 
-def test_checkpoint_s_generation_settings_do_not_decide(model, tokenizer):
-    greedy = run(model, tokenizer, 3, Decoding(12))
-    model.generation_config.update(do_sample=True, temperature=5.0, top_k=3, num_beams=2)
-    assert run(model, tokenizer, 3, Decoding(12)) == greedy
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"do_sample": True, "temperature": 5.0, "top_k": 3, "num_beams": 2},
+        {"repetition_penalty": 5.0, "no_repeat_ngram_size": 2},
+        {"min_new_tokens": 12, "forced_eos_token_id": 1, "max_time": 1e-9},
+        {"suppress_tokens": list(range(3, 200))},
+        {"return_dict_in_generate": True, "output_scores": True},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+@pytest.mark.parametrize("kind", ["llama", "adapter", "t5"])
+def test_checkpoint_s_generation_settings_do_not_decide(kind, settings, tokenizer):
+    model = random_t5(len(tokenizer), initializer_factor=3.0) if kind == "t5" else random_llama(len(tokenizer))
+    model = wrap(model, run_config("init=default").peft, "fp32").eval() if kind == "adapter" else model
+    decodings = (Decoding(12), Decoding(12, beams=3), SAMPLED)
+    free = [run(model, tokenizer, 3, decoding) for decoding in decodings]
+    model.generation_config.update(**settings)
+    assert [run(model, tokenizer, 3, decoding) for decoding in decodings] == free
+    assert all(getattr(model.generation_config, name) == value for name, value in settings.items()), "left as it was"
 
 
 def test_sampling_is_seeded(model, tokenizer):
