@@ -250,8 +250,11 @@ def rescored(benchmark: Any, file: Path) -> list[dict[str, Any]]:
     for number, text in enumerate(lines, start=1):
         try:
             line = json.loads(text)
+            for name, kinds in (("id", str | int), ("prompt", str), ("completion", str)):
+                if not isinstance(line[name], kinds):
+                    raise TypeError(f"{name} is {line[name]!r:.40}")
             scored = benchmark.score(line["id"], line["prompt"], line["completion"], line["gold"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(
                 f"--rescore={file}, line {number}: not a prediction ({error!r}); "
                 "wanted are id, prompt, completion, gold"

@@ -33,13 +33,17 @@ Pairs = Counter[tuple[int, int]]  # (true class, predicted class or -1) -> examp
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--dataset", required=True, help=f"one of {', '.join(SETS)}")
+    add("--dataset", help=f"one of {', '.join(SETS)}")
     add("--first_token", action="store_true", help="also compare the first tokens of the words, as published")
     add("--max_length", type=int, default=MAX_LENGTH, help="tokens a head reads of an example (%(default)s)")
 
 
 def check(options: argparse.Namespace) -> None:
     """Raises UsageError: no such set, a value out of range, or an option of sampling."""
+    if options.rescore:
+        return
+    if options.dataset is None:
+        raise UsageError(f"no set is named: give --dataset=<one of {', '.join(SETS)}>")
     if options.dataset not in SETS:
         raise UsageError(
             f"--dataset={options.dataset} is not a set of GLUE or SuperGLUE: {nearest(options.dataset, SETS)}"
@@ -174,10 +178,12 @@ def by_first_token(
 def score(example_id: Any, prompt: str, completion: str, gold: str) -> dict[str, Any]:
     """One line of predictions.jsonl; what is no word of the set's classes is unparsed.
 
-    Raises KeyError: the id is of no set.
+    Raises KeyError: the id is of no set; ValueError: gold is no word of its classes.
     """
-    written = completion.strip()
-    prediction = written if written in labels_of(example_id) else None
+    written, labels = completion.strip(), labels_of(example_id)
+    if gold not in labels:
+        raise ValueError(f"the gold answer {gold!r} is none of {', '.join(labels)}")
+    prediction = written if written in labels else None
     return {
         "id": example_id,
         "prompt": prompt,
@@ -189,19 +195,27 @@ def score(example_id: Any, prompt: str, completion: str, gold: str) -> dict[str,
 
 
 def labels_of(example_id: Any) -> tuple[str, ...]:
-    return SETS[str(example_id).partition("/")[0]].labels
+    return SETS[set_of(example_id)].labels
+
+
+def set_of(example_id: Any) -> str:
+    """Of ``<set>/<number>``."""
+    return str(example_id).partition("/")[0]
 
 
 def summarize(predictions: Sequence[dict[str, Any]]) -> tuple[dict[str, float], dict[str, int]]:
     """(metrics, counts): accuracy, for CoLA Matthews' coefficient and for MRPC and QQP F1, as GLUE defines them.
 
-    Standard errors: of a share sqrt(p (1 - p) / n), else the jackknife's.
+    Standard errors: of a share sqrt(p (1 - p) / n), else the jackknife's. Raises UsageError: lines of several sets.
     """
+    names = sorted({set_of(line["id"]) for line in predictions})
+    if len(names) > 1:
+        raise UsageError(f"these predictions are of several sets ({', '.join(names)}): score each by itself")
     labels = labels_of(predictions[0]["id"])
     places = {word: place for place, word in enumerate(labels)}
     pairs: Pairs = Counter((places[line["gold"]], places.get(line["prediction"], -1)) for line in predictions)
     metrics = shares(by_kind(predictions, KINDS))
-    for name, measure in MEASURES.get(str(predictions[0]["id"]).partition("/")[0], {}).items():
+    for name, measure in MEASURES.get(names[0], {}).items():
         metrics |= {name: measure(pairs), f"{name}_stderr": jackknife(measure, pairs)}
     return metrics, counts_of(predictions)
 
