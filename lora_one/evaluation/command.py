@@ -427,7 +427,12 @@ def load(options: argparse.Namespace) -> tuple[Any, Any]:
         if not config.exists():
             raise UsageError(f"--adapter={adapter} holds no adapter_config.json: give the adapter/ folder of a run")
         name = json.loads(config.read_text())["base_model_name_or_path"]
-    kind = kind_of_adapter(adapter) if adapter is not None else kind_of_checkpoint(name)
+    kind = (kind_of_adapter(adapter) if adapter is not None else None) or kind_of_checkpoint(name)
+    if kind == "SequenceClassification" and options.labels is None:
+        raise UsageError(
+            f"{identity_of(options)} has a classification head and writes nothing: give a model that generates, or "
+            "score it with eval_glue.py"
+        )
     labels = options.labels if adapter is not None and kind == "SequenceClassification" else None
     options_of_model = {"dtype": options.dtype, "model_type": kind, "labels": labels}
     model = load_model(name, where=options.device, **options_of_model | base_of(adapter))
