@@ -108,7 +108,7 @@ def complete(
             torch.manual_seed(generator_for(decoding.seed, "\n".join(names)).initial_seed())
         elif decoding.temperature is not None:
             draws = [Draw(decoding, names, begin)]
-        with choosing_nothing(model):
+        with choosing_nothing(model), within(context, model):
             rows = model.generate(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
@@ -139,6 +139,26 @@ def choosing_nothing(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         inner.generation_config = given
+
+
+@contextmanager
+def within(context: int, model: nn.Module) -> Iterator[None]:
+    """No position is beyond the context, where a model that has learnt its positions has none to give.
+
+    A batch goes on until its last row is finished; what a row that has filled its context gets behind it is thrown
+    away, so any position will do.
+    """
+
+    def bounded(_: nn.Module, arguments: tuple[Any, ...], given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        places = given.get("position_ids")
+        return arguments, given if places is None else given | {"position_ids": places.clamp(max=context - 1)}
+
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    hook = inner.register_forward_pre_hook(bounded, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 class Draw(LogitsProcessor):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import random_llama, random_t5, run_config
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from lora_one.adapters import wrap
 from lora_one.evaluation.generate import Decoding, Draw, before, complete, until
@@ -85,6 +86,18 @@ def test_completion_ends_where_the_context_does(tokenizer):
     found = run(model, NoEnd(), 4, Decoding(20), given)
     assert [c.too_long for c in found] == [True, True, False, False]
     assert [c.text for c in found[2:]] == ["4", "20"]
+
+
+def test_a_row_that_fills_learnt_positions_does_not_end_the_others(tokenizer):
+    """GPT-2 has none beyond its context, where the rest of a batch goes on."""
+    ends = {"bos_token_id": 0, "eos_token_id": 1, "initializer_range": 0.3}
+    torch.manual_seed(0)
+    settings = GPT2Config(vocab_size=len(tokenizer), n_positions=32, n_embd=32, n_layer=2, n_head=2, **ends)
+    model = GPT2LMHeadModel(settings).eval()
+    given = [prompt[:31] for prompt in prompts()]
+    alone = run(model, tokenizer, 1, Decoding(20), given)
+    assert run(model, tokenizer, 7, Decoding(20), given) == alone
+    assert not any(completion.too_long for completion in alone)
 
 
 def test_until():
