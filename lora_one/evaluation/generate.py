@@ -17,6 +17,7 @@ from transformers import (
 
 from lora_one.data.encode import pad_id_of
 from lora_one.distributed import Processes
+from lora_one.errors import RunError
 from lora_one.evaluation.batches import each_batch
 from lora_one.losses import evaluating
 from lora_one.seeding import generator_for
@@ -79,6 +80,7 @@ def complete(
     streams names the random numbers of each prompt, by default its index: what is sampled depends on that name and
     decoding.seed, not on what else is asked. Only sampled beams share the numbers of their batch, so they depend on
     batch_size; those in ``done``, which are not yielded, still have their place in it.
+    Raises RunError: the model gives what is no number.
     """
     processes = Processes.current()
     context = context_length(model)
@@ -100,14 +102,14 @@ def complete(
         ids = torch.tensor([[pad] * (longest - len(prompts[i])) + list(prompts[i]) for i in chosen])
         mask = torch.tensor([[0] * (longest - len(prompts[i])) + [1] * len(prompts[i]) for i in chosen])
         names = [streams[index] for index in chosen]
-        draws, options, criteria = [], GREEDY, []
+        processors, options, criteria = [Numbers()], GREEDY, []
         if decoding.stop and decoding.beams == 1:
             criteria = [AtText(tokenizer, decoding.stop, begin)]
         if decoding.beams > 1:
             options = decoding.beam_options()
             torch.manual_seed(generator_for(decoding.seed, "\n".join(names)).initial_seed())
         elif decoding.temperature is not None:
-            draws = [Draw(decoding, names, begin)]
+            processors.append(Draw(decoding, names, begin))
         with choosing_nothing(model), within(context, model):
             rows = model.generate(
                 input_ids=ids.to(device),
@@ -115,7 +117,7 @@ def complete(
                 max_new_tokens=max(rooms),
                 pad_token_id=pad,
                 eos_token_id=stop,
-                logits_processor=LogitsProcessorList(draws),
+                logits_processor=LogitsProcessorList(processors),
                 stopping_criteria=StoppingCriteriaList(criteria),
                 **options,
             )[:, begin:].tolist()
@@ -159,6 +161,15 @@ def within(context: int, model: nn.Module) -> Iterator[None]:
         yield
     finally:
         hook.remove()
+
+
+class Numbers(LogitsProcessor):
+    """Scores as they are. Raises RunError: some are no number, of which the largest is no token that a model chose."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if scores.isnan().any():
+            raise RunError("the model gives scores that are no numbers: try --dtype=fp32, or check the checkpoint")
+        return scores
 
 
 class Draw(LogitsProcessor):

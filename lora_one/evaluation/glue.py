@@ -12,12 +12,12 @@ from math import sqrt
 from typing import TYPE_CHECKING, Any
 
 from lora_one.data import glue, super_glue
-from lora_one.errors import UsageError, nearest
+from lora_one.errors import RunError, UsageError, nearest
 from lora_one.evaluation.shares import by_kind, counts_of, shares
 from lora_one.types import Example
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from lora_one.data.encode import Encoder
     from lora_one.evaluation.generate import Completion
@@ -136,7 +136,7 @@ def by_head(
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index].input_ids))
 
     def chosen(batch: Sequence[int]) -> list[int]:
-        return model_logits(model, collate([rows[index] for index in batch], encoder.pad_id)).argmax(-1).tolist()
+        return largest(model_logits(model, collate([rows[index] for index in batch], encoder.pad_id)))
 
     with torch.no_grad(), evaluating(model):
         for batch, places in each_batch(order, options.batch_size, chosen, done, Processes.current()):
@@ -186,7 +186,7 @@ def by_first_token(
         together = collate([rows[index] for index in batch], encoder.pad_id)
         first = (targets(together) != IGNORED).int().argmax(dim=1) + alike
         logits = model_logits(model, together)
-        return logits[range(len(batch)), first][:, tokens].argmax(-1).tolist()
+        return largest(logits[range(len(batch)), first][:, tokens])
 
     nothing = {"prediction_first_token": None, "correct_first_token": False}
     found: dict[int, dict[str, Any]] = dict.fromkeys(set(range(len(examples))) - set(kept), nothing)
@@ -197,6 +197,13 @@ def by_first_token(
                 word = options.labels[place]
                 found[index] = {"prediction_first_token": word, "correct_first_token": word == examples[index].gold}
     return {index: line for part in processes.gathered(found) for index, line in part.items()}
+
+
+def largest(logits: "Tensor") -> list[int]:
+    """(rows, classes) -> the class with the largest logit of each row. Raises RunError: there is none."""
+    if not logits.isfinite().all():
+        raise RunError("the model gives logits that are no numbers: try --dtype=fp32, or check the checkpoint")
+    return logits.argmax(-1).tolist()
 
 
 def score(example_id: Any, prompt: str, completion: str, gold: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from conftest import folder_of, random_roberta, random_t5
+from conftest import folder_of, random_llama, random_roberta, random_t5
 from peft import LoraConfig, get_peft_model
 
 from lora_one.evaluation.command import main
@@ -20,6 +20,7 @@ def data(tmp_path):
         "humaneval": {"task_id": "t", "prompt": "def f():\n", "entry_point": "f", "test": "def check(f): pass\n"},
         "math": {"problem": "1 + 1?", "solution": r"\boxed{2}"},
         "commonsense": {"instruction": "Is it so?", "answer": "true"},
+        "glue": {"sentence": "fine", "label": "1"},
     }
     for split in ("dev", "test"):
         (place / split).mkdir(parents=True)
@@ -30,6 +31,7 @@ def data(tmp_path):
         (place / f"{task}.jsonl").write_text(json.dumps(row) + "\n")
         options[task] = ["--data_path", str(place / f"{task}.jsonl")]
     options["humaneval"] += ["--no_score"]
+    options["glue"] += ["--dataset=sst2"]
     options["commonsense"] += ["--dataset=boolq"]
     return options
 
@@ -41,6 +43,30 @@ def test_a_classification_head_answers_glue_alone(task, data, tokenizer, tmp_pat
     base = folder_of(random_roberta(len(tokenizer)), tokenizer, tmp_path / "base")
     assert main(task, ["--model_name", str(base), "--output_dir", str(tmp_path / "out"), *data[task]]) == 2
     assert "has a classification head and writes nothing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["gsm8k"],
+        ["gsm8k", "--temperature=1"],
+        ["commonsense"],
+        ["mmlu"],
+        ["glue", "--first_token"],
+        ["glue", "head"],
+    ],
+    ids=" ".join,
+)
+def test_a_model_that_gives_no_numbers_is_not_scored(arguments, data, tokenizer, tmp_path, capsys):
+    """As one does that overflows in fp16: the largest of its logits would be some token all the same."""
+    task, *options = arguments
+    head = "head" in options
+    model = random_roberta(len(tokenizer)) if head else random_llama(len(tokenizer))
+    (model.classifier.out_proj if head else model.model.norm).weight.data.fill_(float("nan"))
+    base = folder_of(model, tokenizer, tmp_path / "base")
+    options = ["--model_name", str(base), *data[task], *options[: 0 if head else None]]
+    assert main(task, [*options, "--output_dir", str(tmp_path / "out")]) == 1
+    assert "try --dtype=fp32, or check the checkpoint" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["mmlu"], ["commonsense", "--likelihood", "--greedy"]], ids=" ".join)
