@@ -21,7 +21,7 @@ from lora_one.types import Example
 
 if TYPE_CHECKING:
     from lora_one.distributed import Processes
-    from lora_one.evaluation.generate import Completion
+    from lora_one.evaluation.generate import Backend, Completion
 
 # What identifies completions; the others only say where and how fast.
 SETTINGS = ("data_path", "limit", "adapter", "max_new_tokens", "temperature", "top_p", "seed", "dtype")
@@ -399,18 +399,24 @@ def generated(
     """Completions as they come; nothing is loaded where nothing is wanted."""
     if not requests:
         return
-    from lora_one.data.encode import encoder_of
-    from lora_one.evaluation.generate import Decoding, complete
-    from lora_one.models import kind_of
+    from lora_one.evaluation.generate import Decoding
 
-    model, tokenizer = load(options)
-    prompts = encoder_of(kind_of(model), tokenizer, model.config).prompts(examples)
+    engine = backend(options)
+    prompts = engine.prompts(examples)
     sampling = (options.temperature, options.top_p, options.seed)
     decoding = Decoding(options.max_new_tokens, *sampling, stop=options.stop)
     asked = [prompts[index] for index, _ in requests]
     streams = [f"{index}:{sample}" for index, sample in requests]
-    for position, completion in complete(model, tokenizer, asked, decoding, options.batch_size, streams):
+    for position, completion in engine.complete(asked, decoding, streams):
         yield requests[position], completion
+
+
+def backend(options: argparse.Namespace) -> "Backend":
+    """What generates: the seam where another engine than transformers would be chosen."""
+    from lora_one.evaluation.generate import Transformers
+
+    model, tokenizer = load(options)  # which settles the batch size
+    return Transformers(model, tokenizer, options.batch_size)
 
 
 def load(options: argparse.Namespace) -> tuple[Any, Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -15,12 +15,14 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from lora_one.data.encode import pad_id_of
+from lora_one.data.encode import encoder_of, pad_id_of
 from lora_one.distributed import Processes
 from lora_one.errors import RunError
 from lora_one.evaluation.batches import each_batch
 from lora_one.losses import evaluating
+from lora_one.models import kind_of
 from lora_one.seeding import generator_for
+from lora_one.types import Example
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,38 @@ class Completion:
     text: str
     too_long: bool = False
     details: dict[str, Any] = field(default_factory=dict)
+
+
+class Backend(Protocol):
+    """What the benchmarks that only generate ask of an engine; ``command.backend`` chooses it.
+
+    There is one, ``Transformers``. Another brings these two functions; several processes are its own affair.
+    """
+
+    def prompts(self, examples: Sequence[Example]) -> list[list[int]]:
+        """Token ids of what the model is given to answer."""
+
+    def complete(
+        self, prompts: Sequence[Sequence[int]], decoding: Decoding, streams: Sequence[str]
+    ) -> Iterator[tuple[int, Completion]]:
+        """(index, completion) of each prompt, in any order; streams as in the function ``complete``."""
+
+
+@dataclass(frozen=True)
+class Transformers:
+    """The model on this process's device."""
+
+    model: nn.Module
+    tokenizer: Any
+    batch_size: int
+
+    def prompts(self, examples: Sequence[Example]) -> list[list[int]]:
+        return encoder_of(kind_of(self.model), self.tokenizer, self.model.config).prompts(examples)
+
+    def complete(
+        self, prompts: Sequence[Sequence[int]], decoding: Decoding, streams: Sequence[str]
+    ) -> Iterator[tuple[int, Completion]]:
+        return complete(self.model, self.tokenizer, prompts, decoding, self.batch_size, streams)
 
 
 @torch.no_grad()

@@ -1,12 +1,15 @@
 """Generation: the same completions whatever the batch, never beyond the context."""
 
+import json
+
 import pytest
 import torch
 from conftest import random_llama, random_t5, run_config
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lora_one.adapters import wrap
-from lora_one.evaluation.generate import Decoding, Draw, before, complete, until
+from lora_one.evaluation import command
+from lora_one.evaluation.generate import Completion, Decoding, Draw, before, complete, until
 
 
 def prompts(count=7):
@@ -177,3 +180,33 @@ def test_generation_stops_at_the_text(model, tokenizer):
 
 def test_before():
     assert before("a Q: b</s>", ("</s>", "Q:")) == "a " and before("a", ("Q:",)) == before("a", ()) == "a"
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_another_backend_answers_in_the_place_of_a_model(stopped, tmp_path, monkeypatch):
+    """It is asked for what is missing alone, in any order, and nothing is loaded."""
+    asked = []
+
+    class Letters:
+        def prompts(self, examples):
+            return [[ord(letter) for letter in example.prompt] for example in examples]
+
+        def complete(self, prompts, decoding, streams):
+            assert decoding.max_new_tokens == 9
+            for index in reversed(range(len(prompts))):
+                if stopped and len(asked) == 3:
+                    raise KeyboardInterrupt
+                asked.append(streams[index])
+                yield index, Completion(f"#### {len(prompts[index])}")
+
+    rows = [{"question": "x" * size, "answer": f"#### {size + 7}"} for size in (4, 1, 9, 2, 7)]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(command, "backend", lambda options: Letters())
+    monkeypatch.setattr(command, "load", None)
+    options = ["--model_name=not/loaded", f"--data_path={tmp_path / 'test.jsonl'}", "--max_new_tokens=9"]
+    if stopped:
+        assert command.main("gsm8k", [*options, f"--output_dir={tmp_path / 'out'}"]) == 130
+        stopped = False
+    assert command.main("gsm8k", [*options, f"--output_dir={tmp_path / 'out'}"]) == 0
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["metrics"]["accuracy"] == 1.0
+    assert asked == [f"{index}:0" for index in (4, 3, 2, 1, 0)]
