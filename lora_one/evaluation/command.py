@@ -136,7 +136,7 @@ def evaluate_task(task: str, arguments: Sequence[str]) -> int:
         "task": task,
         "metrics": metrics,
         "counts": counts,
-        **({"remarks": benchmark.remarks(predictions)} if hasattr(benchmark, "remarks") else {}),
+        **({"remarks": remarks} if (remarks := remarks_of(benchmark, predictions)) else {}),
         "model": identity_of(options),
         "settings": settings,
         "seconds": time.perf_counter() - started,
@@ -155,6 +155,17 @@ def evaluate_task(task: str, arguments: Sequence[str]) -> int:
     show(task, report)
     print(f"metrics: {output / 'metrics.json'}")
     return 0
+
+
+def remarks_of(benchmark: ModuleType, predictions: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """A benchmark's own; and, where there are any, how many prompts left no room in the context, and how many less
+    than max_new_tokens."""
+    found = {
+        "too_long": sum("too_long" in line for line in predictions),
+        "cut_to_context": sum("room" in line for line in predictions),
+    }
+    own = benchmark.remarks(predictions) if hasattr(benchmark, "remarks") else {}
+    return {name: count for name, count in found.items() if count} | own
 
 
 def joined() -> "Processes":
@@ -313,7 +324,7 @@ class Kept:
 
     def add(self, request: Request, completion: "Completion") -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps([*request, completion.text, completion.too_long, completion.details]) + "\n"
+        line = json.dumps([*request, completion.text, completion.too_long, completion.details, completion.room]) + "\n"
         with self.path.open("a") as stream:
             stream.write(line if stream.tell() else json.dumps(self.identity) + "\n" + line)
 
@@ -342,6 +353,8 @@ def predicted(benchmark: ModuleType, options: argparse.Namespace, kept: Kept) ->
             example = examples[request[0]]
             number = request[0] if example.id is None else example.id
             lines[request] = benchmark.score(number, example.prompt, completion.text, example.gold) | completion.details
+            lines[request] |= {"too_long": True} if completion.too_long else {}
+            lines[request] |= {} if completion.room is None else {"room": completion.room}
             bar.update()
             if lines[request]["correct"] is not None:
                 right += lines[request]["correct"]

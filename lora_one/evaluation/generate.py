@@ -58,11 +58,13 @@ class Completion:
     """Text behind the prompt, up to EOS or a stop text. ``too_long``: the prompt leaves no room in the model's context.
 
     details: what else a benchmark wants in the line of predictions.jsonl; plain JSON.
+    room: the tokens that the context leaves, where these are fewer than max_new_tokens.
     """
 
     text: str
     too_long: bool = False
     details: dict[str, Any] = field(default_factory=dict)
+    room: int | None = None
 
 
 class Backend(Protocol):
@@ -157,7 +159,11 @@ def complete(
             )[:, begin:].tolist()
         kept = (until(tokens[:room], stop) for tokens, room in zip(rows, rooms, strict=True))
         texts = (tokenizer.decode(tokens, skip_special_tokens=True) for tokens in kept)
-        return [(index, Completion(before(text, decoding.stop))) for index, text in zip(chosen, texts, strict=True)]
+        cut = (room if room < decoding.max_new_tokens else None for room in rooms)
+        return [
+            (index, Completion(before(text, decoding.stop), room=room))
+            for index, text, room in zip(chosen, texts, cut, strict=True)
+        ]
 
     with evaluating(model):
         for _, found in each_batch(fitting, batch_size, produced, done, processes):

@@ -105,6 +105,25 @@ def test_text_is_generated_and_first_tokens_compared_as_one_at_a_time(kind, toke
     assert {"accuracy", "accuracy_first_token"} <= report_of(tmp_path / "7")["metrics"].keys()
 
 
+def test_the_published_comparison_is_among_three_words(tokenizer, tmp_path):
+    """MNLI, with a file in which one label alone occurs: each of the three words can win."""
+    model = random_llama(len(tokenizer), initializer_range=0.5)
+    base = folder_of(model, tokenizer, tmp_path / "base")
+    rows = [f"premise {number} of {number * number}\tit {number}\tneutral\n" for number in range(40)]
+    (tmp_path / "dev_matched.tsv").write_text("".join(["sentence1\tsentence2\tgold_label\n", *rows]))
+    options = ["--dataset", "mnli", "--model_name", str(base), "--data_path", str(tmp_path), "--first_token"]
+    assert main("glue", [*options, "--max_new_tokens", "1", "--output_dir", str(tmp_path / "out")]) == 0
+    words = glue.SETS["mnli"].labels
+    first = [tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words]
+    lines = lines_of(tmp_path / "out")
+    for line in lines:
+        with torch.no_grad():
+            logits = model(input_ids=tokenizer(line["prompt"], return_tensors="pt")["input_ids"]).logits[0, -1]
+        assert line["prediction_first_token"] == words[int(logits[first].argmax())]
+        assert line["correct_first_token"] == (line["prediction_first_token"] == "neutral")
+    assert len({line["prediction_first_token"] for line in lines}) == 3
+
+
 def test_the_word_of_a_class_is_what_counts():
     line = glue.score("rte/3", "p", " not_entailment\n", "not_entailment")
     assert line["correct"] and line["prediction"] == "not_entailment"
