@@ -5,13 +5,14 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -144,11 +145,14 @@ def load_kept(path: Path) -> Kept:
     return {name: (tensors[f"{name}.B"], tensors[f"{name}.A"]) for name in names}
 
 
-def kind_of_adapter(path: Path) -> str:
-    """The ``model.type`` of the model that a saved adapter belongs to. Raises UsageError: no adapter there."""
+def kind_of_adapter(path: Path) -> str | None:
+    """The ``model.type`` of the model that a saved adapter belongs to, None where it does not say.
+
+    Raises UsageError: no adapter there.
+    """
     check_adapter(path)
     task = json.loads((path / "adapter_config.json").read_text()).get("task_type")
-    return {name: kind for kind, name in TASK_TYPES.items()}.get(task, "CausalLM")
+    return {name: kind for kind, name in TASK_TYPES.items()}.get(task)
 
 
 def check_adapter(path: Path) -> None:
@@ -161,12 +165,22 @@ def load_adapter(base: nn.Module, path: Path) -> PeftModel:
     check_adapter(path)
     try:
         with quiet_peft():
-            return PeftModel.from_pretrained(base, str(path))
+            warnings.filterwarnings("ignore", message="Found missing adapter keys", category=UserWarning)
+            model = PeftModel.from_pretrained(base, str(path))
+            # the same values once more: from_pretrained keeps to itself what found no place
+            found = set_peft_model_state_dict(model, load_peft_weights(str(path), device="cpu"))
     except (ValueError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UsageError(
             f"the adapter in {path} does not fit this model ({reason}): give the base it was trained on"
         ) from error
+    without, beyond = (sum("lora_" in name for name in names) for names in (found.missing_keys, found.unexpected_keys))
+    if without or beyond:
+        raise UsageError(
+            f"the adapter in {path} does not fit this model ({beyond} of its tensors have no place there, {without} "
+            "places have no tensor): give the base it was trained on"
+        )
+    return model
 
 
 def restore_adapter(model: PeftModel, path: Path) -> None:

@@ -125,14 +125,21 @@ def ranked(run: RunConfig) -> RunConfig:
 
 def check_positions(model: nn.Module, settings: ModelConfig) -> None:
     """Raises UsageError: the model has learnt its positions, and fewer than ``model.max_length``."""
+    places = learnt_positions(model)
+    if places is not None and settings.max_length > places:
+        raise UsageError(
+            f"model.max_length={settings.max_length} exceeds the {places} positions that {settings.name} has learnt: "
+            "lower it"
+        )
+
+
+def learnt_positions(model: nn.Module) -> int | None:
+    """Positions with an embedding of their own, None where positions are computed."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in ("position_embeddings", "wpe"):
             before = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa counts from there
-            if settings.max_length > module.num_embeddings - before:
-                raise UsageError(
-                    f"model.max_length={settings.max_length} exceeds the {module.num_embeddings - before} positions "
-                    f"that {settings.name} has learnt: lower it"
-                )
+            return module.num_embeddings - before
+    return None
 
 
 def weight_bytes(model: ModelConfig) -> float:

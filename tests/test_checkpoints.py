@@ -49,6 +49,9 @@ def test_adapter_of_another_model_is_refused(tmp_path):
     save_adapter(adapted(), tmp_path / "adapter")
     with pytest.raises(UsageError, match="does not fit this model"):
         load_adapter(random_llama(intermediate_size=64), tmp_path / "adapter")
+    for layers, reason in ((1, "14 of its tensors have no place"), (3, "14 places have no")):
+        with pytest.raises(UsageError, match=f"does not fit this model .*{reason} "):
+            load_adapter(random_llama(num_hidden_layers=layers), tmp_path / "adapter")
     with pytest.raises(UsageError, match=r"holds no adapter_config\.json"):
         load_adapter(random_llama(), tmp_path)
 

@@ -21,7 +21,7 @@ from lora_one.types import Example
 
 if TYPE_CHECKING:
     from lora_one.distributed import Processes
-    from lora_one.evaluation.generate import Completion
+    from lora_one.evaluation.generate import Backend, Completion
 
 # What identifies completions; the others only say where and how fast.
 SETTINGS = ("data_path", "limit", "adapter", "max_new_tokens", "temperature", "top_p", "seed", "dtype")
@@ -136,7 +136,7 @@ def evaluate_task(task: str, arguments: Sequence[str]) -> int:
         "task": task,
         "metrics": metrics,
         "counts": counts,
-        **({"remarks": benchmark.remarks(predictions)} if hasattr(benchmark, "remarks") else {}),
+        **({"remarks": remarks} if (remarks := remarks_of(benchmark, predictions)) else {}),
         "model": identity_of(options),
         "settings": settings,
         "seconds": time.perf_counter() - started,
@@ -155,6 +155,17 @@ def evaluate_task(task: str, arguments: Sequence[str]) -> int:
     show(task, report)
     print(f"metrics: {output / 'metrics.json'}")
     return 0
+
+
+def remarks_of(benchmark: ModuleType, predictions: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """A benchmark's own; and, where there are any, how many prompts left no room in the context, and how many less
+    than max_new_tokens."""
+    found = {
+        "too_long": sum("too_long" in line for line in predictions),
+        "cut_to_context": sum("room" in line for line in predictions),
+    }
+    own = benchmark.remarks(predictions) if hasattr(benchmark, "remarks") else {}
+    return {name: count for name, count in found.items() if count} | own
 
 
 def joined() -> "Processes":
@@ -250,8 +261,11 @@ def rescored(benchmark: Any, file: Path) -> list[dict[str, Any]]:
     for number, text in enumerate(lines, start=1):
         try:
             line = json.loads(text)
+            for name, kinds in (("id", str | int), ("prompt", str), ("completion", str)):
+                if not isinstance(line[name], kinds):
+                    raise TypeError(f"{name} is {line[name]!r:.40}")
             scored = benchmark.score(line["id"], line["prompt"], line["completion"], line["gold"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(
                 f"--rescore={file}, line {number}: not a prediction ({error!r}); "
                 "wanted are id, prompt, completion, gold"
@@ -310,7 +324,7 @@ class Kept:
 
     def add(self, request: Request, completion: "Completion") -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps([*request, completion.text, completion.too_long, completion.details]) + "\n"
+        line = json.dumps([*request, completion.text, completion.too_long, completion.details, completion.room]) + "\n"
         with self.path.open("a") as stream:
             stream.write(line if stream.tell() else json.dumps(self.identity) + "\n" + line)
 
@@ -339,6 +353,8 @@ def predicted(benchmark: ModuleType, options: argparse.Namespace, kept: Kept) ->
             example = examples[request[0]]
             number = request[0] if example.id is None else example.id
             lines[request] = benchmark.score(number, example.prompt, completion.text, example.gold) | completion.details
+            lines[request] |= {"too_long": True} if completion.too_long else {}
+            lines[request] |= {} if completion.room is None else {"room": completion.room}
             bar.update()
             if lines[request]["correct"] is not None:
                 right += lines[request]["correct"]
@@ -396,18 +412,24 @@ def generated(
     """Completions as they come; nothing is loaded where nothing is wanted."""
     if not requests:
         return
-    from lora_one.data.encode import encoder_of
-    from lora_one.evaluation.generate import Decoding, complete
-    from lora_one.models import kind_of
+    from lora_one.evaluation.generate import Decoding
 
-    model, tokenizer = load(options)
-    prompts = encoder_of(kind_of(model), tokenizer, model.config).prompts(examples)
+    engine = backend(options)
+    prompts = engine.prompts(examples)
     sampling = (options.temperature, options.top_p, options.seed)
     decoding = Decoding(options.max_new_tokens, *sampling, stop=options.stop)
     asked = [prompts[index] for index, _ in requests]
     streams = [f"{index}:{sample}" for index, sample in requests]
-    for position, completion in complete(model, tokenizer, asked, decoding, options.batch_size, streams):
+    for position, completion in engine.complete(asked, decoding, streams):
         yield requests[position], completion
+
+
+def backend(options: argparse.Namespace) -> "Backend":
+    """What generates: the seam where another engine than transformers would be chosen."""
+    from lora_one.evaluation.generate import Transformers
+
+    model, tokenizer = load(options)  # which settles the batch size
+    return Transformers(model, tokenizer, options.batch_size)
 
 
 def load(options: argparse.Namespace) -> tuple[Any, Any]:
@@ -424,7 +446,12 @@ def load(options: argparse.Namespace) -> tuple[Any, Any]:
         if not config.exists():
             raise UsageError(f"--adapter={adapter} holds no adapter_config.json: give the adapter/ folder of a run")
         name = json.loads(config.read_text())["base_model_name_or_path"]
-    kind = kind_of_adapter(adapter) if adapter is not None else kind_of_checkpoint(name)
+    kind = (kind_of_adapter(adapter) if adapter is not None else None) or kind_of_checkpoint(name)
+    if kind == "SequenceClassification" and options.labels is None:
+        raise UsageError(
+            f"{identity_of(options)} has a classification head and writes nothing: give a model that generates, or "
+            "score it with eval_glue.py"
+        )
     labels = options.labels if adapter is not None and kind == "SequenceClassification" else None
     options_of_model = {"dtype": options.dtype, "model_type": kind, "labels": labels}
     model = load_model(name, where=options.device, **options_of_model | base_of(adapter))

@@ -1,18 +1,28 @@
 """Batched generation whose result does not depend on the batch."""
 
 from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
-from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
-from lora_one.data.encode import pad_id_of
+from lora_one.data.encode import encoder_of, pad_id_of
 from lora_one.distributed import Processes
+from lora_one.errors import RunError
 from lora_one.evaluation.batches import each_batch
 from lora_one.losses import evaluating
+from lora_one.models import kind_of
 from lora_one.seeding import generator_for
+from lora_one.types import Example
 
 
 @dataclass(frozen=True)
@@ -38,8 +48,9 @@ class Decoding:
         return GREEDY | chosen | {"num_beams": self.beams, "early_stopping": False, "length_penalty": 1.0}
 
 
-# Every choice spelled out, so that no generation_config.json of a checkpoint decides. Sampling is Draw's.
+# Every choice spelled out; those of a checkpoint's generation_config.json are set aside. Sampling is Draw's.
 GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "num_beams": 1}
+BEGINNING = ("bos_token_id", "decoder_start_token_id", "forced_bos_token_id")
 
 
 @dataclass(frozen=True)
@@ -47,11 +58,45 @@ class Completion:
     """Text behind the prompt, up to EOS or a stop text. ``too_long``: the prompt leaves no room in the model's context.
 
     details: what else a benchmark wants in the line of predictions.jsonl; plain JSON.
+    room: the tokens that the context leaves, where these are fewer than max_new_tokens.
     """
 
     text: str
     too_long: bool = False
     details: dict[str, Any] = field(default_factory=dict)
+    room: int | None = None
+
+
+class Backend(Protocol):
+    """What the benchmarks that only generate ask of an engine; ``command.backend`` chooses it.
+
+    There is one, ``Transformers``. Another brings these two functions; several processes are its own affair.
+    """
+
+    def prompts(self, examples: Sequence[Example]) -> list[list[int]]:
+        """Token ids of what the model is given to answer."""
+
+    def complete(
+        self, prompts: Sequence[Sequence[int]], decoding: Decoding, streams: Sequence[str]
+    ) -> Iterator[tuple[int, Completion]]:
+        """(index, completion) of each prompt, in any order; streams as in the function ``complete``."""
+
+
+@dataclass(frozen=True)
+class Transformers:
+    """The model on this process's device."""
+
+    model: nn.Module
+    tokenizer: Any
+    batch_size: int
+
+    def prompts(self, examples: Sequence[Example]) -> list[list[int]]:
+        return encoder_of(kind_of(self.model), self.tokenizer, self.model.config).prompts(examples)
+
+    def complete(
+        self, prompts: Sequence[Sequence[int]], decoding: Decoding, streams: Sequence[str]
+    ) -> Iterator[tuple[int, Completion]]:
+        return complete(self.model, self.tokenizer, prompts, decoding, self.batch_size, streams)
 
 
 @torch.no_grad()
@@ -71,6 +116,7 @@ def complete(
     streams names the random numbers of each prompt, by default its index: what is sampled depends on that name and
     decoding.seed, not on what else is asked. Only sampled beams share the numbers of their batch, so they depend on
     batch_size; those in ``done``, which are not yielded, still have their place in it.
+    Raises RunError: the model gives what is no number.
     """
     processes = Processes.current()
     context = context_length(model)
@@ -92,31 +138,78 @@ def complete(
         ids = torch.tensor([[pad] * (longest - len(prompts[i])) + list(prompts[i]) for i in chosen])
         mask = torch.tensor([[0] * (longest - len(prompts[i])) + [1] * len(prompts[i]) for i in chosen])
         names = [streams[index] for index in chosen]
-        draws, options, criteria = [], GREEDY, []
+        processors, options, criteria = [Numbers()], GREEDY, []
         if decoding.stop and decoding.beams == 1:
             criteria = [AtText(tokenizer, decoding.stop, begin)]
         if decoding.beams > 1:
             options = decoding.beam_options()
             torch.manual_seed(generator_for(decoding.seed, "\n".join(names)).initial_seed())
         elif decoding.temperature is not None:
-            draws = [Draw(decoding, names, begin)]
-        rows = model.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            max_new_tokens=max(rooms),
-            pad_token_id=pad,
-            eos_token_id=stop,
-            logits_processor=LogitsProcessorList(draws),
-            stopping_criteria=StoppingCriteriaList(criteria),
-            **options,
-        )[:, begin:].tolist()
+            processors.append(Draw(decoding, names, begin))
+        with choosing_nothing(model), within(context, model):
+            rows = model.generate(
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                max_new_tokens=max(rooms),
+                pad_token_id=pad,
+                eos_token_id=stop,
+                logits_processor=LogitsProcessorList(processors),
+                stopping_criteria=StoppingCriteriaList(criteria),
+                **options,
+            )[:, begin:].tolist()
         kept = (until(tokens[:room], stop) for tokens, room in zip(rows, rooms, strict=True))
         texts = (tokenizer.decode(tokens, skip_special_tokens=True) for tokens in kept)
-        return [(index, Completion(before(text, decoding.stop))) for index, text in zip(chosen, texts, strict=True)]
+        cut = (room if room < decoding.max_new_tokens else None for room in rooms)
+        return [
+            (index, Completion(before(text, decoding.stop), room=room))
+            for index, text, room in zip(chosen, texts, cut, strict=True)
+        ]
 
     with evaluating(model):
         for _, found in each_batch(fitting, batch_size, produced, done, processes):
             yield from ((index, completion) for index, completion in found if index not in done)
+
+
+@contextmanager
+def choosing_nothing(model: nn.Module) -> Iterator[None]:
+    """The model without what its checkpoint says of generation (a repetition penalty, a shortest length, words that
+    are never written, ...), but for the tokens that a text begins with."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # inside an adapter
+    given = inner.generation_config
+    inner.generation_config = GenerationConfig(**{name: getattr(given, name, None) for name in BEGINNING})
+    try:
+        yield
+    finally:
+        inner.generation_config = given
+
+
+@contextmanager
+def within(context: int, model: nn.Module) -> Iterator[None]:
+    """No position is beyond the context, where a model that has learnt its positions has none to give.
+
+    A batch goes on until its last row is finished; what a row that has filled its context gets behind it is thrown
+    away, so any position will do.
+    """
+
+    def bounded(_: nn.Module, arguments: tuple[Any, ...], given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        places = given.get("position_ids")
+        return arguments, given if places is None else given | {"position_ids": places.clamp(max=context - 1)}
+
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    hook = inner.register_forward_pre_hook(bounded, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+class Numbers(LogitsProcessor):
+    """Scores as they are. Raises RunError: some are no number, of which the largest is no token that a model chose."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if scores.isnan().any():
+            raise RunError("the model gives scores that are no numbers: try --dtype=fp32, or check the checkpoint")
+        return scores
 
 
 class Draw(LogitsProcessor):

@@ -12,12 +12,12 @@ from math import sqrt
 from typing import TYPE_CHECKING, Any
 
 from lora_one.data import glue, super_glue
-from lora_one.errors import UsageError, nearest
+from lora_one.errors import RunError, UsageError, nearest
 from lora_one.evaluation.shares import by_kind, counts_of, shares
 from lora_one.types import Example
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from lora_one.data.encode import Encoder
     from lora_one.evaluation.generate import Completion
@@ -27,19 +27,25 @@ MAX_LENGTH = 512
 SETS = glue.TASKS | super_glue.TASKS
 SETTINGS = ("dataset", "first_token", "max_length")
 DATA_SETTINGS = ("dataset",)
+UNREAD_BY_HEAD = {"first_token": False, "max_new_tokens": MAX_NEW_TOKENS}
+UNREAD_BY_WRITER = {"max_length": MAX_LENGTH}
 KINDS = {"accuracy": "correct", "accuracy_first_token": "correct_first_token"}
 Pairs = Counter[tuple[int, int]]  # (true class, predicted class or -1) -> examples
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--dataset", required=True, help=f"one of {', '.join(SETS)}")
+    add("--dataset", help=f"one of {', '.join(SETS)}")
     add("--first_token", action="store_true", help="also compare the first tokens of the words, as published")
     add("--max_length", type=int, default=MAX_LENGTH, help="tokens a head reads of an example (%(default)s)")
 
 
 def check(options: argparse.Namespace) -> None:
     """Raises UsageError: no such set, a value out of range, or an option of sampling."""
+    if options.rescore:
+        return
+    if options.dataset is None:
+        raise UsageError(f"no set is named: give --dataset=<one of {', '.join(SETS)}>")
     if options.dataset not in SETS:
         raise UsageError(
             f"--dataset={options.dataset} is not a set of GLUE or SuperGLUE: {nearest(options.dataset, SETS)}"
@@ -70,10 +76,16 @@ def answers(
     from lora_one.models import kind_of
 
     encoder = encoder_of(kind_of(model), tokenizer, model.config)
-    if kind_of(model) == "SequenceClassification":
+    head = kind_of(model) == "SequenceClassification"
+    unread = UNREAD_BY_HEAD if head else UNREAD_BY_WRITER
+    for name, default in unread.items():
+        if getattr(options, name) != default:
+            reader = "a model that writes text" if head else "a classification head"
+            raise UsageError(f"--{name}={getattr(options, name)} is read of {reader} alone: leave it out")
+    if head:
         words = words_of(model.config, options.labels)
-        for index, place in by_head(model, encoder, examples, options, done):
-            yield index, Completion(words[place])
+        for index, place, details in by_head(model, encoder, examples, options, done):
+            yield index, Completion(words[place], details=details)
         return
     first = by_first_token(model, encoder, examples, options, done) if options.first_token else {}
     decoding = Decoding(options.max_new_tokens)
@@ -83,7 +95,8 @@ def answers(
 
 
 def words_of(config: Any, labels: Sequence[str]) -> list[str]:
-    """The word of each output of a head: by the checkpoint's own names where these are the set's, else in its order.
+    """The word of each output of a head: by the checkpoint's own names where these are the set's, in any case; else in
+    the set's order.
 
     Raises UsageError: the head has another number of outputs.
     """
@@ -93,6 +106,7 @@ def words_of(config: Any, labels: Sequence[str]) -> list[str]:
             f"the model's head has {len(own)} outputs, and this set {len(labels)} classes ({', '.join(labels)}): give "
             "a model that was trained on it"
         )
+    own = [str(name).lower() for name in own]
     return own if set(own) == set(labels) else list(labels)
 
 
@@ -102,24 +116,33 @@ def by_head(
     examples: Sequence[Example],
     options: argparse.Namespace,
     done: Collection[int],
-) -> Iterator[tuple[int, int]]:
-    """Yield (index, the output with the largest logit), longest texts first; of several processes each its share."""
+) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """Yield (index, the output with the largest logit, details), longest texts first.
+
+    Of several processes each has its share. A text is cut at max_length, or at what positions the model has learnt;
+    the details say so.
+    """
     import torch
 
     from lora_one.data.encode import collate
     from lora_one.distributed import Processes
     from lora_one.evaluation.batches import each_batch
     from lora_one.losses import evaluating, model_logits
+    from lora_one.models import learnt_positions
 
-    rows = encoder.encode(examples, options.max_length)[0]
+    found = encoder.rows(examples, min(options.max_length, learnt_positions(model) or options.max_length))
+    rows = [row for row, _ in found]
+    cut = [{"shortened": True} if short else {} for _, short in found]
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index].input_ids))
 
     def chosen(batch: Sequence[int]) -> list[int]:
-        return model_logits(model, collate([rows[index] for index in batch], encoder.pad_id)).argmax(-1).tolist()
+        return largest(model_logits(model, collate([rows[index] for index in batch], encoder.pad_id)))
 
     with torch.no_grad(), evaluating(model):
         for batch, places in each_batch(order, options.batch_size, chosen, done, Processes.current()):
-            yield from (pair for pair in zip(batch, places, strict=True) if pair[0] not in done)
+            for index, place in zip(batch, places, strict=True):
+                if index not in done:
+                    yield index, place, cut[index]
 
 
 def by_first_token(
@@ -140,6 +163,7 @@ def by_first_token(
     from lora_one.distributed import Processes
     from lora_one.evaluation.batches import each_batch
     from lora_one.evaluation.choices import common_beginning
+    from lora_one.evaluation.generate import context_length
     from lora_one.losses import IGNORED, evaluating, model_logits, targets
 
     as_answers = encoder.encode([Example(examples[0].prompt, word) for word in options.labels], 1 << 30)[0]
@@ -152,16 +176,20 @@ def by_first_token(
             f"--first_token cannot tell {', '.join(options.labels)} apart: for this tokenizer two of them begin with "
             "the same token; leave it out"
         )
-    rows = encoder.encode(examples, 1 << 30)[0]
-    order = sorted(range(len(rows)), key=lambda index: -len(rows[index].input_ids))
+    context = context_length(model)
+    kept = [index for index, ids in enumerate(encoder.prompts(examples)) if len(ids) + max(alike, 1) <= context]
+    encoded = encoder.encode([examples[index] for index in kept], context)[0] if kept else []
+    rows = dict(zip(kept, encoded, strict=True))
+    order = sorted(kept, key=lambda index: -len(rows[index].input_ids))
 
     def compared(batch: Sequence[int]) -> list[int]:
         together = collate([rows[index] for index in batch], encoder.pad_id)
         first = (targets(together) != IGNORED).int().argmax(dim=1) + alike
         logits = model_logits(model, together)
-        return logits[range(len(batch)), first][:, tokens].argmax(-1).tolist()
+        return largest(logits[range(len(batch)), first][:, tokens])
 
-    found: dict[int, dict[str, Any]] = {}
+    nothing = {"prediction_first_token": None, "correct_first_token": False}
+    found: dict[int, dict[str, Any]] = dict.fromkeys(set(range(len(examples))) - set(kept), nothing)
     processes = Processes.current()
     with torch.no_grad(), evaluating(model):
         for batch, places in each_batch(order, options.batch_size, compared, done, processes):
@@ -171,13 +199,22 @@ def by_first_token(
     return {index: line for part in processes.gathered(found) for index, line in part.items()}
 
 
+def largest(logits: "Tensor") -> list[int]:
+    """(rows, classes) -> the class with the largest logit of each row. Raises RunError: there is none."""
+    if not logits.isfinite().all():
+        raise RunError("the model gives logits that are no numbers: try --dtype=fp32, or check the checkpoint")
+    return logits.argmax(-1).tolist()
+
+
 def score(example_id: Any, prompt: str, completion: str, gold: str) -> dict[str, Any]:
     """One line of predictions.jsonl; what is no word of the set's classes is unparsed.
 
-    Raises KeyError: the id is of no set.
+    Raises KeyError: the id is of no set; ValueError: gold is no word of its classes.
     """
-    written = completion.strip()
-    prediction = written if written in labels_of(example_id) else None
+    written, labels = completion.strip(), labels_of(example_id)
+    if gold not in labels:
+        raise ValueError(f"the gold answer {gold!r} is none of {', '.join(labels)}")
+    prediction = written if written in labels else None
     return {
         "id": example_id,
         "prompt": prompt,
@@ -189,21 +226,34 @@ def score(example_id: Any, prompt: str, completion: str, gold: str) -> dict[str,
 
 
 def labels_of(example_id: Any) -> tuple[str, ...]:
-    return SETS[str(example_id).partition("/")[0]].labels
+    return SETS[set_of(example_id)].labels
+
+
+def set_of(example_id: Any) -> str:
+    """Of ``<set>/<number>``."""
+    return str(example_id).partition("/")[0]
 
 
 def summarize(predictions: Sequence[dict[str, Any]]) -> tuple[dict[str, float], dict[str, int]]:
     """(metrics, counts): accuracy, for CoLA Matthews' coefficient and for MRPC and QQP F1, as GLUE defines them.
 
-    Standard errors: of a share sqrt(p (1 - p) / n), else the jackknife's.
+    Standard errors: of a share sqrt(p (1 - p) / n), else the jackknife's. Raises UsageError: lines of several sets.
     """
+    names = sorted({set_of(line["id"]) for line in predictions})
+    if len(names) > 1:
+        raise UsageError(f"these predictions are of several sets ({', '.join(names)}): score each by itself")
     labels = labels_of(predictions[0]["id"])
     places = {word: place for place, word in enumerate(labels)}
     pairs: Pairs = Counter((places[line["gold"]], places.get(line["prediction"], -1)) for line in predictions)
     metrics = shares(by_kind(predictions, KINDS))
-    for name, measure in MEASURES.get(str(predictions[0]["id"]).partition("/")[0], {}).items():
+    for name, measure in MEASURES.get(names[0], {}).items():
         metrics |= {name: measure(pairs), f"{name}_stderr": jackknife(measure, pairs)}
     return metrics, counts_of(predictions)
+
+
+def remarks(predictions: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """How many texts a head has read only in part."""
+    return {"texts_shortened": sum("shortened" in line for line in predictions)}
 
 
 def matthews(pairs: Pairs) -> float:

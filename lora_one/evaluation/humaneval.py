@@ -86,12 +86,15 @@ def score(example_id: Any, prompt: str, completion: str, gold: dict[str, str]) -
 
     Raises KeyError, TypeError: gold is no problem.
     """
+    problem = {column: gold[column] for column in COLUMNS}
+    if not all(isinstance(text, str) for text in problem.values()):
+        raise TypeError("the problem holds what is no text")
     return {
         "id": example_id,
         "prompt": prompt,
         "completion": completion,
         "prediction": program_text(completion),
-        "gold": {column: gold[column] for column in COLUMNS},
+        "gold": problem,
         "correct": None,
     }
 

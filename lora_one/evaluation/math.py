@@ -163,9 +163,9 @@ def normalized(answer: str) -> str:
 def score(example_id: Any, prompt: str, completion: str, gold: dict[str, str]) -> dict[str, Any]:
     """One line of predictions.jsonl; ``correct`` is open until judge has compared the answers.
 
-    Raises KeyError, TypeError: gold holds no answer.
+    Raises KeyError, TypeError, AttributeError: gold holds no answer, or one that is no text.
     """
-    prediction = parse(completion)
+    prediction, truth = parse(completion), normalized(gold["answer"])
     return {
         "id": example_id,
         "prompt": prompt,
@@ -173,7 +173,7 @@ def score(example_id: Any, prompt: str, completion: str, gold: dict[str, str]) -
         "prediction": prediction,
         "gold": gold,
         "correct": None,
-        "correct_official": prediction is not None and normalized(prediction) == normalized(gold["answer"]),
+        "correct_official": prediction is not None and normalized(prediction) == truth,
     }
 
 

@@ -1,10 +1,15 @@
 """Generation: the same completions whatever the batch, never beyond the context."""
 
+import json
+
 import pytest
 import torch
-from conftest import random_llama
+from conftest import random_llama, random_t5, run_config
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from lora_one.evaluation.generate import Decoding, Draw, before, complete, until
+from lora_one.adapters import wrap
+from lora_one.evaluation import command
+from lora_one.evaluation.generate import Completion, Decoding, Draw, before, complete, until
 
 
 def prompts(count=7):
@@ -41,10 +46,26 @@ def test_greedy_is_the_argmax_of_the_model(model, tokenizer):
     assert run(model, tokenizer, 1, Decoding(8), [prompt])[0].text == expected
 
 
-def test_checkpoint_s_generation_settings_do_not_decide(model, tokenizer):
-    greedy = run(model, tokenizer, 3, Decoding(12))
-    model.generation_config.update(do_sample=True, temperature=5.0, top_k=3, num_beams=2)
-    assert run(model, tokenizer, 3, Decoding(12)) == greedy
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"do_sample": True, "temperature": 5.0, "top_k": 3, "num_beams": 2},
+        {"repetition_penalty": 5.0, "no_repeat_ngram_size": 2},
+        {"min_new_tokens": 12, "forced_eos_token_id": 1, "max_time": 1e-9},
+        {"suppress_tokens": list(range(3, 200))},
+        {"return_dict_in_generate": True, "output_scores": True},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+@pytest.mark.parametrize("kind", ["llama", "adapter", "t5"])
+def test_checkpoint_s_generation_settings_do_not_decide(kind, settings, tokenizer):
+    model = random_t5(len(tokenizer), initializer_factor=3.0) if kind == "t5" else random_llama(len(tokenizer))
+    model = wrap(model, run_config("init=default").peft, "fp32").eval() if kind == "adapter" else model
+    decodings = (Decoding(12), Decoding(12, beams=3), SAMPLED)
+    free = [run(model, tokenizer, 3, decoding) for decoding in decodings]
+    model.generation_config.update(**settings)
+    assert [run(model, tokenizer, 3, decoding) for decoding in decodings] == free
+    assert all(getattr(model.generation_config, name) == value for name, value in settings.items()), "left as it was"
 
 
 def test_sampling_is_seeded(model, tokenizer):
@@ -68,6 +89,18 @@ def test_completion_ends_where_the_context_does(tokenizer):
     found = run(model, NoEnd(), 4, Decoding(20), given)
     assert [c.too_long for c in found] == [True, True, False, False]
     assert [c.text for c in found[2:]] == ["4", "20"]
+
+
+def test_a_row_that_fills_learnt_positions_does_not_end_the_others(tokenizer):
+    """GPT-2 has none beyond its context, where the rest of a batch goes on."""
+    ends = {"bos_token_id": 0, "eos_token_id": 1, "initializer_range": 0.3}
+    torch.manual_seed(0)
+    settings = GPT2Config(vocab_size=len(tokenizer), n_positions=32, n_embd=32, n_layer=2, n_head=2, **ends)
+    model = GPT2LMHeadModel(settings).eval()
+    given = [prompt[:31] for prompt in prompts()]
+    alone = run(model, tokenizer, 1, Decoding(20), given)
+    assert run(model, tokenizer, 7, Decoding(20), given) == alone
+    assert not any(completion.too_long for completion in alone)
 
 
 def test_until():
@@ -147,3 +180,33 @@ def test_generation_stops_at_the_text(model, tokenizer):
 
 def test_before():
     assert before("a Q: b</s>", ("</s>", "Q:")) == "a " and before("a", ("Q:",)) == before("a", ()) == "a"
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_another_backend_answers_in_the_place_of_a_model(stopped, tmp_path, monkeypatch):
+    """It is asked for what is missing alone, in any order, and nothing is loaded."""
+    asked = []
+
+    class Letters:
+        def prompts(self, examples):
+            return [[ord(letter) for letter in example.prompt] for example in examples]
+
+        def complete(self, prompts, decoding, streams):
+            assert decoding.max_new_tokens == 9
+            for index in reversed(range(len(prompts))):
+                if stopped and len(asked) == 3:
+                    raise KeyboardInterrupt
+                asked.append(streams[index])
+                yield index, Completion(f"#### {len(prompts[index])}")
+
+    rows = [{"question": "x" * size, "answer": f"#### {size + 7}"} for size in (4, 1, 9, 2, 7)]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(command, "backend", lambda options: Letters())
+    monkeypatch.setattr(command, "load", None)
+    options = ["--model_name=not/loaded", f"--data_path={tmp_path / 'test.jsonl'}", "--max_new_tokens=9"]
+    if stopped:
+        assert command.main("gsm8k", [*options, f"--output_dir={tmp_path / 'out'}"]) == 130
+        stopped = False
+    assert command.main("gsm8k", [*options, f"--output_dir={tmp_path / 'out'}"]) == 0
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["metrics"]["accuracy"] == 1.0
+    assert asked == [f"{index}:0" for index in (4, 3, 2, 1, 0)]

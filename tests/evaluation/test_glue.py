@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 import torch
 from conftest import finish, folder_of, random_llama, random_roberta, random_t5, run_config, shared
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from lora_one.evaluation import command, glue
 from lora_one.evaluation.command import main
@@ -104,6 +105,25 @@ def test_text_is_generated_and_first_tokens_compared_as_one_at_a_time(kind, toke
     assert {"accuracy", "accuracy_first_token"} <= report_of(tmp_path / "7")["metrics"].keys()
 
 
+def test_the_published_comparison_is_among_three_words(tokenizer, tmp_path):
+    """MNLI, with a file in which one label alone occurs: each of the three words can win."""
+    model = random_llama(len(tokenizer), initializer_range=0.5)
+    base = folder_of(model, tokenizer, tmp_path / "base")
+    rows = [f"premise {number} of {number * number}\tit {number}\tneutral\n" for number in range(40)]
+    (tmp_path / "dev_matched.tsv").write_text("".join(["sentence1\tsentence2\tgold_label\n", *rows]))
+    options = ["--dataset", "mnli", "--model_name", str(base), "--data_path", str(tmp_path), "--first_token"]
+    assert main("glue", [*options, "--max_new_tokens", "1", "--output_dir", str(tmp_path / "out")]) == 0
+    words = glue.SETS["mnli"].labels
+    first = [tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words]
+    lines = lines_of(tmp_path / "out")
+    for line in lines:
+        with torch.no_grad():
+            logits = model(input_ids=tokenizer(line["prompt"], return_tensors="pt")["input_ids"]).logits[0, -1]
+        assert line["prediction_first_token"] == words[int(logits[first].argmax())]
+        assert line["correct_first_token"] == (line["prediction_first_token"] == "neutral")
+    assert len({line["prediction_first_token"] for line in lines}) == 3
+
+
 def test_the_word_of_a_class_is_what_counts():
     line = glue.score("rte/3", "p", " not_entailment\n", "not_entailment")
     assert line["correct"] and line["prediction"] == "not_entailment"
@@ -117,6 +137,67 @@ def test_a_head_is_read_by_its_own_words_where_they_are_the_set_s(tmp_path):
     assert glue.words_of(config, glue.SETS["cola"].labels) == ["acceptable", "unacceptable"]
     config.id2label = {0: "LABEL_0", 1: "LABEL_1"}
     assert glue.words_of(config, glue.SETS["cola"].labels) == ["unacceptable", "acceptable"]
+
+
+def test_a_head_is_read_by_its_own_words_in_any_case():
+    """As the checkpoints of MNLI on the hub name them, in an order of their own."""
+    config = random_roberta(labels=3).config
+    config.id2label = {0: "CONTRADICTION", 1: "NEUTRAL", 2: "ENTAILMENT"}
+    assert glue.words_of(config, glue.SETS["mnli"].labels) == ["contradiction", "neutral", "entailment"]
+
+
+def test_a_head_reads_no_further_than_its_positions_and_says_so(tokenizer, tmp_path):
+    """64 of them, where --max_length is 512 by default."""
+    base = folder_of(random_roberta(len(tokenizer)), tokenizer, tmp_path / "base")
+    rows = [f"{'word ' * words}\t{words % 2}\n" for words in (3, 200, 5, 90)]
+    (tmp_path / "dev.tsv").write_text("".join(["sentence\tlabel\n", *rows]))
+    options = ["--dataset", "sst2", "--model_name", str(base), "--data_path", str(tmp_path / "dev.tsv")]
+    assert main("glue", [*options, "--output_dir", str(tmp_path / "all")]) == 0
+    assert main("glue", [*options, "--output_dir", str(tmp_path / "64"), "--max_length", "64"]) == 0
+    assert lines_of(tmp_path / "all") == lines_of(tmp_path / "64")
+    assert ["shortened" in line for line in lines_of(tmp_path / "all")] == [False, True, False, True]
+    assert report_of(tmp_path / "all")["remarks"] == {"texts_shortened": 2}
+
+
+def test_a_prompt_beyond_the_context_has_no_first_token_to_compare(tokenizer, tmp_path):
+    """Of a model with learnt positions, which cannot read further; the others are answered as ever."""
+    settings = {"n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2, "bos_token_id": 0, "eos_token_id": 1}
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), initializer_range=0.3, **settings)).eval()
+    base = folder_of(model, tokenizer, tmp_path / "base")
+    whole = len(tokenizer(glue.SETS["sst2"].prompt.format(sentence=""))["input_ids"])
+    rows = [f"{'a' * (64 - whole + more)}\t1\n" for more in (-2, -1, 0, 1, 60)]
+    (tmp_path / "dev.tsv").write_text("".join(["sentence\tlabel\n", *rows]))
+    options = ["--dataset", "sst2", "--model_name", str(base), "--data_path", str(tmp_path / "dev.tsv")]
+    assert main("glue", [*options, "--first_token", "--output_dir", str(tmp_path / "out")]) == 0
+    lines = lines_of(tmp_path / "out")
+    lengths = [len(tokenizer(line["prompt"])["input_ids"]) for line in lines]
+    assert min(lengths) < 64 <= max(lengths) and 63 in lengths, "the edge itself is among them"
+    assert [line["prediction_first_token"] is not None for line in lines] == [length < 64 for length in lengths]
+    assert not any(line["correct_first_token"] for line in lines if line["prediction_first_token"] is None)
+    first = [tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in ("negative", "positive")]
+    for line in lines:
+        if line["prediction_first_token"] is not None:
+            with torch.no_grad():
+                logits = model(input_ids=tokenizer(line["prompt"], return_tensors="pt")["input_ids"]).logits[0, -1]
+            assert line["prediction_first_token"] == ("negative", "positive")[int(logits[first].argmax())]
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "reader"),
+    [
+        ("roberta", ["--first_token"], "--first_token=True is read of a model that writes text alone"),
+        ("roberta", ["--max_new_tokens", "3"], "--max_new_tokens=3 is read of a model that writes text alone"),
+        ("t5", ["--max_length", "64"], "--max_length=64 is read of a classification head alone"),
+    ],
+)
+def test_an_option_that_this_kind_of_model_does_not_read_is_refused(kind, option, reader, tokenizer, tmp_path, capsys):
+    model = random_t5(len(tokenizer)) if kind == "t5" else random_roberta(len(tokenizer))
+    base = folder_of(model, tokenizer, tmp_path / "base")
+    data = rows_of_sst2(tmp_path / "sst2")
+    options = ["--dataset", "sst2", "--model_name", str(base), "--data_path", str(data)]
+    assert main("glue", [*options, *option, "--output_dir", str(tmp_path / "out")]) == 2
+    assert reader in capsys.readouterr().err
 
 
 def rows_of_sst2(place):

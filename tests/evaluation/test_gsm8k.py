@@ -4,7 +4,7 @@ import json
 from decimal import Decimal
 
 import pytest
-from conftest import shared
+from conftest import folder_of, random_llama, shared
 
 from lora_one.evaluation import gsm8k
 from lora_one.evaluation.command import main
@@ -206,3 +206,22 @@ def test_few_shot_prompt_settings_and_rescoring(shots, tmp_path, llama_folder, t
 def test_number_of_examples_has_its_range(number, llama_folder, capsys):
     assert main("gsm8k", [f"--model_name={llama_folder}", f"--num_fewshot={number}"]) == 2
     assert f"--num_fewshot={number} must lie in [0, 8]" in capsys.readouterr().err
+
+
+def test_what_the_context_leaves_no_room_for_is_counted(tmp_path, tokenizer):
+    """256 positions: the second prompt has less room than asked for, the third none."""
+    base = folder_of(random_llama(len(tokenizer)), tokenizer, tmp_path / "base")
+    rows = [{"question": "x" * size, "answer": "#### 1"} for size in (3, 230, 400)]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    output = tmp_path / "out"
+    options = [f"--model_name={base}", f"--data_path={tmp_path / 'test.jsonl'}", "--max_new_tokens=64"]
+    assert main("gsm8k", [*options, f"--output_dir={output}"]) == 0
+    lines = read_lines(output / "predictions.jsonl")
+    read = len(tokenizer(lines[1]["prompt"])["input_ids"])
+    assert 192 < read < 256
+    assert [line.get("room") for line in lines] == [None, 256 - read, None]
+    assert ["too_long" in line for line in lines] == [False, False, True]
+    counts = {"too_long": 1, "cut_to_context": 1}
+    assert json.loads((output / "metrics.json").read_text())["remarks"] == counts
+    assert main("gsm8k", [f"--rescore={output / 'predictions.jsonl'}"]) == 0
+    assert json.loads((output / "rescored/metrics.json").read_text())["remarks"] == counts
