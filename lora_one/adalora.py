@@ -12,7 +12,7 @@ import torch
 from peft import AdaLoraConfig, LoraConfig, PeftModel
 from torch import Tensor, nn
 
-from lora_one.adapters import ADAPTER, Kept, lora_config, lora_layers, wrapped
+from lora_one.adapters import ADAPTER, Kept, lora_config, lora_layers, widened, wrapped
 from lora_one.config.schemas import PeftConfig
 
 # of the paper's settings for GLUE (its Tables 8 and 9), which differ by task: about these
@@ -45,7 +45,7 @@ def wrap_adalora(base: nn.Module, peft: PeftConfig, dtype: str, steps: int, seed
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return wrapped(base, config, dtype)
+        return widened(wrapped(base, config, dtype))
 
 
 def is_adalora(model: nn.Module) -> bool:

@@ -152,7 +152,7 @@ def refuse_quantised(name: str, layer: nn.Module) -> None:
 
 def wrap(base: nn.Module, peft: PeftConfig, dtype: str) -> PeftModel:
     """The base with adapters of that dtype whose values are still to come."""
-    model = wrapped(base, lora_config(base, peft), dtype)
+    model = widened(wrapped(base, lora_config(base, peft), dtype))
     if peft.lora_xs:
         for layer in lora_layers(model).values():
             layer.lora_B[ADAPTER] = Core(layer.lora_B[ADAPTER].weight.detach())
@@ -165,10 +165,8 @@ def wrapped(base: nn.Module, config: LoraConfig, dtype: str) -> PeftModel:
     with quiet_peft():
         model = get_peft_model(never_repacked(base), config, autocast_adapter_dtype=False)
     for name, parameter in model.named_parameters():
-        if "lora_" in name:  # biases that train keep the base's
+        if "lora_" in name:  # whatever else trains (a head, biases) keeps the base's
             parameter.data = parameter.data.to(DTYPES[dtype])
-    for module in trained_copies(model):
-        widen(module)
     return model
 
 
@@ -177,6 +175,13 @@ def trained_copies(model: PeftModel) -> Iterator[nn.Module]:
     for module in model.modules():
         if isinstance(module, ModulesToSaveWrapper):
             yield from module.modules_to_save.values()
+
+
+def widened(model: PeftModel) -> PeftModel:
+    """The model, in which they train in fp32."""
+    for module in trained_copies(model):
+        widen(module)
+    return model
 
 
 def widen(module: nn.Module) -> None:
