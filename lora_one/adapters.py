@@ -167,8 +167,9 @@ def wrapped(base: nn.Module, config: LoraConfig, dtype: str) -> PeftModel:
     for name, parameter in model.named_parameters():
         if "lora_" in name:  # biases that train keep the base's
             parameter.data = parameter.data.to(DTYPES[dtype])
-    for module in trained_copies(model):
-        widen(module)
+    narrow = {module: next(module.parameters()).dtype for module in trained_copies(model)}  # tied ones share a weight
+    for module, dtype in narrow.items():
+        widen(module, dtype)
     return model
 
 
@@ -179,9 +180,8 @@ def trained_copies(model: PeftModel) -> Iterator[nn.Module]:
             yield from module.modules_to_save.values()
 
 
-def widen(module: nn.Module) -> None:
-    """Train a 16-bit module in fp32, as steps are smaller than its digits; around it everything stays 16 bit."""
-    narrow = next(module.parameters()).dtype
+def widen(module: nn.Module, narrow: torch.dtype) -> None:
+    """Train a 16-bit module in fp32, as steps are smaller than its digits; around it everything stays ``narrow``."""
     if narrow not in (torch.bfloat16, torch.float16):
         return
 

@@ -81,8 +81,9 @@ def test_trained_embeddings_are_saved_with_the_adapter_and_merged(tied, tokenize
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(one.abs().max()))
 
 
-def test_what_trains_whole_beside_16_bit_trains_in_fp32_and_is_merged_in_16(tokenizer):
-    model = random_llama(len(tokenizer)).bfloat16()
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_trains_whole_beside_16_bit_trains_in_fp32_and_is_merged_in_16(tied, tokenizer):
+    model = random_llama(len(tokenizer), tie_word_embeddings=tied).bfloat16()
     peft = run_config("peft=all_w_emb", "peft.lora_r=2").peft
     ids = torch.tensor([[5, 9, 7, 33]])
     with torch.no_grad():
