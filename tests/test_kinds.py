@@ -18,6 +18,7 @@ from lora_one import adapters
 from lora_one.data.encode import ClassEncoder, EncoderDecoderEncoder, batches_of, collate
 from lora_one.errors import UsageError
 from lora_one.gradients import mean_gradients
+from lora_one.inits.from_peft import one_by_one
 from lora_one.losses import loss_count, loss_sum, mean_loss, model_logits, targets
 from lora_one.models import kind_of, load_skeleton
 from lora_one.types import Example
@@ -82,6 +83,17 @@ def test_two_texts_are_joined_as_the_tokenizer_does(tokenizer):
     assert len(cut.input_ids) == 4 and counts.shortened == 1
 
 
+@pytest.mark.parametrize("kind", [EncoderDecoderEncoder, ClassEncoder])
+def test_what_peft_is_shown_one_by_one_is_each_example_alone(kind, tokenizer):
+    encoder = kind(tokenizer)
+    encoded, _ = encoder.encode(EXAMPLES, 64)
+    shown = list(one_by_one(batches_of(encoded, 3, encoder.pad_id)))
+    assert len(shown) == len(encoded)
+    for found, row in zip(shown, encoded, strict=True):
+        alone = collate([row], encoder.pad_id)
+        assert found.keys() == alone.keys() and all(torch.equal(found[name], alone[name]) for name in alone)
+
+
 @pytest.mark.parametrize("kind", ["ConditionalGeneration", "SequenceClassification"])
 @pytest.mark.parametrize("hold", ["device", "layer"])
 def test_gradients_are_autograd_s(tokenizer, kind, hold):
@@ -143,7 +155,15 @@ def base_folder(kind, tokenizer, place):
 
 @pytest.mark.parametrize(
     ("kind", "init"),
-    [("t5", "gradient"), ("roberta", "gradient"), ("llama_head", "gradient"), ("roberta", "pissa"), ("t5", "lora_xs")],
+    [
+        ("t5", "gradient"),
+        ("roberta", "gradient"),
+        ("llama_head", "gradient"),
+        ("roberta", "pissa"),
+        ("t5", "lora_xs"),
+        ("t5", "lora_ga_peft"),
+        ("roberta", "lora_ga_peft"),
+    ],
 )
 def test_a_run_of_every_kind_trains_and_leaves_what_plain_libraries_load(kind, init, tokenizer, tmp_path):
     base = base_folder(kind, tokenizer, tmp_path / "base")
