@@ -42,10 +42,15 @@ def wrap_adalora(base: nn.Module, peft: PeftConfig, dtype: str, steps: int, seed
         task_type=plain.task_type,
         fan_in_fan_out=plain.fan_in_fan_out,
         modules_to_save=plain.modules_to_save,
+        ensure_weight_tying=plain.ensure_weight_tying,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return wrapped(base, config, dtype)
+        model = wrapped(base, config, dtype)
+    for layer in lora_layers(model).values():  # PEFT turns this constant into a 16-bit one that trains, as the base is
+        ranks = layer.ranknum[ADAPTER].requires_grad_(False)
+        ranks.data = ranks.data.float()
+    return model
 
 
 def is_adalora(model: nn.Module) -> bool:
@@ -127,6 +132,7 @@ def as_lora(model: PeftModel) -> tuple[LoraConfig, Kept]:
         task_type=config.task_type,
         fan_in_fan_out=config.fan_in_fan_out,
         modules_to_save=config.modules_to_save,
+        ensure_weight_tying=config.ensure_weight_tying,
         base_model_name_or_path=config.base_model_name_or_path,
         inference_mode=True,
     )
