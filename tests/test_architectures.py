@@ -12,6 +12,7 @@ from lora_one.adapters import trained_copies, wrap
 from lora_one.checkpoints import merge_adapter
 from lora_one.errors import UsageError
 from lora_one.models import check_positions, ranked
+from lora_one.stages import merge_run
 
 SHORT = ("dataset.accuracy_examples=0", "model.epochs=1", "model.max_length=64")
 
@@ -22,7 +23,7 @@ def base(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-def test_full_fine_tuning_moves_every_weight_and_leaves_a_plain_checkpoint(base, tmp_path, bf16):
+def test_full_fine_tuning_moves_every_weight_and_leaves_a_plain_checkpoint(base, tmp_path, bf16, capsys):
     run = small_run(
         tmp_path, base, "peft=full_ft", f"model.bf16={bf16}", "model.learning_rate=1e-3", *SHORT, "model.epochs=3"
     )
@@ -37,6 +38,9 @@ def test_full_fine_tuning_moves_every_weight_and_leaves_a_plain_checkpoint(base,
         assert not torch.equal(one, other.to(one.dtype)), name
     assert record["trainable_parameters"] == sum(parameter.numel() for parameter in original.parameters())
     assert record["train"]["last_loss"] < record["train"]["first_loss"]
+    assert tuned.config.use_cache, "text is generated as fast as before"
+    merge_run(folder)
+    assert "nothing to merge: every weight was trained" in capsys.readouterr().out
 
 
 def test_full_fine_tuning_is_plain_adamw(base, tmp_path):

@@ -1,6 +1,7 @@
 """Encoder-decoders and classification heads: encoded, differentiated, trained, saved and merged like causal models."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from lora_one.gradients import mean_gradients
 from lora_one.inits.from_peft import one_by_one
 from lora_one.losses import loss_count, loss_sum, mean_loss, model_logits, targets
 from lora_one.models import kind_of, load_skeleton
+from lora_one.stages import merge_run
 from lora_one.types import Example
 
 WORDS = ("unacceptable", "acceptable")
@@ -200,6 +202,11 @@ def test_a_run_of_every_kind_trains_and_leaves_what_plain_libraries_load(kind, i
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(one.abs().max()))
     if kind != "t5":
         assert merged.config.id2label == dict(enumerate(WORDS))
+    assert getattr(merged.config, "use_cache", None) == getattr(auto.from_pretrained(base).config, "use_cache", None)
+    written = (folder.merged / "config.json").read_text()
+    shutil.rmtree(folder.merged)
+    merge_run(folder)
+    assert (folder.merged / "config.json").read_text() == written, "merged later, it is the same model"
     assert json.loads((folder.adapter / "adapter_config.json").read_text())["task_type"] in ("SEQ_CLS", "SEQ_2_SEQ_LM")
 
 
@@ -228,3 +235,30 @@ def test_real_glue_files_train_either_kind(name, folder, kind, tokenizer, tmp_pa
     assert record["train"]["steps"] == 4 and record["data"]["train"]["dropped"] == 0
     assert record["init"]["loss_after"] < record["init"]["loss_before"]
     assert 0 <= record["evaluation"]["final"]["eval_accuracy"] <= 1
+
+
+def test_a_kept_start_is_of_the_head_that_was_drawn(tokenizer, tmp_path):
+    """The gradient goes through the new head, so another head's start is another one."""
+    base = base_folder("llama_head", tokenizer, tmp_path / "base")
+
+    def start(*overrides):
+        run = run_config(
+            f"results_dir={tmp_path}",
+            "dataset=cola",
+            f"dataset.path={tmp_path / 'cola'}",
+            "model=roberta_large",
+            f"model.name={base}",
+            "model.max_length=48",
+            "model.epochs=0",
+            "init.seed=5",
+            "init.iters=2",
+            "peft.lora_r=2",
+            *overrides,
+        )
+        return finish(run).read()["init"]
+
+    rows_of_cola(tmp_path / "cola")
+    one, other = (start(f"init.cache={tmp_path / 'cache'}", f"model.seed={seed}") for seed in (1, 2))
+    assert not other["cached"] and other["loss_before"] != one["loss_before"]
+    again = start(f"init.cache={tmp_path / 'cache'}", "model.seed=2", "overwrite=true")
+    assert again["cached"] and again["loss_after"] == other["loss_after"]
