@@ -29,7 +29,7 @@ def wrap_adalora(base: nn.Module, peft: PeftConfig, dtype: str, steps: int, seed
     """
     plain = lora_config(base, peft)
     config = AdaLoraConfig(
-        init_r=max(peft.lora_r, round(FIRST_RANK * peft.lora_r)),
+        init_r=first_rank(peft),
         target_r=peft.lora_r,
         lora_alpha=peft.lora_alpha,
         lora_dropout=peft.lora_dropout,
@@ -51,6 +51,11 @@ def wrap_adalora(base: nn.Module, peft: PeftConfig, dtype: str, steps: int, seed
         ranks = layer.ranknum[ADAPTER].requires_grad_(False)
         ranks.data = ranks.data.float()
     return model
+
+
+def first_rank(peft: PeftConfig) -> int:
+    """Rank of every layer before the budget falls."""
+    return max(peft.lora_r, round(FIRST_RANK * peft.lora_r))
 
 
 def is_adalora(model: nn.Module) -> bool:

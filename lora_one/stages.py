@@ -323,7 +323,7 @@ def fine_tune(experiment: Experiment, model: nn.Module, tracker: Tracker) -> Non
 
 
 def keep_epoch(experiment: Experiment, model: nn.Module, epoch: int) -> None:
-    """epochs/<n>: what adapter/ would be if training ended here; of full fine-tuning the weights, fp32 as they train."""
+    """epochs/<n>: what adapter/ would be if training ended here; of full fine-tuning its weights, in fp32."""
     if Processes.current().rank > 0:
         return
     folder, place = experiment.folder, experiment.folder.epochs / str(epoch)

@@ -22,6 +22,7 @@ from lora_one.gradients import mean_gradients
 from lora_one.inits.from_peft import one_by_one
 from lora_one.losses import loss_count, loss_sum, mean_loss, model_logits, targets
 from lora_one.models import kind_of, load_skeleton
+from lora_one.plan import plan
 from lora_one.stages import merge_run
 from lora_one.types import Example
 
@@ -262,3 +263,29 @@ def test_a_kept_start_is_of_the_head_that_was_drawn(tokenizer, tmp_path):
     assert not other["cached"] and other["loss_before"] != one["loss_before"]
     again = start(f"init.cache={tmp_path / 'cache'}", "model.seed=2", "overwrite=true")
     assert again["cached"] and again["loss_after"] == other["loss_after"]
+
+
+@pytest.mark.parametrize("changes", [["peft=all_w_emb"], ["peft=adalora"], ["peft=dora"], ["init=lora_xs"]])
+def test_dry_run_counts_whatever_trains(changes, tokenizer, tmp_path):
+    base = base_folder("llama_head", tokenizer, tmp_path / "base")
+    run = run_config(
+        f"results_dir={tmp_path}",
+        "dataset=mnli",
+        f"dataset.path={rows_of_mnli(tmp_path / 'mnli')}",
+        "model=roberta_large",
+        f"model.name={base}",
+        "model.epochs=0",
+        "init.iters=2" if "init=lora_xs" not in changes and "peft=adalora" not in changes else "init.seed=1",
+        "peft.lora_r=2",
+        *changes,
+    )
+    said = plan(run, tmp_path).partition(" trainable parameters")[0].rpartition(" ")[2]
+    assert int(said.replace(",", "")) == finish(run).read()["trainable_parameters"]
+
+
+def rows_of_mnli(place):
+    place.mkdir()
+    words = ("entailment", "neutral", "contradiction")
+    rows = [{"premise": f"text {i}", "hypothesis": f"other {i}", "label": i % len(words)} for i in range(12)]
+    (place / "train.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return place / "train.jsonl"
