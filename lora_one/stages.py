@@ -359,14 +359,16 @@ def save(experiment: Experiment, model: nn.Module) -> None:
 def merge_run(folder: RunFolder) -> None:
     """Write merged_checkpoint/ of a finished run; full fine-tuning has left it.
 
-    Raises RunError: it is not finished.
+    Raises RunError: it is not finished, or that is gone.
     """
     record = folder.read()
     if record.get("status") != "finished":
         raise RunError(f"{folder.path} is no finished run (status {record.get('status')}): run it first, then merge")
-    if not record["config"]["peft"]["use_peft"]:
+    if not record["config"]["peft"]["use_peft"] and folder.merged.exists():
         print(f"nothing to merge: every weight was trained, and {folder.merged} holds them")
         return
+    if not record["config"]["peft"]["use_peft"]:
+        raise RunError(f"every weight was trained, and {folder.merged} is gone: overwrite=true trains anew")
     model, origin = record["config"]["model"], record["provenance"]
     name = origin["model_folder"] or model["name"]
     if origin["model_folder"] and fingerprint(Path(name)) != origin["fingerprints"]["model.name"]:

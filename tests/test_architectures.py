@@ -1,5 +1,7 @@
 """What trains beside or instead of adapters: every weight, embeddings, a share of the width as rank; seeds apart."""
 
+import shutil
+
 import pytest
 import torch
 from conftest import finish, folder_of, random_llama, random_roberta, run_config, small_run
@@ -10,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from lora_one import adapters
 from lora_one.adapters import trained_copies, wrap
 from lora_one.checkpoints import merge_adapter
-from lora_one.errors import UsageError
+from lora_one.errors import RunError, UsageError
 from lora_one.models import check_positions, ranked
 from lora_one.stages import merge_run
 
@@ -41,6 +43,9 @@ def test_full_fine_tuning_moves_every_weight_and_leaves_a_plain_checkpoint(base,
     assert tuned.config.use_cache, "text is generated as fast as before"
     merge_run(folder)
     assert "nothing to merge: every weight was trained" in capsys.readouterr().out
+    shutil.rmtree(folder.merged)
+    with pytest.raises(RunError, match="is gone: overwrite=true"):
+        merge_run(folder)
 
 
 def test_full_fine_tuning_is_plain_adamw(base, tmp_path):
