@@ -1,5 +1,6 @@
 """Encoder-decoders and classification heads: encoded, differentiated, trained, saved and merged like causal models."""
 
+import dataclasses
 import json
 import shutil
 
@@ -18,6 +19,7 @@ from transformers import (
 from lora_one import adapters
 from lora_one.data.encode import ClassEncoder, EncoderDecoderEncoder, batches_of, collate
 from lora_one.errors import UsageError
+from lora_one.evaluation.held_out import HeldOut
 from lora_one.gradients import mean_gradients
 from lora_one.inits.from_peft import one_by_one
 from lora_one.losses import loss_count, loss_sum, mean_loss, model_logits, targets
@@ -289,3 +291,29 @@ def rows_of_mnli(place):
     rows = [{"premise": f"text {i}", "hypothesis": f"other {i}", "label": i % len(words)} for i in range(12)]
     (place / "train.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     return place / "train.jsonl"
+
+
+@pytest.mark.parametrize(("kind", "peft"), [("t5", "all"), ("llama_head", "all"), ("t5", "full_ft")])
+def test_the_loss_on_examples_held_out_is_that_of_the_run_s_own_validation(kind, peft, tokenizer, tmp_path):
+    """For comparisons, which measure what a run has left."""
+    data = rows_of_cola(tmp_path / "cola")
+    run = run_config(
+        f"results_dir={tmp_path}",
+        "dataset=cola",
+        f"dataset.path={data}",
+        "model=roberta_large",
+        f"model.name={base_folder(kind, tokenizer, tmp_path / 'base')}",
+        f"model.type={'ConditionalGeneration' if kind == 't5' else 'SequenceClassification'}",
+        "model.max_length=48",
+        "model.epochs=4",
+        "model.learning_rate=2e-2",
+        f"peft={peft}",
+        "init=default",
+        "peft.lora_r=2",
+    )
+    folder = finish(run)
+    held_out = HeldOut(run, dataclasses.replace(run.dataset, path=str(data / "dev.tsv")), 100)
+    trained = folder.merged if peft == "full_ft" else folder.adapter
+    expected = folder.read()["evaluation"]["final"]["eval_loss"]
+    assert held_out(tmp_path / "trained", trained) == pytest.approx(expected, rel=1e-5)
+    assert held_out(tmp_path / "base alone") != pytest.approx(expected, rel=1e-3)
