@@ -29,7 +29,7 @@ def wrap_adalora(base: nn.Module, peft: PeftConfig, dtype: str, steps: int, seed
     """
     plain = lora_config(base, peft)
     config = AdaLoraConfig(
-        init_r=max(peft.lora_r, round(FIRST_RANK * peft.lora_r)),
+        init_r=first_rank(peft),
         target_r=peft.lora_r,
         lora_alpha=peft.lora_alpha,
         lora_dropout=peft.lora_dropout,
@@ -42,10 +42,20 @@ def wrap_adalora(base: nn.Module, peft: PeftConfig, dtype: str, steps: int, seed
         task_type=plain.task_type,
         fan_in_fan_out=plain.fan_in_fan_out,
         modules_to_save=plain.modules_to_save,
+        ensure_weight_tying=plain.ensure_weight_tying,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return widened(wrapped(base, config, dtype))
+        model = widened(wrapped(base, config, dtype))
+    for layer in lora_layers(model).values():  # PEFT turns this constant into a 16-bit one that trains, as the base is
+        ranks = layer.ranknum[ADAPTER].requires_grad_(False)
+        ranks.data = ranks.data.float()
+    return model
+
+
+def first_rank(peft: PeftConfig) -> int:
+    """Rank of every layer before the budget falls."""
+    return max(peft.lora_r, round(FIRST_RANK * peft.lora_r))
 
 
 def is_adalora(model: nn.Module) -> bool:
@@ -127,6 +137,7 @@ def as_lora(model: PeftModel) -> tuple[LoraConfig, Kept]:
         task_type=config.task_type,
         fan_in_fan_out=config.fan_in_fan_out,
         modules_to_save=config.modules_to_save,
+        ensure_weight_tying=config.ensure_weight_tying,
         base_model_name_or_path=config.base_model_name_or_path,
         inference_mode=True,
     )

@@ -179,14 +179,14 @@ def trained_copies(model: PeftModel) -> Iterator[nn.Module]:
 
 def widened(model: PeftModel) -> PeftModel:
     """The model, in which they train in fp32."""
-    for module in trained_copies(model):
-        widen(module)
+    narrow = {module: next(module.parameters()).dtype for module in trained_copies(model)}  # tied ones share a weight
+    for module, dtype in narrow.items():
+        widen(module, dtype)
     return model
 
 
-def widen(module: nn.Module) -> None:
-    """Train a 16-bit module in fp32, as steps are smaller than its digits; around it everything stays 16 bit."""
-    narrow = next(module.parameters()).dtype
+def widen(module: nn.Module, narrow: torch.dtype) -> None:
+    """Train a 16-bit module in fp32, as steps are smaller than its digits; around it everything stays ``narrow``."""
     if narrow not in (torch.bfloat16, torch.float16):
         return
 

@@ -324,12 +324,17 @@ def load_config(name: str, revision: str | None = None) -> Any:
         raise RunError(cannot_load(name, "configuration", error)) from error
 
 
-def load_skeleton(name: str, revision: str | None = None, model_type: str = "CausalLM") -> nn.Module:
+def load_skeleton(
+    name: str, revision: str | None = None, model_type: str = "CausalLM", labels: Sequence[str] | None = None
+) -> nn.Module:
     """The model's layers without weights (meta device): names and shapes, from config.json alone.
 
+    labels: the words of a classification head; None: as the configuration says.
     Raises UsageError: transformers has no model of that type for this configuration.
     """
     config = load_config(name, revision)
+    if labels is not None:
+        config.num_labels = len(labels)
     try:
         with torch.device("meta"):
             return auto_class(model_type).from_config(config)

@@ -4,16 +4,17 @@ from pathlib import Path
 
 from torch import nn
 
-from lora_one.adapters import scaling_of, target_layers
+from lora_one.adalora import first_rank
+from lora_one.adapters import embeddings_to_train, scaling_of, target_layers
 from lora_one.config import RunConfig
 from lora_one.config.schemas import ArithmeticConfig, GradientInit, PeftLoraGAInit, ProbedInit
-from lora_one.data import load_dataset
+from lora_one.data import labels_of, load_dataset
 from lora_one.data.encode import encoder_for
 from lora_one.data.probe import examples_wanted
 from lora_one.gradients import weight_shape
 from lora_one.inits import build_init
 from lora_one.memory import activation_bytes
-from lora_one.models import DTYPES, check_positions, device, free_bytes, load_skeleton, weight_bytes
+from lora_one.models import DTYPES, HEADS, check_positions, device, free_bytes, load_skeleton, weight_bytes
 from lora_one.run_folder import method_name
 from lora_one.training import total_steps
 
@@ -26,14 +27,11 @@ def plan(run: RunConfig, folder: Path) -> str:
     Data on this machine are read, so their numbers are exact; of the hub's only the published sizes are used.
     """
     model, dataset, full = run.model, run.dataset, not run.peft.use_peft
-    skeleton = load_skeleton(model.name, model.revision, model.type)
+    skeleton = load_skeleton(model.name, model.revision, model.type, labels_of(dataset.name))
     layers = {} if full else target_layers(skeleton, run.peft, build_init(run.init))
     check_positions(skeleton, model)
     parameters = sum(parameter.numel() for parameter in skeleton.parameters())
-    shapes = [weight_shape(layer) for layer in layers.values()]
-    rank = run.peft.lora_r
-    adapters = sum(rank * rank if run.peft.lora_xs else rank * (m + n) + m * run.peft.dora for m, n in shapes)
-    trainable = parameters if full else adapters
+    trainable = parameters if full else _trainable(run, skeleton, layers)
     examples, data = _examples(run)
     kind = model.quantization or ("bf16" if model.bf16 else "fp32")
     lines = {
@@ -47,6 +45,19 @@ def plan(run: RunConfig, folder: Path) -> str:
         "output": str(folder),
     }
     return "\n".join(f"{name:9s} {text}" for name, text in lines.items())
+
+
+def _trainable(run: RunConfig, skeleton: nn.Module, layers: dict[str, nn.Module]) -> int:
+    """Parameters of the adapters, and of what trains whole beside them: embeddings, a new head."""
+    peft = run.peft
+    rank = first_rank(peft) if peft.adalora else peft.lora_r
+    whole = embeddings_to_train(skeleton)["modules_to_save"] if peft.train_embeddings else []
+    if run.model.type == "SequenceClassification":
+        whole = [*whole, *(name for name, _ in skeleton.named_children() if name in HEADS)]
+    count = sum(weight.numel() for name in whole for weight in skeleton.get_submodule(name).parameters())
+    for m, n in map(weight_shape, layers.values()):
+        count += rank * rank if peft.lora_xs else rank * (m + n + peft.adalora) + m * peft.dora
+    return count
 
 
 def _memory(

@@ -60,6 +60,7 @@ class RunFolder:
         self.adapter = path / "adapter"
         self.merged = path / "merged_checkpoint"
         self.checkpoints = path / "checkpoints"
+        self.epochs = path / "epochs"
         self.kept = self.checkpoints / "initial_factors.safetensors"
         self.gradients = self.checkpoints / "gradient_vectors.safetensors"
 
@@ -111,7 +112,7 @@ class RunFolder:
 
     def clear_leftovers(self) -> None:
         """Remove what a killed process left half-written; all of that is hidden."""
-        for entry in [*self.path.glob(".*"), *self.checkpoints.glob(".*")]:
+        for entry in [*self.path.glob(".*"), *self.checkpoints.glob(".*"), *self.epochs.glob(".*")]:
             if entry.is_dir():
                 shutil.rmtree(entry, ignore_errors=True)
             elif entry.name != ".lock":

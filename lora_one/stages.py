@@ -18,7 +18,7 @@ from lora_one import adapters, checkpoints
 from lora_one.adalora import wrap_adalora
 from lora_one.config import RunConfig
 from lora_one.data import Splits, labels_of
-from lora_one.data.encode import Encoder
+from lora_one.data.encode import Encoder, pad_id_of
 from lora_one.data.probe import init_seed, probe_batches
 from lora_one.distributed import Processes
 from lora_one.errors import RunError, UsageError
@@ -270,7 +270,9 @@ def cache_key(
         "model.name": origin["fingerprints"].get("model.name", run.model.name),
         "model.revision": getattr(base.config, "_commit_hash", None) or run.model.revision,
         "model.bf16": run.model.bf16,
+        "model.type": run.model.type,
         "model.quantization": run.model.quantization,
+        "model.seed": run.training_seed if run.model.type == "SequenceClassification" else None,  # of a new head
         **{f"peft.{name}": getattr(run.peft, name) for name in adapter},
         **{f"init.{name}": value for name, value in settings.items() if name not in {"cache", "memory"}},
         "examples": content_of(probe.batches) if probe else None,
@@ -321,10 +323,10 @@ def fine_tune(experiment: Experiment, model: nn.Module, tracker: Tracker) -> Non
 
 
 def keep_epoch(experiment: Experiment, model: nn.Module, epoch: int) -> None:
-    """epochs/<n>: what adapter/ would be if training ended here; of full fine-tuning, merged_checkpoint/."""
+    """epochs/<n>: what adapter/ would be if training ended here; of full fine-tuning its weights, in fp32."""
     if Processes.current().rank > 0:
         return
-    folder, place = experiment.folder, experiment.folder.path / "epochs" / str(epoch)
+    folder, place = experiment.folder, experiment.folder.epochs / str(epoch)
     if experiment.run.peft.use_peft:
         checkpoints.save_adapter(model, place, checkpoints.load_kept(folder.kept))
     else:
@@ -347,6 +349,7 @@ def save(experiment: Experiment, model: nn.Module) -> None:
         artifacts["merged_checkpoint"] = folder.merged.name
     elif run.model.saving:
         if run.model.quantization or run.peft.adalora:
+            adapters.narrowed(model)
             model = checkpoints.load_adapter(checkpoints.dequantized(model.unload()), folder.adapter)
         checkpoints.save_merged(checkpoints.merge_adapter(model), experiment.encoder.tokenizer, folder.merged)
         artifacts["merged_checkpoint"] = folder.merged.name
@@ -354,10 +357,18 @@ def save(experiment: Experiment, model: nn.Module) -> None:
 
 
 def merge_run(folder: RunFolder) -> None:
-    """Write merged_checkpoint/ of a finished run. Raises RunError: it is not finished."""
+    """Write merged_checkpoint/ of a finished run; full fine-tuning has left it.
+
+    Raises RunError: it is not finished, or that is gone.
+    """
     record = folder.read()
     if record.get("status") != "finished":
         raise RunError(f"{folder.path} is no finished run (status {record.get('status')}): run it first, then merge")
+    if not record["config"]["peft"]["use_peft"] and folder.merged.exists():
+        print(f"nothing to merge: every weight was trained, and {folder.merged} holds them")
+        return
+    if not record["config"]["peft"]["use_peft"]:
+        raise RunError(f"every weight was trained, and {folder.merged} is gone: overwrite=true trains anew")
     model, origin = record["config"]["model"], record["provenance"]
     name = origin["model_folder"] or model["name"]
     if origin["model_folder"] and fingerprint(Path(name)) != origin["fingerprints"]["model.name"]:
@@ -365,9 +376,11 @@ def merge_run(folder: RunFolder) -> None:
     dtype = "bf16" if model["bf16"] else "fp32"
     labels = labels_of(record["config"]["dataset"]["name"]) if model["type"] == "SequenceClassification" else None
     options = {"dtype": dtype, "quantization": model["quantization"], "model_type": model["type"], "labels": labels}
+    tokenizer = load_tokenizer(name, model["revision"])
     base = load_model(name, model["revision"], **options)
+    base = padded_with(base, pad_id_of(tokenizer)) if labels else base
     merged = checkpoints.merge_adapter(checkpoints.load_adapter(checkpoints.dequantized(base), folder.adapter))
-    checkpoints.save_merged(merged, load_tokenizer(name, model["revision"]), folder.merged)
+    checkpoints.save_merged(merged, tokenizer, folder.merged)
     folder.update(artifacts=record["artifacts"] | {"merged_checkpoint": folder.merged.name})
     print(f"merged: {folder.merged}")
 

@@ -179,7 +179,11 @@ class FineTuner(Trainer):
     loss_is_scaled_for_ga = True  # compute_loss divides by the global batch's own count
 
     def __init__(self, run: RunConfig, order: MicroBatches, evaluate: Evaluate | None, **options: Any):
+        config = getattr(options["model"], "config", None)
+        cached = getattr(config, "use_cache", None)
         super().__init__(**options)
+        if cached is not None:  # the Trainer turns it off, and so it would be saved with the merged model
+            config.use_cache = cached
         self.order = order
         self.reduction = run.model.loss
         self.causal = run.model.type == "CausalLM"
@@ -201,8 +205,8 @@ class FineTuner(Trainer):
     ) -> torch.Tensor:
         """This micro-batch's part of the global batch's mean; times the processes, whose gradients are averaged."""
         left_out = {"labels", "attention_mask"} if self.causal else {"labels"}  # no token attends to padding behind it
-        few = few_logits(self.model, inputs)
-        logits = model(**{name: value for name, value in inputs.items() if name not in left_out}, **few).logits
+        given = {name: value for name, value in inputs.items() if name not in left_out}
+        logits = model(**given, **few_logits(self.model, inputs), use_cache=False).logits
         total = loss_sum(logits, targets(inputs), self.reduction, inputs.get("position_ids"))
         loss = total * self.accelerator.num_processes / num_items_in_batch
         if is_adalora(self.model):  # once a step: each micro-batch brings its share

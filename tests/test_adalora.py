@@ -14,6 +14,7 @@ import run_exp
 from lora_one import adalora, training
 from lora_one.adapters import lora_layers
 from lora_one.run_folder import RunFolder
+from lora_one.stages import merge_run
 
 RUN = (
     "peft=adalora",
@@ -52,6 +53,14 @@ def test_it_starts_as_the_base_by_its_own_seed():
     pairs = zip(lora_layers(one).values(), lora_layers(same).values(), strict=True)
     assert all(torch.equal(a.lora_A["default"], b.lora_A["default"]) for a, b in pairs)
     assert {layer.r["default"] for layer in lora_layers(one).values()} == {6}, "half as much again at first"
+
+
+def test_the_number_of_ranks_is_no_weight_beside_a_16_bit_base_either():
+    peft = run_config("peft=adalora", "peft.lora_r=4").peft
+    model = adalora.wrap_adalora(random_llama().bfloat16(), peft, "fp32", 40, seed=3)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained and all(".lora_" in name for name in trained)
+    assert {layer.ranknum["default"].dtype for layer in lora_layers(model).values()} == {torch.float32}
 
 
 def test_the_budget_falls_to_the_rank_and_the_adapter_is_plain_lora_of_the_same_function(base, tmp_path):
@@ -100,3 +109,17 @@ def test_stopped_before_within_and_after_the_allocation_it_ends_with_the_same_by
     assert folder.path == RunFolder(file.parent).path
     name = "adapter_model.safetensors"
     assert (folder.adapter / name).read_bytes() == (whole.adapter / name).read_bytes()
+
+
+def test_tied_embeddings_that_train_stay_tied_and_are_merged_in_the_base_s_dtype(tokenizer, tmp_path):
+    base = folder_of(random_llama(len(tokenizer), tie_word_embeddings=True), tokenizer, tmp_path / "base")
+    run = small_run(tmp_path, base, *RUN, "peft.train_embeddings=true", "model.bf16=true", "model.epochs=1")
+    folder = finish(run)
+    merged = AutoModelForCausalLM.from_pretrained(folder.merged)
+    words, output = merged.get_input_embeddings().weight, merged.get_output_embeddings().weight
+    assert words is output and words.dtype == torch.bfloat16
+    original = AutoModelForCausalLM.from_pretrained(base).get_input_embeddings().weight
+    assert not torch.equal(words, original.bfloat16())
+    merge_run(folder)
+    again = AutoModelForCausalLM.from_pretrained(folder.merged)
+    assert all(torch.equal(*pair) for pair in zip(merged.parameters(), again.parameters(), strict=True))

@@ -1,5 +1,7 @@
 """What trains beside or instead of adapters: every weight, embeddings, a share of the width as rank; seeds apart."""
 
+import shutil
+
 import pytest
 import torch
 from conftest import finish, folder_of, random_llama, random_roberta, run_config, small_run
@@ -10,8 +12,9 @@ from transformers import AutoModelForCausalLM
 from lora_one import adapters
 from lora_one.adapters import trained_copies, wrap
 from lora_one.checkpoints import merge_adapter
-from lora_one.errors import UsageError
+from lora_one.errors import RunError, UsageError
 from lora_one.models import check_positions, ranked
+from lora_one.stages import merge_run
 
 SHORT = ("dataset.accuracy_examples=0", "model.epochs=1", "model.max_length=64")
 
@@ -22,7 +25,7 @@ def base(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-def test_full_fine_tuning_moves_every_weight_and_leaves_a_plain_checkpoint(base, tmp_path, bf16):
+def test_full_fine_tuning_moves_every_weight_and_leaves_a_plain_checkpoint(base, tmp_path, bf16, capsys):
     run = small_run(
         tmp_path, base, "peft=full_ft", f"model.bf16={bf16}", "model.learning_rate=1e-3", *SHORT, "model.epochs=3"
     )
@@ -37,6 +40,12 @@ def test_full_fine_tuning_moves_every_weight_and_leaves_a_plain_checkpoint(base,
         assert not torch.equal(one, other.to(one.dtype)), name
     assert record["trainable_parameters"] == sum(parameter.numel() for parameter in original.parameters())
     assert record["train"]["last_loss"] < record["train"]["first_loss"]
+    assert tuned.config.use_cache, "text is generated as fast as before"
+    merge_run(folder)
+    assert "nothing to merge: every weight was trained" in capsys.readouterr().out
+    shutil.rmtree(folder.merged)
+    with pytest.raises(RunError, match="is gone: overwrite=true"):
+        merge_run(folder)
 
 
 def test_full_fine_tuning_is_plain_adamw(base, tmp_path):
@@ -81,8 +90,9 @@ def test_trained_embeddings_are_saved_with_the_adapter_and_merged(tied, tokenize
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(one.abs().max()))
 
 
-def test_what_trains_whole_beside_16_bit_trains_in_fp32_and_is_merged_in_16(tokenizer):
-    model = random_llama(len(tokenizer)).bfloat16()
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_trains_whole_beside_16_bit_trains_in_fp32_and_is_merged_in_16(tied, tokenizer):
+    model = random_llama(len(tokenizer), tie_word_embeddings=tied).bfloat16()
     peft = run_config("peft=all_w_emb", "peft.lora_r=2").peft
     ids = torch.tensor([[5, 9, 7, 33]])
     with torch.no_grad():

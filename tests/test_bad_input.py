@@ -176,6 +176,7 @@ CONFIGURATION = [
     ("peft=adalora optimizer=scaled_adamw", "optimizer=scaled_adamw is for LoRA's two factors", "drop one of them"),
     ("peft=adalora wandb.diagnostics_every=5", "wandb.diagnostics_every=5 is for LoRA's two factors", "drop one of"),
     ("peft=all_w_emb model=t5base dataset=cola", "embeddings of an encoder-decoder are one weight", "peft=full_ft"),
+    ("init=eva model=t5base dataset=cola", "init=eva looks at the answers' tokens", "take init=pissa"),
     ("peft=all_w_emb model.sharded=true dataset.accuracy_examples=0", "peft.train_embeddings=True", "drop one of them"),
     ("peft.lora_relative_r=1.5", "peft.lora_relative_r=1.5 is out of range", "in (0, 1]"),
     ("peft.lora_relative_r=0", "peft.lora_relative_r=0.0 is out of range", "in (0, 1]"),

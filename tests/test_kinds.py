@@ -1,6 +1,8 @@
 """Encoder-decoders and classification heads: encoded, differentiated, trained, saved and merged like causal models."""
 
+import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -17,9 +19,13 @@ from transformers import (
 from lora_one import adapters
 from lora_one.data.encode import ClassEncoder, EncoderDecoderEncoder, batches_of, collate
 from lora_one.errors import UsageError
+from lora_one.evaluation.held_out import HeldOut
 from lora_one.gradients import mean_gradients
+from lora_one.inits.from_peft import one_by_one
 from lora_one.losses import loss_count, loss_sum, mean_loss, model_logits, targets
 from lora_one.models import kind_of, load_skeleton
+from lora_one.plan import plan
+from lora_one.stages import merge_run
 from lora_one.types import Example
 
 WORDS = ("unacceptable", "acceptable")
@@ -80,6 +86,17 @@ def test_two_texts_are_joined_as_the_tokenizer_does(tokenizer):
     assert joined.input_ids == tokenizer("one text", "an other")["input_ids"]
     (cut,), counts = ClassEncoder(tokenizer).encode([pair], 4)
     assert len(cut.input_ids) == 4 and counts.shortened == 1
+
+
+@pytest.mark.parametrize("kind", [EncoderDecoderEncoder, ClassEncoder])
+def test_what_peft_is_shown_one_by_one_is_each_example_alone(kind, tokenizer):
+    encoder = kind(tokenizer)
+    encoded, _ = encoder.encode(EXAMPLES, 64)
+    shown = list(one_by_one(batches_of(encoded, 3, encoder.pad_id)))
+    assert len(shown) == len(encoded)
+    for found, row in zip(shown, encoded, strict=True):
+        alone = collate([row], encoder.pad_id)
+        assert found.keys() == alone.keys() and all(torch.equal(found[name], alone[name]) for name in alone)
 
 
 @pytest.mark.parametrize("kind", ["ConditionalGeneration", "SequenceClassification"])
@@ -143,7 +160,15 @@ def base_folder(kind, tokenizer, place):
 
 @pytest.mark.parametrize(
     ("kind", "init"),
-    [("t5", "gradient"), ("roberta", "gradient"), ("llama_head", "gradient"), ("roberta", "pissa"), ("t5", "lora_xs")],
+    [
+        ("t5", "gradient"),
+        ("roberta", "gradient"),
+        ("llama_head", "gradient"),
+        ("roberta", "pissa"),
+        ("t5", "lora_xs"),
+        ("t5", "lora_ga_peft"),
+        ("roberta", "lora_ga_peft"),
+    ],
 )
 def test_a_run_of_every_kind_trains_and_leaves_what_plain_libraries_load(kind, init, tokenizer, tmp_path):
     base = base_folder(kind, tokenizer, tmp_path / "base")
@@ -180,6 +205,11 @@ def test_a_run_of_every_kind_trains_and_leaves_what_plain_libraries_load(kind, i
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(one.abs().max()))
     if kind != "t5":
         assert merged.config.id2label == dict(enumerate(WORDS))
+    assert getattr(merged.config, "use_cache", None) == getattr(auto.from_pretrained(base).config, "use_cache", None)
+    written = (folder.merged / "config.json").read_text()
+    shutil.rmtree(folder.merged)
+    merge_run(folder)
+    assert (folder.merged / "config.json").read_text() == written, "merged later, it is the same model"
     assert json.loads((folder.adapter / "adapter_config.json").read_text())["task_type"] in ("SEQ_CLS", "SEQ_2_SEQ_LM")
 
 
@@ -208,3 +238,82 @@ def test_real_glue_files_train_either_kind(name, folder, kind, tokenizer, tmp_pa
     assert record["train"]["steps"] == 4 and record["data"]["train"]["dropped"] == 0
     assert record["init"]["loss_after"] < record["init"]["loss_before"]
     assert 0 <= record["evaluation"]["final"]["eval_accuracy"] <= 1
+
+
+def test_a_kept_start_is_of_the_head_that_was_drawn(tokenizer, tmp_path):
+    """The gradient goes through the new head, so another head's start is another one."""
+    base = base_folder("llama_head", tokenizer, tmp_path / "base")
+
+    def start(*overrides):
+        run = run_config(
+            f"results_dir={tmp_path}",
+            "dataset=cola",
+            f"dataset.path={tmp_path / 'cola'}",
+            "model=roberta_large",
+            f"model.name={base}",
+            "model.max_length=48",
+            "model.epochs=0",
+            "init.seed=5",
+            "init.iters=2",
+            "peft.lora_r=2",
+            *overrides,
+        )
+        return finish(run).read()["init"]
+
+    rows_of_cola(tmp_path / "cola")
+    one, other = (start(f"init.cache={tmp_path / 'cache'}", f"model.seed={seed}") for seed in (1, 2))
+    assert not other["cached"] and other["loss_before"] != one["loss_before"]
+    again = start(f"init.cache={tmp_path / 'cache'}", "model.seed=2", "overwrite=true")
+    assert again["cached"] and again["loss_after"] == other["loss_after"]
+
+
+@pytest.mark.parametrize("changes", [["peft=all_w_emb"], ["peft=adalora"], ["peft=dora"], ["init=lora_xs"]])
+def test_dry_run_counts_whatever_trains(changes, tokenizer, tmp_path):
+    base = base_folder("llama_head", tokenizer, tmp_path / "base")
+    run = run_config(
+        f"results_dir={tmp_path}",
+        "dataset=mnli",
+        f"dataset.path={rows_of_mnli(tmp_path / 'mnli')}",
+        "model=roberta_large",
+        f"model.name={base}",
+        "model.epochs=0",
+        "init.iters=2" if "init=lora_xs" not in changes and "peft=adalora" not in changes else "init.seed=1",
+        "peft.lora_r=2",
+        *changes,
+    )
+    said = plan(run, tmp_path).partition(" trainable parameters")[0].rpartition(" ")[2]
+    assert int(said.replace(",", "")) == finish(run).read()["trainable_parameters"]
+
+
+def rows_of_mnli(place):
+    place.mkdir()
+    words = ("entailment", "neutral", "contradiction")
+    rows = [{"premise": f"text {i}", "hypothesis": f"other {i}", "label": i % len(words)} for i in range(12)]
+    (place / "train.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return place / "train.jsonl"
+
+
+@pytest.mark.parametrize(("kind", "peft"), [("t5", "all"), ("llama_head", "all"), ("t5", "full_ft")])
+def test_the_loss_on_examples_held_out_is_that_of_the_run_s_own_validation(kind, peft, tokenizer, tmp_path):
+    """For comparisons, which measure what a run has left."""
+    data = rows_of_cola(tmp_path / "cola")
+    run = run_config(
+        f"results_dir={tmp_path}",
+        "dataset=cola",
+        f"dataset.path={data}",
+        "model=roberta_large",
+        f"model.name={base_folder(kind, tokenizer, tmp_path / 'base')}",
+        f"model.type={'ConditionalGeneration' if kind == 't5' else 'SequenceClassification'}",
+        "model.max_length=48",
+        "model.epochs=4",
+        "model.learning_rate=2e-2",
+        f"peft={peft}",
+        "init=default",
+        "peft.lora_r=2",
+    )
+    folder = finish(run)
+    held_out = HeldOut(run, dataclasses.replace(run.dataset, path=str(data / "dev.tsv")), 100)
+    trained = folder.merged if peft == "full_ft" else folder.adapter
+    expected = folder.read()["evaluation"]["final"]["eval_loss"]
+    assert held_out(tmp_path / "trained", trained) == pytest.approx(expected, rel=1e-5)
+    assert held_out(tmp_path / "base alone") != pytest.approx(expected, rel=1e-3)

@@ -84,6 +84,14 @@ def test_second_process_is_refused(tmp_path):
         pass
 
 
+def test_what_a_killed_process_left_half_written_goes(tmp_path):
+    for place in (".adapter.x", "checkpoints/.partial", "epochs/.2.x", "epochs/1"):
+        (tmp_path / place).mkdir(parents=True)
+    with RunFolder(tmp_path).locked():
+        left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*"))
+    assert left == [".lock", "checkpoints", "epochs", "epochs/1"]
+
+
 def test_json_is_written_whole_or_not_at_all(tmp_path):
     file = tmp_path / "run.json"
     write_json(file, {"a": 1})

@@ -8,6 +8,7 @@ from lora_one.config.schemas import (
     CLASSIFIED,
     HUB_EVALUATIONS,
     ArithmeticConfig,
+    EvaInit,
     GradientInit,
     InitConfig,
     LoftqInit,
@@ -310,8 +311,13 @@ def check_quantization(run: "RunConfig") -> None:
 
 
 def check_kind(run: "RunConfig") -> None:
-    """What a classification head needs, and cannot use."""
+    """What a classification head needs, and cannot use; what is for causal models alone."""
     model, dataset = run.model, run.dataset
+    if isinstance(run.init, EvaInit) and model.type != "CausalLM":
+        raise UsageError(
+            f"init=eva looks at the answers' tokens in the layers of causal models, not in those of "
+            f"model.type={model.type}: take init=pissa, corda or gradient"
+        )
     if model.type != "SequenceClassification":
         return
     if dataset.name not in CLASSIFIED:

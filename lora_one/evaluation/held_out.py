@@ -1,4 +1,4 @@
-"""The loss, of a saved adapter or of the base alone, on examples that nothing was trained on or chosen by."""
+"""The loss, of what a run has trained or of the base alone, on examples that nothing was trained on or chosen by."""
 
 import json
 import time
@@ -7,20 +7,24 @@ from math import sqrt
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from lora_one.checkpoints import load_adapter
 from lora_one.config import RunConfig
 from lora_one.config.schemas import DatasetConfig
-from lora_one.data import read_examples
+from lora_one.data import labels_of, read_examples
 from lora_one.data.encode import batches_of, encoder_for
 from lora_one.losses import loss_count, mean_loss, targets
-from lora_one.models import load_model, local_folder
+from lora_one.models import load_model, local_folder, padded_with
 from lora_one.provenance import config_hash, local_fingerprints, provenance
 from lora_one.run_folder import base_of, write_json
+from lora_one.seeding import seed_everything
 
 
 class HeldOut:
-    """``held_out(place, adapter)``: the mean loss, encoded, averaged and in the numbers of the run's own validation.
+    """``held_out(place, trained)``: the mean loss, encoded, averaged and in the numbers of the run's own validation.
 
+    trained: an adapter, or the whole model that full fine-tuning left; None: the base, a new head drawn by the seed.
     run: whose model, length and loss these are.  dataset: where the examples come from; the first ``limit`` are taken.
     The report lies in ``<place>/loss-<hash8>/metrics.json``, the hash over model, data and settings; where it is
     there already, nothing is computed.
@@ -29,31 +33,41 @@ class HeldOut:
 
     def __init__(self, run: RunConfig, dataset: DatasetConfig, limit: int):
         self.model, self.dtype = run.model, "bf16" if run.model.bf16 else "fp32"
+        self.labels = labels_of(dataset.name) if run.model.type == "SequenceClassification" else None
+        self.seed = run.training_seed
         encoder = encoder_for(run.model, dataset)
         self.texts = read_examples(dataset, encoder)[0][:limit]
         encoded, counts = encoder.encode(self.texts, run.model.max_length)
         if not encoded:
             raise encoder.nothing_left(self.texts, run.model.max_length)
+        self.pad_id = encoder.pad_id
         self.batches = batches_of(encoded, 1, encoder.pad_id)  # one by one, for the standard error
         self.counts = {"examples": len(encoded), "shortened": counts.shortened, "dropped": counts.dropped}
         self.counts["tokens"] = sum(loss_count(targets(batch), "token") for batch in self.batches)
-        model = {key: getattr(run.model, key) for key in ("name", "revision", "max_length", "loss")}
+        model = {key: getattr(run.model, key) for key in ("name", "revision", "type", "max_length", "loss")}
         self.settings = {"dataset": asdict(dataset), "model": model, "examples": limit, "dtype": self.dtype}
         self.fingerprints = local_fingerprints(self.settings, local_folder(run.model.name))
         self.identity = config_hash(self.settings, self.fingerprints)
 
-    def __call__(self, place: Path, adapter: Path | None = None) -> float:
+    def __call__(self, place: Path, trained: Path | None = None) -> float:
         file = place / f"loss-{self.identity[:8]}" / "metrics.json"
         if not file.exists():
-            write_json(file, self.report(adapter))
+            write_json(file, self.report(trained))
         return json.loads(file.read_text())["metrics"]["loss"]
 
-    def report(self, adapter: Path | None) -> dict[str, Any]:
+    def loaded(self, trained: Path | None) -> nn.Module:
+        whole = trained is not None and not (trained / "adapter_config.json").exists()
+        name, revision = (str(trained), None) if whole else (self.model.name, self.model.revision)
+        options = {"dtype": self.dtype, "model_type": self.model.type, "labels": self.labels}
+        seed_everything(self.seed)
+        model = load_model(name, revision, **options | (base_of(trained) if not whole else {}))
+        model = padded_with(model, self.pad_id) if self.labels else model
+        return model if whole or trained is None else load_adapter(model, trained).eval()
+
+    def report(self, trained: Path | None) -> dict[str, Any]:
         """The measured loss with its standard error, as every evaluation reports."""
         started = time.perf_counter()
-        model = load_model(self.model.name, self.model.revision, **{"dtype": self.dtype} | base_of(adapter))
-        if adapter is not None:
-            model = load_adapter(model, adapter).eval()
+        model = self.loaded(trained)
         weights = [loss_count(targets(batch), self.model.loss) for batch in self.batches]
         losses = [mean_loss(model, [batch], self.model.loss) for batch in self.batches]
         loss, error = weighted_mean(losses, weights)
@@ -61,7 +75,7 @@ class HeldOut:
             "task": "loss",
             "metrics": {"loss": loss, "loss_stderr": error},
             "counts": self.counts,
-            "model": str(adapter or self.model.name),
+            "model": str(trained or self.model.name),
             "settings": self.settings,
             "seconds": time.perf_counter() - started,
             "provenance": provenance(self.fingerprints, local_folder(self.model.name)),

@@ -107,7 +107,12 @@ def one_by_one(batches: Sequence[Batch]) -> Iterator[Batch]:
     mean over equal examples is that of our own gradient."""
     for batch in batches:
         for row, real in enumerate(batch["attention_mask"].bool()):
-            yield {name: value[row][real][None] for name, value in batch.items()}
+            written = batch["labels"][row] != IGNORED  # what a decoder reads and writes has a padding of its own
+            places = dict.fromkeys(("decoder_input_ids", "labels"), written) if "decoder_input_ids" in batch else {}
+            yield {
+                name: value[row : row + 1] if value.dim() == 1 else value[row][places.get(name, real)][None]
+                for name, value in batch.items()
+            }
 
 
 def look_for_corda(base: nn.Module, config: LoraConfig, batches: Sequence[Batch]) -> None:
