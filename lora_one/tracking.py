@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_one.diagnostics import by_kind
+from lora_one.errors import RunError
 from lora_one.run_folder import RunFolder
 
 START_TIMEOUT = 60  # seconds for a W&B server to answer at the start, and for a key to be typed where it asks for one
@@ -183,8 +184,15 @@ def _for_wandb(layers: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:
-    with path.open("a") as stream:
-        stream.write(json.dumps(line) + "\n")
+    """Raises RunError: no space left, say; a line that was cut short is dropped when the run goes on."""
+    try:
+        with path.open("a") as stream:
+            stream.write(json.dumps(line) + "\n")
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be written ({error.strerror}): free space, and the same command goes on from the last "
+            "resume point"
+        ) from error
 
 
 def _plain(value: Any) -> Any:

@@ -4,6 +4,7 @@ import json
 import struct
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 from conftest import finish, small_run
@@ -12,6 +13,7 @@ from wandb_server import WandbServer
 
 from lora_one import tracking
 from lora_one.diagnostics import by_kind
+from lora_one.errors import RunError
 from lora_one.evaluation.command import main
 
 
@@ -25,6 +27,11 @@ def test_lines_are_plain_json(tmp_path):
     ]
     tracker.forget_after(1)
     assert [line["step"] for line in tracking.read_metrics(tracker.path)] == [1]
+
+
+def test_a_full_disk_is_one_message_with_the_way_out():
+    with pytest.raises(RunError, match=r"/dev/full cannot be written \(No space left on device\): free space, and the"):
+        tracking.Tracker(Path("/dev/full")).log(1, {"loss": 2.0})
 
 
 def test_only_the_main_process_writes(tmp_path):
