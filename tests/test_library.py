@@ -7,12 +7,11 @@ import warnings
 
 import pytest
 import torch
-from conftest import ROOT, random_llama, run_config
+from conftest import ROOT, random_llama, random_roberta, random_t5, run_config
 from peft import LoHaConfig, LoraConfig, PeftModel
 from test_gradients import autograd_gradients, examples
 from test_steps import random_mixtral
 from torch.utils.data import DataLoader
-from transformers import T5Config, T5ForConditionalGeneration
 
 from lora_one import adapters, initialize_adapters, save_adapter
 from lora_one.data.encode import Encoded, batches_of
@@ -265,11 +264,31 @@ def test_wrong_use_is_one_message_and_leaves_the_model_alone(changes, message):
     assert list(dict(base.named_modules())) == names
 
 
-def test_encoder_decoders_are_refused():
-    sizes = {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 4}
-    model = T5ForConditionalGeneration(T5Config(decoder_start_token_id=0, **sizes))
-    with pytest.raises(UsageError, match="model is an encoder-decoder"):
-        initialize_adapters(model, lora(target_modules=["q"]), batches())
+@pytest.mark.parametrize("kind", ["t5", "head"])
+def test_encoder_decoders_and_heads_start_from_their_own_loss(kind):
+    """Batches as a collator of transformers makes them; G is autograd's of the model's own mean loss."""
+    base = random_t5(64) if kind == "t5" else random_roberta(64)
+    generator = torch.Generator().manual_seed(0)
+    batch = {"input_ids": torch.randint(3, 64, (3, 9), generator=generator)}
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    batch["labels"] = torch.tensor([1, 0, 1]) if kind == "head" else torch.randint(3, 64, (3, 5), generator=generator)
+    targets = ["q", "wo"] if kind == "t5" else ["query"]
+    base.requires_grad_(True)
+    base(**batch).loss.backward()
+    gradients = {name: weight.grad.clone() for name, weight in base.named_parameters() if weight.grad is not None}
+    base.zero_grad()
+    config = lora(target_modules=targets, task_type="SEQ_2_SEQ_LM" if kind == "t5" else "SEQ_CLS")
+    model = initialize_adapters(base.requires_grad_(False), config, [batch], examples=None, stable_gamma=64)
+    for name, layer in adapters.lora_layers(model).items():
+        U, S, Vh = torch.linalg.svd(-gradients[f"{name}.weight"], full_matrices=False)
+        expected = 8 / 4**0.5 / 64 * (U[:, :4] * S[:4] @ Vh[:4]) / S[0]
+        found = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+        torch.testing.assert_close(found.detach(), expected, rtol=2e-3, atol=1e-6, msg=name)
+
+
+def test_labels_of_another_kind_of_model_are_refused():
+    with pytest.raises(UsageError, match=r"labels have shape \(5, \d+\); this model's are \(batch,\)"):
+        initialize_adapters(random_roberta(), lora(target_modules=["query"]), batches(size=5), examples=None)
 
 
 @pytest.mark.parametrize("further", [{"modules_to_save": ["lm_head"]}, {"bias": "all"}, {"bias": "lora_only"}])

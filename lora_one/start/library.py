@@ -16,6 +16,7 @@ from lora_one.distributed import Processes
 from lora_one.errors import UsageError, nearest
 from lora_one.inits import build_init
 from lora_one.losses import Batch, Reduction, loss_count, targets
+from lora_one.models import kind_of
 from lora_one.start import Probe, Start, place, solve, warn_of_experts
 from lora_one.start.cache import content_of
 from lora_one.steps import Memory, StepSettings
@@ -48,7 +49,8 @@ def initialize_adapters(
     layer; rank_pattern, alpha_pattern, use_rslora and use_dora are heeded. LoRA-GA (arXiv:2407.05000) changes the base
     to W - s B A, so its adapter is saved with ``lora_one.save_adapter(model, path, start.kept)``.
 
-    model: a causal transformers model, frozen, 4-bit or 8-bit too; it is modified in place.
+    model: of transformers, causal, an encoder-decoder or with a classification head; frozen, 4-bit or 8-bit too; it
+    is modified in place.
     batches: dictionaries of tensors as the model takes them, with ``labels`` (-100 where nothing counts): a DataLoader,
     say. Taken in its order until ``examples`` are together (None: all of them); how they are batched never changes G.
     scale, stable_gamma, normalize, reduction, ga_direction, tolerance, memory: as in conf/init/gradient.yaml.
@@ -86,7 +88,9 @@ def initialize_adapters(
     check_init(init)
     refuse_settings(model, config, method)
     chosen = build_init(init)
-    probe = Probe(take(batches, examples), reduction, StepSettings(tolerance, memory, checkpointing=checkpointing))
+    probe = Probe(
+        take(model, batches, examples), reduction, StepSettings(tolerance, memory, checkpointing=checkpointing)
+    )
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         wrapper = wrapped(model, config, dtype)
@@ -114,9 +118,10 @@ def refuse_settings(model: nn.Module, config: LoraConfig, method: str) -> None:
     """What of the arguments cannot go together. Raises UsageError."""
     if not isinstance(config, LoraConfig):
         raise UsageError(f"config is a {type(config).__name__}: only the layers of a LoraConfig are started")
-    if getattr(model.config, "is_encoder_decoder", False):
+    if kind_of(model) == "ConditionalGeneration" and not hasattr(model, "prepare_decoder_input_ids_from_labels"):
         raise UsageError(
-            "model is an encoder-decoder: its labels are shifted otherwise; only causal models are started"
+            f"model is a {type(model).__name__}, which does not say what its decoder reads: give a model of "
+            "transformers that has prepare_decoder_input_ids_from_labels"
         )
     if method not in METHODS:
         raise UsageError(f"method={method} is not one of this function's; {nearest(method, METHODS)}")
@@ -126,8 +131,13 @@ def refuse_settings(model: nn.Module, config: LoraConfig, method: str) -> None:
         )
 
 
-def take(batches: Iterable[Batch], wanted: int | None) -> list[Batch]:
-    """The first batches with so many examples, the last one cut. Raises UsageError: there are none, or no labels."""
+def take(model: nn.Module, batches: Iterable[Batch], wanted: int | None) -> list[Batch]:
+    """The first batches with so many examples, the last one cut; with what a decoder reads, where there is one.
+
+    Raises UsageError: there are none, or no labels as this kind of model has them.
+    """
+    kind = kind_of(model)
+    dimensions, form = (1, "(batch,)") if kind == "SequenceClassification" else (2, "(batch, length)")
     if wanted is not None and wanted < 1:
         raise UsageError(f"examples={wanted} is out of range: at least 1, or None for all")
     taken: list[Batch] = []
@@ -135,10 +145,10 @@ def take(batches: Iterable[Batch], wanted: int | None) -> list[Batch]:
     for batch in batches:
         if "labels" not in batch:
             raise UsageError(f"batches: labels are missing among {', '.join(batch)}: the loss needs them")
-        if batch["labels"].dim() != 2:
-            raise UsageError(
-                f"batches: labels have shape {tuple(batch['labels'].shape)}; a causal model's are (batch, length)"
-            )
+        if batch["labels"].dim() != dimensions:
+            raise UsageError(f"batches: labels have shape {tuple(batch['labels'].shape)}; this model's are {form}")
+        if kind == "ConditionalGeneration" and "decoder_input_ids" not in batch:
+            batch = dict(batch) | {"decoder_input_ids": model.prepare_decoder_input_ids_from_labels(batch["labels"])}
         rows = len(batch["labels"])
         if wanted is not None and count + rows > wanted:
             rows = wanted - count
