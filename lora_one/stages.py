@@ -16,6 +16,7 @@ from torch import nn
 
 from lora_one import adapters, checkpoints
 from lora_one.adalora import wrap_adalora
+from lora_one.callbacks import Watcher
 from lora_one.config import RunConfig
 from lora_one.data import Splits, labels_of
 from lora_one.data.encode import Encoder, pad_id_of
@@ -34,7 +35,7 @@ from lora_one.start import Probe, Start, attach_adapters, probe_loss
 from lora_one.start.cache import Cache, content_of
 from lora_one.steps import StepSettings
 from lora_one.tracking import Tracker, read_metrics
-from lora_one.training import Watcher, check_resume_point, first_step_size, last_checkpoint, total_steps, train
+from lora_one.training import check_resume_point, first_step_size, last_checkpoint, total_steps, train
 
 STARTED_BY = ("torch", "transformers", "peft", "bitsandbytes")  # packages whose versions a start may depend on
 FULL = "full fine-tuning"

@@ -12,7 +12,7 @@ ORDER = [
     {"sketch", "memory"},
     {"steps"},
     {"adapters", "checkpoints", "adalora"},
-    {"start"},
+    {"start", "callbacks"},
     {"training", "evaluation", "reports", "plan"},
     {"stages", "cli"},
     {"comparison", "__init__"},

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from lora_one.errors import RunError, UsageError
+from lora_one.evaluation.unfinished import Kept, Request
 from lora_one.provenance import fingerprint, provenance
 from lora_one.run_folder import RunFolder, write_json, write_whole
 from lora_one.types import Example
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 
 # What identifies completions; the others only say where and how fast.
 SETTINGS = ("data_path", "limit", "adapter", "max_new_tokens", "temperature", "top_p", "seed", "dtype")
-
-
-Request = tuple[int, int]  # which example, which of its samples
 
 
 def parser_of(task: str, benchmark: ModuleType) -> argparse.ArgumentParser:
@@ -272,65 +270,6 @@ def rescored(benchmark: Any, file: Path) -> list[dict[str, Any]]:
             ) from error
         predictions.append(line | scored)
     return predictions
-
-
-class Kept:
-    """Completions on disk while an evaluation goes on, so that a killed one need not begin again.
-
-    Each of several processes has a file of its own, and what they leave serves any number of them. The first line says
-    of which model and settings they are. Raises UsageError: another evaluation's are there.
-    """
-
-    def __init__(self, path: Path, identity: dict[str, Any], processes: "Processes"):
-        self.first, self.processes = path, processes
-        self.path = path if processes.rank == 0 else path.with_suffix(f".{processes.rank}.jsonl")
-        self.identity = json.loads(json.dumps(identity))
-
-    @property
-    def files(self) -> list[Path]:
-        return sorted(self.first.parent.glob(f"{self.first.stem}*.jsonl"))
-
-    def read(self, *, overwrite: bool) -> dict[Request, "Completion"]:
-        """What is there of this evaluation, by whichever process."""
-        if overwrite and self.processes.rank == 0:
-            self.remove()
-        self.processes.meet()
-        found = self.gathered()
-        self.processes.meet()  # before anyone adds to it
-        return found
-
-    def gathered(self) -> dict[Request, "Completion"]:
-        return {request: completion for file in self.files for request, completion in self.lines(file).items()}
-
-    def lines(self, path: Path) -> dict[Request, "Completion"]:
-        """Of one file; a last line that was cut short is left out, and cut off by the process whose file it is."""
-        from lora_one.evaluation.generate import Completion
-
-        text = path.read_text()
-        whole = text[: text.rfind("\n") + 1]
-        try:
-            first, *lines = map(json.loads, whole.split("\n")[:-1])
-            found = {(example, sample): Completion(*completion) for example, sample, *completion in lines}
-        except (ValueError, TypeError) as error:
-            raise UsageError(f"{path} is broken ({error}): move it away, or --overwrite") from error
-        if first != self.identity:
-            raise UsageError(
-                f"{path} holds the unfinished results of another model or other settings: give "
-                "--output_dir=<folder> or --overwrite"
-            )
-        if whole != text and self.processes.rank == 0:
-            write_whole(path, whole)
-        return found
-
-    def add(self, request: Request, completion: "Completion") -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps([*request, completion.text, completion.too_long, completion.details, completion.room]) + "\n"
-        with self.path.open("a") as stream:
-            stream.write(line if stream.tell() else json.dumps(self.identity) + "\n" + line)
-
-    def remove(self) -> None:
-        for file in self.files:
-            file.unlink(missing_ok=True)
 
 
 def predicted(benchmark: ModuleType, options: argparse.Namespace, kept: Kept) -> list[dict[str, Any]]:
