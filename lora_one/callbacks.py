@@ -37,9 +37,10 @@ class Recorder(TrainerCallback):
         if "loss" not in logs and not any(name.startswith("eval_") for name in logs):
             return  # the Trainer's closing summary; run.json has its own
         self.tracker.log(state.global_step, logs | self.rates if "learning_rate" in logs else logs)
-        if not math.isfinite(logs.get("loss", 0.0)):
+        loss = logs.get("loss", logs.get("eval_loss", 0.0))
+        if not math.isfinite(loss):
             raise RunError(
-                f"the loss became {logs['loss']} at step {state.global_step}: lower model.learning_rate "
+                f"the loss became {loss} at step {state.global_step}: lower model.learning_rate "
                 f"(now {args.learning_rate:g}), raise model.warmup or lower model.max_grad_norm"
             )
 

@@ -209,10 +209,11 @@ def test_every_optimizer_goes_on_bitwise_where_it_was_killed(tmp_path, llama_fol
     ]
 
 
-def test_a_diverging_loss_stops_the_run_and_is_recorded(tmp_path, llama_folder):
-    run = small_run(
-        tmp_path, llama_folder, "model.learning_rate=1e30", "model.max_grad_norm=0", "dataset.accuracy_examples=0"
-    )
+@pytest.mark.parametrize("asked", [0, 4])
+def test_a_diverging_loss_stops_the_run_and_is_recorded(asked, tmp_path, llama_folder):
+    """Also where a validation that would generate comes before the next step's loss."""
+    far = ("model.learning_rate=1e30", "model.max_grad_norm=0", "model.eval_epochs=0.1")
+    run = small_run(tmp_path, llama_folder, *far, f"dataset.accuracy_examples={asked}")
     with pytest.raises(RunError, match=r"loss became nan at step \d+: lower model.learning_rate"):
         run_exp.execute(run)
     (record,) = (json.loads(file.read_text()) for file in tmp_path.rglob("run.json"))

@@ -106,7 +106,7 @@ def test_batch_script_for_one_gpu(slurm, tmp_path):
     assert "finished" in log and log.rstrip().splitlines()[-1].startswith("run: ")
 
 
-def until(condition, seconds=240):
+def until(condition, seconds=600):
     """What the condition gives, once that is something."""
     end = time.monotonic() + seconds
     while not (found := condition()):

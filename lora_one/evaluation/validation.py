@@ -1,5 +1,6 @@
 """Validation along a run: the mean loss on held-out examples and, where it has a meaning, the accuracy."""
 
+import math
 from typing import Any
 
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ class Validation:
             metrics["eval_loss"] = mean_loss(model, self.batches, self.reduction, count)
             if self.head:
                 metrics["eval_accuracy"], metrics["eval_accuracy_stderr"] = share_of(hits)
-        if self.asked:
+        if self.asked and math.isfinite(metrics.get("eval_loss", 0.0)):  # a model that has diverged writes nothing
             completions = complete(model, self.tokenizer, self.prompts, self.decoding, self.generation_batch)
             share = [
                 self.benchmark.score(f"{self.dataset}/{index}", "", completion.text, self.asked[index].gold)
