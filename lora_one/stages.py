@@ -3,7 +3,7 @@
 import dataclasses
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,7 @@ from lora_one import adapters, checkpoints
 from lora_one.adalora import wrap_adalora
 from lora_one.callbacks import Watcher
 from lora_one.config import RunConfig
-from lora_one.data import Splits, labels_of
+from lora_one.data import Splits, head_labels
 from lora_one.data.encode import Encoder, pad_id_of
 from lora_one.data.probe import init_seed, probe_batches
 from lora_one.distributed import Processes
@@ -93,7 +93,7 @@ def check_resumable(run: RunConfig, folder: RunFolder) -> None:
 def load_base(run: RunConfig, encoder: Encoder) -> nn.Module:
     model = run.model
     dtype = "bf16" if model.bf16 and run.peft.use_peft else "fp32"  # 16 bits do not hold an optimizer's steps
-    labels = labels_of(run.dataset.name) if model.type == "SequenceClassification" else None
+    labels = head_labels(model.type, run.dataset.name)
     options = {"dtype": dtype, "quantization": model.quantization, "model_type": model.type, "labels": labels}
     shards = Processes.current().count if model.sharded else 1
     seed_everything(run.training_seed)  # a new head is drawn here
@@ -140,9 +140,10 @@ def initialise(experiment: Experiment, base: nn.Module, probe: Probe | None, tra
     """The model with its adapters at the method's start; after a resumption their values come with the checkpoint."""
     run, folder, splits, validation = experiment.run, experiment.folder, experiment.splits, experiment.validation
     if not run.peft.use_peft:
-        return everything_trains(experiment, base)
+        return begun(experiment, base, FULL, lambda: base.requires_grad_(True))
     if run.peft.adalora:
-        return start_adalora(experiment, base)
+        steps, seed = total_steps(len(splits.train), run.model), init_seed(run)
+        return begun(experiment, base, "AdaLoRA", lambda: wrap_adalora(base, run.peft, run.init.dtype, steps, seed))
     if last_checkpoint(folder.checkpoints) is not None:
         model = adapters.wrap(base, run.peft, run.init.dtype)
         adapters.shift_base(model, checkpoints.load_kept(folder.kept))
@@ -188,32 +189,20 @@ def initialise(experiment: Experiment, base: nn.Module, probe: Probe | None, tra
     return model
 
 
-def everything_trains(experiment: Experiment, base: nn.Module) -> nn.Module:
-    """Full fine-tuning: the base itself, every weight of which trains."""
+def begun(experiment: Experiment, base: nn.Module, method: str, trained: Callable[[], nn.Module]) -> nn.Module:
+    """A start that looks at no examples and leaves the function as it is: what ``trained`` makes of the base.
+
+    After a resumption the values come with the checkpoint, and run.json has its record.
+    """
     folder, validation = experiment.folder, experiment.validation
-    base.requires_grad_(True)
-    if last_checkpoint(folder.checkpoints) is None:
-        folder.update(
-            data=experiment.splits.counts,
-            trainable_parameters=adapters.trainable_parameters(base),
-            init={"method": FULL, "seconds": 0.0},
-            evaluation={"start": validation(base)} if validation.asked else {},
-        )
-    return base
-
-
-def start_adalora(experiment: Experiment, base: nn.Module) -> nn.Module:
-    """AdaLoRA's own start, at the base's function; after a resumption its values come with the checkpoint."""
-    run, folder, validation = experiment.run, experiment.folder, experiment.validation
-    steps = total_steps(len(experiment.splits.train), run.model)
     fresh = last_checkpoint(folder.checkpoints) is None
     evaluations = {"start": validation(base)} if fresh and validation.asked else {}
-    model = wrap_adalora(base, run.peft, run.init.dtype, steps, init_seed(run))
+    model = trained()
     if fresh:
         folder.update(
             data=experiment.splits.counts,
             trainable_parameters=adapters.trainable_parameters(model),
-            init={"method": "AdaLoRA", "seconds": 0.0},
+            init={"method": method, "seconds": 0.0},
             evaluation=evaluations,
         )
     return model
@@ -375,7 +364,7 @@ def merge_run(folder: RunFolder) -> None:
     if origin["model_folder"] and fingerprint(Path(name)) != origin["fingerprints"]["model.name"]:
         raise RunError(f"the model in {name} is no longer the one that {folder.path} was trained on: put that one back")
     dtype = "bf16" if model["bf16"] else "fp32"
-    labels = labels_of(record["config"]["dataset"]["name"]) if model["type"] == "SequenceClassification" else None
+    labels = head_labels(model["type"], record["config"]["dataset"]["name"])
     options = {"dtype": dtype, "quantization": model["quantization"], "model_type": model["type"], "labels": labels}
     tokenizer = load_tokenizer(name, model["revision"])
     base = load_model(name, model["revision"], **options)

@@ -72,6 +72,11 @@ def labels_of(name: str) -> tuple[str, ...] | None:
     return SOURCES[name].labels
 
 
+def head_labels(model_type: str, name: str) -> tuple[str, ...] | None:
+    """The words of a classification head's outputs; None for a model that writes text."""
+    return labels_of(name) if model_type == "SequenceClassification" else None
+
+
 @dataclass(frozen=True)
 class Splits:
     """Encoded training and validation examples, disjoint; the texts of both; what was dropped or shortened."""

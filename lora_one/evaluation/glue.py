@@ -19,7 +19,7 @@ from lora_one.types import Example
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from lora_one.data.encode import Encoder
+    from lora_one.data.encode import Encoded, Encoder
     from lora_one.evaluation.generate import Completion
 
 MAX_NEW_TOKENS = 16
@@ -122,27 +122,20 @@ def by_head(
     Of several processes each has its share. A text is cut at max_length, or at what positions the model has learnt;
     the details say so.
     """
-    import torch
-
     from lora_one.data.encode import collate
-    from lora_one.distributed import Processes
-    from lora_one.evaluation.batches import each_batch
-    from lora_one.losses import evaluating, model_logits
+    from lora_one.losses import model_logits
     from lora_one.models import learnt_positions
 
     found = encoder.rows(examples, min(options.max_length, learnt_positions(model) or options.max_length))
     rows = [row for row, _ in found]
     cut = [{"shortened": True} if short else {} for _, short in found]
-    order = sorted(range(len(rows)), key=lambda index: -len(rows[index].input_ids))
 
     def chosen(batch: Sequence[int]) -> list[int]:
         return largest(model_logits(model, collate([rows[index] for index in batch], encoder.pad_id)))
 
-    with torch.no_grad(), evaluating(model):
-        for batch, places in each_batch(order, options.batch_size, chosen, done, Processes.current()):
-            for index, place in zip(batch, places, strict=True):
-                if index not in done:
-                    yield index, place, cut[index]
+    for index, place in in_batches(model, dict(enumerate(rows)), chosen, options.batch_size, done):
+        if index not in done:
+            yield index, place, cut[index]
 
 
 def by_first_token(
@@ -157,14 +150,11 @@ def by_first_token(
     The published comparison, which is of two words, holds with any number of them; tokens with which all words begin
     (an encoder-decoder's BOS, say) are read first. Raises UsageError: two words are not apart at the next one.
     """
-    import torch
-
     from lora_one.data.encode import collate
     from lora_one.distributed import Processes
-    from lora_one.evaluation.batches import each_batch
     from lora_one.evaluation.choices import common_beginning
     from lora_one.evaluation.generate import context_length
-    from lora_one.losses import IGNORED, evaluating, model_logits, targets
+    from lora_one.losses import IGNORED, model_logits, targets
 
     as_answers = encoder.encode([Example(examples[0].prompt, word) for word in options.labels], 1 << 30)[0]
     wanted = targets(collate(as_answers, encoder.pad_id))
@@ -180,7 +170,6 @@ def by_first_token(
     kept = [index for index, ids in enumerate(encoder.prompts(examples)) if len(ids) + max(alike, 1) <= context]
     encoded = encoder.encode([examples[index] for index in kept], context)[0] if kept else []
     rows = dict(zip(kept, encoded, strict=True))
-    order = sorted(kept, key=lambda index: -len(rows[index].input_ids))
 
     def compared(batch: Sequence[int]) -> list[int]:
         together = collate([rows[index] for index in batch], encoder.pad_id)
@@ -190,13 +179,30 @@ def by_first_token(
 
     nothing = {"prediction_first_token": None, "correct_first_token": False}
     found: dict[int, dict[str, Any]] = dict.fromkeys(set(range(len(examples))) - set(kept), nothing)
-    processes = Processes.current()
+    for index, place in in_batches(model, rows, compared, options.batch_size, done):
+        word = options.labels[place]
+        found[index] = {"prediction_first_token": word, "correct_first_token": word == examples[index].gold}
+    return {index: line for part in Processes.current().gathered(found) for index, line in part.items()}
+
+
+def in_batches(
+    model: "nn.Module",
+    rows: "dict[int, Encoded]",
+    choose: Callable[[Sequence[int]], list[int]],
+    batch_size: int,
+    done: Collection[int],
+) -> Iterator[tuple[int, int]]:
+    """Yield (index, what ``choose`` gives for it), longest rows first; of several processes each has its share."""
+    import torch
+
+    from lora_one.distributed import Processes
+    from lora_one.evaluation.batches import each_batch
+    from lora_one.losses import evaluating
+
+    order = sorted(rows, key=lambda index: -len(rows[index].input_ids))
     with torch.no_grad(), evaluating(model):
-        for batch, places in each_batch(order, options.batch_size, compared, done, processes):
-            for index, place in zip(batch, places, strict=True):
-                word = options.labels[place]
-                found[index] = {"prediction_first_token": word, "correct_first_token": word == examples[index].gold}
-    return {index: line for part in processes.gathered(found) for index, line in part.items()}
+        for batch, places in each_batch(order, batch_size, choose, done, Processes.current()):
+            yield from zip(batch, places, strict=True)
 
 
 def largest(logits: "Tensor") -> list[int]:

@@ -12,7 +12,7 @@ from torch import nn
 from lora_one.checkpoints import load_adapter
 from lora_one.config import RunConfig
 from lora_one.config.schemas import DatasetConfig
-from lora_one.data import labels_of, read_examples
+from lora_one.data import head_labels, read_examples
 from lora_one.data.encode import batches_of, encoder_for
 from lora_one.losses import loss_count, mean_loss, targets
 from lora_one.models import load_model, local_folder, padded_with
@@ -33,7 +33,7 @@ class HeldOut:
 
     def __init__(self, run: RunConfig, dataset: DatasetConfig, limit: int):
         self.model, self.dtype = run.model, "bf16" if run.model.bf16 else "fp32"
-        self.labels = labels_of(dataset.name) if run.model.type == "SequenceClassification" else None
+        self.labels = head_labels(run.model.type, dataset.name)
         self.seed = run.training_seed
         encoder = encoder_for(run.model, dataset)
         self.texts = read_examples(dataset, encoder)[0][:limit]
