@@ -320,6 +320,7 @@ def finished(job: Job, test_loss: float | None = None) -> Run:
         tokens=record["train"]["tokens"],
         trainable_parameters=record["trainable_parameters"],
         git_commit=record["provenance"]["git_commit"],
+        warnings=tuple(record["init"].get("warnings", ())),
     )
 
 

@@ -33,6 +33,7 @@ from lora_one.run_folder import RunFolder, with_dora
 from lora_one.seeding import seed_everything
 from lora_one.start import Probe, Start, attach_adapters, probe_loss
 from lora_one.start.cache import Cache, content_of
+from lora_one.start.harm import refuse_not_finite, start_warnings
 from lora_one.steps import StepSettings
 from lora_one.tracking import Tracker, read_metrics
 from lora_one.training import check_resume_point, first_step_size, last_checkpoint, total_steps, train
@@ -118,7 +119,7 @@ def draw_probe(run: RunConfig, splits: Splits, encoder: Encoder) -> Probe | None
     method = build_init(run.init)
     if not (run.peft.use_peft and method.needs_examples):
         return None
-    batches = probe_batches(run, splits.train_texts, encoder)
+    batches, others = probe_batches(run, splits.train_texts, encoder)
     if not method.needs_gradient:
         return Probe(batches, "example")
     settings = StepSettings(
@@ -126,7 +127,7 @@ def draw_probe(run: RunConfig, splits: Splits, encoder: Encoder) -> Probe | None
     )
     # LoRA-SB factorises the gradient's signs, whose vectors are not the gradient's
     vectors = run.wandb.diagnostics_every > 0 and method.transform is None
-    return Probe(batches, run.init.reduction, settings, vectors)
+    return Probe(batches, run.init.reduction, settings, vectors, others)
 
 
 def with_step_size(run: RunConfig, examples: int) -> Any:
@@ -175,12 +176,16 @@ def initialise(experiment: Experiment, base: nn.Module, probe: Probe | None, tra
         checkpoints.save_kept(start.solution.vectors, folder.gradients)
     if run.wandb.diagnostics_every:
         Watcher(model, run.wandb.diagnostics_every, start.solution.vectors, tracker).look(0)
+    after = start.solution.loss
+    if after is None and probe is not None:
+        after = probe_loss(model, probe)
+    refuse_not_finite(init, method.name, {"loss on the initialisation examples": after} | shifts_of(start))
     if validation.asked or run.model.epochs == 0:
         evaluations["init"] = validation(model)
+        refuse_not_finite(init, method.name, {"validation loss": evaluations["init"].get("eval_loss")})
         tracker.log(0, evaluations["init"])
-    record = {"method": with_dora(method.name, run.peft.dora), "seconds": seconds} | figures(
-        start, probe_loss(model, probe) if probe else None
-    )
+    record = {"method": with_dora(method.name, run.peft.dora), "seconds": seconds} | figures(start, after)
+    record["warnings"] = start_warnings(init, record)
     if getattr(init, "eta", None) is not None:
         record["eta"] = init.eta
     folder.update(trainable_parameters=adapters.trainable_parameters(model), init=record, evaluation=evaluations)
@@ -226,6 +231,10 @@ def figures(start: Start, loss_after: float | None) -> dict[str, Any]:
     }
 
 
+def shifts_of(start: Start) -> dict[str, float]:
+    return {f"relative shift of {name}": shift for name, shift in start.relative_shift.items()}
+
+
 def said_of(record: dict[str, Any]) -> str:
     """The start in a line or two, for the screen."""
     shifts = list(record["relative_shift"].values())
@@ -246,6 +255,7 @@ def said_of(record: dict[str, Any]) -> str:
         losses = sorted(record["searched"]["losses"].items())
         tried = ", ".join(f"{gamma:g}: " + (f"{loss:.4f}" if loss is not None else "nan") for gamma, loss in losses)
         lines.append(f"init: gamma {record['searched']['gamma']:g} has the least loss of {tried}")
+    lines += [f"WARNING: {warning}" for warning in record["warnings"]]
     return "\n".join(lines)
 
 
@@ -265,7 +275,7 @@ def cache_key(
         "model.seed": run.training_seed if run.model.type == "SequenceClassification" else None,  # of a new head
         **{f"peft.{name}": getattr(run.peft, name) for name in adapter},
         **{f"init.{name}": value for name, value in settings.items() if name not in {"cache", "memory"}},
-        "examples": content_of(probe.batches) if probe else None,
+        "examples": content_of([*probe.batches, *(probe.search or ())]) if probe else None,
         "with the gradient's vectors": probe.vectors if probe else False,
         **{f"version of {name}": origin["versions"][name] for name in STARTED_BY},
         "code": source_fingerprint(),

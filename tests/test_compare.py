@@ -90,6 +90,15 @@ def test_row_has_mean_and_sample_deviation_and_marks_the_end_of_a_grid():
     assert "| 0.01 (highest) | 0.0001 " in printed and "| 0.1 (only) " in printed and "| 3.233 +- 0.15 " in printed
 
 
+def test_a_start_that_harmed_is_noted_in_the_row():
+    point = {RATE: 1e-3}
+    runs = [Run("m", "final", point, seed, None, None, 3.0, 3.0) for seed in (1, 2)]
+    runs.append(Run("m", "final", point, 3, None, None, 3.0, 3.0, warnings=("the start raised the loss",)))
+    row = method_row("m", runs, point, {RATE: [1e-3]}, 6.0)
+    assert row["note"] == "warning at the start, 1 of 3 seeds: the start raised the loss"
+    assert row["note"] in table.as_markdown([row], [RATE])
+
+
 def test_unequal_training_is_said():
     point = {RATE: 1e-3}
     runs = [Run(name, "final", point, 1, None, steps=30, tokens=900) for name in "ab"]

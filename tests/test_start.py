@@ -17,9 +17,12 @@ from lora_one.data.encode import batches_of
 from lora_one.errors import RunError
 from lora_one.inits import build_init
 from lora_one.losses import mean_loss
+from lora_one.models import BUNDLED
 from lora_one.start import Probe, attach_adapters
 from lora_one.start.cache import Cache, content_of
-from lora_one.start.search import search_multiple
+from lora_one.start.harm import start_warnings
+from lora_one.start.regroup import regrouped
+from lora_one.start.search import line_search
 
 IDS = torch.arange(3, 40).reshape(1, -1)
 
@@ -81,29 +84,45 @@ def test_a_run_tells_what_its_start_did(tmp_path, llama_folder, capsys):
 # the search
 
 
-@pytest.mark.parametrize("best", [2.0**k for k in range(-12, 13)])
-def test_search_finds_the_least_of_a_unimodal_loss(best):
-    """Quadratic in log2, so the least among powers of two is at ``best``."""
+def saturating(size):
+    """A loss that falls at first by 2 a unit of the size, ever more slowly, and then rises: least near 1.29."""
+    return 1.5 - 2 * size / (1 + size) + 0.15 * size**2
+
+
+@pytest.mark.parametrize("scale", [1e-4, 0.03, 1.0, 7.0, 1e5])
+@pytest.mark.parametrize("loss", [saturating, lambda size: 1.5 - 2 * size + size**2], ids=["saturating", "parabola"])
+def test_search_finds_the_least_loss_whatever_the_unit_of_its_size(scale, loss):
+    """Within 1 % of the least loss on a fine grid, by at most 4 evaluations, none of them twice."""
     asked = []
 
-    def loss(multiple):
-        asked.append(multiple)
-        return (math.log2(multiple) - math.log2(best)) ** 2
+    def loss_at(size):
+        asked.append(size)
+        return loss(size / scale)
 
-    found, losses = search_multiple(loss)
-    assert found == best and losses[best] == 0.0
-    assert len(asked) == len(set(asked)) == len(losses) <= 6 + abs(math.log2(best)) / 2, "no loss is asked for twice"
+    found, losses = line_search(loss_at, 1.5, 2 / scale)
+    least = min(loss(10 ** (k / 200)) for k in range(-400, 400))
+    assert losses[found] <= 1.01 * least and losses[found] == min(losses.values())
+    assert len(asked) == len(set(asked)) == len(losses) <= 4
 
 
 def test_search_backs_out_of_losses_that_are_no_numbers():
-    found, losses = search_multiple(lambda multiple: math.nan if multiple > 0.1 else (multiple - 2**-4) ** 2)
-    assert found == 2**-4 and math.isnan(losses[1.0])
+    """However far the first trial lies beyond the sizes at which the loss is finite."""
+    for limit in (0.5, 1e-3):
+        found, losses = line_search(lambda size, limit=limit: math.nan if size > limit else 2 - size / limit, 2.0, 1.0)
+        assert losses[found] < 2 and any(map(math.isnan, losses.values()))
+    with pytest.raises(ValueError, match="not finite at any of the 12 scales"):
+        line_search(lambda size: math.inf, 2.0, 1.0)
 
 
-def test_search_ends_where_every_way_is_down():
-    for sign in (1, -1):
-        found, losses = search_multiple(lambda multiple, sign=sign: sign * multiple)
-        assert math.log2(found) == -sign * 13 and len(losses) < 15
+def test_search_goes_on_until_the_loss_is_below_that_of_no_step():
+    """A first-order decrease 1000 times too large, as of a slope that holds only near zero."""
+    found, losses = line_search(lambda size: 2 - size + 1e4 * size**2, 2.0, 1.0)
+    assert losses[found] < 2.0 and found < 1e-4
+
+
+def test_search_ends_where_no_step_lowers_the_loss():
+    found, losses = line_search(lambda size: 2 + size, 2.0, 1.0)
+    assert len(losses) == 12 and found == min(losses)
 
 
 @pytest.mark.parametrize("peft", ["all", "dora"])
@@ -125,22 +144,114 @@ def test_searched_gamma_is_as_if_it_had_been_given(peft):
 @pytest.mark.parametrize("fatal", [False, True])
 def test_search_past_losses_that_are_no_numbers_in_a_run(tmp_path, llama_folder, monkeypatch, fatal):
     """They are null in run.json; where none is a number, the run says so."""
-    real = start_room.probe_loss
+    real, tried = start_room.batches_loss, []
 
-    def loss(model, probe):
-        largest = max(float(value.detach().abs().max()) for name, value in model.named_parameters() if "lora_A" in name)
-        return math.nan if fatal or largest > 0.12 else real(model, probe)
+    def loss(model, batches, reduction):
+        tried.append(batches)
+        return math.nan if fatal or len(tried) == 1 else real(model, batches, reduction)
 
-    monkeypatch.setattr(start_room, "probe_loss", loss)
+    monkeypatch.setattr(start_room, "batches_loss", loss)
     run = small_run(tmp_path, llama_folder, "model.epochs=0", "init.scale=search", "dataset.accuracy_examples=0")
     if fatal:
-        with pytest.raises(RunError, match="the loss is not finite at any of the 10 scales"):
+        with pytest.raises(RunError, match="the loss is not finite at any of the 12 scales"):
             finish(run)
         return
     found = finish(run).read()["init"]["searched"]
     assert None in found["losses"].values() and found["losses"][str(found["gamma"])] is not None
     finite = [value for value in found["losses"].values() if value is not None]
     assert found["losses"][str(found["gamma"])] == min(finite)
+
+
+def test_further_examples_are_searched_on_alone(tmp_path, llama_folder):
+    """The slope is the gradient's; the losses are those of other training examples, and so is the loss before."""
+    short = ("model.epochs=0", "dataset.accuracy_examples=0")
+    own = finish(small_run(tmp_path, llama_folder, *short)).read()["init"]
+    other = finish(small_run(tmp_path, llama_folder, *short, "init.search_examples=6")).read()["init"]
+    assert own["loss_before"] == other["loss_before"] and own["searched"] != other["searched"]
+    assert own["loss_after"] == own["searched"]["losses"][str(own["searched"]["gamma"])]
+    assert other["loss_after"] != other["searched"]["losses"][str(other["searched"]["gamma"])]
+
+
+def test_default_of_lora_one_searches_and_a_gamma_implies_stable():
+    assert run_config().init.scale == run_config("init.scale=search").init.scale == "search"
+    assert run_config("init.stable_gamma=128").init == run_config("init.stable_gamma=128", "init.scale=stable").init
+    assert (
+        run_config("init.direction=LoRA-GA").init.scale == run_config("init.direction=LoRA-SB").init.scale == "stable"
+    )
+
+
+# losses of a start
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("reduction", ["example", "token"])
+def test_regrouped_batches_hold_the_same_examples_with_less_padding(reduction):
+    data = examples()
+    batches, model = batches_of(data, 3, 0), random_llama()
+    grouped = regrouped(batches, 5, 512)
+    assert len(grouped) == 1 and len(grouped[0]["labels"]) == len(data)
+    assert mean_loss(model, grouped, reduction) == pytest.approx(mean_loss(model, batches, reduction), rel=1e-6)
+    lengths = [len(batch["labels"][0]) for batch in regrouped(batches, 5, 2**29 // 64)]  # few logits fit
+    assert len(lengths) > 1 and lengths == sorted(lengths, reverse=True)
+    assert sum(map(len, (batch["labels"] for batch in regrouped(batches, 5, 512, at_least=3)))) == len(data)
+    assert len(regrouped(batches, 5, 512, at_least=3)) == 3
+
+
+def test_batches_that_padding_could_change_are_left_alone():
+    batches = batches_of(examples(), 3, 0)
+    assert regrouped(batches, None, 512) is batches
+    left = [batch | {"attention_mask": batch["attention_mask"].flip(1)} for batch in batches]
+    assert regrouped(left, 0, 512) is left
+    further = [batch | {"position_ids": batch["input_ids"]} for batch in batches]
+    assert regrouped(further, 0, 512) is further
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("init.stable_gamma=2",), "raised the loss on its 8 examples from"),
+        (("init.stable_gamma=2",), "set init.scale=search, or raise init.stable_gamma (now 2)"),
+        (("init.scale=unit",), "set init.scale=search, or raise init.stable_gamma"),
+        (("init.direction=LoRA-SB", "init.eta=1"), "lower init.eta (now 1)"),
+    ],
+)
+def test_a_start_that_harms_says_so(tmp_path, capsys, overrides, said):
+    """On the screen, once, and in run.json, with the two losses and the key to change."""
+    run = small_run(tmp_path, BUNDLED / "tiny", "model.epochs=0", "dataset.accuracy_examples=0", *overrides)
+    record = finish(run).read()["init"]
+    (warning,) = record["warnings"]
+    assert said in warning and record["loss_after"] > record["loss_before"]
+    assert f"{record['loss_before']:.4f}" in warning and f"{record['loss_after']:.4f}" in warning
+    assert capsys.readouterr().out.count(f"WARNING: {warning}") == 1
+
+
+def test_a_step_larger_than_the_loss_is_warned_of_even_where_the_loss_fell():
+    record = {"method": "LoRA-One", "examples": 8, "loss_before": 2.0, "predicted_decrease": 2.5, "searched": None}
+    init = run_config("init.stable_gamma=128").init
+    (warning,) = start_warnings(init, record | {"loss_after": 1.9})
+    assert "2.5000" in warning and "2.0000" in warning and "1.9000" in warning and "(now 128)" in warning
+    assert start_warnings(init, record | {"loss_after": 1.9, "predicted_decrease": 1.5}) == []
+    assert start_warnings(init, record | {"loss_after": 1.9, "searched": {"gamma": 64}}) == []
+    assert start_warnings(init, record | {"loss_after": 2.001, "predicted_decrease": 0.0}) == []  # rounding
+    assert len(start_warnings(init, record | {"loss_after": 2.01, "searched": {"gamma": 64}})) == 1
+
+
+@pytest.mark.parametrize("overrides", [(), ("init.direction=LoRA-GA",), ("init=default",), ("init=svd",)])
+def test_a_default_start_warns_of_nothing(tmp_path, llama_folder, overrides):
+    run = small_run(tmp_path, llama_folder, "model.epochs=0", "dataset.accuracy_examples=0", *overrides)
+    assert finish(run).read()["init"]["warnings"] == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "remedy"),
+    [
+        (("init.stable_gamma=1e-30",), "raise init.stable_gamma"),
+        (("init=gaussian", "init.lora_A_std=1e30", "init.lora_B_std=1e30", "init.lora_B=gaussian"), "lora_A_std"),
+    ],
+)
+def test_a_start_that_is_not_finite_is_one_message(tmp_path, llama_folder, overrides, remedy):
+    with pytest.raises(RunError, match=rf"is (nan|inf) after the start of .*{remedy}"):
+        finish(small_run(tmp_path, llama_folder, "model.epochs=0", *overrides))
 
 
 # the cache
@@ -266,8 +377,8 @@ def test_content_tells_batches_apart():
 @torch.no_grad()
 def test_dora_one_starts_where_lora_one_does():
     """m = ||W + s B A|| by row, so m (W + s B A) / ||W + s B A|| = W + s B A; B and A as without DoRA."""
-    plain, _ = attach()
-    dora, _ = attach("peft=dora")
+    plain, _ = attach("init.stable_gamma=128")
+    dora, _ = attach("peft=dora", "init.stable_gamma=128")
     for (name, layer), other in zip(
         adapters.lora_layers(dora).items(), adapters.lora_layers(plain).values(), strict=True
     ):

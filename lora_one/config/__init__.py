@@ -46,7 +46,7 @@ class RunConfig:
         """Check every key, type and value.
 
         The r x r architecture follows from the initialisation: ``peft.lora_xs`` is set where it trains a core, and
-        for LoRA-SB alpha becomes r (s = 1), whatever they were.
+        for LoRA-SB alpha becomes r (s = 1), whatever they were. A null ``init.scale`` becomes the method's own.
 
         Raises UsageError: a key nothing reads, a value of the wrong type or out of its range, or two that
         contradict each other.
@@ -69,6 +69,8 @@ class RunConfig:
             refuse_unknown(f"{field.name}.", given[field.name], schema)
             sections[field.name] = OmegaConf.to_object(typed(f"{field.name}.", given[field.name], schema))
         typed("", {name: value for name, value in sections.items() if not dataclasses.is_dataclass(value)}, cls)
+        if isinstance(sections["init"], GradientInit):
+            sections["init"] = sections["init"].resolved()
         run = cls(**sections)
         check(run)
         return with_core(run)

@@ -62,6 +62,7 @@ RANGES: dict[str, tuple[str, Any]] = {
     "init.bsz": ("at least 1", lambda v: v >= 1),
     "init.iters": ("at least 1", lambda v: v >= 1),
     "init.sub_size": ("at least 1", lambda v: v >= 1),
+    "init.search_examples": ("at least 1", lambda v: v >= 1),
     "init.max_length": ("at least 2 tokens", lambda v: v >= 2),
     "init.tolerance": ("in (0, 1)", lambda v: 0 < v < 1),
     "init.niter": ("not negative", lambda v: v >= 0),
@@ -244,6 +245,11 @@ def check_gradient(init: GradientInit) -> None:
         raise UsageError(
             "init.scale=search looks for the gamma with the least loss after the start, and LoRA-GA's start leaves the "
             "function and the loss as they are: take init.scale=stable with init.stable_gamma"
+        )
+    if init.search_examples is not None and init.scale != "search":
+        raise UsageError(
+            f"init.search_examples={init.search_examples} is read only with init.scale=search, not with "
+            f"init.scale={init.scale}: drop one of the two"
         )
     for key, unset in (("scale", "stable"), ("stable_gamma", None)):
         value = getattr(init, key)

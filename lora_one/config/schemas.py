@@ -1,6 +1,6 @@
 """One frozen dataclass a group of the configuration, and one for each choice that reads keys of its own."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -86,7 +86,8 @@ class GradientInit(ProbedInit):
     """From the mean gradient over the examples."""
 
     direction: str
-    scale: str
+    scale: str | None  # null = the method's own, see resolved
+    search_examples: int | None  # further training examples for scale=search; null = those of the gradient
     normalize: str
     stable_gamma: float | None  # null = the method's own, 128 for LoRA-One
     reduction: str
@@ -103,6 +104,13 @@ class GradientInit(ProbedInit):
     def gamma(self) -> float:
         published = {"LoRA-One": 128.0, "LoRA-GA": 16.0}
         return self.stable_gamma if self.stable_gamma is not None else published[self.direction]
+
+    def resolved(self) -> "GradientInit":
+        """Fill in the scale: LoRA-One searches for it unless a gamma is given; the other methods take ``stable``."""
+        if self.scale is not None:
+            return self
+        search = self.direction == "LoRA-One" and self.stable_gamma is None
+        return replace(self, scale="search" if search else "stable")
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ class Run:
     tokens: int | None = None
     trainable_parameters: int | None = None
     git_commit: str | None = None
+    warnings: tuple[str, ...] = ()  # of its start
 
 
 def grid_points(grid: Grid) -> list[Point]:
@@ -107,7 +108,11 @@ def method_row(method: str, runs: Sequence[Run], chosen: Point | None, grid: Gri
         row |= {f"{name}_mean": mean(values) if values else None}
         row |= {f"{name}_sd": stdev(values) if len(values) > 1 else None}
     row["failed_runs"] = len(failed)
-    row["note"] = f"failed, {len(failed)} of {len(runs)} runs: {failed[0].error}" if failed else ""
+    notes = [f"failed, {len(failed)} of {len(runs)} runs: {failed[0].error}"] if failed else []
+    warned = [run for run in final if run.warnings]
+    if warned:
+        notes.append(f"warning at the start, {len(warned)} of {len(final)} seeds: {warned[0].warnings[0]}")
+    row["note"] = "; ".join(notes)
     return row
 
 

@@ -34,7 +34,8 @@ from lora_one.errors import RunError, UsageError
 from lora_one.gradients import GradientReport
 from lora_one.inits import Method
 from lora_one.losses import Batch, Reduction, answer_logits, evaluating, loss_count, loss_sum, targets
-from lora_one.start.search import search_multiple
+from lora_one.start.regroup import regrouped
+from lora_one.start.search import line_search
 from lora_one.steps import Step, StepSettings, low_rank_steps
 from lora_one.types import AdapterFactors
 
@@ -43,6 +44,7 @@ from lora_one.types import AdapterFactors
 class Probe:
     """What a method looks at: collated batches, how their losses are averaged, and the settings of a gradient's SVD.
 
+    search: other batches for the search of the scale; None: the same ones.
     vectors: the solution is to hold the gradients' leading singular vectors.
     """
 
@@ -50,6 +52,7 @@ class Probe:
     reduction: Reduction
     settings: StepSettings = field(default_factory=StepSettings)
     vectors: bool = False
+    search: Sequence[Batch] | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ class Solution:
 
     energies: captured share ||[G]_r||^2 / ||G||^2 by layer.  examples: None for a method that looks at none.
     predicted_decrease: of the loss on the examples, to first order: - sum over layers <G, s B A>; of gradient methods.
-    searched: gamma -> loss, of a scale that was searched for (None: not finite).  gamma: the one that was taken.
+    searched: gamma -> loss, of a scale that was searched for (None: not finite).  gamma: the one that was chosen.
+    loss: on the examples with these factors, where a search has measured it.
     cached: it was found before, and read.
     vectors: (U_r, Vh_r) of [G]_r by layer, where the probe asks for them.
     """
@@ -71,6 +75,7 @@ class Solution:
     gamma: float | None = None
     cached: bool = False
     vectors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -227,8 +232,9 @@ def rounded(factors: AdapterFactors, layer: Any) -> AdapterFactors:
 
 
 def searched(model: PeftModel, solution: Solution, method: Method, probe: Probe) -> Solution:
-    """The solution at the gamma with the least loss on the examples, by a few forward passes; B A is as 1 / gamma."""
+    """Return the solution at the gamma of the least loss found by a line search; B A is proportional to 1 / gamma."""
     layers = lora_layers(model)
+    forward = forward_batches(model, probe.search or probe.batches)
 
     def times(multiple: float) -> dict[str, AdapterFactors]:
         root = math.sqrt(multiple)
@@ -237,9 +243,11 @@ def searched(model: PeftModel, solution: Solution, method: Method, probe: Probe)
     def loss_at(multiple: float) -> float:
         for name, found in times(multiple).items():
             put(layers[name], found)
-        return probe_loss(model, probe)
+        return batches_loss(model, forward, probe.reduction)
 
-    multiple, losses = search_multiple(loss_at)
+    with model.disable_adapter():
+        before = batches_loss(model, forward, probe.reduction) if probe.search else solution.examples.loss
+    multiple, losses = line_search(loss_at, before, solution.predicted_decrease)
     return replace(
         solution,
         factors=times(multiple),
@@ -248,19 +256,33 @@ def searched(model: PeftModel, solution: Solution, method: Method, probe: Probe)
             method.search_from / tried: loss if math.isfinite(loss) else None for tried, loss in sorted(losses.items())
         },
         gamma=method.search_from / multiple,
+        loss=None if probe.search else losses[multiple],
     )
 
 
-@torch.no_grad()
+def forward_batches(model: nn.Module, batches: Sequence[Batch]) -> Sequence[Batch]:
+    """The batches of forward passes without gradients: fewer and larger, see ``regroup``."""
+    config = model.config.get_text_config()
+    pad_id = config.pad_token_id
+    if pad_id is None and batches[0]["labels"].dim() == 2:
+        pad_id = 0  # masked, so any token will do; a head looks for the padding token itself
+    return regrouped(batches, pad_id, config.vocab_size, Processes.current().count)
+
+
 def probe_loss(model: nn.Module, probe: Probe) -> float:
     """Mean loss on the examples, dropout off; on several processes each takes its share and all get the same."""
+    return batches_loss(model, forward_batches(model, probe.batches), probe.reduction)
+
+
+@torch.no_grad()
+def batches_loss(model: nn.Module, batches: Sequence[Batch], reduction: Reduction) -> float:
     processes = Processes.current()
     total = 0.0
     with evaluating(model):
-        for batch, weight in processes.share(probe.batches):
+        for batch, weight in processes.share(batches):
             logits = answer_logits(model, batch)
-            total += weight * float(loss_sum(logits, targets(batch), probe.reduction))
-    return processes.total(total) / sum(loss_count(targets(batch), probe.reduction) for batch in probe.batches)
+            total += weight * float(loss_sum(logits, targets(batch), reduction))
+    return processes.total(total) / sum(loss_count(targets(batch), reduction) for batch in batches)
 
 
 def looked_at(base: nn.Module, probe: Probe) -> GradientReport:

@@ -76,6 +76,7 @@ class Cache:
                 told["predicted_decrease"],
                 searched,
                 told["gamma"],
+                loss=told["loss"],
                 vectors={name: (tensors[f"{name}.U"], tensors[f"{name}.Vh"]) for name in told["vectors"]},
             )
         except (OSError, ValueError, KeyError, SafetensorError):
@@ -98,6 +99,7 @@ class Cache:
             "predicted_decrease": solution.predicted_decrease,
             "searched": {str(gamma): loss for gamma, loss in solution.searched.items()},
             "gamma": solution.gamma,
+            "loss": solution.loss,
             "vectors": list(solution.vectors),
         }
         try:

@@ -31,7 +31,7 @@ def initialize_adapters(
     *,
     method: Literal["LoRA-One", "LoRA-GA"] = "LoRA-One",
     examples: int | None = 8,
-    scale: str = "stable",
+    scale: str | None = None,
     stable_gamma: float | None = None,
     normalize: Literal["s0", "none"] = "s0",
     reduction: Reduction = "example",
@@ -46,7 +46,8 @@ def initialize_adapters(
     """Wrap the model as PEFT would and start every linear layer's adapter from the one-step gradient.
 
     LoRA-One (arXiv:2502.01235, Algorithm 1): s B A = s/gamma [-G]_r / sigma_1(G), with s PEFT's own scaling of that
-    layer; rank_pattern, alpha_pattern, use_rslora and use_dora are heeded. LoRA-GA (arXiv:2407.05000) changes the base
+    layer and the gamma of the least loss on the examples, found by at most 4 forward passes (``scale="search"``, the
+    default) or given as ``stable_gamma`` (published: 128); rank_pattern, alpha_pattern, use_rslora and use_dora are heeded. LoRA-GA (arXiv:2407.05000) changes the base
     to W - s B A, so its adapter is saved with ``lora_one.save_adapter(model, path, start.kept)``.
 
     model: of transformers, causal, an encoder-decoder or with a classification head; frozen, 4-bit or 8-bit too; it
@@ -74,6 +75,7 @@ def initialize_adapters(
         max_length=None,
         direction=method,
         scale=scale,
+        search_examples=None,
         normalize=normalize,
         stable_gamma=stable_gamma,
         reduction=reduction,
@@ -81,7 +83,7 @@ def initialize_adapters(
         memory=memory,
         ga_direction=ga_direction,
         eta=None,
-    )
+    ).resolved()
     if isinstance(model, PeftModel):
         raise UsageError("model is a PeftModel already: give the model within, model.unload() or before PEFT wraps it")
     check_values({f"init.{name}": value for name, value in asdict(init).items()} | {"init.direction": method})

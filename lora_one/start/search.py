@@ -1,33 +1,80 @@
-"""The size of a step along a known direction, by a few evaluations of the loss."""
+"""The size of a step along a known direction: a line search with at most four evaluations of the loss."""
 
 import math
 from collections.abc import Callable
 
-FARTHEST = 6  # powers of 4 from the first guess, up or down
+EVALUATIONS = 4
+FIRST = 1.25  # first-order decrease of the first trial, in units of the loss itself
+UP, DOWN = 1.4, 2.0  # factors where the least loss is at the largest, or the smallest, size tried
+ENOUGH = 1e-3  # relative gain that is worth another evaluation
+RESCUE = 16.0  # factor down where nothing else is known
+MAX_RESCUES = 8  # further evaluations while no size has lowered the loss
 
 
-def search_multiple(loss_at: Callable[[float], float]) -> tuple[float, dict[float, float]]:
-    """The multiple of the first guess with the least loss, among powers of 2; and every loss that was looked at.
+def line_search(loss_at: Callable[[float], float], loss: float, decrease: float) -> tuple[float, dict[float, float]]:
+    """Return the size of the least loss among those tried, and the loss at every size tried.
 
-    From 1 it goes by factors of 4 the way the loss falls, until it rises, and then looks at 2 and 1/2 of the best:
-    5 evaluations where the guess is good. A loss that is not finite counts as infinite. Of equal losses the smallest
-    multiple is taken. Raises ValueError: no loss is finite.
+    The first trial follows from the slope at zero, the second from the parabola through the loss and the slope at
+    zero and the first trial. Then, with x = log(size): where a trial has a higher loss on both sides, the vertex of
+    the parabola through the three; else a constant factor beyond the best. A loss that is not finite counts as
+    infinite. While no trial is below ``loss``, up to MAX_RESCUES smaller ones follow.
+
+    loss: at size 0.  decrease: -d loss / d size at 0 (to first order, the loss falls by decrease x size).
+    Raises ValueError: no loss is finite.
     """
     losses: dict[float, float] = {}
-
-    def loss(multiple: float) -> float:
-        if multiple not in losses:
-            losses[multiple] = loss_at(multiple)
-        return losses[multiple] if math.isfinite(losses[multiple]) else math.inf
-
-    def least(*multiples: float) -> float:
-        return min(sorted(multiples), key=loss)
-
-    best = least(1.0, 4.0, 0.25)
-    factor = best
-    while factor != 1.0 and 4.0**-FARTHEST < best < 4.0**FARTHEST and least(best, best * factor) != best:
-        best *= factor
-    best = least(best, best * 2, best / 2)
-    if not math.isfinite(losses[best]):
+    size: float | None = FIRST * loss / decrease if decrease > 0 else 1.0
+    while size is not None:
+        losses[size] = loss_at(size)
+        size = next_size(losses, loss, decrease)
+    finite = {tried: value for tried, value in losses.items() if math.isfinite(value)}
+    if not finite:
         raise ValueError(f"the loss is not finite at any of the {len(losses)} scales that init.scale=search tried")
-    return best, losses
+    return min(sorted(finite), key=finite.__getitem__), losses
+
+
+def next_size(losses: dict[float, float], loss: float, decrease: float) -> float | None:
+    """Return the next size to try, None where the search ends."""
+    sizes = sorted(losses)
+    values = [losses[size] if math.isfinite(losses[size]) else math.inf for size in sizes]
+    place = values.index(min(values))
+    best, least = sizes[place], values[place]
+    if least >= loss:
+        return smaller(sizes[0], values[0], loss, decrease) if len(sizes) < EVALUATIONS + MAX_RESCUES else None
+    if len(sizes) >= EVALUATIONS:
+        return None
+    if len(sizes) == 1:
+        return best * min(UP, max(1 / RESCUE, vertex_from_slope(best, least, loss, decrease) / best))
+    if place == len(sizes) - 1:
+        return best * UP
+    if place == 0:
+        return best / DOWN
+    around = slice(place - 1, place + 2)
+    vertex, gain = parabola(sizes[around], values[around])
+    return vertex if gain > ENOUGH * least else None
+
+
+def smaller(size: float, value: float, loss: float, decrease: float) -> float:
+    """Return a size below one that did not lower the loss: the parabola's vertex, or a constant factor down."""
+    vertex = vertex_from_slope(size, value, loss, decrease) if math.isfinite(value) else 0.0
+    return max(size / RESCUE, min(vertex, size / DOWN))
+
+
+def vertex_from_slope(size: float, value: float, loss: float, decrease: float) -> float:
+    """Return where the parabola with this value and slope at 0 and this value at ``size`` is least."""
+    curvature = (value - loss + decrease * size) / size**2
+    return decrease / (2 * curvature) if curvature > 0 else math.inf
+
+
+def parabola(sizes: list[float], values: list[float]) -> tuple[float, float]:
+    """Return the vertex of the parabola in log(size) through three points, the middle one least, and its gain.
+
+    An infinite value is taken as the largest finite distance: the vertex then lies in the middle between the others.
+    """
+    left, middle, right = (math.log(size) for size in sizes)
+    if not all(map(math.isfinite, values)):
+        return math.exp((left + middle) / 2), math.inf
+    down, up = (values[0] - values[1]) / (middle - left), (values[2] - values[1]) / (right - middle)
+    bend = (down + up) / (right - left)
+    slope = up - bend * (right - middle)  # at the middle
+    return math.exp(middle - slope / (2 * bend)), slope**2 / (4 * bend)

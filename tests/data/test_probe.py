@@ -18,7 +18,7 @@ def texts(tokenizer):
 
 
 def rows(tokenizer, texts, *overrides):
-    batches = probe_batches(run_config(*overrides), texts, Encoder(tokenizer))
+    batches, _ = probe_batches(run_config(*overrides), texts, Encoder(tokenizer))
     return [
         tuple(row[: int(mask.sum())].tolist())
         for b in batches

@@ -1,0 +1,77 @@
+"""Larger batches for forward passes without gradients: examples of similar length together, little padding."""
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn.functional import pad
+
+from lora_one.losses import IGNORED, Batch, targets
+
+MAX_TOKENS = 4096  # of a batch, with padding
+MAX_LOGITS = 2**29  # bytes of a batch's logits in fp32
+# What padding on the right is filled with; input_ids take the padding token.
+FILLERS = {"input_ids": None, "decoder_input_ids": None, "attention_mask": 0, "token_type_ids": 0, "labels": IGNORED}
+
+
+def regrouped(batches: Sequence[Batch], pad_id: int | None, vocabulary: int, at_least: int = 1) -> Sequence[Batch]:
+    """Return the same examples in fewer batches, the longest examples first, or the batches as they are.
+
+    They stay as they are where padding on the right could change a result: padding on the left, tensors other than
+    those in ``FILLERS``, or no known padding token.
+
+    vocabulary: logits at each place, which bound a batch's size.  at_least: batches wanted, one for each process.
+    """
+    if pad_id is None or not all(mergeable(batch) for batch in batches):
+        return batches
+    rows = sorted((row for batch in batches for row in rows_of(batch)), key=length, reverse=True)
+    most = -(-len(rows) // at_least)
+    groups: list[list[Batch]] = []
+    for row in rows:
+        fits = groups and len(groups[-1]) < most and (len(groups[-1]) + 1) * length(groups[-1][0]) <= MAX_TOKENS
+        if fits and logits_of([*groups[-1], row]) * vocabulary * 4 <= MAX_LOGITS:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return [merged(group, pad_id) for group in groups]
+
+
+def mergeable(batch: Batch) -> bool:
+    """Whether the batch holds nothing but known tensors, padded on the right where they are padded."""
+    mask = batch.get("attention_mask")
+    return batch.keys() <= FILLERS.keys() and mask is not None and mask.dim() == 2 and bool(mask[:, 0].all())
+
+
+def rows_of(batch: Batch) -> list[Batch]:
+    """Return each example as a batch of one, without padding."""
+    rows = []
+    for index, tokens in enumerate(batch["attention_mask"].sum(dim=1).tolist()):
+        row = {name: value[index : index + 1] for name, value in batch.items()}
+        whole = batch["input_ids"].shape[1]
+        rows.append({name: value[:, :tokens] if value.shape[1:] == (whole,) else value for name, value in row.items()})
+    return rows
+
+
+def length(row: Batch) -> int:
+    return row["input_ids"].shape[1]
+
+
+def logits_of(rows: Sequence[Batch]) -> int:
+    """Return how many places of the merged rows get logits: all from the first that counts in any row."""
+    wanted = [targets(row) for row in rows]
+    longest = max(places.shape[1] for places in wanted)
+    first = min(int((places != IGNORED).any(dim=0).int().argmax()) for places in wanted)
+    return len(rows) * (longest - first)
+
+
+def merged(rows: Sequence[Batch], pad_id: int) -> Batch:
+    """Concatenate batches of one, padded on the right to the longest."""
+    found = {}
+    for name, filler in FILLERS.items():
+        values = [row[name] for row in rows if name in row]
+        if values and values[0].dim() == 2:
+            longest = max(value.shape[1] for value in values)
+            fill = pad_id if filler is None else filler
+            values = [pad(value, (0, longest - value.shape[1]), value=fill) for value in values]
+        if values:
+            found[name] = torch.cat(values)
+    return found
