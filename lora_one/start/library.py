@@ -46,9 +46,10 @@ def initialize_adapters(
     """Wrap the model as PEFT would and start every linear layer's adapter from the one-step gradient.
 
     LoRA-One (arXiv:2502.01235, Algorithm 1): s B A = s/gamma [-G]_r / sigma_1(G), with s PEFT's own scaling of that
-    layer and the gamma of the least loss on the examples, found by at most 4 forward passes (``scale="search"``, the
-    default) or given as ``stable_gamma`` (published: 128); rank_pattern, alpha_pattern, use_rslora and use_dora are heeded. LoRA-GA (arXiv:2407.05000) changes the base
-    to W - s B A, so its adapter is saved with ``lora_one.save_adapter(model, path, start.kept)``.
+    layer. gamma is the one of the least loss on the examples, found by at most 4 forward passes (``scale="search"``,
+    the default), or ``stable_gamma`` where given (published: 128). rank_pattern, alpha_pattern, use_rslora and use_dora
+    are respected. LoRA-GA (arXiv:2407.05000) changes the base to W - s B A, so its adapter is saved with
+    ``lora_one.save_adapter(model, path, start.kept)``.
 
     model: of transformers, causal, an encoder-decoder or with a classification head; frozen, 4-bit or 8-bit too; it
     is modified in place.
