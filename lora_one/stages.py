@@ -338,10 +338,11 @@ def save(experiment: Experiment, model: nn.Module) -> None:
         checkpoints.save_merged(model, experiment.encoder.tokenizer, folder.merged)
         artifacts["merged_checkpoint"] = folder.merged.name
     elif run.model.saving:
-        if run.model.quantization or run.peft.adalora:
-            adapters.narrowed(model)
-            model = checkpoints.load_adapter(checkpoints.dequantized(model.unload()), folder.adapter)
-        checkpoints.save_merged(checkpoints.merge_adapter(model), experiment.encoder.tokenizer, folder.merged)
+        if folder.kept.exists():  # the base in memory is W - s B0 A0, rounded; the adapter belongs on W
+            model.to("meta")  # free the first copy before the second is loaded
+            merge(folder, *original(folder))
+        else:
+            merge(folder, checkpoints.bare(model), experiment.encoder.tokenizer)
         artifacts["merged_checkpoint"] = folder.merged.name
     folder.update(artifacts=artifacts)
 
@@ -359,6 +360,23 @@ def merge_run(folder: RunFolder) -> None:
         return
     if not record["config"]["peft"]["use_peft"]:
         raise RunError(f"every weight was trained, and {folder.merged} is gone: overwrite=true trains anew")
+    merge(folder, *original(folder))
+    folder.update(artifacts=record["artifacts"] | {"merged_checkpoint": folder.merged.name})
+    print(f"merged: {folder.merged}")
+
+
+def merge(folder: RunFolder, base: nn.Module, tokenizer: Any) -> None:
+    """Write merged_checkpoint/, the original base with adapter/. Every merge, in a run or after it, is done here."""
+    model = checkpoints.load_adapter(checkpoints.dequantized(base), folder.adapter)
+    checkpoints.save_merged(checkpoints.merge_adapter(model), tokenizer, folder.merged)
+
+
+def original(folder: RunFolder) -> tuple[nn.Module, Any]:
+    """Load the base and the tokenizer that a run began with, by its run.json.
+
+    Raises RunError: the model's folder has other content now.
+    """
+    record = folder.read()
     model, origin = record["config"]["model"], record["provenance"]
     name = origin["model_folder"] or model["name"]
     if origin["model_folder"] and fingerprint(Path(name)) != origin["fingerprints"]["model.name"]:
@@ -368,11 +386,7 @@ def merge_run(folder: RunFolder) -> None:
     options = {"dtype": dtype, "quantization": model["quantization"], "model_type": model["type"], "labels": labels}
     tokenizer = load_tokenizer(name, model["revision"])
     base = load_model(name, model["revision"], **options)
-    base = padded_with(base, pad_id_of(tokenizer)) if labels else base
-    merged = checkpoints.merge_adapter(checkpoints.load_adapter(checkpoints.dequantized(base), folder.adapter))
-    checkpoints.save_merged(merged, tokenizer, folder.merged)
-    folder.update(artifacts=record["artifacts"] | {"merged_checkpoint": folder.merged.name})
-    print(f"merged: {folder.merged}")
+    return (padded_with(base, pad_id_of(tokenizer)) if labels else base), tokenizer
 
 
 def close(run: RunConfig, folder: RunFolder) -> None:
