@@ -23,6 +23,7 @@ from lora_one.data.encode import Encoder, pad_id_of
 from lora_one.data.probe import init_seed, probe_batches
 from lora_one.distributed import Processes
 from lora_one.errors import RunError, UsageError
+from lora_one.evaluation import glue
 from lora_one.evaluation.generate import context_length
 from lora_one.evaluation.validation import Validation
 from lora_one.inits import build_init
@@ -384,7 +385,7 @@ def original(folder: RunFolder) -> tuple[nn.Module, Any]:
     dtype = "bf16" if model["bf16"] else "fp32"
     labels = head_labels(model["type"], record["config"]["dataset"]["name"])
     options = {"dtype": dtype, "quantization": model["quantization"], "model_type": model["type"], "labels": labels}
-    tokenizer = load_tokenizer(name, model["revision"])
+    tokenizer = load_tokenizer(name, model["revision"], model["type"])
     base = load_model(name, model["revision"], **options)
     return (padded_with(base, pad_id_of(tokenizer)) if labels else base), tokenizer
 
@@ -416,7 +417,8 @@ def close(run: RunConfig, folder: RunFolder) -> None:
     if run.model.quantization:
         print(f"  note: adapter/ belongs on the base quantised to {run.model.quantization} by bitsandbytes, as here")
     if "merged_checkpoint" in record["artifacts"]:
-        print(f"  next: python eval/eval_gsm8k.py --model_name={quote(str(folder.merged))}")
+        script = f"eval_glue.py --dataset={run.dataset.name}" if run.dataset.name in glue.SETS else "eval_gsm8k.py"
+        print(f"  next: python eval/{script} --model_name={quote(str(folder.merged))}")
     else:
         print(f"  next: python scripts/merge.py {quote(str(folder.path))}")
     print(f"run: {folder.run_json}")

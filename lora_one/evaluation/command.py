@@ -398,7 +398,7 @@ def load(options: argparse.Namespace) -> tuple[Any, Any]:
         options.batch_size = automatic(model)
     if adapter is not None:
         model = load_adapter(model, adapter)
-    tokenizer = load_tokenizer(name)
+    tokenizer = load_tokenizer(name, model_type=kind)
     if kind == "SequenceClassification":
         padded_with(model, pad_id_of(tokenizer))
     return model.eval(), tokenizer
