@@ -27,7 +27,8 @@ from transformers import (
 )
 
 from lora_one import adapters
-from lora_one.data.encode import ClassEncoder, EncoderDecoderEncoder, batches_of, collate, pad_id_of
+from lora_one.data import load_dataset
+from lora_one.data.encode import ClassEncoder, EncoderDecoderEncoder, batches_of, collate, encoder_for, pad_id_of
 from lora_one.errors import RunError, UsageError
 from lora_one.evaluation.held_out import HeldOut
 from lora_one.gradients import mean_gradients
@@ -235,6 +236,9 @@ def test_a_run_of_every_kind_trains_and_leaves_what_plain_libraries_load(kind, i
     )
     folder = finish(run)
     record = folder.read()
+    encoded = load_dataset(run.dataset, encoder_for(run.model, run.dataset), 48).train
+    read = sum(len(row.input_ids) + len(row.decoder_ids or ()) for row in encoded)
+    assert record["train"]["tokens"] == 8 * read, "prompt and response, also of an encoder-decoder"
     assert record["train"]["last_loss"] < 0.97 * record["train"]["first_loss"]
     assert kind != "llama_head" or record["evaluation"]["final"]["eval_accuracy"] >= 0.75
     auto = AutoModelForSeq2SeqLM if kind == "t5" else AutoModelForSequenceClassification
