@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(composed: DictConfig) -> None:
     with cli.reporting():
-        execute(RunConfig.from_hydra(composed))  # every key is checked before torch is even imported
+        run = RunConfig.from_hydra(composed)  # every key is checked before torch is even imported
+        cli.job_begins(run)
+        execute(run)
 
 
 def execute(run: RunConfig) -> None:
