@@ -154,13 +154,20 @@ def first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def base_of(adapter: Path | None) -> dict[str, str]:
-    """How a quantised base was loaded under a run's adapter/, by the run.json beside it: dtype and quantization.
+def run_of(model: Path) -> RunFolder | None:
+    """The run that left a model: as its adapter/, its merged_checkpoint/ or one of its epochs/<n>. None: no run did."""
+    above = model.expanduser().resolve().parent
+    folder = RunFolder(above.parent if above.name == "epochs" else above)
+    return folder if folder.run_json.exists() else None
 
-    Empty for another base, and where there is no such run.
+
+def base_of(adapter: Path | None) -> dict[str, str]:
+    """How a run loaded the quantised base of its adapter, by its run.json: dtype and quantization.
+
+    Empty for another base, and where no run left the adapter.
     """
-    record = RunFolder(adapter.resolve().parent).read() if adapter else {}
-    model = record.get("config", {}).get("model", {})
+    run = run_of(adapter) if adapter else None
+    model = run.read().get("config", {}).get("model", {}) if run else {}
     if not model.get("quantization"):
         return {}
     return {"dtype": "bf16" if model["bf16"] else "fp32", "quantization": model["quantization"]}
