@@ -21,26 +21,25 @@ if TYPE_CHECKING:
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(composed: DictConfig) -> None:
     with cli.reporting():
-        execute(RunConfig.from_hydra(composed))  # every key is checked before torch is even imported
+        run = RunConfig.from_hydra(composed)  # every key is checked before torch is even imported
+        cli.job_begins(run)
+        execute(run)
 
 
 def execute(run: RunConfig) -> None:
     """Plan, run, or say that it is done: the folder is a function of the configuration."""
     from lora_one import models
     from lora_one.distributed import Processes
-    from lora_one.provenance import config_hash, local_fingerprints
-    from lora_one.run_folder import RunFolder, folder_of
+    from lora_one.run_folder import placed
 
     processes = Processes.started()
     models.preflight(run.model, processes.count, full=not run.peft.use_peft)
-    run = models.ranked(run)
+    place = placed(run)
+    run, folder = place.run, place.folder
     if processes.count > 1:
         from lora_one.training import accumulation_steps
 
         accumulation_steps(run.model, processes.count)  # refuses a batch that cannot be shared out, before any work
-    fingerprints = local_fingerprints(run.to_dict(), models.local_folder(run.model.name))
-    identity = config_hash(run.to_dict(), fingerprints)
-    folder = RunFolder(folder_of(run, identity))
     if run.dry_run:
         from lora_one.plan import plan
 
@@ -52,7 +51,7 @@ def execute(run: RunConfig) -> None:
             print(f"finished before: {folder.path} (overwrite=true to redo)")
             complete_artifacts(run, folder)
         else:
-            experiment(run, folder, identity, fingerprints)
+            experiment(run, folder, place.identity, place.fingerprints)
         processes.meet()
     cli.job_done(folder)
 

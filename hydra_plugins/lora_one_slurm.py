@@ -31,7 +31,7 @@ if importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher"):  # else cl
 
         def __call__(self, overrides: list[str], *rest: Any) -> cli.Outcome:
             """One job, in a process of its own on its node."""
-            return cli.apart(lambda: super(ArrayLauncher, self).__call__(overrides, *rest), overrides)
+            return cli.apart(lambda: super(ArrayLauncher, self).__call__(overrides, *rest))
 
         def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
             numbered = [(number, list(job)) for number, job in enumerate(job_overrides, initial_job_idx)]

@@ -217,6 +217,12 @@ def merge_adapter(model: PeftModel) -> nn.Module:
     return model.unload()
 
 
+def bare(model: PeftModel) -> nn.Module:
+    """The model without its adapters; modules that were trained whole stay as trained, in the base's dtype."""
+    narrowed(model)
+    return model.unload()
+
+
 def dequantized(base: nn.Module) -> nn.Module:
     """The base with plain linear layers in the place of quantised ones, of the same values; itself if it has none."""
     return base.dequantize(dtype=base.dtype) if getattr(base, "is_quantized", False) else base

@@ -23,6 +23,7 @@ USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 
 _failures: list[int] = []  # exit codes of the jobs of this process; a sweep runs several
 _done: list[RunFolder] = []
+_anew: list[bool] = []  # of each job that began in this process: whether it has overwrite=true
 _tracebacks: list[bool] = []  # whether HYDRA_FULL_ERROR=1 came from the user
 
 
@@ -57,6 +58,7 @@ def launch(hydra_main: Callable[[], None]) -> int:
     sys.argv[1:] = translate(sys.argv[1:])
     _failures.clear()
     _done.clear()
+    _anew.clear()
     try:
         check_launcher(sys.argv[1:])
         with hydra_raises(), caught():
@@ -64,7 +66,7 @@ def launch(hydra_main: Callable[[], None]) -> int:
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: a group set to no name
         _report(explain(error, sys.argv[1:]), USAGE)
     except Interrupted as stop:
-        return ended(stop, sys.argv)
+        return ended(stop)
     except KeyboardInterrupt:
         say_error("interrupted: the same command goes on from the last resume point")
         return INTERRUPTED
@@ -78,10 +80,9 @@ def launch(hydra_main: Callable[[], None]) -> int:
     return exit_code()
 
 
-def ended(stop: Interrupted, arguments: Sequence[str]) -> int:
+def ended(stop: Interrupted) -> int:
     """Say that a signal came and, where SLURM can be asked to, queue the job again; returns the exit code."""
-    anew = any(argument.lstrip("+") == "overwrite=true" for argument in arguments)
-    said = None if anew else requeue(stop)  # queued again, it would throw away what it has
+    said = None if any(_anew) else requeue(stop)  # with overwrite=true the next start would delete the results
     say_error(
         f"ended by {stop}: the same command (without overwrite=true) goes on from the last resume point"
         + (f"; {said}" if said else "")
@@ -112,18 +113,19 @@ class Outcome:
     done: tuple[Path, ...]
 
 
-def apart(job: Callable[[], object], overrides: Sequence[str]) -> Outcome:
+def apart(job: Callable[[], object]) -> Outcome:
     """Run a job of a sweep in a process of its own, as ``launch`` runs the sweep; ``take`` notes what it came to.
 
     A signal ends the process, with a resume point and no outcome: SLURM may run it again.
     """
     _failures.clear()
     _done.clear()
+    _anew.clear()
     try:
         with caught():
             job()
     except Interrupted as stop:
-        sys.exit(ended(stop, overrides))
+        sys.exit(ended(stop))
     except SystemExit:  # one of several processes failed, and said so
         pass
     return Outcome(exit_code(), tuple(folder.path for folder in _done))
@@ -173,6 +175,11 @@ def compose(conf: Path, overrides: Sequence[str]) -> RunConfig:
         raise
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UsageError(explain(error, arguments)) from error
+
+
+def job_begins(run: RunConfig) -> None:
+    """Note what a signal must know of a run: with overwrite=true, SLURM may not start it again."""
+    _anew.append(run.overwrite)
 
 
 def job_done(folder: RunFolder) -> None:

@@ -27,11 +27,11 @@ from lora_one.data import load_dataset
 from lora_one.data.encode import encoder_for
 from lora_one.errors import RunError, UsageError, nearest
 from lora_one.evaluation.held_out import HeldOut
-from lora_one.models import device, local_folder
-from lora_one.provenance import config_hash, git_commit, local_fingerprints, versions
+from lora_one.models import device
+from lora_one.provenance import git_commit, versions
 from lora_one.reports import compare as table
 from lora_one.reports.compare import Grid, Point, Run
-from lora_one.run_folder import RunFolder, folder_of, write_json
+from lora_one.run_folder import RunFolder, placed, write_json
 
 Compose = Callable[[Sequence[str]], RunConfig]
 Execute = Callable[[RunConfig], None]
@@ -203,9 +203,8 @@ class Jobs:
 
 def job_of(method: str, stage: str, point: Point, run: RunConfig) -> Job:
     """The job in the folder where run_exp.py puts it. Raises UsageError: the model's folder is not there."""
-    settings = run.to_dict()
-    identity = config_hash(settings, local_fingerprints(settings, local_folder(run.model.name)))
-    return Job(method, stage, point, run.seed, run, RunFolder(folder_of(run, identity)))
+    place = placed(run)
+    return Job(method, stage, point, run.seed, place.run, place.folder)
 
 
 def is_same_for_all(key: str) -> bool:

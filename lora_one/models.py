@@ -168,8 +168,11 @@ def count_in_header(file: Path) -> int:
     return sum(int(torch.Size(shape).numel()) for shape in shapes)
 
 
-def load_tokenizer(name: str, revision: str | None = None) -> Any:
-    """Raises RunError: not found, or a tokenizer without an end-of-sequence token."""
+def load_tokenizer(name: str, revision: str | None = None, model_type: str = "CausalLM") -> Any:
+    """Load the tokenizer of a model.
+
+    Raises RunError: not found, or without an end-of-sequence token. For a classification head a separator is enough.
+    """
     from transformers import AutoTokenizer
 
     source, options = source_of(name, revision)
@@ -177,8 +180,12 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
         raise RunError(cannot_load(name, "tokenizer", error)) from error
-    if tokenizer.eos_token_id is None:
-        raise RunError(f"the tokenizer of model {name} has no end-of-sequence token: set one in its folder")
+    separated = model_type == "SequenceClassification" and tokenizer.sep_token_id is not None
+    if tokenizer.eos_token_id is None and not separated:
+        raise RunError(
+            f"the tokenizer of model {name} has no end-of-sequence token, which model.type={model_type} needs: set one "
+            "in its folder, or take another model"
+        )
     return tokenizer
 
 

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,28 @@ def folder_of(run: RunConfig, config_hash: str) -> Path:
     name = run.wandb.name or method_name(run)
     root = Path(run.results_dir).expanduser()
     return root / f"{run.wandb.project}_{run.dataset.name}" / f"{name}-{config_hash[:8]}" / str(run.seed)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A run as it is executed, with its rank known; the fingerprints of local inputs, the hash of all, the folder."""
+
+    run: RunConfig
+    fingerprints: dict[str, str]
+    identity: str
+    folder: "RunFolder"
+
+
+def placed(run: RunConfig) -> Placed:
+    """Find the folder of a run. Raises UsageError: the model's folder is not there."""
+    # torch comes late: the settings are checked before it is imported
+    from lora_one.models import local_folder, ranked
+    from lora_one.provenance import config_hash, local_fingerprints
+
+    run = ranked(run)
+    fingerprints = local_fingerprints(run.to_dict(), local_folder(run.model.name))
+    identity = config_hash(run.to_dict(), fingerprints)
+    return Placed(run, fingerprints, identity, RunFolder(folder_of(run, identity)))
 
 
 def method_name(run: RunConfig) -> str:
@@ -131,13 +154,20 @@ def first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def base_of(adapter: Path | None) -> dict[str, str]:
-    """How a quantised base was loaded under a run's adapter/, by the run.json beside it: dtype and quantization.
+def run_of(model: Path) -> RunFolder | None:
+    """The run that left a model: as its adapter/, its merged_checkpoint/ or one of its epochs/<n>. None: no run did."""
+    above = model.expanduser().resolve().parent
+    folder = RunFolder(above.parent if above.name == "epochs" else above)
+    return folder if folder.run_json.exists() else None
 
-    Empty for another base, and where there is no such run.
+
+def base_of(adapter: Path | None) -> dict[str, str]:
+    """How a run loaded the quantised base of its adapter, by its run.json: dtype and quantization.
+
+    Empty for another base, and where no run left the adapter.
     """
-    record = RunFolder(adapter.resolve().parent).read() if adapter else {}
-    model = record.get("config", {}).get("model", {})
+    run = run_of(adapter) if adapter else None
+    model = run.read().get("config", {}).get("model", {}) if run else {}
     if not model.get("quantization"):
         return {}
     return {"dtype": "bf16" if model["bf16"] else "fp32", "quantization": model["quantization"]}

@@ -23,6 +23,7 @@ from lora_one.data.encode import Encoder, pad_id_of
 from lora_one.data.probe import init_seed, probe_batches
 from lora_one.distributed import Processes
 from lora_one.errors import RunError, UsageError
+from lora_one.evaluation import glue
 from lora_one.evaluation.generate import context_length
 from lora_one.evaluation.validation import Validation
 from lora_one.inits import build_init
@@ -348,10 +349,11 @@ def save(experiment: Experiment, model: nn.Module) -> None:
         checkpoints.save_merged(model, experiment.encoder.tokenizer, folder.merged)
         artifacts["merged_checkpoint"] = folder.merged.name
     elif run.model.saving:
-        if run.model.quantization or run.peft.adalora:
-            adapters.narrowed(model)
-            model = checkpoints.load_adapter(checkpoints.dequantized(model.unload()), folder.adapter)
-        checkpoints.save_merged(checkpoints.merge_adapter(model), experiment.encoder.tokenizer, folder.merged)
+        if folder.kept.exists():  # the base in memory is W - s B0 A0, rounded; the adapter belongs on W
+            model.to("meta")  # free the first copy before the second is loaded
+            merge(folder, *original(folder))
+        else:
+            merge(folder, checkpoints.bare(model), experiment.encoder.tokenizer)
         artifacts["merged_checkpoint"] = folder.merged.name
     folder.update(artifacts=artifacts)
 
@@ -369,6 +371,23 @@ def merge_run(folder: RunFolder) -> None:
         return
     if not record["config"]["peft"]["use_peft"]:
         raise RunError(f"every weight was trained, and {folder.merged} is gone: overwrite=true trains anew")
+    merge(folder, *original(folder))
+    folder.update(artifacts=record["artifacts"] | {"merged_checkpoint": folder.merged.name})
+    print(f"merged: {folder.merged}")
+
+
+def merge(folder: RunFolder, base: nn.Module, tokenizer: Any) -> None:
+    """Write merged_checkpoint/, the original base with adapter/. Every merge, in a run or after it, is done here."""
+    model = checkpoints.load_adapter(checkpoints.dequantized(base), folder.adapter)
+    checkpoints.save_merged(checkpoints.merge_adapter(model), tokenizer, folder.merged)
+
+
+def original(folder: RunFolder) -> tuple[nn.Module, Any]:
+    """Load the base and the tokenizer that a run began with, by its run.json.
+
+    Raises RunError: the model's folder has other content now.
+    """
+    record = folder.read()
     model, origin = record["config"]["model"], record["provenance"]
     name = origin["model_folder"] or model["name"]
     if origin["model_folder"] and fingerprint(Path(name)) != origin["fingerprints"]["model.name"]:
@@ -376,13 +395,9 @@ def merge_run(folder: RunFolder) -> None:
     dtype = "bf16" if model["bf16"] else "fp32"
     labels = head_labels(model["type"], record["config"]["dataset"]["name"])
     options = {"dtype": dtype, "quantization": model["quantization"], "model_type": model["type"], "labels": labels}
-    tokenizer = load_tokenizer(name, model["revision"])
+    tokenizer = load_tokenizer(name, model["revision"], model["type"])
     base = load_model(name, model["revision"], **options)
-    base = padded_with(base, pad_id_of(tokenizer)) if labels else base
-    merged = checkpoints.merge_adapter(checkpoints.load_adapter(checkpoints.dequantized(base), folder.adapter))
-    checkpoints.save_merged(merged, tokenizer, folder.merged)
-    folder.update(artifacts=record["artifacts"] | {"merged_checkpoint": folder.merged.name})
-    print(f"merged: {folder.merged}")
+    return (padded_with(base, pad_id_of(tokenizer)) if labels else base), tokenizer
 
 
 def close(run: RunConfig, folder: RunFolder) -> None:
@@ -412,7 +427,8 @@ def close(run: RunConfig, folder: RunFolder) -> None:
     if run.model.quantization:
         print(f"  note: adapter/ belongs on the base quantised to {run.model.quantization} by bitsandbytes, as here")
     if "merged_checkpoint" in record["artifacts"]:
-        print(f"  next: python eval/eval_gsm8k.py --model_name={quote(str(folder.merged))}")
+        script = f"eval_glue.py --dataset={run.dataset.name}" if run.dataset.name in glue.SETS else "eval_gsm8k.py"
+        print(f"  next: python eval/{script} --model_name={quote(str(folder.merged))}")
     else:
         print(f"  next: python scripts/merge.py {quote(str(folder.path))}")
     print(f"run: {folder.run_json}")

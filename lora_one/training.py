@@ -220,6 +220,7 @@ class FineTuner(Trainer):
             count += counted
             if counted:  # not so where a process has no example left
                 tokens += int(batch["attention_mask"].sum()) if "attention_mask" in batch else batch["labels"].numel()
+                tokens += int((batch["labels"] != IGNORED).sum()) if "decoder_input_ids" in batch else 0
         count, tokens = self.accelerator.gather(torch.tensor([[count, tokens]], device=device)).sum(dim=0)
         self.state.num_input_tokens_seen += int(tokens)
         return count

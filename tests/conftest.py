@@ -22,6 +22,9 @@ from hydra.core.global_hydra import GlobalHydra
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     RobertaConfig,
@@ -65,6 +68,15 @@ def shared(path: str) -> Path:
     return SHARED / path
 
 
+def real_model(name: str) -> Path:
+    """A real pretrained model that ../shared/models/fetch_real.sh makes, or a skip."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "real_models"
+    folder = Path(os.environ.get("REAL_MODELS") or default) / name
+    if not (folder / "config.json").exists():
+        pytest.skip(f"real model not here: {folder}; ../shared/models/fetch_real.sh makes it")
+    return folder
+
+
 def random_llama(vocabulary: int = 512, seed: int = 0, **changes) -> LlamaForCausalLM:
     """Two layers of width 32 with weights large enough that gradients differ between layers."""
     settings = {
@@ -99,6 +111,23 @@ def random_roberta(vocabulary: int = 512, labels: int = 2) -> RobertaForSequence
     return RobertaForSequenceClassification(
         RobertaConfig(vocab_size=vocabulary, num_labels=labels, **settings | places)
     ).eval()
+
+
+def random_bert(vocabulary: int = 512, labels: int = 2) -> BertForSequenceClassification:
+    """Two layers of width 32 and 64 positions, with a head, that tell the two texts of a pair apart by token types."""
+    torch.manual_seed(0)
+    settings = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    places = {"max_position_embeddings": 64, "initializer_range": 0.1}
+    return BertForSequenceClassification(
+        BertConfig(vocab_size=vocabulary, num_labels=labels, **settings | places)
+    ).eval()
+
+
+def bert_tokenizer() -> BertTokenizer:
+    """WordPiece with [CLS] and [SEP], and no end-of-sequence token, as BERT's."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "sentence", "number", "good", "bad", *"0123456789"]
+    words += [f"##{digit}" for digit in "0123456789"]
+    return BertTokenizer(vocab={word: place for place, word in enumerate(words)})
 
 
 def folder_of(model, tokenizer, place: Path) -> Path:

@@ -1,12 +1,16 @@
 """Merging and saving."""
 
+import filecmp
+
 import pytest
 import torch
-from conftest import random_llama, run_config
+from conftest import finish, folder_of, random_llama, run_config, small_run
+from safetensors.torch import load_file
 
-from lora_one import adapters
+from lora_one import adapters, stages
 from lora_one.checkpoints import load_adapter, merge_adapter, restore_adapter, save_adapter, whole_folder
 from lora_one.errors import RunError, UsageError
+from lora_one.models import load_model
 
 IDS = torch.arange(3, 40).reshape(1, -1)
 
@@ -43,6 +47,41 @@ def test_merge_is_the_formula_rounded_once():
     twice = W.bfloat16() + (16 / 8**0.5 * B @ A).bfloat16()
     merged = merge_adapter(model).model.layers[1].mlp.down_proj.weight
     assert torch.equal(merged, expected) and not torch.equal(twice, expected)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "init=gradient",
+        "init=gradient init.direction=LoRA-GA",
+        "init=svd init.dtype=bf16",
+        "init=pissa",
+        "init=svd peft=dora",
+        "init=gradient init.direction=LoRA-GA peft=all_w_emb",
+        "init=gradient init.direction=LoRA-SB peft=all_w_emb",
+    ],
+)
+def test_a_run_and_a_later_merge_write_the_same_bytes_from_the_original_16_bit_base(start, tokenizer, tmp_path):
+    """round(W + s B A) with the factors of adapter/, which hold [B, -B0] and [A; A0] where the base was shifted."""
+    base = folder_of(random_llama(len(tokenizer), tie_word_embeddings=True), tokenizer, tmp_path / "base")
+    fast = ("model.saving=true", "dataset.accuracy_examples=0", "model.epochs=0.5")
+    folder = finish(small_run(tmp_path, base, *start.split(), "model.bf16=true", *fast))
+    merged = load_file(folder.merged / "model.safetensors")
+    first = folder.merged.rename(tmp_path / "first")
+    stages.merge_run(folder)
+    same, *different = filecmp.cmpfiles(first, folder.merged, [file.name for file in first.iterdir()], shallow=False)
+    assert "model.safetensors" in same and different == [[], []]
+    model = load_adapter(load_model(str(base), dtype="bf16"), folder.adapter)
+    for name, layer in adapters.lora_layers(model).items():
+        B, A = (getattr(layer, f"lora_{letter}")["default"].weight for letter in "BA")
+        W = layer.get_base_layer().weight
+        exact = W.float() + layer.scaling["default"] * (B.float() @ A.float())
+        if "dora" in start:  # magnitudes times the directions of the rows
+            exact = layer.lora_magnitude_vector["default"].weight[:, None] * exact / exact.norm(dim=1, keepdim=True)
+            torch.testing.assert_close(merged[f"{name}.weight"], exact.bfloat16(), rtol=2**-7, atol=0)
+        else:
+            assert torch.equal(merged[f"{name}.weight"], exact.bfloat16()), name
+        assert not torch.equal(merged[f"{name}.weight"], W), name
 
 
 def test_adapter_of_another_model_is_refused(tmp_path):

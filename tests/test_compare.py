@@ -177,6 +177,17 @@ def test_whole_grid_with_the_tuning_seed_then_the_best_point_with_every_seed(com
     assert len(trained) == 2 * (2 + 1)
 
 
+def test_a_rank_relative_to_the_width_is_compared_too(asked, tmp_path):
+    """The job's folder is the one that the run writes to: rank 4 of a width of 32."""
+    share = {"LoRA": ["init=default", "peft.lora_relative_r=0.125"]}
+    small = dataclasses.replace(asked, methods=share, grid={RATE: [1e-3]}, seeds=[1], not_run={})
+    small = dataclasses.replace(small, common=[*asked.common, f"results_dir={tmp_path / 'results'}"])
+    assert comparison.compare(small, compose, run_exp.execute, tmp_path)
+    record = json.loads((tmp_path / "comparison.json").read_text())
+    assert [run["error"] for run in record["runs"]] == 3 * [None]
+    assert {RunFolder(Path(run["path"])).read()["config"]["peft"]["lora_r"] for run in record["runs"]} == {4}
+
+
 def test_second_call_runs_nothing_that_was_finished(compared, asked, tmp_path, monkeypatch):
     _, record, _, output = compared
     monkeypatch.setattr("lora_one.evaluation.held_out.load_model", None)

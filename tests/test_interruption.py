@@ -175,6 +175,11 @@ def test_a_signal_outside_training_ends_the_run_at_once(tmp_path, llama_folder, 
         (signal.SIGUSR1, (), 1, "SLURM job 77 was not queued again (Requested operation is presently disabled)"),
         (signal.SIGTERM, (), 0, None),
         (signal.SIGUSR1, ("overwrite=true",), 0, None),
+        (signal.SIGUSR1, ("overwrite=True",), 0, None),
+        (signal.SIGUSR1, ("++overwrite=1",), 0, None),
+        (signal.SIGUSR1, ("overwrite='yes'",), 0, None),
+        (signal.SIGUSR1, ("-m", "seed=1", "overwrite=false,true"), 0, None),
+        (signal.SIGUSR1, ("overwrite=False",), 0, "SLURM job 77 is queued again"),
     ],
 )
 def test_slurm_queues_a_job_again_on_sigusr1(number, extra, answer, said, tmp_path, monkeypatch, capsys):
@@ -187,9 +192,10 @@ def test_slurm_queues_a_job_again_on_sigusr1(number, extra, answer, said, tmp_pa
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     for name in ("SLURM_PROCID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(run_exp, "execute", lambda run: os.kill(os.getpid(), number))
+    last = "false,true" not in " ".join(extra)  # of a sweep the second job is ended
+    monkeypatch.setattr(run_exp, "execute", lambda run: (last or run.overwrite) and os.kill(os.getpid(), number))
     results = f"results_dir={tmp_path / 'results'}"
-    assert launched(monkeypatch, results, "wandb.mode=disabled", *extra) == 128 + number
+    assert launched(monkeypatch, *extra, results, "wandb.mode=disabled") == 128 + number
     assert (tmp_path / "asked").exists() == (said is not None)
     if said:
         assert (tmp_path / "asked").read_text() == "requeue 77\n"

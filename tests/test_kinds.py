@@ -6,7 +6,17 @@ import shutil
 
 import pytest
 import torch
-from conftest import finish, folder_of, random_llama, random_roberta, random_t5, run_config, shared
+from conftest import (
+    bert_tokenizer,
+    finish,
+    folder_of,
+    random_bert,
+    random_llama,
+    random_roberta,
+    random_t5,
+    run_config,
+    shared,
+)
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
 from transformers import (
@@ -17,13 +27,14 @@ from transformers import (
 )
 
 from lora_one import adapters
-from lora_one.data.encode import ClassEncoder, EncoderDecoderEncoder, batches_of, collate
-from lora_one.errors import UsageError
+from lora_one.data import load_dataset
+from lora_one.data.encode import ClassEncoder, EncoderDecoderEncoder, batches_of, collate, encoder_for, pad_id_of
+from lora_one.errors import RunError, UsageError
 from lora_one.evaluation.held_out import HeldOut
 from lora_one.gradients import mean_gradients
 from lora_one.inits.from_peft import one_by_one
 from lora_one.losses import loss_count, loss_sum, mean_loss, model_logits, targets
-from lora_one.models import kind_of, load_skeleton
+from lora_one.models import kind_of, load_skeleton, load_tokenizer
 from lora_one.plan import plan
 from lora_one.stages import merge_run
 from lora_one.types import Example
@@ -86,6 +97,35 @@ def test_two_texts_are_joined_as_the_tokenizer_does(tokenizer):
     assert joined.input_ids == tokenizer("one text", "an other")["input_ids"]
     (cut,), counts = ClassEncoder(tokenizer).encode([pair], 4)
     assert len(cut.input_ids) == 4 and counts.shortened == 1
+
+
+def test_bert_reads_cls_a_sep_b_sep_with_a_type_for_each_text():
+    """Without an end-of-sequence token; padding has type 0 and no attention."""
+    tokenizer, model = bert_tokenizer(), random_bert(labels=3)
+    assert tokenizer.eos_token_id is None
+    pairs = [("sentence 1 2 good", "bad"), ("good", "bad 3")]
+    examples = [Example("", "", texts=pair, label=place) for place, pair in enumerate(pairs)]
+    encoded, _ = ClassEncoder(tokenizer).encode(examples, 64)
+    read = tokenizer.convert_ids_to_tokens(encoded[0].input_ids)
+    assert read == ["[CLS]", "sentence", "1", "2", "good", "[SEP]", "bad", "[SEP]"]
+    assert encoded[0].token_types == [0, 0, 0, 0, 0, 0, 1, 1]
+    batch = collate(encoded, ClassEncoder(tokenizer).pad_id)
+    own = tokenizer(*map(list, zip(*pairs, strict=True)), padding=True, return_tensors="pt")
+    assert all(torch.equal(batch[name], own[name]) for name in own)
+    with torch.no_grad():
+        alone = [model(**tokenizer(*pair, return_tensors="pt")).logits[0] for pair in pairs]
+        torch.testing.assert_close(model_logits(model, batch), torch.stack(alone), rtol=1e-5, atol=1e-6)
+
+
+def test_only_a_head_does_without_an_end_of_sequence_token(tmp_path):
+    folder = str(folder_of(random_bert(), bert_tokenizer(), tmp_path / "bert"))
+    assert pad_id_of(load_tokenizer(folder, model_type="SequenceClassification")) == 0
+    bare = bert_tokenizer()
+    bare.pad_token = None
+    assert pad_id_of(bare) == bare.sep_token_id
+    for kind in ("CausalLM", "ConditionalGeneration"):
+        with pytest.raises(RunError, match=f"no end-of-sequence token, which model.type={kind} needs"):
+            load_tokenizer(folder, model_type=kind)
 
 
 @pytest.mark.parametrize("kind", [EncoderDecoderEncoder, ClassEncoder])
@@ -153,6 +193,8 @@ def rows_of_cola(place, count=24):
 def base_folder(kind, tokenizer, place):
     if kind == "t5":
         return folder_of(random_t5(len(tokenizer)), tokenizer, place)
+    if kind == "bert":
+        return folder_of(random_bert(len(tokenizer)), bert_tokenizer(), place)
     if kind == "roberta":
         return folder_of(random_roberta(len(tokenizer)), tokenizer, place)
     return folder_of(random_llama(len(tokenizer)), tokenizer, place)
@@ -163,6 +205,7 @@ def base_folder(kind, tokenizer, place):
     [
         ("t5", "gradient"),
         ("roberta", "gradient"),
+        ("bert", "gradient"),
         ("llama_head", "gradient"),
         ("roberta", "pissa"),
         ("t5", "lora_xs"),
@@ -193,6 +236,9 @@ def test_a_run_of_every_kind_trains_and_leaves_what_plain_libraries_load(kind, i
     )
     folder = finish(run)
     record = folder.read()
+    encoded = load_dataset(run.dataset, encoder_for(run.model, run.dataset), 48).train
+    read = sum(len(row.input_ids) + len(row.decoder_ids or ()) for row in encoded)
+    assert record["train"]["tokens"] == 8 * read, "prompt and response, also of an encoder-decoder"
     assert record["train"]["last_loss"] < 0.97 * record["train"]["first_loss"]
     assert kind != "llama_head" or record["evaluation"]["final"]["eval_accuracy"] >= 0.75
     auto = AutoModelForSeq2SeqLM if kind == "t5" else AutoModelForSequenceClassification

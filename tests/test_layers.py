@@ -57,4 +57,6 @@ NEIGHBOURS = {
     ("plan", "training"),
     ("cli", "stages"),
     ("tracking", "run_folder"),
+    ("run_folder", "models"),
+    ("run_folder", "provenance"),
 }

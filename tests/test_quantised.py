@@ -155,7 +155,8 @@ def test_loftq_makes_up_for_what_quantising_lost(folder):
 def test_a_whole_run_on_a_quantised_base(tmp_path, llama_folder, init, capsys):
     """Trained, saved, merged and evaluated: always Q + s B A, never W + s B A."""
     pytest.importorskip("bitsandbytes", reason="quantised bases need bitsandbytes: pip install -e .[quant]")
-    folder = finish(small_run(tmp_path, llama_folder, f"init={init}", "model.quantization=nf4", "model.saving=true"))
+    options = (f"init={init}", "model.quantization=nf4", "model.saving=true", "model.keep_epochs=true")
+    folder = finish(small_run(tmp_path, llama_folder, *options))
     assert "adapter/ belongs on the base quantised to nf4" in capsys.readouterr().out
     record = folder.read()
     assert record["status"] == "finished" and record["train"]["steps"] == 6
@@ -179,11 +180,12 @@ def test_a_whole_run_on_a_quantised_base(tmp_path, llama_folder, init, capsys):
     folder.update(config=record["config"] | {"model": record["config"]["model"] | {"bf16": True}})
     assert base_of(folder.adapter) == {"dtype": "bf16", "quantization": "nf4"}, "quantised after rounding to bf16"
     assert base_of(folder.path.parent) == {}
+    assert base_of(folder.epochs / "1") == base_of(folder.adapter), "the adapters of the epochs are on the same base"
     folder.update(config=record["config"])
     completions = []
-    for source in (f"--adapter={folder.adapter}", f"--model_name={folder.merged}"):
-        output = tmp_path / f"eval{len(completions)}"
-        settings = [f"--data_path={data}", f"--output_dir={output}", "--max_new_tokens=8"]
-        evaluate("gsm8k", [source, *settings])
-        completions.append(json.loads((output / "predictions.jsonl").read_text())["completion"])
-    assert completions[0] == completions[1]
+    sources = {f"--adapter={folder.adapter}": "eval", f"--adapter={folder.epochs / '1'}": "eval/epochs/1"}
+    for source, place in (sources | {f"--model_name={folder.merged}": "eval"}).items():
+        evaluate("gsm8k", [source, f"--data_path={data}", "--max_new_tokens=8", "--overwrite"])
+        written = (folder.path / place / "gsm8k/predictions.jsonl").read_text()
+        completions.append(json.loads(written)["completion"])
+    assert completions[0] == completions[1] == completions[2]

@@ -191,7 +191,7 @@ def encoder_of(kind: str, tokenizer: Any, config: Any, *, chat: bool = False) ->
 
 def encoder_for(model: ModelConfig, dataset: DatasetConfig) -> Encoder:
     """The same for a run. Raises RunError: tokenizer or configuration cannot be loaded."""
-    tokenizer = load_tokenizer(model.name, model.revision)
+    tokenizer = load_tokenizer(model.name, model.revision, model.type)
     config = load_config(model.name, model.revision)
     return encoder_of(model.type, tokenizer, config, chat=dataset.chat_template)
 
@@ -240,5 +240,6 @@ def batches_of(examples: Sequence[Encoded], size: int, pad_id: int) -> list[Batc
 
 
 def pad_id_of(tokenizer: Any) -> int:
-    """The padding token's id, else that of EOS: padding is masked everywhere, so no new token is needed."""
-    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    """The id of the padding token, else of EOS, else of the separator: all padding is masked, so any token serves."""
+    ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.sep_token_id)
+    return next(token for token in ids if token is not None)

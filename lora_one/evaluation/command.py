@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lora_one.errors import RunError, UsageError
 from lora_one.evaluation.unfinished import Kept, Request
 from lora_one.provenance import fingerprint, provenance
-from lora_one.run_folder import RunFolder, write_json, write_whole
+from lora_one.run_folder import RunFolder, run_of, write_json, write_whole
 from lora_one.types import Example
 
 if TYPE_CHECKING:
@@ -37,7 +37,11 @@ def parser_of(task: str, benchmark: ModuleType) -> argparse.ArgumentParser:
     )
     add("--adapter", help="adapter/ folder of a run, scored unmerged on --model_name")
     add("--data_path", help="local file or folder instead of the hub's test split")
-    add("--output_dir", help="default: eval/<task> in the run's folder, else eval_results/<model>/<task>")
+    add(
+        "--output_dir",
+        help="default: eval/<task> in the run's folder (of its epochs/<n>: eval/epochs/<n>/<task>), "
+        "else eval_results/<model>/<task>",
+    )
     add("--limit", type=int, help="only the first so many examples")
     add(
         "--batch_size",
@@ -149,7 +153,8 @@ def evaluate_task(task: str, arguments: Sequence[str]) -> int:
 
         mode = options.wandb_mode or "offline"
         config = {"model": report["model"], **report["settings"]}
-        log_evaluation(options.wandb_name, mode, task, metrics, config, output, run_of(options))
+        found = evaluated_run(options)
+        log_evaluation(options.wandb_name, mode, task, metrics, config, output, found[0] if found else None)
     show(task, report)
     print(f"metrics: {output / 'metrics.json'}")
     return 0
@@ -201,21 +206,20 @@ def output_folder(task: str, options: argparse.Namespace) -> Path:
         return Path(options.output_dir).expanduser()
     if options.rescore:
         return Path(options.rescore).parent / "rescored"
-    run = run_of(options)
-    if run is not None:
-        return run.path / "eval" / task
-    model = (
-        Path(options.adapter).resolve().name if options.adapter else options.model_name.strip("/").replace("/", "--")
-    )
-    return Path("eval_results") / model / task
+    found = evaluated_run(options)
+    if found is not None:
+        run, model = found
+        return run.path / "eval" / (Path("epochs", model.name) if model.parent.name == "epochs" else "") / task
+    name = Path(options.adapter).resolve().name if options.adapter else options.model_name.strip("/").replace("/", "--")
+    return Path("eval_results") / name / task
 
 
-def run_of(options: argparse.Namespace) -> RunFolder | None:
-    """The run whose adapter/ or merged_checkpoint/ is evaluated."""
+def evaluated_run(options: argparse.Namespace) -> tuple[RunFolder, Path] | None:
+    """The run that left the adapter or the model, and the path of that; None: no run did."""
     for given in (options.adapter, options.model_name):
-        folder = Path(given).expanduser().resolve().parent if given else None
-        if folder is not None and (folder / "run.json").exists():
-            return RunFolder(folder)
+        run = run_of(Path(given)) if given else None
+        if run is not None:
+            return run, Path(given).expanduser().resolve()
     return None
 
 
@@ -398,7 +402,7 @@ def load(options: argparse.Namespace) -> tuple[Any, Any]:
         options.batch_size = automatic(model)
     if adapter is not None:
         model = load_adapter(model, adapter)
-    tokenizer = load_tokenizer(name)
+    tokenizer = load_tokenizer(name, model_type=kind)
     if kind == "SequenceClassification":
         padded_with(model, pad_id_of(tokenizer))
     return model.eval(), tokenizer
