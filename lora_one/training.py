@@ -115,13 +115,23 @@ def first_step_size(examples: int, model: ModelConfig) -> float:
     return model.learning_rate / max(1, warmup_steps(examples, model))
 
 
-def arguments(
-    run: RunConfig, examples: int, checkpoints: Path, processes: int, *, evaluated: bool
-) -> TrainingArguments:
+class Arguments(TrainingArguments):
+    """The Trainer's settings, for at most one GPU per process.
+
+    Where one process sees several GPUs, the Trainer would train under DataParallel, to which accelerate does not
+    apply autocast.
+    """
+
+    @property
+    def n_gpu(self) -> int:
+        return min(super().n_gpu, 1)
+
+
+def arguments(run: RunConfig, examples: int, checkpoints: Path, processes: int, *, evaluated: bool) -> Arguments:
     """The Trainer's settings; everything that is not set here is its default."""
     model = run.model
     an_epoch = steps_per_epoch(examples, model)
-    return TrainingArguments(
+    return Arguments(
         output_dir=str(checkpoints),
         per_device_train_batch_size=model.per_device_batch_size,
         gradient_accumulation_steps=accumulation_steps(model, processes),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import random_llama, run_config
 from test_gradients import examples
+from transformers import LlamaForCausalLM, TrainingArguments
 
 from lora_one.config import rules
 from lora_one.data.encode import batches_of
@@ -136,6 +137,24 @@ def test_loraplus_without_a_b_that_trains_is_refused():
         parameter.requires_grad_("lora_A" in name)
     with pytest.raises(UsageError, match=r"peft.use_loraplus=True .* no lora_B of this model trains: drop it"):
         build_optimizer(model, run)
+
+
+def test_a_process_that_sees_several_gpus_trains_on_one(tmp_path, monkeypatch):
+    """The losses are those of one GPU, and the model always runs under autocast."""
+    run = settings("model.bf16=true", "model.per_device_batch_size=2", "model.epochs=2")
+    _, expected = trained(run, tmp_path / "one", examples(6))
+    autocast = []
+    original = LlamaForCausalLM.forward
+
+    def forward(self, *args, **inputs):
+        autocast.append(torch.is_autocast_enabled("cpu"))
+        return original(self, *args, **inputs)
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", forward)
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 2))
+    _, losses = trained(run, tmp_path / "two", examples(6))
+    assert autocast and all(autocast)
+    assert losses == expected
 
 
 def test_gradient_checkpointing_changes_no_number(tmp_path):
