@@ -35,6 +35,7 @@ from lora_one.errors import RunError, UsageError
 from lora_one.interruption import Interrupted, deferred
 from lora_one.losses import IGNORED, Batch, evaluating, few_logits, loss_count, loss_sum, model_logits, targets
 from lora_one.optim import build_optimizer
+from lora_one.seeding import seed_everything, seed_for
 from lora_one.tracking import Tracker
 
 RESUME_EVERY = 500  # optimizer steps between two resume points at the most, unless model.save_steps says otherwise
@@ -357,6 +358,8 @@ def train(
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(Lines() if args.disable_tqdm else Bar())
+    if everyone.rank:  # else all processes would drop the same entries
+        seed_everything(seed_for(run.training_seed, f"dropout of process {everyone.rank}"))
     last = last_checkpoint(checkpoints)
     if last is not None:
         tracker.forget_after(int(last.rpartition("-")[2]))
