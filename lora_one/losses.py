@@ -1,7 +1,7 @@
 """The loss of every kind of model, one definition for training, validation and the one-step gradient."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, Literal
@@ -112,20 +112,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def mean_loss(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    reduction: Reduction,
-    seen: Callable[[Tensor, Batch], None] | None = None,
-) -> float:
-    """Mean loss over batches, dropout off; neither batch size nor padding changes it. seen: is shown the logits."""
+def mean_loss(model: nn.Module, batches: Iterable[Batch], reduction: Reduction) -> float:
+    """Mean loss over batches, dropout off; neither batch size nor padding changes it."""
     total, count = 0.0, 0
     with evaluating(model):
         for batch in batches:
             wanted = targets(batch)
-            logits = answer_logits(model, batch)
-            total += float(loss_sum(logits, wanted, reduction))
+            total += float(loss_sum(answer_logits(model, batch), wanted, reduction))
             count += loss_count(wanted, reduction)
-            if seen is not None:
-                seen(logits, batch)
     return total / count

@@ -318,7 +318,7 @@ def train(
         check_packing(model, examples)
     everyone = Processes.current()
     order = MicroBatches(
-        lengths=[len(example.input_ids) + len(example.decoder_ids or ()) for example in examples],
+        lengths=[example.tokens for example in examples],
         global_size=run.model.real_batch_size,
         size=run.model.per_device_batch_size,
         processes=everyone,

@@ -5,7 +5,8 @@ from datetime import timedelta
 
 import pytest
 import torch
-from conftest import random_llama
+from conftest import random_llama, random_roberta
+from evaluation.test_validation import counting, heads, validation_of
 from test_gradients import examples
 from test_training import settings
 from torch import distributed as dist
@@ -65,8 +66,29 @@ def stopped(folder, step, *changes):
         Recorder.on_log = original
 
 
+def validated(build, make, *changes):
+    """What validation on 13 examples gives, and the shapes of this process's passes."""
+    model = build()
+    shapes = counting(model)
+    return validation_of(make(13), *changes)(model), shapes
+
+
+VALIDATED = {
+    "causal": (random_llama, examples, "model.loss=example"),
+    "tokens": (random_llama, examples, "model.loss=token"),
+    "head": (random_roberta, heads),
+    "sharded": (
+        random_llama,
+        examples,
+        "model.sharded=true",
+        "model.per_device_batch_size=2",
+        "dataset.accuracy_examples=0",
+    ),
+}
+
+
 def results(folder):
-    found = {}
+    found = {name: validated(*case) for name, case in VALIDATED.items()}
     draws, original = [], FineTuner.training_step
     for case, changes in CASES.items():
         FineTuner.training_step = next_draws(draws, original)
@@ -115,3 +137,14 @@ def test_resumed_on_two_processes_ends_with_the_same_bits(ranks):
     for rank in ranks:
         straight, resumed = rank["dropout"][0], rank["resumed"][0]
         assert all(torch.equal(resumed[name], factor) for name, factor in straight.items())
+
+
+@pytest.mark.parametrize("case", VALIDATED)
+def test_validation_is_shared_out_and_gives_the_same(ranks, case):
+    """13 examples: one process takes 7, the other 6; on a sharded model both do as many passes."""
+    expected, whole = validated(*VALIDATED[case])
+    (first, mine), (second, others) = (rank[case] for rank in ranks)
+    assert first == second == pytest.approx(expected, rel=1e-6)
+    assert sum(rows for rows, _ in whole) == 13
+    assert [sum(rows for rows, _ in shapes) for shapes in (mine, others)] == ([7, 7] if case == "sharded" else [7, 6])
+    assert case != "sharded" or len(mine) == len(others) == 4

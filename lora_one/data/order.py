@@ -49,3 +49,11 @@ class MicroBatches:
             cuts = self.each(len(batch)) * self.processes.count
             for cut in range(self.processes.rank, cuts, self.processes.count):
                 yield batch[cut * len(batch) // cuts : (cut + 1) * len(batch) // cuts]
+
+
+def fitting(order: Sequence[int], lengths: Sequence[int], tokens: int) -> Sequence[int]:
+    """The beginning of an order that holds at most so many tokens when padded to its longest; at least one example.
+
+    order: the longest first, so that its first example is the longest of the batch.
+    """
+    return order[: max(1, tokens // lengths[order[0]])]
