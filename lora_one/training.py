@@ -8,6 +8,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ from lora_one.seeding import seed_everything, seed_for
 from lora_one.tracking import Tracker
 
 RESUME_EVERY = 500  # optimizer steps between two resume points at the most, unless model.save_steps says otherwise
+LOSS_WINDOW = 10  # logged losses that the first and the last loss of a run are averaged over, at most
 HIDDEN = ".partial"  # beside the resume points: one that is being written or removed
 Evaluate = Callable[[nn.Module], dict[str, float]]
 
@@ -106,6 +108,28 @@ def total_steps(examples: int, model: ModelConfig) -> int:
 def warmup_steps(examples: int, model: ModelConfig) -> int:
     """Optimizer steps of the warm-up, as the Trainer counts them."""
     return int(model.warmup) if model.warmup >= 1 else math.ceil(model.warmup * total_steps(examples, model))
+
+
+def refuse_no_learning(examples: int, model: ModelConfig) -> None:
+    """Raises UsageError: the only optimizer step is the first one of a warm-up, whose learning rate is 0."""
+    if total_steps(examples, model) == 1 and warmup_steps(examples, model) >= 1:
+        raise UsageError(
+            f"model.warmup={model.warmup:g} starts with learning rate 0, and the run has only one step, so nothing "
+            "would be trained: set model.warmup=0, or train for more steps (model.epochs, model.real_batch_size)"
+        )
+
+
+def first_and_last(losses: Sequence[float]) -> dict[str, float | None]:
+    """{first_loss, last_loss}: the means of the first and of the last logged losses of a run.
+
+    Each is over LOSS_WINDOW losses, or over half of them where there are fewer than two windows, so that no loss is
+    in both. None without losses; a single loss is both.
+    """
+    window = min(LOSS_WINDOW, max(1, len(losses) // 2))
+    return {
+        "first_loss": mean(losses[:window]) if losses else None,
+        "last_loss": mean(losses[-window:]) if losses else None,
+    }
 
 
 def first_step_size(examples: int, model: ModelConfig) -> float:

@@ -16,7 +16,16 @@ from lora_one.losses import loss_count, loss_sum, targets
 from lora_one.optim import build_optimizer, create_scaled_optimizer
 from lora_one.start import attach_adapters
 from lora_one.tracking import Tracker, read_metrics
-from lora_one.training import Recorder, accumulation_steps, check_packing, total_steps, train
+from lora_one.training import (
+    LOSS_WINDOW,
+    Recorder,
+    accumulation_steps,
+    check_packing,
+    first_and_last,
+    refuse_no_learning,
+    total_steps,
+    train,
+)
 
 
 def adapted(run):
@@ -239,6 +248,37 @@ def test_steps_and_accumulation():
     assert total_steps(100, model) == 6  # 4 steps an epoch, the last over 4 examples
     with pytest.raises(UsageError, match=r"32 is not divisible.*4 x 3 processes.*multiple of 12"):
         accumulation_steps(model, 3)
+
+
+@pytest.mark.parametrize("count", range(1, 30))
+def test_first_and_last_loss_have_no_step_in_common(count):
+    losses = [7.0 - 0.1 * step for step in range(count)]
+    window = min(LOSS_WINDOW, count // 2) or 1
+    found = first_and_last(losses)
+    assert found["first_loss"] == pytest.approx(sum(losses[:window]) / window)
+    assert found["last_loss"] == pytest.approx(sum(losses[count - window :]) / window)
+    assert found["last_loss"] < found["first_loss"] or count == 1
+
+
+def test_without_losses_there_is_no_first_and_no_last():
+    assert first_and_last([]) == {"first_loss": None, "last_loss": None}
+
+
+def test_a_run_that_only_warms_up_is_refused(tmp_path):
+    """Its one step has learning rate 0: the adapter would end as it began."""
+    data = examples(6)
+    before = {name: p.clone() for name, p in adapted(settings()).named_parameters() if p.requires_grad}
+    for warmup in ("0.03", "1", "100"):
+        run = settings(f"model.warmup={warmup}")
+        with pytest.raises(UsageError, match=r"model.warmup=.* only one step, so nothing would be trained: set"):
+            refuse_no_learning(6, run.model)
+        factors, _ = trained(run, tmp_path / warmup, data)
+        assert all(torch.equal(factors[name], value) for name, value in before.items())
+    for learns in ("model.warmup=0", "model.epochs=2", "model.real_batch_size=3"):
+        run = settings("model.warmup=1", learns)
+        refuse_no_learning(6, run.model)
+        factors, _ = trained(run, tmp_path / learns, data)
+        assert not all(torch.equal(factors[name], value) for name, value in before.items())
 
 
 def test_early_stopping_ends_when_the_loss_no_longer_falls(tmp_path):
