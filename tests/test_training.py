@@ -4,12 +4,13 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import random_llama, run_config
+from conftest import random_llama, random_t5, run_config
 from test_gradients import examples
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaForCausalLM, TrainingArguments
 
 from lora_one.config import rules
-from lora_one.data.encode import batches_of
+from lora_one.data.encode import Encoded, batches_of
 from lora_one.errors import UsageError
 from lora_one.inits import build_init
 from lora_one.losses import loss_count, loss_sum, targets
@@ -18,6 +19,7 @@ from lora_one.start import attach_adapters
 from lora_one.tracking import Tracker, read_metrics
 from lora_one.training import (
     LOSS_WINDOW,
+    FineTuner,
     Recorder,
     accumulation_steps,
     check_packing,
@@ -214,6 +216,55 @@ def test_resumed_within_an_epoch_ends_with_the_same_bits(tmp_path, monkeypatch, 
     resumed, again = trained(run, tmp_path / "stopped", examples(16))
     assert again == losses
     assert all(torch.equal(resumed[name], factor) for name, factor in straight.items())
+
+
+class Waits(TorchDispatchMode):
+    """Names of the operations whose result the host would wait for, were their tensors on a GPU."""
+
+    READ = ("_local_scalar_dense", "nonzero", "is_nonzero", "bincount", "unique", "masked_select", "equal")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, operation, types, arguments=(), keywords=None):
+        name = operation.overloadpacket.__name__
+        chosen = arguments[1] if name in ("index", "index_put", "index_put_") else ()
+        by_mask = any(tensor is not None and tensor.dtype == torch.bool for tensor in chosen)
+        if by_mask or name.strip("_").startswith(self.READ) or name in self.READ:
+            self.found.append(name)
+        return operation(*arguments, **keywords or {})
+
+
+@pytest.mark.parametrize("reduction", ["token", "example"])
+@pytest.mark.parametrize("per_device", [1, 3])
+def test_the_host_waits_for_no_result_between_a_batch_and_its_gradient(tmp_path, monkeypatch, reduction, per_device):
+    """Counts and positions come from the collator; what runs on the device is never read."""
+    waits = Waits()
+
+    def watch(name):
+        original = getattr(FineTuner, name)
+
+        def watched(self, *arguments, **rest):
+            with waits:
+                return original(self, *arguments, **rest)
+
+        monkeypatch.setattr(FineTuner, name, watched)
+
+    watch("training_step")
+    watch("_get_num_items_in_batch")
+    run = settings("model.epochs=2", f"model.loss={reduction}", f"model.per_device_batch_size={per_device}")
+    trained(run, tmp_path, examples(16))
+    assert waits.found == []
+
+
+def test_tokens_of_an_encoder_decoder_are_those_of_both_sides(tmp_path):
+    data = [Encoded(e.input_ids, e.input_ids[:4], [0, *e.input_ids[:3]]) for e in examples(6)]
+    run = settings("model.type=ConditionalGeneration", "init=default")
+    model = attach_adapters(random_t5(), run.peft, build_init(run.init), None, seed=0, dtype="fp32")[0]
+    tracker = Tracker(tmp_path / "metrics.jsonl")
+    done = train(model, data, run, evaluate=None, checkpoints=tmp_path / "points", pad_id=0, tracker=tracker)
+    assert done["tokens"] == sum(len(e.input_ids) + 4 for e in data)
 
 
 def test_tokens_are_counted_without_padding(tmp_path):

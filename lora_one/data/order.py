@@ -42,13 +42,17 @@ class MicroBatches:
         return -(-examples // (self.size * self.processes.count))
 
     def __iter__(self) -> Iterator[list[int]]:
-        generator = generator_for(self.seed, f"order of epoch {self.epoch}")
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        order = order_of(len(self.lengths), self.seed, self.epoch)
         for start in range(0, len(order), self.global_size):
             batch = sorted(order[start : start + self.global_size], key=lambda i: self.lengths[i], reverse=True)
             cuts = self.each(len(batch)) * self.processes.count
             for cut in range(self.processes.rank, cuts, self.processes.count):
                 yield batch[cut * len(batch) // cuts : (cut + 1) * len(batch) // cuts]
+
+
+def order_of(count: int, seed: int, epoch: int) -> list[int]:
+    """The examples' order in one epoch: a permutation of range(count), independent for every seed and every epoch."""
+    return torch.randperm(count, generator=generator_for(seed, f"order of epoch {epoch}")).tolist()
 
 
 def fitting(order: Sequence[int], lengths: Sequence[int], tokens: int) -> Sequence[int]:
