@@ -3,9 +3,9 @@
     python benchmarks/bench_train.py --model stories260K-hf --data_path gsm8k --threads 1 --json train.json --markdown
 
 LoRA from the same factors on the same global batches of 32 examples: one at a time, as published, and --size at a
-time, each by ours and by the Trainer of transformers with an adapter of PEFT, its loss and its order. The cases take
-turns; medians stand, and ratios are medians over turns. Stops where a step's loss differs from that of the first case
-by more than 1e-5 of it. --shape takes random weights of that shape in place of the model's.
+time, each by ours and by the Trainer of transformers with an adapter of PEFT, its own loss and random micro-batches.
+The cases take turns; medians stand, ratios are medians over turns. Stops where a step's loss differs from that of the
+first case by more than 1e-5 of it. --shape takes random weights of that shape in place of the model's.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import io
 import math
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -26,6 +26,7 @@ from common import SHAPES, Clock, hand_over, set_threads
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Sampler
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
@@ -33,6 +34,7 @@ from lora_one import cli
 from lora_one.config import RunConfig
 from lora_one.data import load_dataset
 from lora_one.data.encode import Encoded, encoder_for
+from lora_one.data.order import order_of
 from lora_one.inits import build_init
 from lora_one.models import load_model
 from lora_one.start import attach_adapters
@@ -63,6 +65,27 @@ class Subject:
         """A copy of the base with LoRA at its usual start, the same each time."""
         base, run = copy.deepcopy(self.base), self.run
         return attach_adapters(base, run.peft, build_init(run.init), None, seed=0, dtype=run.init.dtype)[0]
+
+
+class Order(Sampler[int]):
+    """Our order of the examples, epoch by epoch."""
+
+    def __init__(self, count: int, seed: int):
+        self.count, self.seed, self.epoch = count, seed, 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[int]:
+        yield from order_of(self.count, self.seed, self.epoch)
+        self.epoch += 1
+
+
+class InOurOrder(Trainer):
+    """The plain Trainer on our global batches."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        return Order(len(self.train_dataset), self.args.seed)
 
 
 @dataclass(frozen=True)
@@ -119,7 +142,7 @@ def plain(at: Subject, size: int) -> Done:
             disable_tqdm=True,
         )
         clock = Clock()
-        trainer = Trainer(model, args, padded, list(at.examples))
+        trainer = InOurOrder(model, args, padded, list(at.examples))
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         clock.stop()

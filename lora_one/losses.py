@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -28,33 +29,80 @@ def targets(batch: Batch) -> Tensor:
     return labels if "decoder_input_ids" in batch else pad(labels[:, 1:], (0, 1), value=IGNORED)
 
 
+@dataclass(frozen=True)
+class Counted:
+    """Where in a batch something is to be predicted, and how much it weighs; found where the labels are.
+
+    Found on the CPU before the batch goes to the device, it spares the host from waiting for the device. It moves with
+    the batch like a tensor.
+
+    rows, columns: (n,) int64, places in (batch, length).  wanted: (n,) int64, what is to be predicted there.
+    sizes: (n,) int64, tokens that count in the same example; None where every token weighs the same.
+    length: of the batch's rows.  first: the first column; 0 if nothing counts.
+    count: what the sum of losses is divided by for the mean: tokens that count, or examples that have one.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    wanted: Tensor
+    sizes: Tensor | None
+    length: int
+    first: int
+    count: int
+
+    def to(self, device: Any, non_blocking: bool = False) -> "Counted":
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Counted":
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Counted":
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
+
+
+def counted_of(wanted: Tensor, reduction: Reduction, position_ids: Tensor | None = None) -> Counted:
+    """The places that count in ``targets`` of a batch.
+
+    position_ids: only where a row holds several examples (batch, length), 0 where one begins.
+    """
+    rows, columns = (wanted != IGNORED).nonzero(as_tuple=True)
+    sizes, count = None, len(rows)
+    if reduction == "example":
+        example = examples_of(wanted, position_ids)[rows, columns]
+        tokens = example.bincount()
+        sizes, count = tokens[example], int(tokens.count_nonzero())
+    first = int(columns.min()) if len(columns) else 0
+    return Counted(rows, columns, wanted[rows, columns], sizes, wanted.shape[1], first, count)
+
+
 def loss_sum(logits: Tensor, wanted: Tensor, reduction: Reduction, position_ids: Tensor | None = None) -> Tensor:
     """Sum of cross-entropies: over tokens, or over examples of each example's mean over its tokens.
 
-    logits: (batch, length, vocabulary), or (batch, classes) of a classification head, or those at the last places only,
-    if nothing counts before them; wanted: ``targets`` of the batch.
-    position_ids: only where a row holds several examples (batch, length), 0 where one begins.
-    Computed in at least fp32, for the counted tokens only.  Divide by ``loss_count`` for the mean.
+    logits: as ``loss_at`` takes them.  wanted: ``targets`` of the batch.  position_ids: as in ``counted_of``.
+    Divide by ``loss_count`` for the mean.
     """
-    wanted = wanted.to(logits.device)
+    return loss_at(logits, counted_of(wanted, reduction, position_ids).to(logits.device))
+
+
+def loss_at(logits: Tensor, counted: Counted) -> Tensor:
+    """The same at places that are known, on the device of the logits; the host does not wait for the device.
+
+    logits: (batch, length, vocabulary), or (batch, classes) of a classification head, or those at the last places only,
+    if nothing counts before them.  Computed in at least fp32, for the counted tokens only.
+    """
     logits = logits[:, None] if logits.dim() == 2 else logits
-    last = slice(wanted.shape[1] - logits.shape[1], None)
-    counted = wanted[:, last] != IGNORED
-    chosen = logits[counted]
+    kept = logits.shape[1]
+    places = counted.rows * kept + counted.columns - (counted.length - kept)
+    chosen = logits.flatten(0, 1).index_select(0, places)
     chosen = chosen if chosen.dtype == torch.float64 else chosen.float()
-    losses = cross_entropy(chosen, wanted[:, last][counted], reduction="none")
-    if reduction == "example":
-        example = examples_of(wanted, position_ids)[:, last][counted]
-        losses = losses / example.bincount()[example]
-    return losses.sum()
+    losses = cross_entropy(chosen, counted.wanted, reduction="none")
+    return (losses if counted.sizes is None else losses / counted.sizes).sum()
 
 
 def loss_count(wanted: Tensor, reduction: Reduction, position_ids: Tensor | None = None) -> int:
     """What ``loss_sum`` is divided by for the mean: tokens that count, or examples that have one."""
-    counted = wanted != IGNORED
-    if reduction == "token":
-        return int(counted.sum())
-    return examples_of(wanted, position_ids)[counted].unique().numel()
+    return counted_of(wanted, reduction, position_ids).count
 
 
 def examples_of(wanted: Tensor, position_ids: Tensor | None) -> Tensor:
@@ -80,12 +128,15 @@ def answer_logits(model: nn.Module, batch: Batch) -> Tensor:
     return model_logits(model, batch, **few_logits(model, batch))
 
 
-def few_logits(model: nn.Module, batch: Batch) -> dict[str, int]:
-    """What tells a causal model to leave out the logits before the first that counts; nothing for another model."""
+def few_logits(model: nn.Module, batch: Batch, counted: Counted | None = None) -> dict[str, int]:
+    """What tells a causal model to leave out the logits before the first that counts; nothing for another model.
+
+    counted: of this batch, if it is known.
+    """
     if batch["labels"].dim() == 1 or "decoder_input_ids" in batch or not keeps_logits(model):
         return {}
-    counted = (targets(batch) != IGNORED).any(dim=0).nonzero()
-    return {"logits_to_keep": batch["labels"].shape[1] - int(counted[0])} if len(counted) else {}
+    counted = counted or counted_of(targets(batch), "token")
+    return {"logits_to_keep": counted.length - counted.first}
 
 
 def keeps_logits(model: nn.Module) -> bool:
@@ -112,20 +163,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def mean_loss(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    reduction: Reduction,
-    seen: Callable[[Tensor, Batch], None] | None = None,
-) -> float:
-    """Mean loss over batches, dropout off; neither batch size nor padding changes it. seen: is shown the logits."""
+def mean_loss(model: nn.Module, batches: Iterable[Batch], reduction: Reduction) -> float:
+    """Mean loss over batches, dropout off; neither batch size nor padding changes it."""
     total, count = 0.0, 0
     with evaluating(model):
         for batch in batches:
             wanted = targets(batch)
-            logits = answer_logits(model, batch)
-            total += float(loss_sum(logits, wanted, reduction))
+            total += float(loss_sum(answer_logits(model, batch), wanted, reduction))
             count += loss_count(wanted, reduction)
-            if seen is not None:
-                seen(logits, batch)
     return total / count

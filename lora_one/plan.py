@@ -16,7 +16,7 @@ from lora_one.inits import build_init
 from lora_one.memory import activation_bytes
 from lora_one.models import DTYPES, HEADS, check_positions, device, free_bytes, load_skeleton, weight_bytes
 from lora_one.run_folder import method_name
-from lora_one.training import total_steps
+from lora_one.training import refuse_no_learning, total_steps
 
 GB = 1e9
 
@@ -25,6 +25,7 @@ def plan(run: RunConfig, folder: Path) -> str:
     """Model, data, method, steps, memory and output folder, as text; no weights are loaded.
 
     Data on this machine are read, so their numbers are exact; of the hub's only the published sizes are used.
+    Raises UsageError: a run whose learning rate is always 0.
     """
     model, dataset, full = run.model, run.dataset, not run.peft.use_peft
     skeleton = load_skeleton(model.name, model.revision, model.type, labels_of(dataset.name))
@@ -33,6 +34,7 @@ def plan(run: RunConfig, folder: Path) -> str:
     parameters = sum(parameter.numel() for parameter in skeleton.parameters())
     trainable = parameters if full else _trainable(run, skeleton, layers)
     examples, data = _examples(run)
+    refuse_no_learning(examples, model)
     kind = model.quantization or ("bf16" if model.bf16 else "fp32")
     lines = {
         "model": f"{model.name}, {parameters:,} parameters, {kind}, on {device()}",

@@ -37,11 +37,18 @@ from lora_one.start.cache import Cache, content_of
 from lora_one.start.harm import refuse_not_finite, start_warnings
 from lora_one.steps import StepSettings
 from lora_one.tracking import Tracker, read_metrics
-from lora_one.training import check_resume_point, first_step_size, last_checkpoint, total_steps, train
+from lora_one.training import (
+    check_resume_point,
+    first_and_last,
+    first_step_size,
+    last_checkpoint,
+    refuse_no_learning,
+    total_steps,
+    train,
+)
 
 STARTED_BY = ("torch", "transformers", "peft", "bitsandbytes")  # packages whose versions a start may depend on
 FULL = "full fine-tuning"
-LOSS_WINDOW = 10  # logged steps that the first and the last loss of a run are averaged over
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,11 @@ def load_base(run: RunConfig, encoder: Encoder) -> nn.Module:
 
 
 def check_together(run: RunConfig, splits: Splits, base: nn.Module) -> None:
-    """What only model and data together can show. Raises UsageError: early stopping without validation examples."""
+    """What only model and data together can show.
+
+    Raises UsageError: early stopping without validation examples, or a run whose learning rate is always 0.
+    """
+    refuse_no_learning(len(splits.train), run.model)
     if run.model.early_stopping_patience and not splits.validation:
         raise UsageError(
             f"model.early_stopping_patience={run.model.early_stopping_patience} needs validation examples, there are "
@@ -314,11 +325,7 @@ def fine_tune(experiment: Experiment, model: nn.Module, tracker: Tracker) -> Non
         return
     losses = [line["loss"] for line in lines if "loss" in line]
     folder.update(
-        train=done
-        | {
-            "first_loss": mean(losses[:LOSS_WINDOW]) if losses else None,
-            "last_loss": mean(losses[-LOSS_WINDOW:]) if losses else None,
-        },
+        train=done | first_and_last(losses),
         evaluation=folder.read()["evaluation"] | {"final": final},
     )
 

@@ -6,8 +6,10 @@ import math
 import shutil
 import sys
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments, masking_utils
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -33,12 +35,15 @@ from lora_one.data.order import MicroBatches
 from lora_one.distributed import Processes
 from lora_one.errors import RunError, UsageError
 from lora_one.interruption import Interrupted, deferred
-from lora_one.losses import IGNORED, Batch, evaluating, few_logits, loss_count, loss_sum, model_logits, targets
+from lora_one.losses import IGNORED, counted_of, evaluating, few_logits, loss_at, model_logits, targets
 from lora_one.optim import build_optimizer
+from lora_one.seeding import seed_everything, seed_for
 from lora_one.tracking import Tracker
 
 RESUME_EVERY = 500  # optimizer steps between two resume points at the most, unless model.save_steps says otherwise
+LOSS_WINDOW = 10  # logged losses that the first and the last loss of a run are averaged over, at most
 HIDDEN = ".partial"  # beside the resume points: one that is being written or removed
+COUNTED, TOKENS = "counted", "tokens"  # beside a batch's tensors: where it counts, and how many tokens it has
 Evaluate = Callable[[nn.Module], dict[str, float]]
 
 
@@ -107,6 +112,28 @@ def warmup_steps(examples: int, model: ModelConfig) -> int:
     return int(model.warmup) if model.warmup >= 1 else math.ceil(model.warmup * total_steps(examples, model))
 
 
+def refuse_no_learning(examples: int, model: ModelConfig) -> None:
+    """Raises UsageError: the only optimizer step is the first one of a warm-up, whose learning rate is 0."""
+    if total_steps(examples, model) == 1 and warmup_steps(examples, model) >= 1:
+        raise UsageError(
+            f"model.warmup={model.warmup:g} starts with learning rate 0, and the run has only one step, so nothing "
+            "would be trained: set model.warmup=0, or train for more steps (model.epochs, model.real_batch_size)"
+        )
+
+
+def first_and_last(losses: Sequence[float]) -> dict[str, float | None]:
+    """{first_loss, last_loss}: the means of the first and of the last logged losses of a run.
+
+    Each is over LOSS_WINDOW losses, or over half of them where there are fewer than two windows, so that no loss is
+    in both. None without losses; a single loss is both.
+    """
+    window = min(LOSS_WINDOW, max(1, len(losses) // 2))
+    return {
+        "first_loss": mean(losses[:window]) if losses else None,
+        "last_loss": mean(losses[-window:]) if losses else None,
+    }
+
+
 def first_step_size(examples: int, model: ModelConfig) -> float:
     """Learning rate of the first warm-up step: learning_rate / warm-up steps (LoRA-SB's eta, arXiv:2411.19557).
 
@@ -115,13 +142,23 @@ def first_step_size(examples: int, model: ModelConfig) -> float:
     return model.learning_rate / max(1, warmup_steps(examples, model))
 
 
-def arguments(
-    run: RunConfig, examples: int, checkpoints: Path, processes: int, *, evaluated: bool
-) -> TrainingArguments:
+class Arguments(TrainingArguments):
+    """The Trainer's settings, for at most one GPU per process.
+
+    Where one process sees several GPUs, the Trainer would train under DataParallel, to which accelerate does not
+    apply autocast.
+    """
+
+    @property
+    def n_gpu(self) -> int:
+        return min(super().n_gpu, 1)
+
+
+def arguments(run: RunConfig, examples: int, checkpoints: Path, processes: int, *, evaluated: bool) -> Arguments:
     """The Trainer's settings; everything that is not set here is its default."""
     model = run.model
     an_epoch = steps_per_epoch(examples, model)
-    return TrainingArguments(
+    return Arguments(
         output_dir=str(checkpoints),
         per_device_train_batch_size=model.per_device_batch_size,
         gradient_accumulation_steps=accumulation_steps(model, processes),
@@ -197,35 +234,38 @@ class FineTuner(Trainer):
             pin_memory=self.args.dataloader_pin_memory,
         )
         device = self.accelerator.device
-        return prepare_data_loader(loader, device, num_processes=1, process_index=0, put_on_device=True)
+        return prepare_data_loader(
+            loader, device, num_processes=1, process_index=0, put_on_device=True, non_blocking=loader.pin_memory
+        )
 
     def compute_loss(
-        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """This micro-batch's part of the global batch's mean; times the processes, whose gradients are averaged."""
-        left_out = {"labels", "attention_mask"} if self.causal else {"labels"}  # no token attends to padding behind it
+        counted = inputs[COUNTED]
+        left_out = {"labels", COUNTED, TOKENS} | ({"attention_mask"} if self.causal else set())  # padding comes last
         given = {name: value for name, value in inputs.items() if name not in left_out}
-        logits = model(**given, **few_logits(self.model, inputs), use_cache=False).logits
-        total = loss_sum(logits, targets(inputs), self.reduction, inputs.get("position_ids"))
+        logits = model(**given, **few_logits(self.model, inputs, counted), use_cache=False).logits
+        total = loss_at(logits, counted)
         loss = total * self.accelerator.num_processes / num_items_in_batch
         if is_adalora(self.model):  # once a step: each micro-batch brings its share
             loss = loss + penalty(self.model) / self.current_gradient_accumulation_steps
         return loss
 
-    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> torch.Tensor:
-        """What the global batch's loss is divided by; its tokens are counted on the way, with no padding."""
-        count = tokens = 0
-        for batch in batch_samples:
-            counted = loss_count(targets(batch), self.reduction, batch.get("position_ids"))
-            count += counted
-            if counted:  # not so where a process has no example left
-                tokens += int(batch["attention_mask"].sum()) if "attention_mask" in batch else batch["labels"].numel()
-                tokens += int((batch["labels"] != IGNORED).sum()) if "decoder_input_ids" in batch else 0
-        count, tokens = self.accelerator.gather(torch.tensor([[count, tokens]], device=device)).sum(dim=0)
-        self.state.num_input_tokens_seen += int(tokens)
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> int:
+        """What the global batch's loss is divided by; its tokens are added to those seen.
+
+        Both were counted on the CPU; only several processes, which add theirs up, wait for the device here.
+        """
+        count = sum(batch[COUNTED].count for batch in batch_samples)
+        tokens = sum(batch[TOKENS] for batch in batch_samples)
+        if self.accelerator.num_processes > 1:
+            both = torch.tensor([[count, tokens]], device=device)
+            count, tokens = self.accelerator.gather(both).sum(dim=0).tolist()
+        self.state.num_input_tokens_seen += tokens
         return count
 
-    def _track_num_input_tokens(self, inputs: Batch) -> None:
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
         """Counted above, once a step: the Trainer's own count waits for all processes at every micro-batch."""
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -284,6 +324,20 @@ def leave_shards_alone(model: nn.Module) -> None:
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, list(frozen))
 
 
+@contextmanager
+def one_example_per_row() -> Iterator[None]:
+    """transformers does not look for several examples in a row, which makes the host wait in every forward pass."""
+    search = getattr(masking_utils, "find_packed_sequence_indices", None)
+    if search is None:  # another version of transformers
+        yield
+        return
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None  # its answer where there is one example
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = search
+
+
 def train(
     model: nn.Module,
     examples: Sequence[Encoded],
@@ -308,18 +362,21 @@ def train(
         check_packing(model, examples)
     everyone = Processes.current()
     order = MicroBatches(
-        lengths=[len(example.input_ids) + len(example.decoder_ids or ()) for example in examples],
+        lengths=[example.tokens for example in examples],
         global_size=run.model.real_batch_size,
         size=run.model.per_device_batch_size,
         processes=everyone,
         seed=run.order_seed,
     )
 
-    def collated(batch: list[Encoded]) -> Batch:
+    def collated(batch: list[Encoded]) -> dict[str, Any]:
         """Where this process has no example left: another's, which counts for nothing."""
         whole = batch or [examples[0]]
         found = pack(whole) if run.model.packing else collate(whole, pad_id)
-        return found if batch else found | {"labels": torch.full_like(found["labels"], IGNORED)}
+        if not batch:
+            found["labels"] = torch.full_like(found["labels"], IGNORED)
+        counted = counted_of(targets(found), run.model.loss, found.get("position_ids"))
+        return found | {COUNTED: counted, TOKENS: sum(example.tokens for example in batch)}
 
     args = arguments(run, len(examples), checkpoints, processes, evaluated=evaluate is not None)
     leave_shards_alone(model)
@@ -348,12 +405,14 @@ def train(
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(Lines() if args.disable_tqdm else Bar())
+    if everyone.rank:  # else all processes would drop the same entries
+        seed_everything(seed_for(run.training_seed, f"dropout of process {everyone.rank}"))
     last = last_checkpoint(checkpoints)
     if last is not None:
         tracker.forget_after(int(last.rpartition("-")[2]))
         if args.should_save:
             keep_only(Path(last))
-    with deferred():
+    with deferred(), nullcontext() if run.model.packing else one_example_per_row():
         output = trainer.train(resume_from_checkpoint=last)
     if stopper.signal:  # perhaps another process's
         raise Interrupted(stopper.signal)

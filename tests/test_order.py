@@ -7,6 +7,7 @@ import torch
 
 from lora_one.data.order import MicroBatches
 from lora_one.distributed import Processes
+from lora_one.seeding import generator_for
 
 LENGTHS = torch.randint(3, 90, (70,), generator=torch.Generator().manual_seed(0)).tolist()
 
@@ -27,9 +28,17 @@ def global_batches(ranks, accumulation):
 @pytest.mark.parametrize(("count", "size"), [(1, 1), (1, 4), (1, 24), (2, 1), (2, 4), (3, 4), (2, 12), (3, 8)])
 @pytest.mark.parametrize("epoch", [0, 1])
 def test_global_batches_are_cuts_of_one_random_order_however_they_are_shared_out(count, size, epoch):
-    order = torch.randperm(70, generator=torch.Generator().manual_seed(7 + epoch)).tolist()
+    order = torch.randperm(70, generator=generator_for(7, f"order of epoch {epoch}")).tolist()
     found = global_batches(micro_batches(count, size, epoch=epoch), 24 // (count * size))
     assert [sorted(batch) for batch in found] == [sorted(order[start : start + 24]) for start in (0, 24, 48)]
+
+
+def test_no_two_seeds_or_epochs_share_an_order():
+    """Seed 1 in epoch 1 must not see the order of seed 2 in epoch 0."""
+    orders = {
+        tuple(chain(*micro_batches(size=24, seed=seed, epoch=epoch)[0])) for seed in range(4) for epoch in range(4)
+    }
+    assert len(orders) == 16
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -59,5 +68,5 @@ def test_padding_shrinks():
         return sum(len(batch) * max(LENGTHS[i] for i in batch) for batch in batches)
 
     (mine,) = micro_batches()
-    order = torch.randperm(70, generator=torch.Generator().manual_seed(7)).tolist()
+    order = torch.randperm(70, generator=generator_for(7, "order of epoch 0")).tolist()
     assert padded(mine) < 0.8 * padded([order[start : start + 4] for start in range(0, 70, 4)])

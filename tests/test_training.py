@@ -4,18 +4,30 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import random_llama, run_config
+from conftest import random_llama, random_t5, run_config
 from test_gradients import examples
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlamaForCausalLM, TrainingArguments
 
 from lora_one.config import rules
-from lora_one.data.encode import batches_of
+from lora_one.data.encode import Encoded, batches_of
 from lora_one.errors import UsageError
 from lora_one.inits import build_init
 from lora_one.losses import loss_count, loss_sum, targets
 from lora_one.optim import build_optimizer, create_scaled_optimizer
 from lora_one.start import attach_adapters
 from lora_one.tracking import Tracker, read_metrics
-from lora_one.training import Recorder, accumulation_steps, check_packing, total_steps, train
+from lora_one.training import (
+    LOSS_WINDOW,
+    FineTuner,
+    Recorder,
+    accumulation_steps,
+    check_packing,
+    first_and_last,
+    refuse_no_learning,
+    total_steps,
+    train,
+)
 
 
 def adapted(run):
@@ -138,6 +150,24 @@ def test_loraplus_without_a_b_that_trains_is_refused():
         build_optimizer(model, run)
 
 
+def test_a_process_that_sees_several_gpus_trains_on_one(tmp_path, monkeypatch):
+    """The losses are those of one GPU, and the model always runs under autocast."""
+    run = settings("model.bf16=true", "model.per_device_batch_size=2", "model.epochs=2")
+    _, expected = trained(run, tmp_path / "one", examples(6))
+    autocast = []
+    original = LlamaForCausalLM.forward
+
+    def forward(self, *args, **inputs):
+        autocast.append(torch.is_autocast_enabled("cpu"))
+        return original(self, *args, **inputs)
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", forward)
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 2))
+    _, losses = trained(run, tmp_path / "two", examples(6))
+    assert autocast and all(autocast)
+    assert losses == expected
+
+
 def test_gradient_checkpointing_changes_no_number(tmp_path):
     data = examples(6)
     plain, _ = trained(settings("model.epochs=2"), tmp_path / "plain", data)
@@ -188,6 +218,55 @@ def test_resumed_within_an_epoch_ends_with_the_same_bits(tmp_path, monkeypatch, 
     assert all(torch.equal(resumed[name], factor) for name, factor in straight.items())
 
 
+class Waits(TorchDispatchMode):
+    """Names of the operations whose result the host would wait for, were their tensors on a GPU."""
+
+    READ = ("_local_scalar_dense", "nonzero", "is_nonzero", "bincount", "unique", "masked_select", "equal")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, operation, types, arguments=(), keywords=None):
+        name = operation.overloadpacket.__name__
+        chosen = arguments[1] if name in ("index", "index_put", "index_put_") else ()
+        by_mask = any(tensor is not None and tensor.dtype == torch.bool for tensor in chosen)
+        if by_mask or name.strip("_").startswith(self.READ) or name in self.READ:
+            self.found.append(name)
+        return operation(*arguments, **keywords or {})
+
+
+@pytest.mark.parametrize("reduction", ["token", "example"])
+@pytest.mark.parametrize("per_device", [1, 3])
+def test_the_host_waits_for_no_result_between_a_batch_and_its_gradient(tmp_path, monkeypatch, reduction, per_device):
+    """Counts and positions come from the collator; what runs on the device is never read."""
+    waits = Waits()
+
+    def watch(name):
+        original = getattr(FineTuner, name)
+
+        def watched(self, *arguments, **rest):
+            with waits:
+                return original(self, *arguments, **rest)
+
+        monkeypatch.setattr(FineTuner, name, watched)
+
+    watch("training_step")
+    watch("_get_num_items_in_batch")
+    run = settings("model.epochs=2", f"model.loss={reduction}", f"model.per_device_batch_size={per_device}")
+    trained(run, tmp_path, examples(16))
+    assert waits.found == []
+
+
+def test_tokens_of_an_encoder_decoder_are_those_of_both_sides(tmp_path):
+    data = [Encoded(e.input_ids, e.input_ids[:4], [0, *e.input_ids[:3]]) for e in examples(6)]
+    run = settings("model.type=ConditionalGeneration", "init=default")
+    model = attach_adapters(random_t5(), run.peft, build_init(run.init), None, seed=0, dtype="fp32")[0]
+    tracker = Tracker(tmp_path / "metrics.jsonl")
+    done = train(model, data, run, evaluate=None, checkpoints=tmp_path / "points", pad_id=0, tracker=tracker)
+    assert done["tokens"] == sum(len(e.input_ids) + 4 for e in data)
+
+
 def test_tokens_are_counted_without_padding(tmp_path):
     data = examples(16)
     for packing in (False, True):
@@ -220,6 +299,37 @@ def test_steps_and_accumulation():
     assert total_steps(100, model) == 6  # 4 steps an epoch, the last over 4 examples
     with pytest.raises(UsageError, match=r"32 is not divisible.*4 x 3 processes.*multiple of 12"):
         accumulation_steps(model, 3)
+
+
+@pytest.mark.parametrize("count", range(1, 30))
+def test_first_and_last_loss_have_no_step_in_common(count):
+    losses = [7.0 - 0.1 * step for step in range(count)]
+    window = min(LOSS_WINDOW, count // 2) or 1
+    found = first_and_last(losses)
+    assert found["first_loss"] == pytest.approx(sum(losses[:window]) / window)
+    assert found["last_loss"] == pytest.approx(sum(losses[count - window :]) / window)
+    assert found["last_loss"] < found["first_loss"] or count == 1
+
+
+def test_without_losses_there_is_no_first_and_no_last():
+    assert first_and_last([]) == {"first_loss": None, "last_loss": None}
+
+
+def test_a_run_that_only_warms_up_is_refused(tmp_path):
+    """Its one step has learning rate 0: the adapter would end as it began."""
+    data = examples(6)
+    before = {name: p.clone() for name, p in adapted(settings()).named_parameters() if p.requires_grad}
+    for warmup in ("0.03", "1", "100"):
+        run = settings(f"model.warmup={warmup}")
+        with pytest.raises(UsageError, match=r"model.warmup=.* only one step, so nothing would be trained: set"):
+            refuse_no_learning(6, run.model)
+        factors, _ = trained(run, tmp_path / warmup, data)
+        assert all(torch.equal(factors[name], value) for name, value in before.items())
+    for learns in ("model.warmup=0", "model.epochs=2", "model.real_batch_size=3"):
+        run = settings("model.warmup=1", learns)
+        refuse_no_learning(6, run.model)
+        factors, _ = trained(run, tmp_path / learns, data)
+        assert not all(torch.equal(factors[name], value) for name, value in before.items())
 
 
 def test_early_stopping_ends_when_the_loss_no_longer_falls(tmp_path):

@@ -29,6 +29,11 @@ class Encoded:
     decoder_ids: list[int] | None = None
     token_types: list[int] | None = None
 
+    @property
+    def tokens(self) -> int:
+        """How many tokens the model reads, encoder and decoder together."""
+        return len(self.input_ids) + len(self.decoder_ids or ())
+
 
 @dataclass(frozen=True)
 class EncodingCounts:

@@ -6,15 +6,16 @@ from dataclasses import dataclass
 import torch
 
 from lora_one.distributed import Processes
+from lora_one.seeding import generator_for
 
 
 @dataclass
 class MicroBatches:
     """Indices of the examples of one process's micro-batches, through one epoch.
 
-    The order of an epoch is drawn from seed and epoch, and ``global_size`` examples after another are a global batch,
-    whatever the micro-batches and processes. Within it the examples stand by length, the longest first, so that a
-    micro-batch, and those of the other processes beside it, hold little padding.
+    Each pair of seed and epoch has an order of its own. Every ``global_size`` consecutive examples of it are a global
+    batch, whatever the size of micro-batches and the number of processes. A global batch is sorted by length, the
+    longest first, so that a micro-batch, and those of the other processes at the same step, hold little padding.
 
     lengths: tokens of each example.  size: examples of a micro-batch, of which global_size is a multiple on all
     processes together.  An epoch's last global batch may be smaller: every process gets as many micro-batches of it,
@@ -41,10 +42,22 @@ class MicroBatches:
         return -(-examples // (self.size * self.processes.count))
 
     def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        order = order_of(len(self.lengths), self.seed, self.epoch)
         for start in range(0, len(order), self.global_size):
             batch = sorted(order[start : start + self.global_size], key=lambda i: self.lengths[i], reverse=True)
             cuts = self.each(len(batch)) * self.processes.count
             for cut in range(self.processes.rank, cuts, self.processes.count):
                 yield batch[cut * len(batch) // cuts : (cut + 1) * len(batch) // cuts]
+
+
+def order_of(count: int, seed: int, epoch: int) -> list[int]:
+    """The examples' order in one epoch: a permutation of range(count), independent for every seed and every epoch."""
+    return torch.randperm(count, generator=generator_for(seed, f"order of epoch {epoch}")).tolist()
+
+
+def fitting(order: Sequence[int], lengths: Sequence[int], tokens: int) -> Sequence[int]:
+    """The beginning of an order that holds at most so many tokens when padded to its longest; at least one example.
+
+    order: the longest first, so that its first example is the longest of the batch.
+    """
+    return order[: max(1, tokens // lengths[order[0]])]

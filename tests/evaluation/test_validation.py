@@ -1,0 +1,106 @@
+"""Validation on one process; tests/test_processes.py has it on two."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import random_llama, random_roberta, random_t5, run_config
+from test_gradients import examples
+
+from lora_one.data import Splits
+from lora_one.data.encode import Encoded, batches_of
+from lora_one.errors import RunError
+from lora_one.evaluation import batches
+from lora_one.evaluation.validation import Validation
+from lora_one.losses import mean_loss
+
+ENCODER = SimpleNamespace(pad_id=1, tokenizer=None, prompts=lambda examples: [])
+
+
+def validation_of(data, *changes):
+    if isinstance(data[0].labels, int):
+        changes += ("model.type=SequenceClassification", "dataset=mrpc")
+    return Validation(run_config("init=default", *changes), Splits([], data, [], [], {}), ENCODER)
+
+
+def heads(count):
+    return [Encoded(example.input_ids, index % 2) for index, example in enumerate(examples(count))]
+
+
+def apart(count):
+    return [Encoded(e.input_ids, e.input_ids[:4], [0, *e.input_ids[:3]]) for e in examples(count)]
+
+
+def counting(model, most=1 << 30):
+    """The shapes of the inputs that the model is called with; more than ``most`` tokens do not fit in its memory."""
+    shapes, original = [], model.forward
+
+    def forward(input_ids, **rest):
+        shapes.append(tuple(input_ids.shape))
+        if input_ids.numel() > most:
+            raise torch.OutOfMemoryError("no memory")
+        return original(input_ids=input_ids, **rest)
+
+    model.forward = forward
+    return shapes
+
+
+KINDS = {
+    "CausalLM": (random_llama, examples),
+    "ConditionalGeneration": (random_t5, apart),
+    "SequenceClassification": (random_roberta, heads),
+}
+
+
+@pytest.mark.parametrize("reduction", ["token", "example"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_loss_is_that_of_one_example_at_a_time_in_fewer_passes(kind, reduction):
+    build, make = KINDS[kind]
+    model, data = build(), make(12)
+    expected = mean_loss(model, batches_of(data, 1, 1), reduction)
+    shapes = counting(model)
+    found = validation_of(data, f"model.loss={reduction}")(model)
+    assert found["eval_loss"] == pytest.approx(expected, rel=1e-6)
+    assert len(shapes) == 1 and shapes[0][0] == 12
+
+
+def test_accuracy_of_a_head():
+    model, data = random_roberta(), heads(12)
+    with torch.no_grad():
+        right = [model(torch.tensor([e.input_ids])).logits.argmax().item() == e.labels for e in data]
+    found = validation_of(data)(model)
+    assert found["eval_accuracy"] == pytest.approx(sum(right) / 12) and 0 < sum(right) < 12
+
+
+def test_batches_hold_examples_of_like_length(monkeypatch):
+    monkeypatch.setitem(batches.TOKENS, "cpu", 100)
+    model, data = random_llama(), examples(12)
+    shapes = counting(model)
+    validation_of(data)(model)
+    assert sum(rows for rows, _ in shapes) == 12
+    assert all(rows * length <= 100 for rows, length in shapes)
+    assert [length for _, length in shapes] == sorted((length for _, length in shapes), reverse=True)
+    assert sum(rows * length for rows, length in shapes) < 1.2 * sum(len(e.input_ids) for e in data)
+
+
+def test_large_vocabularies_get_small_batches():
+    model = random_llama()
+    assert batches.automatic_tokens(model, 512) == 2048
+    assert batches.automatic_tokens(model, 262_144) == 512  # 512 MiB of logits in fp32
+
+
+def test_what_memory_cannot_hold_is_halved_and_no_example_counts_twice():
+    model, data = random_llama(), examples(12)
+    expected = mean_loss(model, batches_of(data, 1, 1), "example")
+    shapes = counting(model, most=120)
+    found = validation_of(data, "model.loss=example")(model)
+    assert found["eval_loss"] == pytest.approx(expected, rel=1e-6)
+    held = [rows for rows, length in shapes if rows * length <= 120]
+    assert sum(held) == 12 and len(shapes) - len(held) == 3  # of 12, 6 and 3 rows of 42 tokens
+
+
+def test_one_example_beyond_memory_is_an_error():
+    model = random_llama()
+    counting(model, most=20)
+    with pytest.raises(RunError, match=r"does not hold one example of 24 tokens .* lower model.max_length"):
+        validation_of(examples(6))(model)
