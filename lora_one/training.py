@@ -38,6 +38,9 @@ from lora_one.optim import build_optimizer
 from lora_one.tracking import Tracker
 
 RESUME_EVERY = 500  # optimizer steps between two resume points at the most, unless model.save_steps says otherwise
+# the Trainer's name for it; older versions of transformers have only the latter
+NAMES = ("activation_checkpointing", "gradient_checkpointing")
+CHECKPOINTING = next(name for name in NAMES if name in TrainingArguments.__dataclass_fields__)
 HIDDEN = ".partial"  # beside the resume points: one that is being written or removed
 Evaluate = Callable[[nn.Module], dict[str, float]]
 
@@ -131,7 +134,7 @@ def arguments(
         warmup_steps=model.warmup,
         max_grad_norm=model.max_grad_norm,
         bf16=model.bf16,
-        activation_checkpointing=model.gradient_checkpointing,
+        **{CHECKPOINTING: model.gradient_checkpointing},
         logging_steps=model.logging_steps,
         logging_nan_inf_filter=False,
         eval_strategy="steps" if evaluated else "no",
