@@ -96,7 +96,7 @@ def letters_one_by_one(model: Any, tokenizer: Any, problems: Sequence[mmlu.Probl
     found = []
     letters = [question_of(tokenizer, problems[0].prompt, [f" {letter}"]).answers[0][-1] for letter in mmlu.LETTERS]
     for problem in problems:
-        ids = torch.tensor(prompt_ids(tokenizer, [problem.prompt]))
+        ids = torch.tensor(prompt_ids(tokenizer, [problem.prompt]), device=model.device)
         logits = model(input_ids=ids).logits[0, -1, letters]
         found.append(mmlu.LETTERS[int(logits.argmax())])
     return found
@@ -112,7 +112,7 @@ def letters_in_batches(model: Any, tokenizer: Any, problems: Sequence[mmlu.Probl
 def completions_one_by_one(model: Any, tokenizer: Any, prompts: Sequence[str], new_tokens: int) -> list[str]:
     stop, found = stop_ids(model, tokenizer), []
     for ids in prompt_ids(tokenizer, prompts):
-        given = torch.tensor([ids])
+        given = torch.tensor([ids], device=model.device)
         options = {"max_new_tokens": new_tokens, "do_sample": False, "pad_token_id": stop[0], "eos_token_id": stop}
         tokens = model.generate(input_ids=given, attention_mask=torch.ones_like(given), **options)[0, len(ids) :]
         found.append(tokenizer.decode(tokens, skip_special_tokens=True))

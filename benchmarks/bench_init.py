@@ -18,8 +18,7 @@ from typing import Any
 
 import torch
 from common import SHAPES, Clock, LiveBytes, Shape, common_arguments, hand_over, set_threads
-from peft import LoraConfig, LoraGAConfig, get_peft_model
-from peft.tuners.lora import preprocess_loraga
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -162,6 +161,9 @@ def official(at: Subject) -> Found:
 
 def peft_lora_ga(at: Subject) -> Found:
     """PEFT's own, on a copy: it changes the base."""
+    from peft import LoraGAConfig  # older versions have none
+    from peft.tuners.lora import preprocess_loraga
+
     base = copy.deepcopy(at.model)
     targets = sorted({name.rpartition(".")[2] for name in at.layers})
     config = LoraConfig(

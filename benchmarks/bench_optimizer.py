@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from common import SHAPES, Clock, LiveBytes, Shape, common_arguments, hand_over, set_threads
 from peft import LoraConfig, get_peft_model
-from peft.optimizers import create_riemannian_optimizer
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -55,6 +54,8 @@ def makers(device: str) -> dict[str, Make]:
         return create_scaled_optimizer(model, inner, reg=REG, **options)
 
     def peft(model: nn.Module, inner: type = torch.optim.AdamW, **options: Any) -> torch.optim.Optimizer:
+        from peft.optimizers import create_riemannian_optimizer  # older versions have none
+
         return create_riemannian_optimizer(model, inner, reg=REG, **options)
 
     return {ALONE: alone, OURS: ours, PEFT: peft}

@@ -42,6 +42,9 @@ from lora_one.tracking import Tracker
 
 RESUME_EVERY = 500  # optimizer steps between two resume points at the most, unless model.save_steps says otherwise
 LOSS_WINDOW = 10  # logged losses that the first and the last loss of a run are averaged over, at most
+# the Trainer's name for it; older versions of transformers have only the latter
+NAMES = ("activation_checkpointing", "gradient_checkpointing")
+CHECKPOINTING = next(name for name in NAMES if name in TrainingArguments.__dataclass_fields__)
 HIDDEN = ".partial"  # beside the resume points: one that is being written or removed
 COUNTED, TOKENS = "counted", "tokens"  # beside a batch's tensors: where it counts, and how many tokens it has
 Evaluate = Callable[[nn.Module], dict[str, float]]
@@ -168,7 +171,7 @@ def arguments(run: RunConfig, examples: int, checkpoints: Path, processes: int, 
         warmup_steps=model.warmup,
         max_grad_norm=model.max_grad_norm,
         bf16=model.bf16,
-        activation_checkpointing=model.gradient_checkpointing,
+        **{CHECKPOINTING: model.gradient_checkpointing},
         logging_steps=model.logging_steps,
         logging_nan_inf_filter=False,
         eval_strategy="steps" if evaluated else "no",

@@ -14,4 +14,4 @@ def lora_xs_factors(init: LoraXsInit, layer: LayerView, step: None = None) -> Ad
     """
     W = truncated_svd(layer.weight(), layer.rank, tolerance=init.tolerance, generator=layer.generator)
     R = init.lora_R_std * torch.randn(layer.rank, layer.rank, generator=layer.generator)
-    return AdapterFactors(W.U, W.S[:, None] * W.Vh, R=R)
+    return AdapterFactors(W.U, W.S[:, None] * W.Vh, R=R.to(W.U.device))

@@ -127,6 +127,22 @@ def test_the_product_moves_the_same_in_any_basis():
         assert not torch.allclose(one.A, two.A, rtol=0.1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("order", ["simultaneous", "sequential"])
+def test_factors_of_one_shape_in_a_stack_take_the_same_steps(order, dtype, monkeypatch):
+    """As on a GPU. Three shapes, one of them twice; a factor that is not finite is still named."""
+    one, other = random_layers(dtype), random_layers(dtype)
+    expected = steps(one, adamw(one, order=order, reg=0.1))
+    monkeypatch.setattr(precondition, "in_stacks", lambda device: True)
+    found = steps(other, adamw(other, order=order, reg=0.1))
+    for mine, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, right)
+    backward(other)
+    other[2].A.data.fill_(float("nan"))
+    with pytest.raises(RunError, match=r"the Gram matrix of lora_A of 2 is not finite"):
+        adamw(other).step()
+
+
 @pytest.mark.parametrize("order", ["simultaneous", "sequential"])
 @pytest.mark.parametrize("correct_bias", [False, True])
 def test_scaled_adamw_has_the_moments_of_the_preconditioned_gradient(correct_bias, order):

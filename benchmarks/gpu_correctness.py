@@ -1,0 +1,74 @@
+"""The part ``correctness`` of gpu.py: the tests marked gpu, each a row; one that passed is not run again."""
+
+import argparse
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rows import Row, Table
+
+ROOT = Path(__file__).resolve().parents[1]
+PROCESSES = 4  # that share a GPU, where pytest-xdist is installed
+
+
+def main(chosen: argparse.Namespace) -> int:
+    """The number of tests that failed, at most 1; 1 also where time was over or pytest could not run them."""
+    settings = {"tests": "tests/test_gpu.py"}
+    table = Table(chosen.out, "correctness", chosen.device, settings, chosen.seconds)
+    table.result["rows"] = [row for row in table.rows if row["outcome"] == "passed"]
+    command = [sys.executable, "-m", "pytest", "tests/test_gpu.py", "-m", "gpu", "-W", "default", "-p", "gpu_outcomes"]
+    command += ["-p", "no:cacheprovider", "--tb=short"]
+    command += [f"--deselect=tests/test_gpu.py::{row['name']}" for row in table.rows]
+    if chosen.device != "cpu" and importlib.util.find_spec("xdist"):
+        command += ["-n", str(PROCESSES), "--dist", "worksteal"]
+    known = len(table.rows)
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "outcomes.jsonl"
+        file.touch()
+        paths = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")]))
+        environment = {"GPU_OUTCOMES": str(file), "GPU_TESTS_ON": chosen.device.partition(":")[0], "PYTHONPATH": paths}
+        environment |= {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # which deterministic kernels ask for
+        process = subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, start_new_session=True)
+        try:
+            while process.poll() is None and time.monotonic() < table.until:
+                time.sleep(0.5)
+                taken(table, file, known)
+        finally:
+            late = process.poll() is None
+            if late:
+                os.killpg(process.pid, signal.SIGKILL)
+            code = process.wait()
+            taken(table, file, known)
+    table.left = ["the tests that are not in the table"] if late else []
+    counts = {outcome: sum(row["outcome"] == outcome for row in table.rows) for outcome in outcomes(table.rows)}
+    table.write(counts=counts, exit_code=code)
+    print(f"correctness: {counts}", flush=True)
+    return 0 if code in (0, 5) and not late else 1  # 5: every test passed before
+
+
+def taken(table: Table, file: Path, known: int) -> None:
+    """The table with the lines of the file, written where there are new ones."""
+    whole = file.read_text().rpartition("\n")[0]
+    rows = [row_of(json.loads(line)) for line in whole.splitlines()]
+    if len(rows) > len(table.rows) - known:
+        table.result["rows"] = table.rows[:known] + rows
+        table.write()
+
+
+def row_of(line: Row) -> Row:
+    """A line of pytest's as a row of the table; what failed has its traceback as its error."""
+    why = line.pop("why")
+    if line["outcome"] == "failed":
+        last = [text for text in why.splitlines() if text.startswith("E ")] or why.splitlines()[-1:]
+        return line | {"error": last[0][:500], "traceback": why[-6000:]}
+    return line | {"note": why or None}
+
+
+def outcomes(rows: list[Row]) -> list[str]:
+    return sorted({row["outcome"] for row in rows})

@@ -1,0 +1,57 @@
+"""The part ``optimizer`` of gpu.py: one step of fused AdamW, of ours and of PEFT's preconditioner in front of it."""
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from bench_optimizer import ALONE, OURS, PEFT, Gradients, Make, adapters, error_of, makers
+from common import Shape
+from rows import Row, Table, synchronized, timed
+from torch import nn
+
+WARM, TURNS = 3, 21
+
+
+def measure(table: Table, shape: Shape, device: str, ranks: Sequence[int]) -> None:
+    """Rows for every rank: milliseconds of a step, on fp32 factors of every linear layer and random gradients."""
+    for rank in ranks:
+        for name, make in makers(device).items():
+            table.row(
+                f"{name}, r={rank}", lambda name=name, make=make, rank=rank: step(shape, rank, device, name, make)
+            )
+            table.write(ratios=ratios(table, ranks))
+
+
+def step(shape: Shape, rank: int, device: str, name: str, make: Make) -> Row:
+    """error: of the preconditioned gradient against eq. 9 in fp64, the largest of all factors, relative."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        model: nn.Module = adapters(shape, rank)
+    gradients = Gradients(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        error = None if name == ALONE else error_of(make, model, gradients)
+    optimizer = make(model, lr=1e-6, fused=True)
+    turns: list[float] = []
+
+    def turn() -> None:
+        gradients.put_back()
+        began = synchronized()
+        optimizer.step()
+        turns.append(synchronized() - began)
+
+    row = timed(lambda: [turn() for _ in range(WARM + TURNS)], repeats=1, warm_up=False)
+    steady = sorted(turns[WARM:])
+    middle = steady[len(steady) // 2]
+    row |= {"seconds": middle, "milliseconds": 1e3 * middle, "slowest": steady[-1], "fastest": steady[0]}
+    return row | {"turns": turns, "error_to_eq_9": error, "pairs": len(model)}
+
+
+def ratios(table: Table, ranks: Sequence[int]) -> dict[str, float]:
+    found = {}
+    for rank in ranks:
+        for name in (OURS, PEFT):
+            above, below = table.value(f"{name}, r={rank}"), table.value(f"{ALONE}, r={rank}")
+            if above and below:
+                found[f"step, {name} / {ALONE}, r={rank}"] = above / below
+    return found
