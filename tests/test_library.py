@@ -157,7 +157,7 @@ def test_dora_and_the_search_come_with_it():
         random_llama(), lora(use_dora=True), batches(), examples=None, scale="search", on_start=found.append
     )
     losses = found[0].solution.searched
-    assert min(losses.values()) < found[0].solution.examples.loss and len(losses) >= 5
+    assert min(losses.values()) < found[0].solution.examples.loss and 2 <= len(losses) <= 4
     for layer in adapters.lora_layers(model).values():
         moved = layer.get_base_layer().weight + layer.scaling["default"] * (
             layer.lora_B["default"].weight @ layer.lora_A["default"].weight

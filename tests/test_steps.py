@@ -290,10 +290,10 @@ def test_conv1d_stores_its_weight_the_other_way_round(hold):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("init", ["gradient", "svd"])
+@pytest.mark.parametrize("init", ["gradient init.stable_gamma=128", "svd"])
 def test_conv1d_starts_where_the_method_says(init):
     """LoRA-One: W + s B A, B A from -G; svd: a changed base that leaves the function as it was."""
-    run, batches = run_config(f"init={init}"), batches_of(examples(), 2, 0)
+    run, batches = run_config(*f"init={init}".split()), batches_of(examples(), 2, 0)
     base, ids = random_gpt2(), torch.arange(3, 40)[None]
     expected = base(ids).logits
     weights = {name: layer.weight.T.clone() for name, layer in adapters.target_layers(base, run.peft).items()}

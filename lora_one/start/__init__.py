@@ -245,8 +245,10 @@ def searched(model: PeftModel, solution: Solution, method: Method, probe: Probe)
             put(layers[name], found)
         return batches_loss(model, forward, probe.reduction)
 
-    with model.disable_adapter():
-        before = batches_loss(model, forward, probe.reduction) if probe.search else solution.examples.loss
+    before = solution.examples.loss
+    if probe.search:
+        with quiet_peft(), model.disable_adapter():
+            before = batches_loss(model, forward, probe.reduction)
     multiple, losses = line_search(loss_at, before, solution.predicted_decrease)
     return replace(
         solution,
