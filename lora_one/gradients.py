@@ -26,11 +26,15 @@ Receive = Callable[[str, Tensor, Tensor], None]  # (layer, X (tokens, n), dY (to
 
 @dataclass(frozen=True)
 class GradientReport:
-    """examples and tokens (that count in the loss) behind a mean gradient, and the loss there."""
+    """Examples and tokens (that count in the loss) of a mean gradient, and the mean loss on them.
+
+    memory: where the gradients were held, as ``steps.how_to_hold`` names it; None where that was not its choice.
+    """
 
     examples: int
     tokens: int
     loss: float
+    memory: str | None = None
 
 
 def mean_gradients(

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Literal
 
@@ -69,7 +69,7 @@ def low_rank_steps(
     """
     hold = how_to_hold(layers, batches, settings)
     if hold == "sketch":
-        return sketched_steps(
+        report = sketched_steps(
             model,
             layers,
             batches,
@@ -80,6 +80,7 @@ def low_rank_steps(
             seed=settings.seed,
             checkpointing=settings.checkpointing,
         )
+        return replace(report, memory=hold)
     processes = Processes.current()
     mine: dict[str, Step] = {}
     refused: list[str] = []
@@ -97,7 +98,7 @@ def low_rank_steps(
         raise ValueError(message)
     for owner, name in processes.by_turns(list(layers)):
         consume(name, _shared(mine.pop(name, None), layers[name], settings.singular_of(name), owner))
-    return report
+    return replace(report, memory=hold)
 
 
 def factorised(name: str, G: Tensor, settings: StepSettings) -> Step:
