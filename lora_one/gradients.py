@@ -8,7 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -101,6 +101,16 @@ def mean_gradients(
             consume(name, G)
         del G
     return report
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """Switch the caller's torch.autocast off: a start is the same inside and outside of such a region."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    with ExitStack() as stack:
+        for device in ("cpu", *([accelerator.type] if accelerator else [])):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def refuse_unused(layers: dict[str, nn.Module], used: AbstractSet[str]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_one.distributed import Processes
-from lora_one.gradients import GradientReport, mean_gradients, weight_shape
+from lora_one.gradients import GradientReport, mean_gradients, weight_shape, without_autocast
 from lora_one.linalg import LowRank, truncated_svd
 from lora_one.losses import Batch, Reduction
 from lora_one.seeding import generator_for
@@ -53,6 +53,7 @@ class StepSettings:
         return self.singular if isinstance(self.singular, int) else self.singular[name]
 
 
+@without_autocast()
 def low_rank_steps(
     model: nn.Module,
     layers: dict[str, nn.Module],

@@ -124,6 +124,23 @@ def test_every_memory_mode_gives_the_same_product(singular):
     assert_same(products["layer"], products["device"])
 
 
+@pytest.mark.parametrize(("memory", "batch_size"), [("fast", 2), ("low", 5), ("low", 2)])
+def test_low_rank_steps_are_taken_outside_of_autocast(memory, batch_size):
+    model = random_llama()
+    layers, batches = linear_layers(model), batches_of(examples(), batch_size, 0)
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            steps_found = {}
+            settings = StepSettings(RANK, memory=memory)
+            low_rank_steps(model, layers, batches, "example", settings, steps_found.__setitem__)
+            found.append(steps_found)
+    outside, inside = found
+    assert all(
+        torch.equal(step.U, inside[name].U) and torch.equal(step.S, inside[name].S) for name, step in outside.items()
+    )
+
+
 def test_energy_of_a_sketch_is_known_up_to_what_it_leaves_out():
     """Over many seeds the estimate is without bias, and off by no more than the share of G outside the subspace."""
     model = wide_llama()
