@@ -8,7 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,11 +26,15 @@ Receive = Callable[[str, Tensor, Tensor], None]  # (layer, X (tokens, n), dY (to
 
 @dataclass(frozen=True)
 class GradientReport:
-    """examples and tokens (that count in the loss) behind a mean gradient, and the loss there."""
+    """Examples and tokens (that count in the loss) of a mean gradient, and the mean loss on them.
+
+    memory: where the gradients were held, as ``steps.how_to_hold`` names it; None where that was not its choice.
+    """
 
     examples: int
     tokens: int
     loss: float
+    memory: str | None = None
 
 
 def mean_gradients(
@@ -97,6 +101,16 @@ def mean_gradients(
             consume(name, G)
         del G
     return report
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """Switch the caller's torch.autocast off: a start is the same inside and outside of such a region."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    with ExitStack() as stack:
+        for device in ("cpu", *([accelerator.type] if accelerator else [])):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def refuse_unused(layers: dict[str, nn.Module], used: AbstractSet[str]) -> None:

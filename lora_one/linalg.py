@@ -1,16 +1,19 @@
-"""Low-rank approximation: seeded, deterministic, to a tolerance."""
+"""Low-rank approximation of a matrix: seeded, deterministic, accurate in every wanted direction."""
 
 import math
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor
+from torch.nn.functional import pad
 
 EXACT_BELOW = 256  # min(m, n) up to which the exact SVD costs no more than a randomised one
 OVERSAMPLING = 8
 MAX_BLOCKS = 30
-ROUNDING = 1e-6  # relative error of an energy in fp32, with room
-SLOWEST = 0.6  # assumed least ratio of a gain to the one before: the last gains are always of slow directions
+PRODUCT_ERROR = 1e-5  # relative Frobenius error of [M]_r that is aimed at ...
+PRODUCT_BLOCKS = 8  # ... with up to this many blocks; a flat spectrum would need many more
+FASTEST = 0.5  # least assumed ratio of an error to the one half a block earlier
+NOISE = 5e-7  # S_i / S_1 at or below which direction i is a rounding error: about 4 x the precision of fp32
 SQUARES_FIT = (1e-12, 1e12)  # norms of a matrix that need no rescaling before its entries are squared in fp32
 
 
@@ -28,10 +31,10 @@ class LowRank:
 
 
 def truncated_svd(matrix: Tensor, rank: int, *, tolerance: float, generator: Generator) -> LowRank:
-    """Best rank-r approximation of a matrix (Eckart-Young), exact where it is small, else from a block Krylov space.
+    """Best rank-r approximation of a matrix (Eckart-Young): exact for small matrices, else from a block Krylov space.
 
-    The space grows until the energy still to be gained, extrapolated from the last two gains, is below
-    ``tolerance`` x the energy captured.  Signs: the entry of largest magnitude in each column of U is positive.
+    Each direction is accurate by itself, however large S_1 is: ||u_i^T M||^2 >= (1 - ``tolerance``) S_i^2 for all
+    i <= r, by the estimate of ``KrylovSpace``. Signs: the entry of largest magnitude in each column of U is positive.
 
     matrix: (m, n), any float dtype, decomposed in at least fp32.  generator: CPU random numbers of the sketch.
     Raises ValueError: rank outside [1, min(m, n)], or an entry that is not finite.
@@ -65,75 +68,117 @@ def fix_signs(step: LowRank) -> LowRank:
 def _by_krylov(matrix: Tensor, rank: int, tolerance: float, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
     space = KrylovSpace(tuple(matrix.shape), rank, tolerance)
     right = space.start(generator).to(matrix)
-    for _ in range(MAX_BLOCKS):
+    while True:
         left = space.add_left(matrix @ right)
-        space.add_right((left.T @ matrix).T)  # read along M's rows: faster than M^T Q
         if space.settled:
-            break
-        right = space.next_right()
-    return space.svd()
+            return space.svd()
+        right = space.add_right((left.T @ matrix).T)  # reads M along its rows, which is faster than M^T Q
+        if space.settled:
+            return space.svd()
 
 
 class KrylovSpace:
-    """Leading singular vectors of an M that is known by its products alone; every earlier block is kept.
+    """Leading singular triplets of a matrix M that is known only through products M V and M^T Q.
 
-    Blocks: Q_1 spans M Omega, Q_(j+1) spans what M M^T Q_j adds to Q_1 ... Q_j.  With Q all of them, the best rank-r
-    approximation in their span is [Q Q^T M]_r, and Q^T M is at hand (Musco and Musco, arXiv:1504.05477, Alg. 2).
-    One block asks for two products: ``add_left(M V)`` gives Q_j, ``add_right(M^T Q_j)`` takes it in.
+    Blocks: Q_1 spans M Omega, P_j spans what M^T Q_j adds to P_1 ... P_(j-1), and Q_(j+1) what M P_j adds to Q_1 ...
+    Q_j. With Q and P all of them, M^T Q = P T for a small T, so the SVD of T gives the best rank-r approximation in
+    the span of Q (Musco and Musco, arXiv:1504.05477, Alg. 2). T is decomposed in fp64: squares would lose the small
+    directions beside a dominant one.
+
+    The next product M P_j gives the residual of each triplet, ||M v_i - S_i u_i||^2 = ||M v_i||^2 - S_i^2: what another
+    half step gains for direction i. Residuals shrink about geometrically, so the last two bound all that is still to
+    gain. The space is settled once that is at most ``tolerance`` x S_i^2 for each i <= r, and the product
+    U diag(S) Vh is accurate to ``PRODUCT_ERROR`` or ``PRODUCT_BLOCKS`` were spent on it.
     """
 
     def __init__(self, shape: tuple[int, int], rank: int, tolerance: float) -> None:
         self.shape, self.rank, self.tolerance = shape, rank, tolerance
-        self.left: list[Tensor] = []  # Q_j, (m, columns)
-        self.right: list[Tensor] = []  # M^T Q_j, (n, columns)
-        self.energies: list[float] = []
+        self.width = min(rank + OVERSAMPLING, *shape)
+        self.Q: Tensor | None = None  # (m, columns of all blocks)
+        self.P: Tensor | None = None  # (n, columns of all blocks)
+        self.T = torch.zeros(0, 0, dtype=torch.float64)  # on the CPU
+        self.outside: Tensor | None = None  # what M P_j holds in Q_(j+1), fp64, on the CPU; None before it is known
+        self.blocks = 0  # of P
+        self.direction_errors, self.product_errors = [1.0], [1.0]  # after each block
 
     def start(self, generator: Generator) -> Tensor:
         """Omega (n, columns), on the CPU."""
-        return torch.randn(self.shape[1], min(self.rank + OVERSAMPLING, *self.shape), generator=generator)
+        return torch.randn(self.shape[1], self.width, generator=generator)
 
     def add_left(self, product: Tensor) -> Tensor:
-        """Orthonormal Q_j from M V; twice, for what the first round leaves may be all rounding."""
-        for _ in range(2 if self.left else 1):
-            for Q in self.left:
-                product = product - Q @ (Q.T @ product)
-            product = torch.linalg.qr(product).Q
-        self.left.append(product[:, : min(self.shape) - sum(Q.shape[1] for Q in self.left)])
-        return self.left[-1]
+        """Take in M Omega, then M P_j; returns the orthonormal block whose product M^T Q is needed next."""
+        block, coefficients = orthonormal(product, self.Q)
+        known = 0 if self.Q is None else self.Q.shape[1]
+        block = block[:, : min(self.shape) - known]
+        if self.blocks:
+            self.outside = coefficients[known : known + block.shape[1]]
+            self._measure(self.outside)
+        self.Q = joined(self.Q, block)
+        return block
 
-    def add_right(self, product: Tensor) -> None:
-        self.right.append(product)
-        known = torch.cat(self.right, dim=1)  # (n, all columns): its Gram matrix has the squares of Q^T M's values
-        self.energies.append(float(torch.linalg.eigvalsh(known.T @ known)[-self.rank :].sum()))
+    def add_right(self, product: Tensor) -> Tensor:
+        """Take in M^T Q_j; returns P_j, whose product M P_j is needed next."""
+        block, coefficients = orthonormal(product, self.P)
+        self.P, self.outside = joined(self.P, block), None
+        self.T = torch.cat([pad(self.T, (0, 0, 0, block.shape[1])), coefficients], dim=1)
+        self.blocks += 1
+        return block
 
-    def next_right(self) -> Tensor:
-        return torch.linalg.qr(self.right[-1]).Q
+    def _measure(self, outside: Tensor) -> None:
+        """Note the errors after the last block. Eigenvalues in fp64 are exact enough for that, and cheap."""
+        squares, vectors = torch.linalg.eigh(self.T @ self.T.T)
+        S, X = squares.flip(0)[: self.rank].clamp(min=0).sqrt(), vectors.flip(1)[:, : self.rank]
+        residuals = torch.linalg.vector_norm(outside @ X[-outside.shape[1] :], dim=0)
+        real = usable(S)
+        self.direction_errors.append(float((residuals[:real] / S[:real]).square().max()) if real else 0.0)
+        self.product_errors.append(float(residuals.norm() / S.norm()) if real else 0.0)
 
     @property
     def settled(self) -> bool:
-        full = sum(Q.shape[1] for Q in self.left) == min(self.shape)
-        return full or nothing_to_gain(self.energies, self.tolerance)
+        if self.outside is None:
+            return self.blocks > 0 and self.Q.shape[1] == min(self.shape)
+        if self.blocks >= MAX_BLOCKS:
+            return True
+        # a small matrix is decomposed exactly where it is known whole: here its product must be as good
+        spent = self.blocks >= PRODUCT_BLOCKS and min(self.shape) > EXACT_BELOW
+        product = spent or still_to_gain(self.product_errors) <= PRODUCT_ERROR
+        return product and still_to_gain(self.direction_errors) <= self.tolerance
 
     def svd(self) -> tuple[Tensor, Tensor, Tensor]:
-        """U (m, r), S (r,), Vh (r, n) of Q Q^T M."""
-        right = torch.linalg.qr(torch.cat(self.right, dim=1))  # M^T Q = P R, so Q^T M = R^T P^T
-        U, S, Vh = torch.linalg.svd(right.R.T, full_matrices=False)
+        """U (m, r), S (r,), Vh (r, n), from all products that were taken in."""
+        small = self.T.T  # Q^T M P, or with the products M P_j in Q_(j+1) too
+        if self.outside is not None:
+            small = torch.cat([small, pad(self.outside, (small.shape[1] - self.outside.shape[1], 0))])
+        U, S, Vh = torch.linalg.svd(small, full_matrices=False)
         kept = slice(0, self.rank)
-        return torch.cat(self.left, dim=1) @ U[:, kept], S[kept], Vh[kept] @ right.Q.T
+        return self.Q @ U[:, kept].to(self.Q), S[kept].to(self.Q), Vh[kept].to(self.P) @ self.P.T
 
 
-def nothing_to_gain(energies: list[float], tolerance: float) -> bool:
-    """Whether the captured energies of a growing space have settled.
+def orthonormal(product: Tensor, basis: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Split a block into what the basis spans and an orthonormal rest Q: product = [basis, Q] C.
 
-    Gains shrink at least geometrically, so two of them bound what all further ones add up to. The first ones come
-    from directions that settle fast and would promise too much where a flat spectrum (noise, signs) is behind them.
+    Two rounds, because what the first one leaves may be mostly rounding error.  C is fp64 and on the CPU.
     """
-    if len(energies) < 2:
-        return False
-    gain = energies[-1] - energies[-2]
-    if gain <= ROUNDING * energies[-1]:
-        return True
-    if len(energies) < 3:
-        return False
-    shrink = max(gain / (energies[-2] - energies[-3]), SLOWEST)
-    return shrink < 1 and gain * shrink / (1 - shrink) <= tolerance * energies[-1]
+    if basis is None:
+        Q, R = torch.linalg.qr(product)
+        return Q, R.double().cpu()
+    first = basis.T @ product
+    Q, R1 = torch.linalg.qr(product - basis @ first)
+    second = basis.T @ Q
+    Q, R2 = torch.linalg.qr(Q - basis @ second)
+    return Q, torch.cat([first + second @ R1, R2 @ R1]).double().cpu()
+
+
+def joined(blocks: Tensor | None, block: Tensor) -> Tensor:
+    return block if blocks is None else torch.cat([blocks, block], dim=1)
+
+
+def usable(S: Tensor) -> int:
+    """How many of the singular values (descending) are above the rounding errors of fp32; 0 for a zero matrix."""
+    return int((NOISE * S[0] < S).sum())
+
+
+def still_to_gain(errors: list[float]) -> float:
+    """What remains of an error after another half step, from its values after each block: a geometric series."""
+    ratio = max(math.sqrt(errors[-1] / errors[-2]) if errors[-2] > 0 else 0.0, FASTEST)
+    return errors[-1] * ratio / (1 - ratio) if ratio < 1 else math.inf

@@ -234,6 +234,7 @@ def figures(start: Start, loss_after: float | None) -> dict[str, Any]:
         "captured_energy": {"min": min(energies), "mean": mean(energies), "layers": solution.energies}
         if energies
         else None,
+        "memory": solution.examples.memory if solution.examples else None,
         "loss_before": solution.examples.loss if solution.examples else None,
         "loss_after": loss_after,
         "predicted_decrease": solution.predicted_decrease,

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Literal
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_one.distributed import Processes
-from lora_one.gradients import GradientReport, mean_gradients, weight_shape
+from lora_one.gradients import GradientReport, mean_gradients, weight_shape, without_autocast
 from lora_one.linalg import LowRank, truncated_svd
 from lora_one.losses import Batch, Reduction
 from lora_one.seeding import generator_for
@@ -53,6 +53,7 @@ class StepSettings:
         return self.singular if isinstance(self.singular, int) else self.singular[name]
 
 
+@without_autocast()
 def low_rank_steps(
     model: nn.Module,
     layers: dict[str, nn.Module],
@@ -69,7 +70,7 @@ def low_rank_steps(
     """
     hold = how_to_hold(layers, batches, settings)
     if hold == "sketch":
-        return sketched_steps(
+        report = sketched_steps(
             model,
             layers,
             batches,
@@ -80,6 +81,7 @@ def low_rank_steps(
             seed=settings.seed,
             checkpointing=settings.checkpointing,
         )
+        return replace(report, memory=hold)
     processes = Processes.current()
     mine: dict[str, Step] = {}
     refused: list[str] = []
@@ -97,7 +99,7 @@ def low_rank_steps(
         raise ValueError(message)
     for owner, name in processes.by_turns(list(layers)):
         consume(name, _shared(mine.pop(name, None), layers[name], settings.singular_of(name), owner))
-    return report
+    return replace(report, memory=hold)
 
 
 def factorised(name: str, G: Tensor, settings: StepSettings) -> Step:

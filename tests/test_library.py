@@ -47,6 +47,22 @@ def test_gives_what_a_run_gives():
     assert all(torch.equal(value, factors_of(expected)[name]) for name, value in factors_of(found).items())
 
 
+@pytest.mark.parametrize("method", ["LoRA-One", "LoRA-GA"])
+@pytest.mark.parametrize("memory", ["auto", "low"])
+def test_autocast_around_the_call_changes_nothing(method, memory):
+    """The same factors and the same base, bit for bit, as outside of the region."""
+    config = lora(target_modules="all-linear")
+
+    def start():
+        return initialize_adapters(random_llama(), config, batches(), examples=None, method=method, memory=memory)
+
+    expected = start().state_dict()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = start().state_dict()
+        assert torch.is_autocast_enabled("cpu")
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+
+
 def test_defaults_are_those_of_the_configuration():
     init = OmegaConf.load(ROOT / "conf/init/gradient.yaml")
     parameters = inspect.signature(initialize_adapters).parameters

@@ -38,6 +38,7 @@ def test_run_json_says_what_was_done(finished):
     assert (init["method"], init["examples"]) == ("LoRA-One", 8) and init["tokens"] > 8 and init["seconds"] > 0
     assert 0 < init["captured_energy"]["min"] <= init["captured_energy"]["mean"] <= 1
     assert init["loss_after"] < init["loss_before"], "the first step goes downhill"
+    assert init["memory"] == "device"
     assert len(init["relative_shift"]) == 14 and all(value > 0 for value in init["relative_shift"].values())
     assert train["steps"] == 6 and train["tokens"] > 6 * 8 * 20 and train["seconds"] > 0
     assert record["trainable_parameters"] == sum(

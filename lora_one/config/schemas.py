@@ -91,7 +91,7 @@ class GradientInit(ProbedInit):
     normalize: str
     stable_gamma: float | None  # null = the method's own, 128 for LoRA-One
     reduction: str
-    tolerance: float  # of the captured energy: what the low-rank step may lose against the exact one
+    tolerance: float  # share of sigma_i^2 that each direction i of the low-rank step may miss
     memory: str  # where gradients wait: see steps.how_to_hold
     ga_direction: str  # LoRA-GA only: which singular vectors go to which factor
     eta: float | None  # LoRA-SB only: the step's size; null = see training.first_step_size

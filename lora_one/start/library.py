@@ -14,6 +14,7 @@ from lora_one.config.rules import check_init, check_values
 from lora_one.config.schemas import GradientInit
 from lora_one.distributed import Processes
 from lora_one.errors import UsageError, nearest
+from lora_one.gradients import without_autocast
 from lora_one.inits import build_init
 from lora_one.losses import Batch, Reduction, loss_count, targets
 from lora_one.models import kind_of
@@ -58,6 +59,8 @@ def initialize_adapters(
     scale, stable_gamma, normalize, reduction, ga_direction, tolerance, memory: as in conf/init/gradient.yaml.
     checkpointing: keep only the inputs of the model's blocks in the forward pass.
     dtype: of the adapter.  on_start: told what was found (energies, losses, factors).
+
+    A torch.autocast region around the call changes nothing: the start is found with autocast switched off.
 
     Returns the PeftModel, ready for any optimizer or trainer. Several processes that train together get the same
     adapters if each passes the same batches.
@@ -111,7 +114,8 @@ def initialize_adapters(
             )
         for name, layer in layers.items():
             refuse_rank(name, layer.get_base_layer(), layer.r[ADAPTER], chosen, section="")
-        start = place(wrapper, solve(wrapper, chosen, probe, seed))
+        with without_autocast():
+            start = place(wrapper, solve(wrapper, chosen, probe, seed))
     if on_start is not None:
         on_start(start)
     return wrapper
