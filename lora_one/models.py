@@ -40,7 +40,7 @@ PARAMETERS = {"TinyLlama/TinyLlama_v1.1": 1.1e9}
 def local_folder(name: str) -> Path | None:
     """The folder that a model name stands for on this machine, or None for a hub id.
 
-    Raises UsageError: the name looks like a path and there is no such folder, or it holds no config.json.
+    Raises UsageError: the name looks like a path and there is no such folder, or it holds no config.json; it is a file.
     """
     path = BUNDLED / name.removeprefix("bundled/") if name.startswith("bundled/") else Path(name).expanduser()
     if path.is_dir():
@@ -49,11 +49,26 @@ def local_folder(name: str) -> Path | None:
                 f"model.name={name}: the folder {path} holds no config.json; give a Hugging Face model folder"
             )
         return path
+    if path.is_file() or name.lower().endswith(".gguf"):
+        raise UsageError(
+            f"model.name={name}: a file, such as a GGUF, is not trained; give a Hugging Face model folder (a GGUF "
+            "becomes one by from_pretrained(<folder>, gguf_file=<file>), then save_pretrained, of transformers)"
+        )
     looks_local = name.startswith(("/", ".", "~", "bundled/")) or name.count("/") > 1
     if looks_local:
         known = ", ".join(f"bundled/{folder.name}" for folder in sorted(BUNDLED.iterdir()))
         raise UsageError(f"model.name={name}: no such folder; give a hub id, a folder, or {known}")
     return None
+
+
+def check_weights(name: str) -> None:
+    """Raises UsageError: the name is that of a local folder that holds no weights."""
+    folder = local_folder(name)
+    if folder and not any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir()):
+        raise UsageError(
+            f"model.name={name}: the folder {folder} holds a config.json and no weights (model.safetensors): fetch "
+            "them, or give another model folder"
+        )
 
 
 def source_of(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:
@@ -82,8 +97,8 @@ def attention_of(dtype: torch.dtype | str, where: torch.device) -> str:
 def preflight(model: ModelConfig, processes: int = 1, *, full: bool = False) -> None:
     """Refuse, before anything is downloaded or loaded, a model that this machine cannot train (full: every weight).
 
-    Raises UsageError: no package for a quantised base, one process for a sharded one, too many parameters without an
-    accelerator, or weights beyond the free memory.
+    Raises UsageError: no package for a quantised base, one process for a sharded one, a folder without weights, too
+    many parameters without an accelerator, or weights beyond the free memory.
     """
     if model.sharded and processes == 1:
         raise UsageError("model.sharded=True shares the base out among processes: start several, or drop it")
@@ -92,6 +107,7 @@ def preflight(model: ModelConfig, processes: int = 1, *, full: bool = False) -> 
             f"model.quantization={model.quantization} needs bitsandbytes, not installed here: "
             "pip install 'lora-one[quant]'"
         )
+    check_weights(model.name)
     parameters = count_parameters(model.name)
     if parameters is None or not model.preflight:
         return
@@ -206,10 +222,11 @@ def load_model(
     checkpoint says. A head that the checkpoint has not is drawn by torch's random numbers.
     quantization: "nf4" (bitsandbytes' 4 bit, blocks of 64) or "int8" of the linear layers but the head.
     shards: processes that hold a part of the weights each (FSDP), all there are; each reads its own only.
-    Raises RunError: not found, broken, or too large for the device.
+    Raises UsageError: a folder without weights.  RunError: not found, broken, or too large for the device.
     """
     from transformers.distributed import DistributedConfig
 
+    check_weights(name)
     source, options = source_of(name, revision)
     if labels is not None:
         words = dict(enumerate(labels))

@@ -139,6 +139,13 @@ CONFIGURATION = [
     ("model.name={files}/nowhere", "/nowhere: no such folder", "give a hub id, a folder, or bundled/tiny"),
     ("model.name=bundled/huge", "model.name=bundled/huge: no such folder", "bundled/tiny"),
     ("model.name={files}/empty", "/empty holds no config.json", "give a Hugging Face model folder"),
+    ("model.name={files}/no-weights", "/no-weights holds a config.json and no weights", "fetch them, or give another"),
+    (
+        "model.name={files}/model.gguf",
+        "/model.gguf: a file, such as a GGUF, is not",
+        "give a Hugging Face model folder",
+    ),
+    ("model.name=nobody/model-Q4.gguf", "model-Q4.gguf: a file, such as a GGUF, is not", "gguf_file=<file>"),
     ("model=llama dataset=gsm8k", "Llama-2-7b-hf has about 7B parameters", "without an accelerator", "model=tiny"),
     ("wandb.name=a/b", "wandb.name='a/b'", "hold no slash"),
     ("wandb.project=..", "wandb.project='..'", "folder's name"),
@@ -201,6 +208,17 @@ READING = [
     ("peft.lora_r=5000", USAGE, "peft.lora_r=5000 exceeds min(m, n)=128 of model.layers.0", "lower peft.lora_r"),
     ("peft.lora_target_modules=[q_prj]", USAGE, "q_prj matches no linear layer", "did you mean q_proj?"),
     ("dataset.chat_template=true", USAGE, "dataset.chat_template=true", "no chat format", "drop it"),
+    (
+        JSON + "word.jsonl model.name={files}/grown",
+        USAGE,
+        "token id 425, but the model has embeddings for 425 tokens",
+    ),
+    (
+        JSON + "json.jsonl model.name={files}/grown-padding",
+        USAGE,
+        "token id 425, but the model has",
+        "resize",
+    ),
     ("model.max_length=4", FAILURE, "none of the 48 examples", "max_length=4", "raise model.max_length"),
     ("dataset.max_tokens=2", FAILURE, "dataset.max_tokens=2", "raise dataset.max_tokens"),
     (JSON + "gsm8k.jsonl", USAGE, "no column prompt, response; it has question, answer", "dataset.prompt="),
@@ -243,6 +261,14 @@ EVALUATION = [
     ("--model_name=bundled/tiny --data_path={files}/no", USAGE, "--data_path=", "/no does not exist"),
     ("--adapter={files}/empty " + EVAL, USAGE, "/empty holds no adapter_config.json", "adapter/ folder of a run"),
     ("--model_name={files}/nowhere " + EVAL, USAGE, "/nowhere: no such folder", "give a hub id"),
+    ("--model_name={files}/model.gguf " + EVAL, USAGE, "model.gguf: a file, such as a GGUF, is not", "model folder"),
+    ("--model_name={files}/no-weights " + EVAL, USAGE, "/no-weights holds a config.json and no weights", "fetch them"),
+    (
+        "--model_name={files}/grown --data_path={files}/word-gsm8k.jsonl --output_dir={results}",
+        USAGE,
+        "token id 425, but the model has embeddings for 425 tokens",
+        "resize_token_embeddings",
+    ),
     ("--rescore={files}/random.jsonl", USAGE, "random.jsonl is no text", "predictions.jsonl"),
     ("--rescore={files}/empty", USAGE, "/empty is no file", "predictions.jsonl"),
     ("--model_name=bundled/tiny --temperature=nan", USAGE, "--temperature=nan must be positive", "leave it out"),
@@ -322,6 +348,9 @@ def files(tmp_path_factory):
         "gsm8k.jsonl": problems,
         "json.jsonl": rows,
         "hello.txt": "hello",
+        "word.jsonl": '{"prompt": "a", "response": "<think> b"}\n' * 56,
+        "word-gsm8k.jsonl": '{"question": "<think>", "answer": "#### 2"}\n',
+        "model.gguf": "GGUF",
         "empty.jsonl": "",
         "header.csv": "prompt,response\n",
         "cut.jsonl": rows + rows[:15],
@@ -343,6 +372,13 @@ def files(tmp_path_factory):
         shutil.copytree(models.BUNDLED / "tiny", folder / name)
         weights = folder / name / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:size])
+    shutil.copytree(models.BUNDLED / "tiny", folder / "no-weights", ignore=lambda *_: ["model.safetensors"])
+    special = {"grown": {"additional_special_tokens": ["<think>"]}, "grown-padding": {"pad_token": "[PAD]"}}
+    for name, added in special.items():
+        shutil.copytree(models.BUNDLED / "tiny", folder / name)
+        tokenizer = models.load_tokenizer("bundled/tiny")
+        tokenizer.add_special_tokens(added)
+        tokenizer.save_pretrained(folder / name)
     return folder
 
 

@@ -77,15 +77,31 @@ def response_ids(tokenizer: Any, responses: Sequence[str]) -> list[list[int]]:
     return [ids[len(anchor) :] if ids[: len(anchor)] == anchor else next(alone) for ids in anchored]
 
 
+def embedded(rows: list[list[int]], vocabulary: int | None) -> list[list[int]]:
+    """The rows of token ids, all of them below ``vocabulary``, the number of the model's embeddings (None: any).
+
+    Raises UsageError: a token has no embedding.
+    """
+    largest = max((max(row, default=0) for row in rows), default=0)
+    if vocabulary is not None and largest >= vocabulary:
+        raise UsageError(
+            f"the tokenizer gives the token id {largest}, but the model has embeddings for {vocabulary} tokens alone: "
+            "give the tokenizer that belongs to the model, or call resize_token_embeddings and save the model again"
+        )
+    return rows
+
+
 @dataclass(frozen=True)
 class Encoder:
     """Encodes examples for a causal model: tokens of the prompt, then tokens of the response, then EOS.
 
-    chat: wrap prompts in the tokenizer's chat format.
+    chat: wrap prompts in the tokenizer's chat format.  vocabulary: the number of the model's embeddings.
+    All methods raise UsageError where a token has no embedding.
     """
 
     tokenizer: Any
     chat: bool = False
+    vocabulary: int | None = None
 
     @property
     def pad_id(self) -> int:
@@ -93,7 +109,8 @@ class Encoder:
 
     def prompts(self, examples: Sequence[Example]) -> list[list[int]]:
         """What the model is given to answer."""
-        return prompt_ids(self.tokenizer, [example.prompt for example in examples], chat=self.chat) if examples else []
+        prompts = [example.prompt for example in examples]
+        return embedded(prompt_ids(self.tokenizer, prompts, chat=self.chat), self.vocabulary) if examples else []
 
     def encode(self, examples: Sequence[Example], max_length: int) -> tuple[list[Encoded], EncodingCounts]:
         """Encode examples, cut at max_length tokens from the right.
@@ -109,7 +126,7 @@ class Encoder:
     def rows(self, examples: Sequence[Example], max_length: int) -> list[tuple[Encoded | None, bool]]:
         """Each example, None where it is dropped, and whether it was cut. An answer that is cut has no EOS."""
         found: list[tuple[Encoded | None, bool]] = []
-        responses = response_ids(self.tokenizer, [example.response for example in examples])
+        responses = embedded(response_ids(self.tokenizer, [row.response for row in examples]), self.vocabulary)
         for prompt, response in zip(self.prompts(examples), responses, strict=True):
             ids = prompt + response + [self.tokenizer.eos_token_id]
             labels = [IGNORED] * len(prompt) + ids[len(prompt) :]
@@ -147,7 +164,7 @@ class EncoderDecoderEncoder(Encoder):
     def rows(self, examples: Sequence[Example], max_length: int) -> list[tuple[Encoded | None, bool]]:
         eos = self.tokenizer.eos_token_id
         found: list[tuple[Encoded | None, bool]] = []
-        responses = prompt_ids(self.tokenizer, [example.response for example in examples])
+        responses = embedded(prompt_ids(self.tokenizer, [row.response for row in examples]), self.vocabulary)
         for example, prompt, response in zip(examples, self.prompts(examples), responses, strict=True):
             labels = [*response, eos][:max_length]
             ids = prompt if len(prompt) <= max_length else [*prompt[: max_length - 1], eos]
@@ -167,7 +184,7 @@ class ClassEncoder(Encoder):
     def rows(self, examples: Sequence[Example], max_length: int) -> list[tuple[Encoded | None, bool]]:
         first = [example.texts[0] for example in examples]
         second = [" ".join(example.texts[1:]) for example in examples] if len(examples[0].texts) > 1 else None
-        whole = self.tokenizer(first, second, verbose=False)["input_ids"]
+        whole = embedded(self.tokenizer(first, second, verbose=False)["input_ids"], self.vocabulary)
         encoded = self.tokenizer(first, second, truncation=True, max_length=max_length)
         types = encoded.get("token_type_ids", [None] * len(examples))
         return [
@@ -179,19 +196,21 @@ class ClassEncoder(Encoder):
 def encoder_of(kind: str, tokenizer: Any, config: Any, *, chat: bool = False) -> Encoder:
     """The encoder of a kind of model (``model.type``); config: the model's, of transformers.
 
-    Raises UsageError: an encoder-decoder that does not say what its decoder starts with.
+    Raises UsageError: an encoder-decoder that does not say what its decoder starts with; padding without an embedding.
     """
+    vocabulary = getattr(config.get_text_config(), "vocab_size", None)
+    embedded([[pad_id_of(tokenizer)]], vocabulary)
     if kind == "CausalLM":
-        return Encoder(tokenizer, chat)
+        return Encoder(tokenizer, chat, vocabulary)
     if kind == "SequenceClassification":
-        return ClassEncoder(tokenizer)
+        return ClassEncoder(tokenizer, vocabulary=vocabulary)
     start = getattr(config, "decoder_start_token_id", None)
     if start is None:
         raise UsageError(
             f"model.type={kind}, but {config.name_or_path} has no decoder_start_token_id in its config.json: take "
             "model.type=CausalLM, or set that token there"
         )
-    return EncoderDecoderEncoder(tokenizer, chat, start)
+    return EncoderDecoderEncoder(tokenizer, chat, vocabulary, start)
 
 
 def encoder_for(model: ModelConfig, dataset: DatasetConfig) -> Encoder:
@@ -246,5 +265,5 @@ def batches_of(examples: Sequence[Encoded], size: int, pad_id: int) -> list[Batc
 
 def pad_id_of(tokenizer: Any) -> int:
     """The id of the padding token, else of EOS, else of the separator: all padding is masked, so any token serves."""
-    ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.sep_token_id)
+    ids = (getattr(tokenizer, f"{name}_token_id") for name in ("pad", "eos", "sep"))
     return next(token for token in ids if token is not None)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from lora_one.data.encode import prompt_ids
+from lora_one.data.encode import embedded, prompt_ids
 from lora_one.distributed import Processes
 from lora_one.errors import RunError, UsageError
 from lora_one.evaluation.batches import each_batch
@@ -97,10 +97,12 @@ def log_likelihoods(
     padded on the right, where causal attention never looks from a real token, so positions need no correction.
     Batches are made of all questions, so that those in ``done``, which are not yielded, leave the others' batches,
     hence their last digits, as they are.
-    Raises RunError: the model gives no finite number. UsageError: it is no causal model.
+    Raises RunError: the model gives no finite number. UsageError: it is no causal model, or a token has no embedding.
     """
     if getattr(model.config, "is_encoder_decoder", False):
         raise UsageError("likelihoods of answers are read off causal models, and this is an encoder-decoder: take one")
+    tokens = [row for question in questions for row in (question.context, *question.answers)]
+    embedded(tokens, model.get_input_embeddings().num_embeddings)
     order = sorted(range(len(questions)), key=lambda index: -questions[index].length)
     if all(index in done for index in order):
         return
