@@ -298,6 +298,33 @@ def lora_layers(model: PeftModel) -> dict[str, Any]:
     }
 
 
+def plain_layers(model: nn.Module) -> list[Any]:
+    """LoRA layers that only multiply their input by A and B: without dropout, DoRA or another variant of PEFT's."""
+    return [
+        layer
+        for layer in lora_layers(model).values()
+        if not layer.lora_variant and all(isinstance(part, nn.Identity) for part in layer.lora_dropout.values())
+    ]
+
+
+@contextmanager
+def inputs_not_cast(layers: Sequence[Any]) -> Iterator[None]:
+    """PEFT leaves the dtype of these ``plain_layers``' inputs alone; only for passes under autocast.
+
+    PEFT casts an adapter's bf16 input to fp32, the dtype of A, and autocast casts it back for the product. Without
+    both casts the product is the same, and no second copy of the input is kept for the backward pass. Dropout rounds
+    differently in bf16, and DoRA takes its norms in the dtype of the input, so those layers keep the casts.
+    """
+    before = [layer.cast_input_dtype_enabled for layer in layers]
+    for layer in layers:
+        layer.cast_input_dtype_enabled = False
+    try:
+        yield
+    finally:
+        for layer, enabled in zip(layers, before, strict=True):
+            layer.cast_input_dtype_enabled = enabled
+
+
 @torch.no_grad()
 def put(layer: Any, factors: AdapterFactors) -> None:
     """Write factors into a PEFT layer, in its adapter's dtype and on its device.

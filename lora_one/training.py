@@ -25,7 +25,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from lora_one.adalora import is_adalora, penalty, state, unpruned
-from lora_one.adapters import Kept
+from lora_one.adapters import Kept, inputs_not_cast, plain_layers
 from lora_one.callbacks import Allocator, Bar, EpochEnds, Lines, Recorder, Stopper, Watcher
 from lora_one.checkpoints import publish, restore_adapter
 from lora_one.config import RunConfig
@@ -227,6 +227,7 @@ class FineTuner(Trainer):
         self.reduction = run.model.loss
         self.causal = run.model.type == "CausalLM"
         self.evaluate_model = evaluate
+        self.without_casts = plain_layers(self.model) if run.model.bf16 else []
 
     def get_train_dataloader(self) -> DataLoader:
         """This process's micro-batches; the order knows its share, so accelerate shares nothing out."""
@@ -240,6 +241,10 @@ class FineTuner(Trainer):
         return prepare_data_loader(
             loader, device, num_processes=1, process_index=0, put_on_device=True, non_blocking=loader.pin_memory
         )
+
+    def training_step(self, *arguments: Any, **options: Any) -> torch.Tensor:
+        with inputs_not_cast(self.without_casts):  # also while the backward pass repeats checkpointed blocks
+            return super().training_step(*arguments, **options)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

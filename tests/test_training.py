@@ -218,6 +218,76 @@ def test_resumed_within_an_epoch_ends_with_the_same_bits(tmp_path, monkeypatch, 
     assert all(torch.equal(resumed[name], factor) for name, factor in straight.items())
 
 
+class Casts(TorchDispatchMode):
+    """How many tensors were copied to another dtype."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, operation, types, arguments=(), keywords=None):
+        result = operation(*arguments, **keywords or {})
+        if operation.overloadpacket.__name__ == "_to_copy":
+            self.count += result.dtype != arguments[0].dtype
+        return result
+
+
+def narrow_run(monkeypatch, folder, model, changes, *, casting):
+    """Factors, losses and casts of three steps on a base in bf16; casting: PEFT casts as it does by itself."""
+    casts, step = Casts(), FineTuner.training_step
+
+    def watched(self, *arguments, **rest):
+        self.without_casts = [] if casting else self.without_casts
+        with casts:
+            return step(self, *arguments, **rest)
+
+    run = settings("model.bf16=true", "model.epochs=3", *changes)
+    with monkeypatch.context() as patch:
+        patch.setattr(FineTuner, "training_step", watched)
+        model = attach_adapters(model.bfloat16(), run.peft, build_init(run.init), None, seed=0, dtype="fp32")[0]
+        tracker = Tracker(folder / "metrics.jsonl")
+        train(model, examples(6), run, evaluate=None, checkpoints=folder / "points", pad_id=0, tracker=tracker)
+    factors = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    return factors, [line["loss"] for line in read_metrics(tracker.path)], casts.count
+
+
+@pytest.mark.parametrize("changes", [(), ("model.gradient_checkpointing=true",), ("init=gaussian",)], ids=str)
+def test_adapters_inputs_are_not_cast_to_and_fro_under_autocast(tmp_path, monkeypatch, changes):
+    """Not a bit differs. In each of 6 micro-batches every layer is spared two casts forward and two backward.
+
+    Only the first block's q, k and v have no input to give a gradient to.
+    """
+    factors, losses, casts = narrow_run(monkeypatch, tmp_path / "ours", random_llama(), changes, casting=False)
+    expected, before, more = narrow_run(monkeypatch, tmp_path / "peft", random_llama(), changes, casting=True)
+    assert losses == before
+    assert all(torch.equal(factors[name], factor) for name, factor in expected.items())
+    assert more - casts >= 6 * (14 * 2 + (14 - 3) * 2)
+
+
+@pytest.mark.parametrize("changes", [("peft.lora_dropout=0.1",), ("peft=dora",)], ids=str)
+def test_casts_that_change_the_result_stay(tmp_path, monkeypatch, changes):
+    casts = [
+        narrow_run(monkeypatch, tmp_path / str(casting), random_llama(), changes, casting=casting)[2]
+        for casting in (False, True)
+    ]
+    assert casts[0] == casts[1]
+
+
+def test_outside_of_training_steps_adapters_take_any_input(tmp_path):
+    """A model that generates during the evaluation runs without autocast."""
+    run = settings("model.bf16=true")
+    model = attach_adapters(random_llama().bfloat16(), run.peft, build_init(run.init), None, seed=0, dtype="fp32")[0]
+    seen = []
+
+    def evaluate(model):
+        seen.append(model.get_base_model()(input_ids=torch.tensor([[2, 3, 4]])).logits)
+        return {"eval_loss": 1.0}
+
+    tracker = Tracker(tmp_path / "metrics.jsonl")
+    train(model, examples(6), run, evaluate=evaluate, checkpoints=tmp_path / "points", pad_id=0, tracker=tracker)
+    assert seen[0].dtype == torch.bfloat16
+
+
 class Waits(TorchDispatchMode):
     """Names of the operations whose result the host would wait for, were their tensors on a GPU."""
 
