@@ -22,11 +22,13 @@ from lora_one.data.arithmetic import PRETRAIN_FAMILIES, generate
 from lora_one.data.encode import Encoded, batches_of, encoder_for, prompt_ids
 from lora_one.data.gsm8k import PROMPT
 from lora_one.errors import UsageError
+from lora_one.evaluation.batches import each_batch
 from lora_one.evaluation.choices import log_likelihoods, questions_of
 from lora_one.evaluation.command import main as evaluate
 from lora_one.evaluation.generate import Decoding, complete
 from lora_one.evaluation.validation import Validation
-from lora_one.gradients import mean_gradients
+from lora_one.gradients import mean_gradients, sums_in_fp32
+from lora_one.gradients import product as product_of_layer
 from lora_one.inits import build_init
 from lora_one.losses import mean_loss
 from lora_one.models import BUNDLED, load_model, load_tokenizer
@@ -93,6 +95,21 @@ def test_gradient_in_bf16(size):
     expected = autograd_gradients(exact, examples(), "example")
     for name, G in gradients(model, batches_of(examples(), size, 0)).items():
         assert G.dtype == torch.float32 and off(G, expected[name]) <= 0.03, name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_products_of_16_bit_factors_are_summed_in_fp32(dtype):
+    """Over 4,096 tokens, where sums in 16 bit would be off by percents; and added to what is there."""
+    generator = torch.Generator().manual_seed(0)
+    X, dY = (torch.randn(4096, width, generator=generator).to(dtype) for width in (96, 64))
+    exact, before = dY.double().T @ X.double(), torch.randn(64, 96, generator=generator)
+    found = product_of_layer(dY.to(WHERE), X.to(WHERE))
+    assert found.dtype == torch.float32 and off(found, exact) <= 1e-5
+    total = before.clone().to(WHERE)
+    assert product_of_layer(dY.to(WHERE), X.to(WHERE), onto=total) is total
+    assert off(total, exact + before.double()) <= 1e-5
+    if WHERE == "cuda":
+        assert sums_in_fp32(torch.device("cuda", torch.cuda.current_device()))
 
 
 @pytest.mark.parametrize("batches_on", ["cpu", WHERE] if WHERE != "cpu" else ["cpu"])
@@ -220,6 +237,28 @@ def test_preconditioned_steps(order, damping):
 
 
 # Evaluation
+
+
+def test_a_batch_beyond_the_memory_is_halved():
+    """Down to what fits, and so are those behind it; on the CPU nothing refuses them."""
+    order, done = list(range(16)), []
+    if WHERE == "cuda":
+        torch.cuda.empty_cache()
+        whole = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 1.1e9) / whole)
+
+    def work(part):
+        torch.empty(len(part), 100 if WHERE == "cpu" else 10**8, dtype=torch.uint8, device=WHERE)
+        return len(part)
+
+    try:
+        for part, size in each_batch(order, 16, work):
+            done += part
+            assert len(part) == size
+    finally:
+        if WHERE == "cuda":
+            torch.cuda.set_per_process_memory_fraction(1.0)
+    assert done == order and (size == 16 if WHERE == "cpu" else size <= 8)
 
 
 @pytest.fixture(scope="module")
