@@ -168,6 +168,7 @@ def arguments(run: RunConfig, examples: int, checkpoints: Path, processes: int, 
         warmup_steps=model.warmup,
         max_grad_norm=model.max_grad_norm,
         bf16=model.bf16,
+        ddp_broadcast_buffers=False,  # equal on every process and constant, LoRA-SB's and LoRA-XS's factors among them
         activation_checkpointing=model.gradient_checkpointing,
         logging_steps=model.logging_steps,
         logging_nan_inf_filter=False,
