@@ -172,6 +172,7 @@ def arguments(run: RunConfig, examples: int, checkpoints: Path, processes: int, 
         max_grad_norm=model.max_grad_norm,
         bf16=model.bf16,
         **{CHECKPOINTING: model.gradient_checkpointing},
+        ddp_broadcast_buffers=False,  # equal on every process and constant, LoRA-SB's and LoRA-XS's factors among them
         logging_steps=model.logging_steps,
         logging_nan_inf_filter=False,
         eval_strategy="steps" if evaluated else "no",

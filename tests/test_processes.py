@@ -22,6 +22,7 @@ DATA = 16
 CASES = {
     "plain": ("model.epochs=2",),
     "dropout": ("model.epochs=3", "peft.lora_dropout=0.5", "model.save_steps=2"),
+    "core": ("init=lora_xs", "model.epochs=2"),
 }
 
 
@@ -37,13 +38,14 @@ def tuned(folder, *changes):
     return factors, [line["loss"] for line in read_metrics(tracker.path)]
 
 
-def next_draws(record, original):
-    """training_step that notes what the generator of random numbers would give next."""
+def next_draws(record, broadcasts, original):
+    """training_step that notes what the generator of random numbers would give next, and whether DDP sends buffers."""
 
-    def step(self, *arguments):
+    def step(self, model, *arguments):
         with torch.random.fork_rng(devices=[]):
             record.append(torch.rand(4).tolist())
-        return original(self, *arguments)
+        broadcasts.append(model.will_sync_module_buffers())
+        return original(self, model, *arguments)
 
     return step
 
@@ -89,15 +91,15 @@ VALIDATED = {
 
 def results(folder):
     found = {name: validated(*case) for name, case in VALIDATED.items()}
-    draws, original = [], FineTuner.training_step
+    draws, broadcasts, original = [], [], FineTuner.training_step
     for case, changes in CASES.items():
-        FineTuner.training_step = next_draws(draws, original)
+        FineTuner.training_step = next_draws(draws, broadcasts, original)
         try:
             found[case] = tuned(folder / case, *changes)
         finally:
             FineTuner.training_step = original
     stopped(folder / "resumed", 5, *CASES["dropout"])
-    return found | {"draws": draws, "resumed": tuned(folder / "resumed", *CASES["dropout"])}
+    return found | {"draws": draws, "broadcasts": broadcasts, "resumed": tuned(folder / "resumed", *CASES["dropout"])}
 
 
 def work(rank, folder):
@@ -119,12 +121,19 @@ def ranks(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 
-def test_losses_are_those_of_one_process(ranks, tmp_path):
-    factors, losses = tuned(tmp_path, *CASES["plain"])
-    assert ranks[0]["plain"][1] == pytest.approx(losses, rel=1e-5)
+@pytest.mark.parametrize("case", ["plain", "core"])
+def test_losses_are_those_of_one_process(ranks, tmp_path, case):
+    factors, losses = tuned(tmp_path, *CASES[case])
+    assert ranks[0][case][1] == pytest.approx(losses, rel=1e-5)
     for rank in ranks:
         for name, factor in factors.items():
-            torch.testing.assert_close(rank["plain"][0][name], factor, rtol=1e-3, atol=1e-4, msg=name)
+            torch.testing.assert_close(rank[case][0][name], factor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_frozen_factors_are_not_sent_to_the_other_process_in_every_step(ranks):
+    """LoRA-XS keeps them as buffers, which DDP would broadcast in every forward pass."""
+    for rank in ranks:
+        assert rank["broadcasts"] and not any(rank["broadcasts"])
 
 
 def test_processes_drop_different_entries(ranks):
