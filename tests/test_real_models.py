@@ -6,8 +6,9 @@ import pytest
 import torch
 from conftest import finish, real_model, run_config, shared
 from peft import PeftModel
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from lora_one import stages
 from lora_one.evaluation.command import main
 
 pytestmark = pytest.mark.slow
@@ -43,3 +44,50 @@ def test_minilm_with_a_new_head_on_mrpc(tmp_path):
     with torch.no_grad():
         expected, found = (model.eval()(**batch).logits for model in (adapted, merged))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_lora_one_on_gemma_and_gsm8k(tmp_path, monkeypatch):
+    """Plain PEFT loads the trained function bit for bit, and the merged model is the same up to rounding."""
+    base, data = real_model("gemma-3-270m-hf"), shared("data/gsm8k")
+    ids = torch.tensor(
+        [AutoTokenizer.from_pretrained(base)("Q: Tom has 3 apples and buys 4. How many?\nA: ")["input_ids"]]
+    )
+    logits = {}
+    original = stages.save
+
+    def remember(experiment, model):
+        with torch.no_grad():
+            logits["trained"] = model.eval()(ids).logits
+        original(experiment, model)
+
+    monkeypatch.setattr(stages, "save", remember)
+    run = run_config(
+        f"results_dir={tmp_path}",
+        "dataset=gsm8k",
+        f"dataset.path={data}",
+        "dataset.max_train_samples=20",
+        "dataset.train_size=16",
+        "dataset.validation_size=4",
+        "dataset.accuracy_examples=0",
+        "model=llama",
+        f"model.name={base}",
+        "model.bf16=false",
+        "model.max_length=256",
+        "model.real_batch_size=8",
+        "model.saving=true",
+        "init.bsz=1",
+        "init.iters=8",
+    )
+    folder = finish(run)
+    record = folder.read()
+    assert (record["init"]["method"], record["init"]["examples"], record["train"]["steps"]) == ("LoRA-One", 8, 2)
+    assert len(record["init"]["relative_shift"]) == 18 * 7
+    with torch.no_grad():
+        adapted = PeftModel.from_pretrained(
+            AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), str(folder.adapter)
+        )
+        assert torch.equal(adapted.eval()(ids).logits, logits["trained"])
+        del adapted
+        merged = AutoModelForCausalLM.from_pretrained(folder.merged)
+        largest = float(logits["trained"].abs().max())
+        assert (merged.eval()(ids).logits - logits["trained"]).abs().max() <= 1e-4 * largest
