@@ -65,6 +65,23 @@ def fix_signs(step: LowRank) -> LowRank:
     return LowRank(step.U * signs, step.S, step.Vh * signs[:, None], step.energy)
 
 
+def completed(step: LowRank, generator: Generator) -> LowRank:
+    """Replace the directions that are rounding errors: S_i = 0, and u_i, v_i random but orthonormal to the others.
+
+    A matrix of rank k < r has no direction beyond k; what an SVD returns there is noise of the machine that ran it.
+    """
+    k, rank = usable(step.S), len(step.S)
+    if k in (0, rank):
+        return step
+
+    def filled(vectors: Tensor) -> Tensor:  # (rows, r)
+        drawn = torch.randn(len(vectors), rank - k, generator=generator).to(vectors)
+        return torch.cat([vectors[:, :k], orthonormal(drawn, vectors[:, :k])[0]], dim=1)
+
+    S = torch.cat([step.S[:k], torch.zeros_like(step.S[k:])])
+    return LowRank(filled(step.U), S, filled(step.Vh.T).T, step.energy)
+
+
 def _by_krylov(matrix: Tensor, rank: int, tolerance: float, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
     space = KrylovSpace(tuple(matrix.shape), rank, tolerance)
     right = space.start(generator).to(matrix)

@@ -1,6 +1,7 @@
 """The low-rank step of every target layer: mean gradient in, truncated SVD out, in as little memory as is wanted."""
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from lora_one.distributed import Processes
 from lora_one.gradients import GradientReport, mean_gradients, weight_shape, without_autocast
-from lora_one.linalg import LowRank, truncated_svd
+from lora_one.linalg import LowRank, completed, truncated_svd
 from lora_one.losses import Batch, Reduction
 from lora_one.seeding import generator_for
 from lora_one.sketch import sketched_steps
@@ -26,9 +27,16 @@ class Step(LowRank):
     """The low-rank step of a gradient G.
 
     slopes: (r,) u_i^T G v_i, what the loss changes by to first order for each unit of u_i v_i^T; S unless transformed.
+    Where G has fewer than r directions above the rounding errors, the other S_i are exactly 0 and their vectors random
+    (``linalg.completed``).
     """
 
     slopes: Tensor
+
+    @property
+    def usable(self) -> int:
+        """Directions above the rounding errors."""
+        return int((self.S > 0).sum())
 
     @classmethod
     def of(cls, low_rank: LowRank, slopes: Tensor | None = None) -> "Step":
@@ -69,18 +77,25 @@ def low_rank_steps(
     named).
     """
     hold = how_to_hold(layers, batches, settings)
+    found: dict[str, int] = {}  # usable directions by layer
+
+    def hand_over(name: str, step: Step) -> None:
+        found[name] = step.usable
+        consume(name, step)
+
     if hold == "sketch":
         report = sketched_steps(
             model,
             layers,
             batches,
             reduction,
-            lambda name, low_rank: consume(name, Step.of(low_rank)),
+            lambda name, low_rank: hand_over(name, Step.of(filled(name, low_rank, settings))),
             singular_of=settings.singular_of,
             tolerance=settings.tolerance,
             seed=settings.seed,
             checkpointing=settings.checkpointing,
         )
+        warn_of_missing_directions(found, settings)
         return replace(report, memory=hold)
     processes = Processes.current()
     mine: dict[str, Step] = {}
@@ -98,8 +113,28 @@ def low_rank_steps(
     for message in chain.from_iterable(processes.gathered(refused)):
         raise ValueError(message)
     for owner, name in processes.by_turns(list(layers)):
-        consume(name, _shared(mine.pop(name, None), layers[name], settings.singular_of(name), owner))
+        hand_over(name, _shared(mine.pop(name, None), layers[name], settings.singular_of(name), owner))
+    warn_of_missing_directions(found, settings)
     return replace(report, memory=hold)
+
+
+def warn_of_missing_directions(found: Mapping[str, int], settings: StepSettings) -> None:
+    """Warn once, on the first process, naming the layers whose gradient has too low a rank."""
+    wanted = {name: settings.singular_of(name) for name in found}
+    short = [f"{name} ({k} of {wanted[name]})" for name, k in found.items() if k < wanted[name]]
+    if short and Processes.current().rank == 0:
+        more = f" and {len(short) - 3} more" if len(short) > 3 else ""
+        warnings.warn(
+            f"the gradients of {len(short)} of {len(found)} layers have fewer usable directions than wanted: "
+            f"{', '.join(short[:3])}{more}. The missing ones start at random orthonormal vectors that do not change "
+            "the model's function; take more examples (init.iters) or a lower rank (peft.lora_r)",
+            stacklevel=3,
+        )
+
+
+def filled(name: str, low_rank: LowRank, settings: StepSettings) -> LowRank:
+    """The same vectors in place of missing directions in every memory mode."""
+    return completed(low_rank, generator_for(settings.seed, f"missing directions of {name}"))
 
 
 def factorised(name: str, G: Tensor, settings: StepSettings) -> Step:
@@ -112,6 +147,7 @@ def factorised(name: str, G: Tensor, settings: StepSettings) -> Step:
         raise ValueError(f"layer {name}: {error}") from error
     if low_rank.S[0] == 0:
         raise ValueError(f"the gradient of layer {name} is zero: nothing to start from")
+    low_rank = filled(name, low_rank, settings)
     if settings.transform is None:
         return Step.of(low_rank)
     return Step.of(low_rank, ((low_rank.U.T @ G.to(low_rank.U)) * low_rank.Vh).sum(dim=1))

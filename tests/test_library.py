@@ -296,7 +296,10 @@ def test_encoder_decoders_and_heads_start_from_their_own_loss(kind):
     gradients = {name: weight.grad.clone() for name, weight in base.named_parameters() if weight.grad is not None}
     base.zero_grad()
     config = lora(target_modules=targets, task_type="SEQ_2_SEQ_LM" if kind == "t5" else "SEQ_CLS")
-    model = initialize_adapters(base.requires_grad_(False), config, [batch], examples=None, stable_gamma=64)
+    few = "ignore:.*1 of 2 layers have fewer usable" if kind == "head" else "error"  # 3 examples, 3 first tokens
+    with warnings.catch_warnings():
+        warnings.filterwarnings(few.partition(":")[0], message=few.partition(":")[2])
+        model = initialize_adapters(base.requires_grad_(False), config, [batch], examples=None, stable_gamma=64)
     for name, layer in adapters.lora_layers(model).items():
         U, S, Vh = torch.linalg.svd(-gradients[f"{name}.weight"], full_matrices=False)
         expected = 8 / 4**0.5 / 64 * (U[:, :4] * S[:4] @ Vh[:4]) / S[0]

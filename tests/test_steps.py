@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import Experts, Shared, random_llama, run_config
+from conftest import Experts, Shared, random_llama, random_roberta, run_config
 from test_gradients import examples, linear_layers
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -262,6 +262,38 @@ def test_a_sketch_never_makes_a_gradient(checkpointing):
     assert watch.most == 0
 
 
+# gradients of low rank
+
+
+def rows_of_a_head(model, count):
+    """Examples of a classification head, whose first layer sees one token of each: G has rank ``count``."""
+    ids = torch.randint(3, 64, (count, 9), generator=torch.Generator().manual_seed(1))
+    rows = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.arange(count) % 2}
+    return [{name: value[i : i + 1] for name, value in rows.items()} for i in range(count)]
+
+
+@pytest.mark.parametrize("memory", ["fast", "low"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_directions_that_a_gradient_lacks_are_named_and_not_noise(memory, count):
+    """S is exactly 0 there, the vectors are orthonormal, and the same wherever the gradient was held."""
+    model = random_roberta(64).requires_grad_(False)
+    layers = {"classifier.dense": model.classifier.dense, "query": model.roberta.encoder.layer[0].attention.self.query}
+    batches, expected, found = rows_of_a_head(model, count), {}, {}
+    message = rf"1 of 2 layers have fewer usable directions than wanted: classifier\.dense \({count} of {RANK}\)\."
+    for holding, steps_found in (("fast", expected), (memory, found)):
+        with pytest.warns(UserWarning, match=message) as raised:
+            settings = StepSettings(RANK, memory=holding)
+            low_rank_steps(model, layers, batches, "example", settings, steps_found.__setitem__)
+        assert len(raised) == 1
+    step = found["classifier.dense"]
+    assert step.usable == count and not step.S[count:].any() and not step.slopes[count:].any()
+    assert found["query"].usable == RANK
+    for vectors in (step.U, step.Vh.T):
+        torch.testing.assert_close(vectors.T @ vectors, torch.eye(RANK), atol=1e-5, rtol=0)
+    torch.testing.assert_close(step.U, expected["classifier.dense"].U, atol=1e-4, rtol=0)
+    torch.testing.assert_close(step.Vh, expected["classifier.dense"].Vh, atol=1e-4, rtol=0)
+
+
 # models
 
 
@@ -305,6 +337,7 @@ def random_gpt2():
     return GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=1, **settings)).requires_grad_(False).eval()
 
 
+@pytest.mark.filterwarnings("ignore:.*fewer usable directions")  # 32 are asked for, layer norms leave 31
 @pytest.mark.parametrize("hold", [*HOLDS, "sketch"])
 def test_conv1d_stores_its_weight_the_other_way_round(hold):
     model = random_gpt2()

@@ -15,6 +15,8 @@ def lora_ga_factors(init: GradientInit, layer: LayerView, step: LowRank) -> Adap
     ArB2r: A = Vh[:r], B = U[r:2r].  A2rBr: A = Vh[r:2r], B = U[:r].  ArBr: A the odd ones, B the even ones
     (0, 2, ...).  random: disjoint random halves.
     c by ``init.scale`` (stable: m^1/4 / gamma^1/2, for both factors).
+    Where G has fewer than 2 r directions the other vectors are random and orthonormal to those (``linalg.completed``):
+    they train like the rest, since the shifted base keeps the function.
 
     step: [G]_2r.  Returns B (m, r), A (r, n), fp32.
     """

@@ -1,5 +1,6 @@
 """LoRA-One: the adapters start at the best rank-r approximation of the one-step full gradient."""
 
+import torch
 from torch import Tensor
 
 from lora_one.config.schemas import GradientInit
@@ -25,7 +26,8 @@ def descent_factors(step: LowRank, normalize: str) -> tuple[Tensor, Tensor]:
 
     normalize: "s0" divides the singular values by the largest (Algorithm 1, line 3: the start no longer depends
     on the loss's scale), "none" keeps them (the paper's theory).
+    Where S_i is 0 because G has no such direction, B's column is 0 and A's row is as long as the first: zero in both
+    could never train. The function is unchanged and the direction learns as in plain LoRA.
     """
     S = step.S / step.S[0] if normalize == "s0" else step.S
-    root = S.sqrt()
-    return step.U * root, -root[:, None] * step.Vh
+    return step.U * S.sqrt(), -torch.where(S > 0, S, S[0]).sqrt()[:, None] * step.Vh

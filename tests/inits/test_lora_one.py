@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import run_config, start_of
 
+from lora_one.inits.lora_one import descent_factors
 from lora_one.steps import StepSettings, factorised
 from lora_one.types import LayerView
 
@@ -109,3 +110,14 @@ def test_gradient_that_is_no_number_is_refused():
     G[2, 3] = float("nan")
     with pytest.raises(ValueError, match="not finite"):
         start(G)
+
+
+def test_directions_that_the_gradient_lacks_train_from_a_zero_column():
+    """G of rank 2, r = 4: B A = [-G]_2, and the other two columns of B get a gradient, since A's rows are not zero."""
+    generator = torch.Generator().manual_seed(0)
+    G = torch.randn(16, 2, generator=generator) @ torch.randn(2, 10, generator=generator)
+    B, A = descent_factors(factorised("layer", G, StepSettings(singular=4)), normalize="s0")
+    torch.testing.assert_close(B @ A, -G / torch.linalg.svdvals(G)[0], rtol=1e-4, atol=1e-6)
+    assert not B[:, 2:].any()
+    torch.testing.assert_close(A[2:].norm(dim=1), A[0].norm().expand(2))
+    torch.testing.assert_close(A @ A.T, torch.diag(A.square().sum(dim=1)), rtol=1e-4, atol=1e-5)
