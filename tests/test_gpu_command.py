@@ -77,6 +77,14 @@ ROWS = {
     "optimizer": ("fused AdamW", "ours", "PEFT"),
     "train": ("ours, 1", "Trainer + PEFT, 1", "ours, 4 at", "Trainer + PEFT, 4", "ours, 4 packed"),
     "eval": ("gsm8k, one", "gsm8k, in", "mmlu, one", "mmlu, in"),
+    "gemma": (
+        "LoRA, learning rate",
+        "LoRA-One, learning rate",
+        "LoRA-GA, learning rate",
+        "test, pretrained",
+        "test, LoRA-GA",
+    ),
+    "distributed": ("LoRA, 2 processes",),
     "correctness": ("test_gradient_in_bf16", "test_start", "test_whole_run", "test_killed", "test_generation"),
 }
 
@@ -94,6 +102,20 @@ def test_every_part_runs_small_without_a_gpu(part, tmp_path):
     assert result["machine"]["device"] == "cpu" and result["versions"]["torch"]
     report = gpu("report", f"--out={tmp_path}").stdout
     assert f"## {part}" in report and "Not run yet: " in report and part not in report.rpartition("Not run yet: ")[2]
+
+
+@pytest.mark.slow
+def test_slices_of_gemma_share_the_runs_out(tmp_path):
+    """Two slices hold every run once; without a slice none is trained again, and the test problems come on top."""
+    slices = []
+    for number in (1, 2):
+        assert gpu(f"gemma:{number}/2", "--small", "--device=cpu", f"--out={tmp_path}").returncode == 0
+        slices.append({row["name"] for row in json.loads((tmp_path / f"gemma-{number}of2.json").read_text())["rows"]})
+    assert len(slices[0]) == len(slices[1]) == 6 and not slices[0] & slices[1]
+    whole = gpu("gemma", "--small", "--device=cpu", f"--out={tmp_path}")
+    assert whole.stdout.count("finished before:") == 12
+    rows = json.loads((tmp_path / "gemma.json").read_text())["rows"]
+    assert {row["name"] for row in rows} > slices[0] | slices[1]
 
 
 def test_an_unknown_part_is_refused(tmp_path):

@@ -19,6 +19,7 @@ from lora_one.data.encode import Encoded, batches_of
 from lora_one.errors import RunError, UsageError
 from lora_one.inits import build_init
 from lora_one.start import Probe, attach_adapters
+from lora_one.training import CHECKPOINTING
 
 TARGETS = ["q_proj", "down_proj"]
 IDS = torch.arange(3, 40).reshape(1, -1)
@@ -131,7 +132,7 @@ def test_takes_as_many_examples_as_asked_for():
 def test_a_model_in_training_with_checkpointing_gets_the_same_start():
     expected = factors_of(initialize_adapters(random_llama(), lora(), batches(), examples=None))
     base = random_llama(attention_dropout=0.3).train()
-    base.activation_checkpointing_enable()
+    getattr(base, f"{CHECKPOINTING}_enable")()
     base.enable_input_require_grads()
     for own in (True, False):
         model = initialize_adapters(base, lora(lora_dropout=0.3), batches(), examples=None, checkpointing=own)
@@ -229,7 +230,7 @@ def test_trl_trains_from_the_start(tmp_path, tokenizer):
     start = factors_of(model)
     settings = SFTConfig(
         output_dir=str(tmp_path), max_steps=4, per_device_train_batch_size=16, learning_rate=1e-2, report_to="none",
-        use_cpu=True, save_strategy="no", logging_steps=1, bf16=False, activation_checkpointing=False,
+        use_cpu=True, save_strategy="no", logging_steps=1, bf16=False, **{CHECKPOINTING: False},
         disable_tqdm=True,
         dataset_kwargs={"skip_prepare_dataset": True}, lr_scheduler_type="constant",
     )  # fmt: skip

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def test_run_json_says_what_was_done(finished):
         8 * (m + n) for m, n in 2 * [(32, 32), (16, 32), (16, 32), (32, 32), (48, 32), (48, 32), (32, 48)]
     )
     assert {"start", "init", "final"} <= evaluation.keys()
-    assert record["provenance"]["versions"]["torch"] == torch.__version__
+    assert record["provenance"]["versions"]["torch"] == version("torch")
     assert set(record["provenance"]["fingerprints"]) == {"model.name"}
     for artifact in record["artifacts"].values():
         assert (folder.path / artifact).exists()
