@@ -118,9 +118,10 @@ def test_start_in_fp32(method, batches_on):
     """B A of every layer, and LoRA-GA's shifted base."""
     model, exact = made()
     batches = batches_of(examples(), 2, 0)
-    others = adapters.lora_layers(initialize_adapters(exact, lora(), batches, examples=None, method=method))
+    fixed = {"examples": None, "method": method, "stable_gamma": 128}  # a searched gamma has the losses' rounding
+    others = adapters.lora_layers(initialize_adapters(exact, lora(), batches, **fixed))
     given = [{name: value.to(batches_on) for name, value in batch.items()} for batch in batches]
-    found = initialize_adapters(model, lora(), given, examples=None, method=method)
+    found = initialize_adapters(model, lora(), given, **fixed)
     assert next(found.parameters()).device.type == WHERE
     for name, layer in adapters.lora_layers(found).items():
         assert off(product(layer), product(others[name])) <= 1e-4, name

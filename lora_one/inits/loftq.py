@@ -13,7 +13,8 @@ def loftq_factors(init: LoftqInit, layer: LayerView, step: None = None) -> Adapt
 
     Returns B (m, r), A (r, n), fp32; Q is not changed.
     """
-    residual = layer.original() - layer.weight()
+    quantised = layer.weight()
+    residual = layer.original().to(quantised.device) - quantised
     lost = truncated_svd(residual, layer.rank, tolerance=init.tolerance, generator=layer.generator)
     root = (lost.S / layer.scaling).sqrt()
     return AdapterFactors(lost.U * root, root[:, None] * lost.Vh)
