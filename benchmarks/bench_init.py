@@ -22,6 +22,8 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from lora_one import initialize_adapters
+from lora_one.adapters import lora_layers
 from lora_one.inits.lora_one import descent_factors
 from lora_one.linalg import LowRank
 from lora_one.losses import Batch
@@ -131,6 +133,21 @@ def ours(at: Subject, batches: Sequence[Batch], memory: str) -> Found:
     return found
 
 
+def with_search(at: Subject) -> Found:
+    """``initialize_adapters`` with its default scale: gradients, low-rank steps, and the forward passes of the search.
+
+    PEFT's wrapping of the model counts too.
+    """
+    targets = sorted({name.rpartition(".")[2] for name in at.layers})
+    config = LoraConfig(r=RANK, lora_alpha=2 * RANK, use_rslora=True, target_modules=targets, task_type="CAUSAL_LM")
+    clock = Clock()
+    model = initialize_adapters(at.model, config, at.micro)
+    clock.stop()
+    right = {name: layer.lora_A["default"].weight.detach() for name, layer in lora_layers(model).items()}
+    model.unload()
+    return Found(clock, right)
+
+
 def low_rank_alone(at: Subject, gradients: dict[str, Tensor]) -> Found:
     found = Found(Clock())
     for name, G in gradients.items():
@@ -208,6 +225,7 @@ def measure(at: Subject, repeats: int, skip: Sequence[str]) -> tuple[list[dict[s
         "device, 1 batch of 8": (lambda: ours(at, at.whole, "fast"), "floor, 1 batch of 8"),
         "fused, 1 batch of 8": (lambda: ours(at, at.whole, "auto"), "floor, 1 batch of 8"),
         "sketched, 8 batches of 1": (lambda: ours(at, at.micro, "low"), "floor, 8 batches of 1"),
+        "with search, 8 batches of 1": (lambda: with_search(at), "floor, 8 batches of 1"),
         "low-rank step alone": (lambda: low_rank_alone(at, gradients), "floor, 1 batch of 8"),
         "PEFT LoRA-GA, 1 batch of 8": (lambda: peft_lora_ga(at), "floor, 1 batch of 8"),
         "official, 8 batches of 1": (lambda: official(at), "floor, 8 batches of 1"),

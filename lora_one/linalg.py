@@ -51,8 +51,9 @@ def truncated_svd(matrix: Tensor, rank: int, *, tolerance: float, generator: Gen
             step = truncated_svd(matrix / largest, rank, tolerance=tolerance, generator=generator)
             return replace(step, S=step.S * largest)
     if min(matrix.shape) <= max(EXACT_BELOW, rank + OVERSAMPLING):
-        # on a GPU the default driver (Jacobi) leaves errors of about 2e-4 in fp32
-        U, S, Vh = torch.linalg.svd(matrix, full_matrices=False, driver="gesvd" if matrix.is_cuda else None)
+        exact = matrix if matrix.device.type == "mps" else matrix.double()  # an SVD in fp32 adds noise above NOISE
+        driver = "gesvd" if matrix.is_cuda else None  # the default there is an iteration that stops early
+        U, S, Vh = (part.to(matrix) for part in torch.linalg.svd(exact, full_matrices=False, driver=driver))
     else:
         U, S, Vh = _by_krylov(matrix, rank, tolerance, generator)
     S = S[:rank]
@@ -179,12 +180,12 @@ def orthonormal(product: Tensor, basis: Tensor | None) -> tuple[Tensor, Tensor]:
     """
     if basis is None:
         Q, R = torch.linalg.qr(product)
-        return Q, R.double().cpu()
+        return Q, R.cpu().double()
     first = basis.T @ product
     Q, R1 = torch.linalg.qr(product - basis @ first)
     second = basis.T @ Q
     Q, R2 = torch.linalg.qr(Q - basis @ second)
-    return Q, torch.cat([first + second @ R1, R2 @ R1]).double().cpu()
+    return Q, torch.cat([first + second @ R1, R2 @ R1]).cpu().double()
 
 
 def joined(blocks: Tensor | None, block: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ def sketched_steps(
         space = spaces.pop(name)
         U, S, Vh = space.svd()
         outside = aside[name] - space.Q @ (space.Q.T @ aside[name])
-        total = float(space.T.square().sum() + outside.double().square().sum().cpu() / PROBES)
+        total = float(space.T.square().sum() + outside.square().sum().cpu() / PROBES)
         energy = min(1.0, float(S.double().square().sum()) / total)
         consume(name, fix_signs(LowRank(U, S, Vh, energy)))
     return report

@@ -107,6 +107,15 @@ def test_directions_below_the_precision_of_fp32_are_not_waited_for(monkeypatch):
     assert (captured(M, step.U[:, :3], torch.linalg.svdvals(M.double())[:3]) >= 1 - 1e-5).all()
 
 
+@pytest.mark.parametrize("shape", [(200, 1500), (384, 1536)])
+@pytest.mark.parametrize("rank", [1, 3])
+def test_rounding_errors_of_the_decomposition_itself_are_not_directions(shape, rank):
+    """As a head's gradient has it: a few outer products in fp32."""
+    m, n = shape
+    M = torch.randn(m, rank, generator=generator(1)) @ torch.randn(rank, n, generator=generator(2))
+    assert usable(svd(M, 8).S) == rank
+
+
 @pytest.mark.parametrize("power", [0.5, 1.0])
 def test_the_product_is_accurate_beyond_the_tolerance(power):
     """U diag(S) Vh to 1e-5 of its norm where a few blocks reach that, whatever the tolerance is."""

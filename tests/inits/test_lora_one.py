@@ -30,7 +30,7 @@ def start(G, *overrides):
 
 
 def exact(G):
-    U, singular, Vh = torch.linalg.svd(-G, full_matrices=False)
+    U, singular, Vh = (part.float() for part in torch.linalg.svd(-G.double(), full_matrices=False))
     return U[:, :R], singular[:R], Vh[:R], singular[0]
 
 
