@@ -193,7 +193,7 @@ def measure(table: Table, shape: Shape, device: str, ranks: Sequence[int]) -> No
     run(f"floor, {MICRO}", lambda: floor(at, at.micro))
     our(first, MICRO, "auto")
     table.row(f"low-rank steps alone, r={first}", lambda: alone(first))
-    table.row(f"initialize_adapters, {MICRO}, r={first}", lambda: by_the_library(at, first))
+    table.row(f"initialize_adapters, {MICRO}, r={first}", lambda: by_the_library(at, first, stable_gamma=128.0))
     table.row("official, scaled up", lambda: official(at, 2, 2))
     table.row(
         f"initialize_adapters, scale=search, {MICRO}, r={first}", lambda: by_the_library(at, first, scale="search")
@@ -214,6 +214,7 @@ def measure(table: Table, shape: Shape, device: str, ranks: Sequence[int]) -> No
     run(f"passes, checkpointing, {WHOLE}", lambda: passes(at, at.whole, checkpointing=True))
     our(first, WHOLE, "auto", checkpointing=True)
     product_rows(table, at)
+    small_rows(table, shape, device, ranks)
     table.write(ratios=ratios(table, ranks))
 
 
@@ -240,6 +241,38 @@ def product_rows(table: Table, at: Subject) -> None:
             }
 
         table.row(f"dY^T X of all layers in {str(dtype).removeprefix('torch.')}", product)
+
+
+def small_rows(table: Table, shape: Shape, device: str, ranks: Sequence[int]) -> None:
+    """The small operations that low-rank steps are made of, of which every layer needs dozens; mean of 20 calls."""
+    for rank in ranks:
+        columns = rank + 8
+        block = torch.randn(shape.hidden, columns, device=device)
+        square = torch.randn(4 * columns, 4 * columns, device=device)
+        wide = torch.randn(shape.intermediate, shape.hidden, device=device)
+        operations: dict[str, Callable[[], Any]] = {
+            f"Householder QR, {shape.hidden} x {columns}": lambda block=block: torch.linalg.qr(block),
+            f"Cholesky QR in fp64, {shape.hidden} x {columns}": lambda block=block: cholesky_qr(block),
+            f"SVD, {4 * columns} x {4 * columns}": lambda square=square: torch.linalg.svd(square),
+            f"eigh in fp64 on the CPU, with the copy, {4 * columns} x {4 * columns}": lambda square=square: (
+                torch.linalg.eigh(square.double().cpu())
+            ),
+            f"product {shape.intermediate} x {shape.hidden} x {columns} in fp32": lambda a=wide, b=block: a @ b,
+        }
+        for name, operation in operations.items():
+            table.row(name, partial(each_of, operation))
+
+
+def each_of(operation: Callable[[], Any], calls: int = 20) -> Row:
+    row = timed(lambda: [operation() for _ in range(calls)], repeats=2)
+    return row | {"seconds": row["seconds"] / calls, "milliseconds": 1e3 * row["seconds"] / calls}
+
+
+def cholesky_qr(block: Tensor) -> Tensor:
+    """Orthonormal columns by the Cholesky factor of the Gram matrix in fp64."""
+    wide = block.double()
+    triangle, _ = torch.linalg.cholesky_ex(wide.mT @ wide)
+    return torch.linalg.solve_triangular(triangle.mT, wide, upper=True, left=False).float()
 
 
 def ratios(table: Table, ranks: Sequence[int]) -> dict[str, float | None]:
