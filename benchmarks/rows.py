@@ -98,7 +98,8 @@ def synchronized() -> float:
 def timed(work: Callable[[], Any], *, repeats: int = 3, seconds: float = 6.0, warm_up: bool = True) -> Row:
     """Median seconds of ``work`` after one warm-up, and the peak of GPU memory in GiB, in all and beyond the start.
 
-    At least one measurement; further ones while they fit in ``seconds``.
+    At least one measurement; further ones while they fit in ``seconds``. Work that takes longer than that in the
+    warm-up is not done again: the warm-up is its measurement.
     """
     on_gpu = torch.cuda.is_available()
     freed()
@@ -110,7 +111,7 @@ def timed(work: Callable[[], Any], *, repeats: int = 3, seconds: float = 6.0, wa
         began = synchronized()
         work()
         first.append(synchronized() - began)
-    turns: list[float] = []
+    turns = [took for took in first if took > seconds]
     while not turns or (len(turns) < repeats and sum(first) + sum(turns) + turns[-1] < seconds):
         began = synchronized()
         work()

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))
-from rows import Table
+from rows import Table, timed
 
 SETTINGS = {"shape": "small"}
 
@@ -55,6 +55,12 @@ def test_no_row_begins_when_time_is_over(tmp_path):
     assert late.row("one", failing) is None
     assert on_disk(tmp_path)["rows"] == [] and on_disk(tmp_path)["not_measured_for_want_of_time"] == ["one"]
     assert "not measured for want of time: one" in (tmp_path / "part.md").read_text()
+
+
+def test_slow_work_is_not_done_again_after_its_warm_up():
+    calls = []
+    assert timed(lambda: calls.append(1), seconds=-1.0)["turns"] and len(calls) == 1
+    assert len(timed(lambda: calls.append(1), repeats=2, seconds=60.0)["turns"]) == 2 and len(calls) == 4
 
 
 def gpu(*arguments):
