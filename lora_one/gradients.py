@@ -28,7 +28,7 @@ Receive = Callable[[str, Tensor, Tensor], None]  # (layer, X (tokens, n), dY (to
 class GradientReport:
     """Examples and tokens (that count in the loss) of a mean gradient, and the mean loss on them.
 
-    memory: where the gradients were held, as ``steps.how_to_hold`` names it; None where that was not its choice.
+    memory: where the gradients were held, see ``steps.Holding``; None where no gradient was taken.
     """
 
     examples: int
@@ -51,8 +51,8 @@ def mean_gradients(
 
     G is the gradient of the mean loss over all batches (``reduction``: mean over examples of their mean-token
     losses, or over tokens), dropout off, so it depends on no batch size, no padding and no number of processes.
-    dY^T X is taken in fp32 whatever the model's dtype, and so is the sum over batches, of small models in fp64: its
-    order, hence the number of processes, then leaves no trace.
+    dY^T X is taken in fp32 whatever the model's dtype (``wide_product``). So is the sum over batches; of small models
+    it is taken in fp64, where its order, and so the number of processes, leaves no trace.
 
     hold: "device" or "cpu" keeps every layer's G there until the last batch; "layer" hands a layer's G over
     inside the one backward pass, so that no two are held (for a single batch).
@@ -79,10 +79,10 @@ def mean_gradients(
             if owners[name] != processes.rank:
                 return
         wide = torch.promote_types(dY.dtype, torch.float32)
-        if name in totals and hold != "cpu" and totals[name].dtype == wide:
+        if name in totals and hold != "cpu" and totals[name].dtype == wide and not exact_in_16_bits(dY, X):
             totals[name].addmm_(dY.to(wide).T, X.to(wide))
         else:
-            G = dY.to(wide).T @ X.to(wide)
+            G = wide_product(dY, X)
             G = G.to("cpu" if hold == "cpu" else G.device, wide if hold == "layer" else sums)
             totals[name] = totals[name].add_(G) if name in totals else G
         if hold == "layer" and calls[name] == 0:  # a layer used twice is complete after its last use
@@ -101,6 +101,20 @@ def mean_gradients(
             consume(name, G)
         del G
     return report
+
+
+def exact_in_16_bits(dY: Tensor, X: Tensor) -> bool:
+    """Whether the device multiplies two such tensors without a cast: products of 16 bits are exact in fp32."""
+    half = X.dtype == dY.dtype and X.dtype in (torch.bfloat16, torch.float16)
+    return half and X.is_cuda and hasattr(torch.ops.aten.mm, "dtype")
+
+
+def wide_product(dY: Tensor, X: Tensor) -> Tensor:
+    """dY^T X (m, n), multiplied and summed in at least fp32.  dY: (tokens, m).  X: (tokens, n)."""
+    if exact_in_16_bits(dY, X):
+        return torch.mm(dY.T, X, out_dtype=torch.float32)
+    wide = torch.promote_types(dY.dtype, torch.float32)
+    return dY.to(wide).T @ X.to(wide)
 
 
 @contextmanager
