@@ -28,7 +28,7 @@ Receive = Callable[[str, Tensor, Tensor], None]  # (layer, X (tokens, n), dY (to
 class GradientReport:
     """Examples and tokens (that count in the loss) of a mean gradient, and the mean loss on them.
 
-    memory: where the gradients were held, as ``steps.how_to_hold`` names it; None where that was not its choice.
+    memory: where the gradients were held, see ``steps.Holding``; None where no gradient was taken.
     """
 
     examples: int

@@ -20,6 +20,19 @@ from lora_one.sketch import sketched_steps
 
 Memory = Literal["auto", "fast", "low"]
 FREE_SHARE = 0.5  # of the free memory that all gradients together may take
+SKETCH_PASSES = 11  # as Gemma 3 270M takes on 8 examples at r = 8; a flat spectrum takes 17
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Rough figures of a device and its host: flop/s of a pass, bytes/s of the link and of the host's memory."""
+
+    flops: float
+    link: float = 2e10
+    host: float = 2e10
+
+
+SPEEDS = {"cuda": Speed(flops=2e14), "cpu": Speed(flops=5e10)}
 
 
 @dataclass(frozen=True)
@@ -76,14 +89,14 @@ def low_rank_steps(
     Raises ValueError, on every process: as ``mean_gradients``; a gradient that is zero or not finite (the layer is
     named).
     """
-    hold = how_to_hold(layers, batches, settings)
+    holding = how_to_hold(layers, batches, settings)
     found: dict[str, int] = {}  # usable directions by layer
 
     def hand_over(name: str, step: Step) -> None:
         found[name] = step.usable
         consume(name, step)
 
-    if hold == "sketch":
+    if holding.place == "sketch":
         report = sketched_steps(
             model,
             layers,
@@ -95,8 +108,24 @@ def low_rank_steps(
             seed=settings.seed,
             checkpointing=settings.checkpointing,
         )
-        warn_of_missing_directions(found, settings)
-        return replace(report, memory=hold)
+    else:
+        for group in grouped(layers, holding.room):
+            report = _whole_steps(model, group, batches, reduction, settings, hand_over, hold=holding.place)
+    warn_of_missing_directions(found, settings)
+    return replace(report, memory=holding.place)
+
+
+def _whole_steps(
+    model: nn.Module,
+    layers: dict[str, nn.Module],
+    batches: Sequence[Batch],
+    reduction: Reduction,
+    settings: StepSettings,
+    consume: Callable[[str, Step], None],
+    *,
+    hold: str,
+) -> GradientReport:
+    """The steps of these layers from whole gradients, by one pass over the batches."""
     processes = Processes.current()
     mine: dict[str, Step] = {}
     refused: list[str] = []
@@ -113,9 +142,8 @@ def low_rank_steps(
     for message in chain.from_iterable(processes.gathered(refused)):
         raise ValueError(message)
     for owner, name in processes.by_turns(list(layers)):
-        hand_over(name, _shared(mine.pop(name, None), layers[name], settings.singular_of(name), owner))
-    warn_of_missing_directions(found, settings)
-    return replace(report, memory=hold)
+        consume(name, _shared(mine.pop(name, None), layers[name], settings.singular_of(name), owner))
+    return report
 
 
 def warn_of_missing_directions(found: Mapping[str, int], settings: StepSettings) -> None:
@@ -153,29 +181,108 @@ def factorised(name: str, G: Tensor, settings: StepSettings) -> Step:
     return Step.of(low_rank, ((low_rank.U.T @ G.to(low_rank.U)) * low_rank.Vh).sum(dim=1))
 
 
-def how_to_hold(layers: dict[str, nn.Module], batches: Sequence[Batch], settings: StepSettings) -> str:
-    """Where gradients wait: "layer" (one at a time), "device", "cpu", or "sketch" (never whole).
+@dataclass(frozen=True)
+class Holding:
+    """Where gradients wait until the last batch.
+
+    place: "layer" (one at a time, inside the backward pass), "device", "cpu" (copies on the host) or "sketch" (never
+    whole).  room: bytes of gradients at once on the device; what exceeds it takes further passes (None: all at once).
+    """
+
+    place: str
+    room: int | None = None
+
+
+def how_to_hold(layers: dict[str, nn.Module], batches: Sequence[Batch], settings: StepSettings) -> Holding:
+    """The place for the gradients of all layers, the same on every process: the one with the least room decides.
 
     memory=fast: on the device.  low: one at a time where the examples fit one batch, else sketched (a transform
-    needs G whole, so then on the CPU).  auto: one at a time for one batch, else the first place with room for all.
-    The same answer on every process: that with the least room decides.
+    needs G whole, so then on the CPU).  auto: one at a time for one batch, else the ``fastest``.
     """
     processes = Processes.current()
     if len(batches) == 1:
-        return "device" if settings.memory == "fast" and processes.count == 1 else "layer"
+        return Holding("device" if settings.memory == "fast" and processes.count == 1 else "layer")
     if settings.memory == "fast":
-        return "device"
+        return Holding("device")
     whole = settings.transform is not None
     if settings.memory == "low":
-        return "cpu" if whole else "sketch"
-    needed = sum(m * n for m, n in map(weight_shape, layers.values())) * 4
+        return Holding("cpu" if whole else "sketch")
     device = next(iter(layers.values())).weight.device
     host = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes share it
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host
     free, host = (min(rooms) for rooms in zip(*processes.gathered((free, host)), strict=True))
-    if needed <= FREE_SHARE * free:
-        return "device"
-    return "cpu" if whole or needed <= FREE_SHARE * host else "sketch"
+    sizes = [gradient_bytes(layer) for layer in layers.values()]
+    tokens = sum(batch["input_ids"].numel() for batch in batches)
+    return fastest(
+        -(-len(batches) // processes.count),
+        tokens // processes.count,
+        sizes,
+        device_room=int(FREE_SHARE * free),
+        host_room=int(FREE_SHARE * host) if device.type != "cpu" else 0,
+        speed=SPEEDS.get(device.type, SPEEDS["cpu"]),
+        whole=whole,
+    )
+
+
+def fastest(
+    batches: int,
+    tokens: int,
+    sizes: Sequence[int],
+    *,
+    device_room: int,
+    host_room: int,
+    speed: Speed,
+    whole: bool,
+) -> Holding:
+    """The way to hold several batches' gradients with the least predicted time, of those that there is room for.
+
+    A pass takes 6 flop for each weight and token. With N bytes of gradients:
+    device: one pass for each group of layers that fits into the room there, so one where all do.
+    cpu: one pass, and N bytes over the link, read and added on the host for each batch.
+    sketch: ``SKETCH_PASSES`` passes; not where G is needed ``whole``.
+    Rough figures are enough: what they decide between differs by factors. Every way gives the same step.
+
+    sizes: bytes of each layer's gradient, fp32.  batches, tokens: of one process.
+    """
+    one_pass = 6 * sum(sizes) / 4 * tokens / speed.flops
+    seconds: dict[str, float] = {}
+    if max(sizes) <= device_room:
+        seconds["device"] = len(_groups(sizes, device_room)) * one_pass
+    if sum(sizes) <= host_room:
+        seconds["cpu"] = one_pass + batches * sum(sizes) * (1 / speed.link + 3 / speed.host)
+    if not whole:
+        seconds["sketch"] = SKETCH_PASSES * one_pass
+    place = min(seconds, key=seconds.__getitem__, default="cpu")
+    return Holding(place, device_room if place == "device" and sum(sizes) > device_room else None)
+
+
+def gradient_bytes(layer: nn.Module) -> int:
+    m, n = weight_shape(layer)
+    return 4 * m * n
+
+
+def grouped(layers: dict[str, nn.Module], room: int | None) -> list[dict[str, nn.Module]]:
+    """The layers in groups, in order, whose gradients fit into the room together."""
+    if room is None:
+        return [layers]
+    names = list(layers)
+    return [
+        {names[index]: layers[names[index]] for index in group}
+        for group in _groups([gradient_bytes(layer) for layer in layers.values()], room)
+    ]
+
+
+def _groups(sizes: Sequence[int], room: int) -> list[list[int]]:
+    """Indices of consecutive sizes that add up to at most ``room``, a larger one alone."""
+    groups: list[list[int]] = []
+    filled_to = 0
+    for index, size in enumerate(sizes):
+        if not groups or filled_to + size > room:
+            groups.append([])
+            filled_to = 0
+        groups[-1].append(index)
+        filled_to += size
+    return groups
 
 
 def _shared(step: Step | None, layer: nn.Module, singular: int, owner: int) -> Step:

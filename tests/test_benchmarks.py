@@ -56,6 +56,14 @@ def test_fused_holds_one_gradient_at_a_time(result):
     assert result["ratios"]["fused: held / largest gradient"] < 3
 
 
+def test_spectra_of_every_type_of_layer(tmp_path):
+    result = run("bench_spectra", tmp_path)
+    assert {row["name"]: row["layers"] for row in result["rows"]}["all"] == len(result["layers"]) == 14
+    for values in result["layers"].values():
+        assert values["s1/s9"] >= 1
+        assert 0 < values["energy, r=8"] <= values["energy, r=16"] <= values["energy, r=64"] <= 1 + 1e-9
+
+
 def test_optimizers_are_compared_at_every_rank_and_take_the_exact_step(tmp_path):
     result = run("bench_optimizer", tmp_path, "--ranks", "4,8")
     rows = {row["name"]: row for row in result["rows"]}

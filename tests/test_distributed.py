@@ -117,7 +117,7 @@ def least_room_decides():
 
     original, steps.psutil.virtual_memory = steps.psutil.virtual_memory, lambda: Memory
     try:
-        return how_to_hold(layers, batches, StepSettings())
+        return how_to_hold(layers, batches, StepSettings()).place
     finally:
         steps.psutil.virtual_memory = original
 

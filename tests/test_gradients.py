@@ -6,7 +6,7 @@ from conftest import random_llama
 from torch.nn.functional import cross_entropy
 
 from lora_one.data.encode import Encoded, batches_of
-from lora_one.gradients import mean_gradients
+from lora_one.gradients import mean_gradients, product
 
 
 def linear_layers(model):
@@ -96,6 +96,21 @@ def test_sum_over_batches_is_kept_in_fp32_for_a_bf16_model():
     for name, gradient in found.items():
         total = sum(single[name].double() for single in singles) / len(data)
         assert (gradient - total).norm() / total.norm() < 2e-3, name
+
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_products_are_summed_in_fp32(device, dtype):
+    """dY^T X of 4,096 tokens to fp32's precision, of 16-bit inputs too."""
+    generator = torch.Generator().manual_seed(0)
+    dY, X = (torch.randn(4096, size, generator=generator).to(device, dtype) for size in (40, 24))
+    expected = dY.double().T @ X.double()
+    found = product(dY, X)
+    assert found.dtype == torch.float32
+    assert (found - expected).norm() <= 1e-6 * expected.norm()
 
 
 def test_gradients_are_handed_over_one_by_one(llama):

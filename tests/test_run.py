@@ -31,7 +31,7 @@ def test_run_json_says_what_was_done(finished):
     assert record["status"] == "finished"
     assert (
         folder.path.name == "42"
-        and folder.path.parent.name == f"LoRA-One-r8-a16-g128-lr0.005-{record['config_hash'][:8]}"
+        and folder.path.parent.name == f"LoRA-One-r8-a16-search-lr0.005-{record['config_hash'][:8]}"
     )
     assert folder.path.parent.parent.name == "lora-one_arithmetic"
     assert record["config"] == run.to_dict()

@@ -22,6 +22,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from lora_one import adapters, steps
+from lora_one import gradients as gradient_room
 from lora_one.checkpoints import merge_adapter
 from lora_one.data.encode import batches_of
 from lora_one.errors import RunError, UsageError
@@ -93,7 +94,7 @@ def test_same_steps_as_the_exact_svd_of_autograds_gradient(memory, batch_size, h
     layers, batches = linear_layers(model), batches_of(examples(), batch_size, 0)
     expected = {n: torch.linalg.svd(G, full_matrices=False) for n, G in autograd(model, layers, batches).items()}
     settings = StepSettings(RANK, tolerance=1e-8, memory=memory, checkpointing=checkpointing)
-    assert how_to_hold(layers, batches, settings) == hold
+    assert how_to_hold(layers, batches, settings).place == hold
     found = {}
     report = low_rank_steps(model, layers, batches, "example", settings, found.__setitem__)
     assert (report.examples, report.memory) == (5, hold)
@@ -116,7 +117,7 @@ def test_every_memory_mode_gives_the_same_product(singular):
     products = {}
     for memory, batch_size in (("fast", 2), ("low", 2), ("low", 5)):
         batches, settings = batches_of(examples(), batch_size, 0), StepSettings(singular, memory=memory)
-        hold, found = how_to_hold(layers, batches, settings), {}
+        hold, found = how_to_hold(layers, batches, settings).place, {}
         low_rank_steps(model, layers, batches, "example", settings, found.__setitem__)
         products[hold] = {name: step.U * step.S @ step.Vh for name, step in found.items()}
     assert products.keys() == {"device", "sketch", "layer"}
@@ -182,7 +183,7 @@ def test_transform_keeps_fullwhole():
     model = random_llama()
     layers, batches = linear_layers(model), batches_of(examples(), 2, 0)
     settings = StepSettings(RANK, memory="low", transform=torch.sign)
-    assert how_to_hold(layers, batches, settings) == "cpu"
+    assert how_to_hold(layers, batches, settings).place == "cpu"
     found = {}
     low_rank_steps(model, layers, batches, "example", settings, found.__setitem__)
     for name, G in autograd(model, layers, batches).items():
@@ -191,6 +192,46 @@ def test_transform_keeps_fullwhole():
 
 
 # memory
+
+SEVEN_B = 32 * (4 * [4 * 4096 * 4096] + 3 * [4 * 4096 * 11008])  # bytes of Llama-2-7B's gradients: 26 GB
+GB = 10**9
+
+
+@pytest.mark.parametrize(
+    ("batches", "length", "device", "host", "whole", "place", "groups"),
+    [
+        (8, 1024, 60, 200, False, "device", 1),  # all fit
+        (8, 1024, 5, 200, False, "device", 6),  # 6 passes take less than 208 GB over the link
+        (8, 1024, 1, 200, False, "sketch", 0),  # 11 passes take less than 28, and than 208 GB over the link
+        (8, 1024, 0.5, 200, True, "cpu", 0),  # no sketch for a transform, and 60 passes take longer
+        (8, 1024, 0, 0, False, "sketch", 0),
+        (8, 1024, 0, 0, True, "cpu", 0),
+        (8, 65536, 1, 200, False, "cpu", 0),  # long passes: the copies cost less
+    ],
+)
+def test_gradients_wait_where_the_predicted_time_is_least(batches, length, device, host, whole, place, groups):
+    rooms = {"device_room": int(device * GB), "host_room": host * GB}
+    holding = steps.fastest(batches, batches * length, SEVEN_B, **rooms, speed=steps.SPEEDS["cuda"], whole=whole)
+    assert holding.place == place
+    if place == "device":
+        assert (holding.room is None) == (groups == 1)
+        assert groups == 1 or len(steps._groups(SEVEN_B, holding.room)) == groups
+
+
+def test_layers_in_groups_give_the_same_steps_in_less_memory(monkeypatch):
+    """A pass for each group; never more gradients at once than the room holds."""
+    model = wide_llama()
+    layers, batches = linear_layers(model), batches_of(examples(), 2, 0)
+    whole, found = {}, {}
+    low_rank_steps(model, layers, batches, "example", StepSettings(RANK), whole.__setitem__)
+    room = 3 * max(map(steps.gradient_bytes, layers.values()))
+    monkeypatch.setattr(steps, "how_to_hold", lambda *_: steps.Holding("device", room))
+    monkeypatch.setattr(gradient_room, "SMALL", 0)  # sums in fp32, which the watch counts
+    with Alive(layers) as watch:
+        low_rank_steps(model, layers, batches, "example", StepSettings(RANK), found.__setitem__)
+    assert watch.bytes <= room + 2 * max(map(steps.gradient_bytes, layers.values()))
+    assert list(found) == list(layers)
+    assert_same({n: s.U * s.S @ s.Vh for n, s in found.items()}, {n: s.U * s.S @ s.Vh for n, s in whole.items()})
 
 
 class Alive(TorchDispatchMode):

@@ -65,7 +65,7 @@ RANGES: dict[str, tuple[str, Any]] = {
     "init.search_examples": ("at least 1", lambda v: v >= 1),
     "init.max_length": ("at least 2 tokens", lambda v: v >= 2),
     "init.tolerance": ("in (0, 1)", lambda v: 0 < v < 1),
-    "init.niter": ("not negative", lambda v: v >= 0),
+    "init.niter": ("exact or a number that is not negative", lambda v: v == "exact" or (isinstance(v, int) and v >= 0)),
     "init.tau": ("in [0, 1)", lambda v: 0 <= v < 1),
     "init.lora_A_std": ("not negative", lambda v: v >= 0 and math.isfinite(v)),
     "init.lora_B_std": ("not negative", lambda v: v >= 0 and math.isfinite(v)),

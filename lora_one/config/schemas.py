@@ -145,7 +145,8 @@ class PeftInit(InitConfig):
 
 @dataclass(frozen=True)
 class PissaInit(PeftInit):
-    niter: int | None  # power iterations of a randomised SVD; null = the exact one
+    niter: int | str | None  # null = our SVD; "exact" = PEFT's exact one; a number = power iterations of PEFT's other
+    tolerance: float  # of our SVD: share of sigma_i^2 that each direction i may miss
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,8 @@ def look_for_eva(model: PeftModel, config: LoraConfig, batches: Sequence[Batch])
 
 ENTRY_POINTS = {
     "pissa": EntryPoint(
-        lambda init: {"init_lora_weights": "pissa" if init.niter is None else f"pissa_niter_{init.niter}"}
+        # niter=null is ours, inits/svd.py
+        lambda init: {"init_lora_weights": "pissa" if init.niter == "exact" else f"pissa_niter_{init.niter}"}
     ),
     "olora": EntryPoint(lambda init: {"init_lora_weights": "olora"}),
     "eva": EntryPoint(

@@ -23,6 +23,8 @@ pytestmark = pytest.mark.usefixtures("attrs_package")
 
 
 def attach(choice, *overrides, data=None, batch=2, base=None, dtype="fp32"):
+    if choice == "pissa" and not overrides:
+        overrides = ("init.niter=exact",)  # PEFT's; without it ours
     run = run_config(f"init={choice}", *overrides)
     probe = Probe(batches_of(data or examples(), batch, 0), "example")
     base = random_llama() if base is None else base
@@ -81,14 +83,45 @@ def test_peft_s_change_of_the_base_is_the_product_of_its_factors(choice, monkeyp
     assert (logits - theirs["logits"]).abs().max() <= 1e-5 * logits.abs().max()
 
 
-@pytest.mark.parametrize("niter", ["null", "16"])
+@pytest.mark.parametrize("hidden", [32, 320])
+def test_our_pissa_is_peft_s_exact_one(hidden):
+    """The same s B A and so the same base, below and above the size up to which we take the exact SVD."""
+
+    def base():
+        model = random_llama(hidden_size=hidden, intermediate_size=400)
+        for layer in adapters.target_layers(
+            model, run_config().peft
+        ).values():  # trained weights decay, random ones do not
+            U, S, Vh = torch.linalg.svd(layer.weight, full_matrices=False)
+            layer.weight.copy_(U / torch.arange(1, len(S) + 1) @ Vh)
+        return model
+
+    with torch.no_grad():
+        ours, _ = attach("pissa", "init.niter=null", base=base())
+        theirs, _ = attach("pissa", "init.niter=exact", base=base())
+        exact = factors_of(theirs)
+        for name, (B, A) in factors_of(ours).items():
+            product = exact[name][0] @ exact[name][1]
+            assert (B @ A - product).norm() <= 1e-5 * product.norm(), name
+        for (name, one), two in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+            if "lora_" not in name:
+                torch.testing.assert_close(one, two, rtol=0, atol=1e-5, msg=name)
+
+
+def test_our_pissa_asks_peft_for_nothing(monkeypatch):
+    """PEFT's exact SVD of 224 large matrices takes tens of minutes."""
+    monkeypatch.setattr(from_peft, "get_peft_model", lambda *_, **__: pytest.fail("PEFT was asked"))
+    attach("pissa", "init.niter=null")
+
+
+@pytest.mark.parametrize("niter", ["null", "16", "exact"])
 def test_pissa_holds_the_best_rank_r_approximation(niter):
     """Eckart-Young: what is left of W is the tail of its spectrum."""
     model, _ = attach("pissa", f"init.niter={niter}")
     for name, (B, A) in factors_of(model).items():
         W = weights()[name]
         tail = torch.linalg.svdvals(W)[R:].norm()
-        assert (W - S * B @ A).norm() <= (1.0001 if niter == "null" else 1.01) * tail, name
+        assert (W - S * B @ A).norm() <= (1.01 if niter == "16" else 1.0001) * tail, name
 
 
 def test_olora_holds_the_first_columns_of_qr():
