@@ -14,6 +14,7 @@ PRODUCT_ERROR = 1e-5  # relative Frobenius error of [M]_r that is aimed at ...
 PRODUCT_BLOCKS = 8  # ... with up to this many blocks; a flat spectrum would need many more
 FASTEST = 0.5  # least assumed ratio of an error to the one half a block earlier
 NOISE = 5e-7  # S_i / S_1 at or below which direction i is a rounding error: about 4 x the precision of fp32
+LOST = 1e-3  # overlap of a new direction with the known ones from which on it is nothing but rounding
 SQUARES_FIT = (1e-12, 1e12)  # norms of a matrix that need no rescaling before its entries are squared in fp32
 
 
@@ -176,7 +177,9 @@ class KrylovSpace:
 def orthonormal(product: Tensor, basis: Tensor | None) -> tuple[Tensor, Tensor]:
     """Split a block into what the basis spans and an orthonormal rest Q: product = [basis, Q] C.
 
-    Two rounds, because what the first one leaves may be mostly rounding error.  C is fp64 and on the CPU.
+    Two rounds, because what the first one leaves may be mostly rounding error. Where nothing is left (zero rows of M,
+    say), even that is an error inside of what the basis spans: such columns of Q become random ones, with 0 in C.
+    C is fp64 and on the CPU.
     """
     if basis is None:
         Q, R = torch.linalg.qr(product)
@@ -185,7 +188,23 @@ def orthonormal(product: Tensor, basis: Tensor | None) -> tuple[Tensor, Tensor]:
     Q, R1 = torch.linalg.qr(product - basis @ first)
     second = basis.T @ Q
     Q, R2 = torch.linalg.qr(Q - basis @ second)
-    return Q, torch.cat([first + second @ R1, R2 @ R1]).cpu().double()
+    C = torch.cat([first + second @ R1, R2 @ R1]).cpu().double()
+    lost = (torch.linalg.vector_norm(basis.T @ Q, dim=0) > LOST).cpu()
+    if lost.any() and basis.shape[1] + Q.shape[1] <= len(Q):
+        Q, C[basis.shape[1] :][lost] = refilled(Q, lost, basis), 0.0
+    return Q, C
+
+
+def refilled(Q: Tensor, lost: Tensor, basis: Tensor) -> Tensor:
+    """Q with the ``lost`` columns (boolean) replaced by random ones, orthonormal to the basis and to the others."""
+    known = torch.cat([basis, Q[:, ~lost]], dim=1)
+    generator = torch.Generator().manual_seed(known.shape[1])
+    drawn = torch.randn(len(Q), int(lost.sum()), generator=generator).to(Q)
+    for _ in range(2):
+        drawn = torch.linalg.qr(drawn - known @ (known.T @ drawn)).Q
+    Q = Q.clone()
+    Q[:, lost] = drawn
+    return Q
 
 
 def joined(blocks: Tensor | None, block: Tensor) -> Tensor:

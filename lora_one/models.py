@@ -31,7 +31,11 @@ AUTO_CLASSES = {
     "SequenceClassification": "AutoModelForSequenceClassification",
 }
 
-HEADS = ("classifier", "score")  # where classification models of transformers keep what is new to them
+HEADS = (
+    "classifier",
+    "score",
+    "pre_classifier",
+)  # where classification models of transformers keep what is new to them
 
 # of the hub ids in conf/model whose name does not say it
 PARAMETERS = {"TinyLlama/TinyLlama_v1.1": 1.1e9}
@@ -233,17 +237,35 @@ def load_model(
         options |= {"id2label": words, "label2id": {word: place for place, word in words.items()}}
     options |= {"distributed_config": DistributedConfig(fsdp_size=shards)} if shards > 1 else {}
     target, number_type = device(where), DTYPES.get(dtype, dtype)
-    attention = attention_of(number_type, target)
+    options |= quantized(quantization, dtype, target) | {"dtype": number_type, "output_loading_info": True}
+    kind, attention = auto_class(model_type), attention_of(number_type, target)
     try:
-        model = auto_class(model_type).from_pretrained(
-            source, dtype=number_type, attn_implementation=attention, **options | quantized(quantization, dtype, target)
-        )
+        try:
+            model, loaded = kind.from_pretrained(source, attn_implementation=attention, **options)
+        except ValueError as error:
+            if "scaled_dot_product_attention" not in str(error):
+                raise
+            model, loaded = kind.from_pretrained(source, attn_implementation="eager", **options)
         model = model if quantization or shards > 1 else model.to(target)
     except torch.OutOfMemoryError as error:
         raise RunError(f"model {name} does not fit on {target}: take bf16 or a smaller model") from error
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise RunError(cannot_load(name, "weights", error)) from error
+    model.drawn_at_random = sorted(loaded["missing_keys"])
     return never_repacked(kept_sharded(model)).requires_grad_(False).eval()
+
+
+def refuse_drawn_layers(model: nn.Module, name: str) -> None:
+    """Raise RunError where a frozen layer outside the new head was not in the checkpoint.
+
+    It would be drawn anew at every loading, and an adapter saved for one draw is wrong for another.
+    """
+    drawn = [key for key in model.drawn_at_random if key.partition(".")[0] not in HEADS]
+    if drawn:
+        raise RunError(
+            f"model {name} lacks {drawn[0]}{f' and {len(drawn) - 1} more' if len(drawn) > 1 else ''}, which a "
+            "classification model needs and an adapter does not save: take a checkpoint that has it, or peft=full_ft"
+        )
 
 
 def kept_sharded(model: nn.Module) -> nn.Module:
@@ -259,9 +281,8 @@ def kept_sharded(model: nn.Module) -> nn.Module:
 
 
 def padded_with(model: nn.Module, pad_id: int) -> nn.Module:
-    """The model, which knows its padding token: a causal model's head reads the last token that is none."""
-    if model.config.get_text_config().pad_token_id is None:
-        model.config.get_text_config().pad_token_id = pad_id
+    """Set the padding token of the batches in the model: a causal model's head reads the last token before it."""
+    model.config.get_text_config().pad_token_id = pad_id
     return model
 
 

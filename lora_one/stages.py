@@ -27,7 +27,15 @@ from lora_one.evaluation import glue
 from lora_one.evaluation.generate import context_length
 from lora_one.evaluation.validation import Validation
 from lora_one.inits import build_init
-from lora_one.models import DTYPES, load_model, load_tokenizer, local_folder, original_weights, padded_with
+from lora_one.models import (
+    DTYPES,
+    load_model,
+    load_tokenizer,
+    local_folder,
+    original_weights,
+    padded_with,
+    refuse_drawn_layers,
+)
 from lora_one.provenance import fingerprint, provenance, source_fingerprint
 from lora_one.reports.curves import plot_run
 from lora_one.run_folder import RunFolder, with_dora
@@ -107,6 +115,8 @@ def load_base(run: RunConfig, encoder: Encoder) -> nn.Module:
     shards = Processes.current().count if model.sharded else 1
     seed_everything(run.training_seed)  # a new head is drawn here
     base = load_model(model.name, model.revision, shards=shards, **options)
+    if labels and run.peft.use_peft:
+        refuse_drawn_layers(base, model.name)
     return padded_with(base, encoder.pad_id) if labels else base
 
 

@@ -56,7 +56,7 @@ class Step(LowRank):
         return cls(**vars(low_rank), slopes=low_rank.S if slopes is None else slopes)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StepSettings:
     """singular: values to keep, of every layer or by its name.  transform: of G, before the SVD (None: G itself).
 

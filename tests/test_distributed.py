@@ -84,7 +84,7 @@ def unequal_experts(memory):
     layers = {f"experts.{index}": model.experts[index] for index in range(3)}
     found = {}
     batches = batches_of(examples(EXAMPLES, vocabulary=64), 1, 0)
-    settings = StepSettings(16, tolerance=1e-6, memory=memory)
+    settings = StepSettings(singular=16, tolerance=1e-6, memory=memory)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*fewer usable directions")  # one example reaches expert 1
         low_rank_steps(model, layers, batches, "example", settings, found.__setitem__)
@@ -94,7 +94,7 @@ def unequal_experts(memory):
 def refusal(kind):
     """The message of an error that only one process can see for itself."""
     rank = Processes.current().rank
-    model, settings = Experts(used=(0,)), StepSettings(4, memory="fast")
+    model, settings = Experts(used=(0,)), StepSettings(singular=4, memory="fast")
     layers = {f"experts.{index}": model.experts[index] for index in ((0, 1) if kind == "unused" else (0,))}
     if kind == "zero":
         model.head.weight.zero_()
@@ -144,7 +144,7 @@ def sharded_gradients(checkpointing):
         checkpointing=checkpointing,
     )
     sketched = {}
-    settings = StepSettings(4, tolerance=1e-8, memory="low", checkpointing=checkpointing)
+    settings = StepSettings(singular=4, tolerance=1e-8, memory="low", checkpointing=checkpointing)
     low_rank_steps(
         model, layers, batches_of(examples(EXAMPLES), 2, 0), "example", settings, lambda n, s: sketched.update({n: s.S})
     )

@@ -153,7 +153,7 @@ def test_every_way_of_holding_gradients_gives_the_same_steps(memory, size):
     model, exact = made()
     expected = {n: torch.linalg.svd(G) for n, G in autograd_gradients(exact, examples(), "example").items()}
     batches, layers, found = batches_of(examples(), size, 0), linear_layers(model), {}
-    settings = StepSettings(4, tolerance=1e-8, memory=memory)
+    settings = StepSettings(singular=4, tolerance=1e-8, memory=memory)
     report = low_rank_steps(model, layers, batches, "example", settings, found.__setitem__)
     assert report.examples == 5
     assert (

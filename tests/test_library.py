@@ -73,6 +73,21 @@ def test_defaults_are_those_of_the_configuration():
     assert parameters["examples"].default == init.bsz * init.iters and parameters["method"].default == init.direction
 
 
+@pytest.mark.parametrize(("memory", "held"), [("fast", "device"), ("low", "sketch")])
+def test_memory_and_tolerance_arrive_at_layers_of_any_size(memory, held):
+    """Also where a layer is too large for an exact SVD."""
+    found = []
+    initialize_adapters(
+        random_llama(hidden_size=272, intermediate_size=288),
+        lora(),
+        batches(),
+        examples=None,
+        memory=memory,
+        on_start=found.append,
+    )
+    assert found[0].solution.examples.memory == held
+
+
 @torch.no_grad()
 def test_each_layer_has_its_own_rank_and_scaling():
     """s B A = s/gamma [-G]_r / sigma_1(G) with the r and s that PEFT gives that layer."""

@@ -216,3 +216,18 @@ def test_not_finite(bad):
 )
 def test_what_is_still_to_gain_is_a_geometric_series(errors, expected):
     assert still_to_gain(errors) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("active", [17, 33, 60])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_rows_of_zeros_leave_the_rest_exact(active, transposed):
+    """Units that were never active: new directions soon hold rounding errors alone, which must not count twice."""
+    M = torch.zeros(300, 400)
+    M[:active] = torch.randn(active, 400, generator=torch.Generator().manual_seed(0))
+    M = M.T if transposed else M
+    found = truncated_svd(M, 8, tolerance=1e-3, generator=torch.Generator().manual_seed(1))
+    U, S, Vh = torch.linalg.svd(M.double(), full_matrices=False)
+    best = U[:, :8] * S[:8] @ Vh[:8]
+    assert ((found.U * found.S @ found.Vh) - best).norm() <= 1e-4 * best.norm()
+    torch.testing.assert_close(found.S.double(), S[:8], rtol=1e-5, atol=0)
+    torch.testing.assert_close(found.U.T @ found.U, torch.eye(8), rtol=0, atol=1e-5)

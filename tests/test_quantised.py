@@ -63,7 +63,7 @@ def test_sketched_steps_too(quantised, kind):
     plain, batches = dequantised(quantised), batches_of(examples(), 2, 0)
     expected = autograd(plain, linear_layers(plain), batches)
     found = {}
-    settings = StepSettings(4, memory="low")
+    settings = StepSettings(singular=4, memory="low")
     low_rank_steps(quantised, linear_layers(quantised), batches, "example", settings, found.__setitem__)
     for name, G in expected.items():
         S = torch.linalg.svdvals(G)[:4]

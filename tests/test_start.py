@@ -6,14 +6,14 @@ import math
 
 import pytest
 import torch
-from conftest import finish, random_llama, run_config, small_run
+from conftest import finish, random_llama, random_t5, run_config, small_run
 from peft import PeftModel
 from test_gradients import autograd_gradients, examples
 
 from lora_one import adapters, stages
 from lora_one import start as start_room
 from lora_one.checkpoints import merge_adapter, save_adapter
-from lora_one.data.encode import batches_of
+from lora_one.data.encode import Encoded, batches_of, collate
 from lora_one.errors import RunError
 from lora_one.inits import build_init
 from lora_one.losses import mean_loss
@@ -120,6 +120,11 @@ def test_search_goes_on_until_the_loss_is_below_that_of_no_step():
     assert losses[found] < 2.0 and found < 1e-4
 
 
+def test_search_ends_where_the_next_size_is_one_that_it_knows():
+    """The parabola's vertex is exactly the first trial."""
+    assert line_search(lambda size: 0.375, 1.0, 1.25) == (1.0, {1.0: 0.375})
+
+
 def test_search_ends_where_no_step_lowers_the_loss():
     found, losses = line_search(lambda size: 2 + size, 2.0, 1.0)
     assert len(losses) == 12 and found == min(losses)
@@ -197,8 +202,36 @@ def test_regrouped_batches_hold_the_same_examples_with_less_padding(reduction):
     assert len(regrouped(batches, 5, 512, at_least=3)) == 3
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("longest", [10, 9])
+def test_regrouping_keeps_every_label_of_an_encoder_decoder(longest):
+    """Also where the longest answer is as long as the longest prompt."""
+    rows = [([5] * 10, [7] * 3), ([6] * 4, [8] * longest)]
+    data = [Encoded(prompt, answer, decoder_ids=[0, *answer[:-1]]) for prompt, answer in rows]
+    batches = [collate(data, 0)]
+    (grouped,) = regrouped(batches, 0, 512)
+    for name in ("labels", "decoder_input_ids"):
+        assert sorted(map(tuple, grouped[name].tolist())) == sorted(map(tuple, batches[0][name].tolist())), name
+    model = random_t5()
+    assert mean_loss(model, [grouped], "token") == pytest.approx(mean_loss(model, batches, "token"), rel=1e-6)
+
+
+@torch.no_grad()
+def test_a_padding_token_outside_of_the_embeddings_does_not_matter():
+    """It is masked in a causal model, so the search pads with any token."""
+    base = random_llama()
+    base.config.pad_token_id = -1
+    probe = Probe(batches_of(examples(), 2, 0), "example")
+    assert math.isfinite(start_room.probe_loss(base, probe))
+
+
 def test_batches_that_padding_could_change_are_left_alone():
     batches = batches_of(examples(), 3, 0)
+    hole = [batch | {"attention_mask": batch["attention_mask"].clone()} for batch in batches]
+    hole[0]["attention_mask"][0, 1] = 0
+    assert regrouped(hole, 0, 512) is hole
+    counted = [batch | {"labels": batch["input_ids"]} for batch in batches]  # on padding too
+    assert regrouped(counted, 0, 512) is counted
     assert regrouped(batches, None, 512) is batches
     left = [batch | {"attention_mask": batch["attention_mask"].flip(1)} for batch in batches]
     assert regrouped(left, 0, 512) is left

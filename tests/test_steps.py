@@ -93,7 +93,7 @@ def test_same_steps_as_the_exact_svd_of_autograds_gradient(memory, batch_size, h
     model = wide_llama()
     layers, batches = linear_layers(model), batches_of(examples(), batch_size, 0)
     expected = {n: torch.linalg.svd(G, full_matrices=False) for n, G in autograd(model, layers, batches).items()}
-    settings = StepSettings(RANK, tolerance=1e-8, memory=memory, checkpointing=checkpointing)
+    settings = StepSettings(singular=RANK, tolerance=1e-8, memory=memory, checkpointing=checkpointing)
     assert how_to_hold(layers, batches, settings).place == hold
     found = {}
     report = low_rank_steps(model, layers, batches, "example", settings, found.__setitem__)
@@ -116,7 +116,7 @@ def test_every_memory_mode_gives_the_same_product(singular):
     layers = linear_layers(model)
     products = {}
     for memory, batch_size in (("fast", 2), ("low", 2), ("low", 5)):
-        batches, settings = batches_of(examples(), batch_size, 0), StepSettings(singular, memory=memory)
+        batches, settings = batches_of(examples(), batch_size, 0), StepSettings(singular=singular, memory=memory)
         hold, found = how_to_hold(layers, batches, settings).place, {}
         low_rank_steps(model, layers, batches, "example", settings, found.__setitem__)
         products[hold] = {name: step.U * step.S @ step.Vh for name, step in found.items()}
@@ -133,7 +133,7 @@ def test_low_rank_steps_are_taken_outside_of_autocast(memory, batch_size):
     for enabled in (False, True):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
             steps_found = {}
-            settings = StepSettings(RANK, memory=memory)
+            settings = StepSettings(singular=RANK, memory=memory)
             low_rank_steps(model, layers, batches, "example", settings, steps_found.__setitem__)
             found.append(steps_found)
     outside, inside = found
@@ -182,7 +182,7 @@ def test_transform_keeps_fullwhole():
     """A transform needs G itself: with little memory and several batches they wait on the CPU."""
     model = random_llama()
     layers, batches = linear_layers(model), batches_of(examples(), 2, 0)
-    settings = StepSettings(RANK, memory="low", transform=torch.sign)
+    settings = StepSettings(singular=RANK, memory="low", transform=torch.sign)
     assert how_to_hold(layers, batches, settings).place == "cpu"
     found = {}
     low_rank_steps(model, layers, batches, "example", settings, found.__setitem__)
@@ -223,12 +223,12 @@ def test_layers_in_groups_give_the_same_steps_in_less_memory(monkeypatch):
     model = wide_llama()
     layers, batches = linear_layers(model), batches_of(examples(), 2, 0)
     whole, found = {}, {}
-    low_rank_steps(model, layers, batches, "example", StepSettings(RANK), whole.__setitem__)
+    low_rank_steps(model, layers, batches, "example", StepSettings(singular=RANK), whole.__setitem__)
     room = 3 * max(map(steps.gradient_bytes, layers.values()))
     monkeypatch.setattr(steps, "how_to_hold", lambda *_: steps.Holding("device", room))
     monkeypatch.setattr(gradient_room, "SMALL", 0)  # sums in fp32, which the watch counts
     with Alive(layers) as watch:
-        low_rank_steps(model, layers, batches, "example", StepSettings(RANK), found.__setitem__)
+        low_rank_steps(model, layers, batches, "example", StepSettings(singular=RANK), found.__setitem__)
     assert watch.bytes <= room + 2 * max(map(steps.gradient_bytes, layers.values()))
     assert list(found) == list(layers)
     assert_same({n: s.U * s.S @ s.Vh for n, s in found.items()}, {n: s.U * s.S @ s.Vh for n, s in whole.items()})
@@ -289,7 +289,7 @@ def test_factorised_fullare_freed(monkeypatch):
         return original(name, G, settings)
 
     monkeypatch.setattr(steps, "factorised", factorised)
-    low_rank_steps(model, layers, batches, "example", StepSettings(RANK, memory="low"), lambda n, step: None)
+    low_rank_steps(model, layers, batches, "example", StepSettings(singular=RANK, memory="low"), lambda n, step: None)
     assert alive == [1] * 14
 
 
@@ -297,7 +297,7 @@ def test_factorised_fullare_freed(monkeypatch):
 def test_a_sketch_never_makes_a_gradient(checkpointing):
     model = random_llama(hidden_size=256, intermediate_size=400)  # no shape is that of a Krylov basis, (n, 11 j)
     layers, batches = linear_layers(model), batches_of(examples(), 2, 0)
-    settings = StepSettings(3, memory="low", checkpointing=checkpointing)
+    settings = StepSettings(singular=3, memory="low", checkpointing=checkpointing)
     with Alive(layers) as watch:
         low_rank_steps(model, layers, batches, "example", settings, lambda n, step: None)
     assert watch.most == 0
@@ -323,7 +323,7 @@ def test_directions_that_a_gradient_lacks_are_named_and_not_noise(memory, count)
     message = rf"1 of 2 layers have fewer usable directions than wanted: classifier\.dense \({count} of {RANK}\)\."
     for holding, steps_found in (("fast", expected), (memory, found)):
         with pytest.warns(UserWarning, match=message) as raised:
-            settings = StepSettings(RANK, memory=holding)
+            settings = StepSettings(singular=RANK, memory=holding)
             low_rank_steps(model, layers, batches, "example", settings, steps_found.__setitem__)
         assert len(raised) == 1
     step = found["classifier.dense"]
@@ -350,7 +350,7 @@ def test_a_layer_used_several_times(hold, reentrant):
         assert_same(gradients(model, layers, batches, hold), expected)
         return
     found = {}
-    settings = StepSettings(16, tolerance=1e-6, memory="low")
+    settings = StepSettings(singular=16, tolerance=1e-6, memory="low")
     low_rank_steps(model, layers, batches, "example", settings, found.__setitem__)
     assert_same({name: step.U * step.S @ step.Vh for name, step in found.items()}, expected)
 
@@ -391,7 +391,7 @@ def test_conv1d_stores_its_weight_the_other_way_round(hold):
         assert_same(gradients(model, layers, batches, hold), expected)
         return
     found = {}
-    settings = StepSettings(32, tolerance=1e-6, memory="low")
+    settings = StepSettings(singular=32, tolerance=1e-6, memory="low")
     low_rank_steps(model, layers, batches, "example", settings, found.__setitem__)
     assert_same({name: step.U * step.S @ step.Vh for name, step in found.items()}, expected)
 
@@ -489,7 +489,9 @@ def test_unused_expert_is_named(memory, batch_size):
     batches = batches_of(examples(vocabulary=64), batch_size, 0)
     message = r"experts\.1 got no gradient \(nor did 1 more\): .*take more of them \(init\.iters\), or leave it out"
     with pytest.raises(ValueError, match=message):
-        low_rank_steps(model, layers, batches, "example", StepSettings(RANK, memory=memory), lambda n, step: None)
+        low_rank_steps(
+            model, layers, batches, "example", StepSettings(singular=RANK, memory=memory), lambda n, step: None
+        )
 
 
 @pytest.mark.parametrize("memory", ["fast", "low"])
@@ -498,7 +500,7 @@ def test_gradient_that_is_zero_or_no_number_is_named(memory, batch_size):
     model = Experts(used=(0, 1))
     model.head.weight.zero_()
     layers, batches = {"first": model.experts[0]}, batches_of(examples(vocabulary=64), batch_size, 0)
-    settings = StepSettings(RANK, memory=memory)
+    settings = StepSettings(singular=RANK, memory=memory)
     with pytest.raises(ValueError, match="the gradient of layer first is zero"):
         low_rank_steps(model, layers, batches, "example", settings, lambda n, step: None)
     model = Experts(used=(0, 1))

@@ -265,9 +265,7 @@ def searched(model: PeftModel, solution: Solution, method: Method, probe: Probe)
 def forward_batches(model: nn.Module, batches: Sequence[Batch]) -> Sequence[Batch]:
     """The batches of forward passes without gradients: fewer and larger, see ``regroup``."""
     config = model.config.get_text_config()
-    pad_id = config.pad_token_id
-    if pad_id is None and batches[0]["labels"].dim() == 2:
-        pad_id = 0  # masked, so any token will do; a head looks for the padding token itself
+    pad_id = 0 if batches[0]["labels"].dim() == 2 else config.pad_token_id  # masked, but a head looks for its token
     return regrouped(batches, pad_id, config.vocab_size, Processes.current().count)
 
 

@@ -47,7 +47,7 @@ def initialize_adapters(
     """Wrap the model as PEFT would and start every linear layer's adapter from the one-step gradient.
 
     LoRA-One (arXiv:2502.01235, Algorithm 1): s B A = s/gamma [-G]_r / sigma_1(G), with s PEFT's own scaling of that
-    layer. gamma is the one of the least loss on the examples, found by at most 4 forward passes (``scale="search"``,
+    layer. gamma is the one of the least loss on the examples, found by at most 4 evaluations of it (``scale="search"``,
     the default), or ``stable_gamma`` where given (published: 128). rank_pattern, alpha_pattern, use_rslora and use_dora
     are respected. LoRA-GA (arXiv:2407.05000) changes the base to W - s B A, so its adapter is saved with
     ``lora_one.save_adapter(model, path, start.kept)``.
@@ -95,7 +95,9 @@ def initialize_adapters(
     refuse_settings(model, config, method)
     chosen = build_init(init)
     probe = Probe(
-        take(model, batches, examples), reduction, StepSettings(tolerance, memory, checkpointing=checkpointing)
+        take(model, batches, examples),
+        reduction,
+        StepSettings(tolerance=tolerance, memory=memory, checkpointing=checkpointing),
     )
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:

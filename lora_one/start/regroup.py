@@ -35,19 +35,26 @@ def regrouped(batches: Sequence[Batch], pad_id: int | None, vocabulary: int, at_
     return [merged(group, pad_id) for group in groups]
 
 
+def causal(batch: Batch) -> bool:
+    return batch["labels"].dim() == 2 and "decoder_input_ids" not in batch
+
+
 def mergeable(batch: Batch) -> bool:
-    """Whether the batch holds nothing but known tensors, padded on the right where they are padded."""
+    """Whether the batch holds nothing but known tensors, padded on the right only, where no label counts."""
     mask = batch.get("attention_mask")
-    return batch.keys() <= FILLERS.keys() and mask is not None and mask.dim() == 2 and bool(mask[:, 0].all())
+    if mask is None or mask.dim() != 2 or not batch.keys() <= FILLERS.keys():
+        return False
+    first_to_last = bool(mask[:, 0].all()) and bool((mask[:, 1:] <= mask[:, :-1]).all())
+    return first_to_last and not (causal(batch) and bool((batch["labels"][mask == 0] != IGNORED).any()))
 
 
 def rows_of(batch: Batch) -> list[Batch]:
     """Return each example as a batch of one, without padding."""
+    of_the_input = {"input_ids", "attention_mask", "token_type_ids"} | ({"labels"} if causal(batch) else set())
     rows = []
     for index, tokens in enumerate(batch["attention_mask"].sum(dim=1).tolist()):
         row = {name: value[index : index + 1] for name, value in batch.items()}
-        whole = batch["input_ids"].shape[1]
-        rows.append({name: value[:, :tokens] if value.shape[1:] == (whole,) else value for name, value in row.items()})
+        rows.append({name: value[:, :tokens] if name in of_the_input else value for name, value in row.items()})
     return rows
 
 

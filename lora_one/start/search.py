@@ -27,6 +27,7 @@ def line_search(loss_at: Callable[[float], float], loss: float, decrease: float)
     while size is not None:
         losses[size] = loss_at(size)
         size = next_size(losses, loss, decrease)
+        size = None if size in losses else size
     finite = {tried: value for tried, value in losses.items() if math.isfinite(value)}
     if not finite:
         raise ValueError(f"the loss is not finite at any of the {len(losses)} scales that init.scale=search tried")
