@@ -224,6 +224,8 @@ class FineTuner(Trainer):
         super().__init__(**options)
         if cached is not None:  # the Trainer turns it off, and so it would be saved with the merged model
             config.use_cache = cached
+        elif hasattr(config, "use_cache"):  # new: a model without such a switch
+            del config.use_cache
         self.order = order
         self.reduction = run.model.loss
         self.causal = run.model.type == "CausalLM"

@@ -22,6 +22,9 @@ from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    BertForMaskedLM,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
     LlamaConfig,
     LlamaForSequenceClassification,
 )
@@ -34,7 +37,7 @@ from lora_one.evaluation.held_out import HeldOut
 from lora_one.gradients import mean_gradients
 from lora_one.inits.from_peft import one_by_one
 from lora_one.losses import loss_count, loss_sum, mean_loss, model_logits, targets
-from lora_one.models import kind_of, load_skeleton, load_tokenizer
+from lora_one.models import kind_of, load_skeleton, load_tokenizer, padded_with
 from lora_one.plan import plan
 from lora_one.stages import merge_run
 from lora_one.types import Example
@@ -197,7 +200,27 @@ def base_folder(kind, tokenizer, place):
         return folder_of(random_bert(len(tokenizer)), bert_tokenizer(), place)
     if kind == "roberta":
         return folder_of(random_roberta(len(tokenizer)), tokenizer, place)
+    if kind == "distilbert":
+        torch.manual_seed(0)
+        sizes = {"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4, "initializer_range": 0.1}
+        config = DistilBertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, num_labels=2, **sizes)
+        return folder_of(DistilBertForSequenceClassification(config), tokenizer, place)
     return folder_of(random_llama(len(tokenizer)), tokenizer, place)
+
+
+def test_a_layer_that_the_checkpoint_lacks_is_refused_beneath_adapters(tokenizer, tmp_path):
+    """A BERT without its pooler: it would be drawn anew at every loading, and no adapter holds it."""
+    base = folder_of(BertForMaskedLM(random_bert(len(tokenizer)).config), tokenizer, tmp_path / "bert")
+    settings = ("dataset=cola", f"dataset.path={rows_of_cola(tmp_path / 'cola')}", "model=roberta_large")
+    run = run_config(f"results_dir={tmp_path}", *settings, f"model.name={base}", "model.max_length=48")
+    with pytest.raises(RunError, match=r"lacks bert\.pooler\.dense\.bias and 1 more.*peft=full_ft"):
+        finish(run)
+
+
+def test_a_head_reads_the_token_before_the_padding_of_the_batches(tokenizer):
+    """Whatever padding token the model's configuration named before."""
+    model = padded_with(llama_head(), pad_id_of(tokenizer))
+    assert model.config.pad_token_id == pad_id_of(tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -206,6 +229,7 @@ def base_folder(kind, tokenizer, place):
         ("t5", "gradient"),
         ("roberta", "gradient"),
         ("bert", "gradient"),
+        ("distilbert", "gradient"),
         ("llama_head", "gradient"),
         ("roberta", "pissa"),
         ("t5", "lora_xs"),
