@@ -248,7 +248,9 @@ def figures(start: Start, loss_after: float | None) -> dict[str, Any]:
         "loss_before": solution.examples.loss if solution.examples else None,
         "loss_after": loss_after,
         "predicted_decrease": solution.predicted_decrease,
-        "searched": {"gamma": solution.gamma, "losses": solution.searched} if solution.searched else None,
+        "searched": {"gamma": solution.gamma, "losses": solution.searched, "other_examples": solution.searched_on}
+        if solution.searched
+        else None,
         "cached": solution.cached,
         "relative_shift": start.relative_shift,
     }
@@ -277,7 +279,9 @@ def said_of(record: dict[str, Any]) -> str:
     if record["searched"]:
         losses = sorted(record["searched"]["losses"].items())
         tried = ", ".join(f"{gamma:g}: " + (f"{loss:.4f}" if loss is not None else "nan") for gamma, loss in losses)
-        lines.append(f"init: gamma {record['searched']['gamma']:g} has the least loss of {tried}")
+        others = record["searched"]["other_examples"]
+        where = f"{others} other training examples" if others else "these examples"
+        lines.append(f"init: gamma {record['searched']['gamma']:g} has the least loss on {where} of {tried}")
     lines += [f"WARNING: {warning}" for warning in record["warnings"]]
     return "\n".join(lines)
 

@@ -126,18 +126,22 @@ def test_plain_torch_loop():
 
 
 def test_takes_as_many_examples_as_asked_for():
-    """Eight of the first batches, the last one cut; never a batch more than needed."""
-    drawn = []
+    """Eight of the first batches, the last one cut, and eight more for the search if there are so many."""
+    drawn, found = [], []
 
-    def loader():
-        for batch in batches(12, 3):
+    def loader(count):
+        drawn.clear()
+        for batch in batches(count, 3):
             drawn.append(batch)
             yield batch
 
-    found = []
-    one = initialize_adapters(random_llama(), lora(), loader(), on_start=found.append)
+    fixed = {"stable_gamma": 128, "on_start": found.append}
+    one = initialize_adapters(random_llama(), lora(), loader(12), **fixed)
     assert len(drawn) == 3 and found[0].solution.examples.examples == 8
-    two = initialize_adapters(random_llama(), lora(), batches_of(examples(12)[:8], 8, 0), examples=None)
+    two = initialize_adapters(random_llama(), lora(), batches_of(examples(12)[:8], 8, 0), examples=None, **fixed)
+    for count, taken, others in ((24, 6, 8), (12, 4, 0)):
+        initialize_adapters(random_llama(), lora(), loader(count), on_start=found.append)
+        assert len(drawn) == taken and found[-1].solution.searched_on == others
     for name, value in factors_of(one).items():
         torch.testing.assert_close(value, factors_of(two)[name], rtol=1e-3, atol=1e-5, msg=name)
     with pytest.warns(UserWarning, match="5 examples instead of the 8 asked for"):

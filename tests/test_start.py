@@ -67,7 +67,8 @@ def test_predicted_decrease_is_the_first_order(overrides):
 
 
 def test_a_run_tells_what_its_start_did(tmp_path, llama_folder, capsys):
-    run = small_run(tmp_path, llama_folder, "model.epochs=0", "init.scale=search", "dataset.accuracy_examples=0")
+    own = ("init.scale=search", "init.search_examples=0")
+    run = small_run(tmp_path, llama_folder, "model.epochs=0", *own, "dataset.accuracy_examples=0")
     record = finish(run).read()["init"]
     energies = record["captured_energy"]["layers"]
     assert len(energies) == 14 and min(energies.values()) == record["captured_energy"]["min"]
@@ -76,7 +77,7 @@ def test_a_run_tells_what_its_start_did(tmp_path, llama_folder, capsys):
     assert f"{record['loss_before']:.4f} -> {record['loss_after']:.4f}, down" in shown
     assert f"the first order predicts {record['predicted_decrease']:.4f}" in shown
     found = record["searched"]
-    assert f"gamma {found['gamma']:g} has the least loss" in shown
+    assert f"gamma {found['gamma']:g} has the least loss on these examples of" in shown
     assert record["loss_after"] == pytest.approx(min(found["losses"].values()), rel=1e-5)
     assert record["loss_after"] == pytest.approx(found["losses"][str(found["gamma"])], rel=1e-5)
 
@@ -110,7 +111,7 @@ def test_search_backs_out_of_losses_that_are_no_numbers():
     for limit in (0.5, 1e-3):
         found, losses = line_search(lambda size, limit=limit: math.nan if size > limit else 2 - size / limit, 2.0, 1.0)
         assert losses[found] < 2 and any(map(math.isnan, losses.values()))
-    with pytest.raises(ValueError, match="not finite at any of the 12 scales"):
+    with pytest.raises(ValueError, match="not finite at any of the 8 scales"):
         line_search(lambda size: math.inf, 2.0, 1.0)
 
 
@@ -127,7 +128,7 @@ def test_search_ends_where_the_next_size_is_one_that_it_knows():
 
 def test_search_ends_where_no_step_lowers_the_loss():
     found, losses = line_search(lambda size: 2 + size, 2.0, 1.0)
-    assert len(losses) == 12 and found == min(losses)
+    assert len(losses) == 8 and found == min(losses)
 
 
 @pytest.mark.parametrize("peft", ["all", "dora"])
@@ -156,9 +157,10 @@ def test_search_past_losses_that_are_no_numbers_in_a_run(tmp_path, llama_folder,
         return math.nan if fatal or len(tried) == 1 else real(model, batches, reduction)
 
     monkeypatch.setattr(start_room, "batches_loss", loss)
-    run = small_run(tmp_path, llama_folder, "model.epochs=0", "init.scale=search", "dataset.accuracy_examples=0")
+    own = ("init.scale=search", "init.search_examples=0")
+    run = small_run(tmp_path, llama_folder, "model.epochs=0", *own, "dataset.accuracy_examples=0")
     if fatal:
-        with pytest.raises(RunError, match="the loss is not finite at any of the 12 scales"):
+        with pytest.raises(RunError, match="the loss is not finite at any of the 8 scales"):
             finish(run)
         return
     found = finish(run).read()["init"]["searched"]
@@ -170,11 +172,20 @@ def test_search_past_losses_that_are_no_numbers_in_a_run(tmp_path, llama_folder,
 def test_further_examples_are_searched_on_alone(tmp_path, llama_folder):
     """The slope is the gradient's; the losses are those of other training examples, and so is the loss before."""
     short = ("model.epochs=0", "dataset.accuracy_examples=0")
-    own = finish(small_run(tmp_path, llama_folder, *short)).read()["init"]
+    own = finish(small_run(tmp_path, llama_folder, *short, "init.search_examples=0")).read()["init"]
     other = finish(small_run(tmp_path, llama_folder, *short, "init.search_examples=6")).read()["init"]
+    assert (own["searched"]["other_examples"], other["searched"]["other_examples"]) == (0, 6)
+    assert len(other["searched"]["losses"]) <= 3, "the loss before counts as an evaluation"
     assert own["loss_before"] == other["loss_before"] and own["searched"] != other["searched"]
     assert own["loss_after"] == own["searched"]["losses"][str(own["searched"]["gamma"])]
     assert other["loss_after"] != other["searched"]["losses"][str(other["searched"]["gamma"])]
+
+
+@pytest.mark.parametrize(("size", "others"), [(16, 8), (15, 0)])
+def test_by_default_the_search_takes_as_many_others_where_there_are_so_many(tmp_path, llama_folder, size, others):
+    short = ("model.epochs=0", "dataset.accuracy_examples=0", f"dataset.max_train_samples={size}")
+    record = finish(small_run(tmp_path, llama_folder, *short)).read()["init"]
+    assert (record["examples"], record["searched"]["other_examples"]) == (8, others)
 
 
 def test_default_of_lora_one_searches_and_a_gamma_implies_stable():

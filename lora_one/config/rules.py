@@ -62,7 +62,7 @@ RANGES: dict[str, tuple[str, Any]] = {
     "init.bsz": ("at least 1", lambda v: v >= 1),
     "init.iters": ("at least 1", lambda v: v >= 1),
     "init.sub_size": ("at least 1", lambda v: v >= 1),
-    "init.search_examples": ("at least 1", lambda v: v >= 1),
+    "init.search_examples": ("0 (the gradient's own examples) or more", lambda v: v >= 0),
     "init.max_length": ("at least 2 tokens", lambda v: v >= 2),
     "init.tolerance": ("in (0, 1)", lambda v: 0 < v < 1),
     "init.niter": ("exact or a number that is not negative", lambda v: v == "exact" or (isinstance(v, int) and v >= 0)),

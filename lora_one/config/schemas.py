@@ -87,7 +87,7 @@ class GradientInit(ProbedInit):
 
     direction: str
     scale: str | None  # null = the method's own, see resolved
-    search_examples: int | None  # further training examples for scale=search; null = those of the gradient
+    search_examples: int | None  # for scale=search: further training examples, 0 = the gradient's; null: see data.probe
     normalize: str
     stable_gamma: float | None  # null = the method's own, 128 for LoRA-One
     reduction: str

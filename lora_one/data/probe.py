@@ -12,30 +12,38 @@ from lora_one.types import Example
 
 
 def probe_batches(run: RunConfig, texts: list[Example], encoder: Encoder) -> tuple[list[Batch], list[Batch] | None]:
-    """Return batches of the initialisation examples and, with ``init.search_examples``, of further ones.
+    """Return batches of the initialisation examples, and of those that a search for the scale looks at.
 
-    All are drawn without replacement from the training texts by init.seed. An example with no answer token left at
-    ``init.max_length`` is skipped and the next one drawn.
+    All are drawn without replacement from the training texts by init.seed; the second list is None where the search
+    takes the same examples. With ``init.search_examples=null`` it gets as many further ones as the gradient, if there
+    are so many. An example with no answer token left at ``init.max_length`` is skipped and the next one drawn.
     Raises UsageError: more examples wanted than there are, or than have an answer token.
     """
     init = run.init
-    wanted = examples_wanted(init)
-    further = getattr(init, "search_examples", None) or 0
-    together = (len(texts) if wanted is None else wanted) + further
-    if together > len(texts):
-        keys = f"init.sub_size={wanted}" if init.do_subsampling else f"init.bsz x init.iters={wanted}"
-        keys += f" + init.search_examples={further}" if further else ""
+    wanted, further = examples_wanted(init), further_examples(init)
+    own = len(texts) if wanted is None else wanted
+    needed = own + (getattr(init, "search_examples", None) or 0)
+    if needed > len(texts):
+        keys = f"init.sub_size={own}" if init.do_subsampling else f"init.bsz x init.iters={own}"
+        keys += f" + init.search_examples={further}" if needed > own else ""
         raise UsageError(f"{keys} exceeds the {len(texts)} training examples: lower it")
     max_length = init.max_length or run.model.max_length
-    drawn = draw(texts, together, max_length, init_seed(run), encoder)
-    if len(drawn) < together and (wanted is not None or further):
+    drawn = draw(texts, own + further, max_length, init_seed(run), encoder)
+    if len(drawn) < needed and (wanted is not None or needed > own):
         raise UsageError(
-            f"the initialisation wants {together} examples, but only {len(drawn)} of {len(texts)} have an answer "
+            f"the initialisation wants {needed} examples, but only {len(drawn)} of {len(texts)} have an answer "
             f"token within max_length={max_length}: raise init.max_length or take fewer"
         )
     size = init.bsz or run.model.per_device_batch_size
-    own, others = drawn[: len(drawn) - further], drawn[len(drawn) - further :]
-    return batches_of(own, size, encoder.pad_id), batches_of(others, size, encoder.pad_id) or None
+    others = drawn[own:] if 0 < further == len(drawn) - own else []
+    return batches_of(drawn[:own], size, encoder.pad_id), batches_of(others, size, encoder.pad_id) or None
+
+
+def further_examples(init: ProbedInit) -> int:
+    """How many training examples beside the gradient's a search for the scale looks at, if there are so many."""
+    if getattr(init, "scale", None) != "search":
+        return 0
+    return (examples_wanted(init) or 0) if init.search_examples is None else init.search_examples
 
 
 def draw(texts: list[Example], wanted: int, max_length: int, seed: int, encoder: Encoder) -> list[Encoded]:

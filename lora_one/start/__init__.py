@@ -35,7 +35,7 @@ from lora_one.gradients import GradientReport
 from lora_one.inits import Method
 from lora_one.losses import Batch, Reduction, answer_logits, evaluating, loss_count, loss_sum, targets
 from lora_one.start.regroup import regrouped
-from lora_one.start.search import line_search
+from lora_one.start.search import EVALUATIONS, line_search
 from lora_one.steps import Step, StepSettings, low_rank_steps
 from lora_one.types import AdapterFactors
 
@@ -63,6 +63,7 @@ class Solution:
     predicted_decrease: of the loss on the examples, to first order: - sum over layers <G, s B A>; of gradient methods.
     searched: gamma -> loss, of a scale that was searched for (None: not finite).  gamma: the one that was chosen.
     loss: on the examples with these factors, where a search has measured it.
+    searched_on: how many other examples the scale was searched on; 0: on the gradient's own.
     cached: it was found before, and read.
     vectors: (U_r, Vh_r) of [G]_r by layer, where the probe asks for them.
     """
@@ -76,6 +77,7 @@ class Solution:
     cached: bool = False
     vectors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     loss: float | None = None
+    searched_on: int = 0
 
 
 @dataclass(frozen=True)
@@ -245,11 +247,12 @@ def searched(model: PeftModel, solution: Solution, method: Method, probe: Probe)
             put(layers[name], found)
         return batches_loss(model, forward, probe.reduction)
 
-    before = solution.examples.loss
+    before, evaluations = solution.examples.loss, EVALUATIONS
     if probe.search:
+        evaluations -= 1  # this one counts
         with quiet_peft(), model.disable_adapter():
             before = batches_loss(model, forward, probe.reduction)
-    multiple, losses = line_search(loss_at, before, solution.predicted_decrease)
+    multiple, losses = line_search(loss_at, before, solution.predicted_decrease, evaluations)
     return replace(
         solution,
         factors=times(multiple),
@@ -259,6 +262,7 @@ def searched(model: PeftModel, solution: Solution, method: Method, probe: Probe)
         },
         gamma=method.search_from / multiple,
         loss=None if probe.search else losses[multiple],
+        searched_on=sum(len(batch["labels"]) for batch in probe.search or ()),
     )
 
 

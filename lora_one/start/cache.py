@@ -77,6 +77,7 @@ class Cache:
                 searched,
                 told["gamma"],
                 loss=told["loss"],
+                searched_on=told["searched_on"],
                 vectors={name: (tensors[f"{name}.U"], tensors[f"{name}.Vh"]) for name in told["vectors"]},
             )
         except (OSError, ValueError, KeyError, SafetensorError):
@@ -100,6 +101,7 @@ class Cache:
             "searched": {str(gamma): loss for gamma, loss in solution.searched.items()},
             "gamma": solution.gamma,
             "loss": solution.loss,
+            "searched_on": solution.searched_on,
             "vectors": list(solution.vectors),
         }
         try:

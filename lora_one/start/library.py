@@ -1,5 +1,6 @@
 """The way in for people with their own training loop: a model, a PEFT LoraConfig and batches in, a PeftModel out."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -47,10 +48,11 @@ def initialize_adapters(
     """Wrap the model as PEFT would and start every linear layer's adapter from the one-step gradient.
 
     LoRA-One (arXiv:2502.01235, Algorithm 1): s B A = s/gamma [-G]_r / sigma_1(G), with s PEFT's own scaling of that
-    layer. gamma is the one of the least loss on the examples, found by at most 4 evaluations of it (``scale="search"``,
-    the default), or ``stable_gamma`` where given (published: 128). rank_pattern, alpha_pattern, use_rslora and use_dora
-    are respected. LoRA-GA (arXiv:2407.05000) changes the base to W - s B A, so its adapter is saved with
-    ``lora_one.save_adapter(model, path, start.kept)``.
+    layer. gamma is ``stable_gamma`` where given (published: 128). Otherwise (``scale="search"``, the default) it is the
+    one of the least loss on the next ``examples`` of ``batches`` (on the gradient's own where there are not enough),
+    found by a few forward passes. rank_pattern, alpha_pattern, use_rslora and use_dora are respected. LoRA-GA
+    (arXiv:2407.05000) changes the base to W - s B A, so its adapter is saved with
+    ``lora_one.save_adapter(model, path, start.kept)``. The start is the same inside a torch.autocast region.
 
     model: of transformers, causal, an encoder-decoder or with a classification head; frozen, 4-bit or 8-bit too; it
     is modified in place.
@@ -94,11 +96,9 @@ def initialize_adapters(
     check_init(init)
     refuse_settings(model, config, method)
     chosen = build_init(init)
-    probe = Probe(
-        take(model, batches, examples),
-        reduction,
-        StepSettings(tolerance=tolerance, memory=memory, checkpointing=checkpointing),
-    )
+    own, others = take(model, batches, examples, further=init.scale == "search")
+    settings = StepSettings(tolerance=tolerance, memory=memory, checkpointing=checkpointing)
+    probe = Probe(own, reduction, settings, search=others)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         wrapper = wrapped(model, config, dtype)
@@ -140,41 +140,62 @@ def refuse_settings(model: nn.Module, config: LoraConfig, method: str) -> None:
         )
 
 
-def take(model: nn.Module, batches: Iterable[Batch], wanted: int | None) -> list[Batch]:
-    """The first batches with so many examples, the last one cut; with what a decoder reads, where there is one.
+def take(
+    model: nn.Module, batches: Iterable[Batch], wanted: int | None, *, further: bool
+) -> tuple[list[Batch], list[Batch] | None]:
+    """Return the first batches with so many examples, the last one cut, and the next ones with as many.
 
+    Each has what a decoder reads, where there is one. The second list is None unless ``further`` is set and the batches
+    hold enough examples.
     Raises UsageError: there are none, or no labels as this kind of model has them.
     """
-    kind = kind_of(model)
-    dimensions, form = (1, "(batch,)") if kind == "SequenceClassification" else (2, "(batch, length)")
     if wanted is not None and wanted < 1:
         raise UsageError(f"examples={wanted} is out of range: at least 1, or None for all")
     taken: list[Batch] = []
-    count = 0
+    count, limit = 0, math.inf if wanted is None else wanted * (2 if further else 1)
     for batch in batches:
-        if "labels" not in batch:
-            raise UsageError(f"batches: labels are missing among {', '.join(batch)}: the loss needs them")
-        if batch["labels"].dim() != dimensions:
-            raise UsageError(f"batches: labels have shape {tuple(batch['labels'].shape)}; this model's are {form}")
-        if kind == "ConditionalGeneration" and "decoder_input_ids" not in batch:
-            batch = dict(batch) | {"decoder_input_ids": model.prepare_decoder_input_ids_from_labels(batch["labels"])}
-        rows = len(batch["labels"])
-        if wanted is not None and count + rows > wanted:
-            rows = wanted - count
-            batch = {name: value[:rows] for name, value in batch.items()}
-        taken.append(dict(batch))
-        count += rows
-        if count == wanted:
+        taken.append(checked(model, batch))
+        count += len(batch["labels"])
+        if count >= limit:
             break
+    own = rows_between(taken, 0, count if wanted is None else wanted)
     if not count:
         raise UsageError("batches: there are none to take a gradient of")
-    if not any(loss_count(targets(batch), "token") for batch in taken):
+    if not any(loss_count(targets(batch), "token") for batch in own):
         raise UsageError("batches: every label is -100, so there is no loss: take examples with an answer")
-    contents = Processes.current().gathered(content_of(taken))
+    others = rows_between(taken, wanted, 2 * wanted) if further and count >= limit else None
+    if others and not any(loss_count(targets(batch), "token") for batch in others):
+        others = None
+    contents = Processes.current().gathered(content_of([*own, *(others or ())]))
     if len(set(contents)) > 1:
         raise UsageError(
             "batches: the processes hold different ones, and each must pass all: give a loader that is not sharded"
         )
     if wanted is not None and count < wanted:
         warnings.warn(f"batches: {count} examples instead of the {wanted} asked for", stacklevel=3)
-    return taken
+    return own, others
+
+
+def checked(model: nn.Module, batch: Batch) -> Batch:
+    """The batch with what a decoder reads. Raises UsageError: no labels, or not as this kind of model has them."""
+    kind = kind_of(model)
+    dimensions, form = (1, "(batch,)") if kind == "SequenceClassification" else (2, "(batch, length)")
+    if "labels" not in batch:
+        raise UsageError(f"batches: labels are missing among {', '.join(batch)}: the loss needs them")
+    if batch["labels"].dim() != dimensions:
+        raise UsageError(f"batches: labels have shape {tuple(batch['labels'].shape)}; this model's are {form}")
+    if kind == "ConditionalGeneration" and "decoder_input_ids" not in batch:
+        return dict(batch) | {"decoder_input_ids": model.prepare_decoder_input_ids_from_labels(batch["labels"])}
+    return dict(batch)
+
+
+def rows_between(batches: Iterable[Batch], first: int, end: int) -> list[Batch]:
+    """The examples from number ``first`` up to ``end``, in the batches they came in."""
+    found, count = [], 0
+    for batch in batches:
+        rows = len(batch["labels"])
+        part = slice(max(0, first - count), max(0, end - count))
+        if len(batch["labels"][part]):
+            found.append({name: value[part] for name, value in batch.items()})
+        count += rows
+    return found

@@ -1,4 +1,4 @@
-"""The size of a step along a known direction: a line search with at most four evaluations of the loss."""
+"""The size of a step along a known direction: a line search with a few evaluations of the loss."""
 
 import math
 from collections.abc import Callable
@@ -8,10 +8,12 @@ FIRST = 1.25  # first-order decrease of the first trial, in units of the loss it
 UP, DOWN = 1.4, 2.0  # factors where the least loss is at the largest, or the smallest, size tried
 ENOUGH = 1e-3  # relative gain that is worth another evaluation
 RESCUE = 16.0  # factor down where nothing else is known
-MAX_RESCUES = 8  # further evaluations while no size has lowered the loss
+MAX_RESCUES = 4  # further evaluations while no size has lowered the loss
 
 
-def line_search(loss_at: Callable[[float], float], loss: float, decrease: float) -> tuple[float, dict[float, float]]:
+def line_search(
+    loss_at: Callable[[float], float], loss: float, decrease: float, evaluations: int = EVALUATIONS
+) -> tuple[float, dict[float, float]]:
     """Return the size of the least loss among those tried, and the loss at every size tried.
 
     The first trial follows from the slope at zero, the second from the parabola through the loss and the slope at
@@ -20,13 +22,14 @@ def line_search(loss_at: Callable[[float], float], loss: float, decrease: float)
     infinite. While no trial is below ``loss``, up to MAX_RESCUES smaller ones follow.
 
     loss: at size 0.  decrease: -d loss / d size at 0 (to first order, the loss falls by decrease x size).
+    evaluations: of the loss, at most, where one of them is below ``loss``.
     Raises ValueError: no loss is finite.
     """
     losses: dict[float, float] = {}
     size: float | None = FIRST * loss / decrease if decrease > 0 else 1.0
     while size is not None:
         losses[size] = loss_at(size)
-        size = next_size(losses, loss, decrease)
+        size = next_size(losses, loss, decrease, evaluations)
         size = None if size in losses else size
     finite = {tried: value for tried, value in losses.items() if math.isfinite(value)}
     if not finite:
@@ -34,15 +37,15 @@ def line_search(loss_at: Callable[[float], float], loss: float, decrease: float)
     return min(sorted(finite), key=finite.__getitem__), losses
 
 
-def next_size(losses: dict[float, float], loss: float, decrease: float) -> float | None:
+def next_size(losses: dict[float, float], loss: float, decrease: float, evaluations: int) -> float | None:
     """Return the next size to try, None where the search ends."""
     sizes = sorted(losses)
     values = [losses[size] if math.isfinite(losses[size]) else math.inf for size in sizes]
     place = values.index(min(values))
     best, least = sizes[place], values[place]
     if least >= loss:
-        return smaller(sizes[0], values[0], loss, decrease) if len(sizes) < EVALUATIONS + MAX_RESCUES else None
-    if len(sizes) >= EVALUATIONS:
+        return smaller(sizes[0], values[0], loss, decrease) if len(sizes) < evaluations + MAX_RESCUES else None
+    if len(sizes) >= evaluations:
         return None
     if len(sizes) == 1:
         return best * min(UP, max(1 / RESCUE, vertex_from_slope(best, least, loss, decrease) / best))
