@@ -273,15 +273,16 @@ def said_of(record: dict[str, Any]) -> str:
     if record["loss_after"] is not None:
         before, after = record["loss_before"], record["loss_after"]
         fall = f"init: loss on its {record['examples']} examples {before:.4f} -> {after:.4f}"
-        if record["predicted_decrease"] is not None:
-            fall += f", down {before - after:.4f} where the first order predicts {record['predicted_decrease']:.4f}"
+        if record["predicted_decrease"]:
+            change = f"fell by {before - after:.4f}" if after <= before else f"rose by {after - before:.4f}"
+            fall += f" ({change}; the first order predicts a fall by {record['predicted_decrease']:.4f})"
         lines.append(fall)
     if record["searched"]:
         losses = sorted(record["searched"]["losses"].items())
-        tried = ", ".join(f"{gamma:g}: " + (f"{loss:.4f}" if loss is not None else "nan") for gamma, loss in losses)
+        tried = ", ".join(f"{gamma:.4g}: " + (f"{loss:.4f}" if loss is not None else "nan") for gamma, loss in losses)
         others = record["searched"]["other_examples"]
         where = f"{others} other training examples" if others else "these examples"
-        lines.append(f"init: gamma {record['searched']['gamma']:g} has the least loss on {where} of {tried}")
+        lines.append(f"init: searched gamma = {record['searched']['gamma']:.4g}, the lowest loss on {where} ({tried})")
     lines += [f"WARNING: {warning}" for warning in record["warnings"]]
     return "\n".join(lines)
 
@@ -444,6 +445,8 @@ def close(run: RunConfig, folder: RunFolder) -> None:
         print(f"  training loss {fall} in {done['steps']} steps, {done['seconds']:.0f} s")
     if "eval_loss" in record["evaluation"]["final"]:
         print(f"  validation loss {record['evaluation']['final']['eval_loss']:.3f}")
+    for warning in record["init"].get("warnings", ()):
+        print(f"  WARNING: {warning}")
     for name, place in record["artifacts"].items():
         print(f"  {name:18s} {folder.path / place}")
     if run.model.quantization:

@@ -157,7 +157,7 @@ def test_every_way_of_holding_gradients_gives_the_same_steps(memory, size):
     report = low_rank_steps(model, layers, batches, "example", settings, found.__setitem__)
     assert report.examples == 5
     assert (
-        how_to_hold(layers, batches, settings)
+        how_to_hold(layers, batches, settings).place
         == {
             ("auto", 2): "device",
             ("fast", 2): "device",

@@ -74,10 +74,10 @@ def test_a_run_tells_what_its_start_did(tmp_path, llama_folder, capsys):
     assert len(energies) == 14 and min(energies.values()) == record["captured_energy"]["min"]
     assert record["cached"] is False
     shown = capsys.readouterr().out
-    assert f"{record['loss_before']:.4f} -> {record['loss_after']:.4f}, down" in shown
-    assert f"the first order predicts {record['predicted_decrease']:.4f}" in shown
+    assert f"{record['loss_before']:.4f} -> {record['loss_after']:.4f} (fell by" in shown
+    assert f"the first order predicts a fall by {record['predicted_decrease']:.4f})" in shown
     found = record["searched"]
-    assert f"gamma {found['gamma']:g} has the least loss on these examples of" in shown
+    assert f"searched gamma = {found['gamma']:.4g}, the lowest loss on these examples (" in shown
     assert record["loss_after"] == pytest.approx(min(found["losses"].values()), rel=1e-5)
     assert record["loss_after"] == pytest.approx(found["losses"][str(found["gamma"])], rel=1e-5)
 
@@ -254,8 +254,8 @@ def test_batches_that_padding_could_change_are_left_alone():
     ("overrides", "said"),
     [
         (("init.stable_gamma=2",), "raised the loss on its 8 examples from"),
-        (("init.stable_gamma=2",), "set init.scale=search, or raise init.stable_gamma (now 2)"),
-        (("init.scale=unit",), "set init.scale=search, or raise init.stable_gamma"),
+        (("init.stable_gamma=2",), "leave out init.stable_gamma (the scale is then searched for), or raise it (now 2)"),
+        (("init.scale=unit",), "leave out init.scale=unit (the scale is then searched for)"),
         (("init.direction=LoRA-SB", "init.eta=1"), "lower init.eta (now 1)"),
     ],
 )
@@ -266,7 +266,9 @@ def test_a_start_that_harms_says_so(tmp_path, capsys, overrides, said):
     (warning,) = record["warnings"]
     assert said in warning and record["loss_after"] > record["loss_before"]
     assert f"{record['loss_before']:.4f}" in warning and f"{record['loss_after']:.4f}" in warning
-    assert capsys.readouterr().out.count(f"WARNING: {warning}") == 1
+    shown = capsys.readouterr().out
+    assert shown.count(f"WARNING: {warning}") == 2, "at once, and in the summary at the end"
+    assert f"(rose by {record['loss_after'] - record['loss_before']:.4f}; the first order predicts a fall by" in shown
 
 
 def test_a_step_larger_than_the_loss_is_warned_of_even_where_the_loss_fell():
@@ -289,7 +291,7 @@ def test_a_default_start_warns_of_nothing(tmp_path, llama_folder, overrides):
 @pytest.mark.parametrize(
     ("overrides", "remedy"),
     [
-        (("init.stable_gamma=1e-30",), "raise init.stable_gamma"),
+        (("init.stable_gamma=1e-30",), "leave out init.stable_gamma"),
         (("init=gaussian", "init.lora_A_std=1e30", "init.lora_B_std=1e30", "init.lora_B=gaussian"), "lora_A_std"),
     ],
 )

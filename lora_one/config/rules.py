@@ -223,8 +223,8 @@ def check_init(init: InitConfig) -> None:
         )
     if hasattr(init, "stable_gamma") and init.scale != "stable" and init.stable_gamma is not None:
         raise UsageError(
-            f"init.stable_gamma={init.stable_gamma} is read only with init.scale=stable, not with "
-            f"init.scale={init.scale}: drop one of the two"
+            f"init.stable_gamma={init.stable_gamma} is read only with init.scale=stable, and init.scale={init.scale} "
+            "chooses the scale itself: drop one of the two"
         )
     if isinstance(init, GradientInit):
         check_gradient(init)

@@ -81,6 +81,9 @@ class ProbedInit(InitConfig):
     max_length: int | None  # tokens; null = model.max_length
 
 
+PUBLISHED_GAMMAS = {"LoRA-One": 128.0, "LoRA-GA": 16.0}  # of scale=stable
+
+
 @dataclass(frozen=True)
 class GradientInit(ProbedInit):
     """From the mean gradient over the examples."""
@@ -102,15 +105,17 @@ class GradientInit(ProbedInit):
 
     @property
     def gamma(self) -> float:
-        published = {"LoRA-One": 128.0, "LoRA-GA": 16.0}
-        return self.stable_gamma if self.stable_gamma is not None else published[self.direction]
+        return self.stable_gamma if self.stable_gamma is not None else PUBLISHED_GAMMAS[self.direction]
 
     def resolved(self) -> "GradientInit":
-        """Fill in the scale: LoRA-One searches for it unless a gamma is given; the other methods take ``stable``."""
-        if self.scale is not None:
-            return self
+        """Fill in scale and gamma: LoRA-One searches unless a gamma is given; the other methods take ``stable``.
+
+        What means the same is then written the same, and has one folder.
+        """
         search = self.direction == "LoRA-One" and self.stable_gamma is None
-        return replace(self, scale="search" if search else "stable")
+        scale = self.scale or ("search" if search else "stable")
+        fixed = scale == "stable" and self.direction in PUBLISHED_GAMMAS
+        return replace(self, scale=scale, stable_gamma=self.gamma if fixed else self.stable_gamma)
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,9 @@ def start_warnings(init: Any, record: Mapping[str, Any]) -> list[str]:
         ]
     if predicted is not None and predicted > before and not record["searched"]:
         return [
-            f"the start of {record['method']} is a step whose first-order decrease ({predicted:.4f}) exceeds the loss "
-            f"itself ({before:.4f}; measured after the start: {after:.4f}), so it is probably too large: {remedy(init)}"
+            f"the start of {record['method']} goes beyond the range in which the first order holds: it predicts a "
+            f"decrease by {predicted:.4f}, more than the loss itself ({before:.4f} before the start, {after:.4f} after). To "
+            f"choose the scale by the measured loss, {remedy(init)}"
         ]
     return []
 
@@ -47,8 +48,9 @@ def remedy(init: Any) -> str:
     if isinstance(init, GradientInit) and init.scale == "search":
         return "look at more examples (init.iters) or set init.stable_gamma to a large number"
     if isinstance(init, GradientInit) and init.direction == "LoRA-One":
-        now = f" (now {init.gamma:g})" if init.scale == "stable" else ""
-        return f"set init.scale=search, or raise init.stable_gamma{now}"
+        if init.scale == "stable":
+            return f"leave out init.stable_gamma (the scale is then searched for), or raise it (now {init.gamma:g})"
+        return f"leave out init.scale={init.scale} (the scale is then searched for), or give a large init.stable_gamma"
     if isinstance(init, GradientInit | SvdInit) and init.scale == "stable":
         return f"raise init.stable_gamma (now {init.gamma:g}), or set model.bf16=false where the base is in 16 bits"
     if isinstance(init, GradientInit | SvdInit | PeftInit):
