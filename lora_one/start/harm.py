@@ -28,7 +28,7 @@ def start_warnings(init: Any, record: Mapping[str, Any]) -> list[str]:
     if predicted is not None and predicted > before and not record["searched"]:
         return [
             f"the start of {record['method']} goes beyond the range in which the first order holds: it predicts a "
-            f"decrease by {predicted:.4f}, more than the loss itself ({before:.4f} before the start, {after:.4f} after). "
+            f"decrease by {predicted:.4f}, more than the loss itself ({before:.4f} before, {after:.4f} after). "
             f"To choose the scale by the measured loss, {remedy(init)}"
         ]
     return []
