@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lora_one.distributed import Processes
-from lora_one.losses import Batch, Reduction, answer_logits, evaluating, loss_count, loss_sum, targets
+from lora_one.losses import Batch, Reduction, batch_loss, evaluating, loss_count, targets
 
 SMALL = 2**28  # bytes of fp64 sums of all layers together
 Receive = Callable[[str, Tensor, Tensor], None]  # (layer, X (tokens, n), dY (tokens, m))
@@ -200,11 +200,8 @@ def backward_passes(
         _checkpointed(model, checkpointing),
     ):
         for batch, weight in processes.share(batches):
-            with torch.enable_grad():
-                with forward():
-                    logits = answer_logits(model, batch)
-                share = loss_sum(logits, targets(batch), reduction) * (weight / count)
-                del logits
+            with torch.enable_grad(), forward():
+                share = batch_loss(model, batch, reduction)[0] * (weight / count)
             loss += share.item()
             if processes.count == 1 and not math.isfinite(loss):
                 break

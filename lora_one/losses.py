@@ -120,12 +120,22 @@ def model_logits(model: nn.Module, batch: Batch, **options: Any) -> Tensor:
     return model(**inputs, **options, use_cache=False).logits
 
 
-def answer_logits(model: nn.Module, batch: Batch) -> Tensor:
+def answer_logits(model: nn.Module, batch: Batch, counted: Counted | None = None) -> Tensor:
     """The same from the first place on at which something counts, as ``loss_sum`` takes them.
 
     Prompts need none, and for vocabularies of 100,000 words they are much of the memory and of the work.
     """
-    return model_logits(model, batch, **few_logits(model, batch))
+    return model_logits(model, batch, **few_logits(model, batch, counted))
+
+
+def batch_loss(model: nn.Module, batch: Batch, reduction: Reduction) -> tuple[Tensor, int, Tensor]:
+    """The sum of a batch's losses, what it is divided by for the mean, and the ``answer_logits``.
+
+    The places that count are found once, where the labels are.
+    """
+    counted = counted_of(targets(batch), reduction)
+    logits = answer_logits(model, batch, counted)
+    return loss_at(logits, counted.to(logits.device)), counted.count, logits
 
 
 def few_logits(model: nn.Module, batch: Batch, counted: Counted | None = None) -> dict[str, int]:
@@ -168,7 +178,7 @@ def mean_loss(model: nn.Module, batches: Iterable[Batch], reduction: Reduction) 
     total, count = 0.0, 0
     with evaluating(model):
         for batch in batches:
-            wanted = targets(batch)
-            total += float(loss_sum(answer_logits(model, batch), wanted, reduction))
-            count += loss_count(wanted, reduction)
+            loss, examples, _ = batch_loss(model, batch, reduction)
+            total += float(loss)
+            count += examples
     return total / count

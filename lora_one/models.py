@@ -31,11 +31,8 @@ AUTO_CLASSES = {
     "SequenceClassification": "AutoModelForSequenceClassification",
 }
 
-HEADS = (
-    "classifier",
-    "score",
-    "pre_classifier",
-)  # where classification models of transformers keep what is new to them
+# where classification models of transformers keep what is new to them
+HEADS = ("classifier", "score", "pre_classifier")
 
 # of the hub ids in conf/model whose name does not say it
 PARAMETERS = {"TinyLlama/TinyLlama_v1.1": 1.1e9}

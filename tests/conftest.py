@@ -34,7 +34,7 @@ from transformers import (
 )
 
 import run_exp
-from lora_one import cli
+from lora_one import cli, stages
 from lora_one.config import RunConfig
 from lora_one.errors import RunError
 from lora_one.evaluation import sandbox
@@ -266,6 +266,20 @@ def finish(run: RunConfig) -> RunFolder:
     cli._done.clear()
     run_exp.execute(run)
     return RunFolder(cli._done[-1].path)
+
+
+def logits_at_saving(monkeypatch: pytest.MonkeyPatch, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """{"trained": logits} of the model that the next run has trained, taken right before it is saved."""
+    found: dict[str, torch.Tensor] = {}
+    original = stages.save
+
+    def remember(experiment, model):
+        with torch.no_grad():
+            found["trained"] = model.eval()(ids).logits
+        original(experiment, model)
+
+    monkeypatch.setattr(stages, "save", remember)
+    return found
 
 
 def small_run(results: Path, model: Path | str = BUNDLED / "tiny", *overrides: str) -> RunConfig:

@@ -4,11 +4,10 @@ import json
 
 import pytest
 import torch
-from conftest import finish, real_model, run_config, shared
+from conftest import finish, logits_at_saving, real_model, run_config, shared
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from lora_one import stages
 from lora_one.evaluation.command import main
 
 pytestmark = pytest.mark.slow
@@ -52,15 +51,7 @@ def test_lora_one_on_gemma_and_gsm8k(tmp_path, monkeypatch):
     ids = torch.tensor(
         [AutoTokenizer.from_pretrained(base)("Q: Tom has 3 apples and buys 4. How many?\nA: ")["input_ids"]]
     )
-    logits = {}
-    original = stages.save
-
-    def remember(experiment, model):
-        with torch.no_grad():
-            logits["trained"] = model.eval()(ids).logits
-        original(experiment, model)
-
-    monkeypatch.setattr(stages, "save", remember)
+    logits = logits_at_saving(monkeypatch, ids)
     run = run_config(
         f"results_dir={tmp_path}",
         "dataset=gsm8k",

@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 import pytest
 import torch
-from conftest import ROOT, finish, quantized_llama, small_run
+from conftest import ROOT, finish, logits_at_saving, quantized_llama, small_run
 from peft import PeftModel
 
 sys.path.insert(0, str(ROOT))
@@ -79,19 +79,11 @@ torch.save(model(torch.arange(2, 40).reshape(1, -1)).logits.detach(), sys.argv[3
 
 def test_plain_peft_in_a_fresh_process_gives_the_trained_model_bitwise(tmp_path, llama_folder, monkeypatch):
     """The adapter that was trained, not merely one that reloads equal to itself."""
-    trained = {}
-    original = stages.save
-
-    def remember(experiment, model):
-        with torch.no_grad():
-            trained["logits"] = model.eval()(torch.arange(2, 40).reshape(1, -1)).logits
-        original(experiment, model)
-
-    monkeypatch.setattr(stages, "save", remember)
+    trained = logits_at_saving(monkeypatch, torch.arange(2, 40).reshape(1, -1))
     folder = finish(small_run(tmp_path, llama_folder, "dataset.accuracy_examples=0"))
     arguments = [str(llama_folder), str(folder.adapter), str(tmp_path / "logits.pt")]
     subprocess.run([sys.executable, "-c", LOGITS, *arguments], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert torch.equal(torch.load(tmp_path / "logits.pt", weights_only=True), trained["logits"])
+    assert torch.equal(torch.load(tmp_path / "logits.pt", weights_only=True), trained["trained"])
 
 
 def test_merged_checkpoint_is_the_trained_model(finished, llama_folder):

@@ -6,14 +6,14 @@ import sys
 
 import pytest
 import torch
-from conftest import random_llama, run_config, small_run
+from conftest import logits_at_saving, random_llama, run_config, small_run
 from safetensors.torch import load_file
 from test_adapters import attach
 from test_gradients import autograd_gradients, examples
 from test_run import LOGITS, finish, straight_and_resumed
 
 import run_exp
-from lora_one import adapters, checkpoints, config, stages
+from lora_one import adapters, checkpoints, config
 from lora_one.errors import UsageError
 from lora_one.models import load_model
 
@@ -135,21 +135,13 @@ def test_merged_and_saved_are_the_trained_model(method, dtype, tmp_path):
 
 @both
 def test_whole_run_loads_with_plain_peft(method, tmp_path, llama_folder, monkeypatch):
-    trained = {}
-    original = stages.save
-
-    def remember(experiment, model):
-        with torch.no_grad():
-            trained["logits"] = model.eval()(IDS).logits
-        original(experiment, model)
-
-    monkeypatch.setattr(stages, "save", remember)
+    trained = logits_at_saving(monkeypatch, IDS)
     folder = finish(small_run(tmp_path, llama_folder, method, SHORT, "model.learning_rate=0.05", "model.saving=true"))
     arguments = [str(llama_folder), str(folder.adapter), str(tmp_path / "logits.pt")]
     subprocess.run([sys.executable, "-c", LOGITS, *arguments], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     loaded = torch.load(tmp_path / "logits.pt", weights_only=True)
     bound = 1e-4 * loaded.abs().max()
-    assert (loaded - trained["logits"]).abs().max() <= bound
+    assert (loaded - trained["trained"]).abs().max() <= bound
     with torch.no_grad():
         assert (load_model(str(folder.merged))(IDS).logits - loaded).abs().max() <= bound
         assert (load_model(str(llama_folder))(IDS).logits - loaded).abs().max() > 100 * bound

@@ -17,7 +17,7 @@ from lora_one.evaluation import glue, gsm8k
 from lora_one.evaluation.batches import automatic_tokens, each_that_fits
 from lora_one.evaluation.generate import Decoding, complete
 from lora_one.evaluation.shares import share_of
-from lora_one.losses import IGNORED, answer_logits, evaluating, loss_count, loss_sum, targets
+from lora_one.losses import IGNORED, batch_loss, evaluating
 
 GENERATION_BATCH = 8  # prompts at a time for one training micro-batch's memory
 
@@ -109,13 +109,12 @@ class Validation:
 
     def measured(self, model: nn.Module, examples: Sequence[Encoded]) -> Measured:
         batch = collate(examples, self.pad_id)
-        wanted = targets(batch)
-        logits = answer_logits(model, batch)
+        loss, count, logits = batch_loss(model, batch, self.reduction)
         hits: list[bool] = []
         if self.head:
             labels = batch["labels"]
             hits = (logits.argmax(-1).cpu() == labels)[labels != IGNORED].tolist()
-        return Measured(float(loss_sum(logits, wanted, self.reduction)), loss_count(wanted, self.reduction), hits)
+        return Measured(float(loss), count, hits)
 
 
 def nothing_counts(example: Encoded) -> Encoded:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lora_one.config.schemas import GradientInit, PeftInit, PissaInit, ProbedInit
+from lora_one.config.schemas import GradientInit, PeftInit, PissaInit, ProbedInit, SvdInit
 from lora_one.inits.from_peft import peft_factors, refuse_unready
 from lora_one.inits.loftq import loftq_factors
 from lora_one.inits.lora_ga import lora_ga_factors
@@ -19,7 +19,7 @@ from lora_one.inits.lora_one import lora_one_factors
 from lora_one.inits.lora_sb import descent_signs, lora_sb_factors
 from lora_one.inits.lora_xs import lora_xs_factors
 from lora_one.inits.simple import simple_factors
-from lora_one.inits.svd import pissa_factors, svd_factors
+from lora_one.inits.svd import svd_factors
 from lora_one.linalg import LowRank
 from lora_one.types import AdapterFactors, LayerView
 
@@ -65,7 +65,8 @@ def build_init(init: Any) -> Method:
     """
     needs_examples = isinstance(init, ProbedInit)
     if isinstance(init, PissaInit) and init.niter is None:
-        return Method(init.method, False, 1, partial(pissa_factors, init))
+        svd = SvdInit(init.mode, init.dtype, init.seed, init.cache, "default", None, init.tolerance)
+        return Method(init.method, False, 1, partial(svd_factors, svd))
     if isinstance(init, PeftInit):
         refuse_unready(init)
         vectors = VECTORS.get(init.method, 1)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lora_one.config.schemas import PeftInit
 from lora_one.distributed import Processes
 from lora_one.errors import UsageError
-from lora_one.losses import IGNORED, Batch, answer_logits, loss_sum, model_logits, targets
+from lora_one.losses import IGNORED, Batch, batch_loss, model_logits
 from lora_one.seeding import seed_everything
 from lora_one.types import AdapterFactors
 
@@ -135,8 +135,7 @@ def look_for_lora_ga(base: nn.Module, config: LoraConfig, batches: Sequence[Batc
     def train_step() -> None:
         base.eval()
         for example in one_by_one(batches):
-            logits = answer_logits(base, example)
-            loss_sum(logits, targets(example), "example").backward()
+            batch_loss(base, example, "example")[0].backward()
 
     with warnings.catch_warnings():  # PEFT's hook counts calls; the first layers' inputs need no gradient for that
         warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)

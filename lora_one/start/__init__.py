@@ -33,7 +33,7 @@ from lora_one.distributed import Processes
 from lora_one.errors import RunError, UsageError
 from lora_one.gradients import GradientReport
 from lora_one.inits import Method
-from lora_one.losses import Batch, Reduction, answer_logits, evaluating, loss_count, loss_sum, targets
+from lora_one.losses import Batch, Reduction, batch_loss, evaluating, loss_count, targets
 from lora_one.start.regroup import regrouped
 from lora_one.start.search import EVALUATIONS, line_search
 from lora_one.steps import Step, StepSettings, low_rank_steps
@@ -284,8 +284,7 @@ def batches_loss(model: nn.Module, batches: Sequence[Batch], reduction: Reductio
     total = 0.0
     with evaluating(model):
         for batch, weight in processes.share(batches):
-            logits = answer_logits(model, batch)
-            total += weight * float(loss_sum(logits, targets(batch), reduction))
+            total += weight * float(batch_loss(model, batch, reduction)[0])
     return processes.total(total) / sum(loss_count(targets(batch), reduction) for batch in batches)
 
 

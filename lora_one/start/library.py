@@ -52,7 +52,7 @@ def initialize_adapters(
     one of the least loss on the next ``examples`` of ``batches`` (on the gradient's own where there are not enough),
     found by a few forward passes. rank_pattern, alpha_pattern, use_rslora and use_dora are respected. LoRA-GA
     (arXiv:2407.05000) changes the base to W - s B A, so its adapter is saved with
-    ``lora_one.save_adapter(model, path, start.kept)``. The start is the same inside a torch.autocast region.
+    ``lora_one.save_adapter(model, path, start.kept)``.
 
     model: of transformers, causal, an encoder-decoder or with a classification head; frozen, 4-bit or 8-bit too; it
     is modified in place.

@@ -48,7 +48,7 @@ def next_size(losses: dict[float, float], loss: float, decrease: float, evaluati
     if len(sizes) >= evaluations:
         return None
     if len(sizes) == 1:
-        return best * min(UP, max(1 / RESCUE, vertex_from_slope(best, least, loss, decrease) / best))
+        return min(best * UP, max(best / RESCUE, vertex_from_slope(best, least, loss, decrease)))
     if place == len(sizes) - 1:
         return best * UP
     if place == 0:

@@ -111,7 +111,8 @@ def test_our_pissa_is_peft_s_exact_one(hidden):
 def test_our_pissa_asks_peft_for_nothing(monkeypatch):
     """PEFT's exact SVD of 224 large matrices takes tens of minutes."""
     monkeypatch.setattr(from_peft, "get_peft_model", lambda *_, **__: pytest.fail("PEFT was asked"))
-    attach("pissa", "init.niter=null")
+    _, start = attach("pissa", "init.niter=null")
+    assert start.kept.keys() == weights().keys(), "every layer was started all the same"
 
 
 @pytest.mark.parametrize("niter", ["null", "16", "exact"])
