@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 from common import Clock, hand_over
 
-from lora_one.data import SOURCES, kept
+from lora_one.data import SOURCES, encoded_cache
 from lora_one.data.arithmetic import FAMILIES
 from lora_one.data.contamination import Questions, questions_of
 from lora_one.data.encode import Encoder
@@ -65,8 +65,8 @@ def measure(case: str, chosen: argparse.Namespace, folder: str) -> dict[str, Any
         def encoding(part: Sequence[Any]) -> Any:
             return Encoder(tokenizer).encode(part, chosen.max_length)
 
-        kept.SMALL = 0
-        store = kept.Kept(folder, tokenizer, {"max_length": chosen.max_length})
+        encoded_cache.SMALL = 0
+        store = encoded_cache.EncodedCache(folder, tokenizer, {"max_length": chosen.max_length})
         encoded, _ = encoding(examples) if case == "lists" else store.encoded(encoding, examples)
         name = case
     clock.stop()

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lora_one import initialize_adapters
-from lora_one.adapters import lora_layers
-from lora_one.inits.lora_one import descent_factors
+from lora_one.adaptation.lora import lora_layers
+from lora_one.initialization.low_rank_step import StepSettings, factorised, low_rank_steps
+from lora_one.initialization.methods.lora_one import descent_factors
 from lora_one.linalg import LowRank
 from lora_one.losses import Batch
-from lora_one.steps import StepSettings, factorised, low_rank_steps
 
 RANK, EXAMPLES, SEED = 8, 8, 0
 ONCE = ("official", "sketched")  # too long to be timed more than once

@@ -17,13 +17,13 @@ from bench_init import subject
 from common import SHAPES, common_arguments, hand_over, set_threads
 from torch import Tensor, nn
 
-from lora_one import cli
-from lora_one.adapters import target_layers
+from lora_one.adaptation.lora import target_layers
 from lora_one.data import load_dataset
 from lora_one.data.encode import encoder_for
-from lora_one.gradients import mean_gradients
+from lora_one.initialization.gradients import mean_gradients
 from lora_one.losses import Batch
-from lora_one.stages import draw_probe, load_base
+from lora_one.runs import cli
+from lora_one.runs.stages import draw_probe, load_base
 
 CONF = Path(__file__).parent.parent / "conf"
 RANKS = (8, 16, 64)

@@ -30,16 +30,16 @@ from torch.utils.data import Sampler
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from lora_one import cli
 from lora_one.config import RunConfig
 from lora_one.data import load_dataset
 from lora_one.data.encode import Encoded, encoder_for
 from lora_one.data.order import order_of
-from lora_one.inits import build_init
+from lora_one.initialization.methods import build_init
+from lora_one.initialization.start import attach_adapters
 from lora_one.models import load_model
-from lora_one.start import attach_adapters
-from lora_one.tracking import Tracker, read_metrics
-from lora_one.training import total_steps, train
+from lora_one.records.tracking import Tracker, read_metrics
+from lora_one.runs import cli
+from lora_one.training.loop import total_steps, train
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 AGREE = 1e-5  # of a step's loss

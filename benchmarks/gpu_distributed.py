@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from rows import Row, Table
 
-from lora_one.run_folder import RunFolder
-from lora_one.tracking import read_metrics
+from lora_one.records.folder import RunFolder
+from lora_one.records.tracking import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 CHANGES = {"LoRA": ["init=default"], "LoRA-One": ["init=gradient"], "LoRA-One, scaled AdamW": ["init=gradient"]}

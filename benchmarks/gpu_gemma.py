@@ -19,12 +19,12 @@ from typing import Any
 from bench_train import CONF
 from rows import Row, Table
 
-from lora_one import cli
 from lora_one.data.arithmetic import PRETRAIN_FAMILIES, generate
 from lora_one.evaluation.command import main as evaluate
 from lora_one.models import BUNDLED
-from lora_one.run_folder import RunFolder
-from run_exp import execute
+from lora_one.records.folder import RunFolder
+from lora_one.runs import cli
+from lora_one.runs.experiment import execute
 
 METHODS = {
     "LoRA": ["init=default"],

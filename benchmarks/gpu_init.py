@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lora_one import initialize_adapters
-from lora_one.adapters import quiet_peft
-from lora_one.gradients import backward_passes
-from lora_one.inits.lora_one import descent_factors
+from lora_one.adaptation.lora import quiet_peft
+from lora_one.initialization.gradients import backward_passes
+from lora_one.initialization.low_rank_step import StepSettings, factorised, low_rank_steps
+from lora_one.initialization.methods.lora_one import descent_factors
 from lora_one.linalg import LowRank
 from lora_one.losses import Batch
-from lora_one.steps import StepSettings, factorised, low_rank_steps
 
 EXAMPLES, SEED = 8, 0
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -26,14 +26,14 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from lora_one import cli
-from lora_one.adapters import quiet_peft
+from lora_one.adaptation.lora import quiet_peft
 from lora_one.config import RunConfig
 from lora_one.data.encode import Encoded
-from lora_one.inits import build_init
-from lora_one.start import attach_adapters
-from lora_one.tracking import Tracker
-from lora_one.training import train
+from lora_one.initialization.methods import build_init
+from lora_one.initialization.start import attach_adapters
+from lora_one.records.tracking import Tracker
+from lora_one.runs import cli
+from lora_one.training.loop import train
 
 WARM, STEPS, GLOBAL, PAD = 3, 12, 4, 0
 

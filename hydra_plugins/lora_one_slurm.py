@@ -11,9 +11,9 @@ from typing import Any
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
-from lora_one import cli
 from lora_one.config import RunConfig, first_line
 from lora_one.errors import RunError, UsageError
+from lora_one.runs import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 LOOK_S = 1  # seconds between two looks for results

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lora_one.checkpoints import save_adapter
-    from lora_one.start.library import initialize_adapters
+    from lora_one.adaptation.checkpoints import save_adapter
+    from lora_one.initialization.library import initialize_adapters
 
 __all__ = ["initialize_adapters", "save_adapter"]
 
@@ -12,11 +12,11 @@ __all__ = ["initialize_adapters", "save_adapter"]
 def __getattr__(name: str) -> Any:
     """Public names load torch and PEFT only when they are asked for; the command line checks its keys before that."""
     if name == "initialize_adapters":
-        from lora_one.start.library import initialize_adapters
+        from lora_one.initialization.library import initialize_adapters
 
         return initialize_adapters
     if name == "save_adapter":
-        from lora_one.checkpoints import save_adapter
+        from lora_one.adaptation.checkpoints import save_adapter
 
         return save_adapter
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

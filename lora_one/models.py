@@ -130,7 +130,7 @@ def free_bytes() -> int:
     return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
 
 
-def ranked(run: RunConfig) -> RunConfig:
+def with_rank(run: RunConfig) -> RunConfig:
     """The run with the rank that ``peft.lora_relative_r`` gives: that share of the model's width, at least 1."""
     share = run.peft.lora_relative_r
     if share is None:
@@ -395,3 +395,8 @@ def cannot_load(name: str, what: str, error: Exception) -> str:
         f"{what} of model {name} cannot be loaded ({reason}): give a local folder, or a hub id where there is a "
         "network (and, for gated models, a login)"
     )
+
+
+def weight_shape(layer: nn.Module) -> tuple[int, int]:
+    """(m, n), whatever the orientation the weight is stored in: transformers' Conv1D keeps W^T."""
+    return (layer.nf, layer.nx) if hasattr(layer, "nf") else (layer.out_features, layer.in_features)

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--dry-run", action="store_true", help="list the runs and their time, run nothing")
     options = parser.parse_intermixed_args(arguments)
 
-    from lora_one import cli
+    from lora_one.runs import cli
 
     with cli.reporting():
         return compare(options)
@@ -39,8 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def compare(options: argparse.Namespace) -> int:
     import torch
 
-    from lora_one import cli, comparison
-    from run_exp import execute
+    from lora_one.runs import cli, comparison
+    from lora_one.runs.experiment import execute
 
     if options.threads:
         torch.set_num_threads(options.threads)

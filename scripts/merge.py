@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from lora_one import cli
+from lora_one.runs import cli
 
 
 def main() -> int:
@@ -13,8 +13,8 @@ def main() -> int:
     path = parser.parse_args().run
     with cli.reporting():
         from lora_one.errors import UsageError
-        from lora_one.run_folder import RunFolder
-        from lora_one.stages import merge_run
+        from lora_one.records.folder import RunFolder
+        from lora_one.runs.stages import merge_run
 
         folder = RunFolder(path.parent if path.name == "run.json" else path)
         if not folder.run_json.exists():

@@ -33,15 +33,14 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-import run_exp
-from lora_one import cli, stages
 from lora_one.config import RunConfig
 from lora_one.errors import RunError
 from lora_one.evaluation import sandbox
-from lora_one.inits import build_init
+from lora_one.initialization.low_rank_step import StepSettings, factorised
+from lora_one.initialization.methods import build_init
 from lora_one.models import BUNDLED, load_model, load_tokenizer, original_weights
-from lora_one.run_folder import RunFolder
-from lora_one.steps import StepSettings, factorised
+from lora_one.records.folder import RunFolder
+from lora_one.runs import experiment, stages
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -263,9 +262,7 @@ def run_config(*overrides: str) -> RunConfig:
 
 def finish(run: RunConfig) -> RunFolder:
     """Run it and give its folder."""
-    cli._done.clear()
-    run_exp.execute(run)
-    return RunFolder(cli._done[-1].path)
+    return experiment.execute(run)
 
 
 def logits_at_saving(monkeypatch: pytest.MonkeyPatch, ids: torch.Tensor) -> dict[str, torch.Tensor]:

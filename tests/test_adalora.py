@@ -10,11 +10,12 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
-import run_exp
-from lora_one import adalora, training
-from lora_one.adapters import lora_layers
-from lora_one.run_folder import RunFolder
-from lora_one.stages import merge_run
+from lora_one.adaptation import adalora
+from lora_one.adaptation.lora import lora_layers
+from lora_one.records.folder import RunFolder
+from lora_one.runs import experiment
+from lora_one.runs.stages import merge_run
+from lora_one.training import loop as training
 
 RUN = (
     "peft=adalora",
@@ -102,7 +103,7 @@ def test_stopped_before_within_and_after_the_allocation_it_ends_with_the_same_by
 
     monkeypatch.setattr(training.Recorder, "on_log", stop)
     with pytest.raises(KeyboardInterrupt):
-        run_exp.execute(run)
+        experiment.execute(run)
     monkeypatch.undo()
     (file,) = (tmp_path / "stopped").rglob("run.json")
     folder = finish(run)

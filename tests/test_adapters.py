@@ -5,11 +5,11 @@ import torch
 from conftest import random_llama, run_config
 from test_gradients import autograd_gradients, examples
 
-from lora_one import adapters
+from lora_one.adaptation import lora as adapters
 from lora_one.data.encode import batches_of
 from lora_one.errors import RunError, UsageError
-from lora_one.inits import build_init
-from lora_one.start import Probe, attach_adapters
+from lora_one.initialization.methods import build_init
+from lora_one.initialization.start import Probe, attach_adapters
 
 
 def attach(model, run, data=None):

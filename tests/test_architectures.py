@@ -9,12 +9,12 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from lora_one import adapters
-from lora_one.adapters import trained_copies, wrap
-from lora_one.checkpoints import merge_adapter
+from lora_one.adaptation import lora as adapters
+from lora_one.adaptation.checkpoints import merge_adapter
+from lora_one.adaptation.lora import trained_copies, wrap
 from lora_one.errors import RunError, UsageError
-from lora_one.models import check_positions, ranked
-from lora_one.stages import merge_run
+from lora_one.models import check_positions, with_rank
+from lora_one.runs.stages import merge_run
 
 SHORT = ("dataset.accuracy_examples=0", "model.epochs=1", "model.max_length=64")
 
@@ -110,10 +110,10 @@ def test_what_trains_whole_beside_16_bit_trains_in_fp32_and_is_merged_in_16(tied
 
 
 def test_a_relative_rank_is_a_share_of_the_width(base):
-    run = ranked(run_config(f"model.name={base}", "peft.lora_relative_r=0.1", "init.direction=LoRA-SB"))
+    run = with_rank(run_config(f"model.name={base}", "peft.lora_relative_r=0.1", "init.direction=LoRA-SB"))
     assert run.peft.lora_r == 3, "of a width of 32"
     assert run.peft.lora_alpha == 3, "LoRA-SB has s = 1 whatever the rank"
-    assert ranked(run_config(f"model.name={base}")).peft.lora_r == 8
+    assert with_rank(run_config(f"model.name={base}")).peft.lora_r == 8
 
 
 def test_seeds_of_order_and_training_are_apart(base, tmp_path):

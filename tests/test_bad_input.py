@@ -18,12 +18,13 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, small_run
 
-from lora_one import models, stages
+from lora_one import models
 from lora_one.errors import RunError
 from lora_one.evaluation.command import main as evaluate
 from lora_one.evaluation.functional_correctness import main as score_samples
-from lora_one.provenance import config_hash, local_fingerprints
-from lora_one.run_folder import folder_of
+from lora_one.records.folder import folder_of
+from lora_one.records.provenance import config_hash, local_fingerprints
+from lora_one.runs import stages
 
 USAGE, FAILURE = 2, 1
 HEAD = "model=tiny model.type=SequenceClassification dataset=cola "

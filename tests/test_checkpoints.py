@@ -7,10 +7,12 @@ import torch
 from conftest import finish, folder_of, random_llama, run_config, small_run
 from safetensors.torch import load_file
 
-from lora_one import adapters, stages
-from lora_one.checkpoints import load_adapter, merge_adapter, restore_adapter, save_adapter, whole_folder
+from lora_one.adaptation import lora as adapters
+from lora_one.adaptation.checkpoints import load_adapter, merge_adapter, restore_adapter, save_adapter
 from lora_one.errors import RunError, UsageError
+from lora_one.files import whole_folder
 from lora_one.models import load_model
+from lora_one.runs import stages
 
 IDS = torch.arange(3, 40).reshape(1, -1)
 

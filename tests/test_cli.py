@@ -8,9 +8,9 @@ import pytest
 from conftest import ROOT, composed, run_config
 
 import run_exp
-from lora_one import cli
 from lora_one.config import RunConfig
 from lora_one.data import glue, super_glue
+from lora_one.runs import cli
 
 
 def test_doctests():

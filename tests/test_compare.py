@@ -15,17 +15,17 @@ import torch
 from conftest import ROOT, composed
 from omegaconf import OmegaConf
 from peft import PeftModel
-from test_run import run_exp
 from transformers import AutoModelForCausalLM
 
-from lora_one import cli, comparison, training
-from lora_one.comparison import Comparison, read_comparison
 from lora_one.config import RunConfig
 from lora_one.data.arithmetic import generate
 from lora_one.errors import RunError, UsageError
+from lora_one.records.folder import RunFolder
 from lora_one.reports import compare as table
 from lora_one.reports.compare import Run, choose, method_row
-from lora_one.run_folder import RunFolder
+from lora_one.runs import cli, comparison, experiment
+from lora_one.runs.comparison import Comparison, read_comparison
+from lora_one.training import loop as training
 
 SHIPPED = sorted((ROOT / "scripts/comparisons").glob("*.yaml"))
 RATE = "model.learning_rate"
@@ -142,14 +142,14 @@ def asked(tmp_path_factory, data, llama_folder):
 
 
 class Counting:
-    """run_exp.execute, with what it was asked for."""
+    """experiment.execute, with what it was asked for."""
 
     def __init__(self):
         self.runs: list[RunConfig] = []
 
     def __call__(self, run):
         self.runs.append(run)
-        run_exp.execute(run)
+        experiment.execute(run)
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +182,7 @@ def test_a_rank_relative_to_the_width_is_compared_too(asked, tmp_path):
     share = {"LoRA": ["init=default", "peft.lora_relative_r=0.125"]}
     small = dataclasses.replace(asked, methods=share, grid={RATE: [1e-3]}, seeds=[1], not_run={})
     small = dataclasses.replace(small, common=[*asked.common, f"results_dir={tmp_path / 'results'}"])
-    assert comparison.compare(small, compose, run_exp.execute, tmp_path)
+    assert comparison.compare(small, compose, experiment.execute, tmp_path)
     record = json.loads((tmp_path / "comparison.json").read_text())
     assert [run["error"] for run in record["runs"]] == 3 * [None]
     assert {RunFolder(Path(run["path"])).read()["config"]["peft"]["lora_r"] for run in record["runs"]} == {4}
@@ -272,7 +272,7 @@ def test_a_run_after_others_is_the_run_alone(compared, asked, tmp_path):
     _, record, _, _ = compared
     run = runs_of(record, "LoRA", "final")[1]
     overrides = [*asked.common, *asked.methods["LoRA"], f"{RATE}={run['point'][RATE]}", "seed=2"]
-    run_exp.execute(RunConfig.from_hydra(composed(*overrides, f"results_dir={tmp_path}")))
+    experiment.execute(RunConfig.from_hydra(composed(*overrides, f"results_dir={tmp_path}")))
     (alone,) = tmp_path.rglob("adapter/adapter_model.safetensors")
     assert alone.read_bytes() == (Path(run["path"]) / "adapter/adapter_model.safetensors").read_bytes()
 
@@ -284,7 +284,7 @@ def test_every_method_sees_the_same_examples_in_the_same_order(asked, tmp_path, 
     )
     for init, seed in (("default", 1), ("gradient", 1), ("svd", 1), ("default", 2)):
         seen.append([])
-        run_exp.execute(compose([*asked.common, f"init={init}", f"seed={seed}", f"results_dir={tmp_path}"]))
+        experiment.execute(compose([*asked.common, f"init={init}", f"seed={seed}", f"results_dir={tmp_path}"]))
     first, *same, other = ([tuple(example.input_ids) for example in batches] for batches in seen)
     assert len(first) == 24 and same == [first, first]
     assert other != first and sorted(other) == sorted(first)
@@ -362,7 +362,7 @@ def test_shipped_comparison_composes_and_every_method_has_the_same_work(file, me
 
 
 def test_dry_run_lists_every_run_and_runs_none(compared, asked, monkeypatch):
-    monkeypatch.setattr(run_exp, "experiment", None)
+    monkeypatch.setattr(experiment, "experiment", None)
     said = comparison.plan(dataclasses.replace(asked, seconds_per_run=30), compose).splitlines()
     assert said[1].startswith("broken, learning_rate 0.001, seed 1: to do, ")
     assert sum(": finished, " in line for line in said) == 2 * (2 + 2 + 2)

@@ -9,7 +9,7 @@ from conftest import finish, small_run
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from lora_one import checkpoints
+from lora_one.adaptation import checkpoints
 from lora_one.diagnostics import by_kind, layer_diagnostics, principal_angles
 from lora_one.types import AdapterFactors
 
@@ -104,7 +104,7 @@ def test_a_run_is_watched_and_not_changed(tmp_path, llama_folder):
     watched = finish(small_run(tmp_path / "1", llama_folder, *short, "wandb.diagnostics_every=2"))
     plain = finish(small_run(tmp_path / "2", llama_folder, *short))
     assert watched.path.parent.name == plain.path.parent.name, "the hash is the same"
-    assert not (plain.path / "diagnostics.jsonl").exists() and not plain.gradients.exists()
+    assert not (plain.path / "diagnostics.jsonl").exists() and not plain.gradient_vectors.exists()
     name = "adapter_model.safetensors"
     assert (watched.adapter / name).read_bytes() == (plain.adapter / name).read_bytes()
 
@@ -112,7 +112,7 @@ def test_a_run_is_watched_and_not_changed(tmp_path, llama_folder):
     assert [line["step"] for line in lines] == [0, 2, 4, 6]
     assert all(len(line["layers"]) == 14 for line in lines)
     trained = load_file(watched.adapter / name)
-    gradients = checkpoints.load_kept(watched.gradients)
+    gradients = checkpoints.load_factors(watched.gradient_vectors)
     for layer, last in lines[-1]["layers"].items():
         B, A = (trained[f"base_model.model.{layer}.lora_{side}.weight"] for side in "BA")
         assert last["BA_norm"] == pytest.approx(float((B @ A).norm()), rel=1e-4)

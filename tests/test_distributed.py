@@ -13,15 +13,16 @@ from torch import distributed as dist
 from torch import multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
-from lora_one import adapters, steps
+from lora_one.adaptation import lora as adapters
 from lora_one.data.encode import batches_of
 from lora_one.distributed import Processes
-from lora_one.gradients import mean_gradients
-from lora_one.inits import build_init
+from lora_one.initialization import low_rank_step as steps
+from lora_one.initialization.gradients import mean_gradients
+from lora_one.initialization.low_rank_step import StepSettings, how_to_hold, low_rank_steps
+from lora_one.initialization.methods import build_init
+from lora_one.initialization.start import Probe, attach_adapters
 from lora_one.losses import loss_count, loss_sum, targets
 from lora_one.optim import AdamW, create_scaled_optimizer
-from lora_one.start import Probe, attach_adapters
-from lora_one.steps import StepSettings, how_to_hold, low_rank_steps
 
 EXAMPLES = 5
 CASES = [  # memory, examples a batch (so 5, 3 and 1 batches), dtype

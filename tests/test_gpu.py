@@ -16,7 +16,8 @@ from conftest import ROOT, finish, quantized_llama, random_llama, random_roberta
 from peft import LoraConfig, PeftModel
 from test_gradients import autograd_gradients, examples, linear_layers
 
-from lora_one import adapters, initialize_adapters
+from lora_one import initialize_adapters
+from lora_one.adaptation import lora as adapters
 from lora_one.data import load_dataset
 from lora_one.data.arithmetic import PRETRAIN_FAMILIES, generate
 from lora_one.data.encode import Encoded, batches_of, encoder_for, prompt_ids
@@ -27,16 +28,16 @@ from lora_one.evaluation.choices import log_likelihoods, questions_of
 from lora_one.evaluation.command import main as evaluate
 from lora_one.evaluation.generate import Decoding, complete
 from lora_one.evaluation.validation import Validation
-from lora_one.gradients import mean_gradients, sums_in_fp32
-from lora_one.gradients import product as product_of_layer
-from lora_one.inits import build_init
+from lora_one.initialization.gradients import mean_gradients, sums_in_fp32
+from lora_one.initialization.gradients import product as product_of_layer
+from lora_one.initialization.low_rank_step import StepSettings, how_to_hold, low_rank_steps
+from lora_one.initialization.methods import build_init
+from lora_one.initialization.start import Probe, attach_adapters
 from lora_one.losses import mean_loss
 from lora_one.models import BUNDLED, load_model, load_tokenizer
 from lora_one.optim import AdamW, create_scaled_optimizer
-from lora_one.start import Probe, attach_adapters
-from lora_one.steps import StepSettings, how_to_hold, low_rank_steps
-from lora_one.tracking import read_metrics
-from lora_one.training import check_packing
+from lora_one.records.tracking import read_metrics
+from lora_one.training.loop import check_packing
 
 WHERE = os.environ.get("GPU_TESTS_ON", "cuda")
 pytestmark = [
@@ -400,8 +401,7 @@ import torch
 torch.use_deterministic_algorithms({deterministic})
 sys.path[:0] = [{root!r}, {tests!r}]
 from conftest import small_run
-import run_exp
-from lora_one import training
+from lora_one.training import loop as training
 original, calls = training.FineTuner.compute_loss, []
 def fatal(self, *arguments, **options):
     calls.append(1)
@@ -409,7 +409,7 @@ def fatal(self, *arguments, **options):
         os.kill(os.getpid(), signal.SIGKILL)
     return original(self, *arguments, **options)
 training.FineTuner.compute_loss = fatal
-run_exp.execute(small_run({results!r}, {model!r}, *{changes!r}))
+experiment.execute(small_run({results!r}, {model!r}, *{changes!r}))
 """
 
 

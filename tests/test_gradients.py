@@ -6,7 +6,7 @@ from conftest import random_llama
 from torch.nn.functional import cross_entropy
 
 from lora_one.data.encode import Encoded, batches_of
-from lora_one.gradients import mean_gradients, product
+from lora_one.initialization.gradients import mean_gradients, product
 
 
 def linear_layers(model):

@@ -13,10 +13,14 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_callback import TrainerState
 
 import run_exp
-from lora_one import checkpoints, cli, stages, start, steps, training
+from lora_one.adaptation import checkpoints
 from lora_one.errors import RunError
-from lora_one.run_folder import RunFolder
-from lora_one.tracking import Tracker
+from lora_one.initialization import low_rank_step as steps
+from lora_one.initialization import start
+from lora_one.records.folder import RunFolder
+from lora_one.records.tracking import Tracker
+from lora_one.runs import cli, experiment, stages
+from lora_one.training import loop as training
 
 # twelve steps with dropout, a resume point every second one: the kill lies between points, in epochs, and at ends
 CHANGES = ("model.epochs=2", "model.save_steps=2", "model.saving=true", "peft.lora_dropout=0.1")
@@ -92,7 +96,7 @@ def test_killed_anywhere_the_same_command_ends_with_the_same_bytes(event, tmp_pa
     def work():
         owner, name, call, after = KILLS[event]
         kill_at(owner, name, call, after=after)
-        run_exp.execute(run)
+        experiment.execute(run)
 
     status = in_child(work)
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, "it was to be killed"
@@ -193,7 +197,7 @@ def test_slurm_queues_a_job_again_on_sigusr1(number, extra, answer, said, tmp_pa
     for name in ("SLURM_PROCID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
         monkeypatch.delenv(name, raising=False)
     last = "false,true" not in " ".join(extra)  # of a sweep the second job is ended
-    monkeypatch.setattr(run_exp, "execute", lambda run: (last or run.overwrite) and os.kill(os.getpid(), number))
+    monkeypatch.setattr(experiment, "execute", lambda run: (last or run.overwrite) and os.kill(os.getpid(), number))
     results = f"results_dir={tmp_path / 'results'}"
     assert launched(monkeypatch, *extra, results, "wandb.mode=disabled") == 128 + number
     assert (tmp_path / "asked").exists() == (said is not None)
@@ -208,7 +212,7 @@ def stopped(tmp_path, llama_folder, monkeypatch):
     run = small_run(tmp_path, llama_folder, *CHANGES)
     stop_at(monkeypatch, 5)
     with pytest.raises(KeyboardInterrupt):
-        run_exp.execute(run)
+        experiment.execute(run)
     monkeypatch.undo()
     (file,) = tmp_path.rglob("run.json")
     return run, RunFolder(file.parent)
@@ -237,7 +241,7 @@ def test_a_broken_resume_point_is_named_with_the_way_out(stopped, straight, monk
                 if cut is not None:
                     (point / name).write_bytes(cut)
                 with pytest.raises(RunError, match=r"checkpoint-4 is broken \(.*remove that folder, or add overwrite"):
-                    run_exp.execute(run)
+                    experiment.execute(run)
                 (point / name).write_bytes(whole)
     (point / ADAPTER).write_bytes(b"")
     for file in point.iterdir():
@@ -265,7 +269,7 @@ def test_no_room_for_a_resume_point_leaves_the_older_one(largest, stopped, strai
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_save_checkpoint", full)
         with pytest.raises(RunError, match=r"checkpoint-6 cannot be written \(.*free space, and the same command"):
-            run_exp.execute(run)
+            experiment.execute(run)
     assert [point.name for point in folder.checkpoints.iterdir()] == ["checkpoint-4"]
     assert older == {file.name: file.read_bytes() for file in (folder.checkpoints / "checkpoint-4").iterdir()}
     assert folder.read()["status"] == "failed"
@@ -291,7 +295,7 @@ def test_whatever_trains_goes_on_with_the_same_bytes(changes, tmp_path, llama_fo
     run = small_run(tmp_path / "stopped", llama_folder, *CHANGES, *init, *changes)
     stop_at(monkeypatch, 5)
     with pytest.raises(KeyboardInterrupt):
-        run_exp.execute(run)
+        experiment.execute(run)
     monkeypatch.undo()
     folder = finish(run)
     assert folder.read()["train"]["steps"] == whole.read()["train"]["steps"] > 5

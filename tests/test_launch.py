@@ -15,10 +15,10 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from conftest import ROOT, finish, run_config, shared, small_run
 from safetensors.torch import load_file
 
-import run_exp
 from lora_one.errors import UsageError
-from lora_one.run_folder import RunFolder
-from lora_one.tracking import read_metrics
+from lora_one.records.folder import RunFolder
+from lora_one.records.tracking import read_metrics
+from lora_one.runs import experiment
 
 SMALL = [
     "wandb.mode=disabled",
@@ -165,7 +165,7 @@ def test_what_a_sharded_base_cannot_do_is_refused(override, reason):
 
 def test_a_sharded_base_wants_several_processes():
     with pytest.raises(UsageError, match=r"model\.sharded=True shares the base out among processes: start several"):
-        run_exp.execute(run_config("model.sharded=true", "dataset.accuracy_examples=0"))
+        experiment.execute(run_config("model.sharded=true", "dataset.accuracy_examples=0"))
 
 
 @pytest.mark.parametrize("name", ["FSDP", "DeepSpeed"])
@@ -173,7 +173,7 @@ def test_sharding_by_accelerate_is_refused_before_anything_is_loaded(name, monke
     monkeypatch.setenv(f"ACCELERATE_USE_{name.upper()}", "true")
     monkeypatch.setattr("lora_one.models.preflight", None)
     with pytest.raises(UsageError, match=f"asks for {name}, which is not built: .*model.sharded=true"):
-        run_exp.execute(run_config())
+        experiment.execute(run_config())
 
 
 FILES = [ROOT / "accelerate_config.yaml", *(ROOT / "scripts/accelerate").glob("*.yaml")]

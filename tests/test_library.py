@@ -14,12 +14,13 @@ from test_gradients import autograd_gradients, examples
 from test_steps import random_mixtral
 from torch.utils.data import DataLoader
 
-from lora_one import adapters, initialize_adapters, save_adapter
+from lora_one import initialize_adapters, save_adapter
+from lora_one.adaptation import lora as adapters
 from lora_one.data.encode import Encoded, batches_of
 from lora_one.errors import RunError, UsageError
-from lora_one.inits import build_init
-from lora_one.start import Probe, attach_adapters
-from lora_one.training import CHECKPOINTING
+from lora_one.initialization.methods import build_init
+from lora_one.initialization.start import Probe, attach_adapters
+from lora_one.training.loop import CHECKPOINTING
 
 TARGETS = ["q_proj", "down_proj"]
 IDS = torch.arange(3, 40).reshape(1, -1)
@@ -179,7 +180,7 @@ def test_lora_ga_keeps_the_function_and_is_saved_for_the_original_base(tmp_path,
     torch.testing.assert_close(model.eval()(IDS).logits, original, rtol=1e-4, atol=1e-4)
     for layer in adapters.lora_layers(model).values():
         layer.lora_B["default"].weight += 0.05
-    save_adapter(model, str(tmp_path / "adapter"), found[0].kept)
+    save_adapter(model, str(tmp_path / "adapter"), found[0].initial_factors)
     loaded = PeftModel.from_pretrained(random_llama(), str(tmp_path / "adapter")).eval()(IDS).logits
     trained = model(IDS).logits
     assert (loaded - trained).abs().max() <= 1e-4 * trained.abs().max()

@@ -13,10 +13,10 @@ from torch import distributed as dist
 from torch import multiprocessing
 
 from lora_one.distributed import Processes
-from lora_one.inits import build_init
-from lora_one.start import attach_adapters
-from lora_one.tracking import Tracker, read_metrics
-from lora_one.training import FineTuner, Recorder, train
+from lora_one.initialization.methods import build_init
+from lora_one.initialization.start import attach_adapters
+from lora_one.records.tracking import Tracker, read_metrics
+from lora_one.training.loop import FineTuner, Recorder, train
 
 DATA = 16
 CASES = {

@@ -9,17 +9,19 @@ from conftest import finish, quantized_llama, random_llama, run_config, small_ru
 from test_gradients import examples, linear_layers
 from test_steps import assert_same, autograd, gradients
 
-from lora_one import adapters, checkpoints, stages
-from lora_one.checkpoints import load_adapter
+from lora_one.adaptation import checkpoints
+from lora_one.adaptation import lora as adapters
+from lora_one.adaptation.checkpoints import load_adapter
 from lora_one.data.encode import batches_of
 from lora_one.errors import UsageError
 from lora_one.evaluation.command import main as evaluate
-from lora_one.inits import build_init
+from lora_one.initialization.low_rank_step import StepSettings, low_rank_steps
+from lora_one.initialization.methods import build_init
+from lora_one.initialization.start import Probe, attach_adapters
 from lora_one.losses import loss_sum, model_logits, targets
 from lora_one.models import load_model, load_tokenizer
-from lora_one.run_folder import base_of
-from lora_one.start import Probe, attach_adapters
-from lora_one.steps import StepSettings, low_rank_steps
+from lora_one.records.folder import base_of
+from lora_one.runs import stages
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128}
 # int8 rounds activations too, to one part in 127 of each row's largest and through fp16; nf4 computes in fp32

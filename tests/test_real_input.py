@@ -11,7 +11,7 @@ from test_cli import PUBLISHED
 
 from lora_one.data.arithmetic import generate_meta_math
 from lora_one.evaluation.command import main
-from lora_one.tracking import read_metrics
+from lora_one.records.tracking import read_metrics
 
 pytestmark = pytest.mark.slow
 

@@ -13,10 +13,11 @@ from peft import PeftModel
 
 sys.path.insert(0, str(ROOT))
 
-import run_exp
-from lora_one import checkpoints, stages, training
+from lora_one.adaptation import checkpoints
 from lora_one.errors import RunError
 from lora_one.models import load_model
+from lora_one.runs import experiment, stages
+from lora_one.training import loop as training
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +164,7 @@ def straight_and_resumed(tmp_path, model, changes, monkeypatch):
     monkeypatch.setattr(training.Recorder, "on_log", stop)
     run = small_run(tmp_path / "stopped", model, *changes)
     with pytest.raises(KeyboardInterrupt):
-        run_exp.execute(run)
+        experiment.execute(run)
     monkeypatch.setattr(training.Recorder, "on_log", original)
     monkeypatch.setattr(stages, "attach_adapters", None)  # what was initialised is not initialised again
     return straight, finish(run)
@@ -209,7 +210,7 @@ def test_a_diverging_loss_stops_the_run_and_is_recorded(asked, tmp_path, llama_f
     far = ("model.learning_rate=1e30", "model.max_grad_norm=0", "model.eval_epochs=0.1")
     run = small_run(tmp_path, llama_folder, *far, f"dataset.accuracy_examples={asked}")
     with pytest.raises(RunError, match=r"loss became nan at step \d+: lower model.learning_rate"):
-        run_exp.execute(run)
+        experiment.execute(run)
     (record,) = (json.loads(file.read_text()) for file in tmp_path.rglob("run.json"))
     assert record["status"] == "failed" and "learning_rate" in record["error"]
 
@@ -268,7 +269,7 @@ def test_bf16_base_keeps_fp32_adapters_and_merges_to_bf16(tmp_path, llama_folder
 
 def test_plan_is_printed_and_nothing_is_made(tmp_path, llama_folder, capsys, monkeypatch):
     monkeypatch.setattr("lora_one.models.load_model", None)
-    run_exp.execute(small_run(tmp_path / "results", llama_folder, "dry_run=true"))
+    experiment.execute(small_run(tmp_path / "results", llama_folder, "dry_run=true"))
     printed = capsys.readouterr().out
     for word in ("random-llama", "arithmetic", "LoRA-One-r8", "6 of 8 examples", "GB", "48 training"):
         assert word in printed

@@ -7,9 +7,10 @@ import pytest
 from conftest import run_config
 
 from lora_one.errors import RunError
+from lora_one.files import write_json
 from lora_one.models import local_folder
-from lora_one.provenance import config_hash, local_fingerprints
-from lora_one.run_folder import RunFolder, folder_of, write_json
+from lora_one.records.folder import RunFolder, folder_of
+from lora_one.records.provenance import config_hash, local_fingerprints
 
 
 def identity(*overrides):

@@ -7,12 +7,12 @@ import pytest
 import torch
 from conftest import ROOT, finish, real_model, run_config
 
-from lora_one import stages
-from lora_one.adapters import lora_layers, put
+from lora_one.adaptation.lora import lora_layers, put
 from lora_one.data import load_dataset
 from lora_one.data.encode import encoder_for
-from lora_one.inits import build_init
-from lora_one.start import attach_adapters, batches_loss, forward_batches
+from lora_one.initialization.methods import build_init
+from lora_one.initialization.start import attach_adapters, batches_loss, forward_batches
+from lora_one.runs import stages
 
 SHARED = ROOT.parent / "shared"
 GSM8K = (f"dataset.path={SHARED / 'data/gsm8k'}", "dataset.max_train_samples=448", "dataset.max_eval_samples=20")

@@ -15,8 +15,8 @@ from test_launch import SMALL
 from hydra_plugins import lora_one_slurm
 from lora_one.distributed import take_slurm_tasks
 from lora_one.errors import RunError
-from lora_one.run_folder import RunFolder
-from lora_one.tracking import read_metrics
+from lora_one.records.folder import RunFolder
+from lora_one.records.tracking import read_metrics
 
 ADAPTER = "adapter_model.safetensors"
 STEP = {

@@ -10,19 +10,20 @@ from conftest import finish, random_llama, random_t5, run_config, small_run
 from peft import PeftModel
 from test_gradients import autograd_gradients, examples
 
-from lora_one import adapters, stages
-from lora_one import start as start_room
-from lora_one.checkpoints import merge_adapter, save_adapter
+from lora_one.adaptation import lora as adapters
+from lora_one.adaptation.checkpoints import merge_adapter, save_adapter
 from lora_one.data.encode import Encoded, batches_of, collate
 from lora_one.errors import RunError
-from lora_one.inits import build_init
+from lora_one.initialization import start as start_room
+from lora_one.initialization.cache import Cache, content_of
+from lora_one.initialization.forward_batches import regrouped
+from lora_one.initialization.methods import build_init
+from lora_one.initialization.search import line_search
+from lora_one.initialization.start import Probe, attach_adapters
+from lora_one.initialization.start_warnings import start_warnings
 from lora_one.losses import mean_loss
 from lora_one.models import BUNDLED
-from lora_one.start import Probe, attach_adapters
-from lora_one.start.cache import Cache, content_of
-from lora_one.start.harm import start_warnings
-from lora_one.start.regroup import regrouped
-from lora_one.start.search import line_search
+from lora_one.runs import stages
 
 IDS = torch.arange(3, 40).reshape(1, -1)
 
@@ -329,7 +330,10 @@ def test_cached_start_is_the_one_found_before(tmp_path, monkeypatch, overrides):
         assert torch.equal(one, two), name
     for name in ("energies", "examples", "predicted_decrease", "searched"):
         assert getattr(known.solution, name) == getattr(start.solution, name), name
-    assert known.relative_shift == pytest.approx(start.relative_shift) and known.kept.keys() == start.kept.keys()
+    assert (
+        known.relative_shift == pytest.approx(start.relative_shift)
+        and known.initial_factors.keys() == start.initial_factors.keys()
+    )
     assert said == [f"init.cache: computed anew, {tmp_path} holds no start yet", f"init.cache: from {cache.file}"]
 
 
@@ -449,9 +453,9 @@ def test_dora_is_saved_and_merged_as_it_was_trained(init, tmp_path):
             parameter += torch.randn(parameter.shape, generator=generator) * 0.05
     model.eval()
     trained = model(IDS).logits
-    save_adapter(model, tmp_path / "adapter", start.kept)
+    save_adapter(model, tmp_path / "adapter", start.initial_factors)
     loaded = PeftModel.from_pretrained(random_llama(), str(tmp_path / "adapter")).eval()(IDS).logits
-    bound = 1e-4 if start.kept else 0.0
+    bound = 1e-4 if start.initial_factors else 0.0
     assert (loaded - trained).abs().max() <= bound * trained.abs().max()
     expected = {}
     for name, layer in adapters.lora_layers(model).items():

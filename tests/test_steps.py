@@ -21,17 +21,18 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from lora_one import adapters, steps
-from lora_one import gradients as gradient_room
-from lora_one.checkpoints import merge_adapter
+from lora_one.adaptation import lora as adapters
+from lora_one.adaptation.checkpoints import merge_adapter
 from lora_one.data.encode import batches_of
 from lora_one.errors import RunError, UsageError
-from lora_one.gradients import mean_gradients
-from lora_one.inits import build_init
+from lora_one.initialization import gradients as gradient_room
+from lora_one.initialization import low_rank_step as steps
+from lora_one.initialization.gradients import mean_gradients
+from lora_one.initialization.low_rank_step import StepSettings, how_to_hold, low_rank_steps
+from lora_one.initialization.methods import build_init
+from lora_one.initialization.sketch import sketched_steps
+from lora_one.initialization.start import Probe, attach_adapters
 from lora_one.losses import loss_count, loss_sum, model_logits, targets
-from lora_one.sketch import sketched_steps
-from lora_one.start import Probe, attach_adapters
-from lora_one.steps import StepSettings, how_to_hold, low_rank_steps
 
 RANK = 4
 HOLDS = ["device", "cpu", "layer"]

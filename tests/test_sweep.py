@@ -11,7 +11,8 @@ from statistics import mean, stdev
 import pytest
 
 import run_exp
-from lora_one import cli, stages, training
+from lora_one.runs import cli, stages
+from lora_one.training import loop as training
 
 SWEEP = [
     "-m",

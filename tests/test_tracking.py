@@ -11,10 +11,10 @@ from conftest import finish, small_run
 from test_run import straight_and_resumed
 from wandb_server import WandbServer
 
-from lora_one import tracking
 from lora_one.diagnostics import by_kind
 from lora_one.errors import RunError
 from lora_one.evaluation.command import main
+from lora_one.records import tracking
 
 
 def test_lines_are_plain_json(tmp_path):

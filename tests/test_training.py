@@ -12,12 +12,12 @@ from transformers import LlamaForCausalLM, TrainingArguments
 from lora_one.config import rules
 from lora_one.data.encode import Encoded, batches_of
 from lora_one.errors import UsageError
-from lora_one.inits import build_init
+from lora_one.initialization.methods import build_init
+from lora_one.initialization.start import attach_adapters
 from lora_one.losses import loss_count, loss_sum, targets
 from lora_one.optim import build_optimizer, create_scaled_optimizer
-from lora_one.start import attach_adapters
-from lora_one.tracking import Tracker, read_metrics
-from lora_one.training import (
+from lora_one.records.tracking import Tracker, read_metrics
+from lora_one.training.loop import (
     LOSS_WINDOW,
     FineTuner,
     Recorder,

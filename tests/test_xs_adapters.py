@@ -12,10 +12,12 @@ from test_adapters import attach
 from test_gradients import autograd_gradients, examples
 from test_run import LOGITS, finish, straight_and_resumed
 
-import run_exp
-from lora_one import adapters, checkpoints, config
+from lora_one import config
+from lora_one.adaptation import checkpoints
+from lora_one.adaptation import lora as adapters
 from lora_one.errors import UsageError
 from lora_one.models import load_model
+from lora_one.runs import experiment
 
 SB, XS = "init.direction=LoRA-SB", "init=lora_xs"
 SHORT = "dataset.accuracy_examples=0"
@@ -201,13 +203,13 @@ def test_peft_lora_xs_only_repeats_what_the_method_chooses():
 
 @both
 def test_plan_counts_the_cores(method, tmp_path, llama_folder, capsys):
-    run_exp.execute(small_run(tmp_path, llama_folder, method, "dry_run=true"))
+    experiment.execute(small_run(tmp_path, llama_folder, method, "dry_run=true"))
     printed = capsys.readouterr().out
     assert "14 layers, 896 trainable parameters" in printed
     assert ("LoRA-SB-r8-lr0.005, scaling 1\n" if method == SB else "LoRA-XS-r8-a16-lr0.005, scaling 5.657") in printed
 
 
 def test_given_eta_is_in_the_name():
-    from lora_one.run_folder import method_name
+    from lora_one.records.folder import method_name
 
     assert method_name(run_config(SB, "init.eta=0.001")) == "LoRA-SB-r8-eta0.001-lr0.005"

@@ -20,7 +20,7 @@ class DatasetConfig:
     accuracy_examples: int  # exact match on so many validation examples along the run; 0 = none
     max_new_tokens: int  # for those
     decontaminate: Any  # evaluations whose questions no training row may hold: see evaluations_in
-    cache: str | None  # a folder of large sets encoded before, see data.kept; null = encode anew each time
+    cache: str | None  # a folder of large sets encoded before, see data.encoded_cache; null = encode anew each time
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class InitConfig:
     mode: str
     dtype: str  # of the adapter
     seed: int | None  # null = the run's seed
-    cache: str | None  # a folder of factors found before, see start.cache
+    cache: str | None  # a folder of factors found before, see initialization.cache
 
     @property
     def core(self) -> bool:
@@ -90,14 +90,16 @@ class GradientInit(ProbedInit):
 
     direction: str
     scale: str | None  # null = the method's own, see resolved
-    search_examples: int | None  # for scale=search: further training examples, 0 = the gradient's; null: see data.probe
+    search_examples: (
+        int | None
+    )  # for scale=search: further training examples, 0 = the gradient's; null: see initialization.probe
     normalize: str
     stable_gamma: float | None  # null = the method's own, 128 for LoRA-One
     reduction: str
     tolerance: float  # share of sigma_i^2 that each direction i of the low-rank step may miss
-    memory: str  # where gradients wait: see steps.how_to_hold
+    memory: str  # where gradients wait: see initialization.low_rank_step.how_to_hold
     ga_direction: str  # LoRA-GA only: which singular vectors go to which factor
-    eta: float | None  # LoRA-SB only: the step's size; null = see training.first_step_size
+    eta: float | None  # LoRA-SB only: the step's size; null = see training.loop.first_step_size
 
     @property
     def core(self) -> bool:

@@ -27,7 +27,7 @@ from lora_one.data import (
 )
 from lora_one.data.contamination import without_questions
 from lora_one.data.encode import Encoded, Encoder
-from lora_one.data.kept import Kept
+from lora_one.data.encoded_cache import EncodedCache
 from lora_one.errors import RunError
 from lora_one.seeding import generator_for
 from lora_one.types import Example
@@ -113,7 +113,7 @@ def load_dataset(config: DatasetConfig, encoder: Encoder, max_length: int) -> Sp
         )
     train = train[: config.max_train_samples]
     validation = validation[: config.max_eval_samples]
-    kept = kept_for(config, encoder, max_length=max_length)
+    kept = encoded_cache_for(config, encoder, max_length=max_length)
     encoded_train, train_counts = kept.encoded(lambda part: encoder.encode(part, max_length), train)
     if not encoded_train:
         raise encoder.nothing_left(train, max_length)
@@ -146,7 +146,7 @@ def prepared(examples: list[Example], config: DatasetConfig, encoder: Encoder) -
         order = torch.randperm(found, generator=generator_for(config.shuffle_seed, "order of the data"))
         examples = [examples[i] for i in order.tolist()]
     if config.max_tokens is not None:
-        sizes = kept_for(config, encoder).measured(encoder.sizes, examples)
+        sizes = encoded_cache_for(config, encoder).measured(encoder.sizes, examples)
         examples = [example for example, size in zip(examples, sizes, strict=True) if size < config.max_tokens]
     return examples, found
 
@@ -168,7 +168,7 @@ def split(
     return examples[:train_size], examples[train_size : train_size + held_out]
 
 
-def kept_for(config: DatasetConfig, encoder: Encoder, **settings: Any) -> Kept:
+def encoded_cache_for(config: DatasetConfig, encoder: Encoder, **settings: Any) -> EncodedCache:
     """What was encoded before by this encoder: its kind and all its fields are part of the key."""
     own = {field.name: getattr(encoder, field.name) for field in fields(encoder) if field.name != "tokenizer"}
-    return Kept(config.cache, encoder.tokenizer, settings | own | {"encoder": type(encoder).__name__})
+    return EncodedCache(config.cache, encoder.tokenizer, settings | own | {"encoder": type(encoder).__name__})

@@ -15,9 +15,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from lora_one.errors import RunError, UsageError
-from lora_one.evaluation.unfinished import Kept, Request
-from lora_one.provenance import fingerprint, provenance
-from lora_one.run_folder import RunFolder, run_of, write_json, write_whole
+from lora_one.evaluation.partial_results import PartialResults, Request
+from lora_one.files import write_json, write_whole
+from lora_one.records.folder import RunFolder, run_of
+from lora_one.records.provenance import fingerprint, provenance
 from lora_one.types import Example
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def evaluate_task(task: str, arguments: Sequence[str]) -> int:
         predictions = rescored(benchmark, Path(options.rescore))
     else:
         identity = {"model": identity_of(options), "settings": generated_by, "fingerprints": fingerprints}
-        kept = Kept(output / "predictions.partial.jsonl", identity, processes)
+        kept = PartialResults(output / "predictions.partial.jsonl", identity, processes)
         predictions = predicted(benchmark, options, kept)
     if processes.rank > 0:
         return 0
@@ -149,7 +150,7 @@ def evaluate_task(task: str, arguments: Sequence[str]) -> int:
     if not options.rescore:
         kept.remove()
     if options.wandb_name or options.wandb_mode:
-        from lora_one.tracking import log_evaluation
+        from lora_one.records.tracking import log_evaluation
 
         mode = options.wandb_mode or "offline"
         config = {"model": report["model"], **report["settings"]}
@@ -276,7 +277,7 @@ def rescored(benchmark: Any, file: Path) -> list[dict[str, Any]]:
     return predictions
 
 
-def predicted(benchmark: ModuleType, options: argparse.Namespace, kept: Kept) -> list[dict[str, Any]]:
+def predicted(benchmark: ModuleType, options: argparse.Namespace, kept: PartialResults) -> list[dict[str, Any]]:
     """Generate what is not kept yet, and score; in the order of the data, the samples of an example together.
 
     Of several processes each generates its share, and the first has the predictions of all; the others have none.
@@ -376,11 +377,11 @@ def backend(options: argparse.Namespace) -> "Backend":
 
 
 def load(options: argparse.Namespace) -> tuple[Any, Any]:
-    from lora_one.checkpoints import kind_of_adapter, load_adapter
+    from lora_one.adaptation.checkpoints import kind_of_adapter, load_adapter
     from lora_one.data.encode import pad_id_of
     from lora_one.evaluation.batches import automatic
     from lora_one.models import kind_of_checkpoint, load_model, load_tokenizer, padded_with
-    from lora_one.run_folder import base_of
+    from lora_one.records.folder import base_of
 
     name = options.model_name
     adapter = Path(options.adapter).expanduser() if options.adapter else None

@@ -11,8 +11,8 @@ from typing import Any
 from lora_one.errors import RunError, UsageError, nearest
 from lora_one.evaluation import humaneval
 from lora_one.evaluation.command import check_writable, exit_code, show, write_lines
-from lora_one.provenance import fingerprint, provenance
-from lora_one.run_folder import write_json
+from lora_one.files import write_json
+from lora_one.records.provenance import fingerprint, provenance
 
 
 def parser() -> argparse.ArgumentParser:

@@ -9,15 +9,16 @@ from typing import Any
 
 from torch import nn
 
-from lora_one.checkpoints import load_adapter
+from lora_one.adaptation.checkpoints import load_adapter
 from lora_one.config import RunConfig
 from lora_one.config.schemas import DatasetConfig
 from lora_one.data import head_labels, read_examples
 from lora_one.data.encode import batches_of, encoder_for
+from lora_one.files import write_json
 from lora_one.losses import loss_count, mean_loss, targets
 from lora_one.models import load_model, local_folder, padded_with
-from lora_one.provenance import config_hash, local_fingerprints, provenance
-from lora_one.run_folder import base_of, write_json
+from lora_one.records.folder import base_of
+from lora_one.records.provenance import config_hash, local_fingerprints, provenance
 from lora_one.seeding import seed_everything
 
 

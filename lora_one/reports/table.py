@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from lora_one.run_folder import write_whole
+from lora_one.files import write_whole
 
 # column -> where it stands in run.json
 COLUMNS = {

@@ -8,12 +8,12 @@ from conftest import ROOT, quantized_llama, random_llama, run_config, start_of
 from peft import PeftModel
 from test_gradients import examples
 
-from lora_one import adapters
-from lora_one.checkpoints import load_kept, save_adapter, save_kept
+from lora_one.adaptation import lora as adapters
+from lora_one.adaptation.checkpoints import load_factors, save_adapter, save_factors
 from lora_one.data.encode import batches_of
 from lora_one.errors import UsageError
-from lora_one.inits import build_init
-from lora_one.start import Probe, attach_adapters
+from lora_one.initialization.methods import build_init
+from lora_one.initialization.start import Probe, attach_adapters
 from lora_one.types import LayerView
 
 CHOICES = sorted(path.stem for path in (ROOT / "conf/init").glob("[!_]*.yaml"))
@@ -106,15 +106,15 @@ def test_plain_peft_loads_what_was_trained(choice, tmp_path, attached, base_of):
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter += torch.randn(parameter.shape, generator=generator) * 0.05
-    save_adapter(model, tmp_path / "adapter", start.kept)
+    save_adapter(model, tmp_path / "adapter", start.initial_factors)
     trained = model.eval()(IDS).logits
     loaded = PeftModel.from_pretrained(base_of(choice)[0], str(tmp_path / "adapter")).eval()(IDS).logits
-    converted = start.kept or settings_of(choice).peft.lora_xs
+    converted = start.initial_factors or settings_of(choice).peft.lora_xs
     bound = 1e-4 if converted else 0.0
     assert (loaded - trained).abs().max() <= bound * trained.abs().max()
     assert (base_of(choice)[0](IDS).logits - trained).abs().max() > 1e-2 * trained.abs().max()
     config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
-    assert config["init_lora_weights"] is True and config["r"] == (16 if start.kept else 8)
+    assert config["init_lora_weights"] is True and config["r"] == (16 if start.initial_factors else 8)
     assert not (config["eva_config"] or config["corda_config"] or config["lora_ga_config"] or config["rank_pattern"])
 
 
@@ -122,10 +122,10 @@ def test_plain_peft_loads_what_was_trained(choice, tmp_path, attached, base_of):
 def test_a_resumed_run_stands_on_the_same_base(choice, tmp_path, attached, base_of):
     """Bit for bit, from what is on disk, without initialising again."""
     model, start = attached(choice)
-    save_kept(start.kept, tmp_path / "kept.safetensors")
+    save_factors(start.initial_factors, tmp_path / "kept.safetensors")
     run = settings_of(choice)
     resumed = adapters.wrap(base_of(choice)[0], run.peft, run.init.dtype)
-    adapters.shift_base(resumed, load_kept(tmp_path / "kept.safetensors"))
+    adapters.shift_base(resumed, load_factors(tmp_path / "kept.safetensors"))
     for (name, one), two in zip(model.named_parameters(), resumed.parameters(), strict=True):
         assert one.shape == two.shape and ("lora_" in name or torch.equal(one, two)), name
 

@@ -14,7 +14,7 @@ from lora_one.data.contamination import FORMAT, HUB, Questions, questions_of, wi
 from lora_one.data.encode import Encoder
 from lora_one.errors import UsageError
 from lora_one.evaluation import TASKS, math
-from lora_one.provenance import config_hash, local_fingerprints
+from lora_one.records.provenance import config_hash, local_fingerprints
 from lora_one.types import Example
 
 QUESTION = "Ann has 3 red apples and 4 green ones. Bo takes half of them home. How many are left for Ann?"

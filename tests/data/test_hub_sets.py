@@ -11,7 +11,7 @@ from lora_one.config.schemas import DATASETS
 from lora_one.data import SOURCES, codefeedback, labels_of, load_dataset, sources
 from lora_one.data.encode import Encoder
 from lora_one.errors import UsageError
-from lora_one.provenance import local_fingerprints
+from lora_one.records.provenance import local_fingerprints
 
 # data set: one row as the hub has it, then the prompt, the response, the class and the texts of that row
 CLASSIFIED = {

@@ -5,8 +5,8 @@ from conftest import run_config
 
 from lora_one.data import load_dataset
 from lora_one.data.encode import Encoder
-from lora_one.data.probe import probe_batches
 from lora_one.errors import UsageError
+from lora_one.initialization.probe import probe_batches
 from lora_one.types import Example
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, shared
 
-from lora_one.tracking import read_metrics
+from lora_one.records.tracking import read_metrics
 
 # data set, its file or folder, how many rows that holds, tokens that training takes of one
 FILES = [

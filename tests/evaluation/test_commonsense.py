@@ -204,7 +204,7 @@ def test_likelihood_is_that_of_the_whole_response(tmp_path, model_folder, data, 
 def test_interrupted_it_goes_on_and_ends_the_same(more, tmp_path, model_folder, data, monkeypatch):
     """Sampled beams too, which share their random numbers with the rest of their batch."""
     whole = evaluate(model_folder, data, tmp_path / "whole", "--batch_size=2", *more)
-    add = command.Kept.add
+    add = command.PartialResults.add
 
     def stop_after(self, request, completion):
         add(self, request, completion)
@@ -212,7 +212,7 @@ def test_interrupted_it_goes_on_and_ends_the_same(more, tmp_path, model_folder, 
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(command.Kept, "add", stop_after)
+        patch.setattr(command.PartialResults, "add", stop_after)
         with pytest.raises(AssertionError):
             evaluate(model_folder, data, tmp_path / "stopped", "--batch_size=2", *more)
     assert evaluate(model_folder, data, tmp_path / "stopped", "--batch_size=2", *more) == whole

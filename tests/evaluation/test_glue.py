@@ -228,7 +228,7 @@ def test_an_adapter_is_scored_as_its_merged_checkpoint_and_goes_on_where_it_stop
     merged, adapter = tmp_path / "merged", tmp_path / "adapter"
     assert main("glue", [*options, "--model_name", str(folder.merged), "--output_dir", str(merged)]) == 0
     seen = []
-    add = command.Kept.add
+    add = command.PartialResults.add
 
     def interrupted(kept, request, completion):
         if len(seen) == 11:
@@ -236,10 +236,10 @@ def test_an_adapter_is_scored_as_its_merged_checkpoint_and_goes_on_where_it_stop
         seen.append(request)
         add(kept, request, completion)
 
-    monkeypatch.setattr(command.Kept, "add", interrupted)
+    monkeypatch.setattr(command.PartialResults, "add", interrupted)
     again = [*options, "--adapter", str(folder.adapter), "--output_dir", str(adapter)]
     assert main("glue", again) == 130
-    monkeypatch.setattr(command.Kept, "add", lambda *given: seen.append(given[1]) or add(*given))
+    monkeypatch.setattr(command.PartialResults, "add", lambda *given: seen.append(given[1]) or add(*given))
     assert main("glue", again) == 0
     assert len(seen) == len(set(seen)) == 30, "what was there is not asked again"
     assert lines_of(adapter) == lines_of(merged)

@@ -133,7 +133,7 @@ def test_rescore_needs_no_model_and_counts_what_was_not_decided(tmp_path, monkey
 
 
 def test_evaluation_of_a_checkpoint_goes_on_where_it_was_interrupted(tmp_path, llama_folder, monkeypatch):
-    real, out = command.Kept.add, tmp_path / "out"
+    real, out = command.PartialResults.add, tmp_path / "out"
     options = [f"--model_name={llama_folder}", f"--data_path={PROBLEMS}", "--limit=4", "--max_new_tokens=4"]
     options += [f"--output_dir={out}", "--batch_size=1", "--workers=1"]
 
@@ -141,10 +141,12 @@ def test_evaluation_of_a_checkpoint_goes_on_where_it_was_interrupted(tmp_path, l
         real(kept, request, completion)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command.Kept, "add", interrupted)
+    monkeypatch.setattr(command.PartialResults, "add", interrupted)
     assert main("math", options) == 130
     added = []
-    monkeypatch.setattr(command.Kept, "add", lambda *arguments: added.append(arguments[1]) or real(*arguments))
+    monkeypatch.setattr(
+        command.PartialResults, "add", lambda *arguments: added.append(arguments[1]) or real(*arguments)
+    )
     assert main("math", options) == 0
     assert len(added) == 3
     lines = read(out / "predictions.jsonl")

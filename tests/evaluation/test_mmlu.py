@@ -226,7 +226,7 @@ def test_the_published_command_line(tmp_path, llama_folder, data, monkeypatch, c
 def test_interrupted_it_goes_on_and_ends_the_same(kept, tmp_path, llama_folder, data, monkeypatch):
     common = [f"--model_name={llama_folder}", f"--data_path={data}", "--ntrain=3", "--batch_size=2"]
     assert main("mmlu", [*common, f"--output_dir={tmp_path / 'whole'}"]) == 0
-    add = command.Kept.add
+    add = command.PartialResults.add
 
     def stop_after(self, request, completion):
         add(self, request, completion)
@@ -235,10 +235,10 @@ def test_interrupted_it_goes_on_and_ends_the_same(kept, tmp_path, llama_folder, 
 
     output = tmp_path / "stopped"
     with monkeypatch.context() as patch:
-        patch.setattr(command.Kept, "add", stop_after)
+        patch.setattr(command.PartialResults, "add", stop_after)
         assert main("mmlu", [*common, f"--output_dir={output}"]) == 130
     seen = []
-    monkeypatch.setattr(command.Kept, "add", lambda self, request, completion: seen.append(request))
+    monkeypatch.setattr(command.PartialResults, "add", lambda self, request, completion: seen.append(request))
     assert main("mmlu", [*common, f"--output_dir={output}"]) == 0
     assert len(seen) == 5 - kept
     assert (output / "predictions.jsonl").read_text() == (tmp_path / "whole/predictions.jsonl").read_text()

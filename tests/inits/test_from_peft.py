@@ -8,11 +8,12 @@ from conftest import random_llama, run_config
 from peft.tuners.lora import LoraLayer, LoraModel
 from test_gradients import autograd_gradients, examples
 
-from lora_one import adapters
+from lora_one.adaptation import lora as adapters
 from lora_one.data.encode import Encoded, batches_of
 from lora_one.errors import RunError, UsageError
-from lora_one.inits import build_init, from_peft
-from lora_one.start import Probe, attach_adapters
+from lora_one.initialization.methods import build_init
+from lora_one.initialization.methods import peft_methods as from_peft
+from lora_one.initialization.start import Probe, attach_adapters
 
 IDS = torch.arange(3, 40).reshape(1, -1)
 R, S = 8, 16 / 8**0.5
@@ -76,7 +77,7 @@ def test_peft_s_change_of_the_base_is_the_product_of_its_factors(choice, monkeyp
     monkeypatch.setattr(LoraModel, "unload", remember)
     model, start = attach(choice)
     for name, W in weights().items():
-        B0, A0 = start.kept[name]
+        B0, A0 = start.initial_factors[name]
         torch.testing.assert_close(theirs["base"][name], W - S * B0 @ A0, rtol=1e-5, atol=1e-6, msg=name)
         assert (W - theirs["base"][name]).norm() > 1e-3 * W.norm()
     logits = model.eval()(IDS).logits
@@ -112,7 +113,7 @@ def test_our_pissa_asks_peft_for_nothing(monkeypatch):
     """PEFT's exact SVD of 224 large matrices takes tens of minutes."""
     monkeypatch.setattr(from_peft, "get_peft_model", lambda *_, **__: pytest.fail("PEFT was asked"))
     _, start = attach("pissa", "init.niter=null")
-    assert start.kept.keys() == weights().keys(), "every layer was started all the same"
+    assert start.initial_factors.keys() == weights().keys(), "every layer was started all the same"
 
 
 @pytest.mark.parametrize("niter", ["null", "16", "exact"])
@@ -142,7 +143,7 @@ def test_eva_holds_the_principal_components_of_the_answers_inputs():
         overlap = (A @ Vh.T).abs()
         torch.testing.assert_close(overlap.diagonal(), torch.ones(R), rtol=2e-2, atol=0, msg=name)
         assert not B.any()
-    assert start.kept == {}
+    assert start.initial_factors == {}
 
 
 def test_corda_splits_the_weight_where_the_inputs_are():

@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import run_config, start_of
 
-from lora_one.inits.lora_one import descent_factors
-from lora_one.steps import StepSettings, factorised
+from lora_one.initialization.low_rank_step import StepSettings, factorised
+from lora_one.initialization.methods.lora_one import descent_factors
 from lora_one.types import LayerView
 
 M, N, R, S = 24, 16, 4, 16 / 4**0.5

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import run_config, start_of
 
-from lora_one.training import arguments, first_step_size, total_steps, warmup_steps
+from lora_one.training.loop import arguments, first_step_size, total_steps, warmup_steps
 from lora_one.types import LayerView
 
 R = 8

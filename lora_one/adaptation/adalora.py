@@ -1,0 +1,149 @@
+"""AdaLoRA (arXiv:2303.10512), whose layers share a budget of ranks: W + s/r P diag(L) Q, the least L set to zero.
+
+PEFT holds the layers and moves the budget. Here is what it leaves open: its schedule in shares of a run, the penalty
+beside a loss of our own, a state that resumes, and plain LoRA factors at the end.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import AdaLoraConfig, LoraConfig, PeftModel
+from torch import Tensor, nn
+
+from lora_one.adaptation.lora import ADAPTER, FactorPairs, lora_config, lora_layers, widened, wrapped
+from lora_one.config.schemas import PeftConfig
+
+# of the paper's settings for GLUE (its Tables 8 and 9), which differ by task: about these
+FIRST_RANK = 1.5  # of the final one, before the budget falls
+WARM_UP, FINAL = 0.1, 0.5  # shares of the steps with the first budget and with the final one
+EVERY = 10  # steps between two allocations
+ORTHOGONAL = 0.1  # weight of the penalty
+
+
+def wrap_adalora(base: nn.Module, peft: PeftConfig, dtype: str, steps: int, seed: int) -> PeftModel:
+    """The base with AdaLoRA's layers at their start, P and Q ~ N(0, 0.02^2) by the seed and L = 0.
+
+    steps: of the whole training.
+    """
+    plain = lora_config(base, peft)
+    config = AdaLoraConfig(
+        init_r=first_rank(peft),
+        target_r=peft.lora_r,
+        lora_alpha=peft.lora_alpha,
+        lora_dropout=peft.lora_dropout,
+        tinit=int(WARM_UP * steps),
+        tfinal=int(FINAL * steps),
+        deltaT=EVERY,
+        orth_reg_weight=ORTHOGONAL,
+        total_step=max(1, steps),
+        target_modules=plain.target_modules,
+        task_type=plain.task_type,
+        fan_in_fan_out=plain.fan_in_fan_out,
+        modules_to_save=plain.modules_to_save,
+        ensure_weight_tying=plain.ensure_weight_tying,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = widened(wrapped(base, config, dtype))
+    for layer in lora_layers(model).values():  # PEFT turns this constant into a 16-bit one that trains, as the base is
+        ranks = layer.ranknum[ADAPTER].requires_grad_(False)
+        ranks.data = ranks.data.float()
+    return model
+
+
+def first_rank(peft: PeftConfig) -> int:
+    """Rank of every layer before the budget falls."""
+    return max(peft.lora_r, round(FIRST_RANK * peft.lora_r))
+
+
+def is_adalora(model: nn.Module) -> bool:
+    return isinstance(getattr(model, "peft_config", {}).get(ADAPTER), AdaLoraConfig)
+
+
+def allocate(model: PeftModel, step: int) -> None:
+    """Move the budget after an optimizer step (counted from 0), while its gradients are there."""
+    model.base_model.update_and_allocate(step)
+
+
+def penalty(model: PeftModel) -> Tensor:
+    """The weighted mean of ||P^T P - I||_F and ||Q Q^T - I||_F over all layers (eq. 4)."""
+    terms = []
+    for layer in lora_layers(model).values():
+        P, Q = layer.lora_B[ADAPTER], layer.lora_A[ADAPTER]
+        for gram in (P.T @ P, Q @ Q.T):
+            terms.append(torch.linalg.matrix_norm(gram - torch.eye(len(gram), device=gram.device, dtype=gram.dtype)))
+    return model.peft_config[ADAPTER].orth_reg_weight * torch.stack(terms).mean()
+
+
+PARTS = ("lora_A", "lora_B", "lora_E")
+AVERAGES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+
+
+def state(model: PeftModel) -> dict[str, Tensor]:
+    """All that goes on from step to step: factors, averaged importances, and which ranks are in use."""
+    tensors = {
+        f"layer/{name}/{part}": getattr(layer, part)[ADAPTER].detach()
+        for name, layer in lora_layers(model).items()
+        for part in PARTS
+    }
+    allocator = model.base_model.rankallocator
+    for average in AVERAGES:
+        tensors |= {f"{average}/{name}": value.detach() for name, value in getattr(allocator, average).items()}
+    pattern = model.peft_config[ADAPTER].rank_pattern or {}
+    tensors |= {f"pattern/{name}": torch.tensor(used, dtype=torch.uint8) for name, used in pattern.items()}
+    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def load_state(model: PeftModel, tensors: dict[str, Tensor]) -> None:
+    """Write what ``state`` gave into a model as ``wrap_adalora`` makes it."""
+    device = next(model.parameters()).device
+    for name, layer in lora_layers(model).items():
+        for part in PARTS:
+            getattr(layer, part)[ADAPTER].copy_(tensors[f"layer/{name}/{part}"])
+    of_kind: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        kind, _, name = key.partition("/")
+        of_kind.setdefault(kind, {})[name] = tensor
+    for average in AVERAGES:
+        setattr(model.base_model.rankallocator, average, {n: t.to(device) for n, t in of_kind.get(average, {}).items()})
+    pattern = {name: used.bool().tolist() for name, used in of_kind.get("pattern", {}).items()}
+    model.peft_config[ADAPTER].rank_pattern = pattern or None
+
+
+@contextmanager
+def unpruned(model: nn.Module) -> Iterator[None]:
+    """While PEFT saves AdaLoRA's factors: with the ranks that are not in use, which may be all of a layer's."""
+    config = model.peft_config[ADAPTER] if is_adalora(model) else None
+    pattern = getattr(config, "rank_pattern", None)
+    if config is not None:
+        config.rank_pattern = None
+    try:
+        yield
+    finally:
+        if config is not None:
+            config.rank_pattern = pattern
+
+
+def as_lora(model: PeftModel) -> tuple[LoraConfig, FactorPairs]:
+    """The same function as plain LoRA with s = 1: (its configuration, (B, A) of every layer), fp32."""
+    config: Any = model.peft_config[ADAPTER]
+    plain = LoraConfig(
+        r=config.init_r,
+        lora_alpha=config.init_r,
+        target_modules=config.target_modules,
+        task_type=config.task_type,
+        fan_in_fan_out=config.fan_in_fan_out,
+        modules_to_save=config.modules_to_save,
+        ensure_weight_tying=config.ensure_weight_tying,
+        base_model_name_or_path=config.base_model_name_or_path,
+        inference_mode=True,
+    )
+    factors = {}
+    for name, layer in lora_layers(model).items():
+        P, L, Q = (getattr(layer, part)[ADAPTER].detach().float() for part in ("lora_B", "lora_E", "lora_A"))
+        s = layer.scaling[ADAPTER] / (float(layer.ranknum[ADAPTER]) + 1e-5)  # as in PEFT's forward pass
+        factors[name] = (s * P * L.T, Q)
+    return plain, factors

@@ -1,0 +1,191 @@
+"""Adapters and merged models on disk: a folder that plain PEFT loads, a folder that anything loads."""
+
+import copy
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from lora_one.adaptation.adalora import as_lora, is_adalora, load_state, unpruned
+from lora_one.adaptation.lora import ADAPTER, TASK_TYPES, Core, FactorPairs, lora_layers, narrowed, quiet_peft
+from lora_one.errors import RunError, UsageError
+from lora_one.files import synced, whole_folder
+
+FACTORS = (".lora_A", ".lora_B", ".lora_E")
+
+
+def save_adapter(model: PeftModel, path: Path | str, initial_factors: FactorPairs | None = None) -> None:
+    """The PEFT folder, for the original base: adapter_config.json and the factors as trained, bit for bit.
+
+    Where the base became W - s B0 A0 (``initial_factors``), the adapter is [B, -B0] [A; A0] of rank 2 r with the same
+    s, so that the original base with it is the trained model. A trained core is saved as (B R) A; AdaLoRA as the same
+    function in plain LoRA.
+    """
+    with whole_folder(Path(path)) as folder:
+        with unpruned(model):
+            model.save_pretrained(folder)
+        if is_adalora(model):
+            config, factors = as_lora(model)
+            config.save_pretrained(folder)
+            _write_factors(factors, folder)
+        elif initial_factors:
+            _undo_shift(model, folder, initial_factors)
+        elif any(isinstance(layer.lora_B[ADAPTER], Core) for layer in lora_layers(model).values()):
+            _absorb_core(model, folder)
+
+
+def _absorb_core(model: PeftModel, folder: Path) -> None:
+    factors = {}
+    for name, layer in lora_layers(model).items():
+        up = layer.lora_B[ADAPTER]
+        # in fp32 whatever the adapter's dtype: the product has digits that B and R have not
+        factors[name] = (up.B.float() @ up.R.detach().float(), layer.lora_A[ADAPTER].weight.float())
+    _write_factors(factors, folder)
+
+
+def _write_factors(factors: FactorPairs, folder: Path) -> None:
+    """(B, A) of every layer under the names that PEFT reads, in the place of those that PEFT has written."""
+    file = folder / "adapter_model.safetensors"
+    others = {name: tensor for name, tensor in load_file(file).items() if not any(part in name for part in FACTORS)}
+    tensors = {
+        f"base_model.model.{name}.lora_{letter}.weight": factor.cpu().contiguous()
+        for name, pair in factors.items()
+        for letter, factor in zip("BA", pair, strict=True)
+    }
+    save_file(others | tensors, file, metadata={"format": "pt"})
+
+
+def _undo_shift(model: PeftModel, folder: Path, initial_factors: FactorPairs) -> None:
+    config = copy.copy(model.peft_config[ADAPTER])
+    wider = 2**0.5 if config.use_rslora else 2  # s stays what it was at rank r
+    config.r, config.lora_alpha = 2 * config.r, wider * config.lora_alpha
+    config.rank_pattern = {layer: 2 * rank for layer, rank in config.rank_pattern.items()}
+    config.alpha_pattern = {layer: wider * alpha for layer, alpha in config.alpha_pattern.items()}
+    config.inference_mode = True
+    config.save_pretrained(folder)
+    factors = {}
+    for name, layer in lora_layers(model).items():
+        B, A = layer.lora_B[ADAPTER].weight.detach().cpu(), layer.lora_A[ADAPTER].weight.detach().cpu()
+        # a layer whose base stayed keeps its factors, beside zeros
+        B0, A0 = (
+            start.to(B.dtype).cpu() for start in initial_factors.get(name, (torch.zeros_like(B), torch.zeros_like(A)))
+        )
+        factors[name] = (torch.cat([B, -B0], dim=1), torch.cat([A, A0], dim=0))
+    _write_factors(factors, folder)
+
+
+def save_factors(initial_factors: FactorPairs, path: Path) -> None:
+    """A pair (m, r), (r, n) by layer that a resumed run needs: (B0, A0) where the base was shifted, so that it is
+    shifted again; a gradient's leading singular vectors."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        f"{name}.{letter}": factor.cpu().contiguous()
+        for name, pair in initial_factors.items()
+        for letter, factor in zip("BA", pair, strict=True)
+    }
+    scratch = path.with_suffix(".tmp")
+    save_file(tensors, scratch)
+    synced(scratch)
+    scratch.replace(path)
+
+
+def load_factors(path: Path) -> FactorPairs:
+    """What ``save_factors`` wrote; empty where it wrote nothing."""
+    tensors = load_file(path) if path.exists() else {}
+    names = sorted({key.rpartition(".")[0] for key in tensors})
+    return {name: (tensors[f"{name}.B"], tensors[f"{name}.A"]) for name in names}
+
+
+def kind_of_adapter(path: Path) -> str | None:
+    """The ``model.type`` of the model that a saved adapter belongs to, None where it does not say.
+
+    Raises UsageError: no adapter there.
+    """
+    check_adapter(path)
+    task = json.loads((path / "adapter_config.json").read_text()).get("task_type")
+    return {name: kind for kind, name in TASK_TYPES.items()}.get(task)
+
+
+def check_adapter(path: Path) -> None:
+    if not (path / "adapter_config.json").exists():
+        raise UsageError(f"{path} holds no adapter_config.json: give the adapter/ folder of a run")
+
+
+def load_adapter(base: nn.Module, path: Path) -> PeftModel:
+    """The base with a saved adapter. Raises UsageError: no adapter there, or one of another model."""
+    check_adapter(path)
+    try:
+        with quiet_peft():
+            warnings.filterwarnings("ignore", message="Found missing adapter keys", category=UserWarning)
+            model = PeftModel.from_pretrained(base, str(path))
+            # the same values once more: from_pretrained keeps to itself what found no place
+            found = set_peft_model_state_dict(model, load_peft_weights(str(path), device="cpu"))
+    except (ValueError, RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"the adapter in {path} does not fit this model ({reason}): give the base it was trained on"
+        ) from error
+    without, beyond = (sum("lora_" in name for name in names) for names in (found.missing_keys, found.unexpected_keys))
+    if without or beyond:
+        raise UsageError(
+            f"the adapter in {path} does not fit this model ({beyond} of its tensors have no place there, {without} "
+            "places have no tensor): give the base it was trained on"
+        )
+    return model
+
+
+def restore_adapter(model: PeftModel, path: Path) -> None:
+    """Write a resume point's values into the adapter that the model has, bit for bit and in place.
+
+    PeftModel.load_adapter would widen 16-bit factors to fp32, in new parameters that no optimizer knows.
+    Raises RunError: the resume point holds another adapter.
+    """
+    if is_adalora(model):
+        load_state(model, load_file(path / "adalora.safetensors"))
+        return
+    tensors = load_file(path / "adapter_model.safetensors")
+    if tensors.keys() != get_peft_model_state_dict(model).keys():
+        raise RunError(f"{path} holds another adapter than this run's: remove it, or add overwrite=true to start anew")
+    set_peft_model_state_dict(model, tensors)
+
+
+@torch.no_grad()
+def merge_adapter(model: PeftModel) -> nn.Module:
+    """The plain model with W + s B A in every adapted layer, in the base's dtype.
+
+    The sum is taken in fp32 (fp64 for an fp64 base), layer by layer, and rounded once. The model is consumed.
+    """
+    for layer in lora_layers(model).values():
+        base = layer.get_base_layer()
+        dtype = base.weight.dtype
+        wide = torch.promote_types(dtype, torch.float32)
+        base.weight.data = base.weight.data.to(wide)
+        for factor in (*layer.lora_A.values(), *layer.lora_B.values(), *layer.lora_magnitude_vector.values()):
+            factor.to(wide)
+        layer.merge()
+        base.weight.data = base.weight.data.to(dtype)
+    narrowed(model)
+    return model.unload()
+
+
+def bare(model: PeftModel) -> nn.Module:
+    """The model without its adapters; modules that were trained whole stay as trained, in the base's dtype."""
+    narrowed(model)
+    return model.unload()
+
+
+def dequantized(base: nn.Module) -> nn.Module:
+    """The base with plain linear layers in the place of quantised ones, of the same values; itself if it has none."""
+    return base.dequantize(dtype=base.dtype) if getattr(base, "is_quantized", False) else base
+
+
+def save_merged(model: nn.Module, tokenizer: Any, path: Path) -> None:
+    """A plain Hugging Face folder, weights and tokenizer."""
+    with whole_folder(path) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)

@@ -1,0 +1,196 @@
+"""Large sets encoded once: by the first process for all, packed in a few tensors, kept under all the encoding reads."""
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import cached_property
+from importlib.metadata import version
+from itertools import chain
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lora_one.data.encode import Encoded, EncodingCounts
+from lora_one.distributed import Processes
+from lora_one.types import Example
+
+SMALL = 4096  # examples; so many are encoded in a second or two, each time anew
+TOGETHER = 4096  # examples whose lists of integers exist at a time
+UNREAD = 90 * 86400  # seconds after which an entry that nothing has read goes
+Tensors = dict[str, Tensor]
+Encode = Callable[[Sequence[Example]], tuple[list[Encoded], EncodingCounts]]
+
+
+class Packed(Sequence[Encoded]):
+    """Encoded examples in one int32 tensor a field: 4 bytes an integer, where a list of them takes 8 to 36.
+
+    tensors: for each field that the examples have its integers, one example behind the other, and where each ends
+    (``<field>.ends``); without ends the field is a single integer an example.
+    """
+
+    def __init__(self, tensors: Tensors):
+        self.tensors = tensors
+        self.fields = [name for name in tensors if not name.endswith(".ends")]
+
+    def __len__(self) -> int:
+        return len(self.tensors["input_ids.ends"]) if self.tensors else 0
+
+    def __getitem__(self, index: int | slice) -> Encoded | list[Encoded]:
+        place = range(len(self))[index]
+        if isinstance(place, range):
+            return [self[one] for one in place]
+        return Encoded(**{name: self._value(name, place) for name in self.fields})
+
+    def _value(self, name: str, index: int) -> list[int] | int:
+        values, ends = self.tensors[name], self.tensors.get(f"{name}.ends")
+        if ends is None:
+            return int(values[index])
+        return values[int(ends[index - 1]) if index else 0 : int(ends[index])].tolist()
+
+
+def packed(encode: Encode, examples: Sequence[Example]) -> Tensors:
+    """The tensors of ``Packed``, and ``counts``, those of EncodingCounts."""
+    found: dict[str, list[Tensor]] = {}
+    for start in range(0, len(examples), TOGETHER):
+        encoded, counted = encode(examples[start : start + TOGETHER])
+        found.setdefault("counts", []).append(torch.tensor([dataclasses.astuple(counted)]))
+        for field in dataclasses.fields(Encoded):
+            rows = [getattr(example, field.name) for example in encoded]
+            if not rows or rows[0] is None:
+                continue
+            if isinstance(rows[0], list):
+                found.setdefault(f"{field.name}.ends", []).append(torch.tensor([len(row) for row in rows]))
+                rows = list(chain.from_iterable(rows))
+            found.setdefault(field.name, []).append(torch.tensor(rows, dtype=torch.int32))
+    tensors = {name: torch.cat(parts) for name, parts in found.items()}
+    ends = {name: sizes.cumsum(0) for name, sizes in tensors.items() if name.endswith(".ends")}
+    return tensors | ends | {"counts": tensors["counts"].sum(0)}
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedCache:
+    """What was found before of large sets, in ``folder`` (None: nowhere), each under everything it depends on.
+
+    settings: what an encoding depends on beside tokenizer, examples, code and versions.
+    Of several processes the first finds what is not there; the others wait, then read it, or find it themselves where
+    they cannot. Entries appear whole or not at all, so other runs may use the folder meanwhile. One that is broken is
+    found anew; a folder that cannot be written costs a note, never the run.
+    """
+
+    folder: str | None
+    tokenizer: Any
+    settings: dict[str, Any]
+
+    def encoded(self, encode: Encode, examples: Sequence[Example]) -> tuple[Sequence[Encoded], EncodingCounts]:
+        """``encode(examples)``; where they are many, packed and kept."""
+        if len(examples) <= SMALL:
+            return encode(examples)
+        tensors = dict(self._once("encoded", examples, lambda: packed(encode, examples)))
+        counts = EncodingCounts(*tensors.pop("counts").tolist())
+        return Packed(tensors), counts
+
+    def measured(self, sizes: Callable[[Sequence[Example]], list[int]], examples: Sequence[Example]) -> list[int]:
+        """``sizes(examples)``, a number for each; where they are many, kept."""
+        if len(examples) <= SMALL:
+            return sizes(examples)
+
+        def find() -> Tensors:
+            starts = range(0, len(examples), TOGETHER)
+            return {"sizes": torch.cat([torch.tensor(sizes(examples[start : start + TOGETHER])) for start in starts])}
+
+        return self._once("measured", examples, find)["sizes"].tolist()
+
+    @cached_property
+    def key(self) -> dict[str, Any]:
+        code = (Path(__file__), Path(__file__).with_name("encode.py"))
+        return self.settings | {
+            "tokenizer": content_of_tokenizer(self.tokenizer),
+            "code": [hashlib.sha256(file.read_bytes()).hexdigest() for file in code],
+            "versions": {package: version(package) for package in ("tokenizers", "transformers")},
+        }
+
+    def _once(self, what: str, examples: Sequence[Example], find: Callable[[], Tensors]) -> Tensors:
+        if self.folder is None or self.key["tokenizer"] is None:
+            return find()
+        key = json.dumps(self.key | {"what": what, "examples": content_of(examples)}, sort_keys=True)
+        file = Path(self.folder).expanduser() / f"{what}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
+        processes, said = Processes.current(), f"data: {len(examples)} examples {what}"
+        found = read(file)
+        try:
+            if processes.rank == 0 and found is None:
+                found = found_and_written(file, find, said)
+            elif processes.rank == 0:
+                print(f"{said}, from {file}", flush=True)
+        finally:  # where the first fails, the others must not wait for it
+            processes.meet()
+        found = read(file) if found is None else found
+        return find() if found is None else found
+
+
+def found_and_written(file: Path, find: Callable[[], Tensors], said: str) -> Tensors:
+    print(f"{said} anew: {file} is {'broken' if file.exists() else 'not there'}", flush=True)
+    found = find()
+    try:
+        write(file, found)
+    except (OSError, SafetensorError) as error:
+        print(f"note: dataset.cache={file.parent} cannot be written ({error}): give a folder that can, or null")
+    return found
+
+
+def read(file: Path) -> Tensors | None:
+    """Tensors mapped into memory, which processes on one machine share; None where there are none, or broken ones."""
+    try:
+        with safe_open(file, "pt") as opened:
+            found = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return None
+    with suppress(OSError):  # of somebody else's file
+        file.touch()
+    return found
+
+
+def write(file: Path, tensors: Tensors) -> None:
+    """Beside its place, then renamed; what nothing has read for long goes."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_name(f"{file.name}.{uuid4().hex}")
+    try:
+        save_file(tensors, beside)
+        beside.chmod(0o644)
+        beside.replace(file)
+    finally:
+        beside.unlink(missing_ok=True)
+    for entry in chain(file.parent.glob("encoded-*"), file.parent.glob("measured-*")):
+        if time.time() - entry.stat().st_mtime > UNREAD:
+            entry.unlink(missing_ok=True)
+
+
+def content_of(examples: Sequence[Example]) -> str:
+    """sha256 over what an encoding may read of examples, in order."""
+    total = hashlib.sha256()
+    for example in examples:
+        total.update(json.dumps([example.prompt, example.response, example.texts, example.label]).encode() + b"\n")
+    return total.hexdigest()
+
+
+def content_of_tokenizer(tokenizer: Any) -> str | None:
+    """sha256 over what a tokenizer does; None for one written in Python, which does not show it."""
+    core = getattr(tokenizer, "backend_tokenizer", None)
+    if core is None:
+        return None
+    told = json.loads(core.to_str())
+    for name in ("truncation", "padding"):  # of its last call
+        told.pop(name, None)
+    told |= {
+        "class": type(tokenizer).__name__,
+        "chat": tokenizer.chat_template,
+        "special": tokenizer.special_tokens_map,
+    }
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()

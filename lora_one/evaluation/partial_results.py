@@ -1,0 +1,73 @@
+"""Completions of an evaluation that is under way, on disk."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_one.errors import UsageError
+from lora_one.files import write_whole
+
+if TYPE_CHECKING:
+    from lora_one.distributed import Processes
+    from lora_one.evaluation.generate import Completion
+
+Request = tuple[int, int]  # which example, which of its samples
+
+
+class PartialResults:
+    """Completions on disk while an evaluation goes on, so that a killed one need not begin again.
+
+    Each of several processes has a file of its own, and what they leave serves any number of them. The first line says
+    of which model and settings they are. Raises UsageError: another evaluation's are there.
+    """
+
+    def __init__(self, path: Path, identity: dict[str, Any], processes: "Processes"):
+        self.first, self.processes = path, processes
+        self.path = path if processes.rank == 0 else path.with_suffix(f".{processes.rank}.jsonl")
+        self.identity = json.loads(json.dumps(identity))
+
+    @property
+    def files(self) -> list[Path]:
+        return sorted(self.first.parent.glob(f"{self.first.stem}*.jsonl"))
+
+    def read(self, *, overwrite: bool) -> dict[Request, "Completion"]:
+        """What is there of this evaluation, by whichever process."""
+        if overwrite and self.processes.rank == 0:
+            self.remove()
+        self.processes.meet()
+        found = self.gathered()
+        self.processes.meet()  # before anyone adds to it
+        return found
+
+    def gathered(self) -> dict[Request, "Completion"]:
+        return {request: completion for file in self.files for request, completion in self.lines(file).items()}
+
+    def lines(self, path: Path) -> dict[Request, "Completion"]:
+        """Of one file; a last line that was cut short is left out, and cut off by the process whose file it is."""
+        from lora_one.evaluation.generate import Completion
+
+        text = path.read_text()
+        whole = text[: text.rfind("\n") + 1]
+        try:
+            first, *lines = map(json.loads, whole.split("\n")[:-1])
+            found = {(example, sample): Completion(*completion) for example, sample, *completion in lines}
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"{path} is broken ({error}): move it away, or --overwrite") from error
+        if first != self.identity:
+            raise UsageError(
+                f"{path} holds the unfinished results of another model or other settings: give "
+                "--output_dir=<folder> or --overwrite"
+            )
+        if whole != text and self.processes.rank == 0:
+            write_whole(path, whole)
+        return found
+
+    def add(self, request: Request, completion: "Completion") -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        line = json.dumps([*request, completion.text, completion.too_long, completion.details, completion.room]) + "\n"
+        with self.path.open("a") as stream:
+            stream.write(line if stream.tell() else json.dumps(self.identity) + "\n" + line)
+
+    def remove(self) -> None:
+        for file in self.files:
+            file.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""How adapters are initialised: the one-step gradient, its low-rank step, and one method per file in methods/."""

@@ -1,0 +1,35 @@
+"""LoRA-GA (arXiv:2407.05000) as its authors' code: singular vectors of the gradient, the base moved to match."""
+
+import torch
+
+from lora_one.config.schemas import GradientInit
+from lora_one.initialization.methods.scale import factor_scale
+from lora_one.linalg import LowRank
+from lora_one.types import AdapterFactors, LayerView
+
+
+def lora_ga_factors(init: GradientInit, layer: LayerView, step: LowRank) -> AdapterFactors:
+    """Orthonormal factors times one scale c; W becomes W - s B A, so the function starts unchanged.
+
+    With G = U diag(S) Vh, ``init.ga_direction`` says which of the 2 r leading vectors each factor gets:
+    ArB2r: A = Vh[:r], B = U[r:2r].  A2rBr: A = Vh[r:2r], B = U[:r].  ArBr: A the odd ones, B the even ones
+    (0, 2, ...).  random: disjoint random halves.
+    c by ``init.scale`` (stable: m^1/4 / gamma^1/2, for both factors).
+    Where G has fewer than 2 r directions the other vectors are random and orthonormal to those (``linalg.completed``):
+    they train like the rest, since the shifted base keeps the function.
+
+    step: [G]_2r.  Returns B (m, r), A (r, n), fp32.
+    """
+    r = layer.rank
+    order = torch.arange(2 * r)
+    if init.ga_direction == "ArB2r":
+        for_A, for_B = order[:r], order[r:]
+    elif init.ga_direction == "A2rBr":
+        for_A, for_B = order[r:], order[:r]
+    elif init.ga_direction == "ArBr":
+        for_A, for_B = order[1::2], order[0::2]
+    else:
+        shuffled = torch.randperm(2 * r, generator=layer.generator)
+        for_A, for_B = shuffled[:r], shuffled[r:]
+    scale = factor_scale(init, layer, stable=layer.shape[0] ** 0.25 / init.gamma**0.5)
+    return AdapterFactors(step.U[:, for_B] * scale, step.Vh[for_A] * scale, shift_base=True)

@@ -1,0 +1,123 @@
+"""What a result rests on: versions, commit, fingerprints of local models and data, the configuration's hash."""
+
+import hashlib
+import json
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from lora_one.config.schemas import HUB_EVALUATIONS, evaluations_in
+
+PACKAGES = (
+    "lora-one",
+    "torch",
+    "transformers",
+    "peft",
+    "datasets",
+    "accelerate",
+    "hydra-core",
+    "omegaconf",
+    "wandb",
+    "bitsandbytes",
+)
+
+# Keys that cannot change the adapter: they only name, place, write or watch.
+NOT_HASHED = {"seed", "results_dir", "overwrite", "dry_run"}
+NOT_HASHED |= {
+    f"model.{key}" for key in ("saving", "logging_steps", "keep_epochs", "save_steps", "preflight", "sharded")
+}
+NOT_HASHED |= {f"init.{key}" for key in ("cache", "memory")}
+NOT_HASHED |= {"dataset.accuracy_examples", "dataset.max_new_tokens", "dataset.cache"}
+
+
+def fingerprint(path: Path, *, nested: bool = False) -> str:
+    """sha256 over a file's bytes and endings, or over those and the names of a folder's own files.
+
+    Hidden files are left out, and folders within unless nested: a run may write its results below the model.
+    """
+    single = path.is_file()
+    entries = [path] if single else path.rglob("*") if nested else path.iterdir()
+    files = sorted(p for p in entries if p.is_file() and (single or not p.name.startswith(".")))
+    total = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        # of a file its endings, which say how a table is read
+        name = "".join(file.suffixes) if single else file.relative_to(path).as_posix()
+        total.update(f"{name}\0{content}\n".encode())
+    return total.hexdigest()
+
+
+def source_fingerprint() -> str:
+    """sha256 over this package's own code."""
+    total = hashlib.sha256()
+    root = Path(__file__).parents[1]
+    for file in sorted(root.rglob("*.py")):
+        total.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
+    return total.hexdigest()
+
+
+def local_fingerprints(config: dict[str, Any], model_folder: Path | None) -> dict[str, str]:
+    """Key -> content fingerprint for the model and the data that lie on this machine."""
+    found = {}
+    if model_folder is not None:
+        found["model.name"] = fingerprint(model_folder)
+    data = config["dataset"].get("path")
+    if data is not None:
+        in_folders = config["dataset"]["name"] == "commonsense_reasoning"  # one for each of its sets
+        found["dataset.path"] = fingerprint(Path(data).expanduser(), nested=in_folders)
+    evaluations = evaluations_in(config["dataset"].get("decontaminate"))
+    if evaluations:
+        found["dataset.decontaminate"] = " ".join(
+            name if name in HUB_EVALUATIONS else fingerprint(Path(name).expanduser(), nested=True)
+            for name in evaluations
+        )
+    return found
+
+
+def config_hash(config: dict[str, Any], fingerprints: dict[str, str]) -> str:
+    """sha256 (hex) of everything that can change the adapter; local content stands in for its path."""
+    hashed = {}
+    for section, value in config.items():
+        entries = {f"{section}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {section: value}
+        if section != "wandb":
+            hashed |= {key: fingerprints.get(key, item) for key, item in entries.items() if key not in NOT_HASHED}
+    return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed as a package"
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of this source tree, with "+changes" where it has some; None outside a checkout."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def provenance(fingerprints: dict[str, str], model_folder: Path | None = None) -> dict[str, Any]:
+    return {
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "fingerprints": fingerprints,
+        "model_folder": str(model_folder.resolve()) if model_folder else None,
+        "machine": f"{platform.system()} {platform.machine()}",
+    }

@@ -1,0 +1,208 @@
+"""Where numbers go while a run goes on: metrics.jsonl, and W&B if it is wanted. Tracking never stops a run."""
+
+import json
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lora_one.diagnostics import by_kind
+from lora_one.errors import RunError
+from lora_one.records.folder import RunFolder
+
+START_TIMEOUT = 60  # seconds for a W&B server to answer at the start, and for a key to be typed where it asks for one
+FINISH_TIMEOUT = 60  # seconds to upload what is left at the end; the rest stays on disk for `wandb sync`
+
+
+class Wandb:
+    """One W&B run, or none. What goes wrong with it is a warning, once, and then it is not asked again."""
+
+    def __init__(self, run: Any = None):
+        self.run = run
+
+    @classmethod
+    def opened(cls, mode: str, **options: Any) -> "Wandb":
+        """A run of ``wandb.init``; kept offline where it cannot start online, for want of a network or a key, say."""
+        import wandb
+
+        settings = wandb.Settings(
+            silent=True,
+            console="off",
+            init_timeout=START_TIMEOUT,
+            login_timeout=START_TIMEOUT,
+            finish_timeout=FINISH_TIMEOUT,
+        )
+        resume = "allow" if mode == "online" else None
+        try:
+            run = wandb.init(**options, mode=mode, resume=resume, settings=settings)
+        except Exception as error:  # a refused tag, a full disk, no server: whatever it is, the work matters more
+            reason = " ".join(str(error).split())
+            if mode == "online":
+                warnings.warn(f"W&B could not start online, the run is kept offline: {reason}", stacklevel=3)
+                return cls.opened("offline", **options | {"id": None})  # W&B holds on to an id that did not start
+            warnings.warn(f"W&B could not start, the work goes on without it: {reason}", stacklevel=3)
+            return cls()
+        if run.url:
+            print(f"W&B: {run.url}")
+        return cls(run)
+
+    def log(self, step: int, metrics: dict[str, Any]) -> None:
+        """Steps in order. Of a resumed run, those after its resume point come again, and W&B has them already."""
+        self._tell(lambda run: run.log(metrics, step=step) if step >= run.starting_step else None)
+
+    def summarize(self, entries: dict[str, Any]) -> None:
+        self._tell(lambda run: run.summary.update(entries))
+
+    def finish(self, exit_code: int = 0) -> None:
+        self._tell(lambda run: run.finish(exit_code=exit_code))
+        self.run = None
+
+    def _tell(self, what: Callable[[Any], object]) -> None:
+        if self.run is None:
+            return
+        try:
+            what(self.run)
+        except Exception as error:
+            self.run = None
+            warnings.warn(f"W&B failed, the work goes on without it: {' '.join(str(error).split())}", stacklevel=4)
+
+
+class Tracker:
+    """One line of metrics.jsonl a call, and the same to W&B. Only the main process has a live one.
+
+    diagnostics.jsonl, beside it, has a line each time the adapters were looked at, with every layer; W&B has the
+    means over layers of one kind.
+    """
+
+    def __init__(self, path: Path, *, main_process: bool = True):
+        self.path = path
+        self.diagnostics = path.with_name("diagnostics.jsonl")
+        self.active = main_process
+        self.wandb = Wandb()
+
+    def start_wandb(self, record: dict[str, Any], folder: Path) -> None:
+        """Open the W&B run of a run.json; a W&B that cannot start is a warning, not the end of the run."""
+        mode = record["config"]["wandb"]["mode"]
+        if self.active and mode != "disabled":
+            self.wandb = Wandb.opened(
+                mode,
+                **place_of(record),
+                name=name_of(record, folder),
+                job_type="train",
+                dir=folder,
+                id=record["wandb_id"],
+                config=record["config"] | {name: record[name] for name in ("config_hash", "provenance")},
+            )
+
+    def forget_after(self, step: int) -> None:
+        """Drop lines beyond ``step``: the run goes on from there.
+
+        A W&B run that does not know what was before, as none does offline, is told.
+        """
+        if not self.active:
+            return
+        for path in (self.path, self.diagnostics):
+            if path.exists():
+                lines = [line for line in read_metrics(path) if line["step"] <= step]
+                scratch = path.with_name(f".{path.name}")
+                scratch.write_text("".join(json.dumps(line) + "\n" for line in lines))
+                scratch.replace(path)  # killed here, the old lines are all there
+        if self.wandb.run is not None and not self.wandb.run.resumed:
+            told = [(line["step"], line) for line in read_metrics(self.path)]
+            told += [(line["step"], _for_wandb(line["layers"])) for line in read_metrics(self.diagnostics)]
+            for number, line in sorted(told, key=lambda pair: pair[0]):
+                self.wandb.log(number, line)
+
+    def log(self, step: int, metrics: dict[str, Any]) -> None:
+        if not self.active:
+            return
+        line = {"step": step, **{name: _plain(value) for name, value in metrics.items()}}
+        _append(self.path, line)
+        self.wandb.log(step, line)
+
+    def log_layers(self, step: int, layers: dict[str, dict[str, Any]]) -> None:
+        """What ``diagnostics.layer_diagnostics`` says of each layer after a step."""
+        if not self.active:
+            return
+        _append(self.diagnostics, {"step": step, "layers": layers})
+        self.wandb.log(step, _for_wandb(layers))
+
+    def summarize(self, entries: dict[str, Any]) -> None:
+        """What W&B shows of the run as a whole."""
+        self.wandb.summarize(entries)
+
+    def finish(self, summary: dict[str, Any], *, exit_code: int = 0) -> None:
+        self.summarize(summary)
+        self.wandb.finish(exit_code)
+
+
+def place_of(record: dict[str, Any]) -> dict[str, Any]:
+    """Where W&B shows a run and the evaluations of its model, by its run.json; a configuration's seeds together."""
+    wandb = record["config"]["wandb"]
+    return {
+        "project": wandb["project"],
+        "entity": wandb["entity"],
+        "group": wandb["group"] or record["config_hash"][:8],
+        "tags": wandb["tags"],
+    }
+
+
+def name_of(record: dict[str, Any], folder: Path) -> str:
+    return f"{folder.parent.name}-s{record['config']['seed']}"
+
+
+def log_evaluation(
+    name: str | None,
+    mode: str,
+    task: str,
+    metrics: dict[str, float],
+    config: dict[str, Any],
+    folder: Path,
+    of_run: RunFolder | None = None,
+) -> None:
+    """One W&B run of job type eval that holds an evaluation's metrics, named ``<task>/<metric>``.
+
+    of_run: whose model it was; its project, entity, group and tags are taken.
+    """
+    if mode == "disabled":
+        return
+    config = {"task": task, **config}
+    place: dict[str, Any] = {"project": "lora-one"}
+    record = of_run.read() if of_run is not None else {}
+    if "config_hash" in record:
+        place = place_of(record)
+        name = name or f"{name_of(record, of_run.path)}-{task}"
+        config["run"] = {key: record.get(key) for key in ("config", "config_hash", "wandb_id")}
+    run = Wandb.opened(mode, **place, name=name, job_type="eval", dir=folder, config=config)
+    run.summarize({f"{task}/{metric}": value for metric, value in metrics.items()})
+    run.finish()
+
+
+def _for_wandb(layers: dict[str, dict[str, Any]]) -> dict[str, float]:
+    return {f"diagnostics/{name}": value for name, value in by_kind(layers).items()}
+
+
+def _append(path: Path, line: dict[str, Any]) -> None:
+    """Raises RunError: no space left, say; a line that was cut short is dropped when the run goes on."""
+    try:
+        with path.open("a") as stream:
+            stream.write(json.dumps(line) + "\n")
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be written ({error.strerror}): free space, and the same command goes on from the last "
+            "resume point"
+        ) from error
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN or infinity: they become null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Lines of a metrics.jsonl; none where there is no file. A last line that a crash cut short is left out."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    if lines and not lines[-1].endswith("}"):
+        lines.pop()
+    return [json.loads(line) for line in lines]

@@ -1,0 +1,80 @@
+"""What a forward pass keeps for its backward pass, counted without weights, data or a device."""
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from lora_one.initialization.gradients import blocks_of, gradients_from_the_embeddings
+from lora_one.models import auto_class
+
+
+def activation_bytes(
+    config: Any,
+    kind: str,
+    targets: Iterable[str] | None,
+    rows: int,
+    length: int,
+    dtype: torch.dtype,
+    *,
+    checkpointing: bool = False,
+) -> int:
+    """Bytes that stay from the forward pass of ``rows`` examples of ``length`` tokens until the backward pass.
+
+    Of a frozen model with the inputs of its adapted layers (``targets``, dotted names), or of one that trains whole
+    (None). The pass is run on tensors that have shapes and no content, so this takes a second for 7B parameters too.
+    checkpointing: the inputs of the blocks, and all of the largest block.
+    """
+    with FakeTensorMode():
+        model = auto_class(kind).from_config(config, dtype=dtype).requires_grad_(targets is None)
+        ids = torch.zeros(rows, length, dtype=torch.long)
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if kind == "ConditionalGeneration":
+            batch["decoder_input_ids"] = ids
+        return _kept(model, batch, list(targets or ()), checkpointing=checkpointing)
+
+
+def _kept(model: nn.Module, batch: dict[str, torch.Tensor], targets: list[str], *, checkpointing: bool) -> int:
+    own = {part.untyped_storage()._cdata for part in (*model.parameters(), *model.buffers())}
+    outside: dict[int, torch.Tensor] = {}  # by storage; the tensor keeps it from being reused
+    inside: list[dict[int, torch.Tensor]] = []
+    places = [outside]
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()._cdata
+        if storage not in own and not any(storage in place for place in places):
+            places[-1][storage] = tensor
+        return tensor
+
+    def enter(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        for tensor in inputs:
+            if isinstance(tensor, torch.Tensor):
+                keep(tensor)
+        inside.append({})
+        places.append(inside[-1])
+
+    def read(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        keep(inputs[0])
+
+    def leave(*_: Any) -> None:
+        places.pop()
+
+    with ExitStack() as stack:
+        stack.enter_context(gradients_from_the_embeddings(model) if targets else torch.enable_grad())
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor))
+        handles = []
+        for block in blocks_of(model) if checkpointing else ():
+            handles += [block.register_forward_pre_hook(enter), block.register_forward_hook(leave)]
+        handles += [model.get_submodule(name).register_forward_pre_hook(read) for name in targets]
+        for handle in handles:
+            stack.callback(handle.remove)
+        model(**batch, use_cache=False)
+    blocks = [sum(map(size_of, block.values())) for block in inside]
+    return sum(map(size_of, outside.values())) + max(blocks, default=0)
+
+
+def size_of(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().nbytes()

@@ -1,0 +1,123 @@
+"""What a run would do, before it does it."""
+
+from pathlib import Path
+
+from torch import nn
+
+from lora_one.adaptation.adalora import first_rank
+from lora_one.adaptation.lora import embeddings_to_train, scaling_of, target_layers
+from lora_one.config import RunConfig
+from lora_one.config.schemas import ArithmeticConfig, GradientInit, PeftLoraGAInit, ProbedInit
+from lora_one.data import labels_of, load_dataset
+from lora_one.data.encode import encoder_for
+from lora_one.initialization.methods import build_init
+from lora_one.initialization.probe import examples_wanted
+from lora_one.models import (
+    DTYPES,
+    HEADS,
+    check_positions,
+    device,
+    free_bytes,
+    load_skeleton,
+    weight_bytes,
+    weight_shape,
+)
+from lora_one.records.folder import method_name
+from lora_one.runs.memory_forecast import activation_bytes
+from lora_one.training.loop import refuse_no_learning, total_steps
+
+GB = 1e9
+
+
+def plan(run: RunConfig, folder: Path) -> str:
+    """Model, data, method, steps, memory and output folder, as text; no weights are loaded.
+
+    Data on this machine are read, so their numbers are exact; of the hub's only the published sizes are used.
+    Raises UsageError: a run whose learning rate is always 0.
+    """
+    model, dataset, full = run.model, run.dataset, not run.peft.use_peft
+    skeleton = load_skeleton(model.name, model.revision, model.type, labels_of(dataset.name))
+    layers = {} if full else target_layers(skeleton, run.peft, build_init(run.init))
+    check_positions(skeleton, model)
+    parameters = sum(parameter.numel() for parameter in skeleton.parameters())
+    trainable = parameters if full else _trainable(run, skeleton, layers)
+    examples, data = _examples(run)
+    refuse_no_learning(examples, model)
+    kind = model.quantization or ("bf16" if model.bf16 else "fp32")
+    lines = {
+        "model": f"{model.name}, {parameters:,} parameters, {kind}, on {device()}",
+        "data": f"{dataset.name}{f' from {dataset.path}' if dataset.path else ''}, {data}",
+        "method": method_name(run) if full else f"{method_name(run)}, scaling {scaling_of(run.peft):.4g}",
+        "adapter": f"{len(layers)} layers, {trainable:,} trainable parameters",
+        "gradient": "none" if full else _gradient(run),
+        "steps": f"{total_steps(examples, model)} of {model.real_batch_size} examples, {model.epochs:g} epochs",
+        **_memory(run, skeleton, layers, parameters, trainable),
+        "output": str(folder),
+    }
+    return "\n".join(f"{name:9s} {text}" for name, text in lines.items())
+
+
+def _trainable(run: RunConfig, skeleton: nn.Module, layers: dict[str, nn.Module]) -> int:
+    """Parameters of the adapters, and of what trains whole beside them: embeddings, a new head."""
+    peft = run.peft
+    rank = first_rank(peft) if peft.adalora else peft.lora_r
+    whole = embeddings_to_train(skeleton)["modules_to_save"] if peft.train_embeddings else []
+    if run.model.type == "SequenceClassification":
+        whole = [*whole, *(name for name, _ in skeleton.named_children() if name in HEADS)]
+    count = sum(weight.numel() for name in whole for weight in skeleton.get_submodule(name).parameters())
+    for m, n in map(weight_shape, layers.values()):
+        count += rank * rank if peft.lora_xs else rank * (m + n + peft.adalora) + m * peft.dora
+    return count
+
+
+def _memory(
+    run: RunConfig, skeleton: nn.Module, layers: dict[str, nn.Module], parameters: int, trainable: int
+) -> dict[str, str]:
+    """Forecasts of the initialisation and of training, and the micro-batch that the free memory holds."""
+    model, full = run.model, not run.peft.use_peft
+    dtype = DTYPES["bf16" if model.bf16 and not full else "fp32"]
+    outputs = 0 if model.type == "SequenceClassification" else skeleton.config.get_text_config().vocab_size
+
+    def an_example(length: int) -> int:
+        kept = activation_bytes(
+            skeleton.config, model.type, None if full else layers, 1, length, dtype,
+            checkpointing=model.gradient_checkpointing,
+        )  # fmt: skip
+        return kept + length * outputs * (8 + 2 * dtype.itemsize)  # logits, their fp32 copy and gradients
+
+    weights = parameters * (4 if full else weight_bytes(model))
+    states = trainable * (12 if full else 16)  # gradient and two moments; of adapters also the value; all fp32
+    each = an_example(model.max_length)
+    training = weights + states + model.per_device_batch_size * each
+    parts = f"weights {weights / GB:.2f}, optimizer {states / GB:.3f}, an example of {model.max_length} tokens"
+    lines = {"memory": f"training about {training / GB:.2f} GB: {parts} {each / GB:.3f}"}
+    if isinstance(run.init, ProbedInit) and not full:
+        gradients = isinstance(run.init, GradientInit | PeftLoraGAInit)
+        held = sum(m * n for m, n in map(weight_shape, layers.values())) * 4 * gradients
+        rows = run.init.bsz or model.per_device_batch_size
+        start = weights + held + rows * (each if run.init.max_length is None else an_example(run.init.max_length))
+        lines["memory"] += f"; init at most {start / GB:.2f} GB, of which gradients {held / GB:.2f}"
+    free = free_bytes()
+    fitting = int((free - weights - states) / each)
+    said = f"{fitting} examples" if fitting > 0 else "no example"
+    lines["fits"] = f"{said} of {model.max_length} tokens at a time in the {free / GB:.1f} GB that are free"
+    return lines
+
+
+def _examples(run: RunConfig) -> tuple[int, str]:
+    dataset = run.dataset
+    limits = [size for size in (dataset.max_train_samples, dataset.train_size) if size is not None]
+    if limits and dataset.path is None and not isinstance(dataset, ArithmeticConfig):
+        return min(limits), f"from the hub, at most {min(limits):,} training examples"
+    splits = load_dataset(dataset, encoder_for(run.model, dataset), run.model.max_length)
+    return len(splits.train), f"{len(splits.train):,} training and {len(splits.validation):,} validation examples"
+
+
+def _gradient(run: RunConfig) -> str:
+    if not isinstance(run.init, ProbedInit):
+        return "none"
+    wanted = examples_wanted(run.init)
+    examples = f"{'all training' if wanted is None else wanted} examples"
+    if isinstance(run.init, GradientInit):
+        return f"over {examples}, mean over each {run.init.reduction}"
+    return f"by PEFT, over {examples}" if isinstance(run.init, PeftLoraGAInit) else f"none; activations of {examples}"

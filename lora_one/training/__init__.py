@@ -1,0 +1,1 @@
+"""Fine-tuning: the loop on the Hugging Face Trainer, and what happens beside its steps."""
