@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lora_one import initialize_adapters
-from lora_one.adaptation.lora import lora_layers
+from lora_one.adaptation.layers import lora_layers
 from lora_one.initialization.low_rank_step import StepSettings, factorised, low_rank_steps
 from lora_one.initialization.methods.lora_one import descent_factors
 from lora_one.linalg import LowRank

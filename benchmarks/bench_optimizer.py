@@ -20,7 +20,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lora_one.adaptation.lora import quiet_peft
+from lora_one.adaptation.wrapping import quiet_peft
 from lora_one.optim import create_scaled_optimizer
 
 REG, TOKENS, LARGEST_ERROR = 1e-6, 256, 1e-3

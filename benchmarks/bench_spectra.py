@@ -17,13 +17,12 @@ from bench_init import subject
 from common import SHAPES, common_arguments, hand_over, set_threads
 from torch import Tensor, nn
 
-from lora_one.adaptation.lora import target_layers
-from lora_one.data import load_dataset
-from lora_one.data.encode import encoder_for
+from lora_one.adaptation.layers import target_layers
 from lora_one.initialization.gradients import mean_gradients
 from lora_one.losses import Batch
+from lora_one.records.folder import placed
 from lora_one.runs import cli
-from lora_one.runs.stages import draw_probe, load_base
+from lora_one.runs.parts import load_base, load_parts
 
 CONF = Path(__file__).parent.parent / "conf"
 RANKS = (8, 16, 64)
@@ -58,10 +57,9 @@ def real(chosen: argparse.Namespace) -> tuple[nn.Module, dict[str, nn.Module], S
     data = ["dataset=gsm8k", f"dataset.path={chosen.data_path}", "dataset.cache=null", f"init.iters={chosen.examples}"]
     model = [f"model.name={chosen.model}", "model=llama", "model.bf16=false", "model.max_length=512"]
     run = cli.compose(CONF, [*data, *model, "init=gradient", "wandb.mode=disabled"])
-    encoder = encoder_for(run.model, run.dataset)
-    splits = load_dataset(run.dataset, encoder, run.model.max_length)
-    base = load_base(run, encoder).requires_grad_(False)
-    return base, target_layers(base, run.peft), draw_probe(run, splits, encoder).batches
+    parts = load_parts(run, placed(run).folder)
+    base = load_base(parts).requires_grad_(False)
+    return base, target_layers(base, run.peft), parts.probe.batches
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

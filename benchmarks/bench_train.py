@@ -37,11 +37,14 @@ from lora_one.data.order import order_of
 from lora_one.initialization.methods import build_init
 from lora_one.initialization.start import attach_adapters
 from lora_one.models import load_model
+from lora_one.records.folder import RunFolder
 from lora_one.records.tracking import Tracker, read_metrics
 from lora_one.runs import cli
+from lora_one.runs.parts import adaptation_of
 from lora_one.training.loop import total_steps, train
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
+NO_RUN = RunFolder(Path("no run"))  # nothing is read there
 AGREE = 1e-5  # of a step's loss
 FIGURES = {
     "seconds": ("seconds", "{:.2f}"),
@@ -64,7 +67,7 @@ class Subject:
     def adapted(self) -> nn.Module:
         """A copy of the base with LoRA at its usual start, the same each time."""
         base, run = copy.deepcopy(self.base), self.run
-        return attach_adapters(base, run.peft, build_init(run.init), None, seed=0, dtype=run.init.dtype)[0]
+        return attach_adapters(base, adaptation_of(run, NO_RUN), build_init(run.init), None, seed=0)[0]
 
 
 class Order(Sampler[int]):
@@ -100,7 +103,16 @@ def ours(at: Subject, **changes: Any) -> Done:
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         tracker, points = Tracker(Path(folder) / "metrics.jsonl"), Path(folder) / "checkpoints"
         clock = Clock()
-        train(model, at.examples, run, evaluate=None, checkpoints=points, pad_id=at.pad_id, tracker=tracker)
+        train(
+            model,
+            at.examples,
+            run,
+            adaptation_of(run, NO_RUN),
+            evaluate=None,
+            checkpoints=points,
+            pad_id=at.pad_id,
+            tracker=tracker,
+        )
         clock.stop()
         return Done([line["loss"] for line in read_metrics(tracker.path)], clock)
 

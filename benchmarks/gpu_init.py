@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lora_one import initialize_adapters
-from lora_one.adaptation.lora import quiet_peft
+from lora_one.adaptation.wrapping import quiet_peft
 from lora_one.initialization.gradients import backward_passes
 from lora_one.initialization.low_rank_step import StepSettings, factorised, low_rank_steps
 from lora_one.initialization.methods.lora_one import descent_factors

@@ -26,15 +26,17 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from lora_one.adaptation.lora import quiet_peft
+from lora_one.adaptation.wrapping import quiet_peft
 from lora_one.config import RunConfig
 from lora_one.data.encode import Encoded
 from lora_one.initialization.methods import build_init
 from lora_one.initialization.start import attach_adapters
 from lora_one.records.tracking import Tracker
 from lora_one.runs import cli
+from lora_one.runs.parts import adaptation_of
 from lora_one.training.loop import train
 
+NO_RUN = RunFolder(Path("no run"))  # nothing is read there
 WARM, STEPS, GLOBAL, PAD = 3, 12, 4, 0
 
 
@@ -103,13 +105,22 @@ def run_of(shape: Shape, rank: int, size: int, **changes: Any) -> RunConfig:
 
 def ours(base: nn.Module, examples: list[Encoded], shape: Shape, rank: int, size: int, **changes: Any) -> Row:
     run = run_of(shape, rank, size, **changes)
-    model, _ = attach_adapters(base, run.peft, build_init(run.init), None, seed=0, dtype=run.init.dtype)
+    model, _ = attach_adapters(base, adaptation_of(run, NO_RUN), build_init(run.init), None, seed=0)
     try:
         with tempfile.TemporaryDirectory() as folder, quiet():
             stamps = Stamps(Path(folder) / "metrics.jsonl")
             begun()
             points = Path(folder) / "checkpoints"
-            train(model, examples, run, evaluate=None, checkpoints=points, pad_id=PAD, tracker=stamps)
+            train(
+                model,
+                examples,
+                run,
+                adaptation_of(run, NO_RUN),
+                evaluate=None,
+                checkpoints=points,
+                pad_id=PAD,
+                tracker=stamps,
+            )
             return measured(stamps, shape)
     finally:
         model.unload()

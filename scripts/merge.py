@@ -14,7 +14,7 @@ def main() -> int:
     with cli.reporting():
         from lora_one.errors import UsageError
         from lora_one.records.folder import RunFolder
-        from lora_one.runs.stages import merge_run
+        from lora_one.runs.saving import merge_run
 
         folder = RunFolder(path.parent if path.name == "run.json" else path)
         if not folder.run_json.exists():

@@ -33,6 +33,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from lora_one.adaptation.protocol import Adaptation
 from lora_one.config import RunConfig
 from lora_one.errors import RunError
 from lora_one.evaluation import sandbox
@@ -40,7 +41,8 @@ from lora_one.initialization.low_rank_step import StepSettings, factorised
 from lora_one.initialization.methods import build_init
 from lora_one.models import BUNDLED, load_model, load_tokenizer, original_weights
 from lora_one.records.folder import RunFolder
-from lora_one.runs import experiment, stages
+from lora_one.runs import experiment
+from lora_one.runs.parts import adaptation_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -260,6 +262,13 @@ def run_config(*overrides: str) -> RunConfig:
     return RunConfig.from_hydra(composed("wandb.mode=disabled", "dataset.cache=null", *overrides))
 
 
+def adaptation_for(run: RunConfig, dtype: str | None = None) -> Adaptation:
+    """What the run trains, with adapters of that dtype (None: the run's), outside a run's folder."""
+    if dtype is not None:
+        run = dataclasses.replace(run, init=dataclasses.replace(run.init, dtype=dtype))
+    return adaptation_of(run, RunFolder(Path("no run")))
+
+
 def finish(run: RunConfig) -> RunFolder:
     """Run it and give its folder."""
     return experiment.execute(run)
@@ -268,14 +277,14 @@ def finish(run: RunConfig) -> RunFolder:
 def logits_at_saving(monkeypatch: pytest.MonkeyPatch, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     """{"trained": logits} of the model that the next run has trained, taken right before it is saved."""
     found: dict[str, torch.Tensor] = {}
-    original = stages.save
+    original = experiment.save
 
-    def remember(experiment, model):
+    def remember(parts, model):
         with torch.no_grad():
             found["trained"] = model.eval()(ids).logits
-        original(experiment, model)
+        original(parts, model)
 
-    monkeypatch.setattr(stages, "save", remember)
+    monkeypatch.setattr(experiment, "save", remember)
     return found
 
 

@@ -11,10 +11,10 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 from lora_one.adaptation import adalora
-from lora_one.adaptation.lora import lora_layers
+from lora_one.adaptation.layers import lora_layers
 from lora_one.records.folder import RunFolder
 from lora_one.runs import experiment
-from lora_one.runs.stages import merge_run
+from lora_one.runs.saving import merge_run
 from lora_one.training import loop as training
 
 RUN = (

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from conftest import random_llama, run_config
+from conftest import adaptation_for, random_llama, run_config
 from test_gradients import autograd_gradients, examples
 
-from lora_one.adaptation import lora as adapters
+from lora_one.adaptation import layers as adapters
 from lora_one.data.encode import batches_of
 from lora_one.errors import RunError, UsageError
 from lora_one.initialization.methods import build_init
@@ -14,7 +14,7 @@ from lora_one.initialization.start import Probe, attach_adapters
 
 def attach(model, run, data=None):
     probe = Probe(batches_of(data or examples(), 2, 0), "example")
-    return attach_adapters(model, run.peft, build_init(run.init), probe, seed=0, dtype="fp32")
+    return attach_adapters(model, adaptation_for(run), build_init(run.init), probe, seed=0)
 
 
 def test_all_means_every_linear_layer_but_the_head():

@@ -9,12 +9,12 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from lora_one.adaptation import lora as adapters
+from lora_one.adaptation import layers as adapters
 from lora_one.adaptation.checkpoints import merge_adapter
-from lora_one.adaptation.lora import trained_copies, wrap
+from lora_one.adaptation.wrapping import trained_copies, wrap
 from lora_one.errors import RunError, UsageError
 from lora_one.models import check_positions, with_rank
-from lora_one.runs.stages import merge_run
+from lora_one.runs.saving import merge_run
 
 SHORT = ("dataset.accuracy_examples=0", "model.epochs=1", "model.max_length=64")
 

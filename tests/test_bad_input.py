@@ -24,7 +24,6 @@ from lora_one.evaluation.command import main as evaluate
 from lora_one.evaluation.functional_correctness import main as score_samples
 from lora_one.records.folder import folder_of
 from lora_one.records.provenance import config_hash, local_fingerprints
-from lora_one.runs import stages
 
 USAGE, FAILURE = 2, 1
 HEAD = "model=tiny model.type=SequenceClassification dataset=cola "
@@ -409,7 +408,7 @@ def no_weights(monkeypatch):
     def load_model(*_, **__):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(stages, "load_model", load_model)
+    monkeypatch.setattr(models, "load_model", load_model)
     monkeypatch.setattr(models, "device", lambda wanted=None: models.torch.device("cpu"))
 
 
@@ -461,7 +460,7 @@ def test_overwrite_keeps_the_finished_run_until_the_new_one_can_begin(tmp_path, 
     assert program(line)[0] == 0
     (record,) = (tmp_path / "results").rglob("run.json")
     before = record.read_bytes()
-    monkeypatch.setattr(stages, "load_model", lambda *_, **__: (_ for _ in ()).throw(RunError("no memory")))
+    monkeypatch.setattr(models, "load_model", lambda *_, **__: (_ for _ in ()).throw(RunError("no memory")))
     assert program(line + " overwrite=true")[0] == FAILURE
     assert record.read_bytes() == before and (record.parent / "adapter").exists()
 

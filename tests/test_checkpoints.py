@@ -7,12 +7,13 @@ import torch
 from conftest import finish, folder_of, random_llama, run_config, small_run
 from safetensors.torch import load_file
 
-from lora_one.adaptation import lora as adapters
+from lora_one.adaptation import layers as adapters
 from lora_one.adaptation.checkpoints import load_adapter, merge_adapter, restore_adapter, save_adapter
+from lora_one.adaptation.wrapping import wrap
 from lora_one.errors import RunError, UsageError
 from lora_one.files import whole_folder
 from lora_one.models import load_model
-from lora_one.runs import stages
+from lora_one.runs import saving
 
 IDS = torch.arange(3, 40).reshape(1, -1)
 
@@ -20,7 +21,7 @@ IDS = torch.arange(3, 40).reshape(1, -1)
 def adapted(dtype=torch.float32, **changes):
     """A random model with random factors of both sides, as after some training."""
     run = run_config("init=default", "init.lora_B=zeros")
-    model = adapters.wrap(random_llama(**changes).to(dtype), run.peft, "fp32")
+    model = wrap(random_llama(**changes).to(dtype), run.peft, "fp32")
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         if "lora_" in name:
@@ -70,7 +71,7 @@ def test_a_run_and_a_later_merge_write_the_same_bytes_from_the_original_16_bit_b
     folder = finish(small_run(tmp_path, base, *start.split(), "model.bf16=true", *fast))
     merged = load_file(folder.merged / "model.safetensors")
     first = folder.merged.rename(tmp_path / "first")
-    stages.merge_run(folder)
+    saving.merge_run(folder)
     same, *different = filecmp.cmpfiles(first, folder.merged, [file.name for file in first.iterdir()], shallow=False)
     assert "model.safetensors" in same and different == [[], []]
     model = load_adapter(load_model(str(base), dtype="bf16"), folder.adapter)
@@ -100,7 +101,7 @@ def test_adapter_of_another_model_is_refused(tmp_path):
 def test_resume_point_is_restored_in_place_and_in_its_own_dtype(tmp_path):
     """The parameters that the optimizer knows get the values; PEFT's own way would leave fp32 copies instead."""
     peft = run_config("init=default").peft
-    model, other = (adapters.wrap(random_llama(), peft, "bf16") for _ in range(2))
+    model, other = (wrap(random_llama(), peft, "bf16") for _ in range(2))
     before = {name: parameter for name, parameter in other.named_parameters() if "lora_" in name}
     for name, parameter in model.named_parameters():
         if "lora_" in name:
@@ -115,7 +116,7 @@ def test_resume_point_is_restored_in_place_and_in_its_own_dtype(tmp_path):
 
 def test_resume_point_of_another_adapter_is_refused(tmp_path):
     adapted().save_pretrained(tmp_path)
-    core = adapters.wrap(random_llama(), run_config("init=lora_xs").peft, "fp32")
+    core = wrap(random_llama(), run_config("init=lora_xs").peft, "fp32")
     with pytest.raises(RunError, match="holds another adapter than this run's: remove it, or add overwrite=true"):
         restore_adapter(core, tmp_path)
 

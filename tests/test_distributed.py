@@ -7,13 +7,13 @@ from datetime import timedelta
 
 import pytest
 import torch
-from conftest import Experts, random_llama, run_config
+from conftest import Experts, adaptation_for, random_llama, run_config
 from test_gradients import autograd_gradients, examples, linear_layers
 from torch import distributed as dist
 from torch import multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
-from lora_one.adaptation import lora as adapters
+from lora_one.adaptation import layers as adapters
 from lora_one.data.encode import batches_of
 from lora_one.distributed import Processes
 from lora_one.initialization import low_rank_step as steps
@@ -59,7 +59,7 @@ def factors(memory, batch_size, dtype):
     probe = Probe(batches_of(examples(EXAMPLES), batch_size, 0), "example", StepSettings(memory=memory))
     base = model_for_ranks().to(dtype)
     try:
-        model, start = attach_adapters(base, run.peft, build_init(run.init), probe, seed=0, dtype="fp32")
+        model, start = attach_adapters(base, adaptation_for(run), build_init(run.init), probe, seed=0)
     finally:
         steps.factorised = original
     found = {
@@ -156,7 +156,7 @@ def scaled_steps(count):
     """Adapter after three steps of scaled AdamW on one batch, which the processes share out; behind DDP if several."""
     run = run_config("init=gaussian", "init.lora_B=gaussian", "peft.lora_r=4")
     base = model_for_ranks().double()
-    model = attach_adapters(base, run.peft, build_init(run.init), None, seed=0, dtype="fp32")[0].double()
+    model = attach_adapters(base, adaptation_for(run), build_init(run.init), None, seed=0)[0].double()
     wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True) if count > 1 else model
     optimizer = create_scaled_optimizer(wrapped, AdamW, lr=1e-3, reg=1e-2, correct_bias=False)
     data = examples(6)

@@ -12,12 +12,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, finish, quantized_llama, random_llama, random_roberta, random_t5, run_config, small_run
+from conftest import (
+    ROOT,
+    adaptation_for,
+    finish,
+    quantized_llama,
+    random_llama,
+    random_roberta,
+    random_t5,
+    run_config,
+    small_run,
+)
 from peft import LoraConfig, PeftModel
 from test_gradients import autograd_gradients, examples, linear_layers
 
 from lora_one import initialize_adapters
-from lora_one.adaptation import lora as adapters
+from lora_one.adaptation import layers as adapters
 from lora_one.data import load_dataset
 from lora_one.data.arithmetic import PRETRAIN_FAMILIES, generate
 from lora_one.data.encode import Encoded, batches_of, encoder_for, prompt_ids
@@ -186,7 +196,7 @@ def test_every_init_starts(choice, tmp_path):
     if choice == "loftq":
         base, originals = quantized_llama(tmp_path, hidden_size=64, intermediate_size=128)
     probe = Probe(batches_of(examples(), 5, 0), "example")
-    model, _ = attach_adapters(base, run.peft, method, probe, seed=0, dtype="fp32", originals=originals)
+    model, _ = attach_adapters(base, adaptation_for(run), method, probe, seed=0, originals=originals)
     for name, layer in adapters.lora_layers(model).items():
         assert layer.lora_A["default"].weight.device.type == WHERE, name
         assert layer.lora_A["default"].weight.isfinite().all() and layer.lora_B["default"].weight.isfinite().all(), name

@@ -19,7 +19,7 @@ from lora_one.initialization import low_rank_step as steps
 from lora_one.initialization import start
 from lora_one.records.folder import RunFolder
 from lora_one.records.tracking import Tracker
-from lora_one.runs import cli, experiment, stages
+from lora_one.runs import cli, experiment, initial_model, saving
 from lora_one.training import loop as training
 
 # twelve steps with dropout, a resume point every second one: the kill lies between points, in epochs, and at ends
@@ -77,7 +77,7 @@ KILLS = {
     "checkpoint: two at once": (training, "publish", 3, True),
     "checkpoint: last": (training, "publish", 6, True),
     "adapter: being written": (PeftModel, "save_pretrained", 7, True),
-    "adapter: written": (stages, "plot_run", 1, False),
+    "adapter: written": (saving, "plot_run", 1, False),
     "merge: begun": (checkpoints, "merge_adapter", 1, False),
     "merge: weights written": (LlamaForCausalLM, "save_pretrained", 1, True),
     "merge: unnamed": (PreTrainedTokenizerBase, "save_pretrained", 1, True),
@@ -159,7 +159,7 @@ def test_a_signal_ends_training_after_its_step_with_a_resume_point(
     folder = RunFolder(file.parent)
     assert folder.read()["status"] == "interrupted" and number.name in folder.read()["error"]
     assert [point.name for point in folder.checkpoints.iterdir()] == ["checkpoint-3"]
-    monkeypatch.setattr(stages, "attach_adapters", None)  # what was initialised is not initialised again
+    monkeypatch.setattr(initial_model, "attach_adapters", None)  # what was initialised is not initialised again
     assert launched(monkeypatch, *command) == 0
     assert (folder.adapter / ADAPTER).read_bytes() == (straight.adapter / ADAPTER).read_bytes()
     assert folder.read()["status"] == "finished"

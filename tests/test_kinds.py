@@ -29,7 +29,7 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
-from lora_one.adaptation import lora as adapters
+from lora_one.adaptation import layers as adapters
 from lora_one.data import load_dataset
 from lora_one.data.encode import ClassEncoder, EncoderDecoderEncoder, batches_of, collate, encoder_for, pad_id_of
 from lora_one.errors import RunError, UsageError
@@ -39,7 +39,7 @@ from lora_one.initialization.methods.peft_methods import one_by_one
 from lora_one.losses import loss_count, loss_sum, mean_loss, model_logits, targets
 from lora_one.models import kind_of, load_skeleton, load_tokenizer, padded_with
 from lora_one.runs.plan import plan
-from lora_one.runs.stages import merge_run
+from lora_one.runs.saving import merge_run
 from lora_one.types import Example
 
 WORDS = ("unacceptable", "acceptable")

@@ -6,8 +6,8 @@ import pytest
 from conftest import ROOT
 
 ORDER = [
-    {"types", "errors", "files", "interruption"},
-    {"datasets", "model_kinds"},
+    {"types", "errors", "interruption"},
+    {"files", "datasets", "model_kinds"},
     {"config", "linalg", "seeding", "losses", "distributed", "diagnostics"},
     {"models", "optim"},
     {"data", "records"},

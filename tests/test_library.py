@@ -15,7 +15,7 @@ from test_steps import random_mixtral
 from torch.utils.data import DataLoader
 
 from lora_one import initialize_adapters, save_adapter
-from lora_one.adaptation import lora as adapters
+from lora_one.adaptation import layers as adapters
 from lora_one.data.encode import Encoded, batches_of
 from lora_one.errors import RunError, UsageError
 from lora_one.initialization.methods import build_init

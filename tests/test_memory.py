@@ -5,7 +5,8 @@ import torch
 from conftest import random_llama, random_roberta, random_t5, run_config
 from peft import LoraConfig, get_peft_model
 
-from lora_one.adaptation.lora import TASK_TYPES, target_layers
+from lora_one.adaptation.layers import target_layers
+from lora_one.adaptation.wrapping import TASK_TYPES
 from lora_one.models import auto_class
 from lora_one.runs.memory_forecast import activation_bytes
 

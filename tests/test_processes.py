@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 import torch
-from conftest import random_llama, random_roberta
+from conftest import adaptation_for, random_llama, random_roberta
 from evaluation.test_validation import counting, heads, validation_of
 from test_gradients import examples
 from test_training import settings
@@ -29,11 +29,11 @@ CASES = {
 def tuned(folder, *changes):
     """Factors and losses of a run in this folder; it goes on from a resume point that is there."""
     run = settings("model.per_device_batch_size=1", "optimizer.eps=1e-3", *changes)
-    model = attach_adapters(random_llama(), run.peft, build_init(run.init), None, seed=0, dtype="fp32")[0]
+    model = attach_adapters(random_llama(), adaptation_for(run), build_init(run.init), None, seed=0)[0]
     processes = Processes.current()
     tracker = Tracker(folder / "metrics.jsonl", main_process=processes.rank == 0)
     options = {"checkpoints": folder / "checkpoints", "pad_id": 0, "tracker": tracker, "processes": processes.count}
-    train(model, examples(DATA), run, evaluate=None, **options)
+    train(model, examples(DATA), run, adaptation_for(run), evaluate=None, **options)
     factors = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     return factors, [line["loss"] for line in read_metrics(tracker.path)]
 

@@ -5,13 +5,14 @@ import shutil
 
 import pytest
 import torch
-from conftest import finish, quantized_llama, random_llama, run_config, small_run
+from conftest import adaptation_for, finish, quantized_llama, random_llama, run_config, small_run
 from test_gradients import examples, linear_layers
 from test_steps import assert_same, autograd, gradients
 
 from lora_one.adaptation import checkpoints
-from lora_one.adaptation import lora as adapters
+from lora_one.adaptation import layers as adapters
 from lora_one.adaptation.checkpoints import load_adapter
+from lora_one.adaptation.wrapping import wrap
 from lora_one.data.encode import batches_of
 from lora_one.errors import UsageError
 from lora_one.evaluation.command import main as evaluate
@@ -21,7 +22,7 @@ from lora_one.initialization.start import Probe, attach_adapters
 from lora_one.losses import loss_sum, model_logits, targets
 from lora_one.models import load_model, load_tokenizer
 from lora_one.records.folder import base_of
-from lora_one.runs import stages
+from lora_one.runs import saving
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128}
 # int8 rounds activations too, to one part in 127 of each row's largest and through fp16; nf4 computes in fp32
@@ -74,7 +75,7 @@ def test_sketched_steps_too(quantised, kind):
 
 def test_layer_view_dequantises(quantised, kind):
     original = random_llama(**SIZES)
-    model = adapters.wrap(quantised, run_config().peft, "fp32")
+    model = wrap(quantised, run_config().peft, "fp32")
     for name, layer in adapters.lora_layers(model).items():
         view = adapters.layer_view(name, layer, 0)
         W = original.get_submodule(name).weight
@@ -89,7 +90,7 @@ def test_layer_view_dequantises(quantised, kind):
 def attach(model, *overrides):
     run = run_config(*overrides)
     probe = Probe(batches_of(examples(), 2, 0), "example")
-    return attach_adapters(model, run.peft, build_init(run.init), probe, seed=0, dtype="fp32")
+    return attach_adapters(model, adaptation_for(run), build_init(run.init), probe, seed=0)
 
 
 def test_lora_one_starts_and_trains(quantised, kind):
@@ -131,7 +132,7 @@ def test_methods_that_change_the_base_are_refused(quantised, overrides):
 
 
 def test_a_resumed_run_does_not_change_a_quantised_base_either(quantised):
-    model = adapters.wrap(quantised, run_config().peft, "fp32")
+    model = wrap(quantised, run_config().peft, "fp32")
     name = next(iter(adapters.lora_layers(model)))
     with pytest.raises(UsageError, match="is quantised"):
         adapters.shift_base(model, {name: (torch.ones(64, 2), torch.ones(2, 64))})
@@ -141,7 +142,7 @@ def test_loftq_makes_up_for_what_quantising_lost(folder):
     """s B A = [W - Q]_r, by the exact SVD; Q stays, and Q + s B A is nearer to W in every layer."""
     base, originals = quantized_llama(folder, **SIZES)
     run = run_config("init=loftq", "model.quantization=nf4")
-    model, _ = attach_adapters(base, run.peft, build_init(run.init), None, seed=0, dtype="fp32", originals=originals)
+    model, _ = attach_adapters(base, adaptation_for(run), build_init(run.init), None, seed=0, originals=originals)
     plain = random_llama(**SIZES)
     for name, layer in adapters.lora_layers(model).items():
         W, Q = plain.get_submodule(name).weight, adapters.wide_weight(layer.get_base_layer())
@@ -174,7 +175,7 @@ def test_a_whole_run_on_a_quantised_base(tmp_path, llama_folder, init, capsys):
     checkpoints.save_merged(merged, load_tokenizer(str(llama_folder)), again)
     folder.update(artifacts={})
     shutil.rmtree(folder.merged)
-    stages.merge_run(folder)
+    saving.merge_run(folder)
     assert (folder.merged / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
     data = tmp_path / "test.jsonl"
     data.write_text(json.dumps({"question": "What is 1 + 1?", "answer": "#### 2"}) + "\n")

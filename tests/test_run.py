@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 from lora_one.adaptation import checkpoints
 from lora_one.errors import RunError
 from lora_one.models import load_model
-from lora_one.runs import experiment, stages
+from lora_one.runs import experiment, fine_tuning, initial_model
 from lora_one.training import loop as training
 
 
@@ -116,7 +116,7 @@ def test_saving_a_finished_run_merges_without_training(tmp_path, llama_folder, m
     folder = finish(small_run(tmp_path, llama_folder, "dataset.accuracy_examples=0"))
     assert not folder.merged.exists()
     monkeypatch.setattr(training, "train", None)
-    monkeypatch.setattr(stages, "train", None)
+    monkeypatch.setattr(fine_tuning, "train", None)
     again = finish(small_run(tmp_path, llama_folder, "dataset.accuracy_examples=0", "model.saving=true"))
     assert again.path == folder.path and (folder.merged / "model.safetensors").exists()
     assert folder.read()["artifacts"]["merged_checkpoint"] == "merged_checkpoint"
@@ -166,7 +166,7 @@ def straight_and_resumed(tmp_path, model, changes, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         experiment.execute(run)
     monkeypatch.setattr(training.Recorder, "on_log", original)
-    monkeypatch.setattr(stages, "attach_adapters", None)  # what was initialised is not initialised again
+    monkeypatch.setattr(initial_model, "attach_adapters", None)  # what was initialised is not initialised again
     return straight, finish(run)
 
 

@@ -2,17 +2,17 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, finish, real_model, run_config
 
-from lora_one.adaptation.lora import lora_layers, put
-from lora_one.data import load_dataset
-from lora_one.data.encode import encoder_for
+from lora_one.adaptation.layers import lora_layers, put
 from lora_one.initialization.methods import build_init
 from lora_one.initialization.start import attach_adapters, batches_loss, forward_batches
-from lora_one.runs import stages
+from lora_one.records.folder import RunFolder
+from lora_one.runs.parts import load_base, load_parts
 
 SHARED = ROOT.parent / "shared"
 GSM8K = (f"dataset.path={SHARED / 'data/gsm8k'}", "dataset.max_train_samples=448", "dataset.max_eval_samples=20")
@@ -45,11 +45,9 @@ def test_search_reaches_the_least_loss_of_a_grid(name):
     """Within 1 % of it, on the gradient's own examples, by at most 4 evaluations, and below the loss before."""
     overrides, grid = settings(name)
     run = run_config(*overrides, "seed=1", "init.scale=search", "init.search_examples=0")
-    encoder = encoder_for(run.model, run.dataset)
-    splits = load_dataset(run.dataset, encoder, run.model.max_length)
-    probe = stages.draw_probe(run, splits, encoder)
-    base = stages.load_base(run, encoder)
-    model, start = attach_adapters(base, run.peft, build_init(run.init), probe, seed=1, dtype="fp32")
+    parts = load_parts(run, RunFolder(Path("no run")))
+    base, probe = load_base(parts), parts.probe
+    model, start = attach_adapters(base, parts.adaptation, build_init(run.init), probe, seed=1)
     solution, layers, forward = start.solution, lora_layers(model), forward_batches(model, probe.batches)
     assert 2 <= len(solution.searched) <= 4
 

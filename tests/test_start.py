@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from conftest import finish, random_llama, random_t5, run_config, small_run
+from conftest import adaptation_for, finish, random_llama, random_t5, run_config, small_run
 from peft import PeftModel
 from test_gradients import autograd_gradients, examples
 
-from lora_one.adaptation import lora as adapters
+from lora_one.adaptation import layers as adapters
 from lora_one.adaptation.checkpoints import merge_adapter, save_adapter
 from lora_one.data.encode import Encoded, batches_of, collate
 from lora_one.errors import RunError
@@ -23,7 +23,7 @@ from lora_one.initialization.start import Probe, attach_adapters
 from lora_one.initialization.start_warnings import start_warnings
 from lora_one.losses import mean_loss
 from lora_one.models import BUNDLED
-from lora_one.runs import stages
+from lora_one.runs import initial_model
 
 IDS = torch.arange(3, 40).reshape(1, -1)
 
@@ -33,7 +33,7 @@ def attach(*overrides, base=None, cached=None, data=None):
     init = dataclasses.replace(run.init, eta=1e-6) if getattr(run.init, "direction", "") == "LoRA-SB" else run.init
     probe = Probe(batches_of(data or examples(), 2, 0), "example")
     base = random_llama() if base is None else base
-    return attach_adapters(base, run.peft, build_init(init), probe, seed=0, dtype="fp32", cached=cached)
+    return attach_adapters(base, adaptation_for(run), build_init(init), probe, seed=0, cached=cached)
 
 
 def factors_of(model):
@@ -409,7 +409,7 @@ def test_key_knows_what_the_factors_depend_on(tmp_path, llama_folder, capsys):
 def test_changed_code_is_another_key(tmp_path, llama_folder, monkeypatch, capsys):
     cache = ("model.epochs=0", "dataset.accuracy_examples=0", f"init.cache={tmp_path / 'cache'}")
     finish(small_run(tmp_path, llama_folder, *cache))
-    monkeypatch.setattr(stages, "source_fingerprint", lambda: "other")
+    monkeypatch.setattr(initial_model, "source_fingerprint", lambda: "other")
     finish(small_run(tmp_path, llama_folder, *cache, "overwrite=true"))
     assert "the nearest has another code (" in capsys.readouterr().out
 

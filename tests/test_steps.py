@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import Experts, Shared, random_llama, random_roberta, run_config
+from conftest import Experts, Shared, adaptation_for, random_llama, random_roberta, run_config
 from test_gradients import examples, linear_layers
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from lora_one.adaptation import lora as adapters
+from lora_one.adaptation import layers as adapters
 from lora_one.adaptation.checkpoints import merge_adapter
 from lora_one.data.encode import batches_of
 from lora_one.errors import RunError, UsageError
@@ -406,7 +406,7 @@ def test_conv1d_starts_where_the_method_says(init):
     expected = base(ids).logits
     weights = {name: layer.weight.T.clone() for name, layer in adapters.target_layers(base, run.peft).items()}
     probe = Probe(batches, "example")
-    model, start = attach_adapters(base, run.peft, build_init(run.init), probe, seed=0, dtype="fp32")
+    model, start = attach_adapters(base, adaptation_for(run), build_init(run.init), probe, seed=0)
     moved = {}
     for name, layer in adapters.lora_layers(model).items():
         B, A = layer.lora_B["default"].weight, layer.lora_A["default"].weight
@@ -476,7 +476,7 @@ def test_fused_experts_are_named_not_skipped_in_silence():
     run, model = run_config(), random_mixtral()
     probe = Probe(batches_of(examples(), 2, 0), "example")
     with pytest.warns(UserWarning, match=r"2 tensors of fused experts are left.*experts\.gate_up_proj is the first"):
-        model, _ = attach_adapters(model, run.peft, build_init(run.init), probe, seed=0, dtype="fp32")
+        model, _ = attach_adapters(model, adaptation_for(run), build_init(run.init), probe, seed=0)
     assert {name.rpartition(".")[2] for name in adapters.lora_layers(model)} == {"q_proj", "k_proj", "v_proj", "o_proj"}
     with pytest.raises(UsageError, match=r"gate_up_proj is one tensor of all experts in this model.*valid: k_proj"):
         adapters.target_layers(random_mixtral(), run_config("peft.lora_target_modules=[gate_up_proj]").peft)
@@ -518,4 +518,4 @@ def test_errors_reach_the_user_as_run_errors(monkeypatch):
     run = run_config()
     probe = Probe(batches_of(examples(), 2, 0), "example")
     with pytest.raises(RunError, match="init: layer x: why"):
-        attach_adapters(random_llama(), run.peft, build_init(run.init), probe, seed=0, dtype="fp32")
+        attach_adapters(random_llama(), adaptation_for(run), build_init(run.init), probe, seed=0)

@@ -11,7 +11,7 @@ from statistics import mean, stdev
 import pytest
 
 import run_exp
-from lora_one.runs import cli, stages
+from lora_one.runs import cli, experiment
 from lora_one.training import loop as training
 
 SWEEP = [
@@ -43,7 +43,7 @@ def records(results):
 @pytest.fixture
 def jobs(monkeypatch):
     """Weak references to the models that jobs loaded, in their order."""
-    models, original = [], stages.load_base
+    models, original = [], experiment.load_base
 
     def remember(run, *encoder):
         assert not [model for model in models if model() is not None], "the last job's model is still in memory"
@@ -51,7 +51,7 @@ def jobs(monkeypatch):
         models.append(weakref.ref(base))
         return base
 
-    monkeypatch.setattr(stages, "load_base", remember)
+    monkeypatch.setattr(experiment, "load_base", remember)
     return models
 
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import random_llama, random_t5, run_config
+from conftest import adaptation_for, random_llama, random_t5, run_config
 from test_gradients import examples
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaForCausalLM, TrainingArguments
@@ -31,7 +31,7 @@ from lora_one.training.loop import (
 
 
 def adapted(run):
-    return attach_adapters(random_llama(), run.peft, build_init(run.init), None, seed=0, dtype="fp32")[0]
+    return attach_adapters(random_llama(), adaptation_for(run), build_init(run.init), None, seed=0)[0]
 
 
 def settings(*overrides):
@@ -49,7 +49,16 @@ def settings(*overrides):
 def trained(run, folder, data):
     model = adapted(run)
     tracker = Tracker(folder / "metrics.jsonl")
-    train(model, data, run, evaluate=None, checkpoints=folder / "checkpoints", pad_id=0, tracker=tracker)
+    train(
+        model,
+        data,
+        run,
+        adaptation_for(run),
+        evaluate=None,
+        checkpoints=folder / "checkpoints",
+        pad_id=0,
+        tracker=tracker,
+    )
     factors = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     return factors, [line["loss"] for line in read_metrics(tracker.path)]
 
@@ -101,7 +110,16 @@ def test_learning_rates_of_all_groups_are_logged(tmp_path, name):
     for loraplus in (False, True):
         run = settings(*changes, f"peft.use_loraplus={loraplus}", "peft.loraplus_lr_ratio=4")
         folder = tmp_path / str(loraplus)
-        train(adapted(run), examples(6), run, evaluate=None, checkpoints=folder, pad_id=0, tracker=tracker)
+        train(
+            adapted(run),
+            examples(6),
+            run,
+            adaptation_for(run),
+            evaluate=None,
+            checkpoints=folder,
+            pad_id=0,
+            tracker=tracker,
+        )
     one, two = (read_metrics(tracker.path)[start : start + 4] for start in (0, 4))
     assert [line["learning_rate"] for line in one] == pytest.approx([1e-2, 7.5e-3, 5e-3, 2.5e-3])
     assert not any(key.startswith("learning_rate_") for line in one for key in line)
@@ -244,9 +262,18 @@ def narrow_run(monkeypatch, folder, model, changes, *, casting):
     run = settings("model.bf16=true", "model.epochs=3", *changes)
     with monkeypatch.context() as patch:
         patch.setattr(FineTuner, "training_step", watched)
-        model = attach_adapters(model.bfloat16(), run.peft, build_init(run.init), None, seed=0, dtype="fp32")[0]
+        model = attach_adapters(model.bfloat16(), adaptation_for(run), build_init(run.init), None, seed=0)[0]
         tracker = Tracker(folder / "metrics.jsonl")
-        train(model, examples(6), run, evaluate=None, checkpoints=folder / "points", pad_id=0, tracker=tracker)
+        train(
+            model,
+            examples(6),
+            run,
+            adaptation_for(run),
+            evaluate=None,
+            checkpoints=folder / "points",
+            pad_id=0,
+            tracker=tracker,
+        )
     factors = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     return factors, [line["loss"] for line in read_metrics(tracker.path)], casts.count
 
@@ -276,7 +303,7 @@ def test_casts_that_change_the_result_stay(tmp_path, monkeypatch, changes):
 def test_outside_of_training_steps_adapters_take_any_input(tmp_path):
     """A model that generates during the evaluation runs without autocast."""
     run = settings("model.bf16=true")
-    model = attach_adapters(random_llama().bfloat16(), run.peft, build_init(run.init), None, seed=0, dtype="fp32")[0]
+    model = attach_adapters(random_llama().bfloat16(), adaptation_for(run), build_init(run.init), None, seed=0)[0]
     seen = []
 
     def evaluate(model):
@@ -284,7 +311,16 @@ def test_outside_of_training_steps_adapters_take_any_input(tmp_path):
         return {"eval_loss": 1.0}
 
     tracker = Tracker(tmp_path / "metrics.jsonl")
-    train(model, examples(6), run, evaluate=evaluate, checkpoints=tmp_path / "points", pad_id=0, tracker=tracker)
+    train(
+        model,
+        examples(6),
+        run,
+        adaptation_for(run),
+        evaluate=evaluate,
+        checkpoints=tmp_path / "points",
+        pad_id=0,
+        tracker=tracker,
+    )
     assert seen[0].dtype == torch.bfloat16
 
 
@@ -331,9 +367,11 @@ def test_the_host_waits_for_no_result_between_a_batch_and_its_gradient(tmp_path,
 def test_tokens_of_an_encoder_decoder_are_those_of_both_sides(tmp_path):
     data = [Encoded(e.input_ids, e.input_ids[:4], [0, *e.input_ids[:3]]) for e in examples(6)]
     run = settings("model.type=ConditionalGeneration", "init=default")
-    model = attach_adapters(random_t5(), run.peft, build_init(run.init), None, seed=0, dtype="fp32")[0]
+    model = attach_adapters(random_t5(), adaptation_for(run), build_init(run.init), None, seed=0)[0]
     tracker = Tracker(tmp_path / "metrics.jsonl")
-    done = train(model, data, run, evaluate=None, checkpoints=tmp_path / "points", pad_id=0, tracker=tracker)
+    done = train(
+        model, data, run, adaptation_for(run), evaluate=None, checkpoints=tmp_path / "points", pad_id=0, tracker=tracker
+    )
     assert done["tokens"] == sum(len(e.input_ids) + 4 for e in data)
 
 
@@ -343,7 +381,9 @@ def test_tokens_are_counted_without_padding(tmp_path):
         folder = tmp_path / str(packing)
         run = settings("model.epochs=2", f"model.packing={packing}")
         tracker = Tracker(tmp_path / f"{packing}.jsonl")
-        done = train(adapted(run), data, run, evaluate=None, checkpoints=folder, pad_id=0, tracker=tracker)
+        done = train(
+            adapted(run), data, run, adaptation_for(run), evaluate=None, checkpoints=folder, pad_id=0, tracker=tracker
+        )
         assert done["tokens"] == 2 * sum(len(example.input_ids) for example in data)
 
 
@@ -410,6 +450,7 @@ def test_early_stopping_ends_when_the_loss_no_longer_falls(tmp_path):
         adapted(run),
         examples(6),
         run,
+        adaptation_for(run),
         evaluate=lambda model: {"eval_loss": next(losses)},
         checkpoints=tmp_path / "checkpoints",
         pad_id=0,

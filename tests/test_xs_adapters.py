@@ -14,7 +14,7 @@ from test_run import LOGITS, finish, straight_and_resumed
 
 from lora_one import config
 from lora_one.adaptation import checkpoints
-from lora_one.adaptation import lora as adapters
+from lora_one.adaptation import layers as adapters
 from lora_one.errors import UsageError
 from lora_one.models import load_model
 from lora_one.runs import experiment

@@ -5,14 +5,20 @@ beside a loss of our own, a state that resumes, and plain LoRA factors at the en
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from peft import AdaLoraConfig, LoraConfig, PeftModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lora_one.adaptation.lora import ADAPTER, FactorPairs, lora_config, lora_layers, widened, wrapped
+from lora_one.adaptation.checkpoints import write_adapter
+from lora_one.adaptation.layers import ADAPTER, FactorPairs, lora_layers
+from lora_one.adaptation.lora import Lora
+from lora_one.adaptation.wrapping import lora_config, widened, wrapped
 from lora_one.config.schemas import PeftConfig
 
 # of the paper's settings for GLUE (its Tables 8 and 9), which differ by task: about these
@@ -20,6 +26,7 @@ FIRST_RANK = 1.5  # of the final one, before the budget falls
 WARM_UP, FINAL = 0.1, 0.5  # shares of the steps with the first budget and with the final one
 EVERY = 10  # steps between two allocations
 ORTHOGONAL = 0.1  # weight of the penalty
+STATE = "adalora.safetensors"  # in a resume point
 
 
 def wrap_adalora(base: nn.Module, peft: PeftConfig, dtype: str, steps: int, seed: int) -> PeftModel:
@@ -56,10 +63,6 @@ def wrap_adalora(base: nn.Module, peft: PeftConfig, dtype: str, steps: int, seed
 def first_rank(peft: PeftConfig) -> int:
     """Rank of every layer before the budget falls."""
     return max(peft.lora_r, round(FIRST_RANK * peft.lora_r))
-
-
-def is_adalora(model: nn.Module) -> bool:
-    return isinstance(getattr(model, "peft_config", {}).get(ADAPTER), AdaLoraConfig)
 
 
 def allocate(model: PeftModel, step: int) -> None:
@@ -116,15 +119,12 @@ def load_state(model: PeftModel, tensors: dict[str, Tensor]) -> None:
 @contextmanager
 def unpruned(model: nn.Module) -> Iterator[None]:
     """While PEFT saves AdaLoRA's factors: with the ranks that are not in use, which may be all of a layer's."""
-    config = model.peft_config[ADAPTER] if is_adalora(model) else None
-    pattern = getattr(config, "rank_pattern", None)
-    if config is not None:
-        config.rank_pattern = None
+    config = model.peft_config[ADAPTER]
+    pattern, config.rank_pattern = config.rank_pattern, None
     try:
         yield
     finally:
-        if config is not None:
-            config.rank_pattern = pattern
+        config.rank_pattern = pattern
 
 
 def as_lora(model: PeftModel) -> tuple[LoraConfig, FactorPairs]:
@@ -147,3 +147,41 @@ def as_lora(model: PeftModel) -> tuple[LoraConfig, FactorPairs]:
         s = layer.scaling[ADAPTER] / (float(layer.ranknum[ADAPTER]) + 1e-5)  # as in PEFT's forward pass
         factors[name] = (s * P * L.T, Q)
     return plain, factors
+
+
+@dataclass(frozen=True)
+class AdaLora(Lora):
+    """AdaLoRA's three factors P, L and Q, which start by themselves.  seed: of their random numbers."""
+
+    seed: int = 0
+
+    own_start: ClassVar[str] = "AdaLoRA"
+
+    def parameters_of(self, m: int, n: int) -> int:
+        return first_rank(self.peft) * (m + n + 1)
+
+    def start(self, base: nn.Module, steps: int) -> nn.Module:
+        return wrap_adalora(base, self.peft, self.dtype, steps, self.seed)
+
+    def resume(self, base: nn.Module, steps: int) -> nn.Module:
+        return self.start(base, steps)
+
+    def extra_loss(self, model: nn.Module) -> Tensor:
+        return penalty(model)
+
+    def after_step(self, model: nn.Module, step: int) -> None:
+        allocate(model, step)
+
+    def saving_state(self, model: nn.Module) -> AbstractContextManager[None]:
+        return unpruned(model)
+
+    def save_state(self, model: nn.Module, folder: Path) -> None:
+        save_file(state(model), folder / STATE)
+
+    def load_state(self, model: nn.Module, folder: Path) -> bool:
+        load_state(model, load_file(folder / STATE))
+        return True
+
+    def save(self, model: nn.Module, place: Path, *, final: bool = True) -> None:
+        with unpruned(model):
+            write_adapter(model, place, as_lora(model))

@@ -7,45 +7,55 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lora_one.adaptation.adalora import as_lora, is_adalora, load_state, unpruned
-from lora_one.adaptation.lora import ADAPTER, TASK_TYPES, Core, FactorPairs, lora_layers, narrowed, quiet_peft
+from lora_one.adaptation.core_modules import Core
+from lora_one.adaptation.layers import ADAPTER, FactorPairs, lora_layers
+from lora_one.adaptation.wrapping import TASK_TYPES, narrowed, quiet_peft
 from lora_one.errors import RunError, UsageError
 from lora_one.files import synced, whole_folder
 
 FACTORS = (".lora_A", ".lora_B", ".lora_E")
 
 
+PlainLora = tuple[LoraConfig | None, FactorPairs]  # configuration (None: as PEFT wrote it), (B, A) of every layer
+
+
 def save_adapter(model: PeftModel, path: Path | str, initial_factors: FactorPairs | None = None) -> None:
-    """The PEFT folder, for the original base: adapter_config.json and the factors as trained, bit for bit.
+    """Write the PEFT folder, for the original base: adapter_config.json and the factors as trained, bit for bit.
 
     Where the base became W - s B0 A0 (``initial_factors``), the adapter is [B, -B0] [A; A0] of rank 2 r with the same
-    s, so that the original base with it is the trained model. A trained core is saved as (B R) A; AdaLoRA as the same
-    function in plain LoRA.
+    s, so that the original base with it is the trained model. A trained core is saved as (B R) A.
     """
-    with whole_folder(Path(path)) as folder:
-        with unpruned(model):
-            model.save_pretrained(folder)
-        if is_adalora(model):
-            config, factors = as_lora(model)
+    if initial_factors:
+        write_adapter(model, Path(path), for_the_original_base(model, initial_factors))
+    elif any(isinstance(layer.lora_B[ADAPTER], Core) for layer in lora_layers(model).values()):
+        write_adapter(model, Path(path), with_core_absorbed(model))
+    else:
+        write_adapter(model, Path(path))
+
+
+def write_adapter(model: PeftModel, path: Path, plain: PlainLora | None = None) -> None:
+    """Write the PEFT folder. plain: the same function as plain LoRA, in place of the factors that PEFT would write."""
+    with whole_folder(path) as folder:
+        model.save_pretrained(folder)
+        if plain is None:
+            return
+        config, factors = plain
+        if config is not None:
             config.save_pretrained(folder)
-            _write_factors(factors, folder)
-        elif initial_factors:
-            _undo_shift(model, folder, initial_factors)
-        elif any(isinstance(layer.lora_B[ADAPTER], Core) for layer in lora_layers(model).values()):
-            _absorb_core(model, folder)
+        _write_factors(factors, folder)
 
 
-def _absorb_core(model: PeftModel, folder: Path) -> None:
+def with_core_absorbed(model: PeftModel) -> PlainLora:
+    """Return (B R, A) of every layer, computed in fp32: the product has digits that B and R do not have."""
     factors = {}
     for name, layer in lora_layers(model).items():
         up = layer.lora_B[ADAPTER]
-        # in fp32 whatever the adapter's dtype: the product has digits that B and R have not
         factors[name] = (up.B.float() @ up.R.detach().float(), layer.lora_A[ADAPTER].weight.float())
-    _write_factors(factors, folder)
+    return None, factors
 
 
 def _write_factors(factors: FactorPairs, folder: Path) -> None:
@@ -60,14 +70,14 @@ def _write_factors(factors: FactorPairs, folder: Path) -> None:
     save_file(others | tensors, file, metadata={"format": "pt"})
 
 
-def _undo_shift(model: PeftModel, folder: Path, initial_factors: FactorPairs) -> None:
+def for_the_original_base(model: PeftModel, initial_factors: FactorPairs) -> PlainLora:
+    """Return [B, -B0] and [A; A0] of every layer, and the configuration of rank 2 r with the same scaling."""
     config = copy.copy(model.peft_config[ADAPTER])
     wider = 2**0.5 if config.use_rslora else 2  # s stays what it was at rank r
     config.r, config.lora_alpha = 2 * config.r, wider * config.lora_alpha
     config.rank_pattern = {layer: 2 * rank for layer, rank in config.rank_pattern.items()}
     config.alpha_pattern = {layer: wider * alpha for layer, alpha in config.alpha_pattern.items()}
     config.inference_mode = True
-    config.save_pretrained(folder)
     factors = {}
     for name, layer in lora_layers(model).items():
         B, A = layer.lora_B[ADAPTER].weight.detach().cpu(), layer.lora_A[ADAPTER].weight.detach().cpu()
@@ -76,7 +86,7 @@ def _undo_shift(model: PeftModel, folder: Path, initial_factors: FactorPairs) ->
             start.to(B.dtype).cpu() for start in initial_factors.get(name, (torch.zeros_like(B), torch.zeros_like(A)))
         )
         factors[name] = (torch.cat([B, -B0], dim=1), torch.cat([A, A0], dim=0))
-    _write_factors(factors, folder)
+    return config, factors
 
 
 def save_factors(initial_factors: FactorPairs, path: Path) -> None:
@@ -145,9 +155,6 @@ def restore_adapter(model: PeftModel, path: Path) -> None:
     PeftModel.load_adapter would widen 16-bit factors to fp32, in new parameters that no optimizer knows.
     Raises RunError: the resume point holds another adapter.
     """
-    if is_adalora(model):
-        load_state(model, load_file(path / "adalora.safetensors"))
-        return
     tensors = load_file(path / "adapter_model.safetensors")
     if tensors.keys() != get_peft_model_state_dict(model).keys():
         raise RunError(f"{path} holds another adapter than this run's: remove it, or add overwrite=true to start anew")

@@ -1,367 +1,66 @@
-"""Adapters in a model: which layers, and how a method's factors get there. The room that knows PEFT."""
+"""LoRA (arXiv:2106.09685), plain or with DoRA's magnitudes, and the r x r core of LoRA-SB and LoRA-XS."""
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.utils import ModulesToSaveWrapper
-from peft.utils.integrations import dequantize_bnb_weight
-from torch import Tensor, nn
-from torch.nn import functional as F
-from transformers.pytorch_utils import Conv1D
+from torch import nn
 
+from lora_one.adaptation.checkpoints import bare, load_factors, restore_adapter, save_adapter
+from lora_one.adaptation.layers import shift_base, target_layers
+from lora_one.adaptation.protocol import Adaptation
+from lora_one.adaptation.wrapping import parameters_trained_whole, wrap
 from lora_one.config.schemas import PeftConfig
-from lora_one.errors import UsageError, nearest
-from lora_one.initialization.methods import Method
-from lora_one.models import DTYPES, HEADS, kind_of, never_repacked, weight_shape
-from lora_one.seeding import generator_for
-from lora_one.types import AdapterFactors, LayerView
-
-ADAPTER = "default"
-# model.type -> PEFT's word for it
-TASK_TYPES = {
-    "CausalLM": "CAUSAL_LM",
-    "ConditionalGeneration": "SEQ_2_SEQ_LM",
-    "SequenceClassification": "SEQ_CLS",
-}
-FactorPairs = dict[str, tuple[Tensor, Tensor]]
+from lora_one.models import weight_shape
 
 
-def target_layers(model: nn.Module, peft: PeftConfig, method: Method | None = None) -> dict[str, nn.Module]:
-    """Linear layers to adapt, by dotted name: all but head and embedding, or those with one of the name endings.
+@dataclass(frozen=True)
+class Lora(Adaptation):
+    """W + s B A: the factors B (m, r) and A (r, n) train, and with DoRA m magnitudes.
 
-    Linear are torch's, those quantised by bitsandbytes, and GPT-2's Conv1D. Works on a skeleton too.
-    Raises UsageError: an ending matches no linear layer, or a layer has fewer singular vectors than the method takes.
+    dtype: of the adapter.  initial_factors: the file with (B0, A0) of the layers whose base became W - s B0 A0; it
+    exists only where an initialisation method changed the base.
     """
-    output = model.get_output_embeddings()
-    heads = HEADS if kind_of(model) == "SequenceClassification" else ()
-    linear = {
-        name: layer
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear | Conv1D) and layer is not output and name.partition(".")[0] not in heads
-    }
-    if peft.lora_target_modules != "all":
-        chosen = {}
-        for ending in peft.lora_target_modules:
-            matched = {name: layer for name, layer in linear.items() if name == ending or name.endswith(f".{ending}")}
-            if not matched:
-                endings = {name.rpartition(".")[2] for name in linear}
-                if any(name.endswith(f".{ending}") for name in fused_experts(model)):
-                    raise UsageError(
-                        f"peft.lora_target_modules: {ending} is one tensor of all experts in this model, and only "
-                        f"linear layers are adapted; {nearest(ending, endings)}"
-                    )
-                raise UsageError(
-                    f"peft.lora_target_modules: {ending} matches no linear layer of this model; "
-                    f"{nearest(ending, endings)}"
-                )
-            chosen |= matched
-        linear = {name: layer for name, layer in linear.items() if name in chosen}
-    if not linear:
-        raise UsageError("peft.lora_target_modules=all finds no linear layer in this model: name its layers in a list")
-    for name, layer in linear.items():
-        refuse_rank(name, layer, peft.lora_r, method)
-    return linear
 
+    peft: PeftConfig
+    dtype: str
+    initial_factors: Path
 
-def refuse_rank(name: str, layer: nn.Module, rank: int, method: Method | None, section: str = "peft.lora_") -> None:
-    """Raises UsageError: the layer has fewer singular vectors than the method takes.
+    def layers(self, model: nn.Module, method: Any = None) -> dict[str, nn.Module]:
+        return target_layers(model, self.peft, method)
 
-    section: before the names of the settings to change, r and target_modules.
-    """
-    vectors = method.vectors if method is not None else 1
-    smallest = min(weight_shape(layer))
-    if vectors * rank > smallest:
-        rule = f"{section}r={rank}" + (f" x {vectors} ({method.name} takes 2 r vectors)" if vectors > 1 else "")
-        raise UsageError(
-            f"{rule} exceeds min(m, n)={smallest} of {name} of shape {' x '.join(map(str, weight_shape(layer)))}; "
-            f"lower {section}r or leave this layer out of {section}target_modules"
-        )
+    def trainable_parameters(self, model: nn.Module) -> int:
+        shapes = map(weight_shape, self.layers(model).values())
+        return sum(self.parameters_of(m, n) for m, n in shapes) + parameters_trained_whole(model, self.peft)
 
+    def parameters_of(self, m: int, n: int) -> int:
+        """Count the trainable parameters of a layer of shape (m, n)."""
+        return self.peft.lora_r * (m + n) + m * self.peft.dora
 
-def fused_experts(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Weights of a mixture's experts that are held as one tensor (experts, rows, columns) instead of as layers."""
-    return {name: weight for name, weight in model.named_parameters() if ".experts." in name and weight.dim() == 3}
+    def start(self, base: nn.Module, steps: int) -> nn.Module:
+        return wrap(base, self.peft, self.dtype)
 
+    def resume(self, base: nn.Module, steps: int) -> nn.Module:
+        model = self.start(base, steps)
+        shift_base(model, load_factors(self.initial_factors))
+        return model
 
-def scaling_of(peft: PeftConfig) -> float:
-    """s = alpha / sqrt(r) with rsLoRA, alpha / r without."""
-    return peft.lora_alpha / (peft.lora_r**0.5 if peft.use_rslora else peft.lora_r)
+    def load_state(self, model: nn.Module, folder: Path) -> bool:
+        restore_adapter(model, folder)
+        return True
 
+    def save(self, model: nn.Module, place: Path, *, final: bool = True) -> None:
+        save_adapter(model, place, load_factors(self.initial_factors))
 
-def lora_config(model: nn.Module, peft: PeftConfig, **further: Any) -> LoraConfig:
-    """PEFT's configuration of the adapter: plain LoRA, whatever the initialisation, so any PEFT loads it.
+    def untrained_base(self, model: nn.Module) -> nn.Module | None:
+        if self.initial_factors.exists():  # the base in memory is W - s B0 A0, rounded; the adapter belongs on W
+            model.to("meta")  # frees this copy before another one is loaded
+            return None
+        return bare(model)
 
-    further: settings of one of PEFT's own initialisations, while it runs.
-    """
-    layers = target_layers(model, peft)
-    if peft.train_embeddings:
-        further |= embeddings_to_train(model)
-    endings = sorted({name.rpartition(".")[2] for name in layers})
-    alike = {name for name, _ in model.named_modules() if name.rpartition(".")[2] in endings}
-    return LoraConfig(
-        r=peft.lora_r,
-        lora_alpha=peft.lora_alpha,
-        lora_dropout=peft.lora_dropout,
-        use_rslora=peft.use_rslora,
-        use_dora=peft.dora,
-        fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in layers.values()),
-        target_modules=endings if alike == set(layers) else sorted(layers),
-        task_type=TASK_TYPES[kind_of(model)],
-        **further,
-    )
 
+class LoraCore(Lora):
+    """W + s B R A: only the core R (r, r) trains, between frozen factors (arXiv:2411.19557, arXiv:2405.17604)."""
 
-def embeddings_to_train(model: nn.Module) -> dict[str, Any]:
-    """PEFT's settings that train input and output embeddings, in copies of its own; tied ones stay tied."""
-    words, output = model.get_input_embeddings(), model.get_output_embeddings()
-    tied = output is not None and output.weight is words.weight
-    trained = (words,) if tied or output is None else (words, output)
-    names = [name for name, module in model.named_modules() if module in trained]
-    return {"modules_to_save": names, "ensure_weight_tying": tied}
-
-
-@torch.no_grad()
-def shift_base(model: PeftModel, initial_factors: FactorPairs) -> None:
-    """W becomes W - s B0 A0, computed in fp32 and rounded once. Raises UsageError: W is quantised."""
-    layers = lora_layers(model)
-    for name, (B, A) in initial_factors.items():
-        layer = layers[name].get_base_layer()
-        refuse_quantised(name, layer)
-        wide = torch.promote_types(layer.weight.dtype, torch.float32)
-        B, A = B.to(layer.weight.device, wide), A.to(layer.weight.device, wide)
-        shift = layers[name].scaling[ADAPTER] * B @ A
-        layer.weight.copy_(layer.weight.to(wide) - (shift.T if isinstance(layer, Conv1D) else shift))
-
-
-def refuse_quantised(name: str, layer: nn.Module) -> None:
-    """Raises UsageError: the base layer is to become W - s B A, and its weight is quantised, or sharded."""
-    kind = "sharded" if hasattr(layer.weight, "full_tensor") else "quantised"
-    if kind == "sharded" or not layer.weight.is_floating_point():
-        raise UsageError(
-            f"the weight of {name} is {kind} ({type(layer).__name__}), and this init starts from a changed base "
-            f"W - s B A, which a {kind} W cannot hold; take init=gradient init.direction=LoRA-One or init=default, "
-            f"which leave W as it is, or a model.name that is not {kind}"
-        )
-
-
-def wrap(base: nn.Module, peft: PeftConfig, dtype: str) -> PeftModel:
-    """The base with adapters of that dtype whose values are still to come."""
-    model = widened(wrapped(base, lora_config(base, peft), dtype))
-    if peft.lora_xs:
-        for layer in lora_layers(model).values():
-            layer.lora_B[ADAPTER] = Core(layer.lora_B[ADAPTER].weight.detach())
-            layer.lora_A[ADAPTER] = Frozen(layer.lora_A[ADAPTER].weight.detach())
-    return model
-
-
-def wrapped(base: nn.Module, config: LoraConfig, dtype: str) -> PeftModel:
-    """The base with the adapters of a PEFT configuration, in that dtype."""
-    with quiet_peft():
-        model = get_peft_model(never_repacked(base), config, autocast_adapter_dtype=False)
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:  # whatever else trains (a head, biases) keeps the base's
-            parameter.data = parameter.data.to(DTYPES[dtype])
-    return model
-
-
-def trained_copies(model: PeftModel) -> Iterator[nn.Module]:
-    """Whole modules that train beside the adapters (a new head, embeddings), which PEFT copies."""
-    for module in model.modules():
-        if isinstance(module, ModulesToSaveWrapper):
-            yield from module.modules_to_save.values()
-
-
-def widened(model: PeftModel) -> PeftModel:
-    """The model, in which they train in fp32."""
-    narrow = {module: next(module.parameters()).dtype for module in trained_copies(model)}  # tied ones share a weight
-    for module, dtype in narrow.items():
-        widen(module, dtype)
-    return model
-
-
-def widen(module: nn.Module, narrow: torch.dtype) -> None:
-    """Train a 16-bit module in fp32, as steps are smaller than its digits; around it everything stays ``narrow``."""
-    if narrow not in (torch.bfloat16, torch.float16):
-        return
-
-    def wide(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
-
-    module.float()
-    module.register_forward_pre_hook(wide)
-    module.register_forward_hook(lambda *call: call[-1].to(narrow))
-
-
-def narrowed(model: PeftModel) -> None:
-    """Undo ``widen``: the copies that trained are of their originals' dtype again."""
-    for wrapper in model.modules():
-        if isinstance(wrapper, ModulesToSaveWrapper):
-            dtype = next(wrapper.original_module.parameters()).dtype
-            for module in wrapper.modules_to_save.values():
-                module._forward_hooks.clear()
-                module._forward_pre_hooks.clear()
-                module.to(dtype)
-
-
-@contextmanager
-def unwrapped_on_error(model: PeftModel, trained: Sequence[nn.Parameter]) -> Iterator[None]:
-    """A start that fails leaves the base as it was before PEFT wrapped it, when ``trained`` were to be trained."""
-    try:
-        yield
-    except BaseException:
-        model.unload()
-        for parameter in trained:
-            parameter.requires_grad_(True)
-        raise
-
-
-class Frozen(nn.Module):
-    """A linear map whose weight is a buffer: saved and loaded with the adapter, but no one can make it train."""
-
-    weight: Tensor
-
-    def __init__(self, weight: Tensor):
-        super().__init__()
-        self.register_buffer("weight", weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight)
-
-
-class Core(nn.Module):
-    """B R in the place of PEFT's B: B (m, r) is frozen, R (r, r) trains. PEFT sees one linear map of weight B R."""
-
-    B: Tensor
-
-    def __init__(self, B: Tensor):
-        super().__init__()
-        self.register_buffer("B", B)
-        self.R = nn.Parameter(B.new_zeros(B.shape[1], B.shape[1]))
-
-    @property
-    def weight(self) -> Tensor:
-        return self.B @ self.R
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(F.linear(x, self.R), self.B)
-
-
-@contextmanager
-def quiet_peft() -> Iterator[None]:
-    """PEFT still asks a model by an older name, of which transformers warns; and it warns of biases that train, whose
-    values are the base's own before training."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-        warnings.filterwarnings("ignore", message="Careful, disabling adapter layers with bias", category=UserWarning)
-        yield
-
-
-def layer_view(name: str, layer: Any, seed: int, originals: Callable[[str], Tensor] | None = None) -> LayerView:
-    """What a method sees of one of PEFT's LoRA layers; originals: gives a weight as before quantisation, by name."""
-    base = layer.get_base_layer()
-    return LayerView(
-        name=name,
-        shape=weight_shape(base),
-        weight=partial(wide_weight, base),
-        rank=layer.r[ADAPTER],
-        scaling=layer.scaling[ADAPTER],
-        generator=generator_for(seed, f"init of {name}"),
-        original=partial(originals, name) if originals else None,
-    )
-
-
-def wide_weight(layer: nn.Module) -> Tensor:
-    """W (m, n) in fp32, dequantised where it is quantised."""
-    weight = layer.weight.detach()
-    if hasattr(weight, "full_tensor"):  # sharded: all processes ask together
-        weight = weight.full_tensor()
-    if not weight.is_floating_point():
-        weight = dequantize_bnb_weight(layer.weight, state=getattr(layer, "state", None))
-    return (weight.T if isinstance(layer, Conv1D) else weight).float()
-
-
-def lora_layers(model: PeftModel) -> dict[str, Any]:
-    """PEFT's LoRA layers by the name of the linear layer they wrap."""
-    from peft.tuners.lora import LoraLayer
-
-    prefix = "base_model.model."
-    return {
-        name.removeprefix(prefix): layer
-        for name, layer in model.named_modules()
-        if isinstance(layer, LoraLayer) and isinstance(layer.get_base_layer(), nn.Linear | Conv1D)
-    }
-
-
-def plain_layers(model: nn.Module) -> list[Any]:
-    """LoRA layers that only multiply their input by A and B: without dropout, DoRA or another variant of PEFT's."""
-    return [
-        layer
-        for layer in lora_layers(model).values()
-        if not layer.lora_variant and all(isinstance(part, nn.Identity) for part in layer.lora_dropout.values())
-    ]
-
-
-@contextmanager
-def inputs_not_cast(layers: Sequence[Any]) -> Iterator[None]:
-    """PEFT leaves the dtype of these ``plain_layers``' inputs alone; only for passes under autocast.
-
-    PEFT casts an adapter's bf16 input to fp32, the dtype of A, and autocast casts it back for the product. Without
-    both casts the product is the same, and no second copy of the input is kept for the backward pass. Dropout rounds
-    differently in bf16, and DoRA takes its norms in the dtype of the input, so those layers keep the casts.
-    """
-    before = [layer.cast_input_dtype_enabled for layer in layers]
-    for layer in layers:
-        layer.cast_input_dtype_enabled = False
-    try:
-        yield
-    finally:
-        for layer, enabled in zip(layers, before, strict=True):
-            layer.cast_input_dtype_enabled = enabled
-
-
-@torch.no_grad()
-def put(layer: Any, factors: AdapterFactors) -> None:
-    """Write factors into a PEFT layer, in its adapter's dtype and on its device.
-
-    With DoRA (arXiv:2402.09353, eq. 5) the magnitudes become the norms of the rows of W + s B A, so that the layer
-    starts at W + s B A as without it.
-    """
-    up, down = layer.lora_B[ADAPTER], layer.lora_A[ADAPTER]
-    places = [(down.weight, factors.A)]
-    if isinstance(up, Core):
-        places += [(up.B, factors.B), (up.R, factors.R)]
-    else:
-        assert factors.R is None, "a core needs its architecture: peft.lora_xs"
-        places.append((up.weight, factors.B))
-    for place, value in places:
-        assert place.shape == value.shape, (place.shape, value.shape)
-        place.copy_(value)
-    if ADAPTER in layer.lora_magnitude_vector:
-        B, A = (part.weight.float() for part in (up, down))
-        moved = torch.addmm(wide_weight(layer.get_base_layer()).to(B.device), B, A, alpha=layer.scaling[ADAPTER])
-        layer.lora_magnitude_vector[ADAPTER].weight.copy_(moved.norm(dim=1))
-
-
-def factors_of(layer: Any) -> AdapterFactors:
-    """What stands in a PEFT layer now, in its own dtype and on its device."""
-    up, A = layer.lora_B[ADAPTER], layer.lora_A[ADAPTER].weight.detach()
-    if isinstance(up, Core):
-        return AdapterFactors(up.B, A, R=up.R.detach())
-    return AdapterFactors(up.weight.detach(), A)
-
-
-def relative_shift(layer: Any, factors: AdapterFactors) -> float:
-    """||s B A||_F / ||W||_F, or ||s B R A||_F / ||W||_F with a core."""
-    B = factors.B if factors.R is None else factors.B @ factors.R
-    # ||B A||_F^2 = tr((B^T B)(A A^T)): r x r products instead of the m x n one
-    moved = ((B.T @ B) * (factors.A @ factors.A.T)).sum().clamp(min=0).sqrt()
-    return layer.scaling[ADAPTER] * float(moved) / float(wide_weight(layer.get_base_layer()).norm())
-
-
-def trainable_parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    def parameters_of(self, m: int, n: int) -> int:
+        return self.peft.lora_r**2

@@ -10,7 +10,8 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from lora_one.adaptation.lora import ADAPTER, lora_layers, refuse_rank, unwrapped_on_error, wrapped
+from lora_one.adaptation.layers import ADAPTER, lora_layers, refuse_rank
+from lora_one.adaptation.wrapping import unwrapped_on_error, wrapped
 from lora_one.config.rules import check_init, check_values
 from lora_one.config.schemas import GradientInit
 from lora_one.distributed import Processes

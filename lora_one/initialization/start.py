@@ -12,23 +12,19 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from lora_one.adaptation.lora import (
+from lora_one.adaptation.layers import (
     ADAPTER,
     FactorPairs,
     fused_experts,
     layer_view,
-    lora_config,
     lora_layers,
     put,
-    quiet_peft,
     refuse_quantised,
     relative_shift,
     shift_base,
-    target_layers,
-    unwrapped_on_error,
-    wrap,
 )
-from lora_one.config.schemas import PeftConfig
+from lora_one.adaptation.lora import Lora
+from lora_one.adaptation.wrapping import lora_config, quiet_peft, unwrapped_on_error
 from lora_one.distributed import Processes
 from lora_one.errors import RunError, UsageError
 from lora_one.initialization.forward_batches import regrouped
@@ -95,32 +91,33 @@ class Start:
 
 def attach_adapters(
     base: nn.Module,
-    peft: PeftConfig,
+    lora: Lora,
     method: Method,
     probe: Probe | None,
     *,
     seed: int,
-    dtype: str,
     cached: Callable[[Callable[[], Solution]], Solution] | None = None,
     originals: Callable[[str], Tensor] | None = None,
 ) -> tuple[PeftModel, Start]:
     """Wrap the base in PEFT and start every adapter at the method's factors.
+
+    lora: LoRA's factors, or an r x r core.
 
     originals: gives a quantised layer's weight as it was before.
     cached: gives the solution, or has it found by what it is handed; see ``start.cache``.
     Raises RunError: a gradient that is zero or not finite (the layer is named), or what PEFT could not do.
     UsageError: the method changes the base, and the base is quantised.
     """
-    layers = target_layers(base, peft, method)
-    if peft.lora_target_modules == "all":
+    layers = lora.layers(base, method)
+    if lora.peft.lora_target_modules == "all":
         warn_of_experts(base)
     found = cached or (lambda find: find())
     if method.of_all_layers is None:
-        model = wrap(base, peft, dtype)
+        model = lora.start(base, 0)
         with unwrapped_on_error(model, ()):
             return model, place(model, found(lambda: solve(model, method, probe, seed, originals)))
-    solution = found(lambda: solve_by_peft(base, layers, partial(lora_config, base, peft), method, probe, seed))
-    model = wrap(base, peft, dtype)
+    solution = found(lambda: solve_by_peft(base, layers, partial(lora_config, base, lora.peft), method, probe, seed))
+    model = lora.start(base, 0)
     return model, place(model, solution)
 
 

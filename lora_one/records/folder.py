@@ -87,6 +87,11 @@ class RunFolder:
         self.initial_factors = self.checkpoints / "initial_factors.safetensors"
         self.gradient_vectors = self.checkpoints / "gradient_vectors.safetensors"
 
+    @property
+    def trained(self) -> Path:
+        """What a finished run trained: its adapter, or the whole model after full fine-tuning."""
+        return self.adapter if self.adapter.exists() else self.merged
+
     def read(self) -> dict[str, Any]:
         """run.json, or an empty record. Raises RunError when it is no JSON."""
         if not self.run_json.exists():

@@ -289,8 +289,7 @@ def attempt(job: Job, execute: Execute, held_out: HeldOut | None = None) -> Run:
                 print(f"\n== {job}: {job.folder.path}", flush=True)
                 execute(job.config)
                 gc.collect()  # a Trainer and its model hold each other; the next run gets their memory back
-            trained = job.folder.adapter if job.config.peft.use_peft else job.folder.merged
-            loss = held_out(job.folder.path / "eval", trained) if held_out else None
+            loss = held_out(job.folder.path / "eval", job.folder.trained) if held_out else None
         except (UsageError, RunError) as failure:
             error = str(failure)
         except Exception as failure:  # of a library or ours: the traceback says where, the table what

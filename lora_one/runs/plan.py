@@ -4,8 +4,7 @@ from pathlib import Path
 
 from torch import nn
 
-from lora_one.adaptation.adalora import first_rank
-from lora_one.adaptation.lora import embeddings_to_train, scaling_of, target_layers
+from lora_one.adaptation.layers import scaling_of
 from lora_one.config import RunConfig
 from lora_one.config.schemas import ArithmeticConfig, GradientInit, PeftLoraGAInit, ProbedInit
 from lora_one.data import labels_of, load_dataset
@@ -14,7 +13,6 @@ from lora_one.initialization.methods import build_init
 from lora_one.initialization.probe import examples_wanted
 from lora_one.models import (
     DTYPES,
-    HEADS,
     check_positions,
     device,
     free_bytes,
@@ -22,8 +20,9 @@ from lora_one.models import (
     weight_bytes,
     weight_shape,
 )
-from lora_one.records.folder import method_name
+from lora_one.records.folder import RunFolder, method_name
 from lora_one.runs.memory_forecast import activation_bytes
+from lora_one.runs.parts import adaptation_of
 from lora_one.training.loop import refuse_no_learning, total_steps
 
 GB = 1e9
@@ -35,21 +34,21 @@ def plan(run: RunConfig, folder: Path) -> str:
     Data on this machine are read, so their numbers are exact; of the hub's only the published sizes are used.
     Raises UsageError: a run whose learning rate is always 0.
     """
-    model, dataset, full = run.model, run.dataset, not run.peft.use_peft
+    model, dataset, adaptation = run.model, run.dataset, adaptation_of(run, RunFolder(folder))
     skeleton = load_skeleton(model.name, model.revision, model.type, labels_of(dataset.name))
-    layers = {} if full else target_layers(skeleton, run.peft, build_init(run.init))
+    layers = adaptation.layers(skeleton, build_init(run.init))
     check_positions(skeleton, model)
     parameters = sum(parameter.numel() for parameter in skeleton.parameters())
-    trainable = parameters if full else _trainable(run, skeleton, layers)
+    trainable = adaptation.trainable_parameters(skeleton)
     examples, data = _examples(run)
     refuse_no_learning(examples, model)
     kind = model.quantization or ("bf16" if model.bf16 else "fp32")
     lines = {
         "model": f"{model.name}, {parameters:,} parameters, {kind}, on {device()}",
         "data": f"{dataset.name}{f' from {dataset.path}' if dataset.path else ''}, {data}",
-        "method": method_name(run) if full else f"{method_name(run)}, scaling {scaling_of(run.peft):.4g}",
+        "method": f"{method_name(run)}, scaling {scaling_of(run.peft):.4g}" if layers else method_name(run),
         "adapter": f"{len(layers)} layers, {trainable:,} trainable parameters",
-        "gradient": "none" if full else _gradient(run),
+        "gradient": _gradient(run) if layers else "none",
         "steps": f"{total_steps(examples, model)} of {model.real_batch_size} examples, {model.epochs:g} epochs",
         **_memory(run, skeleton, layers, parameters, trainable),
         "output": str(folder),
@@ -57,24 +56,11 @@ def plan(run: RunConfig, folder: Path) -> str:
     return "\n".join(f"{name:9s} {text}" for name, text in lines.items())
 
 
-def _trainable(run: RunConfig, skeleton: nn.Module, layers: dict[str, nn.Module]) -> int:
-    """Parameters of the adapters, and of what trains whole beside them: embeddings, a new head."""
-    peft = run.peft
-    rank = first_rank(peft) if peft.adalora else peft.lora_r
-    whole = embeddings_to_train(skeleton)["modules_to_save"] if peft.train_embeddings else []
-    if run.model.type == "SequenceClassification":
-        whole = [*whole, *(name for name, _ in skeleton.named_children() if name in HEADS)]
-    count = sum(weight.numel() for name in whole for weight in skeleton.get_submodule(name).parameters())
-    for m, n in map(weight_shape, layers.values()):
-        count += rank * rank if peft.lora_xs else rank * (m + n + peft.adalora) + m * peft.dora
-    return count
-
-
 def _memory(
     run: RunConfig, skeleton: nn.Module, layers: dict[str, nn.Module], parameters: int, trainable: int
 ) -> dict[str, str]:
     """Forecasts of the initialisation and of training, and the micro-batch that the free memory holds."""
-    model, full = run.model, not run.peft.use_peft
+    model, full = run.model, not layers
     dtype = DTYPES["bf16" if model.bf16 and not full else "fp32"]
     outputs = 0 if model.type == "SequenceClassification" else skeleton.config.get_text_config().vocab_size
 

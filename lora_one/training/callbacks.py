@@ -8,8 +8,8 @@ from torch import nn
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
-from lora_one.adaptation.adalora import allocate
-from lora_one.adaptation.lora import FactorPairs, factors_of, lora_layers
+from lora_one.adaptation.layers import FactorPairs, factors_of, lora_layers
+from lora_one.adaptation.protocol import Adaptation
 from lora_one.diagnostics import layer_diagnostics
 from lora_one.distributed import Processes
 from lora_one.errors import RunError
@@ -78,11 +78,14 @@ class Stopper(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
-class Allocator(TrainerCallback):
-    """Moves AdaLoRA's budget of ranks after every optimizer step."""
+class AfterStep(TrainerCallback):
+    """Lets the adaptation act after every optimizer step, while the gradients exist."""
+
+    def __init__(self, adaptation: Adaptation):
+        self.adaptation = adaptation
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        allocate(getattr(model, "module", model), state.global_step)
+        self.adaptation.after_step(getattr(model, "module", model), state.global_step)
 
 
 class EpochEnds(TrainerCallback):

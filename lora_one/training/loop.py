@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from accelerate.data_loader import prepare_data_loader
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -24,9 +23,8 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from lora_one.adaptation.adalora import is_adalora, penalty, state, unpruned
-from lora_one.adaptation.checkpoints import restore_adapter
-from lora_one.adaptation.lora import FactorPairs, inputs_not_cast, plain_layers
+from lora_one.adaptation.layers import FactorPairs, inputs_not_cast, plain_layers
+from lora_one.adaptation.protocol import Adaptation
 from lora_one.config import RunConfig
 from lora_one.config.schemas import ModelConfig
 from lora_one.data.encode import Encoded, collate, pack
@@ -39,7 +37,7 @@ from lora_one.losses import IGNORED, counted_of, evaluating, few_logits, loss_at
 from lora_one.optim import build_optimizer
 from lora_one.records.tracking import Tracker
 from lora_one.seeding import seed_everything, seed_for
-from lora_one.training.callbacks import Allocator, Bar, EpochEnds, Lines, Recorder, Stopper, Watcher
+from lora_one.training.callbacks import AfterStep, Bar, EpochEnds, Lines, Recorder, Stopper, Watcher
 
 RESUME_EVERY = 500  # optimizer steps between two resume points at the most, unless model.save_steps says otherwise
 LOSS_WINDOW = 10  # logged losses that the first and the last loss of a run are averaged over, at most
@@ -219,7 +217,14 @@ class FineTuner(Trainer):
 
     loss_is_scaled_for_ga = True  # compute_loss divides by the global batch's own count
 
-    def __init__(self, run: RunConfig, order: MicroBatches, evaluate: Evaluate | None, **options: Any):
+    def __init__(
+        self,
+        run: RunConfig,
+        adaptation: Adaptation,
+        order: MicroBatches,
+        evaluate: Evaluate | None,
+        **options: Any,
+    ):
         config = getattr(options["model"], "config", None)
         cached = getattr(config, "use_cache", None)
         super().__init__(**options)
@@ -227,6 +232,7 @@ class FineTuner(Trainer):
             config.use_cache = cached
         elif hasattr(config, "use_cache"):  # new: a model without such a switch
             del config.use_cache
+        self.adaptation = adaptation
         self.order = order
         self.reduction = run.model.loss
         self.causal = run.model.type == "CausalLM"
@@ -260,8 +266,9 @@ class FineTuner(Trainer):
         logits = model(**given, **few_logits(self.model, inputs, counted), use_cache=False).logits
         total = loss_at(logits, counted)
         loss = total * self.accelerator.num_processes / num_items_in_batch
-        if is_adalora(self.model):  # once a step: each micro-batch brings its share
-            loss = loss + penalty(self.model) / self.current_gradient_accumulation_steps
+        extra = self.adaptation.extra_loss(self.model)
+        if extra is not None:  # once a step: each micro-batch brings its share
+            loss = loss + extra / self.current_gradient_accumulation_steps
         return loss
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> int:
@@ -298,12 +305,11 @@ class FineTuner(Trainer):
         hidden, point = Path(self._get_output_dir(trial)), f"checkpoint-{self.state.global_step}"
         place = Path(self.args.output_dir) / point
         try:
-            with unpruned(self.model):
+            with self.adaptation.saving_state(self.model):
                 super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                if is_adalora(self.model):
-                    save_file(state(self.model), hidden / point / "adalora.safetensors")
+                self.adaptation.save_state(self.model, hidden / point)
                 publish(hidden / point, place)
                 keep_only(place)
         except (OSError, RuntimeError, SafetensorError) as error:  # the latter two: of a full disk, from the libraries
@@ -317,9 +323,7 @@ class FineTuner(Trainer):
                 shutil.rmtree(hidden, ignore_errors=True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if (Path(resume_from_checkpoint) / "adapter_config.json").exists():
-            restore_adapter(self.model, Path(resume_from_checkpoint))
-        else:
+        if not self.adaptation.load_state(self.model, Path(resume_from_checkpoint)):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -354,6 +358,7 @@ def train(
     model: nn.Module,
     examples: Sequence[Encoded],
     run: RunConfig,
+    adaptation: Adaptation,
     *,
     evaluate: Evaluate | None,
     checkpoints: Path,
@@ -393,9 +398,7 @@ def train(
     args = arguments(run, len(examples), checkpoints, processes, evaluated=evaluate is not None)
     leave_shards_alone(model)
     stopper = Stopper()
-    callbacks: list[TrainerCallback] = [Recorder(tracker), stopper]
-    if is_adalora(model):
-        callbacks.append(Allocator())
+    callbacks: list[TrainerCallback] = [Recorder(tracker), stopper, AfterStep(adaptation)]
     if keep is not None:
         callbacks.append(EpochEnds(steps_per_epoch(len(examples), run.model), keep))
     if run.wandb.diagnostics_every:
@@ -404,6 +407,7 @@ def train(
         callbacks.append(EarlyStoppingCallback(run.model.early_stopping_patience))
     trainer = FineTuner(
         run,
+        adaptation,
         order,
         evaluate,
         model=model,

@@ -4,12 +4,13 @@ import json
 
 import pytest
 import torch
-from conftest import ROOT, quantized_llama, random_llama, run_config, start_of
+from conftest import ROOT, adaptation_for, quantized_llama, random_llama, run_config, start_of
 from peft import PeftModel
 from test_gradients import examples
 
-from lora_one.adaptation import lora as adapters
+from lora_one.adaptation import layers as adapters
 from lora_one.adaptation.checkpoints import load_factors, save_adapter, save_factors
+from lora_one.adaptation.wrapping import wrap
 from lora_one.data.encode import batches_of
 from lora_one.errors import UsageError
 from lora_one.initialization.methods import build_init
@@ -62,7 +63,7 @@ def attached(base_of):
             pytest.skip(str(error))
         probe = Probe(batches_of(examples(), 5, 0), "example")
         base, originals = base_of(choice)
-        return attach_adapters(base, run.peft, method, probe, seed=0, dtype="fp32", originals=originals)
+        return attach_adapters(base, adaptation_for(run), method, probe, seed=0, originals=originals)
 
     return start
 
@@ -124,7 +125,7 @@ def test_a_resumed_run_stands_on_the_same_base(choice, tmp_path, attached, base_
     model, start = attached(choice)
     save_factors(start.initial_factors, tmp_path / "kept.safetensors")
     run = settings_of(choice)
-    resumed = adapters.wrap(base_of(choice)[0], run.peft, run.init.dtype)
+    resumed = wrap(base_of(choice)[0], run.peft, run.init.dtype)
     adapters.shift_base(resumed, load_factors(tmp_path / "kept.safetensors"))
     for (name, one), two in zip(model.named_parameters(), resumed.parameters(), strict=True):
         assert one.shape == two.shape and ("lora_" in name or torch.equal(one, two)), name

@@ -7,7 +7,7 @@ import torch
 from conftest import random_llama, random_t5, run_config
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lora_one.adaptation.lora import wrap
+from lora_one.adaptation.wrapping import wrap
 from lora_one.evaluation import command
 from lora_one.evaluation.generate import Completion, Decoding, Draw, before, complete, until
 

@@ -4,11 +4,11 @@ import importlib.util
 
 import pytest
 import torch
-from conftest import random_llama, run_config
+from conftest import adaptation_for, random_llama, run_config
 from peft.tuners.lora import LoraLayer, LoraModel
 from test_gradients import autograd_gradients, examples
 
-from lora_one.adaptation import lora as adapters
+from lora_one.adaptation import layers as adapters
 from lora_one.data.encode import Encoded, batches_of
 from lora_one.errors import RunError, UsageError
 from lora_one.initialization.methods import build_init
@@ -29,7 +29,7 @@ def attach(choice, *overrides, data=None, batch=2, base=None, dtype="fp32"):
     run = run_config(f"init={choice}", *overrides)
     probe = Probe(batches_of(data or examples(), batch, 0), "example")
     base = random_llama() if base is None else base
-    return attach_adapters(base, run.peft, build_init(run.init), probe, seed=0, dtype=dtype)
+    return attach_adapters(base, adaptation_for(run, dtype), build_init(run.init), probe, seed=0)
 
 
 def factors_of(model):

@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
-from lora_one.adaptation.lora import Core, Frozen
+from lora_one.adaptation.core_modules import Core, Frozen
 from lora_one.errors import RunError, UsageError
 from lora_one.optim import AdamW, create_scaled_optimizer, precondition
 from lora_one.optim.pairs import lora_pairs

@@ -1,0 +1,217 @@
+"""Which layers are adapted, and the parts of PEFT's LoRA layers."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.utils.integrations import dequantize_bnb_weight
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from lora_one.adaptation.core_modules import Core
+from lora_one.config.schemas import PeftConfig
+from lora_one.errors import UsageError, nearest
+from lora_one.initialization.methods import Method
+from lora_one.models import HEADS, kind_of, weight_shape
+from lora_one.seeding import generator_for
+from lora_one.types import AdapterFactors, LayerView
+
+ADAPTER = "default"
+
+
+FactorPairs = dict[str, tuple[Tensor, Tensor]]
+
+
+def target_layers(model: nn.Module, peft: PeftConfig, method: Method | None = None) -> dict[str, nn.Module]:
+    """Linear layers to adapt, by dotted name: all but head and embedding, or those with one of the name endings.
+
+    Linear are torch's, those quantised by bitsandbytes, and GPT-2's Conv1D. Works on a skeleton too.
+    Raises UsageError: an ending matches no linear layer, or a layer has fewer singular vectors than the method takes.
+    """
+    output = model.get_output_embeddings()
+    heads = HEADS if kind_of(model) == "SequenceClassification" else ()
+    linear = {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear | Conv1D) and layer is not output and name.partition(".")[0] not in heads
+    }
+    if peft.lora_target_modules != "all":
+        chosen = {}
+        for ending in peft.lora_target_modules:
+            matched = {name: layer for name, layer in linear.items() if name == ending or name.endswith(f".{ending}")}
+            if not matched:
+                endings = {name.rpartition(".")[2] for name in linear}
+                if any(name.endswith(f".{ending}") for name in fused_experts(model)):
+                    raise UsageError(
+                        f"peft.lora_target_modules: {ending} is one tensor of all experts in this model, and only "
+                        f"linear layers are adapted; {nearest(ending, endings)}"
+                    )
+                raise UsageError(
+                    f"peft.lora_target_modules: {ending} matches no linear layer of this model; "
+                    f"{nearest(ending, endings)}"
+                )
+            chosen |= matched
+        linear = {name: layer for name, layer in linear.items() if name in chosen}
+    if not linear:
+        raise UsageError("peft.lora_target_modules=all finds no linear layer in this model: name its layers in a list")
+    for name, layer in linear.items():
+        refuse_rank(name, layer, peft.lora_r, method)
+    return linear
+
+
+def refuse_rank(name: str, layer: nn.Module, rank: int, method: Method | None, section: str = "peft.lora_") -> None:
+    """Raises UsageError: the layer has fewer singular vectors than the method takes.
+
+    section: before the names of the settings to change, r and target_modules.
+    """
+    vectors = method.vectors if method is not None else 1
+    smallest = min(weight_shape(layer))
+    if vectors * rank > smallest:
+        rule = f"{section}r={rank}" + (f" x {vectors} ({method.name} takes 2 r vectors)" if vectors > 1 else "")
+        raise UsageError(
+            f"{rule} exceeds min(m, n)={smallest} of {name} of shape {' x '.join(map(str, weight_shape(layer)))}; "
+            f"lower {section}r or leave this layer out of {section}target_modules"
+        )
+
+
+def fused_experts(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Weights of a mixture's experts that are held as one tensor (experts, rows, columns) instead of as layers."""
+    return {name: weight for name, weight in model.named_parameters() if ".experts." in name and weight.dim() == 3}
+
+
+def scaling_of(peft: PeftConfig) -> float:
+    """s = alpha / sqrt(r) with rsLoRA, alpha / r without."""
+    return peft.lora_alpha / (peft.lora_r**0.5 if peft.use_rslora else peft.lora_r)
+
+
+def layer_view(name: str, layer: Any, seed: int, originals: Callable[[str], Tensor] | None = None) -> LayerView:
+    """What a method sees of one of PEFT's LoRA layers; originals: gives a weight as before quantisation, by name."""
+    base = layer.get_base_layer()
+    return LayerView(
+        name=name,
+        shape=weight_shape(base),
+        weight=partial(wide_weight, base),
+        rank=layer.r[ADAPTER],
+        scaling=layer.scaling[ADAPTER],
+        generator=generator_for(seed, f"init of {name}"),
+        original=partial(originals, name) if originals else None,
+    )
+
+
+def wide_weight(layer: nn.Module) -> Tensor:
+    """W (m, n) in fp32, dequantised where it is quantised."""
+    weight = layer.weight.detach()
+    if hasattr(weight, "full_tensor"):  # sharded: all processes ask together
+        weight = weight.full_tensor()
+    if not weight.is_floating_point():
+        weight = dequantize_bnb_weight(layer.weight, state=getattr(layer, "state", None))
+    return (weight.T if isinstance(layer, Conv1D) else weight).float()
+
+
+def lora_layers(model: PeftModel) -> dict[str, Any]:
+    """PEFT's LoRA layers by the name of the linear layer they wrap."""
+    from peft.tuners.lora import LoraLayer
+
+    prefix = "base_model.model."
+    return {
+        name.removeprefix(prefix): layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, LoraLayer) and isinstance(layer.get_base_layer(), nn.Linear | Conv1D)
+    }
+
+
+def plain_layers(model: nn.Module) -> list[Any]:
+    """LoRA layers that only multiply their input by A and B: without dropout, DoRA or another variant of PEFT's."""
+    return [
+        layer
+        for layer in lora_layers(model).values()
+        if not layer.lora_variant and all(isinstance(part, nn.Identity) for part in layer.lora_dropout.values())
+    ]
+
+
+@contextmanager
+def inputs_not_cast(layers: Sequence[Any]) -> Iterator[None]:
+    """PEFT leaves the dtype of these ``plain_layers``' inputs alone; only for passes under autocast.
+
+    PEFT casts an adapter's bf16 input to fp32, the dtype of A, and autocast casts it back for the product. Without
+    both casts the product is the same, and no second copy of the input is kept for the backward pass. Dropout rounds
+    differently in bf16, and DoRA takes its norms in the dtype of the input, so those layers keep the casts.
+    """
+    before = [layer.cast_input_dtype_enabled for layer in layers]
+    for layer in layers:
+        layer.cast_input_dtype_enabled = False
+    try:
+        yield
+    finally:
+        for layer, enabled in zip(layers, before, strict=True):
+            layer.cast_input_dtype_enabled = enabled
+
+
+@torch.no_grad()
+def shift_base(model: PeftModel, initial_factors: FactorPairs) -> None:
+    """W becomes W - s B0 A0, computed in fp32 and rounded once. Raises UsageError: W is quantised."""
+    layers = lora_layers(model)
+    for name, (B, A) in initial_factors.items():
+        layer = layers[name].get_base_layer()
+        refuse_quantised(name, layer)
+        wide = torch.promote_types(layer.weight.dtype, torch.float32)
+        B, A = B.to(layer.weight.device, wide), A.to(layer.weight.device, wide)
+        shift = layers[name].scaling[ADAPTER] * B @ A
+        layer.weight.copy_(layer.weight.to(wide) - (shift.T if isinstance(layer, Conv1D) else shift))
+
+
+def refuse_quantised(name: str, layer: nn.Module) -> None:
+    """Raises UsageError: the base layer is to become W - s B A, and its weight is quantised, or sharded."""
+    kind = "sharded" if hasattr(layer.weight, "full_tensor") else "quantised"
+    if kind == "sharded" or not layer.weight.is_floating_point():
+        raise UsageError(
+            f"the weight of {name} is {kind} ({type(layer).__name__}), and this init starts from a changed base "
+            f"W - s B A, which a {kind} W cannot hold; take init=gradient init.direction=LoRA-One or init=default, "
+            f"which leave W as it is, or a model.name that is not {kind}"
+        )
+
+
+@torch.no_grad()
+def put(layer: Any, factors: AdapterFactors) -> None:
+    """Write factors into a PEFT layer, in its adapter's dtype and on its device.
+
+    With DoRA (arXiv:2402.09353, eq. 5) the magnitudes become the norms of the rows of W + s B A, so that the layer
+    starts at W + s B A as without it.
+    """
+    up, down = layer.lora_B[ADAPTER], layer.lora_A[ADAPTER]
+    places = [(down.weight, factors.A)]
+    if isinstance(up, Core):
+        places += [(up.B, factors.B), (up.R, factors.R)]
+    else:
+        assert factors.R is None, "a core needs its architecture: peft.lora_xs"
+        places.append((up.weight, factors.B))
+    for place, value in places:
+        assert place.shape == value.shape, (place.shape, value.shape)
+        place.copy_(value)
+    if ADAPTER in layer.lora_magnitude_vector:
+        B, A = (part.weight.float() for part in (up, down))
+        moved = torch.addmm(wide_weight(layer.get_base_layer()).to(B.device), B, A, alpha=layer.scaling[ADAPTER])
+        layer.lora_magnitude_vector[ADAPTER].weight.copy_(moved.norm(dim=1))
+
+
+def factors_of(layer: Any) -> AdapterFactors:
+    """What stands in a PEFT layer now, in its own dtype and on its device."""
+    up, A = layer.lora_B[ADAPTER], layer.lora_A[ADAPTER].weight.detach()
+    if isinstance(up, Core):
+        return AdapterFactors(up.B, A, R=up.R.detach())
+    return AdapterFactors(up.weight.detach(), A)
+
+
+def relative_shift(layer: Any, factors: AdapterFactors) -> float:
+    """||s B A||_F / ||W||_F, or ||s B R A||_F / ||W||_F with a core."""
+    B = factors.B if factors.R is None else factors.B @ factors.R
+    # ||B A||_F^2 = tr((B^T B)(A A^T)): r x r products instead of the m x n one
+    moved = ((B.T @ B) * (factors.A @ factors.A.T)).sum().clamp(min=0).sqrt()
+    return layer.scaling[ADAPTER] * float(moved) / float(wide_weight(layer.get_base_layer()).norm())
+
+
+def trainable_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

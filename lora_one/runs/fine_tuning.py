@@ -1,0 +1,54 @@
+"""The training stage of a run, with its evaluation and the adapters of its epochs."""
+
+from functools import partial
+
+from torch import nn
+
+from lora_one.adaptation.checkpoints import load_factors
+from lora_one.distributed import Processes
+from lora_one.records.tracking import Tracker, read_metrics
+from lora_one.runs.parts import RunParts
+from lora_one.training.loop import first_and_last, train
+
+
+def fine_tune(parts: RunParts, model: nn.Module, tracker: Tracker) -> None:
+    """Train, unless model.epochs=0, evaluate the result, and record both in run.json."""
+    run, folder, validation = parts.run, parts.folder, parts.validation
+    processes = Processes.current()
+    begun = folder.read()
+    tracker.summarize({name: begun.get(name) for name in ("trainable_parameters", "init")})
+    done = {"steps": 0, "seconds": 0.0, "tokens": 0}
+    if run.model.epochs > 0:
+        done = train(
+            model,
+            parts.splits.train,
+            run,
+            parts.adaptation,
+            evaluate=validation if validation else None,
+            checkpoints=folder.checkpoints,
+            pad_id=parts.encoder.pad_id,
+            tracker=tracker,
+            processes=processes.count,
+            keep=partial(keep_epoch, parts, model) if run.model.keep_epochs else None,
+            gradients=load_factors(folder.gradient_vectors),
+        )
+    lines = read_metrics(folder.metrics)
+    last = processes.gathered(next((line for line in reversed(lines) if "eval_loss" in line), {}))[0]
+    if last.get("step") == done["steps"]:
+        final = {name: value for name, value in last.items() if name.startswith("eval_")}
+    else:
+        final = validation(model)
+        tracker.log(done["steps"], final)
+    if processes.rank > 0:
+        return
+    losses = [line["loss"] for line in lines if "loss" in line]
+    folder.update(
+        train=done | first_and_last(losses),
+        evaluation=folder.read()["evaluation"] | {"final": final},
+    )
+
+
+def keep_epoch(parts: RunParts, model: nn.Module, epoch: int) -> None:
+    """Write epochs/<n>: what the run would leave if training ended here. The first process writes it."""
+    if Processes.current().rank == 0:
+        parts.adaptation.save(model, parts.folder.epochs / str(epoch), final=False)

@@ -1,0 +1,163 @@
+"""The model at the beginning of training: adapters at the start of their method, with a record of what that did."""
+
+import dataclasses
+import time
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from torch import nn
+
+from lora_one.adaptation.checkpoints import save_factors
+from lora_one.adaptation.layers import trainable_parameters
+from lora_one.config import RunConfig
+from lora_one.distributed import Processes
+from lora_one.initialization.cache import Cache, content_of
+from lora_one.initialization.methods import build_init
+from lora_one.initialization.probe import init_seed
+from lora_one.initialization.start import Probe, Start, attach_adapters, probe_loss
+from lora_one.initialization.start_warnings import refuse_not_finite, start_warnings
+from lora_one.models import original_weights
+from lora_one.records.folder import with_dora
+from lora_one.records.provenance import source_fingerprint
+from lora_one.records.tracking import Tracker
+from lora_one.runs.parts import RunParts
+from lora_one.runs.summary import start_lines
+from lora_one.training.callbacks import Watcher
+from lora_one.training.loop import first_step_size
+
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")  # whose versions a start may depend on
+
+
+def initial_model(parts: RunParts, base: nn.Module, tracker: Tracker) -> nn.Module:
+    """Return the model at the start of training; of a resumed run, with values that the resume point replaces.
+
+    A fresh start is recorded in run.json: data, trainable parameters, the initialisation, and the evaluations of the
+    base and of the start.
+    """
+    folder, adaptation = parts.folder, parts.adaptation
+    if parts.resuming:
+        return adaptation.resume(base, parts.steps)
+    folder.update(data=parts.splits.counts)
+    evaluations = {"start": parts.validation(base)} if parts.validation.asked else {}
+    if adaptation.own_start is not None:
+        model, record = adaptation.start(base, parts.steps), {"method": adaptation.own_start, "seconds": 0.0}
+    else:
+        model, record = started_by_method(parts, base, tracker, evaluations)
+    folder.update(trainable_parameters=trainable_parameters(model), init=record, evaluation=evaluations)
+    if adaptation.own_start is None and Processes.current().rank == 0:
+        print(start_lines(record))
+    return model
+
+
+def started_by_method(
+    parts: RunParts, base: nn.Module, tracker: Tracker, evaluations: dict[str, Any]
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Start every adapter where the initialisation method says; return the model and ``init`` of run.json.
+
+    evaluations: gets the validation of the start, where validation is wanted.
+    Raises RunError: the start is not finite.
+    """
+    run, probe, validation = parts.run, parts.probe, parts.validation
+    init = with_step_size(run, len(parts.splits.train))
+    method = build_init(init)
+    begun = time.perf_counter()
+    model, start = attach_adapters(
+        base,
+        parts.adaptation,
+        method,
+        probe,
+        seed=init_seed(run),
+        originals=original_weights(run.model.name, run.model.revision) if run.model.quantization else None,
+        cached=cache_for(parts, init, base),
+    )
+    seconds = time.perf_counter() - begun
+    keep_start(parts, start)
+    if run.wandb.diagnostics_every:
+        Watcher(model, run.wandb.diagnostics_every, start.solution.vectors, tracker).look(0)
+    after = start.solution.loss
+    if after is None and probe is not None:
+        after = probe_loss(model, probe)
+    shifts = {f"relative shift of {name}": shift for name, shift in start.relative_shift.items()}
+    refuse_not_finite(init, method.name, {"loss on the initialisation examples": after} | shifts)
+    if validation.asked or run.model.epochs == 0:
+        evaluations["init"] = validation(model)
+        refuse_not_finite(init, method.name, {"validation loss": evaluations["init"].get("eval_loss")})
+        tracker.log(0, evaluations["init"])
+    record = {"method": with_dora(method.name, run.peft.dora), "seconds": seconds} | figures(start, after)
+    record["warnings"] = start_warnings(init, record)
+    if getattr(init, "eta", None) is not None:
+        record["eta"] = init.eta
+    return model, record
+
+
+def with_step_size(run: RunConfig, examples: int) -> Any:
+    """The initialisation's settings with LoRA-SB's eta known, which may depend on the number of training examples."""
+    if getattr(run.init, "direction", None) != "LoRA-SB" or run.init.eta is not None:
+        return run.init
+    return dataclasses.replace(run.init, eta=first_step_size(examples, run.model))
+
+
+def keep_start(parts: RunParts, start: Start) -> None:
+    """Write what a resumed run needs of its start: changed bases, and the gradient's vectors for diagnostics."""
+    if Processes.current().rank == 0:
+        if start.initial_factors:
+            save_factors(start.initial_factors, parts.folder.initial_factors)
+        if start.solution.vectors:
+            save_factors(start.solution.vectors, parts.folder.gradient_vectors)
+
+
+def cache_for(parts: RunParts, init: Any, base: nn.Module) -> Cache | None:
+    """Return the cache of starts that ``init.cache`` names; None: it names none."""
+    if init.cache is None:
+        return None
+    key = cache_key(parts.run, init, parts.probe, parts.folder.read(), base)
+    return Cache(Path(init.cache).expanduser(), key)
+
+
+def cache_key(
+    run: RunConfig, init: Any, probe: Probe | None, record: dict[str, Any], base: nn.Module
+) -> dict[str, Any]:
+    """Everything that a start's factors depend on, by the names of the configuration."""
+    origin = record["provenance"]
+    settings = dataclasses.asdict(dataclasses.replace(init, seed=init_seed(run)))
+    adapter = ("lora_r", "lora_alpha", "use_rslora", "lora_target_modules", "lora_xs", "dora")
+    return {
+        "model.name": origin["fingerprints"].get("model.name", run.model.name),
+        "model.revision": getattr(base.config, "_commit_hash", None) or run.model.revision,
+        "model.bf16": run.model.bf16,
+        "model.type": run.model.type,
+        "model.quantization": run.model.quantization,
+        "model.seed": run.training_seed if run.model.type == "SequenceClassification" else None,  # of a new head
+        **{f"peft.{name}": getattr(run.peft, name) for name in adapter},
+        **{f"init.{name}": value for name, value in settings.items() if name not in {"cache", "memory"}},
+        "examples": content_of([*probe.batches, *(probe.search or ())]) if probe else None,
+        "with the gradient's vectors": probe.vectors if probe else False,
+        **{f"version of {name}": origin["versions"][name] for name in PACKAGES},
+        "code": source_fingerprint(),
+    }
+
+
+def figures(start: Start, loss_after: float | None) -> dict[str, Any]:
+    """What run.json tells of a start: examples, energies, losses there, and how far each layer was moved."""
+    solution, energies = start.solution, list(start.solution.energies.values())
+    return {
+        "examples": solution.examples.examples if solution.examples else 0,
+        "tokens": solution.examples.tokens if solution.examples else 0,
+        "captured_energy": {"min": min(energies), "mean": mean(energies), "layers": solution.energies}
+        if energies
+        else None,
+        "memory": solution.examples.memory if solution.examples else None,
+        "loss_before": solution.examples.loss if solution.examples else None,
+        "loss_after": loss_after,
+        "predicted_decrease": solution.predicted_decrease,
+        "searched": {"gamma": solution.gamma, "losses": solution.searched, "other_examples": solution.searched_on}
+        if solution.searched
+        else None,
+        "cached": solution.cached,
+        "relative_shift": start.relative_shift,
+    }
+
+
+def shifts_of(start: Start) -> dict[str, float]:
+    return {f"relative shift of {name}": shift for name, shift in start.relative_shift.items()}

@@ -1,0 +1,75 @@
+"""What a run leaves: adapter/, curves.png and, if wanted, merged_checkpoint/, in the run or after it."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lora_one.adaptation.checkpoints import dequantized, load_adapter, merge_adapter, save_merged
+from lora_one.data import head_labels
+from lora_one.data.encode import pad_id_of
+from lora_one.distributed import Processes
+from lora_one.errors import RunError
+from lora_one.models import load_model, load_tokenizer, padded_with
+from lora_one.records.folder import RunFolder
+from lora_one.records.provenance import fingerprint
+from lora_one.records.tracking import read_metrics
+from lora_one.reports.curves import plot_run
+from lora_one.runs.parts import RunParts
+
+
+def save(parts: RunParts, model: nn.Module) -> None:
+    """Write the trained model, the plot and, if asked for, merged_checkpoint/; the first process writes them."""
+    if Processes.current().rank > 0:
+        return
+    folder, adaptation = parts.folder, parts.adaptation
+    adaptation.save(model, folder.path / adaptation.artifact)
+    plot_run(read_metrics(folder.metrics), folder.path / "curves.png", folder.path.parent.name)
+    artifacts = {"plot": "curves.png", adaptation.artifact: adaptation.artifact}
+    if parts.run.model.saving and folder.merged.name not in artifacts:
+        base = adaptation.untrained_base(model)
+        merge(folder, *(original(folder) if base is None else (base, parts.encoder.tokenizer)))
+        artifacts[folder.merged.name] = folder.merged.name
+    folder.update(artifacts=artifacts)
+
+
+def merge_run(folder: RunFolder) -> None:
+    """Write merged_checkpoint/ of a finished run; full fine-tuning leaves it by itself.
+
+    Raises RunError: the run is not finished, or its merged_checkpoint/ was removed after full fine-tuning.
+    """
+    record = folder.read()
+    if record.get("status") != "finished":
+        raise RunError(f"{folder.path} is not a finished run (status {record.get('status')}): run it first, then merge")
+    if folder.adapter.name not in record["artifacts"]:
+        if not folder.merged.exists():
+            raise RunError(f"every weight was trained, and {folder.merged} is gone: overwrite=true trains anew")
+        print(f"nothing to merge: every weight was trained, and {folder.merged} holds them")
+        return
+    merge(folder, *original(folder))
+    folder.update(artifacts=record["artifacts"] | {"merged_checkpoint": folder.merged.name})
+    print(f"merged: {folder.merged}")
+
+
+def merge(folder: RunFolder, base: nn.Module, tokenizer: Any) -> None:
+    """Write merged_checkpoint/, the original base with adapter/. Every merge, in a run or after it, is done here."""
+    model = load_adapter(dequantized(base), folder.adapter)
+    save_merged(merge_adapter(model), tokenizer, folder.merged)
+
+
+def original(folder: RunFolder) -> tuple[nn.Module, Any]:
+    """Load the base and the tokenizer that a run started from, by its run.json.
+
+    Raises RunError: the model's folder has other content now.
+    """
+    record = folder.read()
+    model, origin = record["config"]["model"], record["provenance"]
+    name = origin["model_folder"] or model["name"]
+    if origin["model_folder"] and fingerprint(Path(name)) != origin["fingerprints"]["model.name"]:
+        raise RunError(f"the model in {name} is no longer the one that {folder.path} was trained on: put that one back")
+    dtype = "bf16" if model["bf16"] else "fp32"
+    labels = head_labels(model["type"], record["config"]["dataset"]["name"])
+    options = {"dtype": dtype, "quantization": model["quantization"], "model_type": model["type"], "labels": labels}
+    tokenizer = load_tokenizer(name, model["revision"], model["type"])
+    base = load_model(name, model["revision"], **options)
+    return (padded_with(base, pad_id_of(tokenizer)) if labels else base), tokenizer

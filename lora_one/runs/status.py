@@ -1,0 +1,44 @@
+"""The status of a run in run.json: running, then finished, failed or interrupted."""
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from lora_one.config import RunConfig
+from lora_one.distributed import Processes
+from lora_one.models import local_folder
+from lora_one.records.folder import Placed
+from lora_one.records.provenance import provenance
+from lora_one.records.tracking import Tracker
+from lora_one.training.loop import last_checkpoint
+
+
+@contextmanager
+def recorded(run: RunConfig, place: Placed) -> Iterator[Tracker]:
+    """Keep run.json's status true while the run goes on; without a resume point, old results are deleted first."""
+    folder, processes = place.folder, Processes.current()
+    resuming = not run.overwrite and last_checkpoint(folder.checkpoints) is not None
+    processes.meet()  # all have looked before one deletes
+    if not resuming and processes.rank == 0:
+        folder.clear()
+    record = folder.update(
+        status="running",
+        config=run.to_dict(),
+        config_hash=place.identity,
+        provenance=provenance(place.fingerprints, local_folder(run.model.name)),
+        wandb_id=folder.read().get("wandb_id") or secrets.token_hex(6),  # a resumed run continues the same W&B run
+    )
+    processes.meet()
+    tracker = Tracker(folder.metrics, main_process=processes.rank == 0)
+    try:
+        tracker.start_wandb(record, folder.path)
+        yield tracker
+    except BaseException as error:
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        with suppress(OSError):  # a full disk, say; the error that is being raised says more
+            folder.update(status=status, error=f"{type(error).__name__}: {error}")
+        tracker.finish({"status": status}, exit_code=1)
+        raise
+    record = folder.update(status="finished", error=None)
+    final = record["evaluation"].get("final", {})
+    tracker.finish({"status": "finished", "train": record.get("train"), "evaluation": record["evaluation"]} | final)
