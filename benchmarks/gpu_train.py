@@ -31,6 +31,7 @@ from lora_one.config import RunConfig
 from lora_one.data.encode import Encoded
 from lora_one.initialization.methods import build_init
 from lora_one.initialization.start import attach_adapters
+from lora_one.records.folder import RunFolder
 from lora_one.records.tracking import Tracker
 from lora_one.runs import cli
 from lora_one.runs.parts import adaptation_of

@@ -39,12 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def compare(options: argparse.Namespace) -> int:
     import torch
 
-    from lora_one.runs import cli, comparison
+    from lora_one.runs import cli, comparison, comparison_file
     from lora_one.runs.experiment import execute
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    asked = comparison.read_comparison(options.comparison)
+    asked = comparison_file.read_comparison(options.comparison)
     asked = dataclasses.replace(
         asked, common=[*asked.common, *options.overrides], test=[*asked.test, *options.test]
     ).only(options.only)

@@ -23,8 +23,8 @@ from lora_one.errors import RunError, UsageError
 from lora_one.records.folder import RunFolder
 from lora_one.reports import compare as table
 from lora_one.reports.compare import Run, choose, method_row
-from lora_one.runs import cli, comparison, experiment
-from lora_one.runs.comparison import Comparison, read_comparison
+from lora_one.runs import cli, comparison, comparison_file, comparison_jobs, experiment
+from lora_one.runs.comparison_file import Comparison, read_comparison
 from lora_one.training import loop as training
 
 SHIPPED = sorted((ROOT / "scripts/comparisons").glob("*.yaml"))
@@ -306,11 +306,11 @@ def test_every_method_sees_the_same_examples_in_the_same_order(asked, tmp_path, 
 )
 def test_wrong_comparison(changes, message, asked):
     with pytest.raises(UsageError, match=message):
-        comparison.check(dataclasses.replace(asked, **changes))
+        comparison_file.check_comparison(dataclasses.replace(asked, **changes))
 
 
 def test_wrong_comparison_file(tmp_path):
-    wrong = {"metods: {}": "unknown key metods.*did you mean methods", "a: [": "is no YAML", "- a": "holds no keys"}
+    wrong = {"metods: {}": "unknown key metods.*did you mean methods", "a: [": "is not YAML", "- a": "holds no keys"}
     for text, message in wrong.items():
         (tmp_path / "file.yaml").write_text(text)
         with pytest.raises(UsageError, match=message):
@@ -321,7 +321,7 @@ def test_wrong_comparison_file(tmp_path):
 
 def test_method_with_other_data_or_more_steps_is_not_run(asked):
     for override, message in (("model.epochs=2", "epochs=2.0, the others 1.0"), ("dataset.train_size=16", "=16, the")):
-        jobs = comparison.Jobs(dataclasses.replace(asked, methods={"LoRA": ["init=default", override]}), compose)
+        jobs = comparison_jobs.Jobs(dataclasses.replace(asked, methods={"LoRA": ["init=default", override]}), compose)
         assert all(message in job.error and "move it to common" in job.error for job in jobs.tuning("LoRA"))
 
 
@@ -357,7 +357,7 @@ def test_shipped_comparison_composes_and_every_method_has_the_same_work(file, me
     if scaled and not (ROOT / f"conf/{scaled[0].replace('=', '/')}.yaml").exists():
         pytest.skip(f"{scaled[0]} is not built")
     local = ["model.name=bundled/tiny", f"dataset.path={tmp_path}"]
-    jobs = comparison.Jobs(dataclasses.replace(shipped, common=[*shipped.common, *local]), compose)
+    jobs = comparison_jobs.Jobs(dataclasses.replace(shipped, common=[*shipped.common, *local]), compose)
     assert jobs.configured(method, table.grid_points(shipped.grid_of(method))[0]).model.name == "bundled/tiny"
 
 

@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from conftest import ROOT, random_llama, random_roberta, random_t5, run_config
+from conftest import ROOT, adaptation_for, random_llama, random_roberta, random_t5, run_config
 from omegaconf import OmegaConf
 from peft import LoHaConfig, LoraConfig, PeftModel
 from test_gradients import autograd_gradients, examples
@@ -42,7 +42,7 @@ def test_gives_what_a_run_gives():
     """The same factors, bit for bit, as run_exp.py's own way with the same settings."""
     run = run_config(f"peft.lora_target_modules=[{','.join(TARGETS)}]", "peft.lora_r=4", "peft.lora_alpha=8")
     expected, _ = attach_adapters(
-        random_llama(), run.peft, build_init(run.init), Probe(batches(), "example"), seed=3, dtype="fp32"
+        random_llama(), adaptation_for(run), build_init(run.init), Probe(batches(), "example"), seed=3
     )
     found = initialize_adapters(random_llama(), lora(), batches(), examples=None, seed=3)
     assert isinstance(found, PeftModel) and factors_of(found).keys() == factors_of(expected).keys()

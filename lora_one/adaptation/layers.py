@@ -14,7 +14,6 @@ from transformers.pytorch_utils import Conv1D
 from lora_one.adaptation.core_modules import Core
 from lora_one.config.schemas import PeftConfig
 from lora_one.errors import UsageError, nearest
-from lora_one.initialization.methods import Method
 from lora_one.models import HEADS, kind_of, weight_shape
 from lora_one.seeding import generator_for
 from lora_one.types import AdapterFactors, LayerView
@@ -25,7 +24,7 @@ ADAPTER = "default"
 FactorPairs = dict[str, tuple[Tensor, Tensor]]
 
 
-def target_layers(model: nn.Module, peft: PeftConfig, method: Method | None = None) -> dict[str, nn.Module]:
+def target_layers(model: nn.Module, peft: PeftConfig, method: Any | None = None) -> dict[str, nn.Module]:
     """Linear layers to adapt, by dotted name: all but head and embedding, or those with one of the name endings.
 
     Linear are torch's, those quantised by bitsandbytes, and GPT-2's Conv1D. Works on a skeleton too.
@@ -62,7 +61,7 @@ def target_layers(model: nn.Module, peft: PeftConfig, method: Method | None = No
     return linear
 
 
-def refuse_rank(name: str, layer: nn.Module, rank: int, method: Method | None, section: str = "peft.lora_") -> None:
+def refuse_rank(name: str, layer: nn.Module, rank: int, method: Any | None, section: str = "peft.lora_") -> None:
     """Raises UsageError: the layer has fewer singular vectors than the method takes.
 
     section: before the names of the settings to change, r and target_modules.

@@ -11,218 +11,27 @@ import platform
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from lora_one.config import RunConfig, refuse_unknown
-from lora_one.config.rules import flatten
+from lora_one.config import RunConfig
 from lora_one.data import load_dataset
 from lora_one.data.encode import encoder_for
-from lora_one.errors import RunError, UsageError, nearest
+from lora_one.errors import RunError, UsageError
 from lora_one.evaluation.held_out import HeldOut
 from lora_one.files import write_json
 from lora_one.models import device
-from lora_one.records.folder import RunFolder, placed
 from lora_one.records.provenance import git_commit, versions
 from lora_one.reports import compare as table
-from lora_one.reports.compare import Grid, Point, Run
+from lora_one.reports.compare import Run
+from lora_one.runs.comparison_file import Comparison
+from lora_one.runs.comparison_jobs import Compose, Job, Jobs, start_of
 
-Compose = Callable[[Sequence[str]], RunConfig]
-Execute = Callable[[RunConfig], None]
-
-# what a method or a grid may not change, beside the data: the work and how it is judged
-SAME = {"seed", "results_dir", "overwrite", "dry_run"} | {
-    f"model.{key}"
-    for key in (
-        "name",
-        "type",
-        "revision",
-        "bf16",
-        "epochs",
-        "real_batch_size",
-        "max_length",
-        "loss",
-        "eval_epochs",
-        "early_stopping_patience",
-    )
-}
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A comparison file. Overrides are those of run_exp.py; of two for one key the later counts."""
-
-    title: str
-    common: list[str]  # overrides of every run
-    test: list[str]  # overrides, after the common ones, that give the data of the reported loss
-    test_examples: int  # the first so many of them
-    tuning_seeds: list[int]
-    seeds: list[int]
-    grid: dict[str, list[float]]  # key -> values, of every method
-    methods: dict[str, list[str]]  # name -> overrides
-    own_grid: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # by method: other values, further keys
-    not_run: dict[str, str] = field(default_factory=dict)  # name -> why it cannot run here
-    seconds_per_run: float | None = None  # with training, as measured, for the estimate of a dry run
-
-    def grid_of(self, method: str) -> Grid:
-        return self.grid | self.own_grid.get(method, {})
-
-    def only(self, names: Sequence[str] | None) -> "Comparison":
-        """The same of these methods alone; None: of all. Raises UsageError: a name that is no method."""
-        for name in names or ():
-            if name not in self.methods:
-                raise UsageError(f"--only={name} is not a method of this comparison; {nearest(name, self.methods)}")
-        if names is None:
-            return self
-        return replace(self, methods={name: self.methods[name] for name in names}, not_run={})
-
-
-def read_comparison(path: Path) -> Comparison:
-    """Raises UsageError: no such file, no YAML, a key or a value that is no comparison's."""
-    try:
-        given = OmegaConf.to_container(OmegaConf.load(path))
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}): give a comparison's YAML file") from error
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is no YAML ({' '.join(str(error).split())}): see scripts/comparisons/") from error
-    if not isinstance(given, dict):
-        raise UsageError(f"{path} holds no keys: see scripts/comparisons/")
-    refuse_unknown("", given, Comparison)
-    comparison = Comparison(**given)
-    check(comparison)
-    return comparison
-
-
-def check(comparison: Comparison) -> None:
-    """Raises UsageError: the first entry that breaks a rule."""
-    lists = {"common": comparison.common, "test": comparison.test}
-    lists |= {f"methods.{name}": overrides for name, overrides in comparison.methods.items()}
-    for key, overrides in lists.items():
-        if not isinstance(overrides, list) or not all(isinstance(text, str) for text in overrides):
-            raise UsageError(f"{key}={overrides!r} must be a list of overrides, such as [init=gradient]")
-    for key in ("tuning_seeds", "seeds"):
-        seeds = getattr(comparison, key)
-        valid = isinstance(seeds, list) and all(isinstance(seed, int) and 0 <= seed < 2**32 for seed in seeds)
-        if not valid or not seeds or len(set(seeds)) < len(seeds):
-            raise UsageError(f"{key}={seeds!r} must be a list of different integers in [0, 2^32)")
-    if not isinstance(comparison.test_examples, int) or comparison.test_examples < 1:
-        raise UsageError(f"test_examples={comparison.test_examples!r} must be at least 1")
-    if not comparison.methods:
-        raise UsageError("methods={} names none: add <name>: [<overrides>]")
-    for name in comparison.own_grid:
-        if name not in comparison.methods:
-            raise UsageError(f"own_grid.{name} is not a method; {nearest(name, comparison.methods)}")
-    for name in comparison.methods:
-        check_grid(comparison, name)
-
-
-def check_grid(comparison: Comparison, method: str) -> None:
-    """Raises UsageError: not a list of different numbers, or more or fewer values than the other methods try."""
-    for key, values in comparison.grid_of(method).items():
-        numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
-        if not numbers or not values or len(set(values)) < len(values):
-            raise UsageError(f"grid of {method}: {key}={values!r} must be a list of different numbers")
-        if is_same_for_all(key):
-            raise UsageError(f"grid of {method}: {key} is the same for every method; move it to common")
-        shared = comparison.grid.get(key, values)
-        if len(values) != len(shared):
-            raise UsageError(
-                f"grid of {method}: {len(values)} values of {key}, {len(shared)} for the others; "
-                "every method is tuned over equally many"
-            )
-
-
-@dataclass(frozen=True)
-class Job:
-    """A run to be: its configuration and folder, or the reason why there are none."""
-
-    method: str
-    stage: str
-    point: Point
-    seed: int
-    config: RunConfig | None = None
-    folder: RunFolder | None = None
-    error: str | None = None
-
-    @property
-    def finished(self) -> bool:
-        return self.folder is not None and self.folder.finished
-
-    def __str__(self) -> str:
-        values = "".join(f", {key.rpartition('.')[2]} {value:g}" for key, value in self.point.items())
-        return f"{self.method}{values}, seed {self.seed}" + (", start" if self.stage == "start" else "")
-
-
-class Jobs:
-    """Makes jobs of a comparison. Raises UsageError at once where not even the common overrides can be composed."""
-
-    def __init__(self, comparison: Comparison, compose: Compose):
-        self.comparison, self.compose = comparison, compose
-        self.shared = compose(comparison.common)
-        for key in ("dry_run", "overwrite"):
-            if getattr(self.shared, key):
-                raise UsageError(f"{key}=true is no part of a comparison: take --dry-run, or remove the runs to redo")
-
-    def configured(self, method: str, point: Point) -> RunConfig:
-        """Raises UsageError: refused, or data, steps or judgement differ from the other methods'."""
-        values = [f"{key}={value}" for key, value in point.items()]
-        run = self.compose([*self.comparison.common, *self.comparison.methods[method], *values])
-        given, shared = flatten(run), flatten(self.shared)
-        for key in sorted(given.keys() | shared.keys()):
-            if is_same_for_all(key) and given.get(key) != shared.get(key):
-                raise UsageError(
-                    f"{method} has {key}={given.get(key)}, the others {shared.get(key)}: it is the same for every "
-                    "method; move it to common"
-                )
-        return run
-
-    def tuning(self, method: str) -> list[Job]:
-        """The whole grid with every tuning seed."""
-        jobs = []
-        for point in table.grid_points(self.comparison.grid_of(method)):
-            seeds = self.comparison.tuning_seeds
-            try:
-                run = self.configured(method, point)
-                jobs += [job_of(method, "tuning", point, replace(run, seed=seed)) for seed in seeds]
-            except UsageError as error:
-                jobs += [Job(method, "tuning", point, seed, error=str(error)) for seed in seeds]
-        return jobs
-
-    def final(self, tuning: Sequence[Job], chosen: Point) -> list[Job]:
-        """The chosen point with every seed."""
-        job = next(job for job in tuning if job.point == chosen)
-        seeds = self.comparison.seeds
-        return [job_of(job.method, "final", chosen, replace(job.config, seed=seed)) for seed in seeds]
-
-
-def job_of(method: str, stage: str, point: Point, run: RunConfig) -> Job:
-    """The job in the folder where run_exp.py puts it. Raises UsageError: the model's folder is not there."""
-    place = placed(run)
-    return Job(method, stage, point, run.seed, place.run, place.folder)
-
-
-def is_same_for_all(key: str) -> bool:
-    """Whether no method and no grid may change it."""
-    return key in SAME or key.startswith("dataset.")
-
-
-def start_of(trained: Job) -> Job:
-    """The same run without training.
-
-    LoRA-SB's step follows from the warm-up, which is another where nothing is trained: it is handed over.
-    """
-    run = replace(trained.config, model=replace(trained.config.model, epochs=0.0))
-    eta = trained.folder.read()["init"].get("eta")
-    if eta is not None:
-        run = replace(run, init=replace(run.init, eta=eta))
-    return job_of(trained.method, "start", trained.point, run)
+Execute = Callable[[RunConfig], object]
 
 
 def compare(comparison: Comparison, compose: Compose, execute: Execute, output: Path) -> bool:

@@ -41,7 +41,7 @@ def merge_run(folder: RunFolder) -> None:
     record = folder.read()
     if record.get("status") != "finished":
         raise RunError(f"{folder.path} is not a finished run (status {record.get('status')}): run it first, then merge")
-    if folder.adapter.name not in record["artifacts"]:
+    if not record["config"]["peft"]["use_peft"]:
         if not folder.merged.exists():
             raise RunError(f"every weight was trained, and {folder.merged} is gone: overwrite=true trains anew")
         print(f"nothing to merge: every weight was trained, and {folder.merged} holds them")

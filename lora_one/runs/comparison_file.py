@@ -1,0 +1,119 @@
+"""The YAML file of a comparison: methods, grids and seeds, checked before anything runs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from lora_one.config import refuse_unknown
+from lora_one.errors import UsageError, nearest
+from lora_one.reports.compare import Grid
+
+# what a method or a grid may not change, beside the data: the work and how it is judged
+SAME = {"seed", "results_dir", "overwrite", "dry_run"} | {
+    f"model.{key}"
+    for key in (
+        "name",
+        "type",
+        "revision",
+        "bf16",
+        "epochs",
+        "real_batch_size",
+        "max_length",
+        "loss",
+        "eval_epochs",
+        "early_stopping_patience",
+    )
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison file. Overrides are those of run_exp.py; of two for one key the later counts."""
+
+    title: str
+    common: list[str]  # overrides of every run
+    test: list[str]  # overrides, after the common ones, that give the data of the reported loss
+    test_examples: int  # the first so many of them
+    tuning_seeds: list[int]
+    seeds: list[int]
+    grid: dict[str, list[float]]  # key -> values, of every method
+    methods: dict[str, list[str]]  # name -> overrides
+    own_grid: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # by method: other values, further keys
+    not_run: dict[str, str] = field(default_factory=dict)  # name -> why it cannot run here
+    seconds_per_run: float | None = None  # with training, as measured, for the estimate of a dry run
+
+    def grid_of(self, method: str) -> Grid:
+        return self.grid | self.own_grid.get(method, {})
+
+    def only(self, names: Sequence[str] | None) -> "Comparison":
+        """The same of these methods alone; None: of all. Raises UsageError: a name that is no method."""
+        for name in names or ():
+            if name not in self.methods:
+                raise UsageError(f"--only={name} is not a method of this comparison; {nearest(name, self.methods)}")
+        if names is None:
+            return self
+        return replace(self, methods={name: self.methods[name] for name in names}, not_run={})
+
+
+def read_comparison(path: Path) -> Comparison:
+    """Raises UsageError: no such file, no YAML, a key or a value that is no comparison's."""
+    try:
+        given = OmegaConf.to_container(OmegaConf.load(path))
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}): pass the YAML file of a comparison") from error
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not YAML ({' '.join(str(error).split())}): see scripts/comparisons/") from error
+    if not isinstance(given, dict):
+        raise UsageError(f"{path} holds no keys: see scripts/comparisons/")
+    refuse_unknown("", given, Comparison)
+    comparison = Comparison(**given)
+    check_comparison(comparison)
+    return comparison
+
+
+def check_comparison(comparison: Comparison) -> None:
+    """Raises UsageError: the first entry that breaks a rule."""
+    lists = {"common": comparison.common, "test": comparison.test}
+    lists |= {f"methods.{name}": overrides for name, overrides in comparison.methods.items()}
+    for key, overrides in lists.items():
+        if not isinstance(overrides, list) or not all(isinstance(text, str) for text in overrides):
+            raise UsageError(f"{key}={overrides!r} must be a list of overrides, such as [init=gradient]")
+    for key in ("tuning_seeds", "seeds"):
+        seeds = getattr(comparison, key)
+        valid = isinstance(seeds, list) and all(isinstance(seed, int) and 0 <= seed < 2**32 for seed in seeds)
+        if not valid or not seeds or len(set(seeds)) < len(seeds):
+            raise UsageError(f"{key}={seeds!r} must be a list of different integers in [0, 2^32)")
+    if not isinstance(comparison.test_examples, int) or comparison.test_examples < 1:
+        raise UsageError(f"test_examples={comparison.test_examples!r} must be at least 1")
+    if not comparison.methods:
+        raise UsageError("methods={} names none: add <name>: [<overrides>]")
+    for name in comparison.own_grid:
+        if name not in comparison.methods:
+            raise UsageError(f"own_grid.{name} is not a method; {nearest(name, comparison.methods)}")
+    for name in comparison.methods:
+        check_grid(comparison, name)
+
+
+def check_grid(comparison: Comparison, method: str) -> None:
+    """Raises UsageError: not a list of different numbers, or more or fewer values than the other methods try."""
+    for key, values in comparison.grid_of(method).items():
+        numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
+        if not numbers or not values or len(set(values)) < len(values):
+            raise UsageError(f"grid of {method}: {key}={values!r} must be a list of different numbers")
+        if is_same_for_all(key):
+            raise UsageError(f"grid of {method}: {key} is the same for every method; move it to common")
+        shared = comparison.grid.get(key, values)
+        if len(values) != len(shared):
+            raise UsageError(
+                f"grid of {method}: {len(values)} values of {key}, {len(shared)} for the others; "
+                "every method is tuned over equally many"
+            )
+
+
+def is_same_for_all(key: str) -> bool:
+    """Whether no method and no grid may change it."""
+    return key in SAME or key.startswith("dataset.")

@@ -1,0 +1,95 @@
+"""The runs of a comparison: each method with each point of its grid, the chosen point with every seed, its start."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from lora_one.config import RunConfig
+from lora_one.config.rules import flatten
+from lora_one.errors import UsageError
+from lora_one.records.folder import RunFolder, placed
+from lora_one.reports import compare as table
+from lora_one.reports.compare import Point
+from lora_one.runs.comparison_file import Comparison, is_same_for_all
+
+Compose = Callable[[Sequence[str]], RunConfig]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to be: its configuration and folder, or the reason why there are none."""
+
+    method: str
+    stage: str
+    point: Point
+    seed: int
+    config: RunConfig | None = None
+    folder: RunFolder | None = None
+    error: str | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.folder is not None and self.folder.finished
+
+    def __str__(self) -> str:
+        values = "".join(f", {key.rpartition('.')[2]} {value:g}" for key, value in self.point.items())
+        return f"{self.method}{values}, seed {self.seed}" + (", start" if self.stage == "start" else "")
+
+
+class Jobs:
+    """Makes jobs of a comparison. Raises UsageError at once where not even the common overrides can be composed."""
+
+    def __init__(self, comparison: Comparison, compose: Compose):
+        self.comparison, self.compose = comparison, compose
+        self.shared = compose(comparison.common)
+        for key in ("dry_run", "overwrite"):
+            if getattr(self.shared, key):
+                raise UsageError(f"{key}=true is no part of a comparison: take --dry-run, or remove the runs to redo")
+
+    def configured(self, method: str, point: Point) -> RunConfig:
+        """Raises UsageError: refused, or data, steps or judgement differ from the other methods'."""
+        values = [f"{key}={value}" for key, value in point.items()]
+        run = self.compose([*self.comparison.common, *self.comparison.methods[method], *values])
+        given, shared = flatten(run), flatten(self.shared)
+        for key in sorted(given.keys() | shared.keys()):
+            if is_same_for_all(key) and given.get(key) != shared.get(key):
+                raise UsageError(
+                    f"{method} has {key}={given.get(key)}, the others {shared.get(key)}: it is the same for every "
+                    "method; move it to common"
+                )
+        return run
+
+    def tuning(self, method: str) -> list[Job]:
+        """The whole grid with every tuning seed."""
+        jobs = []
+        for point in table.grid_points(self.comparison.grid_of(method)):
+            seeds = self.comparison.tuning_seeds
+            try:
+                run = self.configured(method, point)
+                jobs += [job_of(method, "tuning", point, replace(run, seed=seed)) for seed in seeds]
+            except UsageError as error:
+                jobs += [Job(method, "tuning", point, seed, error=str(error)) for seed in seeds]
+        return jobs
+
+    def final(self, tuning: Sequence[Job], chosen: Point) -> list[Job]:
+        """The chosen point with every seed."""
+        job = next(job for job in tuning if job.point == chosen)
+        seeds = self.comparison.seeds
+        return [job_of(job.method, "final", chosen, replace(job.config, seed=seed)) for seed in seeds]
+
+
+def job_of(method: str, stage: str, point: Point, run: RunConfig) -> Job:
+    """The job in the folder where run_exp.py puts it. Raises UsageError: the model's folder is not there."""
+    place = placed(run)
+    return Job(method, stage, point, run.seed, place.run, place.folder)
+
+
+def start_of(trained: Job) -> Job:
+    """The same run without training.
+
+    LoRA-SB's step follows from the warm-up, which is another where nothing is trained: it is handed over.
+    """
+    run = replace(trained.config, model=replace(trained.config.model, epochs=0.0))
+    eta = trained.folder.read()["init"].get("eta")
+    if eta is not None:
+        run = replace(run, init=replace(run.init, eta=eta))
+    return job_of(trained.method, "start", trained.point, run)
