@@ -21,10 +21,11 @@ from typing import Any
 import psutil
 from common import Clock, hand_over
 
-from lora_one.data import SOURCES, encoded_cache
-from lora_one.data.arithmetic import FAMILIES
+from lora_one.data import encoded_cache
 from lora_one.data.contamination import Questions, questions_of
 from lora_one.data.encode import Encoder
+from lora_one.datasets import DATASETS
+from lora_one.datasets.arithmetic import FAMILIES
 from lora_one.models import load_tokenizer
 
 CASES = ("lists", "packed, nothing kept yet", "kept before")
@@ -46,7 +47,7 @@ def examples_of(chosen: argparse.Namespace) -> list[Any]:
         data_seed=0,
         rows=chosen.examples,
     )
-    return SOURCES[chosen.dataset].train(config)
+    return DATASETS[chosen.dataset].train(config)
 
 
 def measure(case: str, chosen: argparse.Namespace, folder: str) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from common import Clock, hand_over, set_threads
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lora_one.data.arithmetic import PRETRAIN_FAMILIES, generate
 from lora_one.data.encode import prompt_ids
-from lora_one.data.gsm8k import PROMPT
+from lora_one.datasets.arithmetic import PRETRAIN_FAMILIES, generate
+from lora_one.datasets.gsm8k import PROMPT
 from lora_one.evaluation import mmlu
 from lora_one.evaluation.choices import question_of
 from lora_one.evaluation.generate import Decoding, complete, stop_ids

@@ -23,8 +23,8 @@ from common import SHAPES
 from gpu_init import random_llama
 from rows import Row, Table, timed
 
-from lora_one.data.arithmetic import PRETRAIN_FAMILIES, generate
-from lora_one.data.gsm8k import PROMPT
+from lora_one.datasets.arithmetic import PRETRAIN_FAMILIES, generate
+from lora_one.datasets.gsm8k import PROMPT
 
 ONE, MANY = "one at a time", "in batches"
 

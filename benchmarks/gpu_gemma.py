@@ -19,7 +19,7 @@ from typing import Any
 from bench_train import CONF
 from rows import Row, Table
 
-from lora_one.data.arithmetic import PRETRAIN_FAMILIES, generate
+from lora_one.datasets.arithmetic import PRETRAIN_FAMILIES, generate
 from lora_one.evaluation.command import main as evaluate
 from lora_one.models import BUNDLED
 from lora_one.records.folder import RunFolder

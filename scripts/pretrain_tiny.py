@@ -22,7 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lora_one.data.arithmetic import FAMILIES, PRETRAIN_FAMILIES, as_text, generate
+from lora_one.datasets.arithmetic import FAMILIES, PRETRAIN_FAMILIES, as_text, generate
 
 ASSETS = Path(__file__).resolve().parent.parent / "lora_one" / "assets" / "tiny"
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
@@ -222,7 +222,7 @@ A Llama of {parameters:,} parameters ({arguments.layers} layers, width {argument
 MLP {arguments.intermediate}, {arguments.heads} heads, tied embeddings, float32) with a byte-level BPE
 tokenizer in which each digit is a token.
 It exists so that `python run_exp.py` can show a fine-tuning in minutes without a download or a GPU,
-and knows nothing but the generated problems of `lora_one/data/arithmetic.py`. Licence: Apache-2.0.
+and knows nothing but the generated problems of `lora_one/datasets/arithmetic.py`. Licence: Apache-2.0.
 
 Text: `Q: {{question}}\\nA: {{answer}}`. The prompt `Q: {{question}}\\nA: ` and the answer are tokenized
 apart; the tokenizer puts `<s>` in front, and the answer is closed by `</s>`.

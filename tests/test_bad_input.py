@@ -154,8 +154,12 @@ CONFIGURATION = [
     ("wandb.diagnostics_every=often", "wandb.diagnostics_every='often' has the wrong type", "int is wanted"),
     ("results_dir=", "results_dir='' is no folder", "set results_dir="),
     ("results_dir=null", "results_dir=null is no folder", "set results_dir="),
-    ("dataset.decontaminate=gsm9k", "gsm9k is no file or folder here", "did you mean gsm8k? valid: gsm8k, humaneval"),
-    ("dataset.cache=false", "dataset.cache=False is no folder", "null to keep nothing"),
+    (
+        "dataset.decontaminate=gsm9k",
+        "gsm9k is not a file or folder here",
+        "did you mean gsm8k? valid: gsm8k, humaneval",
+    ),
+    ("dataset.cache=false", "dataset.cache=False is not a folder", "null to keep nothing"),
     # kinds of models, what trains, seeds, several processes
     ("model.type=Seq2SeqLM", "model.type=Seq2SeqLM is not a choice", "valid: CausalLM, ConditionalGeneration"),
     (

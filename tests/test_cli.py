@@ -9,7 +9,7 @@ from conftest import ROOT, composed, run_config
 
 import run_exp
 from lora_one.config import RunConfig
-from lora_one.data import glue, super_glue
+from lora_one.datasets import glue, super_glue
 from lora_one.runs import cli
 
 

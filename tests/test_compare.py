@@ -18,7 +18,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from lora_one.config import RunConfig
-from lora_one.data.arithmetic import generate
+from lora_one.datasets.arithmetic import generate
 from lora_one.errors import RunError, UsageError
 from lora_one.records.folder import RunFolder
 from lora_one.reports import compare as table

@@ -29,9 +29,9 @@ from test_gradients import autograd_gradients, examples, linear_layers
 from lora_one import initialize_adapters
 from lora_one.adaptation import layers as adapters
 from lora_one.data import load_dataset
-from lora_one.data.arithmetic import PRETRAIN_FAMILIES, generate
 from lora_one.data.encode import Encoded, batches_of, encoder_for, prompt_ids
-from lora_one.data.gsm8k import PROMPT
+from lora_one.datasets.arithmetic import PRETRAIN_FAMILIES, generate
+from lora_one.datasets.gsm8k import PROMPT
 from lora_one.errors import UsageError
 from lora_one.evaluation.batches import each_batch
 from lora_one.evaluation.choices import log_likelihoods, questions_of

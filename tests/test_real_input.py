@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT, finish, run_config, shared
 from test_cli import PUBLISHED
 
-from lora_one.data.arithmetic import generate_meta_math
+from lora_one.datasets.arithmetic import generate_meta_math
 from lora_one.evaluation.command import main
 from lora_one.records.tracking import read_metrics
 

@@ -14,17 +14,15 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 
 from lora_one.config.rules import check
 from lora_one.config.schemas import (
-    DATASET_SCHEMAS,
-    DATASETS,
     INIT_SCHEMAS,
     OPTIMIZER_SCHEMAS,
     PEFT_SCHEMAS,
-    DatasetConfig,
     GradientInit,
     ModelConfig,
     PeftConfig,
     WandbConfig,
 )
+from lora_one.datasets import DATASETS
 from lora_one.errors import UsageError, nearest
 
 
@@ -95,7 +93,7 @@ def schema_of(section: str, given: Any) -> type | None:
         name = given.get("name")
         if name not in DATASETS:
             raise UsageError(f"dataset.name={name} is not a data set; {nearest(name, DATASETS)}")
-        return DATASET_SCHEMAS.get(name, DatasetConfig)
+        return DATASETS[name].settings
     if section == "init":
         mode = given.get("mode")
         if mode not in INIT_SCHEMAS:
@@ -115,7 +113,7 @@ def schema_of(section: str, given: Any) -> type | None:
 def valid_keys(section: str) -> set[str]:
     """Every key that some choice of a section reads; of the whole configuration for ``""``."""
     one_of_many = {
-        "dataset": (DatasetConfig, *DATASET_SCHEMAS.values()),
+        "dataset": tuple({dataset.settings for dataset in DATASETS.values()}),
         "init": (*INIT_SCHEMAS.values(), *PEFT_SCHEMAS.values()),
         "optimizer": tuple(OPTIMIZER_SCHEMAS.values()),
     }

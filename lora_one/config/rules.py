@@ -5,22 +5,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_one.config.schemas import (
-    CLASSIFIED,
-    HUB_EVALUATIONS,
-    ArithmeticConfig,
     EvaInit,
     GradientInit,
     InitConfig,
     LoftqInit,
-    OwnDataConfig,
     PeftInit,
     PeftLoraGAInit,
     ProbedInit,
     ScaledConfig,
     SimpleInit,
     SvdInit,
-    evaluations_in,
 )
+from lora_one.datasets import CLASSIFIED
+from lora_one.datasets.questions import EVALUATIONS, evaluations_in
 from lora_one.errors import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -370,15 +367,7 @@ def check_sharded(run: "RunConfig") -> None:
 
 def check_dataset(run: "RunConfig") -> None:
     dataset = run.dataset
-    if isinstance(dataset, ArithmeticConfig):
-        check_arithmetic(dataset)
-    if isinstance(dataset, OwnDataConfig) and dataset.path is None:
-        raise UsageError("dataset=json needs the file: add dataset.path=<file.jsonl>")
-    if dataset.name == "commonsense_reasoning" and dataset.path is None:
-        raise UsageError(
-            "dataset=commonsense_reasoning is no data set of the hub: add dataset.path=<commonsense_170k.json, or the "
-            "folder of the sets with their train.json>"
-        )
+    dataset.check()
     if dataset.path is not None:
         path = Path(dataset.path).expanduser()
         if not path.exists():
@@ -386,23 +375,15 @@ def check_dataset(run: "RunConfig") -> None:
                 f"dataset.path={dataset.path} does not exist (looked in {Path.cwd()}); give a file or folder"
             )
     if str(dataset.cache).lower() in {"true", "false", ""}:
-        raise UsageError(f"dataset.cache={dataset.cache} is no folder: give one, null to keep nothing, or leave it out")
+        raise UsageError(
+            f"dataset.cache={dataset.cache} is not a folder: give one, null to keep nothing, or leave it out"
+        )
     for evaluation in evaluations_in(dataset.decontaminate):
-        if evaluation not in HUB_EVALUATIONS and not Path(str(evaluation)).expanduser().exists():
+        if str(evaluation) not in EVALUATIONS and not Path(str(evaluation)).expanduser().exists():
             raise UsageError(
-                f"dataset.decontaminate: {evaluation} is no file or folder here (looked in {Path.cwd()}) and no "
-                f"evaluation's name; {nearest(evaluation, HUB_EVALUATIONS)}"
+                f"dataset.decontaminate: {evaluation} is not a file or folder here (looked in {Path.cwd()}) and not "
+                f"an evaluation's name; {nearest(evaluation, EVALUATIONS)}"
             )
-
-
-def check_arithmetic(dataset: ArithmeticConfig) -> None:
-    if dataset.path is not None:
-        return
-    for key in ("train_size", "validation_size"):
-        size = getattr(dataset, key)
-        if size is None or size < 1:
-            shown = "null" if size is None else size
-            raise UsageError(f"dataset.{key}={shown}: generated problems need a number; set dataset.{key}=<examples>")
 
 
 def check_names(run: "RunConfig") -> None:

@@ -5,42 +5,6 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class DatasetConfig:
-    """Where examples come from. Sizes count examples; null means all there are."""
-
-    name: str
-    path: str | None  # local file or folder instead of the hub
-    max_train_samples: int | None
-    max_eval_samples: int | None
-    train_size: int | None  # the published sizes; smaller sources are split in the same proportion
-    validation_size: float | None  # below 1 a share of all; null = the set's own validation split, if it has one
-    max_tokens: int | None  # longer examples (prompt and response) are left out
-    shuffle_seed: int | None  # null keeps the file's order
-    chat_template: bool
-    accuracy_examples: int  # exact match on so many validation examples along the run; 0 = none
-    max_new_tokens: int  # for those
-    decontaminate: Any  # evaluations whose questions no training row may hold: see evaluations_in
-    cache: str | None  # a folder of large sets encoded before, see data.encoded_cache; null = encode anew each time
-
-
-@dataclass(frozen=True)
-class ArithmeticConfig(DatasetConfig):
-    families: list[str]
-    data_seed: int  # of the generated problems
-
-
-@dataclass(frozen=True)
-class OwnDataConfig(DatasetConfig):
-    prompt: str  # column names
-    response: str
-
-
-@dataclass(frozen=True)
-class StreamedConfig(DatasetConfig):
-    rows: int  # read from the stream's start
-
-
-@dataclass(frozen=True)
 class PeftConfig:
     use_peft: bool
     lora_r: int
@@ -274,12 +238,6 @@ class WandbConfig:
     diagnostics_every: int  # optimizer steps between two looks at the adapters' spectra and angles; 0 = none
 
 
-DATASET_SCHEMAS: dict[str, type] = {
-    "arithmetic": ArithmeticConfig,
-    "flan": StreamedConfig,
-    "flan_v2": StreamedConfig,
-    "json": OwnDataConfig,
-}
 INIT_SCHEMAS: dict[str, type] = {
     "gradient": GradientInit,
     "simple": SimpleInit,
@@ -301,42 +259,3 @@ OPTIMIZER_SCHEMAS: dict[str, type] = {
     "scaled_gd": ScaledSgdConfig,
     "sgd": SgdConfig,
 }
-
-# those with classes
-CLASSIFIED = ("boolq", "cb", "cola", "copa", "emo", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "wic")
-
-DATASETS = (
-    "alpaca",
-    "alpaca_gpt4",
-    "arithmetic",
-    "boolq",
-    "cb",
-    "codefeedback",
-    "cola",
-    "commonsense_reasoning",
-    "copa",
-    "emo",
-    "flan",
-    "flan_v2",
-    "gsm8k",
-    "json",
-    "meta_math",
-    "meta_math_full",
-    "mnli",
-    "mrpc",
-    "qnli",
-    "qqp",
-    "rte",
-    "squad",
-    "sst2",
-    "wic",
-    "wizard_lm",
-)
-HUB_EVALUATIONS = ("gsm8k", "humaneval", "math", "mmlu")  # known by name in dataset.decontaminate
-
-
-def evaluations_in(decontaminate: Any) -> list[Any]:
-    """One of HUB_EVALUATIONS, a local file or folder of an evaluation's questions, or a list of these; null is none."""
-    if decontaminate is None:
-        return []
-    return list(decontaminate) if isinstance(decontaminate, list) else [decontaminate]

@@ -1,75 +1,20 @@
-"""Data sets: where rows come from is one file each; how they are split, filtered and encoded is here, once.
+"""From the rows of a data set to encoded examples: read, filtered, ordered, split and encoded."""
 
-To add one: a function that yields Examples, its line in SOURCES, its name in DATASETS, and conf/dataset/<name>.yaml.
-"""
-
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lora_one.config.schemas import DatasetConfig
-from lora_one.data import (
-    arithmetic_problems,
-    codefeedback,
-    commonsense,
-    emo,
-    flan,
-    glue,
-    gsm8k,
-    instruct,
-    meta_math,
-    own,
-    squad,
-    super_glue,
-)
 from lora_one.data.contamination import without_questions
 from lora_one.data.encode import Encoded, Encoder
 from lora_one.data.encoded_cache import EncodedCache
+from lora_one.datasets import DATASETS, labels_of
+from lora_one.datasets.settings import DatasetConfig
 from lora_one.errors import RunError
 from lora_one.seeding import generator_for
 from lora_one.types import Example
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the examples of a data set come from.
-
-    train: the training rows.  validation: those of a validation split that stands apart; None: it has none, and
-    validation is held out of train.  labels: the words of a classification set, by index.
-    """
-
-    train: Callable[[Any], list[Example]]
-    validation: Callable[[Any], list[Example]] | None = None
-    labels: tuple[str, ...] | None = None
-
-
-SOURCES: dict[str, Source] = {
-    "alpaca": Source(instruct.alpaca),
-    "alpaca_gpt4": Source(instruct.alpaca_gpt4),
-    "arithmetic": Source(arithmetic_problems.examples),
-    "codefeedback": Source(codefeedback.examples),
-    "commonsense_reasoning": Source(commonsense.examples),
-    "flan": Source(flan.flan),
-    "flan_v2": Source(flan.flan_v2),
-    "gsm8k": Source(gsm8k.examples),
-    "json": Source(own.examples),
-    "meta_math": Source(meta_math.examples),
-    "meta_math_full": Source(meta_math.full_examples),
-    "squad": Source(squad.examples, squad.validation),
-    "wizard_lm": Source(instruct.wizard_lm),
-}
-SOURCES |= {
-    name: Source(task.train, task.validation if task.held_out else None, task.labels)
-    for name, task in (glue.TASKS | super_glue.TASKS | emo.TASKS).items()
-}
-
-
-def labels_of(name: str) -> tuple[str, ...] | None:
-    """The words of a classification set, by class index; None for any other set."""
-    return SOURCES[name].labels
 
 
 def head_labels(model_type: str, name: str) -> tuple[str, ...] | None:
@@ -97,13 +42,13 @@ def load_dataset(config: DatasetConfig, encoder: Encoder, max_length: int) -> Sp
     source's own split, if it has one; a ``path`` that is one file has none.
     Raises RunError: nothing is left to train on, before the encoding or after it.
     """
-    rows = SOURCES[config.name].train(config)
+    rows = DATASETS[config.name].train(config)
     clean, contaminated = without_questions(rows, config.decontaminate)
     examples, _ = prepared(clean, config, encoder)
     found = len(rows)
     train, validation = split(examples, config.train_size, config.validation_size)
     if has_own_validation(config):
-        validation, more = prepared(SOURCES[config.name].validation(config), config, encoder)
+        validation, more = prepared(DATASETS[config.name].validation(config), config, encoder)
         examples, found = [*examples, *validation], found + more
     if not train:
         raise RunError(
@@ -130,13 +75,13 @@ def load_dataset(config: DatasetConfig, encoder: Encoder, max_length: int) -> Sp
 
 def read_examples(config: DatasetConfig, encoder: Encoder) -> tuple[list[Example], int]:
     """The training rows' examples, in order and filtered by length, and how many there were before the filter."""
-    return prepared(SOURCES[config.name].train(config), config, encoder)
+    return prepared(DATASETS[config.name].train(config), config, encoder)
 
 
 def has_own_validation(config: DatasetConfig) -> bool:
     """Whether validation comes from a split that stands apart, not from the training rows."""
     single = config.path is not None and Path(config.path).expanduser().is_file()
-    return SOURCES[config.name].validation is not None and config.validation_size is None and not single
+    return DATASETS[config.name].validation is not None and config.validation_size is None and not single
 
 
 def prepared(examples: list[Example], config: DatasetConfig, encoder: Encoder) -> tuple[list[Example], int]:

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_one.config.schemas import evaluations_in
-from lora_one.data import gsm8k, mmlu
-from lora_one.data.sources import Hub, read_rows
+from lora_one.datasets import mmlu
+from lora_one.datasets.questions import EVALUATIONS, evaluations_in
+from lora_one.datasets.sources import read_rows
 from lora_one.distributed import Processes
 from lora_one.errors import UsageError
 from lora_one.types import Example
@@ -25,16 +25,6 @@ FORMAT = 10  # questions that may share their words
 WORD = re.compile(r"[^\W_]+")
 QUESTIONS = ("question", "problem", "prompt", "instruction")  # columns of local files; the first that is there is read
 COMMONSENSE = re.compile(r"Please (?:answer|choose) the [^:]*: (.*?)(?:\n\n|\Z)", re.DOTALL)  # its opening; its options
-
-MATH = ("algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory")
-MATH += ("prealgebra", "precalculus")
-HUB: dict[str, list[Hub]] = {
-    "gsm8k": [gsm8k.SOURCE],
-    "humaneval": [("openai/openai_humaneval", None)],
-    "math": [("EleutherAI/hendrycks_math", subject) for subject in MATH],
-    "mmlu": [mmlu.SOURCE],
-}
-COLUMN = {"gsm8k": "question", "humaneval": "prompt", "math": "problem", "mmlu": "question"}
 
 
 class Questions:
@@ -101,13 +91,14 @@ def questions_of(evaluation: str) -> Iterator[str]:
 
     From the hub by its name, or from a file, a folder, MMLU's folder of csv files or one of the commonsense sets.
     """
-    if evaluation in HUB:
-        column = COLUMN[evaluation]
-        yield from (row[column] for hub in HUB[evaluation] for row in read_rows(hub, None, "test", [column]))
+    if evaluation in EVALUATIONS:
+        source = EVALUATIONS[evaluation]
+        for hub in source.hubs:
+            yield from (row[source.column] for row in read_rows(hub, None, "test", [source.column]))
         return
     place = Path(evaluation).expanduser()
     if any(place.glob("test/*_test.csv")):
-        yield from (row[0] for rows in mmlu.rows_of(evaluation, "test").values() for row in rows)
+        yield from (row[0] for rows in mmlu.read_questions(evaluation, "test").values() for row in rows)
         return
     for part in sorted(folder for folder in place.glob("*/") if any(folder.glob("test.*"))) or [place]:
         for row in read_rows(None, str(part), "test", [], optional=QUESTIONS):

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 import torch
 
-from lora_one.config.schemas import DatasetConfig, ModelConfig
+from lora_one.config.schemas import ModelConfig
+from lora_one.datasets.settings import DatasetConfig
 from lora_one.errors import RunError, UsageError
 from lora_one.losses import IGNORED, Batch
 from lora_one.models import load_config, load_tokenizer

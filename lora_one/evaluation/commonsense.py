@@ -11,7 +11,7 @@ from math import sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_one.data.commonsense import RESPONSE, WORDS, place_of, rows_of
+from lora_one.datasets.commonsense import RESPONSE, WORDS, folder_of_set, read_set
 from lora_one.errors import UsageError, nearest
 from lora_one.evaluation.shares import by_kind, counts_of, share_of, shares
 from lora_one.types import Example
@@ -78,8 +78,8 @@ def folder(options: argparse.Namespace) -> str:
 def examples(data_path: str | None, dataset: str = "all", limit: int | None = None) -> list[Example]:
     """Test rows of the chosen sets, one set after the other, the first ``limit`` of each."""
     place, names = Path(data_path or PUBLISHED_PLACE).expanduser(), sets_of(dataset)
-    folders = {name: place_of(place, name, alone=len(names) == 1) for name in names}
-    return [example for name in names for example in rows_of(folders[name], name, "test")[:limit]]
+    folders = {name: folder_of_set(place, name, alone=len(names) == 1) for name in names}
+    return [example for name in names for example in read_set(folders[name], name, "test")[:limit]]
 
 
 def answers(

@@ -11,7 +11,7 @@ from dataclasses import replace
 from math import sqrt
 from typing import TYPE_CHECKING, Any
 
-from lora_one.data import glue, super_glue
+from lora_one.datasets import glue, super_glue
 from lora_one.errors import RunError, UsageError, nearest
 from lora_one.evaluation.shares import by_kind, counts_of, shares
 from lora_one.types import Example
@@ -64,7 +64,7 @@ def folder(options: argparse.Namespace) -> str:
 
 def examples(data_path: str | None, dataset: str) -> list[Example]:
     """The validation split of a set, with ids ``<set>/<number>``: the labels of its test split are not public."""
-    found = SETS[dataset].rows_of(data_path, SETS[dataset].held_out)
+    found = SETS[dataset].read_split(data_path, SETS[dataset].held_out)
     return [replace(example, id=f"{dataset}/{number}") for number, example in enumerate(found)]
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
-from lora_one.data.gsm8k import rows_of
+from lora_one.datasets.gsm8k import read_problems
 from lora_one.errors import RunError, UsageError
 from lora_one.evaluation.gsm8k_shots import SHOTS
 from lora_one.evaluation.shares import by_kind, counts_of, shares
@@ -59,7 +59,7 @@ def examples(data_path: str | None, num_fewshot: int = 0) -> list[Example]:
     Behind solved examples the prompt ends in ``A:``, as theirs do: the space belongs to the answer.
     Raises RunError: a gold answer that is no number (the row is named).
     """
-    found = rows_of(data_path, "test")
+    found = read_problems(data_path, "test")
     for number, example in enumerate(found, start=1):
         if not is_number(example.gold):
             raise RunError(f"row {number}: the gold answer {example.gold!r} is no number behind ####: check the file")

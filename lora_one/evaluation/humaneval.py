@@ -11,7 +11,7 @@ from math import comb, sqrt
 from pathlib import Path
 from typing import Any
 
-from lora_one.data.sources import read_rows
+from lora_one.datasets.sources import read_rows
 from lora_one.errors import UsageError
 from lora_one.evaluation.command import write_lines
 from lora_one.evaluation.sandbox import Limits, Program, check_isolation, cores, run_programs

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_one.data.sources import as_text, read_rows
+from lora_one.datasets.sources import as_text, read_rows
 from lora_one.errors import RunError, UsageError
 from lora_one.evaluation.equality import compared
 from lora_one.evaluation.sandbox import cores

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lora_one.data.mmlu import LETTERS, ROW, rows_of
+from lora_one.datasets.mmlu import LETTERS, ROW, read_questions
 from lora_one.errors import UsageError, nearest
 from lora_one.evaluation.mmlu_subjects import CATEGORIES, SUBJECTS
 from lora_one.evaluation.shares import counts_of, shares
@@ -64,7 +64,7 @@ def examples(data_path: str | None, ntrain: int = 5) -> list[Problem]:
     four options, letter).
     Raises UsageError: not such a folder, or fewer solved examples than asked for; RunError: a row of another form.
     """
-    tests, solved = (rows_of(data_path, split) for split in ("test", "dev"))
+    tests, solved = (read_questions(data_path, split) for split in ("test", "dev"))
     for subject in {**tests, **solved}:
         if subject not in SUBJECTS:
             raise UsageError(f"{data_path}: {subject} is not a subject of MMLU; {nearest(subject, SUBJECTS)}")

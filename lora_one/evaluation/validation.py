@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from lora_one.config import RunConfig
-from lora_one.data import Splits, labels_of
+from lora_one.data import Splits
 from lora_one.data.encode import Encoded, Encoder, collate
+from lora_one.datasets import labels_of
 from lora_one.distributed import Processes
 from lora_one.evaluation import glue, gsm8k
 from lora_one.evaluation.batches import automatic_tokens, each_that_fits

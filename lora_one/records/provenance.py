@@ -8,7 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from lora_one.config.schemas import HUB_EVALUATIONS, evaluations_in
+from lora_one.datasets import DATASETS
+from lora_one.datasets.questions import EVALUATIONS, evaluations_in
 
 PACKAGES = (
     "lora-one",
@@ -66,13 +67,12 @@ def local_fingerprints(config: dict[str, Any], model_folder: Path | None) -> dic
         found["model.name"] = fingerprint(model_folder)
     data = config["dataset"].get("path")
     if data is not None:
-        in_folders = config["dataset"]["name"] == "commonsense_reasoning"  # one for each of its sets
-        found["dataset.path"] = fingerprint(Path(data).expanduser(), nested=in_folders)
+        nested = DATASETS[config["dataset"]["name"]].nested
+        found["dataset.path"] = fingerprint(Path(data).expanduser(), nested=nested)
     evaluations = evaluations_in(config["dataset"].get("decontaminate"))
     if evaluations:
         found["dataset.decontaminate"] = " ".join(
-            name if name in HUB_EVALUATIONS else fingerprint(Path(name).expanduser(), nested=True)
-            for name in evaluations
+            name if name in EVALUATIONS else fingerprint(Path(name).expanduser(), nested=True) for name in evaluations
         )
     return found
 

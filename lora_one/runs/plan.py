@@ -6,9 +6,10 @@ from torch import nn
 
 from lora_one.adaptation.layers import scaling_of
 from lora_one.config import RunConfig
-from lora_one.config.schemas import ArithmeticConfig, GradientInit, PeftLoraGAInit, ProbedInit
-from lora_one.data import labels_of, load_dataset
+from lora_one.config.schemas import GradientInit, PeftLoraGAInit, ProbedInit
+from lora_one.data import load_dataset
 from lora_one.data.encode import encoder_for
+from lora_one.datasets import DATASETS, labels_of
 from lora_one.initialization.methods import build_init
 from lora_one.initialization.probe import examples_wanted
 from lora_one.models import (
@@ -93,7 +94,7 @@ def _memory(
 def _examples(run: RunConfig) -> tuple[int, str]:
     dataset = run.dataset
     limits = [size for size in (dataset.max_train_samples, dataset.train_size) if size is not None]
-    if limits and dataset.path is None and not isinstance(dataset, ArithmeticConfig):
+    if limits and dataset.path is None and not DATASETS[dataset.name].generated:
         return min(limits), f"from the hub, at most {min(limits):,} training examples"
     splits = load_dataset(dataset, encoder_for(run.model, dataset), run.model.max_length)
     return len(splits.train), f"{len(splits.train):,} training and {len(splits.validation):,} validation examples"

@@ -4,8 +4,8 @@ from shlex import quote
 from typing import Any
 
 from lora_one.config import RunConfig
+from lora_one.datasets import DATASETS
 from lora_one.distributed import Processes
-from lora_one.evaluation import glue
 from lora_one.records.folder import RunFolder
 
 
@@ -65,8 +65,8 @@ def print_summary(run: RunConfig, folder: RunFolder) -> None:
     if run.model.quantization:
         print(f"  note: adapter/ belongs on the base quantised to {run.model.quantization} by bitsandbytes, as here")
     if "merged_checkpoint" in record["artifacts"]:
-        script = f"eval_glue.py --dataset={run.dataset.name}" if run.dataset.name in glue.SETS else "eval_gsm8k.py"
-        print(f"  next: python eval/{script} --model_name={quote(str(folder.merged))}")
+        evaluation = DATASETS[run.dataset.name].evaluation
+        print(f"  next: python eval/{evaluation} --model_name={quote(str(folder.merged))}")
     else:
         print(f"  next: python scripts/merge.py {quote(str(folder.path))}")
     print(f"run: {folder.run_json}")

@@ -8,10 +8,11 @@ import pytest
 from conftest import SHARED, run_config, shared
 from datasets import Dataset
 
-from lora_one.config.schemas import HUB_EVALUATIONS
-from lora_one.data import SOURCES, contamination, load_dataset, sources
-from lora_one.data.contamination import FORMAT, HUB, Questions, questions_of, without_questions
+from lora_one.data import contamination, load_dataset
+from lora_one.data.contamination import FORMAT, Questions, questions_of, without_questions
 from lora_one.data.encode import Encoder
+from lora_one.datasets import DATASETS, sources
+from lora_one.datasets.questions import EVALUATIONS
 from lora_one.errors import UsageError
 from lora_one.evaluation import TASKS, math
 from lora_one.records.provenance import config_hash, local_fingerprints
@@ -137,7 +138,7 @@ def test_evaluations_of_the_hub(monkeypatch):
         return Dataset.from_list([{"question": QUESTION, "prompt": PROGRAM, "problem": f"{subset}"}])
 
     monkeypatch.setattr(sources, "from_hub", from_hub)
-    assert set(HUB) == set(HUB_EVALUATIONS) <= set(TASKS)
+    assert set(EVALUATIONS) <= set(TASKS)
     assert list(questions_of("humaneval")) == [PROGRAM] and list(questions_of("gsm8k")) == [QUESTION]
     assert list(questions_of("math")) == list(math.SUBJECTS) and list(questions_of("mmlu")) == [QUESTION]
     assert asked[0] == (*TASKS["humaneval"].SOURCE, "test") and asked[2] == (math.HUB, math.SUBJECTS[0], "test")
@@ -197,7 +198,7 @@ REAL = [
 
 @pytest.mark.parametrize(("evaluation", "name", "path", "rows", "contaminated"), REAL)
 def test_real_training_sets_against_real_evaluations(evaluation, name, path, rows, contaminated):
-    examples = SOURCES[name].train(config(name, shared(f"data/{path}")))
+    examples = DATASETS[name].train(config(name, shared(f"data/{path}")))
     clean, dropped = without_questions(examples, str(shared(f"data/{evaluation}")))
     assert len(examples) == rows and list(dropped.values()) == [contaminated] and len(clean) == rows - contaminated
 

@@ -6,10 +6,11 @@ import json
 import pytest
 from conftest import run_config, shared
 
-from lora_one.data import load_dataset, meta_math, split
-from lora_one.data.arithmetic import generate_meta_math
+from lora_one.data import load_dataset, split
 from lora_one.data.encode import Encoder
-from lora_one.data.sources import read_rows
+from lora_one.datasets import meta_math
+from lora_one.datasets.arithmetic import generate_meta_math
+from lora_one.datasets.sources import read_rows
 from lora_one.errors import UsageError
 from lora_one.types import Example
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import BUNDLED
 
-from lora_one.data.arithmetic import generate
+from lora_one.datasets.arithmetic import generate
 from lora_one.evaluation.command import main
 from lora_one.evaluation.gsm8k import parse
 from lora_one.evaluation.mmlu import LETTERS

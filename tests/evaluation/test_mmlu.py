@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import ROOT, SHARED, random_llama, shared
 
-from lora_one.data import mmlu as mmlu_rows
+from lora_one.datasets import mmlu as mmlu_rows
 from lora_one.errors import RunError, UsageError
 from lora_one.evaluation import command, mmlu
 from lora_one.evaluation.command import main
@@ -164,7 +164,7 @@ def test_the_14042_real_questions():
     expected = {"STEM": 3018, "humanities": 4705, "social sciences": 3077, "other": 3242}
     assert sizes == {f"category/{name}": size for name, size in expected.items()} and len(problems) == 14042
     assert all(len(problem.shots) == 5 for problem in problems)
-    cells = [cell for rows in mmlu.rows_of(place, "test").values() for row in rows for cell in row]
+    cells = [cell for rows in mmlu.read_questions(place, "test").values() for row in rows for cell in row]
     assert sum(cell in ("None", "NA", "N/A", "nan", "null", "NULL", "") for cell in cells) == 10
 
 

@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from lora_one.data.sources import from_hub
+from lora_one.datasets.sources import from_hub
 from lora_one.errors import RunError, UsageError
 
 SOURCE = ("cais/mmlu", "all")
@@ -11,7 +11,7 @@ LETTERS = "ABCD"
 ROW = tuple[str, ...]  # question, four options, letter
 
 
-def rows_of(data_path: str | None, split: str) -> dict[str, list[ROW]]:
+def read_questions(data_path: str | None, split: str) -> dict[str, list[ROW]]:
     """Subject -> its rows, of the hub or of a folder with ``<split>/<subject>_<split>.csv``; no dev/ is no dev rows.
 
     Raises UsageError: no such folder; RunError: a row of another form.

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from lora_one.data.arithmetic import (
+from lora_one.datasets.arithmetic import (
     FAMILIES,
     MAX_FRUITLESS_DRAWS,
     PRETRAIN_FAMILIES,
@@ -99,7 +99,7 @@ def test_the_seed_decides():
 
 
 def test_another_process_with_other_string_hashes_draws_the_same_rows():
-    imports = "from lora_one.data.arithmetic import FAMILIES, generate, generate_meta_math"
+    imports = "from lora_one.datasets.arithmetic import FAMILIES, generate, generate_meta_math"
     code = f"{imports}; print(generate(list(FAMILIES), 20, 7), generate_meta_math(9, 7))"
     environment = {"PYTHONHASHSEED": "123", "PYTHONPATH": ":".join(filter(None, sys.path))}
     printed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)

@@ -1,15 +1,15 @@
 """CodeFeedback: answers with code, cut after their first block of it."""
 
-from lora_one.config.schemas import DatasetConfig
-from lora_one.data.instruct import PROMPT
-from lora_one.data.sources import read_rows
+from lora_one.datasets.instruct import PROMPT
+from lora_one.datasets.settings import DatasetConfig
+from lora_one.datasets.sources import read_rows
 from lora_one.types import Example
 
 SOURCE = ("m-a-p/CodeFeedback-Filtered-Instruction", None)
 FENCE = "```"
 
 
-def examples(config: DatasetConfig) -> list[Example]:
+def code_answers(config: DatasetConfig) -> list[Example]:
     """Rows without code are left out."""
     rows = read_rows(SOURCE, config.path, "train", ["query", "answer"])
     return [

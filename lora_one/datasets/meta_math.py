@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from lora_one.config.schemas import DatasetConfig
-from lora_one.data.gsm8k import PROMPT, gold_of
-from lora_one.data.sources import read_rows
+from lora_one.datasets.gsm8k import PROMPT, gold_of
+from lora_one.datasets.settings import DatasetConfig
+from lora_one.datasets.sources import read_rows
 from lora_one.types import Example
 
 SOURCE = ("meta-math/MetaMathQA", None)
@@ -21,11 +21,11 @@ def any_example_of(row: dict[str, Any]) -> Example:
     return Example(PROMPT.format(question=row["query"]), response, gold_of(response))
 
 
-def examples(config: DatasetConfig) -> list[Example]:
+def gsm8k_part(config: DatasetConfig) -> list[Example]:
     rows = read_rows(SOURCE, config.path, "train", ["query", "response", "type"])
     return [example for row in rows if (example := example_of(row)) is not None]
 
 
-def full_examples(config: DatasetConfig) -> list[Example]:
+def whole(config: DatasetConfig) -> list[Example]:
     """The rows made of MATH too, whose responses have no ``####``."""
     return [any_example_of(row) for row in read_rows(SOURCE, config.path, "train", ["query", "response"])]

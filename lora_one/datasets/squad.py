@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from lora_one.config.schemas import DatasetConfig
-from lora_one.data.sources import read_rows
+from lora_one.datasets.settings import DatasetConfig
+from lora_one.datasets.sources import read_rows
 from lora_one.errors import UsageError
 from lora_one.types import Example
 
@@ -19,15 +19,15 @@ def example_of(row: dict[str, Any], where: str) -> Example:
     return Example(PROMPT.format(**row), ", ".join(answers["text"]))
 
 
-def examples(config: DatasetConfig) -> list[Example]:
-    return rows_of(config.path, "train")
+def train(config: DatasetConfig) -> list[Example]:
+    return read_split(config.path, "train")
 
 
 def validation(config: DatasetConfig) -> list[Example]:
-    return rows_of(config.path, "validation")
+    return read_split(config.path, "validation")
 
 
-def rows_of(path: str | None, split: str) -> list[Example]:
+def read_split(path: str | None, split: str) -> list[Example]:
     rows = read_rows(SOURCE, path, split, ["question", "context"], nested=["answers"])
     where = f"{path or SOURCE[0]}, {split} row"
     return [example_of(row, f"{where} {number}") for number, row in enumerate(rows, start=1)]

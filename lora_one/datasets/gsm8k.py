@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from lora_one.config.schemas import DatasetConfig
-from lora_one.data.sources import read_rows
+from lora_one.datasets.settings import DatasetConfig
+from lora_one.datasets.sources import read_rows
 from lora_one.types import Example
 
 SOURCE = ("openai/gsm8k", "main")
@@ -20,11 +20,11 @@ def gold_of(answer: str) -> str | None:
     return gold.strip() if marker else None
 
 
-def examples(config: DatasetConfig) -> list[Example]:
+def train(config: DatasetConfig) -> list[Example]:
     """The train split; validation is held out of it, the test split belongs to the evaluation alone."""
-    return rows_of(config.path, "train")
+    return read_problems(config.path, "train")
 
 
-def rows_of(path: str | None, split: str) -> list[Example]:
+def read_problems(path: str | None, split: str) -> list[Example]:
     """Examples of a split, of a local file or folder or (path None) of the hub."""
     return [example_of(row) for row in read_rows(SOURCE, path, split, ["question", "answer"])]

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from lora_one.config.schemas import DatasetConfig
-from lora_one.data.sources import Hub, read_rows
+from lora_one.datasets.settings import DatasetConfig
+from lora_one.datasets.sources import Hub, read_rows
 from lora_one.errors import UsageError
 from lora_one.types import Example
 
@@ -26,12 +26,12 @@ class Task:
     headless: tuple[str, ...] = ()
 
     def train(self, config: DatasetConfig) -> list[Example]:
-        return self.rows_of(config.path, "train")
+        return self.read_split(config.path, "train")
 
     def validation(self, config: DatasetConfig) -> list[Example]:
-        return self.rows_of(config.path, self.held_out)
+        return self.read_split(config.path, self.held_out)
 
-    def rows_of(self, path: str | None, split: str) -> list[Example]:
+    def read_split(self, path: str | None, split: str) -> list[Example]:
         """Examples of a split. Raises UsageError: a label that this set does not have (the row is named)."""
         wanted = [*self.columns, "label"]
         rows = read_rows(self.hub, path, split, wanted, other_names=self.other_names, headless=self.headless)

@@ -11,10 +11,6 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-import pandas
-import pyarrow
-import pyarrow.parquet
-
 from lora_one.errors import RunError, UsageError
 
 Hub = tuple[str, str | None]  # id and configuration
@@ -116,7 +112,7 @@ def _local(path: Path, split: str, headless: Sequence[str]) -> list[dict[str, An
             raise UsageError(f"{file}: format not known; rows are read from {', '.join(FORMATS)} (.gz too)")
         try:
             rows += READERS[format_of(file)](file, headless)
-        except (OSError, ValueError, EOFError, pyarrow.ArrowException) as error:
+        except (OSError, ValueError, EOFError) as error:
             reason = shorten(" ".join(str(error).split()), 200)
             raise RunError(f"{file} cannot be read as {format_of(file)} ({reason}): check the file") from error
     if not rows:
@@ -144,7 +140,9 @@ def _json_rows(file: Path, _: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _csv_rows(file: Path, headless: Sequence[str]) -> list[dict[str, Any]]:
-    """Every cell as the text it is: None, NA and 007 are no special values. Quotes are text in a .tsv."""
+    """Read every cell as text: None, NA and 007 are not special values. Quotes are text in a .tsv."""
+    import pandas
+
     tabs = ".tsv" in file.suffixes
     options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
     options |= {"sep": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
@@ -157,10 +155,20 @@ def _csv_rows(file: Path, headless: Sequence[str]) -> list[dict[str, Any]]:
     return table.to_dict("records")
 
 
+def _parquet_rows(file: Path, _: Sequence[str]) -> list[dict[str, Any]]:
+    """Raises ValueError: not a parquet file."""
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_table(file).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise ValueError(str(error)) from error
+
+
 READERS: dict[str, Callable[[Path, Sequence[str]], list[dict[str, Any]]]] = {
     "json": _json_rows,
     "csv": _csv_rows,
-    "parquet": lambda file, _: pyarrow.parquet.read_table(file).to_pylist(),
+    "parquet": _parquet_rows,
 }
 
 

@@ -1,7 +1,7 @@
 """Instructions and answers in the Alpaca template: Alpaca, its GPT-4 version, and WizardLM."""
 
-from lora_one.config.schemas import DatasetConfig
-from lora_one.data.sources import Hub, read_rows
+from lora_one.datasets.settings import DatasetConfig
+from lora_one.datasets.sources import Hub, read_rows
 from lora_one.types import Example
 
 PROMPT = (
@@ -15,14 +15,14 @@ REFUSALS = ("sorry", "as an ai")
 
 
 def alpaca(config: DatasetConfig) -> list[Example]:
-    return rows_of(("yahma/alpaca-cleaned", None), config)
+    return alpaca_rows(("yahma/alpaca-cleaned", None), config)
 
 
 def alpaca_gpt4(config: DatasetConfig) -> list[Example]:
-    return rows_of(("vicgalle/alpaca-gpt4", None), config)
+    return alpaca_rows(("vicgalle/alpaca-gpt4", None), config)
 
 
-def rows_of(hub: Hub, config: DatasetConfig) -> list[Example]:
+def alpaca_rows(hub: Hub, config: DatasetConfig) -> list[Example]:
     rows = read_rows(hub, config.path, "train", ["instruction", "input", "output"])
     return [Example((PROMPT_WITH_INPUT if row["input"] else PROMPT).format(**row), row["output"]) for row in rows]
 

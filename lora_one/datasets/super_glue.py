@@ -1,6 +1,6 @@
 """SuperGLUE's classification sets; RTE also in GLUE's own TSV files."""
 
-from lora_one.data.classification import Task
+from lora_one.datasets.classification import Task
 
 HUB = "aps/super_glue"
 

@@ -1,6 +1,6 @@
 """GLUE, from the hub or in its own TSV files; evaluated on its validation split, the labels of its test are hidden."""
 
-from lora_one.data.classification import Task
+from lora_one.datasets.classification import Task
 
 HUB = "nyu-mll/glue"
 

@@ -4,12 +4,12 @@ import doctest
 import json
 
 import pytest
-from conftest import finish, run_config, shared, small_run
+from conftest import ROOT, finish, run_config, shared, small_run
 from datasets import Dataset
 
-from lora_one.config.schemas import DATASETS
-from lora_one.data import SOURCES, codefeedback, labels_of, load_dataset, sources
+from lora_one.data import load_dataset
 from lora_one.data.encode import Encoder
+from lora_one.datasets import DATASETS, codefeedback, labels_of, sources
 from lora_one.errors import UsageError
 from lora_one.records.provenance import local_fingerprints
 
@@ -200,7 +200,7 @@ WRITTEN = [
 @pytest.mark.parametrize(("name", "rows", "expected"), WRITTEN, ids=[name for name, *_ in WRITTEN])
 def test_written_answers(name, rows, expected, monkeypatch):
     hub_of(monkeypatch, {"train": rows, "validation": rows})
-    source, config = SOURCES[name], dataset(name)
+    source, config = DATASETS[name], dataset(name)
     assert [(example.prompt, example.response) for example in source.train(config)] == expected
     assert (source.validation is not None) == (name == "squad") and source.labels is None
     if source.validation:
@@ -223,7 +223,7 @@ def test_commonsense_folders_are_read_together_in_the_evaluation_s_prompt(tmp_pa
         rows = [{"instruction": "Add.", "input": "", "output": f"the correct answer is {name}", "answer": name}]
         (tmp_path / name).mkdir()
         (tmp_path / name / "train.json").write_text(json.dumps(rows))
-    found = SOURCES["commonsense_reasoning"].train(dataset("commonsense_reasoning", f"dataset.path={tmp_path}"))
+    found = DATASETS["commonsense_reasoning"].train(dataset("commonsense_reasoning", f"dataset.path={tmp_path}"))
     assert [(e.prompt, e.response) for e in found] == [
         (COMMONSENSE, "the correct answer is boolq"),
         (COMMONSENSE, "the correct answer is piqa"),
@@ -232,7 +232,7 @@ def test_commonsense_folders_are_read_together_in_the_evaluation_s_prompt(tmp_pa
     (tmp_path / "piqa" / "train.json").write_text("[]")
     assert before != local_fingerprints({"dataset": {"name": "commonsense_reasoning", "path": str(tmp_path)}}, None)
     with pytest.raises(UsageError, match=r"holds no folder with a train\.json"):
-        SOURCES["commonsense_reasoning"].train(dataset("commonsense_reasoning", f"dataset.path={tmp_path / 'piqa'}"))
+        DATASETS["commonsense_reasoning"].train(dataset("commonsense_reasoning", f"dataset.path={tmp_path / 'piqa'}"))
     with pytest.raises(UsageError, match=r"add dataset\.path="):
         dataset("commonsense_reasoning")
 
@@ -248,19 +248,20 @@ def test_real_commonsense_rows(tokenizer):
 def test_squad_answers_of_another_form_are_refused(tmp_path):
     (tmp_path / "train.jsonl").write_text(json.dumps({"question": "a", "context": "b", "answers": "c"}))
     with pytest.raises(UsageError, match="train row 1: column answers must be"):
-        SOURCES["squad"].train(dataset("squad", f"dataset.path={tmp_path}"))
+        DATASETS["squad"].train(dataset("squad", f"dataset.path={tmp_path}"))
 
 
 @pytest.mark.parametrize(
     ("file", "rows"), [("alpaca_random_9k.json.gz", 9229), ("code_alpaca_2k.json", 2017), ("alpaca_en_demo.json", 999)]
 )
 def test_real_alpaca_rows(file, rows):
-    found = SOURCES["alpaca"].train(dataset("alpaca", f"dataset.path={shared(f'data/instruct/{file}')}"))
+    found = DATASETS["alpaca"].train(dataset("alpaca", f"dataset.path={shared(f'data/instruct/{file}')}"))
     assert len(found) == rows and all(example.prompt.endswith("### Response:\n") for example in found)
 
 
-def test_every_data_set_has_its_source():
-    assert set(SOURCES) == set(DATASETS) and labels_of("gsm8k") is None
+def test_every_data_set_has_its_configuration():
+    files = {path.stem for path in (ROOT / "conf/dataset").glob("*.yaml") if not path.stem.startswith("_")}
+    assert files == set(DATASETS) and labels_of("gsm8k") is None
 
 
 # task, folder, training and validation rows, the first training label as it stands in the file
@@ -275,16 +276,16 @@ REAL = [
 @pytest.mark.parametrize(("name", "folder", "train", "validation", "first"), REAL)
 def test_glue_s_own_files(name, folder, train, validation, first):
     config = dataset(name, f"dataset.path={shared(f'data/glue/{folder}')}")
-    examples, held_out = SOURCES[name].train(config), SOURCES[name].validation(config)
+    examples, held_out = DATASETS[name].train(config), DATASETS[name].validation(config)
     assert (len(examples), len(held_out)) == (train, validation)
     assert examples[0].response == first == examples[0].gold
     assert {example.label for example in examples} == {0, 1} and all(all(example.texts) for example in examples)
 
 
 def test_quotes_and_headless_rows_of_glue_s_own_files():
-    cola = SOURCES["cola"].train(dataset("cola", f"dataset.path={shared('data/glue/CoLA')}"))
+    cola = DATASETS["cola"].train(dataset("cola", f"dataset.path={shared('data/glue/CoLA')}"))
     assert cola[0].texts == ("Our friends won't buy this analysis, let alone the next one we propose.",)
-    mrpc = SOURCES["mrpc"].train(dataset("mrpc", f"dataset.path={shared('data/glue/MRPC')}"))
+    mrpc = DATASETS["mrpc"].train(dataset("mrpc", f"dataset.path={shared('data/glue/MRPC')}"))
     assert mrpc[0].texts[0].startswith('Amrozi accused his brother, whom he called "the witness", of')
 
 
@@ -293,10 +294,10 @@ def test_other_names_of_glue_s_own_files(tmp_path):
     for name, text in (("train", "A"), ("dev_matched", "M"), ("dev_mismatched", "X")):
         (tmp_path / f"{name}.tsv").write_text(header + f'0\t1\t"{text}\tB\tneutral\tcontradiction\n')
     config = dataset("mnli", f"dataset.path={tmp_path}")
-    (train,), (held_out,) = SOURCES["mnli"].train(config), SOURCES["mnli"].validation(config)
+    (train,), (held_out,) = DATASETS["mnli"].train(config), DATASETS["mnli"].validation(config)
     assert (train.texts, held_out.texts, train.label) == (('"A', "B"), ('"M', "B"), 2)
     (tmp_path / "qqp.tsv").write_text("id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n0\t1\t2\tA?\tB?\t1\n")
-    (pair,) = SOURCES["qqp"].train(dataset("qqp", f"dataset.path={tmp_path / 'qqp.tsv'}"))
+    (pair,) = DATASETS["qqp"].train(dataset("qqp", f"dataset.path={tmp_path / 'qqp.tsv'}"))
     assert (pair.texts, pair.response) == (("A?", "B?"), "duplicate")
 
 
@@ -323,7 +324,7 @@ def test_a_file_alone_has_no_validation_and_a_folder_needs_its_train_file(tokeni
 def test_wrong_classification_rows(row, message, tmp_path):
     (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(UsageError, match=message):
-        SOURCES["sst2"].train(dataset("sst2", f"dataset.path={tmp_path}"))
+        DATASETS["sst2"].train(dataset("sst2", f"dataset.path={tmp_path}"))
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,11 @@
 ``PROMPT`` is the published evaluation prompt, the space behind "request." included; training must use it too.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from lora_one.config.schemas import DatasetConfig
-from lora_one.data.sources import read_rows
+from lora_one.datasets.settings import DatasetConfig
+from lora_one.datasets.sources import read_rows
 from lora_one.errors import RunError, UsageError
 from lora_one.types import Example
 
@@ -29,7 +30,7 @@ WORDS = {
 """Set -> the words that its answers may be, as the published extraction looks for them."""
 
 
-def rows_of(path: Path, name: str, split: str) -> list[Example]:
+def read_set(path: Path, name: str, split: str) -> list[Example]:
     """Examples of one set, with ids ``<name>/<number>``, from its file or folder.
 
     Raises RunError: a gold answer that this set does not have (the row is named).
@@ -47,7 +48,7 @@ def rows_of(path: Path, name: str, split: str) -> list[Example]:
     return examples
 
 
-def place_of(data_path: Path, name: str, *, alone: bool) -> Path:
+def folder_of_set(data_path: Path, name: str, *, alone: bool) -> Path:
     """Where a set lies: ``<data_path>/<name>``; for a set alone its own file or folder will do.
 
     Raises UsageError: it does not lie there.
@@ -60,7 +61,18 @@ def place_of(data_path: Path, name: str, *, alone: bool) -> Path:
     raise UsageError(f"{data_path} holds no folder {name} with its test.json: give --data_path=<the folder that does>")
 
 
-def examples(config: DatasetConfig) -> list[Example]:
+@dataclass(frozen=True)
+class CommonsenseConfig(DatasetConfig):
+    def check(self) -> None:
+        """Raises UsageError: no local path."""
+        if self.path is None:
+            raise UsageError(
+                f"dataset={self.name} is not on the hub: add dataset.path=<commonsense_170k.json, or the folder of the "
+                "sets with their train.json>"
+            )
+
+
+def train(config: CommonsenseConfig) -> list[Example]:
     """Training examples of all sets together: one file of them, or a folder whose folders hold a train.json each.
 
     The folders are taken in the order of their names.  Raises UsageError: there is none.

@@ -1,0 +1,44 @@
+"""Data sets: one file for each source of rows, one line for each data set in DATASETS. Nothing here imports torch."""
+
+from lora_one.datasets import (
+    arithmetic_problems,
+    codefeedback,
+    commonsense,
+    emo,
+    flan,
+    glue,
+    gsm8k,
+    instruct,
+    meta_math,
+    own,
+    squad,
+    super_glue,
+)
+from lora_one.datasets.description import DataSet
+
+DATASETS: dict[str, DataSet] = {
+    "alpaca": DataSet(instruct.alpaca),
+    "alpaca_gpt4": DataSet(instruct.alpaca_gpt4),
+    "arithmetic": DataSet(arithmetic_problems.problems, settings=arithmetic_problems.ArithmeticConfig, generated=True),
+    "codefeedback": DataSet(codefeedback.code_answers),
+    "commonsense_reasoning": DataSet(commonsense.train, settings=commonsense.CommonsenseConfig, nested=True),
+    "flan": DataSet(flan.flan, settings=flan.StreamedConfig),
+    "flan_v2": DataSet(flan.flan_v2, settings=flan.StreamedConfig),
+    "gsm8k": DataSet(gsm8k.train),
+    "json": DataSet(own.own_rows, settings=own.OwnDataConfig),
+    "meta_math": DataSet(meta_math.gsm8k_part),
+    "meta_math_full": DataSet(meta_math.whole),
+    "squad": DataSet(squad.train, squad.validation),
+    "wizard_lm": DataSet(instruct.wizard_lm),
+    "emo": DataSet.of_classes(emo.EMO),
+    **{
+        name: DataSet.of_classes(task, f"eval_glue.py --dataset={name}")
+        for name, task in (glue.TASKS | super_glue.TASKS).items()
+    },
+}
+CLASSIFIED = tuple(sorted(name for name, dataset in DATASETS.items() if dataset.labels))
+
+
+def labels_of(name: str) -> tuple[str, ...] | None:
+    """Return the words of a classification set, by class index; None for any other set."""
+    return DATASETS[name].labels

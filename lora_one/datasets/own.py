@@ -1,0 +1,25 @@
+"""One's own rows: two columns named in the configuration."""
+
+from dataclasses import dataclass
+
+from lora_one.datasets.settings import DatasetConfig
+from lora_one.datasets.sources import read_rows
+from lora_one.errors import UsageError
+from lora_one.types import Example
+
+
+@dataclass(frozen=True)
+class OwnDataConfig(DatasetConfig):
+    prompt: str  # column names
+    response: str
+
+    def check(self) -> None:
+        """Raises UsageError: no local file."""
+        if self.path is None:
+            raise UsageError(f"dataset={self.name} needs the file: add dataset.path=<file.jsonl>")
+
+
+def own_rows(config: OwnDataConfig) -> list[Example]:
+    """Rows with an empty prompt or response are kept here and counted by the encoding."""
+    rows = read_rows(None, config.path, "train", [config.prompt, config.response])
+    return [Example(row[config.prompt], row[config.response]) for row in rows]

@@ -1,0 +1,43 @@
+"""Evaluations that are known by name, and where their questions are: training rows must not contain them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from lora_one.datasets import gsm8k, mmlu
+from lora_one.datasets.sources import Hub
+
+MATH_SUBJECTS = (
+    "algebra",
+    "counting_and_probability",
+    "geometry",
+    "intermediate_algebra",
+    "number_theory",
+    "prealgebra",
+    "precalculus",
+)
+
+
+@dataclass(frozen=True)
+class QuestionSource:
+    """hubs: data sets of the hub whose test splits hold the questions.  column: the one of the bare question."""
+
+    hubs: tuple[Hub, ...]
+    column: str
+
+
+EVALUATIONS = {
+    "gsm8k": QuestionSource((gsm8k.SOURCE,), "question"),
+    "humaneval": QuestionSource((("openai/openai_humaneval", None),), "prompt"),
+    "math": QuestionSource(tuple(("EleutherAI/hendrycks_math", subject) for subject in MATH_SUBJECTS), "problem"),
+    "mmlu": QuestionSource((mmlu.SOURCE,), "question"),
+}
+
+
+def evaluations_in(decontaminate: Any) -> list[Any]:
+    """Return the evaluations of a ``dataset.decontaminate``: names of EVALUATIONS, local files or folders.
+
+    decontaminate: one of these, a list of these, or None for none.
+    """
+    if decontaminate is None:
+        return []
+    return list(decontaminate) if isinstance(decontaminate, list) else [decontaminate]
