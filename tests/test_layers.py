@@ -49,6 +49,5 @@ def test_imports_point_left(path):
 
 
 NEIGHBOURS = {
-    ("adaptation", "initialization"),
     ("data", "models"),
 }

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
+from lora_one.config.methods import MethodSettings, methods_with
 from lora_one.config.schemas import PeftConfig
 from lora_one.errors import UsageError, nearest
-from lora_one.initialization.methods import Method
 from lora_one.models import DTYPES, HEADS, kind_of, never_repacked, weight_shape
 from lora_one.seeding import generator_for
 from lora_one.types import AdapterFactors, LayerView
@@ -31,7 +31,7 @@ TASK_TYPES = {
 FactorPairs = dict[str, tuple[Tensor, Tensor]]
 
 
-def target_layers(model: nn.Module, peft: PeftConfig, method: Method | None = None) -> dict[str, nn.Module]:
+def target_layers(model: nn.Module, peft: PeftConfig, method: MethodSettings | None = None) -> dict[str, nn.Module]:
     """Linear layers to adapt, by dotted name: all but head and embedding, or those with one of the name endings.
 
     Linear are torch's, those quantised by bitsandbytes, and GPT-2's Conv1D. Works on a skeleton too.
@@ -68,7 +68,9 @@ def target_layers(model: nn.Module, peft: PeftConfig, method: Method | None = No
     return linear
 
 
-def refuse_rank(name: str, layer: nn.Module, rank: int, method: Method | None, section: str = "peft.lora_") -> None:
+def refuse_rank(
+    name: str, layer: nn.Module, rank: int, method: MethodSettings | None, section: str = "peft.lora_"
+) -> None:
     """Raises UsageError: the layer has fewer singular vectors than the method takes.
 
     section: before the names of the settings to change, r and target_modules.
@@ -76,7 +78,7 @@ def refuse_rank(name: str, layer: nn.Module, rank: int, method: Method | None, s
     vectors = method.vectors if method is not None else 1
     smallest = min(weight_shape(layer))
     if vectors * rank > smallest:
-        rule = f"{section}r={rank}" + (f" x {vectors} ({method.name} takes 2 r vectors)" if vectors > 1 else "")
+        rule = f"{section}r={rank}" + (f" x {vectors} ({method.title} takes 2 r vectors)" if vectors > 1 else "")
         raise UsageError(
             f"{rule} exceeds min(m, n)={smallest} of {name} of shape {' x '.join(map(str, weight_shape(layer)))}; "
             f"lower {section}r or leave this layer out of {section}target_modules"
@@ -144,7 +146,7 @@ def refuse_quantised(name: str, layer: nn.Module) -> None:
     if kind == "sharded" or not layer.weight.is_floating_point():
         raise UsageError(
             f"the weight of {name} is {kind} ({type(layer).__name__}), and this init starts from a changed base "
-            f"W - s B A, which a {kind} W cannot hold; take init=gradient init.direction=LoRA-One or init=default, "
+            f"W - s B A, which a {kind} W cannot hold; take {methods_with(reads_weights=False, changes_base=False)}, "
             f"which leave W as it is, or a model.name that is not {kind}"
         )
 

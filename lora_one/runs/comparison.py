@@ -216,12 +216,12 @@ def is_same_for_all(key: str) -> bool:
 def start_of(trained: Job) -> Job:
     """The same run without training.
 
-    LoRA-SB's step follows from the warm-up, which is another where nothing is trained: it is handed over.
+    A step size that follows from the warm-up is taken from the trained run: without training it would differ.
     """
     run = replace(trained.config, model=replace(trained.config.model, epochs=0.0))
     eta = trained.folder.read()["init"].get("eta")
     if eta is not None:
-        run = replace(run, init=replace(run.init, eta=eta))
+        run = replace(run, init=run.init.completed(lambda: eta))
     return job_of(trained.method, "start", trained.point, run)
 
 

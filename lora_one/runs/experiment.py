@@ -7,7 +7,6 @@ from lora_one.data import load_dataset
 from lora_one.data.encode import encoder_for
 from lora_one.distributed import Processes
 from lora_one.evaluation.validation import Validation
-from lora_one.initialization.methods import build_init
 from lora_one.records.folder import RunFolder, first_process, placed
 from lora_one.runs import stages
 from lora_one.runs.plan import plan
@@ -47,7 +46,7 @@ def experiment(run: RunConfig, folder: RunFolder, identity: str, fingerprints: d
     stages.check_resumable(run, folder)
     skeleton = models.load_skeleton(run.model.name, run.model.revision, run.model.type)
     if run.peft.use_peft:
-        adapters.target_layers(skeleton, run.peft, build_init(run.init))
+        adapters.target_layers(skeleton, run.peft, run.init)
     models.check_positions(skeleton, run.model)
     encoder = encoder_for(run.model, run.dataset)
     splits = load_dataset(run.dataset, encoder, run.model.max_length)

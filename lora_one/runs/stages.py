@@ -40,7 +40,7 @@ from lora_one.models import (
     padded_with,
     refuse_drawn_layers,
 )
-from lora_one.records.folder import RunFolder, with_dora
+from lora_one.records.folder import RunFolder
 from lora_one.records.provenance import fingerprint, provenance, source_fingerprint
 from lora_one.records.tracking import Tracker, read_metrics
 from lora_one.reports.curves import plot_run
@@ -139,25 +139,17 @@ def check_together(run: RunConfig, splits: Splits, base: nn.Module) -> None:
 
 def draw_probe(run: RunConfig, splits: Splits, encoder: Encoder) -> Probe | None:
     """The examples that the method looks at and, for a gradient, how it is taken; None for one that looks at none."""
-    method = build_init(run.init)
-    if not (run.peft.use_peft and method.needs_examples):
+    if not (run.peft.use_peft and run.init.needs_examples):
         return None
     batches, others = probe_batches(run, splits.train_texts, encoder)
-    if not method.needs_gradient:
+    if not run.init.needs_gradient:
         return Probe(batches, "example")
     settings = StepSettings(
         tolerance=run.init.tolerance, memory=run.init.memory, checkpointing=run.model.gradient_checkpointing
     )
-    # LoRA-SB factorises the gradient's signs, whose vectors are not the gradient's
-    vectors = run.wandb.diagnostics_every > 0 and method.transform is None
+    # the vectors of a transformed gradient are not the gradient's
+    vectors = run.wandb.diagnostics_every > 0 and run.init.transform is None
     return Probe(batches, run.init.reduction, settings, vectors, others)
-
-
-def with_step_size(run: RunConfig, examples: int) -> Any:
-    """The initialisation's settings with LoRA-SB's eta known, which may depend on the number of training examples."""
-    if getattr(run.init, "direction", None) != "LoRA-SB" or run.init.eta is not None:
-        return run.init
-    return dataclasses.replace(run.init, eta=first_step_size(examples, run.model))
 
 
 def initialise(experiment: Experiment, base: nn.Module, probe: Probe | None, tracker: Tracker) -> nn.Module:
@@ -176,7 +168,7 @@ def initialise(experiment: Experiment, base: nn.Module, probe: Probe | None, tra
     evaluations = {}
     if validation.asked:
         evaluations["start"] = validation(base)
-    init = with_step_size(run, len(splits.train))
+    init = run.init.completed(lambda: first_step_size(len(splits.train), run.model))
     method = build_init(init)
     cache = None
     if run.init.cache is not None:
@@ -202,12 +194,12 @@ def initialise(experiment: Experiment, base: nn.Module, probe: Probe | None, tra
     after = start.solution.loss
     if after is None and probe is not None:
         after = probe_loss(model, probe)
-    refuse_not_finite(init, method.name, {"loss on the initialisation examples": after} | shifts_of(start))
+    refuse_not_finite(init, init.title, {"loss on the initialisation examples": after} | shifts_of(start))
     if validation.asked or run.model.epochs == 0:
         evaluations["init"] = validation(model)
-        refuse_not_finite(init, method.name, {"validation loss": evaluations["init"].get("eval_loss")})
+        refuse_not_finite(init, init.title, {"validation loss": evaluations["init"].get("eval_loss")})
         tracker.log(0, evaluations["init"])
-    record = {"method": with_dora(method.name, run.peft.dora), "seconds": seconds} | figures(start, after)
+    record = {"method": init.title_with(run.peft.dora), "seconds": seconds} | figures(start, after)
     record["warnings"] = start_warnings(init, record)
     if getattr(init, "eta", None) is not None:
         record["eta"] = init.eta
