@@ -60,4 +60,4 @@ def test_a_method_takes_four_places(project):
     assert record["init"]["method"] == "Mine" and record["status"] == "finished"
     assert record["config"]["init"]["method"] == "mine" and record["config"]["init"]["size"] == 0.2
     refused = run(project, "init=mine", "++init.sise=0.2")
-    assert refused.returncode == 2 and "did you mean size?" in refused.stdout
+    assert refused.returncode == 2 and "did you mean size?" in refused.stderr

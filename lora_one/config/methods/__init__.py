@@ -8,7 +8,7 @@ from typing import Any
 from lora_one.config.methods.base import MethodSettings
 from lora_one.config.methods.examples import CordaSettings, EvaSettings, PeftLoraGASettings
 from lora_one.config.methods.gradient import LoraGASettings, LoraOneSettings, LoraSBSettings
-from lora_one.config.methods.random import LoraSettings
+from lora_one.config.methods.plain import LoraSettings
 from lora_one.config.methods.weights import (
     LoftqSettings,
     LoraXsSettings,

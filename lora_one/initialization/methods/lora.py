@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import init as fill
 
-from lora_one.config.methods.random import LoraSettings
+from lora_one.config.methods.plain import LoraSettings
 from lora_one.types import AdapterFactors, LayerView
 
 DISTRIBUTIONS: dict[str, Callable[[Tensor, float, Generator], Tensor]] = {
