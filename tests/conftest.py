@@ -244,9 +244,9 @@ import launcher"""
 def start_of(init, layer, gradient=None):
     """Factors of a configured initialisation for one layer, from its gradient where it wants one."""
     method = build_init(init)
-    if not method.needs_gradient:
+    if not init.needs_gradient:
         return method.factors(layer, None)
-    settings = StepSettings(singular=method.vectors * layer.rank, tolerance=init.tolerance, transform=method.transform)
+    settings = StepSettings(singular=init.vectors * layer.rank, tolerance=init.tolerance, transform=method.transform)
     return method.factors(layer, factorised(layer.name, gradient, settings))
 
 

@@ -52,7 +52,7 @@ CONFIGURATION = [
     ("init=null", "init=null", "a group takes the name of a file in its folder of conf/"),
     ("dataset.name=gsm9k", "dataset.name=gsm9k is not a data set", "did you mean gsm8k?"),
     ("init.mode=gradiant", "init.mode=gradiant is not a kind of initialisation", "did you mean gradient?"),
-    ("init=pissa init.method=pisa", "init.method=pisa is not an initialisation of PEFT", "did you mean pissa?"),
+    ("init=pissa init.method=pisa", "init.method=pisa is not an initialisation;", "did you mean pissa?"),
     ("init=pissa init.bsz=4", "unknown key init.bsz", "another choice of init", "drop it"),
     ("optimizer.name=adam", "optimizer.name=adam is not an optimizer", "did you mean adamw?"),
     # quantised bases
@@ -130,7 +130,7 @@ CONFIGURATION = [
     ("init=eva init.iters=null", "init.iters=None", "give both"),
     ("init=lora_ga_peft init.scale=unit init.stable_gamma=3", "init.stable_gamma=3.0", "only with init.scale=stable"),
     ("init.direction=LoRA-GA init.normalize=none", "init.normalize=none is read only by LoRA-One", "drop it"),
-    ("init=svd init.scale=gd", "init.scale=gd is not a choice of init.mode=svd", "valid: default"),
+    ("init=svd init.scale=gd", "init.scale=gd is not a choice of init=svd", "valid: default"),
     ("init.scale=unit init.stable_gamma=3", "init.stable_gamma=3.0", "only with init.scale=stable", "drop one"),
     ("dataset.train_size=null", "dataset.train_size=null", "set dataset.train_size="),
     # data, model and folder, looked at before anything is read
@@ -480,7 +480,7 @@ def test_results_that_cannot_be_written(place, tmp_path, program, no_weights):
 
 def test_a_run_folder_held_by_another_process(tmp_path, program, no_weights):
     run = small_run(tmp_path / "results")
-    identity = config_hash(run.to_dict(), local_fingerprints(run.to_dict(), models.local_folder(run.model.name)))
+    identity = config_hash(run.published(), local_fingerprints(run.to_dict(), models.local_folder(run.model.name)))
     folder = folder_of(run, identity)
     folder.mkdir(parents=True)
     with (folder / ".lock").open("w") as lock:

@@ -53,7 +53,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("command", PUBLISHED.values(), ids=PUBLISHED)
 def test_published_commands_compose(command):
     run = RunConfig.from_hydra(composed(*cli.translate(command.split())))
-    assert run.init.direction == "LoRA-One" and run.init.gamma == 128 and run.peft.use_rslora
+    assert run.init.title == "LoRA-One" and run.init.gamma == 128 and run.peft.use_rslora
 
 
 def test_published_meta_math_command_says_what_the_paper_ran():

@@ -15,7 +15,7 @@ from lora_one.records.provenance import config_hash, local_fingerprints
 
 def identity(*overrides):
     run = run_config(*overrides)
-    return config_hash(run.to_dict(), local_fingerprints(run.to_dict(), local_folder(run.model.name)))
+    return config_hash(run.published(), local_fingerprints(run.to_dict(), local_folder(run.model.name)))
 
 
 @pytest.mark.parametrize(

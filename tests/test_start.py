@@ -1,6 +1,5 @@
 """The start as a whole: its figures, the search for gamma, the cache, and DoRA-One."""
 
-import dataclasses
 import json
 import math
 
@@ -30,7 +29,7 @@ IDS = torch.arange(3, 40).reshape(1, -1)
 
 def attach(*overrides, base=None, cached=None, data=None):
     run = run_config(*overrides)
-    init = dataclasses.replace(run.init, eta=1e-6) if getattr(run.init, "direction", "") == "LoRA-SB" else run.init
+    init = run.init.completed(lambda: 1e-6)
     probe = Probe(batches_of(data or examples(), 2, 0), "example")
     base = random_llama() if base is None else base
     return attach_adapters(base, adaptation_for(run), build_init(init), probe, seed=0, cached=cached)
@@ -192,9 +191,7 @@ def test_by_default_the_search_takes_as_many_others_where_there_are_so_many(tmp_
 def test_default_of_lora_one_searches_and_a_gamma_implies_stable():
     assert run_config().init.scale == run_config("init.scale=search").init.scale == "search"
     assert run_config("init.stable_gamma=128").init == run_config("init.stable_gamma=128", "init.scale=stable").init
-    assert (
-        run_config("init.direction=LoRA-GA").init.scale == run_config("init.direction=LoRA-SB").init.scale == "stable"
-    )
+    assert run_config("init.direction=LoRA-GA").init.scale == run_config("init=lora_ga").init.scale == "stable"
 
 
 # losses of a start

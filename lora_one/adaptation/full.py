@@ -8,6 +8,7 @@ from torch import nn
 
 from lora_one.adaptation.checkpoints import save_merged
 from lora_one.adaptation.protocol import Adaptation
+from lora_one.config.methods import MethodSettings
 from lora_one.config.schemas import ModelConfig
 from lora_one.models import DTYPES
 
@@ -25,7 +26,7 @@ class FullFineTuning(Adaptation):
     def base_dtype(self, model: ModelConfig) -> str:
         return "fp32"  # optimizer steps are smaller than the digits of a 16-bit weight
 
-    def layers(self, model: nn.Module, method: Any = None) -> dict[str, nn.Module]:
+    def layers(self, model: nn.Module, method: MethodSettings | None = None) -> dict[str, nn.Module]:
         return {}
 
     def trainable_parameters(self, model: nn.Module) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lora_one.adaptation.core_modules import Core
+from lora_one.config.methods import MethodSettings, methods_with
 from lora_one.config.schemas import PeftConfig
 from lora_one.errors import UsageError, nearest
 from lora_one.models import HEADS, kind_of, weight_shape
@@ -24,7 +25,7 @@ ADAPTER = "default"
 FactorPairs = dict[str, tuple[Tensor, Tensor]]
 
 
-def target_layers(model: nn.Module, peft: PeftConfig, method: Any | None = None) -> dict[str, nn.Module]:
+def target_layers(model: nn.Module, peft: PeftConfig, method: MethodSettings | None = None) -> dict[str, nn.Module]:
     """Linear layers to adapt, by dotted name: all but head and embedding, or those with one of the name endings.
 
     Linear are torch's, those quantised by bitsandbytes, and GPT-2's Conv1D. Works on a skeleton too.
@@ -61,7 +62,9 @@ def target_layers(model: nn.Module, peft: PeftConfig, method: Any | None = None)
     return linear
 
 
-def refuse_rank(name: str, layer: nn.Module, rank: int, method: Any | None, section: str = "peft.lora_") -> None:
+def refuse_rank(
+    name: str, layer: nn.Module, rank: int, method: MethodSettings | None, section: str = "peft.lora_"
+) -> None:
     """Raises UsageError: the layer has fewer singular vectors than the method takes.
 
     section: before the names of the settings to change, r and target_modules.
@@ -69,7 +72,7 @@ def refuse_rank(name: str, layer: nn.Module, rank: int, method: Any | None, sect
     vectors = method.vectors if method is not None else 1
     smallest = min(weight_shape(layer))
     if vectors * rank > smallest:
-        rule = f"{section}r={rank}" + (f" x {vectors} ({method.name} takes 2 r vectors)" if vectors > 1 else "")
+        rule = f"{section}r={rank}" + (f" x {vectors} ({method.title} takes 2 r vectors)" if vectors > 1 else "")
         raise UsageError(
             f"{rule} exceeds min(m, n)={smallest} of {name} of shape {' x '.join(map(str, weight_shape(layer)))}; "
             f"lower {section}r or leave this layer out of {section}target_modules"
@@ -168,7 +171,7 @@ def refuse_quantised(name: str, layer: nn.Module) -> None:
     if kind == "sharded" or not layer.weight.is_floating_point():
         raise UsageError(
             f"the weight of {name} is {kind} ({type(layer).__name__}), and this init starts from a changed base "
-            f"W - s B A, which a {kind} W cannot hold; take init=gradient init.direction=LoRA-One or init=default, "
+            f"W - s B A, which a {kind} W cannot hold; take {methods_with(reads_weights=False, changes_base=False)}, "
             f"which leave W as it is, or a model.name that is not {kind}"
         )
 

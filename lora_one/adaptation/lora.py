@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -10,6 +9,7 @@ from lora_one.adaptation.checkpoints import bare, load_factors, restore_adapter,
 from lora_one.adaptation.layers import shift_base, target_layers
 from lora_one.adaptation.protocol import Adaptation
 from lora_one.adaptation.wrapping import parameters_trained_whole, wrap
+from lora_one.config.methods import MethodSettings
 from lora_one.config.schemas import PeftConfig
 from lora_one.models import weight_shape
 
@@ -26,7 +26,7 @@ class Lora(Adaptation):
     dtype: str
     initial_factors: Path
 
-    def layers(self, model: nn.Module, method: Any = None) -> dict[str, nn.Module]:
+    def layers(self, model: nn.Module, method: MethodSettings | None = None) -> dict[str, nn.Module]:
         return target_layers(model, self.peft, method)
 
     def trainable_parameters(self, model: nn.Module) -> int:

@@ -2,10 +2,11 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
+from lora_one.config.methods import MethodSettings
 from lora_one.config.schemas import ModelConfig
 
 
@@ -23,7 +24,7 @@ class Adaptation:
         """Return the dtype in which the base is loaded."""
         return "bf16" if model.bf16 else "fp32"
 
-    def layers(self, model: nn.Module, method: Any = None) -> dict[str, nn.Module]:
+    def layers(self, model: nn.Module, method: MethodSettings | None = None) -> dict[str, nn.Module]:
         """Return the layers to adapt by name; works on a skeleton. Raises UsageError: see ``layers.target_layers``."""
         raise NotImplementedError
 

@@ -1,7 +1,7 @@
 """Typed, frozen settings: the composed configuration becomes a RunConfig before anything is loaded.
 
-One dataclass a group (schemas.py); ``init`` and ``dataset`` have one for each mode or data set, so that a key which the
-chosen mode does not read is refused like any other unknown one. What values must be stands in rules.py. No torch here:
+One dataclass a group (schemas.py); ``init`` (methods/) and ``dataset`` have one for each choice, so a key that the
+choice does not read is refused like any other unknown one. What values must be stands in rules.py. No torch here:
 ``--help`` stays fast.
 """
 
@@ -12,12 +12,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
+from lora_one.config.aliases import PUBLISHED_KEYS, published_form, translated
+from lora_one.config.methods import METHODS, MethodSettings
 from lora_one.config.rules import check
 from lora_one.config.schemas import (
-    INIT_SCHEMAS,
     OPTIMIZER_SCHEMAS,
-    PEFT_SCHEMAS,
-    GradientInit,
     ModelConfig,
     PeftConfig,
     WandbConfig,
@@ -30,7 +29,7 @@ from lora_one.errors import UsageError, nearest
 class RunConfig:
     dataset: Any
     peft: PeftConfig
-    init: Any
+    init: MethodSettings
     model: ModelConfig
     optimizer: Any
     wandb: WandbConfig
@@ -43,8 +42,8 @@ class RunConfig:
     def from_hydra(cls, composed: DictConfig) -> "RunConfig":
         """Check every key, type and value.
 
-        The r x r architecture follows from the initialisation: ``peft.lora_xs`` is set where it trains a core, and
-        for LoRA-SB alpha becomes r (s = 1), whatever they were. A null ``init.scale`` becomes the method's own.
+        The r x r architecture follows from the initialisation: ``peft.lora_xs`` is set where the method trains a
+        core, and alpha becomes r where the method has s = 1. A null ``init.scale`` becomes the method's own.
 
         Raises UsageError: a key nothing reads, a value of the wrong type or out of its range, or two that
         contradict each other.
@@ -60,6 +59,9 @@ class RunConfig:
         refuse_unknown("", given, cls)
         sections: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
+            if field.name == "init":
+                sections["init"] = method_settings(given["init"])
+                continue
             schema = schema_of(field.name, given[field.name])
             if schema is None:
                 sections[field.name] = given[field.name]
@@ -67,14 +69,16 @@ class RunConfig:
             refuse_unknown(f"{field.name}.", given[field.name], schema)
             sections[field.name] = OmegaConf.to_object(typed(f"{field.name}.", given[field.name], schema))
         typed("", {name: value for name, value in sections.items() if not dataclasses.is_dataclass(value)}, cls)
-        if isinstance(sections["init"], GradientInit):
-            sections["init"] = sections["init"].resolved()
         run = cls(**sections)
         check(run)
         return with_core(run)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    def published(self) -> dict[str, Any]:
+        """Return the run as a dictionary in the published spelling, which a run's hash is taken over."""
+        return self.to_dict() | {"init": published_form(self.init)}
 
     @property
     def training_seed(self) -> int:
@@ -87,6 +91,19 @@ class RunConfig:
         return self.seed if self.model.order_seed is None else self.model.order_seed
 
 
+def method_settings(given: dict[str, Any]) -> MethodSettings:
+    """Return the settings of an initialisation, in either spelling, with the method's own values for null.
+
+    Raises UsageError: an unknown method or key, a value of the wrong type, a key that the method does not read.
+    """
+    given = translated(given)
+    name = given.get("method")
+    if name not in METHODS:
+        raise UsageError(f"init.method={name} is not an initialisation; {nearest(name, METHODS)}")
+    refuse_unknown("init.", given, METHODS[name])
+    return OmegaConf.to_object(typed("init.", given, METHODS[name])).resolved()
+
+
 def schema_of(section: str, given: Any) -> type | None:
     """The dataclass of one section; None for a plain value."""
     if section == "dataset":
@@ -94,14 +111,6 @@ def schema_of(section: str, given: Any) -> type | None:
         if name not in DATASETS:
             raise UsageError(f"dataset.name={name} is not a data set; {nearest(name, DATASETS)}")
         return DATASETS[name].settings
-    if section == "init":
-        mode = given.get("mode")
-        if mode not in INIT_SCHEMAS:
-            raise UsageError(f"init.mode={mode} is not a kind of initialisation; {nearest(mode, INIT_SCHEMAS)}")
-        method = given.get("method")
-        if mode == "peft" and method not in PEFT_SCHEMAS:
-            raise UsageError(f"init.method={method} is not an initialisation of PEFT; {nearest(method, PEFT_SCHEMAS)}")
-        return PEFT_SCHEMAS[method] if mode == "peft" else INIT_SCHEMAS[mode]
     if section == "optimizer":
         name = given.get("name")
         if name not in OPTIMIZER_SCHEMAS:
@@ -114,7 +123,7 @@ def valid_keys(section: str) -> set[str]:
     """Every key that some choice of a section reads; of the whole configuration for ``""``."""
     one_of_many = {
         "dataset": tuple({dataset.settings for dataset in DATASETS.values()}),
-        "init": (*INIT_SCHEMAS.values(), *PEFT_SCHEMAS.values()),
+        "init": tuple(METHODS.values()),
         "optimizer": tuple(OPTIMIZER_SCHEMAS.values()),
     }
     single = {
@@ -124,7 +133,8 @@ def valid_keys(section: str) -> set[str]:
         "wandb": WandbConfig,
     }
     schemas = one_of_many.get(section) or (single.get(section, RunConfig),)
-    return {field.name for schema in schemas for field in dataclasses.fields(schema)}
+    keys = {field.name for schema in schemas for field in dataclasses.fields(schema)}
+    return keys | PUBLISHED_KEYS if section == "init" else keys
 
 
 def refuse_unknown(prefix: str, given: dict[str, Any], schema: type) -> None:
@@ -162,9 +172,9 @@ def _missing(error: ConfigKeyError) -> str:
 
 def with_core(run: RunConfig) -> RunConfig:
     """The run with the architecture that its initialisation chooses."""
-    if not run.init.core:
+    if not run.init.trains_core:
         return run
     peft = dataclasses.replace(run.peft, lora_xs=True)
-    if isinstance(run.init, GradientInit):  # R0 is the step itself, so s = 1
+    if run.init.unit_scaling:
         peft = dataclasses.replace(peft, lora_alpha=float(peft.lora_r), use_rslora=False)
     return dataclasses.replace(run, peft=peft)

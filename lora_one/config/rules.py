@@ -4,17 +4,9 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_one.config.methods import methods_with
 from lora_one.config.schemas import (
-    EvaInit,
-    GradientInit,
-    InitConfig,
-    LoftqInit,
-    PeftInit,
-    PeftLoraGAInit,
-    ProbedInit,
     ScaledConfig,
-    SimpleInit,
-    SvdInit,
 )
 from lora_one.datasets import CLASSIFIED
 from lora_one.datasets.questions import EVALUATIONS, evaluations_in
@@ -24,7 +16,6 @@ if TYPE_CHECKING:
     from lora_one.config import RunConfig
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "init.direction": ("LoRA-One", "LoRA-GA", "LoRA-SB"),
     "init.ga_direction": ("ArB2r", "A2rBr", "ArBr", "random"),
     "init.memory": ("auto", "fast", "low"),
     "init.corda_method": ("ipm", "kpm"),
@@ -113,7 +104,7 @@ def check(run: "RunConfig") -> None:
     for together in (check_batches, check_peft, check_core, check_kind, check_quantization, check_dataset, check_names):
         together(run)
     check_sharded(run)
-    check_init(run.init)
+    run.init.check()
 
 
 def check_values(flat: dict[str, Any]) -> None:
@@ -163,9 +154,8 @@ def check_peft(run: "RunConfig") -> None:
 def check_adalora(run: "RunConfig") -> None:
     """AdaLoRA has a start, an architecture and a scaling of its own."""
     init, peft = run.init, run.peft
-    if not isinstance(init, SimpleInit):
-        name = getattr(init, "direction", None) or getattr(init, "method", init.mode)
-        raise UsageError(f"peft.adalora=True has a start of its own, not {name}'s: drop init=, or take peft=all")
+    if not init.plain:
+        raise UsageError(f"peft.adalora=True has a start of its own, not {init.title}'s: drop init=, or take peft=all")
     asked = {
         "peft.dora": peft.dora,
         "peft.lora_xs": peft.lora_xs,
@@ -182,10 +172,9 @@ def check_adalora(run: "RunConfig") -> None:
 def check_full(run: "RunConfig") -> None:
     """Every weight trains: there is no adapter to start, to precondition or to quantise beneath."""
     init, peft = run.init, run.peft
-    if not (isinstance(init, SimpleInit) and init.lora_B == "zeros"):
-        name = getattr(init, "direction", None) or getattr(init, "method", init.mode)
+    if not (init.plain and init.zero_start):
         raise UsageError(
-            f"peft.use_peft={peft.use_peft} trains every weight, and {name} starts adapters: drop init=, or take "
+            f"peft.use_peft={peft.use_peft} trains every weight, and {init.title} starts adapters: drop init=, or take "
             "peft=all"
         )
     asked = {
@@ -206,121 +195,47 @@ def check_full(run: "RunConfig") -> None:
             )
 
 
-def check_init(init: InitConfig) -> None:
-    by_gradient = ("stable", "gd", "unit", "weightS")
-    scales = {
-        GradientInit: (*by_gradient, "search"),
-        PeftLoraGAInit: by_gradient,
-        SvdInit: ("default", "stable", "unit", "normalized"),
-    }
-    if type(init) in scales and init.scale not in scales[type(init)]:
-        raise UsageError(
-            f"init.scale={init.scale} is not a choice of init.mode={init.mode}; "
-            f"{nearest(init.scale, scales[type(init)])}"
-        )
-    if hasattr(init, "stable_gamma") and init.scale != "stable" and init.stable_gamma is not None:
-        raise UsageError(
-            f"init.stable_gamma={init.stable_gamma} is read only with init.scale=stable, and init.scale={init.scale} "
-            "chooses the scale itself: drop one of the two"
-        )
-    if isinstance(init, GradientInit):
-        check_gradient(init)
-    if isinstance(init, ProbedInit):
-        check_probed(init)
-
-
-def check_gradient(init: GradientInit) -> None:
-    if init.direction != "LoRA-One" and init.normalize != "s0":
-        raise UsageError(f"init.normalize={init.normalize} is read only by LoRA-One, not by {init.direction}: drop it")
-    if init.direction != "LoRA-GA" and init.ga_direction != "ArB2r":
-        raise UsageError(
-            f"init.ga_direction={init.ga_direction} is read only by LoRA-GA, not by {init.direction}: drop it"
-        )
-    if init.direction != "LoRA-SB" and init.eta is not None:
-        raise UsageError(f"init.eta={init.eta} is read only by LoRA-SB, not by {init.direction}: drop it")
-    if init.scale == "search" and init.direction == "LoRA-GA":
-        raise UsageError(
-            "init.scale=search looks for the gamma with the least loss after the start, and LoRA-GA's start leaves the "
-            "function and the loss as they are: take init.scale=stable with init.stable_gamma"
-        )
-    if init.search_examples is not None and init.scale != "search":
-        raise UsageError(
-            f"init.search_examples={init.search_examples} is read only with init.scale=search, not with "
-            f"init.scale={init.scale}: drop one of the two"
-        )
-    for key, unset in (("scale", "stable"), ("stable_gamma", None)):
-        value = getattr(init, key)
-        if init.direction == "LoRA-SB" and value != unset:
-            raise UsageError(f"init.{key}={value} is not read by LoRA-SB, whose step has the size init.eta: drop it")
-
-
-def check_probed(init: ProbedInit) -> None:
-    if init.do_subsampling and init.sub_size is None:
-        raise UsageError("init.do_subsampling=true needs a size: set init.sub_size=<number of examples>")
-    if init.sub_size is not None and not init.do_subsampling:
-        raise UsageError(
-            f"init.sub_size={init.sub_size} is read only with init.do_subsampling=true: add it, or drop init.sub_size"
-        )
-    if not init.do_subsampling and (init.bsz is None) != (init.iters is None):
-        raise UsageError(
-            f"init.bsz={init.bsz} with init.iters={init.iters}: give both (bsz x iters examples) or set both to null "
-            "(the whole training set)"
-        )
-
-
 def check_core(run: "RunConfig") -> None:
     init, peft = run.init, run.peft
-    name = getattr(init, "direction", init.mode)
-    if peft.lora_xs and not init.core:
+    if peft.lora_xs and not init.trains_core:
         raise UsageError(
-            f"peft.lora_xs={peft.lora_xs} trains an r x r core, which {name} does not start: take init=lora_xs or "
-            "init.direction=LoRA-SB, or drop peft=lora_xs"
+            f"peft.lora_xs={peft.lora_xs} trains an r x r core, which {init.title} does not start: take "
+            f"{methods_with(trains_core=True)}, or drop peft=lora_xs"
         )
-    if init.core and peft.dora:
+    if init.trains_core and peft.dora:
         raise UsageError(
-            f"peft.dora={peft.dora} trains magnitudes beside B and A, but {name} trains R alone: drop peft=dora"
+            f"peft.dora={peft.dora} trains magnitudes beside B and A, but {init.title} trains R alone: drop peft=dora"
         )
-    if init.core and peft.use_loraplus:
+    if init.trains_core and peft.use_loraplus:
         raise UsageError(
-            f"peft.use_loraplus={peft.use_loraplus} gives B a learning rate of its own, but {name} trains R alone: "
-            "drop it"
+            f"peft.use_loraplus={peft.use_loraplus} gives B a learning rate of its own, but {init.title} trains R "
+            "alone: drop it"
         )
-    if init.core and isinstance(run.optimizer, ScaledConfig):
+    if init.trains_core and isinstance(run.optimizer, ScaledConfig):
         raise UsageError(
-            f"optimizer={run.optimizer.name} preconditions B and A by each other, but {name} trains R alone: take "
-            "optimizer=adamw or optimizer=sgd"
+            f"optimizer={run.optimizer.name} preconditions B and A by each other, but {init.title} trains R alone: "
+            "take optimizer=adamw or optimizer=sgd"
         )
 
 
 def check_quantization(run: "RunConfig") -> None:
     init, chosen = run.init, run.model.quantization
-    if isinstance(init, LoftqInit) and chosen is None:
-        raise UsageError(
-            "init=loftq makes up for what quantising the base lost, and model.quantization=null leaves the base as it "
-            "is: add model.quantization=nf4, or take init=pissa"
-        )
     if chosen == "int8" and run.peft.dora:
         raise UsageError(
             "peft.dora=True takes the norms of the base's weights at every step, which PEFT cannot do for "
             "model.quantization=int8: take model.quantization=nf4, or drop peft=dora"
         )
-    name = getattr(init, "direction", None) or getattr(init, "method", init.mode)
-    shifts = isinstance(init, PeftInit | SvdInit) and name != "eva"
-    if chosen is not None and (shifts or name == "LoRA-GA"):
+    if chosen is not None and init.changes_base:
         raise UsageError(
-            f"{name} changes the base's weights, which model.quantization={chosen} cannot hold: take LoRA-One, "
-            "init=default, lora_xs, eva or loftq, or model.quantization=null"
+            f"{init.title} changes the base's weights, which model.quantization={chosen} cannot hold: take "
+            f"{methods_with(changes_base=False)}, or model.quantization=null"
         )
 
 
 def check_kind(run: "RunConfig") -> None:
     """What a classification head needs, and cannot use; what is for causal models alone."""
     model, dataset = run.model, run.dataset
-    if isinstance(run.init, EvaInit) and model.type != "CausalLM":
-        raise UsageError(
-            f"init=eva looks at the answers' tokens in the layers of causal models, not in those of "
-            f"model.type={model.type}: take init=pissa, corda or gradient"
-        )
+    run.init.check_model(model)
     if model.type != "SequenceClassification":
         return
     if dataset.name not in CLASSIFIED:
@@ -344,14 +259,14 @@ def check_sharded(run: "RunConfig") -> None:
     if not run.model.sharded:
         return
     init = run.init
-    name = getattr(init, "direction", None) or getattr(init, "method", init.mode)
-    stays = name in ("LoRA-One", "LoRA-SB") or (isinstance(init, SimpleInit) and "zeros" in (init.lora_A, init.lora_B))
+    untouched = methods_with(reads_weights=False, changes_base=False)
+    stays = not (init.reads_weights or init.shifts_base)
     whole = [key for key in ("train_embeddings", "adalora") if getattr(run.peft, key)]
     reasons = {
         f"model.type={run.model.type}: only causal models are shared out; drop it": run.model.type != "CausalLM",
         "peft.use_peft=False, which trains every weight; take adapters": not run.peft.use_peft,
         f"peft.{''.join(whole[:1])}=True, of which nobody has tried it; drop one of them": bool(whole),
-        f"init: {name} reads or changes the base's weights; take LoRA-One, LoRA-SB or init=default": not stays,
+        f"init: {init.title} reads or changes the base's weights; take {untouched}": not stays,
         "peft.dora=True takes the norms of the base's weights at every step; drop it": run.peft.dora,
         f"model.quantization={run.model.quantization} has weights of its own kind; take one of the two": (
             run.model.quantization is not None

@@ -1,6 +1,8 @@
-"""One frozen dataclass a group of the configuration, and one for each choice that reads keys of its own."""
+"""One frozen dataclass a group of the configuration, and one for each choice that reads keys of its own.
 
-from dataclasses import dataclass, replace
+Those of the initialisation methods are in methods/."""
+
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -19,146 +21,6 @@ class PeftConfig:
     dora: bool
     adalora: bool
     lora_xs: bool  # only an r x r core trains; see RunConfig.from_hydra
-
-
-@dataclass(frozen=True)
-class InitConfig:
-    mode: str
-    dtype: str  # of the adapter
-    seed: int | None  # null = the run's seed
-    cache: str | None  # a folder of factors found before, see initialization.cache
-
-    @property
-    def core(self) -> bool:
-        """Whether only an r x r core between frozen factors trains."""
-        return False
-
-
-@dataclass(frozen=True)
-class ProbedInit(InitConfig):
-    """Looks at bsz x iters training examples (or sub_size with do_subsampling; or all with null)."""
-
-    bsz: int | None
-    iters: int | None
-    do_subsampling: bool
-    sub_size: int | None
-    max_length: int | None  # tokens; null = model.max_length
-
-
-PUBLISHED_GAMMAS = {"LoRA-One": 128.0, "LoRA-GA": 16.0}  # of scale=stable
-
-
-@dataclass(frozen=True)
-class GradientInit(ProbedInit):
-    """From the mean gradient over the examples."""
-
-    direction: str
-    scale: str | None  # null = the method's own, see resolved
-    search_examples: (
-        int | None
-    )  # for scale=search: further training examples, 0 = the gradient's; null: see initialization.probe
-    normalize: str
-    stable_gamma: float | None  # null = the method's own, 128 for LoRA-One
-    reduction: str
-    tolerance: float  # share of sigma_i^2 that each direction i of the low-rank step may miss
-    memory: str  # where gradients wait: see initialization.low_rank_step.how_to_hold
-    ga_direction: str  # LoRA-GA only: which singular vectors go to which factor
-    eta: float | None  # LoRA-SB only: the step's size; null = see training.loop.first_step_size
-
-    @property
-    def core(self) -> bool:
-        return self.direction == "LoRA-SB"
-
-    @property
-    def gamma(self) -> float:
-        return self.stable_gamma if self.stable_gamma is not None else PUBLISHED_GAMMAS[self.direction]
-
-    def resolved(self) -> "GradientInit":
-        """Fill in scale and gamma: LoRA-One searches unless a gamma is given; the other methods take ``stable``.
-
-        What means the same is then written the same, and has one folder.
-        """
-        search = self.direction == "LoRA-One" and self.stable_gamma is None
-        scale = self.scale or ("search" if search else "stable")
-        fixed = scale == "stable" and self.direction in PUBLISHED_GAMMAS
-        return replace(self, scale=scale, stable_gamma=self.gamma if fixed else self.stable_gamma)
-
-
-@dataclass(frozen=True)
-class SimpleInit(InitConfig):
-    """Factors by name."""
-
-    lora_A: str
-    lora_B: str
-    lora_A_std: float
-    lora_B_std: float
-
-
-@dataclass(frozen=True)
-class SvdInit(InitConfig):
-    """From the weight's own singular vectors."""
-
-    scale: str
-    stable_gamma: float | None  # null = 16
-    tolerance: float
-
-    @property
-    def gamma(self) -> float:
-        return self.stable_gamma if self.stable_gamma is not None else 16.0
-
-
-@dataclass(frozen=True)
-class PeftInit(InitConfig):
-    """One of PEFT's own, computed by PEFT."""
-
-    method: str
-
-
-@dataclass(frozen=True)
-class PissaInit(PeftInit):
-    niter: int | str | None  # null = our SVD; "exact" = PEFT's exact one; a number = power iterations of PEFT's other
-    tolerance: float  # of our SVD: share of sigma_i^2 that each direction i may miss
-
-
-@dataclass(frozen=True)
-class EvaInit(PeftInit, ProbedInit):
-    tau: float  # cosine similarity of a component with itself one batch earlier at which it counts as settled
-    whiten: bool
-
-
-@dataclass(frozen=True)
-class CordaInit(PeftInit, ProbedInit):
-    corda_method: str
-
-
-@dataclass(frozen=True)
-class PeftLoraGAInit(PeftInit, ProbedInit):
-    ga_direction: str
-    scale: str
-    stable_gamma: float | None  # null = 16
-
-    @property
-    def gamma(self) -> float:
-        return self.stable_gamma if self.stable_gamma is not None else 16.0
-
-
-@dataclass(frozen=True)
-class LoftqInit(InitConfig):
-    """From what quantising the weight lost."""
-
-    tolerance: float
-
-
-@dataclass(frozen=True)
-class LoraXsInit(InitConfig):
-    """Frozen factors from the weight's own singular vectors, a small random core."""
-
-    lora_R_std: float
-    tolerance: float
-
-    @property
-    def core(self) -> bool:
-        return True
 
 
 @dataclass(frozen=True)
@@ -238,21 +100,6 @@ class WandbConfig:
     diagnostics_every: int  # optimizer steps between two looks at the adapters' spectra and angles; 0 = none
 
 
-INIT_SCHEMAS: dict[str, type] = {
-    "gradient": GradientInit,
-    "simple": SimpleInit,
-    "svd": SvdInit,
-    "lora_xs": LoraXsInit,
-    "loftq": LoftqInit,
-    "peft": PeftInit,
-}
-PEFT_SCHEMAS: dict[str, type] = {  # by init.method, where init.mode=peft
-    "pissa": PissaInit,
-    "olora": PeftInit,
-    "eva": EvaInit,
-    "corda": CordaInit,
-    "lora_ga_peft": PeftLoraGAInit,
-}
 OPTIMIZER_SCHEMAS: dict[str, type] = {
     "adamw": AdamConfig,
     "scaled_adamw": ScaledAdamConfig,

@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
-from typing import Literal
+from typing import Any, Literal
 
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
@@ -12,8 +12,10 @@ from torch import nn
 
 from lora_one.adaptation.layers import ADAPTER, lora_layers, refuse_rank
 from lora_one.adaptation.wrapping import unwrapped_on_error, wrapped
-from lora_one.config.rules import check_init, check_values
-from lora_one.config.schemas import GradientInit
+from lora_one.config import method_settings
+from lora_one.config.aliases import DIRECTIONS
+from lora_one.config.methods import METHODS, MethodSettings
+from lora_one.config.rules import check_values
 from lora_one.distributed import Processes
 from lora_one.errors import UsageError, nearest
 from lora_one.initialization.cache import content_of
@@ -24,7 +26,7 @@ from lora_one.initialization.start import Probe, Start, place, solve, warn_of_ex
 from lora_one.losses import Batch, Reduction, loss_count, targets
 from lora_one.models import kind_of
 
-METHODS = ("LoRA-One", "LoRA-GA")
+SUPPORTED = tuple(title for title, name in DIRECTIONS.items() if not METHODS[name].trains_core)
 
 
 def initialize_adapters(
@@ -32,7 +34,7 @@ def initialize_adapters(
     config: LoraConfig,
     batches: Iterable[Batch],
     *,
-    method: Literal["LoRA-One", "LoRA-GA"] = "LoRA-One",
+    method: str = "LoRA-One",
     examples: int | None = 8,
     scale: str | None = None,
     stable_gamma: float | None = None,
@@ -70,34 +72,23 @@ def initialize_adapters(
     Raises UsageError: settings that contradict each other, no linear layer, a rank beyond min(m, n), a quantised base
     for LoRA-GA, batches without labels. RunError: a gradient that is zero or not finite (the layer is named).
     """
-    init = GradientInit(
-        mode="gradient",
+    if isinstance(model, PeftModel):
+        raise UsageError("model is a PeftModel already: give the model within, model.unload() or before PEFT wraps it")
+    init = gradient_settings(
         dtype=dtype,
         seed=seed,
-        cache=None,
-        bsz=None,
-        iters=None,
-        do_subsampling=False,
-        sub_size=None,
-        max_length=None,
         direction=method,
         scale=scale,
-        search_examples=None,
         normalize=normalize,
         stable_gamma=stable_gamma,
         reduction=reduction,
         tolerance=tolerance,
         memory=memory,
         ga_direction=ga_direction,
-        eta=None,
-    ).resolved()
-    if isinstance(model, PeftModel):
-        raise UsageError("model is a PeftModel already: give the model within, model.unload() or before PEFT wraps it")
-    check_values({f"init.{name}": value for name, value in asdict(init).items()} | {"init.direction": method})
-    check_init(init)
+    )
     refuse_settings(model, config, method)
     chosen = build_init(init)
-    own, others = take(model, batches, examples, further=init.scale == "search")
+    own, others = take(model, batches, examples, further=init.search_from is not None)
     settings = StepSettings(tolerance=tolerance, memory=memory, checkpointing=checkpointing)
     probe = Probe(own, reduction, settings, search=others)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -110,18 +101,29 @@ def initialize_adapters(
         layers = lora_layers(wrapper)
         if not layers:
             raise UsageError(f"LoraConfig.target_modules={config.target_modules} matches no linear layer of this model")
-        if method == "LoRA-GA" and len(layers) < sum(isinstance(part, LoraLayer) for part in wrapper.modules()):
+        if init.changes_base and len(layers) < sum(isinstance(part, LoraLayer) for part in wrapper.modules()):
             raise UsageError(
-                "LoraConfig.target_modules holds layers that are not linear, which LoRA-GA's saved form has no place "
+                f"LoraConfig.target_modules holds layers that are not linear, which {method}'s saved form has no place "
                 "for: leave them out, or take method='LoRA-One'"
             )
         for name, layer in layers.items():
-            refuse_rank(name, layer.get_base_layer(), layer.r[ADAPTER], chosen, section="")
+            refuse_rank(name, layer.get_base_layer(), layer.r[ADAPTER], init, section="")
         with without_autocast():
             start = place(wrapper, solve(wrapper, chosen, probe, seed))
     if on_start is not None:
         on_start(start)
     return wrapper
+
+
+def gradient_settings(**given: Any) -> MethodSettings:
+    """Return the checked settings of a gradient method, in the published spelling. Raises UsageError."""
+    unread = dict.fromkeys(
+        ("cache", "bsz", "iters", "sub_size", "max_length", "search_examples", "eta")
+    )  # examples come from the caller's batches
+    init = method_settings({"mode": "gradient", "do_subsampling": False} | unread | given)
+    check_values({f"init.{name}": value for name, value in asdict(init).items()})
+    init.check()
+    return init
 
 
 def refuse_settings(model: nn.Module, config: LoraConfig, method: str) -> None:
@@ -133,8 +135,8 @@ def refuse_settings(model: nn.Module, config: LoraConfig, method: str) -> None:
             f"model is a {type(model).__name__}, which does not say what its decoder reads: give a model of "
             "transformers that has prepare_decoder_input_ids_from_labels"
         )
-    if method not in METHODS:
-        raise UsageError(f"method={method} is not one of this function's; {nearest(method, METHODS)}")
+    if method not in SUPPORTED:
+        raise UsageError(f"method={method} is not one of this function's; {nearest(method, SUPPORTED)}")
     if not isinstance(config.init_lora_weights, bool):
         raise UsageError(
             f"LoraConfig.init_lora_weights={config.init_lora_weights!r} asks PEFT for a start of its own: leave it out"

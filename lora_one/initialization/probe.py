@@ -3,7 +3,6 @@
 import torch
 
 from lora_one.config import RunConfig
-from lora_one.config.schemas import ProbedInit
 from lora_one.data.encode import Encoded, Encoder, batches_of
 from lora_one.errors import UsageError
 from lora_one.losses import Batch
@@ -20,9 +19,9 @@ def probe_batches(run: RunConfig, texts: list[Example], encoder: Encoder) -> tup
     Raises UsageError: more examples wanted than there are, or than have an answer token.
     """
     init = run.init
-    wanted, further = examples_wanted(init), further_examples(init)
+    wanted, further = init.examples_wanted, init.further_examples
     own = len(texts) if wanted is None else wanted
-    needed = own + (getattr(init, "search_examples", None) or 0)
+    needed = own + init.required_further
     if needed > len(texts):
         keys = f"init.sub_size={own}" if init.do_subsampling else f"init.bsz x init.iters={own}"
         keys += f" + init.search_examples={further}" if needed > own else ""
@@ -39,13 +38,6 @@ def probe_batches(run: RunConfig, texts: list[Example], encoder: Encoder) -> tup
     return batches_of(drawn[:own], size, encoder.pad_id), batches_of(others, size, encoder.pad_id) or None
 
 
-def further_examples(init: ProbedInit) -> int:
-    """How many training examples beside the gradient's a search for the scale looks at, if there are so many."""
-    if getattr(init, "scale", None) != "search":
-        return 0
-    return (examples_wanted(init) or 0) if init.search_examples is None else init.search_examples
-
-
 def draw(texts: list[Example], wanted: int, max_length: int, seed: int, encoder: Encoder) -> list[Encoded]:
     """Encode up to ``wanted`` examples in an order drawn by the seed. Raises RunError: none has an answer token."""
     order = torch.randperm(len(texts), generator=generator_for(seed, "initialisation examples")).tolist()
@@ -58,13 +50,6 @@ def draw(texts: list[Example], wanted: int, max_length: int, seed: int, encoder:
     if not drawn:
         raise encoder.nothing_left(texts, max_length)
     return drawn
-
-
-def examples_wanted(init: ProbedInit) -> int | None:
-    """None: the whole training set."""
-    if init.do_subsampling:
-        return init.sub_size
-    return None if init.bsz is None else init.bsz * init.iters
 
 
 def init_seed(run: RunConfig) -> int:

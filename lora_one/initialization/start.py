@@ -108,7 +108,7 @@ def attach_adapters(
     Raises RunError: a gradient that is zero or not finite (the layer is named), or what PEFT could not do.
     UsageError: the method changes the base, and the base is quantised.
     """
-    layers = lora.layers(base, method)
+    layers = lora.layers(base, method.settings)
     if lora.peft.lora_target_modules == "all":
         warn_of_experts(base)
     found = cached or (lambda find: find())
@@ -164,20 +164,20 @@ def solve(
         factors[name] = found
 
     with quiet_peft(), model.disable_adapter(), as_run_errors():
-        if not method.needs_gradient:
+        if not method.settings.needs_gradient:
             for name in layers:
                 start(name, None)
             return Solution(factors)
         settings = replace(
             probe.settings,
-            singular={name: method.vectors * layer.r[ADAPTER] for name, layer in layers.items()},
+            singular={name: method.settings.vectors * layer.r[ADAPTER] for name, layer in layers.items()},
             seed=seed,
             transform=method.transform,
         )
         bare = {name: layer.get_base_layer() for name, layer in layers.items()}
         report = low_rank_steps(model.get_base_model(), bare, probe.batches, probe.reduction, settings, start)
     solution = Solution(factors, energies, report, sum(decreases), vectors=vectors)
-    if method.search_from is None:
+    if method.settings.search_from is None:
         return solution
     with as_run_errors():
         return searched(model, solution, method, probe)
@@ -188,8 +188,8 @@ def solve_by_peft(
 ) -> Solution:
     """As ``solve``, where PEFT finds the factors of all layers of the bare base."""
     with as_run_errors():
-        report = looked_at(base, probe) if method.needs_examples else None
-        batches = probe.batches if method.needs_examples else ()
+        report = looked_at(base, probe) if method.settings.needs_examples else None
+        batches = probe.batches if method.settings.needs_examples else ()
         return Solution(method.of_all_layers(base, layers, configure, batches, seed), examples=report)
 
 
@@ -249,15 +249,14 @@ def searched(model: PeftModel, solution: Solution, method: Method, probe: Probe)
         evaluations -= 1  # this one counts
         with quiet_peft(), model.disable_adapter():
             before = batches_loss(model, forward, probe.reduction)
+    search_from = method.settings.search_from
     multiple, losses = line_search(loss_at, before, solution.predicted_decrease, evaluations)
     return replace(
         solution,
         factors=times(multiple),
         predicted_decrease=solution.predicted_decrease * multiple,
-        searched={
-            method.search_from / tried: loss if math.isfinite(loss) else None for tried, loss in sorted(losses.items())
-        },
-        gamma=method.search_from / multiple,
+        searched={search_from / tried: loss if math.isfinite(loss) else None for tried, loss in sorted(losses.items())},
+        gamma=search_from / multiple,
         loss=None if probe.search else losses[multiple],
         searched_on=sum(len(batch["labels"]) for batch in probe.search or ()),
     )

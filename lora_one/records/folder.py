@@ -40,7 +40,7 @@ def placed(run: RunConfig) -> Placed:
 
     run = with_rank(run)
     fingerprints = local_fingerprints(run.to_dict(), local_folder(run.model.name))
-    identity = config_hash(run.to_dict(), fingerprints)
+    identity = config_hash(run.published(), fingerprints)
     return Placed(run, fingerprints, identity, RunFolder(folder_of(run, identity)))
 
 
@@ -50,16 +50,9 @@ def method_name(run: RunConfig) -> str:
     if not run.peft.use_peft:
         scaled = [run.optimizer.name] if run.optimizer.name != "adamw" else []
         return "-".join(["full-ft", *scaled, f"lr{run.model.learning_rate:g}"])
-    modes = {"svd": "svd", "lora_xs": "LoRA-XS", "loftq": "LoftQ"}
-    named = getattr(init, "direction", None) or getattr(init, "method", None)
-    method = "AdaLoRA" if run.peft.adalora else named or modes.get(init.mode) or f"LoRA-{init.lora_A}"
-    parts = [with_dora(method, run.peft.dora), f"r{run.peft.lora_r}"]
-    if method == "LoRA-SB":  # reads neither alpha nor a scale
-        parts += [f"eta{init.eta:g}"] if init.eta is not None else []
-    else:
-        parts.append(f"a{run.peft.lora_alpha:g}")
-    if hasattr(init, "scale") and method != "LoRA-SB":
-        parts.append(f"g{init.gamma:g}" if init.scale == "stable" else init.scale)
+    name = "AdaLoRA" if run.peft.adalora else init.short_name
+    parts = [init.with_dora(name) if run.peft.dora else name, f"r{run.peft.lora_r}"]
+    parts += init.folder_parts(run.peft.lora_alpha)
     if run.peft.train_embeddings:
         parts.append("emb")
     if run.model.quantization:
@@ -67,10 +60,6 @@ def method_name(run: RunConfig) -> str:
     if run.optimizer.name != "adamw":
         parts.append(run.optimizer.name)
     return "-".join([*parts, f"lr{run.model.learning_rate:g}"])
-
-
-def with_dora(method: str, dora: bool) -> str:
-    return {"LoRA-One": "DoRA-One"}.get(method, f"DoRA-{method}") if dora else method
 
 
 class RunFolder:

@@ -86,10 +86,10 @@ def job_of(method: str, stage: str, point: Point, run: RunConfig) -> Job:
 def start_of(trained: Job) -> Job:
     """The same run without training.
 
-    LoRA-SB's step follows from the warm-up, which is another where nothing is trained: it is handed over.
+    A step size that follows from the warm-up is taken from the trained run: without training it would differ.
     """
     run = replace(trained.config, model=replace(trained.config.model, epochs=0.0))
     eta = trained.folder.read()["init"].get("eta")
     if eta is not None:
-        run = replace(run, init=replace(run.init, eta=eta))
+        run = replace(run, init=run.init.completed(lambda: eta))
     return job_of(trained.method, "start", trained.point, run)

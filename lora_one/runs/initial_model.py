@@ -18,7 +18,6 @@ from lora_one.initialization.probe import init_seed
 from lora_one.initialization.start import Probe, Start, attach_adapters, probe_loss
 from lora_one.initialization.start_warnings import refuse_not_finite, start_warnings
 from lora_one.models import original_weights
-from lora_one.records.folder import with_dora
 from lora_one.records.provenance import source_fingerprint
 from lora_one.records.tracking import Tracker
 from lora_one.runs.parts import RunParts
@@ -59,7 +58,7 @@ def started_by_method(
     Raises RunError: the start is not finite.
     """
     run, probe, validation = parts.run, parts.probe, parts.validation
-    init = with_step_size(run, len(parts.splits.train))
+    init = run.init.completed(lambda: first_step_size(len(parts.splits.train), run.model))
     method = build_init(init)
     begun = time.perf_counter()
     model, start = attach_adapters(
@@ -79,23 +78,16 @@ def started_by_method(
     if after is None and probe is not None:
         after = probe_loss(model, probe)
     shifts = {f"relative shift of {name}": shift for name, shift in start.relative_shift.items()}
-    refuse_not_finite(init, method.name, {"loss on the initialisation examples": after} | shifts)
+    refuse_not_finite(init, init.title, {"loss on the initialisation examples": after} | shifts)
     if validation.asked or run.model.epochs == 0:
         evaluations["init"] = validation(model)
-        refuse_not_finite(init, method.name, {"validation loss": evaluations["init"].get("eval_loss")})
+        refuse_not_finite(init, init.title, {"validation loss": evaluations["init"].get("eval_loss")})
         tracker.log(0, evaluations["init"])
-    record = {"method": with_dora(method.name, run.peft.dora), "seconds": seconds} | figures(start, after)
+    record = {"method": init.title_with(run.peft.dora), "seconds": seconds} | figures(start, after)
     record["warnings"] = start_warnings(init, record)
     if getattr(init, "eta", None) is not None:
         record["eta"] = init.eta
     return model, record
-
-
-def with_step_size(run: RunConfig, examples: int) -> Any:
-    """The initialisation's settings with LoRA-SB's eta known, which may depend on the number of training examples."""
-    if getattr(run.init, "direction", None) != "LoRA-SB" or run.init.eta is not None:
-        return run.init
-    return dataclasses.replace(run.init, eta=first_step_size(examples, run.model))
 
 
 def keep_start(parts: RunParts, start: Start) -> None:

@@ -17,7 +17,6 @@ from lora_one.errors import UsageError
 from lora_one.evaluation.generate import context_length
 from lora_one.evaluation.validation import Validation
 from lora_one.initialization.low_rank_step import StepSettings
-from lora_one.initialization.methods import build_init
 from lora_one.initialization.probe import init_seed, probe_batches
 from lora_one.initialization.start import Probe
 from lora_one.records.folder import RunFolder
@@ -68,7 +67,7 @@ def check_before_loading(run: RunConfig, folder: RunFolder) -> None:
     if not run.overwrite:
         check_resume_point(folder.checkpoints)
     skeleton = models.load_skeleton(run.model.name, run.model.revision, run.model.type)
-    adaptation_of(run, folder).layers(skeleton, build_init(run.init))
+    adaptation_of(run, folder).layers(skeleton, run.init)
     models.check_positions(skeleton, run.model)
 
 
@@ -83,17 +82,16 @@ def load_parts(run: RunConfig, folder: RunFolder) -> RunParts:
 
 def draw_probe(run: RunConfig, splits: Splits, encoder: Encoder) -> Probe | None:
     """Return the examples that the method looks at and, for a gradient, how it is taken; None: it looks at none."""
-    method = build_init(run.init)
-    if not (run.peft.use_peft and method.needs_examples):
+    if not run.init.needs_examples:
         return None
     batches, others = probe_batches(run, splits.train_texts, encoder)
-    if not method.needs_gradient:
+    if not run.init.needs_gradient:
         return Probe(batches, "example")
     settings = StepSettings(
         tolerance=run.init.tolerance, memory=run.init.memory, checkpointing=run.model.gradient_checkpointing
     )
     # the singular vectors of a transformed gradient are not the gradient's
-    vectors = run.wandb.diagnostics_every > 0 and method.transform is None
+    vectors = run.wandb.diagnostics_every > 0 and run.init.transform is None
     return Probe(batches, run.init.reduction, settings, vectors, others)
 
 

@@ -6,12 +6,9 @@ from torch import nn
 
 from lora_one.adaptation.layers import scaling_of
 from lora_one.config import RunConfig
-from lora_one.config.schemas import GradientInit, PeftLoraGAInit, ProbedInit
 from lora_one.data import load_dataset
 from lora_one.data.encode import encoder_for
 from lora_one.datasets import DATASETS, labels_of
-from lora_one.initialization.methods import build_init
-from lora_one.initialization.probe import examples_wanted
 from lora_one.models import (
     DTYPES,
     check_positions,
@@ -37,7 +34,7 @@ def plan(run: RunConfig, folder: Path) -> str:
     """
     model, dataset, adaptation = run.model, run.dataset, adaptation_of(run, RunFolder(folder))
     skeleton = load_skeleton(model.name, model.revision, model.type, labels_of(dataset.name))
-    layers = adaptation.layers(skeleton, build_init(run.init))
+    layers = adaptation.layers(skeleton, run.init)
     check_positions(skeleton, model)
     parameters = sum(parameter.numel() for parameter in skeleton.parameters())
     trainable = adaptation.trainable_parameters(skeleton)
@@ -78,8 +75,8 @@ def _memory(
     training = weights + states + model.per_device_batch_size * each
     parts = f"weights {weights / GB:.2f}, optimizer {states / GB:.3f}, an example of {model.max_length} tokens"
     lines = {"memory": f"training about {training / GB:.2f} GB: {parts} {each / GB:.3f}"}
-    if isinstance(run.init, ProbedInit) and not full:
-        gradients = isinstance(run.init, GradientInit | PeftLoraGAInit)
+    if run.init.needs_examples and not full:
+        gradients = run.init.needs_gradient or run.init.gradient_by_peft
         held = sum(m * n for m, n in map(weight_shape, layers.values())) * 4 * gradients
         rows = run.init.bsz or model.per_device_batch_size
         start = weights + held + rows * (each if run.init.max_length is None else an_example(run.init.max_length))
@@ -101,10 +98,10 @@ def _examples(run: RunConfig) -> tuple[int, str]:
 
 
 def _gradient(run: RunConfig) -> str:
-    if not isinstance(run.init, ProbedInit):
+    if not run.init.needs_examples:
         return "none"
-    wanted = examples_wanted(run.init)
+    wanted = run.init.examples_wanted
     examples = f"{'all training' if wanted is None else wanted} examples"
-    if isinstance(run.init, GradientInit):
+    if run.init.needs_gradient:
         return f"over {examples}, mean over each {run.init.reduction}"
-    return f"by PEFT, over {examples}" if isinstance(run.init, PeftLoraGAInit) else f"none; activations of {examples}"
+    return f"by PEFT, over {examples}" if run.init.gradient_by_peft else f"none; activations of {examples}"

@@ -1,5 +1,6 @@
 """What every conf/init must keep."""
 
+import dataclasses
 import json
 
 import pytest
@@ -21,10 +22,11 @@ CHOICES = sorted(path.stem for path in (ROOT / "conf/init").glob("[!_]*.yaml"))
 
 
 def settings_of(choice):
-    return run_config(f"init={choice}", *(["model.quantization=nf4"] if choice == "loftq" else []))
+    run = run_config(f"init={choice}", *(["model.quantization=nf4"] if choice == "loftq" else []))
+    return dataclasses.replace(run, init=run.init.completed(lambda: 1e-3))
 
 
-BY_PEFT = [choice for choice in CHOICES if settings_of(choice).init.mode == "peft"]
+BY_PEFT = [choice for choice in CHOICES if settings_of(choice).init.by_peft]
 BY_LAYER = [choice for choice in CHOICES if choice not in BY_PEFT]
 IDS = torch.arange(3, 40).reshape(1, -1)
 

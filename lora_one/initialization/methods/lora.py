@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import init as fill
 
-from lora_one.config.schemas import SimpleInit
+from lora_one.config.methods.plain import LoraSettings
 from lora_one.types import AdapterFactors, LayerView
 
 DISTRIBUTIONS: dict[str, Callable[[Tensor, float, Generator], Tensor]] = {
@@ -21,12 +21,12 @@ DISTRIBUTIONS: dict[str, Callable[[Tensor, float, Generator], Tensor]] = {
 }
 
 
-def simple_factors(init: SimpleInit, layer: LayerView, step: None = None) -> AdapterFactors:
+def factors(settings: LoraSettings, layer: LayerView, step: None = None) -> AdapterFactors:
     """B (m, r) and A (r, n), fp32, each from its distribution; ``lora_A_std`` and ``lora_B_std`` are of "gaussian".
 
     Where B A is not zero, W becomes W - s B A: the function starts unchanged.
     """
     rows, columns = layer.shape
-    A = DISTRIBUTIONS[init.lora_A](torch.empty(layer.rank, columns), init.lora_A_std, layer.generator)
-    B = DISTRIBUTIONS[init.lora_B](torch.empty(rows, layer.rank), init.lora_B_std, layer.generator)
+    A = DISTRIBUTIONS[settings.lora_A](torch.empty(layer.rank, columns), settings.lora_A_std, layer.generator)
+    B = DISTRIBUTIONS[settings.lora_B](torch.empty(rows, layer.rank), settings.lora_B_std, layer.generator)
     return AdapterFactors(B, A, shift_base=bool((B @ A).any()))

@@ -2,13 +2,13 @@
 
 import torch
 
-from lora_one.config.schemas import GradientInit
+from lora_one.config.methods.gradient import LoraGASettings
 from lora_one.initialization.methods.scale import factor_scale
 from lora_one.linalg import LowRank
 from lora_one.types import AdapterFactors, LayerView
 
 
-def lora_ga_factors(init: GradientInit, layer: LayerView, step: LowRank) -> AdapterFactors:
+def factors(settings: LoraGASettings, layer: LayerView, step: LowRank) -> AdapterFactors:
     """Orthonormal factors times one scale c; W becomes W - s B A, so the function starts unchanged.
 
     With G = U diag(S) Vh, ``init.ga_direction`` says which of the 2 r leading vectors each factor gets:
@@ -22,14 +22,14 @@ def lora_ga_factors(init: GradientInit, layer: LayerView, step: LowRank) -> Adap
     """
     r = layer.rank
     order = torch.arange(2 * r)
-    if init.ga_direction == "ArB2r":
+    if settings.ga_direction == "ArB2r":
         for_A, for_B = order[:r], order[r:]
-    elif init.ga_direction == "A2rBr":
+    elif settings.ga_direction == "A2rBr":
         for_A, for_B = order[r:], order[:r]
-    elif init.ga_direction == "ArBr":
+    elif settings.ga_direction == "ArBr":
         for_A, for_B = order[1::2], order[0::2]
     else:
         shuffled = torch.randperm(2 * r, generator=layer.generator)
         for_A, for_B = shuffled[:r], shuffled[r:]
-    scale = factor_scale(init, layer, stable=layer.shape[0] ** 0.25 / init.gamma**0.5)
+    scale = factor_scale(settings, layer, stable=layer.shape[0] ** 0.25 / settings.gamma**0.5)
     return AdapterFactors(step.U[:, for_B] * scale, step.Vh[for_A] * scale, shift_base=True)

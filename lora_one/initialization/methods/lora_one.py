@@ -3,21 +3,21 @@
 import torch
 from torch import Tensor
 
-from lora_one.config.schemas import GradientInit
+from lora_one.config.methods.gradient import LoraOneSettings
 from lora_one.initialization.methods.scale import factor_scale
 from lora_one.linalg import LowRank
 from lora_one.types import AdapterFactors, LayerView
 
 
-def lora_one_factors(init: GradientInit, layer: LayerView, step: LowRank) -> AdapterFactors:
+def factors(settings: LoraOneSettings, layer: LayerView, step: LowRank) -> AdapterFactors:
     """B A = c^2 [-G]_r with balanced factors, c by ``init.scale`` (stable: gamma^-1/2); W is not changed.
 
     With -G = U diag(S) Vh:  B = c U_r S^1/2,  A = c S^1/2 Vh_r.  Source: arXiv:2502.01235, Algorithm 1.
 
     step: [G]_r, the truncated SVD of the mean gradient.  Returns B (m, r), A (r, n), fp32.
     """
-    B, A = descent_factors(step, normalize=init.normalize)
-    scale = factor_scale(init, layer, stable=init.gamma**-0.5)
+    B, A = descent_factors(step, normalize=settings.normalize)
+    scale = factor_scale(settings, layer, stable=settings.gamma**-0.5)
     return AdapterFactors(B * scale, A * scale)
 
 

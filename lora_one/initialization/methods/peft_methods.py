@@ -1,10 +1,9 @@
 """What PEFT initialises itself: its own entry points, on our examples.
 
 PEFT wraps the base, finds B and A and, for most methods, makes the base W - s B A. The factors are read, the wrapper
-comes off and W is put back; from there on these methods are like ours: one way to shift the base, to save, to resume.
+is removed and W restored; from there on these methods are treated like ours.
 """
 
-import importlib.util
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,46 +15,31 @@ from peft.tuners.lora import LoraGAConfig, preprocess_loraga
 from peft.tuners.lora.config import CordaConfig
 from torch import Tensor, nn
 
-from lora_one.config.schemas import PeftInit
+from lora_one.config.methods.base import PeftSettings
 from lora_one.distributed import Processes
-from lora_one.errors import UsageError
 from lora_one.losses import IGNORED, Batch, batch_loss, model_logits
 from lora_one.seeding import seed_everything
 from lora_one.types import AdapterFactors
 
 EVA_PASSES = 100  # over the batches, after which components that still turn are given up
-# method -> extra of ours, and what PEFT imports for it without requiring it: package, module
-NEEDS = {
-    "corda": ("corda", {"attrs": "attr"}),
-}
 GA_SCALES = {"stable": "stable", "gd": "gd_scale", "unit": "unit", "weightS": "weight_svd"}  # ours, PEFT's
 
 
 @dataclass(frozen=True)
 class EntryPoint:
-    """settings: of LoraConfig, from ``init``.  shift_base: the base becomes W - s B A.
+    """lora_config: settings of LoraConfig, from the method's.  shift_base: the base becomes W - s B A.
 
     before, after: what PEFT wants called on the bare model and on the wrapped one, with the examples.
     """
 
-    settings: Callable[[Any], dict[str, Any]]
+    lora_config: Callable[[Any], dict[str, Any]]
     shift_base: bool = True
     before: Callable[[nn.Module, LoraConfig, Sequence[Batch]], None] | None = None
     after: Callable[[PeftModel, LoraConfig, Sequence[Batch]], None] | None = None
 
 
-def refuse_unready(init: PeftInit) -> None:
-    """Raise UsageError where the method cannot run here."""
-    extra, packages = NEEDS.get(init.method, ("", {}))
-    missing = [package for package, module in packages.items() if importlib.util.find_spec(module) is None]
-    if missing:
-        raise UsageError(
-            f"init={init.method} needs {' and '.join(missing)}, not installed here: pip install 'lora-one[{extra}]'"
-        )
-
-
-def peft_factors(
-    init: PeftInit,
+def factors_of_all_layers(
+    settings: PeftSettings,
     base: nn.Module,
     layers: dict[str, nn.Linear],
     configure: Callable[..., LoraConfig],
@@ -71,8 +55,8 @@ def peft_factors(
     for name, layer in layers.items():
         if not torch.isfinite(layer.weight).all():
             raise ValueError(f"the weight of layer {name} holds values that are not finite")
-    entry = ENTRY_POINTS[init.method]
-    config = configure(**entry.settings(init))
+    entry = ENTRY_POINTS[settings.method]
+    config = configure(**entry.lora_config(settings))
     original = {name: layer.weight.detach().to("cpu", copy=True) for name, layer in layers.items()}
     was_training = base.training
     seed_everything(seed)
@@ -172,24 +156,32 @@ def look_for_eva(model: PeftModel, config: LoraConfig, batches: Sequence[Batch])
 
 ENTRY_POINTS = {
     "pissa": EntryPoint(
-        # niter=null is ours, inits/svd.py
-        lambda init: {"init_lora_weights": "pissa" if init.niter == "exact" else f"pissa_niter_{init.niter}"}
+        # niter=null is our SVD, pissa.py
+        lambda settings: {
+            "init_lora_weights": "pissa" if settings.niter == "exact" else f"pissa_niter_{settings.niter}"
+        }
     ),
-    "olora": EntryPoint(lambda init: {"init_lora_weights": "olora"}),
+    "olora": EntryPoint(lambda settings: {"init_lora_weights": "olora"}),
     "eva": EntryPoint(
         # rho = 1: every layer keeps the rank it was given
-        lambda init: {"init_lora_weights": "eva", "eva_config": EvaConfig(rho=1.0, tau=init.tau, whiten=init.whiten)},
+        lambda settings: {
+            "init_lora_weights": "eva",
+            "eva_config": EvaConfig(rho=1.0, tau=settings.tau, whiten=settings.whiten),
+        },
         shift_base=False,
         after=look_for_eva,
     ),
     "corda": EntryPoint(
-        lambda init: {"init_lora_weights": "corda", "corda_config": CordaConfig(corda_method=init.corda_method)},
+        lambda settings: {
+            "init_lora_weights": "corda",
+            "corda_config": CordaConfig(corda_method=settings.corda_method),
+        },
         before=look_for_corda,
     ),
     "lora_ga_peft": EntryPoint(
-        lambda init: {
+        lambda settings: {
             "init_lora_weights": "lora_ga",
-            "lora_ga_config": LoraGAConfig(init.ga_direction, GA_SCALES[init.scale], init.gamma),
+            "lora_ga_config": LoraGAConfig(settings.ga_direction, GA_SCALES[settings.scale], settings.gamma),
         },
         before=look_for_lora_ga,
     ),

@@ -2,22 +2,22 @@
 
 import torch
 
-from lora_one.config.schemas import GradientInit
+from lora_one.config.methods.gradient import LoraGASettings, LoraOneSettings
 from lora_one.linalg import truncated_svd
 from lora_one.types import LayerView
 
 
-def factor_scale(init: GradientInit, layer: LayerView, stable: float) -> float:
+def factor_scale(settings: LoraOneSettings | LoraGASettings, layer: LayerView, stable: float) -> float:
     """What each of the two factors is multiplied by, as in the methods' released code.
 
     stable, and where a search starts: the method's own value.  gd: 1/s.  unit: 1.
     weightS: the mean over i <= r of (sigma_i(W) / s)^1/2.
     """
-    if init.scale in {"stable", "search"}:
+    if settings.scale in {"stable", "search"}:
         return stable
-    if init.scale == "gd":
+    if settings.scale == "gd":
         return 1.0 / layer.scaling
-    if init.scale == "unit":
+    if settings.scale == "unit":
         return 1.0
-    W = truncated_svd(layer.weight(), layer.rank, tolerance=init.tolerance, generator=layer.generator)
+    W = truncated_svd(layer.weight(), layer.rank, tolerance=settings.tolerance, generator=layer.generator)
     return float(torch.sqrt(W.S / layer.scaling).mean())

@@ -1,0 +1,86 @@
+"""The published spelling of ``init`` (mode, direction, all keys at once), translated into a method's settings and back.
+
+A run's hash is taken over the published spelling, so both spellings, and runs of earlier versions, share one folder.
+"""
+
+import dataclasses
+from typing import Any
+
+from lora_one.config.methods import METHODS, MethodSettings
+from lora_one.errors import UsageError, nearest
+
+DIRECTIONS = {"LoRA-One": "lora_one", "LoRA-GA": "lora_ga", "LoRA-SB": "lora_sb"}  # of mode=gradient
+MODES = {"simple": "lora", "svd": "svd", "lora_xs": "lora_xs", "loftq": "loftq"}  # mode -> method
+PEFT = ("corda", "eva", "lora_ga_peft", "olora", "pissa")  # of mode=peft
+PUBLISHED_KEYS = {"mode", "direction"}
+# keys of mode=gradient that not all directions read -> the values that count as not set; the first is written back
+OPTIONAL: dict[str, tuple[Any, ...]] = {
+    "scale": ("stable", None),
+    "stable_gamma": (None,),
+    "search_examples": (None,),
+    "normalize": ("s0",),
+    "ga_direction": ("ArB2r",),
+    "eta": (None,),
+}
+
+
+def translated(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the section ``init`` with ``method`` instead of ``mode`` and ``direction``, and the method's keys alone.
+
+    Raises UsageError: an unknown name, or a value for a key that the method does not read.
+    """
+    if "mode" not in given:
+        return given
+    rest = {key: value for key, value in given.items() if key != "mode"}
+    mode = given["mode"]
+    if mode == "gradient":
+        return of_direction(rest)
+    if mode in MODES:
+        return {"method": MODES[mode]} | rest
+    if mode != "peft":
+        known = {"gradient", "peft", *MODES}
+        raise UsageError(f"init.mode={mode} is not a kind of initialisation; {nearest(mode, known)}")
+    if rest.get("method") not in PEFT:
+        method = rest.get("method")
+        raise UsageError(f"init.method={method} is not an initialisation of PEFT; {nearest(method, PEFT)}")
+    return rest
+
+
+def of_direction(given: dict[str, Any]) -> dict[str, Any]:
+    """Translate the keys of mode=gradient; those that the direction does not read must be unset and are dropped."""
+    direction = given.get("direction")
+    if direction not in DIRECTIONS:
+        raise UsageError(f"init.direction={direction} is not a choice; {nearest(direction, DIRECTIONS)}")
+    method = DIRECTIONS[direction]
+    read = keys_of(METHODS[method])
+    kept: dict[str, Any] = {"method": method}
+    for key, value in given.items():
+        if key == "direction":
+            continue
+        if key in read or key not in OPTIONAL:
+            kept[key] = value
+        elif value not in OPTIONAL[key]:
+            readers = [title for title, name in DIRECTIONS.items() if key in keys_of(METHODS[name])]
+            raise UsageError(f"init.{key}={value} is read only by {' and '.join(readers)}, not by {direction}: drop it")
+    return kept
+
+
+def keys_of(schema: type[MethodSettings]) -> set[str]:
+    return {field.name for field in dataclasses.fields(schema)}
+
+
+def published_form(settings: MethodSettings) -> dict[str, Any]:
+    """Return the settings in the published spelling; those of a method without one as they are."""
+    written = dataclasses.asdict(settings)
+    for direction, method in DIRECTIONS.items():
+        if settings.method == method:
+            unset = {key: values[0] for key, values in OPTIONAL.items()}
+            return {"mode": "gradient", "direction": direction} | unset | without_method(written)
+    for mode, method in MODES.items():
+        if settings.method == method:
+            return {"mode": mode} | without_method(written)
+    return {"mode": "peft"} | written if settings.method in PEFT else written
+
+
+def without_method(written: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in written.items() if key != "method"}

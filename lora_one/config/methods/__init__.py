@@ -1,0 +1,43 @@
+"""Initialisation methods: a settings class owns every fact about its method.
+
+To add one: a settings class here, its line in METHODS, its function in initialization/methods/, conf/init/<name>.yaml.
+"""
+
+from typing import Any
+
+from lora_one.config.methods.base import MethodSettings
+from lora_one.config.methods.examples import CordaSettings, EvaSettings, PeftLoraGASettings
+from lora_one.config.methods.gradient import LoraGASettings, LoraOneSettings, LoraSBSettings
+from lora_one.config.methods.plain import LoraSettings
+from lora_one.config.methods.weights import (
+    LoftqSettings,
+    LoraXsSettings,
+    OloraSettings,
+    PissaSettings,
+    SvdSettings,
+)
+
+METHODS: dict[str, type[MethodSettings]] = {
+    "lora": LoraSettings,
+    "lora_one": LoraOneSettings,
+    "lora_ga": LoraGASettings,
+    "lora_sb": LoraSBSettings,
+    "lora_xs": LoraXsSettings,
+    "svd": SvdSettings,
+    "pissa": PissaSettings,
+    "olora": OloraSettings,
+    "eva": EvaSettings,
+    "corda": CordaSettings,
+    "loftq": LoftqSettings,
+    "lora_ga_peft": PeftLoraGASettings,
+}
+
+
+def methods_with(**facts: Any) -> str:
+    """Return the choices of ``init`` whose facts have these values, for a message: ``init=lora, lora_one or lora_sb``.
+
+    >>> methods_with(trains_core=True)
+    'init=lora_sb or lora_xs'
+    """
+    found = [name for name, kind in METHODS.items() if all(getattr(kind, fact) == facts[fact] for fact in facts)]
+    return "init=" + ", ".join(found[:-1]) + (" or " if found[1:] else "") + found[-1]

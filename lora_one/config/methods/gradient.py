@@ -1,0 +1,99 @@
+"""Methods that start from the one-step gradient."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
+
+from lora_one.config.methods.base import GradientSettings, ScaledSettings, filled_in
+from lora_one.errors import UsageError
+
+
+@dataclass(frozen=True)
+class LoraOneSettings(ScaledSettings, GradientSettings):
+    """LoRA-One (arXiv:2502.01235). A null scale searches for the scale, unless a gamma is given."""
+
+    search_examples: int | None  # of scale=search: further examples, 0 = the gradient's own; null = as many as those
+    normalize: str  # of the singular values: by the largest, or not at all
+
+    title: ClassVar[str] = "LoRA-One"
+    scales: ClassVar[tuple[str, ...]] = (*ScaledSettings.scales, "search")
+    default_gamma: ClassVar[float] = 128.0
+
+    @property
+    def search_from(self) -> float | None:
+        return self.gamma if self.scale == "search" else None
+
+    @property
+    def further_examples(self) -> int:
+        if self.scale != "search":
+            return 0
+        return (self.examples_wanted or 0) if self.search_examples is None else self.search_examples
+
+    @property
+    def required_further(self) -> int:
+        return self.search_examples or 0
+
+    def with_dora(self, name: str) -> str:
+        return "DoRA-One"
+
+    def resolved(self) -> Self:
+        return replace(self, **filled_in(self, "search" if self.stable_gamma is None else "stable"))
+
+    def remedy(self) -> str:
+        if self.scale == "search":
+            return "look at more examples (init.iters) or set init.stable_gamma to a large number"
+        if self.scale == "stable":
+            return f"leave out init.stable_gamma (the scale is then searched for), or raise it (now {self.gamma:g})"
+        return f"leave out init.scale={self.scale} (the scale is then searched for), or give a large init.stable_gamma"
+
+    def check(self) -> None:
+        super().check()
+        if self.search_examples is not None and self.scale != "search":
+            raise UsageError(
+                f"init.search_examples={self.search_examples} is read only with init.scale=search, not with "
+                f"init.scale={self.scale}: drop one of the two"
+            )
+
+
+@dataclass(frozen=True)
+class LoraGASettings(ScaledSettings, GradientSettings):
+    """LoRA-GA (arXiv:2407.05000), as in its authors' code."""
+
+    ga_direction: str  # which singular vectors each factor gets
+
+    title: ClassVar[str] = "LoRA-GA"
+    vectors: ClassVar[int] = 2
+    changes_base: ClassVar[bool] = True
+
+    def resolved(self) -> Self:
+        return replace(self, **filled_in(self, "stable"))
+
+    def check(self) -> None:
+        if self.scale == "search":
+            raise UsageError(
+                "init.scale=search looks for the gamma with the least loss after the start, and LoRA-GA's start leaves "
+                "the function and the loss as they are: take init.scale=stable with init.stable_gamma"
+            )
+        super().check()
+
+
+@dataclass(frozen=True)
+class LoraSBSettings(GradientSettings):
+    """LoRA-SB (arXiv:2411.19557): the r x r core is the step itself, so s = 1."""
+
+    eta: float | None  # size of the step; null = see training.loop.first_step_size
+
+    title: ClassVar[str] = "LoRA-SB"
+    transform: ClassVar[str | None] = "descent_signs"
+    trains_core: ClassVar[bool] = True
+    unit_scaling: ClassVar[bool] = True
+
+    def folder_parts(self, alpha: float) -> list[str]:
+        """Return eta where it is given; alpha is not read."""
+        return [] if self.eta is None else [f"eta{self.eta:g}"]
+
+    def completed(self, first_step_size: Callable[[], float]) -> Self:
+        return self if self.eta is not None else replace(self, eta=first_step_size())
+
+    def remedy(self) -> str:
+        return f"lower init.eta (now {self.eta:g})"

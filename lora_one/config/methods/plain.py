@@ -1,0 +1,34 @@
+"""LoRA as published: factors drawn at random."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from lora_one.config.methods.base import MethodSettings
+
+
+@dataclass(frozen=True)
+class LoraSettings(MethodSettings):
+    """LoRA (arXiv:2106.09685) and its relatives: each factor from a distribution. The base moves if B A is not zero."""
+
+    lora_A: str
+    lora_B: str
+    lora_A_std: float  # of gaussian
+    lora_B_std: float
+
+    title: ClassVar[str] = "LoRA"
+    plain: ClassVar[bool] = True
+
+    @property
+    def shifts_base(self) -> bool:
+        return "zeros" not in (self.lora_A, self.lora_B)
+
+    @property
+    def zero_start(self) -> bool:
+        return self.lora_B == "zeros"
+
+    @property
+    def short_name(self) -> str:
+        return f"LoRA-{self.lora_A}"
+
+    def remedy(self) -> str:
+        return "lower init.lora_A_std and init.lora_B_std, or take init=lora"

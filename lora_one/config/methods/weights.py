@@ -1,0 +1,84 @@
+"""Methods that start from each layer's own weight."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from lora_one.config.methods.base import MethodSettings, PeftSettings, ScaledSettings
+from lora_one.errors import UsageError
+
+if TYPE_CHECKING:
+    from lora_one.config.schemas import ModelConfig
+
+
+@dataclass(frozen=True)
+class SvdSettings(ScaledSettings):
+    """Singular vectors of the weight at a chosen scale."""
+
+    tolerance: float  # share of sigma_i^2 that each direction i of the randomised SVD may miss
+
+    title: ClassVar[str] = "svd"
+    scales: ClassVar[tuple[str, ...]] = ("default", "stable", "unit", "normalized")
+    reads_weights: ClassVar[bool] = True
+    changes_base: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class PissaSettings(PeftSettings):
+    """PiSSA (arXiv:2404.02948), by our SVD or one of PEFT's."""
+
+    niter: int | str | None  # null = our SVD; "exact" = PEFT's exact one; a number = power iterations of PEFT's other
+    tolerance: float  # of our SVD: share of sigma_i^2 that each direction i may miss
+
+    title: ClassVar[str] = "pissa"
+    changes_base: ClassVar[bool] = True
+
+    @property
+    def by_peft(self) -> bool:
+        return self.niter is not None
+
+    @property
+    def module(self) -> str:
+        return "peft_methods" if self.by_peft else self.method
+
+
+@dataclass(frozen=True)
+class OloraSettings(PeftSettings):
+    """OLoRA (arXiv:2406.01775), by PEFT."""
+
+    title: ClassVar[str] = "olora"
+    changes_base: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class LoftqSettings(MethodSettings):
+    """LoftQ (arXiv:2310.08659): from what quantising the weight lost."""
+
+    tolerance: float
+
+    title: ClassVar[str] = "LoftQ"
+    reads_weights: ClassVar[bool] = True
+
+    def remedy(self) -> str:
+        return "take init=lora"
+
+    def check_model(self, model: "ModelConfig") -> None:
+        if model.quantization is None:
+            raise UsageError(
+                "init=loftq makes up for what quantising the base lost, and model.quantization=null leaves the base "
+                "as it is: add model.quantization=nf4, or take init=pissa"
+            )
+
+
+@dataclass(frozen=True)
+class LoraXsSettings(MethodSettings):
+    """LoRA-XS (arXiv:2405.17604): frozen factors from the weight's singular vectors, and a small random core."""
+
+    lora_R_std: float
+    tolerance: float
+
+    title: ClassVar[str] = "LoRA-XS"
+    reads_weights: ClassVar[bool] = True
+    trains_core: ClassVar[bool] = True
+
+    def remedy(self) -> str:
+        return "lower init.lora_R_std"
