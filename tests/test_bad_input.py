@@ -298,7 +298,7 @@ SAMPLES = [
     (PROBLEMS + "--sample_file={files}/random.jsonl", FAILURE, "random.jsonl cannot be read", "samples.jsonl"),
     (PROBLEMS + "--sample_file={files}/cut.jsonl.gz", FAILURE, "cut.jsonl.gz cannot be read", "samples.jsonl"),
     (PROBLEMS + "--sample_file={files}/cut.jsonl", USAGE, "line 1: not a sample (KeyError('task_id'))", "both text"),
-    (PROBLEMS + "--sample_file={files}/null.jsonl", USAGE, "line 2: not a sample (no text)", "both text"),
+    (PROBLEMS + "--sample_file={files}/null.jsonl", USAGE, "line 2: not a sample (not text)", "both text"),
     (PROBLEMS + "--sample_file={files}/hello.txt", USAGE, "line 1: not a sample (JSONDecodeError", "both text"),
     (
         PROBLEMS + "--sample_file={files}/one.jsonl",
