@@ -24,6 +24,7 @@ from lora_one.datasets.gsm8k import PROMPT
 from lora_one.evaluation import mmlu
 from lora_one.evaluation.choices import question_of
 from lora_one.evaluation.generate import Decoding, complete, stop_ids
+from lora_one.evaluation.loading import LoadedModel
 from lora_one.models import load_model, load_tokenizer
 
 FIGURES = {
@@ -103,8 +104,7 @@ def letters_one_by_one(model: Any, tokenizer: Any, problems: Sequence[mmlu.Probl
 
 
 def letters_in_batches(model: Any, tokenizer: Any, problems: Sequence[mmlu.Problem], batch_size: int) -> list[str]:
-    options = argparse.Namespace(batch_size=batch_size)
-    found = dict(mmlu.answers(model, tokenizer, problems, options, ()))
+    found = dict(mmlu.likeliest_letters(LoadedModel(model, tokenizer, batch_size), problems))
     return [found[index].text.strip() for index in range(len(problems))]
 
 
@@ -173,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     problems = made_up(chosen.subjects, chosen.questions)
     if chosen.data_path:
         names = list(mmlu.SUBJECTS)[: chosen.subjects]
-        found = mmlu.examples(chosen.data_path, NTRAIN)
+        found = mmlu.test_questions(chosen.data_path, NTRAIN)
         problems = [p for name in names for p in found if mmlu.subject_of(p.id) == name][: len(problems)]
     texts = {*(problem.body + problem.response for problem in problems), *(shot for p in problems for shot in p.shots)}
     tokenizer = byte_level_tokenizer(sorted(texts))

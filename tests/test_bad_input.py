@@ -273,10 +273,10 @@ EVALUATION = [
         "token id 425, but the model has embeddings for 425 tokens",
         "resize_token_embeddings",
     ),
-    ("--rescore={files}/random.jsonl", USAGE, "random.jsonl is no text", "predictions.jsonl"),
-    ("--rescore={files}/empty", USAGE, "/empty is no file", "predictions.jsonl"),
+    ("--rescore={files}/random.jsonl", USAGE, "random.jsonl is not a text file", "predictions.jsonl"),
+    ("--rescore={files}/empty", USAGE, "/empty is not a file", "predictions.jsonl"),
     ("--model_name=bundled/tiny --temperature=nan", USAGE, "--temperature=nan must be positive", "leave it out"),
-    ("--rescore={files}/gsm8k.jsonl", USAGE, "gsm8k.jsonl, line 1: not a prediction", "wanted are id, prompt"),
+    ("--rescore={files}/gsm8k.jsonl", USAGE, "gsm8k.jsonl, line 1: not a prediction", "required are id, prompt"),
     ("--model_name=bundled/tiny --data_path={files}/json.jsonl", USAGE, "no column question, answer", "it has prompt"),
     ("--model_name=bundled/tiny --data_path={files}/cut.jsonl.gz", FAILURE, "cannot be read as json", "check the file"),
 ]
@@ -290,19 +290,19 @@ HUMANEVAL = [
     (MODEL + "--workers=0", USAGE, "--workers=0 must be at least 1", "leave it out"),
     ("--rescore={files}/json.jsonl --no_score", USAGE, "leave nothing to do", "drop one"),
     ("--rescore={files}/json.jsonl --num_sample=2", USAGE, "--num_sample is not read with --rescore", "leave it out"),
-    ("--rescore={files}/json.jsonl --unsafe", USAGE, "json.jsonl, line 1: not a prediction", "wanted are id, prompt"),
+    ("--rescore={files}/json.jsonl --unsafe", USAGE, "json.jsonl, line 1: not a prediction", "required are id, prompt"),
     ("--model_name=bundled/tiny --data_path={files}/json.jsonl --unsafe", USAGE, "no column task_id", "it has prompt"),
     ("--model_name=bundled/tiny --data_path={files}/twice.jsonl --unsafe", USAGE, "holds task_id Mine/0 twice"),
 ]
 
 PROBLEMS = "--data_path={files}/problems.jsonl "
 SAMPLES = [
-    (PROBLEMS + "--sample_file={files}/no.jsonl", USAGE, "--sample_file=", "/no.jsonl is no file", "samples.jsonl"),
+    (PROBLEMS + "--sample_file={files}/no.jsonl", USAGE, "--sample_file=", "/no.jsonl is not a file", "samples.jsonl"),
     (PROBLEMS + "--sample_file={files}/empty.jsonl", USAGE, "holds no samples", "samples.jsonl"),
     (PROBLEMS + "--sample_file={files}/random.jsonl", FAILURE, "random.jsonl cannot be read", "samples.jsonl"),
     (PROBLEMS + "--sample_file={files}/cut.jsonl.gz", FAILURE, "cut.jsonl.gz cannot be read", "samples.jsonl"),
     (PROBLEMS + "--sample_file={files}/cut.jsonl", USAGE, "line 1: not a sample (KeyError('task_id'))", "both text"),
-    (PROBLEMS + "--sample_file={files}/null.jsonl", USAGE, "line 2: not a sample (no text)", "both text"),
+    (PROBLEMS + "--sample_file={files}/null.jsonl", USAGE, "line 2: not a sample (not text)", "both text"),
     (PROBLEMS + "--sample_file={files}/hello.txt", USAGE, "line 1: not a sample (JSONDecodeError", "both text"),
     (
         PROBLEMS + "--sample_file={files}/one.jsonl",

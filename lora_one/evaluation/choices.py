@@ -1,4 +1,4 @@
-"""Log-likelihoods of answers behind prompts; what the prompts have in common goes through the model once."""
+"""Log-likelihoods of answers after prompts; what the prompts have in common goes through the model once."""
 
 import copy
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -113,7 +113,7 @@ def log_likelihoods(
         read = len(prefix) if cache_for else 0
 
         def compared(batch: Sequence[int]) -> dict[int, list[float]]:
-            rows = [row for index in batch for row in rows_of(index, questions[index], read)]
+            rows = [row for index in batch for row in rows_to_read(index, questions[index], read)]
             found = {index: [0.0] * len(questions[index].answers) for index in batch}
             shared = {"past_key_values": cache_for(len(rows))} if cache_for else {}
             for row, values in zip(rows, scores(model, rows, **shared), strict=True):
@@ -125,7 +125,7 @@ def log_likelihoods(
             yield from ((index, values) for index, values in found.items() if index not in done)
 
 
-def rows_of(index: int, question: Question, read: int) -> list[Row]:
+def rows_to_read(index: int, question: Question, read: int) -> list[Row]:
     """The fewest rows that hold every answer but its last token: for letters one, whatever their tokens."""
     rest = question.context[read:]
     rows: list[Row] = []

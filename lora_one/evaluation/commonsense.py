@@ -7,62 +7,32 @@ the set's words in the completion is the answer. ``accuracy`` reads it in any ca
 import argparse
 import re
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from math import sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_one.datasets.commonsense import RESPONSE, WORDS, folder_of_set, read_set
 from lora_one.errors import UsageError, nearest
+from lora_one.evaluation.benchmark import ModelBenchmark
+from lora_one.evaluation.options import EvaluationOptions, filled_in, option
 from lora_one.evaluation.shares import by_kind, counts_of, share_of, shares
 from lora_one.types import Example
 
 if TYPE_CHECKING:
     from lora_one.evaluation.generate import Completion
+    from lora_one.evaluation.loading import LoadedModel
 
-MAX_NEW_TOKENS = 32
 PUBLISHED = {"temperature": 0.1, "top_p": 0.75}
 BEAMS, TOP_K = 4, 40
 TOGETHER = 16  # prompts that share their random numbers, unless --batch_size says otherwise
 PUBLISHED_PLACE = Path("dataset")  # where the published script looks
-SETTINGS = ("dataset", "greedy", "likelihood", "beams", "top_k", "drawn_together")
-DATA_SETTINGS = ("dataset", "limit")
 FORMAT = re.compile(r"Answer format: (\S+)")
 KINDS = {"accuracy": "correct", "accuracy_official": "correct_official", "accuracy_likelihood": "correct_likelihood"}
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--dataset", default="all", help="a set, several with commas, or all; --limit counts in each (%(default)s)")
-    add("--greedy", action="store_true", help="instead of the published sampled beams, which depend on --batch_size")
-    add("--likelihood", action="store_true", help="also choose by the likelihood of each answer, as a second column")
-    add("--base_model", dest="model_name", default=argparse.SUPPRESS, help="the published name of --model_name")
-    add("--name", dest="wandb_name", default=argparse.SUPPRESS, help="the published name of --wandb_name")
-    parser.set_defaults(beams=None, top_k=None, drawn_together=None)
-
-
-def check(options: argparse.Namespace) -> None:
-    """Fill in the published decoding. Raises UsageError: no such set, or options that contradict each other."""
-    sets_of(options.dataset)
-    if options.rescore:
-        return
-    if options.greedy and options.temperature is not None:
-        raise UsageError(f"--greedy and --temperature={options.temperature} contradict each other: drop one of them")
-    if not options.greedy:
-        vars(options).update({name: value for name, value in PUBLISHED.items() if getattr(options, name) is None})
-        vars(options).update(beams=BEAMS, top_k=TOP_K)
-        options.batch_size = options.batch_size or TOGETHER
-        options.drawn_together = options.batch_size  # it decides which prompts share random numbers
-    if options.data_path is None:
-        if not PUBLISHED_PLACE.is_dir():
-            raise UsageError(
-                "the commonsense sets are files of the LLM-Adapters repository (dataset/<set>/test.json): "
-                "give --data_path=<the folder that holds the sets>"
-            )
-        options.data_path = str(PUBLISHED_PLACE)
-
-
 def sets_of(chosen: str) -> list[str]:
-    """Names in a comma list, or all eight. Raises UsageError: not one of them."""
+    """Return the names in a comma list, or all eight. Raises UsageError: not one of them."""
     names = list(WORDS) if chosen == "all" else list(dict.fromkeys(chosen.split(",")))
     for name in names:
         if name not in WORDS:
@@ -70,40 +40,24 @@ def sets_of(chosen: str) -> list[str]:
     return names
 
 
-def folder(options: argparse.Namespace) -> str:
-    """Each choice of sets has its own results."""
-    return "commonsense" if options.dataset == "all" else f"commonsense/{'+'.join(sets_of(options.dataset))}"
+def published_decoding(options: "CommonsenseOptions") -> "CommonsenseOptions":
+    """Return the options with sampled beams; temperature, top_p and batch size as published where none is given."""
+    unset = {name: value for name, value in PUBLISHED.items() if getattr(options, name) is None}
+    together = options.batch_size or TOGETHER  # it decides which prompts share random numbers
+    return replace(options, **unset, beams=BEAMS, top_k=TOP_K, batch_size=together, drawn_together=together)
 
 
-def examples(data_path: str | None, dataset: str = "all", limit: int | None = None) -> list[Example]:
-    """Test rows of the chosen sets, one set after the other, the first ``limit`` of each."""
+def test_rows(data_path: str | None, dataset: str = "all", limit: int | None = None) -> list[Example]:
+    """Return the test rows of the chosen sets, one set after the other, the first ``limit`` of each."""
     place, names = Path(data_path or PUBLISHED_PLACE).expanduser(), sets_of(dataset)
     folders = {name: folder_of_set(place, name, alone=len(names) == 1) for name in names}
     return [example for name in names for example in read_set(folders[name], name, "test")[:limit]]
 
 
-def answers(
-    model: Any, tokenizer: Any, examples: Sequence[Example], options: argparse.Namespace, done: Collection[int]
-) -> Iterator[tuple[int, "Completion"]]:
-    from dataclasses import replace
-
-    from lora_one.data.encode import encoder_of
-    from lora_one.evaluation.generate import Decoding, complete
-    from lora_one.models import kind_of
-
-    likely = by_likelihood(model, tokenizer, examples, options.batch_size, done) if options.likelihood else {}
-    sampling = (options.temperature, options.top_p, options.seed)
-    decoding = Decoding(options.max_new_tokens, *sampling, beams=options.beams or 1, top_k=options.top_k or 0)
-    prompts = encoder_of(kind_of(model), tokenizer, model.config).prompts(examples)
-    names = [example.id for example in examples]
-    for index, completion in complete(model, tokenizer, prompts, decoding, options.batch_size, names, done):
-        yield index, replace(completion, details=likely.get(index, {}))
-
-
 def by_likelihood(
-    model: Any, tokenizer: Any, examples: Sequence[Example], batch_size: int, done: Collection[int]
+    loaded: "LoadedModel", examples: Sequence[Example], done: Collection[int]
 ) -> dict[int, dict[str, Any]]:
-    """Index -> the log-likelihood of each allowed response, and the choice of the likeliest.
+    """Return index -> the log-likelihood of each allowed response, and the choice of the likeliest.
 
     A response is the whole sentence of the training data, "the correct answer is <word>", its log-likelihood the plain
     sum over its tokens: not divided by their number, which differs in boolq alone, if at all. Words are those
@@ -113,7 +67,7 @@ def by_likelihood(
     from lora_one.evaluation.choices import log_likelihoods, questions_of
     from lora_one.evaluation.generate import context_length
 
-    context = context_length(model)
+    context = context_length(loaded.model)
     groups: dict[tuple[str, ...], list[int]] = {}  # those of one set and the same words share the prompt's beginning
     for index, example in enumerate(examples):
         name = set_of(example.id)
@@ -121,13 +75,13 @@ def by_likelihood(
     found: dict[int, dict[str, Any]] = {}
     for (_, *words), indices in groups.items():
         responses = [RESPONSE.format(word=word) for word in words]
-        questions = questions_of(tokenizer, [examples[index].prompt for index in indices], responses)
+        questions = questions_of(loaded.tokenizer, [examples[index].prompt for index in indices], responses)
         fitting = [place for place, question in enumerate(questions) if question.length <= context]
         beyond = set(range(len(indices))) - set(fitting)
         found |= {indices[place]: {"prediction_likelihood": None, "correct_likelihood": False} for place in beyond}
         known = {number for number, place in enumerate(fitting) if indices[place] in done}
         asked = [questions[place] for place in fitting]
-        for number, values in log_likelihoods(model, asked, batch_size, known):
+        for number, values in log_likelihoods(loaded.model, asked, loaded.batch_size, known):
             index = indices[fitting[number]]
             by_word = dict(zip(words, values, strict=True))
             best = max(by_word, key=by_word.get)
@@ -137,14 +91,14 @@ def by_likelihood(
 
 
 def allowed_words(name: str, prompt: str) -> list[str]:
-    """The words behind the last "Answer format:", else all of the set's."""
+    """Return the words after the last "Answer format:", else all of the set's."""
     formats = FORMAT.findall(prompt)
     words = formats[-1].split("/") if formats else []
     return words if words and set(words) <= set(WORDS[name]) else list(WORDS[name])
 
 
 def set_of(example_id: Any) -> str:
-    """Of ``<set>/<number>``. Raises KeyError: no such set."""
+    """Return the set of an id ``<set>/<number>``. Raises KeyError: no such set."""
     name = str(example_id).partition("/")[0]
     if name not in WORDS:
         raise KeyError(name)
@@ -152,7 +106,7 @@ def set_of(example_id: Any) -> str:
 
 
 def parse(completion: str, name: str) -> str | None:
-    """The first of the set's words in the completion, in any case, or None: unparsed.
+    """Return the first of the set's words in the completion, in any case, or None: unparsed.
 
     >>> parse("The correct answer is True, not false", "boolq"), parse("yes", "boolq")
     ('true', None)
@@ -162,41 +116,124 @@ def parse(completion: str, name: str) -> str | None:
 
 
 def parse_published(completion: str, name: str) -> str | None:
-    """As the published script: exact case, behind the last "### Response:" where the model went on to write one."""
+    """Return what the published script reads: exact case, after the last "### Response:", if the model wrote one."""
     found = re.search("|".join(WORDS[name]), completion.rpartition("### Response:")[2])
     return found[0] if found else None
 
 
-def score(example_id: Any, prompt: str, completion: str, gold: str) -> dict[str, Any]:
-    """One line of predictions.jsonl. Raises KeyError: the id is of none of the sets."""
-    name = set_of(example_id)
-    prediction = parse(completion, name)
-    return {
-        "id": example_id,
-        "prompt": prompt,
-        "completion": completion,
-        "prediction": prediction,
-        "gold": gold,
-        "correct": prediction == gold,
-        "correct_official": parse_published(completion, name) == gold,
-    }
+@dataclass(frozen=True, kw_only=True)
+class CommonsenseOptions(EvaluationOptions):
+    """Options of the commonsense sets; beams, top_k and drawn_together are those of the published decoding."""
+
+    max_new_tokens: int = option(32, help="per completion (%(default)s)", decides="completions")
+    dataset: str = option(
+        "all",
+        help="a set, several with commas, or all; --limit counts in each (%(default)s)",
+        decides="completions",
+    )
+    greedy: bool = option(
+        False, help="instead of the published sampled beams, which depend on --batch_size", decides="completions"
+    )
+    likelihood: bool = option(
+        False, help="also choose by the likelihood of each answer, as a second column", decides="completions"
+    )
+    beams: int | None = filled_in(None, decides="completions")
+    top_k: int | None = filled_in(None, decides="completions")
+    drawn_together: int | None = filled_in(None, decides="completions")  # prompts that share random numbers
 
 
-def summarize(predictions: Sequence[dict[str, Any]]) -> tuple[dict[str, float], dict[str, int]]:
-    """(metrics, counts): each kind of accuracy over all examples and, of several sets, by set and their plain mean.
+class Commonsense(ModelBenchmark[CommonsenseOptions]):
+    """The commonsense sets, on their test splits."""
 
-    Standard errors are sqrt(p (1 - p) / n), of the mean over sets sqrt(sum of squares) / sets.
-    """
-    metrics: dict[str, float] = {}
-    names = [set_of(line["id"]) for line in predictions]
-    for kind, hits in by_kind(predictions, KINDS).items():
-        parts: dict[str, list[bool]] = {}
-        for name, hit in zip(names, hits, strict=True):
-            parts.setdefault(f"{kind}/{name}", []).append(hit)
-        if len(parts) > 1:
-            metrics |= shares(parts)
-            found = [share_of(values) for values in parts.values()]
-            metrics[f"{kind}/mean"] = sum(share for share, _ in found) / len(found)
-            metrics[f"{kind}/mean_stderr"] = sqrt(sum(error**2 for _, error in found)) / len(found)
-        metrics |= shares({kind: hits})
-    return metrics, counts_of(predictions)
+    options = CommonsenseOptions
+
+    def add_spellings(self, parser: argparse.ArgumentParser) -> None:
+        """Add the published names of the model and of the W&B run."""
+        add = parser.add_argument
+        add("--base_model", dest="model_name", default=argparse.SUPPRESS, help="the published name of --model_name")
+        add("--name", dest="wandb_name", default=argparse.SUPPRESS, help="the published name of --wandb_name")
+
+    def check(self, options: CommonsenseOptions) -> CommonsenseOptions:
+        """Fill in the published decoding and the published place of the data.
+
+        Raises UsageError: not a set, or options that contradict each other.
+        """
+        sets_of(options.dataset)
+        if options.rescore:
+            return options
+        if options.greedy and options.temperature is not None:
+            raise UsageError(
+                f"--greedy and --temperature={options.temperature} contradict each other: drop one of them"
+            )
+        if not options.greedy:
+            options = published_decoding(options)
+        if options.data_path is None:
+            if not PUBLISHED_PLACE.is_dir():
+                raise UsageError(
+                    "the commonsense sets are files of the LLM-Adapters repository (dataset/<set>/test.json): "
+                    "give --data_path=<the folder that holds the sets>"
+                )
+            options = replace(options, data_path=str(PUBLISHED_PLACE))
+        return options
+
+    def folder(self, task: str, options: CommonsenseOptions) -> str:
+        """Return a folder for each choice of sets."""
+        return task if options.dataset == "all" else f"{task}/{'+'.join(sets_of(options.dataset))}"
+
+    def examples(self, options: CommonsenseOptions) -> list[Example]:
+        """Return the test rows of the chosen sets."""
+        return test_rows(options.data_path, options.dataset)
+
+    def limited_examples(self, options: CommonsenseOptions) -> list[Example]:
+        """Return the first --limit rows of each set."""
+        return test_rows(options.data_path, options.dataset, options.limit)
+
+    def answers(
+        self, loaded: "LoadedModel", examples: Sequence[Example], options: CommonsenseOptions, done: Collection[int]
+    ) -> Iterator[tuple[int, "Completion"]]:
+        """Yield (index, the completion); its details hold the choice by likelihood, if that is asked for."""
+        from lora_one.data.encode import encoder_of
+        from lora_one.evaluation.generate import Decoding, complete
+        from lora_one.models import kind_of
+
+        model, tokenizer = loaded.model, loaded.tokenizer
+        likely = by_likelihood(loaded, examples, done) if options.likelihood else {}
+        sampling = (options.temperature, options.top_p, options.seed)
+        decoding = Decoding(options.max_new_tokens, *sampling, beams=options.beams or 1, top_k=options.top_k or 0)
+        prompts = encoder_of(kind_of(model), tokenizer, model.config).prompts(examples)
+        names = [example.id for example in examples]
+        for index, completion in complete(model, tokenizer, prompts, decoding, loaded.batch_size, names, done):
+            yield index, replace(completion, details=likely.get(index, {}))
+
+    def score(self, example_id: Any, prompt: str, completion: str, gold: str) -> dict[str, Any]:
+        """Return one line of predictions.jsonl. Raises KeyError: the id is of none of the sets."""
+        name = set_of(example_id)
+        prediction = parse(completion, name)
+        return {
+            "id": example_id,
+            "prompt": prompt,
+            "completion": completion,
+            "prediction": prediction,
+            "gold": gold,
+            "correct": prediction == gold,
+            "correct_official": parse_published(completion, name) == gold,
+        }
+
+    def summarize(self, predictions: Sequence[dict[str, Any]]) -> tuple[dict[str, float], dict[str, int]]:
+        """(metrics, counts): each kind of accuracy over all examples and, of several sets, by set and their plain mean.
+
+        Standard errors are sqrt(p (1 - p) / n), of the mean over sets sqrt(sum of squares) / sets.
+        """
+        metrics: dict[str, float] = {}
+        names = [set_of(line["id"]) for line in predictions]
+        for kind, hits in by_kind(predictions, KINDS).items():
+            parts: dict[str, list[bool]] = {}
+            for name, hit in zip(names, hits, strict=True):
+                parts.setdefault(f"{kind}/{name}", []).append(hit)
+            if len(parts) > 1:
+                metrics |= shares(parts)
+                found = [share_of(values) for values in parts.values()]
+                metrics[f"{kind}/mean"] = sum(share for share, _ in found) / len(found)
+                metrics[f"{kind}/mean_stderr"] = sqrt(sum(error**2 for _, error in found)) / len(found)
+            metrics |= shares({kind: hits})
+        return metrics, counts_of(predictions)

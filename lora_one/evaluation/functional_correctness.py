@@ -1,33 +1,42 @@
-"""HumanEval samples that are there already: run them, write what became of each, print pass@k."""
+"""Score existing HumanEval samples: run them, write the result of each, print pass@k."""
 
 import argparse
 import gzip
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lora_one.errors import RunError, UsageError, nearest
 from lora_one.evaluation import humaneval
-from lora_one.evaluation.command import check_writable, exit_code, show, write_lines
+from lora_one.evaluation.command import exit_code
+from lora_one.evaluation.options import add_options, check_path, fields_deciding, option, parsed
+from lora_one.evaluation.output import check_writable, show, write_lines
 from lora_one.files import write_json
 from lora_one.records.provenance import fingerprint, provenance
 
 
+@dataclass(frozen=True, kw_only=True)
+class SampleOptions(humaneval.SandboxOptions):
+    """Options of the scoring of samples."""
+
+    sample_file: str = option(help="samples.jsonl: task_id and completion a line (.gz too)")
+    k: str | None = option(
+        None,
+        help="one or several, as 1,10; at most the samples of a problem (default: 1, 10, 100 as far as these go)",
+    )
+    data_path: str | None = option(None, spellings=["--problem_file"], help="local HumanEval file instead of the hub's")
+    allow_missing: bool = option(False, help="score only the problems that have samples")
+
+
 def parser() -> argparse.ArgumentParser:
+    """Return the parser of evaluate_functional_correctness.py."""
     made = argparse.ArgumentParser(
         prog="evaluate_functional_correctness.py", description="Score HumanEval samples: pass@k."
     )
-    add = made.add_argument
-    add("--sample_file", required=True, help="samples.jsonl: task_id and completion a line (.gz too)")
-    add(
-        "--k",
-        help="one or several, as 1,10; at most the samples of a problem (default: 1, 10, 100 as far as these go)",
-    )
-    add("--data_path", "--problem_file", dest="data_path", help="local HumanEval file instead of the hub's")
-    add("--allow_missing", action="store_true", help="score only the problems that have samples")
-    humaneval.add_sandbox_options(made)
+    add_options(made, SampleOptions)
     return made
 
 
@@ -37,10 +46,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def evaluate(arguments: Sequence[str]) -> int:
-    options = parser().parse_args(arguments)
+    options = parsed(parser(), SampleOptions, arguments)
     ks = given_ks(options.k)
-    if options.data_path and not Path(options.data_path).expanduser().exists():
-        raise UsageError(f"--data_path={options.data_path} does not exist (looked in {Path.cwd()}): give what there is")
+    check_path("data_path", options.data_path or None)
     file = Path(options.sample_file).expanduser()
     samples = read_samples(file)
     problems = humaneval.problems(options.data_path)
@@ -66,7 +74,10 @@ def evaluate(arguments: Sequence[str]) -> int:
         "metrics": humaneval.pass_at(outcomes.values(), ks),
         "counts": humaneval.counts_of(results),
         "model": f"samples of {file}",
-        "settings": {"k": ks, **{name: getattr(options, name) for name in humaneval.SCORE_SETTINGS}},
+        "settings": {
+            "k": ks,
+            **{field.name: getattr(options, field.name) for field in fields_deciding(SampleOptions, "score")},
+        },
         "seconds": time.perf_counter() - started,
         "provenance": provenance({name: fingerprint(path) for name, path in paths.items()}),
     }
@@ -89,9 +100,9 @@ def given_ks(text: str | None) -> list[int]:
 
 
 def read_samples(file: Path) -> list[dict[str, Any]]:
-    """The lines of a sample file. Raises UsageError: it is not there, or a line is no sample; RunError: unreadable."""
+    """Return the samples of a file. Raises UsageError: not a file, or a line is not a sample; RunError: unreadable."""
     if not file.is_file():
-        raise UsageError(f"--sample_file={file} is no file: give the samples.jsonl of an evaluation")
+        raise UsageError(f"--sample_file={file} is not a file: give the samples.jsonl of an evaluation")
     opener = gzip.open if file.suffix == ".gz" else open
     try:
         with opener(file, "rt", encoding="utf-8") as stream:
@@ -106,7 +117,7 @@ def read_samples(file: Path) -> list[dict[str, Any]]:
             continue
         try:
             sample = json.loads(line)
-            problem = "" if all(isinstance(sample[name], str) for name in ("task_id", "completion")) else "no text"
+            problem = "" if all(isinstance(sample[name], str) for name in ("task_id", "completion")) else "not text"
         except (ValueError, KeyError, TypeError) as error:
             problem = repr(error)
         if problem:
@@ -137,7 +148,7 @@ def check_samples(
     if missing and not allow_missing:
         raise UsageError(
             f"--sample_file={file} has no sample for {len(missing)} of the {len(problems)} problems "
-            f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}): a missing answer is no wrong one; add "
-            "them, or --allow_missing to score the others alone"
+            f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}): a missing answer is not a wrong one; "
+            "add them, or --allow_missing to score the others alone"
         )
     return min(counts.values())

@@ -3,7 +3,7 @@
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,14 +15,12 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from lora_one.data.encode import encoder_of, pad_id_of
+from lora_one.data.encode import pad_id_of
 from lora_one.distributed import Processes
 from lora_one.errors import RunError
 from lora_one.evaluation.batches import each_batch
 from lora_one.losses import evaluating
-from lora_one.models import kind_of
 from lora_one.seeding import generator_for
-from lora_one.types import Example
 
 
 @dataclass(frozen=True)
@@ -48,14 +46,14 @@ class Decoding:
         return GREEDY | chosen | {"num_beams": self.beams, "early_stopping": False, "length_penalty": 1.0}
 
 
-# Every choice spelled out; those of a checkpoint's generation_config.json are set aside. Sampling is Draw's.
+# Every choice is explicit; those of a checkpoint's generation_config.json are not used. Draw does the sampling.
 GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "num_beams": 1}
 BEGINNING = ("bos_token_id", "decoder_start_token_id", "forced_bos_token_id")
 
 
 @dataclass(frozen=True)
 class Completion:
-    """Text behind the prompt, up to EOS or a stop text. ``too_long``: the prompt leaves no room in the model's context.
+    """Text after the prompt, up to EOS or a stop text. ``too_long``: the prompt leaves no room in the model's context.
 
     details: what else a benchmark wants in the line of predictions.jsonl; plain JSON.
     room: the tokens that the context leaves, where these are fewer than max_new_tokens.
@@ -67,36 +65,75 @@ class Completion:
     room: int | None = None
 
 
-class Backend(Protocol):
-    """What the benchmarks that only generate ask of an engine; ``command.backend`` chooses it.
-
-    There is one, ``Transformers``. Another brings these two functions; several processes are its own affair.
-    """
-
-    def prompts(self, examples: Sequence[Example]) -> list[list[int]]:
-        """Token ids of what the model is given to answer."""
-
-    def complete(
-        self, prompts: Sequence[Sequence[int]], decoding: Decoding, streams: Sequence[str]
-    ) -> Iterator[tuple[int, Completion]]:
-        """(index, completion) of each prompt, in any order; streams as in the function ``complete``."""
-
-
 @dataclass(frozen=True)
-class Transformers:
-    """The model on this process's device."""
+class BatchGenerator:
+    """Generates the completions of one batch of prompts at a time.
+
+    context: positions of the model. separate: an encoder-decoder's prompt takes no room from its completion.
+    """
 
     model: nn.Module
     tokenizer: Any
-    batch_size: int
+    prompts: Sequence[Sequence[int]]
+    decoding: Decoding
+    streams: Sequence[str]
+    context: int
+    separate: bool
 
-    def prompts(self, examples: Sequence[Example]) -> list[list[int]]:
-        return encoder_of(kind_of(self.model), self.tokenizer, self.model.config).prompts(examples)
+    def __call__(self, chosen: Sequence[int]) -> list[tuple[int, Completion]]:
+        """Return (index, completion) of these prompts; the first is the longest."""
+        rooms = [self.room(index) for index in chosen]
+        stop = stop_ids(self.model, self.tokenizer, self.decoding.stop)
+        rows = self.generated(chosen, max(rooms), stop)
+        kept = (until(tokens[:room], stop) for tokens, room in zip(rows, rooms, strict=True))
+        texts = (self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in kept)
+        cut = (room if room < self.decoding.max_new_tokens else None for room in rooms)
+        return [
+            (index, Completion(before(text, self.decoding.stop), room=room))
+            for index, text, room in zip(chosen, texts, cut, strict=True)
+        ]
 
-    def complete(
-        self, prompts: Sequence[Sequence[int]], decoding: Decoding, streams: Sequence[str]
-    ) -> Iterator[tuple[int, Completion]]:
-        return complete(self.model, self.tokenizer, prompts, decoding, self.batch_size, streams)
+    def room(self, index: int) -> int:
+        """Return how many tokens the completion of this prompt may have."""
+        taken = 1 if self.separate else len(self.prompts[index])
+        return min(self.decoding.max_new_tokens, self.context - taken)
+
+    def generated(self, chosen: Sequence[int], new_tokens: int, stop: list[int]) -> list[list[int]]:
+        """Return the tokens after each prompt, which may go on beyond its end."""
+        prompts = [list(self.prompts[index]) for index in chosen]
+        longest, pad = len(prompts[0]), pad_id_of(self.tokenizer)
+        device = next(self.model.parameters()).device
+        ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts])
+        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        begin = (
+            1 if self.separate else longest
+        )  # where generated tokens begin in a row; a decoder starts with one token
+        options = self.choosing([self.streams[index] for index in chosen], begin)
+        with choosing_nothing(self.model), within(self.context, self.model):
+            return self.model.generate(
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                max_new_tokens=new_tokens,
+                pad_token_id=pad,
+                eos_token_id=stop,
+                **options,
+            )[:, begin:].tolist()
+
+    def choosing(self, names: Sequence[str], begin: int) -> dict[str, Any]:
+        """Return the options of ``generate`` that choose the tokens; sampled beams seed torch's own generator here."""
+        decoding = self.decoding
+        processors, options, criteria = [Numbers()], GREEDY, []
+        if decoding.stop and decoding.beams == 1:
+            criteria = [AtText(self.tokenizer, decoding.stop, begin)]
+        if decoding.beams > 1:
+            options = decoding.beam_options()
+            torch.manual_seed(generator_for(decoding.seed, "\n".join(names)).initial_seed())
+        elif decoding.temperature is not None:
+            processors.append(Draw(decoding, names, begin))
+        return options | {
+            "logits_processor": LogitsProcessorList(processors),
+            "stopping_criteria": StoppingCriteriaList(criteria),
+        }
 
 
 @torch.no_grad()
@@ -109,71 +146,36 @@ def complete(
     streams: Sequence[str] | None = None,
     done: Container[int] = (),
 ) -> Iterator[tuple[int, Completion]]:
-    """Yield (index, completion) of each prompt, longest prompts first; of several processes each has its share.
+    """Yield (index, completion) of each prompt, longest prompts first; each of several processes has its share.
 
     Prompts are padded on the left and masked; a completion is cut where its own prompt and max_new_tokens fill
     the context, whatever else is in the batch. An encoder-decoder's prompt takes no room from its completion.
     streams names the random numbers of each prompt, by default its index: what is sampled depends on that name and
-    decoding.seed, not on what else is asked. Only sampled beams share the numbers of their batch, so they depend on
-    batch_size; those in ``done``, which are not yielded, still have their place in it.
-    Raises RunError: the model gives what is no number.
+    decoding.seed, not on the other prompts. Only sampled beams share the numbers of their batch, so they depend on
+    batch_size; prompts in ``done``, which are not yielded, still have their place in it.
+    Raises RunError: the model computes scores that are not numbers.
     """
     processes = Processes.current()
     context = context_length(model)
-    apart = bool(getattr(model.config, "is_encoder_decoder", False))
-    device = next(model.parameters()).device
-    pad = pad_id_of(tokenizer)
-    stop = stop_ids(model, tokenizer, decoding.stop)
+    separate = bool(getattr(model.config, "is_encoder_decoder", False))
     streams = streams or [str(index) for index in range(len(prompts))]
-    fitting = [index for index, prompt in enumerate(prompts) if len(prompt) < context]
     too_long = (index for index, prompt in enumerate(prompts) if len(prompt) >= context and index not in done)
     if processes.rank == 0:
         yield from ((index, Completion("", too_long=True)) for index in too_long)
+    fitting = [index for index, prompt in enumerate(prompts) if len(prompt) < context]
     fitting.sort(key=lambda index: -len(prompts[index]))
-
-    def produced(chosen: Sequence[int]) -> list[tuple[int, Completion]]:
-        longest = len(prompts[chosen[0]])
-        begin = 1 if apart else longest  # where what is generated begins in a row; a decoder's has its first token
-        rooms = [min(decoding.max_new_tokens, context - (1 if apart else len(prompts[index]))) for index in chosen]
-        ids = torch.tensor([[pad] * (longest - len(prompts[i])) + list(prompts[i]) for i in chosen])
-        mask = torch.tensor([[0] * (longest - len(prompts[i])) + [1] * len(prompts[i]) for i in chosen])
-        names = [streams[index] for index in chosen]
-        processors, options, criteria = [Numbers()], GREEDY, []
-        if decoding.stop and decoding.beams == 1:
-            criteria = [AtText(tokenizer, decoding.stop, begin)]
-        if decoding.beams > 1:
-            options = decoding.beam_options()
-            torch.manual_seed(generator_for(decoding.seed, "\n".join(names)).initial_seed())
-        elif decoding.temperature is not None:
-            processors.append(Draw(decoding, names, begin))
-        with choosing_nothing(model), within(context, model):
-            rows = model.generate(
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
-                max_new_tokens=max(rooms),
-                pad_token_id=pad,
-                eos_token_id=stop,
-                logits_processor=LogitsProcessorList(processors),
-                stopping_criteria=StoppingCriteriaList(criteria),
-                **options,
-            )[:, begin:].tolist()
-        kept = (until(tokens[:room], stop) for tokens, room in zip(rows, rooms, strict=True))
-        texts = (tokenizer.decode(tokens, skip_special_tokens=True) for tokens in kept)
-        cut = (room if room < decoding.max_new_tokens else None for room in rooms)
-        return [
-            (index, Completion(before(text, decoding.stop), room=room))
-            for index, text, room in zip(chosen, texts, cut, strict=True)
-        ]
-
+    generate = BatchGenerator(model, tokenizer, prompts, decoding, streams, context, separate)
     with evaluating(model):
-        for _, found in each_batch(fitting, batch_size, produced, done, processes):
+        for _, found in each_batch(fitting, batch_size, generate, done, processes):
             yield from ((index, completion) for index, completion in found if index not in done)
 
 
 @contextmanager
 def choosing_nothing(model: nn.Module) -> Iterator[None]:
-    """The model without what its checkpoint says of generation (a repetition penalty, a shortest length, words that
-    are never written, ...), but for the tokens that a text begins with."""
+    """Ignore the checkpoint's own generation settings, except the tokens that a text begins with.
+
+    These are a repetition penalty, a minimum length, forbidden words, and more.
+    """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # inside an adapter
     given = inner.generation_config
     inner.generation_config = GenerationConfig(**{name: getattr(given, name, None) for name in BEGINNING})
@@ -185,10 +187,10 @@ def choosing_nothing(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def within(context: int, model: nn.Module) -> Iterator[None]:
-    """No position is beyond the context, where a model that has learnt its positions has none to give.
+    """Clamp positions to the context: a model with learnt positions has none beyond it.
 
-    A batch goes on until its last row is finished; what a row that has filled its context gets behind it is thrown
-    away, so any position will do.
+    A batch continues until its last row is finished; what a row gets after it has filled its context is discarded, so
+    any position will do.
     """
 
     def bounded(_: nn.Module, arguments: tuple[Any, ...], given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -204,16 +206,16 @@ def within(context: int, model: nn.Module) -> Iterator[None]:
 
 
 class Numbers(LogitsProcessor):
-    """Scores as they are. Raises RunError: some are no number, of which the largest is no token that a model chose."""
+    """Returns the scores unchanged. Raises RunError: a score is not a number, so the largest one would be arbitrary."""
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         if scores.isnan().any():
-            raise RunError("the model gives scores that are no numbers: try --dtype=fp32, or check the checkpoint")
+            raise RunError("the model computes scores that are not numbers: try --dtype=fp32, or check the checkpoint")
         return scores
 
 
 class Draw(LogitsProcessor):
-    """Sampling as a greedy choice: all but the token drawn is ruled out.
+    """Sampling as a greedy choice: every token but the one drawn gets the score -inf.
 
     A row's token is the inverse of its distribution function at a number in [0, 1), one for each step from the
     row's own stream: softmax(logits / temperature), cut to the fewest tokens that hold top_p of the probability,
@@ -242,7 +244,7 @@ class AtText(StoppingCriteria):
     """A row is finished when what it has generated holds a stop text; the others go on.
 
     A text of n bytes lies within n tokens, as each has a byte or more, so only the last are read at each step. What a
-    finished row is filled up with stands behind the stop text and is cut off with it.
+    finished row is padded with follows the stop text and is cut off with it.
     """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str], prompt_length: int):
@@ -257,20 +259,20 @@ class AtText(StoppingCriteria):
 
 
 def before(text: str, stop: Sequence[str]) -> str:
-    """What stands before the first stop text."""
+    """Return the text before the first stop text."""
     return text[: min((place for word in stop if (place := text.find(word)) >= 0), default=len(text))]
 
 
 def until(tokens: list[int], stop: Sequence[int]) -> list[int]:
-    """Tokens before the first stop token."""
+    """Return the tokens before the first stop token."""
     ends = [position for position, token in enumerate(tokens) if token in stop]
     return tokens[: ends[0]] if ends else tokens
 
 
 def stop_ids(model: nn.Module, tokenizer: Any, texts: Sequence[str] = ()) -> list[int]:
-    """EOS of the checkpoint's generation configuration and of the tokenizer, and texts that are tokens of their own.
+    """Return EOS of the checkpoint and of the tokenizer, and stop texts that are single tokens.
 
-    Those would not be seen in the text where they are special.
+    Special tokens do not appear in the decoded text, so they must be recognised as tokens.
     """
     given = getattr(model.generation_config, "eos_token_id", None)
     given = given if isinstance(given, list) else [given]
@@ -280,5 +282,5 @@ def stop_ids(model: nn.Module, tokenizer: Any, texts: Sequence[str] = ()) -> lis
 
 
 def context_length(model: nn.Module) -> int:
-    """Positions the model was built for; without such a limit, as many as fit in memory."""
+    """Return the positions the model was built for; without such a limit, a number that no prompt reaches."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30

@@ -1,21 +1,19 @@
 """GSM8K: extraction and comparison of final answers, ours and the published ones; zero-shot or after examples."""
 
-import argparse
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
 from lora_one.datasets.gsm8k import read_problems
 from lora_one.errors import RunError, UsageError
+from lora_one.evaluation.benchmark import Benchmark
 from lora_one.evaluation.gsm8k_shots import SHOTS
+from lora_one.evaluation.options import EvaluationOptions, option
 from lora_one.evaluation.shares import by_kind, counts_of, shares
 from lora_one.types import Example
 
-MAX_NEW_TOKENS = 512
-SETTINGS = ("num_fewshot",)
-DATA_SETTINGS = ("num_fewshot",)
 STOP = ("Q:", "</s>", "<|im_end|>")  # where a completion after solved examples ends
 MARKERS = ("####", "The answer is")
 NUMBER = re.compile(
@@ -33,36 +31,16 @@ IGNORED = tuple(map(re.compile, (",", r"\$", r"(?s).*#### ", r"\.$")))
 KINDS = {"accuracy": "correct", "accuracy_official": "correct_official", "accuracy_flexible": "correct_flexible"}
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--num_fewshot",
-        type=int,
-        default=0,
-        help="the first so many of the 8 chain-of-thought examples in front of each problem (%(default)s)",
-    )
+def test_problems(data_path: str | None, num_fewshot: int = 0) -> list[Example]:
+    """Return the test split, of the hub or of a local file or folder; zero-shot prompts ``Q: ...\\nA: ``.
 
-
-def check(options: argparse.Namespace) -> None:
-    """Raises UsageError: a number of examples that there is not."""
-    if not 0 <= options.num_fewshot <= len(SHOTS):
-        raise UsageError(
-            f"--num_fewshot={options.num_fewshot} must lie in [0, {len(SHOTS)}], the published examples: "
-            "give such a number or leave it out"
-        )
-    if options.num_fewshot:
-        options.stop = STOP
-
-
-def examples(data_path: str | None, num_fewshot: int = 0) -> list[Example]:
-    """The test split, of the hub or of a local file or folder; zero-shot prompts ``Q: ...\\nA: ``.
-
-    Behind solved examples the prompt ends in ``A:``, as theirs do: the space belongs to the answer.
-    Raises RunError: a gold answer that is no number (the row is named).
+    After solved examples the prompt ends in ``A:``, as theirs do: the space belongs to the answer.
+    Raises RunError: a gold answer is not a number (the row is named).
     """
     found = read_problems(data_path, "test")
     for number, example in enumerate(found, start=1):
         if not is_number(example.gold):
-            raise RunError(f"row {number}: the gold answer {example.gold!r} is no number behind ####: check the file")
+            raise RunError(f"row {number}: the gold answer {example.gold!r} is not a number after ####: check the file")
     solved = "".join(shot.text for shot in SHOTS[:num_fewshot])
     return [replace(example, prompt=solved + example.prompt.rstrip(" ")) for example in found] if solved else found
 
@@ -73,7 +51,7 @@ def is_number(gold: str | None) -> bool:
 
 
 def parse(completion: str) -> Decimal | None:
-    """The number behind the last ``####``, else behind the last ``The answer is``, else None: unparsed.
+    """Return the number after the last ``####``, else after the last ``The answer is``, else None: unparsed.
 
     Optional are a sign, $, thousands commas, decimals, a trailing full stop or %.
 
@@ -90,7 +68,7 @@ def parse(completion: str) -> Decimal | None:
 
 
 def parse_published(text: str) -> int:
-    """As the published script: the first run of digits behind ``####``, and 0 where there is none."""
+    """Return what the published script reads: the first run of digits after ``####``, or 0 if there is none."""
     match = PUBLISHED.search(text)
     return int(match[1]) if match else 0
 
@@ -118,34 +96,63 @@ def compared(text: str) -> str:
     return text.lower()
 
 
-def score(example_id: Any, prompt: str, completion: str, gold: str) -> dict[str, Any]:
-    """One line of predictions.jsonl. gold is the text behind ``####``. Raises ValueError: gold is no number.
+@dataclass(frozen=True, kw_only=True)
+class GSM8KOptions(EvaluationOptions):
+    """Options of GSM8K."""
 
-    ``correct_official`` is that of the published script, after solved examples that of lm_eval's strict filter; there
-    ``correct_flexible`` is that of the other one.
-    """
-    truth = parse(f"#### {gold}")
-    if truth is None:
-        raise ValueError(f"the gold answer {gold!r} of example {example_id} is no number")
-    prediction = parse(completion)
-    if after_examples(prompt):
-        official = {
-            "correct_official": same_text(extracted(STRICT, completion, 0), gold),
-            "correct_flexible": same_text(extracted(FLEXIBLE, completion, -1), gold),
+    num_fewshot: int = option(
+        0,
+        help="the first so many of the 8 chain-of-thought examples in front of each problem (%(default)s)",
+        decides="completions",
+    )
+
+
+class GSM8K(Benchmark[GSM8KOptions]):
+    """GSM8K, on its test split."""
+
+    options = GSM8KOptions
+
+    def check(self, options: GSM8KOptions) -> GSM8KOptions:
+        """Fill in where a completion after solved examples ends. Raises UsageError: more examples than published."""
+        if not 0 <= options.num_fewshot <= len(SHOTS):
+            raise UsageError(
+                f"--num_fewshot={options.num_fewshot} must lie in [0, {len(SHOTS)}], the published examples: "
+                "give such a number or leave it out"
+            )
+        return replace(options, stop=STOP) if options.num_fewshot else options
+
+    def examples(self, options: GSM8KOptions) -> list[Example]:
+        """Return the test problems."""
+        return test_problems(options.data_path, options.num_fewshot)
+
+    def score(self, example_id: Any, prompt: str, completion: str, gold: str) -> dict[str, Any]:
+        """Return one line of predictions.jsonl. gold is the text after ``####``.
+
+        ``correct_official`` is the published script's result. After solved examples it is that of lm_eval's strict
+        filter, and ``correct_flexible`` that of its flexible one.
+        Raises ValueError: gold is not a number.
+        """
+        truth = parse(f"#### {gold}")
+        if truth is None:
+            raise ValueError(f"the gold answer {gold!r} of example {example_id} is not a number")
+        prediction = parse(completion)
+        if after_examples(prompt):
+            official = {
+                "correct_official": same_text(extracted(STRICT, completion, 0), gold),
+                "correct_flexible": same_text(extracted(FLEXIBLE, completion, -1), gold),
+            }
+        else:
+            official = {"correct_official": parse_published(completion) == parse_published(f"#### {gold}")}
+        return {
+            "id": example_id,
+            "prompt": prompt,
+            "completion": completion,
+            "prediction": None if prediction is None else str(prediction),
+            "gold": gold,
+            "correct": prediction is not None and prediction == truth,
+            **official,
         }
-    else:
-        official = {"correct_official": parse_published(completion) == parse_published(f"#### {gold}")}
-    return {
-        "id": example_id,
-        "prompt": prompt,
-        "completion": completion,
-        "prediction": None if prediction is None else str(prediction),
-        "gold": gold,
-        "correct": prediction is not None and prediction == truth,
-        **official,
-    }
 
-
-def summarize(predictions: Sequence[dict[str, Any]]) -> tuple[dict[str, float], dict[str, int]]:
-    """(metrics, counts): each kind of accuracy that all lines have, with its standard error sqrt(p (1 - p) / n)."""
-    return shares(by_kind(predictions, KINDS)), counts_of(predictions)
+    def summarize(self, predictions: Sequence[dict[str, Any]]) -> tuple[dict[str, float], dict[str, int]]:
+        """(metrics, counts): each kind of accuracy that all lines have, with its standard error sqrt(p (1 - p) / n)."""
+        return shares(by_kind(predictions, KINDS)), counts_of(predictions)

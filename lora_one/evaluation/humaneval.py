@@ -4,22 +4,21 @@ Protocol of the published script: its prompt, its post-processing, 512 new token
 function, which is appended to the problem's own prompt and run in the sandbox.
 """
 
-import argparse
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from math import comb, sqrt
 from pathlib import Path
 from typing import Any
 
 from lora_one.datasets.sources import read_rows
 from lora_one.errors import UsageError
-from lora_one.evaluation.command import write_lines
+from lora_one.evaluation.benchmark import Benchmark, Prediction
+from lora_one.evaluation.options import EvaluationOptions, option
+from lora_one.evaluation.output import write_lines
 from lora_one.evaluation.sandbox import Limits, Program, check_isolation, cores, run_programs
 from lora_one.types import Example
 
-MAX_NEW_TOKENS = 512
-SETTINGS = ("num_sample",)
-SCORE_SETTINGS = ("timeout", "memory_mb", "unsafe")
 SOURCE = ("openai/openai_humaneval", None)
 COLUMNS = ("task_id", "prompt", "entry_point", "test")
 USUAL_K = (1, 10, 100)
@@ -48,7 +47,7 @@ UNPARSED = ("failed: SyntaxError", "failed: IndentationError", "failed: TabError
 
 
 def problems(data_path: str | None) -> dict[str, dict[str, str]]:
-    """The 164 problems by task_id, of the hub or of a local file. Raises UsageError: a task_id is there twice."""
+    """Return the 164 problems by task_id, of the hub or of a local file. Raises UsageError: a task_id occurs twice."""
     found: dict[str, dict[str, str]] = {}
     for row in read_rows(SOURCE, data_path, "test", COLUMNS):
         if row["task_id"] in found:
@@ -57,13 +56,8 @@ def problems(data_path: str | None) -> dict[str, dict[str, str]]:
     return found
 
 
-def examples(data_path: str | None) -> list[Example]:
-    """Problems in the published prompt; ``gold`` holds what the tests need."""
-    return [Example(PROMPT.format(problem=row["prompt"]), "", row) for row in problems(data_path).values()]
-
-
 def program_text(completion: str) -> str:
-    """The function in a completion, as the published script reads it.
+    """Return the function in a completion, as the published script reads it.
 
     Fences go, tabs become four spaces, triple-quoted strings go, blank lines go. Then the indentation is made anew:
     the first line with "def" in it and what is no deeper stand at the margin; each further width that occurs is one
@@ -81,42 +75,26 @@ def program_text(completion: str) -> str:
     return "\n".join("    " * levels.get(width, 0) + line.strip() for line, width in zip(lines, widths, strict=True))
 
 
-def score(example_id: Any, prompt: str, completion: str, gold: dict[str, str]) -> dict[str, Any]:
-    """One line of predictions.jsonl; ``correct`` is open until judge has run the programs.
+@dataclass(frozen=True, kw_only=True)
+class SandboxOptions:
+    """How programs are run."""
 
-    Raises KeyError, TypeError: gold is no problem.
-    """
-    problem = {column: gold[column] for column in COLUMNS}
-    if not all(isinstance(text, str) for text in problem.values()):
-        raise TypeError("the problem holds what is no text")
-    return {
-        "id": example_id,
-        "prompt": prompt,
-        "completion": completion,
-        "prediction": program_text(completion),
-        "gold": problem,
-        "correct": None,
-    }
-
-
-def judge(predictions: Sequence[dict[str, Any]], options: argparse.Namespace, output: Path) -> None:
-    """Write samples.jsonl, then run the programs (unless --no_score): fills in ``correct`` and ``result``."""
-    samples = [{"task_id": line["gold"]["task_id"], "completion": line["prediction"]} for line in predictions]
-    output.mkdir(parents=True, exist_ok=True)
-    write_lines(output / "samples.jsonl", samples)
-    if options.no_score:
-        return
-    programs = [program_of(line["gold"], line["prediction"]) for line in predictions]
-    for line, result in zip(predictions, results_of(programs, options), strict=True):
-        line |= {"correct": result == "passed", "result": result}
+    timeout: float = option(
+        Limits.seconds, type=float, help="seconds a program may take (%(default)s)", decides="score"
+    )
+    memory_mb: int = option(Limits.memory_bytes >> 20, help="of each of its processes (%(default)s)", decides="score")
+    workers: int = option(cores(), spellings=["--n_workers"], help="programs at a time (the cores: %(default)s)")
+    unsafe: bool = option(
+        False, help="run programs without isolation, with your files, network and rights", decides="score"
+    )
 
 
 def program_of(problem: dict[str, str], completion: str) -> Program:
     return Program(problem["prompt"], completion, problem["test"], problem["entry_point"])
 
 
-def results_of(programs: Sequence[Program], options: argparse.Namespace) -> list[str]:
-    """``passed``, ``timed out`` or ``failed: <why>`` of each program, in order."""
+def results_of(programs: Sequence[Program], options: SandboxOptions) -> list[str]:
+    """Return ``passed``, ``timed out`` or ``failed: <why>`` of each program, in order."""
     from tqdm import tqdm
 
     results = [""] * len(programs)
@@ -130,18 +108,8 @@ def results_of(programs: Sequence[Program], options: argparse.Namespace) -> list
     return results
 
 
-def summarize(predictions: Sequence[dict[str, Any]]) -> tuple[dict[str, float], dict[str, int]]:
-    """(metrics, counts): pass@k for k in 1, 10, 100 and n, as far as n samples go; counts of programs."""
-    outcomes: dict[Any, list[bool]] = {}
-    for line in predictions:
-        outcomes.setdefault(line["id"], []).append(line["correct"])
-    fewest = min(map(len, outcomes.values()))
-    metrics = pass_at(outcomes.values(), sorted({*(k for k in USUAL_K if k <= fewest), fewest}))
-    return metrics, counts_of([line["result"] for line in predictions])
-
-
 def counts_of(results: Sequence[str]) -> dict[str, int]:
-    """How many programs are correct, wrong (those out of time too) and unparsed: no Python."""
+    """Count the programs that are correct, wrong (timeouts included) and unparsed (not valid Python)."""
     correct = sum(result == "passed" for result in results)
     unparsed = sum(result.startswith(UNPARSED) for result in results)
     wrong = len(results) - correct - unparsed
@@ -164,39 +132,7 @@ def pass_at(outcomes: Iterable[Sequence[bool]], ks: Sequence[int]) -> dict[str, 
     return metrics
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add(
-        "--num_sample",
-        type=int,
-        default=1,
-        help="completions per problem; several are sampled, at temperature 0.8, top_p 0.95 unless given (%(default)s)",
-    )
-    add("--no_score", action="store_true", help="only generate; run nothing")
-    add_sandbox_options(parser)
-
-
-def add_sandbox_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--timeout", type=float, default=Limits.seconds, help="seconds a program may take (%(default)s)")
-    add("--memory_mb", type=int, default=Limits.memory_bytes >> 20, help="of each of its processes (%(default)s)")
-    add("--workers", "--n_workers", type=int, default=cores(), help="programs at a time (the cores: %(default)s)")
-    add("--unsafe", action="store_true", help="run programs without isolation, with your files, network and rights")
-
-
-def check(options: argparse.Namespace) -> None:
-    """Raises UsageError: a value out of range; RunError: programs cannot be isolated here."""
-    if options.num_sample < 1:
-        raise UsageError(f"--num_sample={options.num_sample} must be at least 1: give a larger number or leave it out")
-    if options.num_sample > 1 and options.temperature is None:
-        vars(options).update(SAMPLING)
-    if options.no_score and options.rescore:
-        raise UsageError("--no_score and --rescore leave nothing to do: drop one of them")
-    if not options.no_score:
-        check_sandbox(options)
-
-
-def check_sandbox(options: argparse.Namespace) -> None:
+def check_sandbox(options: SandboxOptions) -> None:
     """Raises UsageError: a value out of range; RunError: programs cannot be isolated here."""
     if not 0 < options.timeout <= 3600:
         raise UsageError(f"--timeout={options.timeout} must lie in (0, 3600] seconds: 3 is the published limit")
@@ -208,5 +144,85 @@ def check_sandbox(options: argparse.Namespace) -> None:
         check_isolation(limits_of(options))
 
 
-def limits_of(options: argparse.Namespace) -> Limits:
+def limits_of(options: SandboxOptions) -> Limits:
     return Limits(seconds=options.timeout, memory_bytes=options.memory_mb << 20)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HumanEvalOptions(SandboxOptions, EvaluationOptions):
+    """Options of HumanEval."""
+
+    num_sample: int = option(
+        1,
+        help="completions per problem; several are sampled, at temperature 0.8, top_p 0.95 unless given (%(default)s)",
+        decides="completions",
+    )
+    no_score: bool = option(False, help="only generate; run nothing")
+
+
+class HumanEval(Benchmark[HumanEvalOptions]):
+    """HumanEval, all 164 problems."""
+
+    options = HumanEvalOptions
+
+    def check(self, options: HumanEvalOptions) -> HumanEvalOptions:
+        """Fill in the sampling of several samples.
+
+        Raises UsageError: a value out of range; RunError: programs cannot be isolated here.
+        """
+        if options.num_sample < 1:
+            raise UsageError(
+                f"--num_sample={options.num_sample} must be at least 1: give a larger number or leave it out"
+            )
+        if options.num_sample > 1 and options.temperature is None:
+            options = replace(options, **SAMPLING)
+        if options.no_score and options.rescore:
+            raise UsageError("--no_score and --rescore leave nothing to do: drop one of them")
+        if not options.no_score:
+            check_sandbox(options)
+        return options
+
+    def examples(self, options: HumanEvalOptions) -> list[Example]:
+        """Return the problems in the published prompt; ``gold`` holds what the tests need."""
+        rows = problems(options.data_path).values()
+        return [Example(PROMPT.format(problem=row["prompt"]), "", row) for row in rows]
+
+    def score(self, example_id: Any, prompt: str, completion: str, gold: dict[str, str]) -> dict[str, Any]:
+        """Return one line of predictions.jsonl; ``correct`` is None until judge has run the programs.
+
+        Raises KeyError, TypeError: gold is not a problem.
+        """
+        problem = {column: gold[column] for column in COLUMNS}
+        if not all(isinstance(text, str) for text in problem.values()):
+            raise TypeError("the problem holds a value that is not text")
+        return {
+            "id": example_id,
+            "prompt": prompt,
+            "completion": completion,
+            "prediction": program_text(completion),
+            "gold": problem,
+            "correct": None,
+        }
+
+    def judge(self, predictions: Sequence[Prediction], options: HumanEvalOptions, output: Path) -> list[Prediction]:
+        """Write samples.jsonl, then run the programs (unless --no_score): fill in ``correct`` and ``result``."""
+        samples = [{"task_id": line["gold"]["task_id"], "completion": line["prediction"]} for line in predictions]
+        output.mkdir(parents=True, exist_ok=True)
+        write_lines(output / "samples.jsonl", samples)
+        if options.no_score:
+            return list(predictions)
+        programs = [program_of(line["gold"], line["prediction"]) for line in predictions]
+        results = results_of(programs, options)
+        return [
+            line | {"correct": result == "passed", "result": result}
+            for line, result in zip(predictions, results, strict=True)
+        ]
+
+    def summarize(self, predictions: Sequence[dict[str, Any]]) -> tuple[dict[str, float], dict[str, int]]:
+        """(metrics, counts): pass@k for k in 1, 10, 100 and n, as far as n samples go; counts of programs."""
+        outcomes: dict[Any, list[bool]] = {}
+        for line in predictions:
+            outcomes.setdefault(line["id"], []).append(line["correct"])
+        fewest = min(map(len, outcomes.values()))
+        metrics = pass_at(outcomes.values(), sorted({*(k for k in USUAL_K if k <= fewest), fewest}))
+        return metrics, counts_of([line["result"] for line in predictions])

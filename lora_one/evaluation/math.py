@@ -1,26 +1,26 @@
-"""MATH: competition problems whose answer stands in the last ``\\boxed{}``.
+"""MATH: competition problems whose answer is in the last ``\\boxed{}``.
 
 Protocol of the LoRA-SB script: its prompt, greedy, 512 new tokens, stop words. ``accuracy`` is mathematical equality
 (math-verify), ``accuracy_official`` equality of the texts after the data set's own normalisation.
 """
 
-import argparse
 import importlib.util
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lora_one.datasets.sources import as_text, read_rows
 from lora_one.errors import RunError, UsageError
+from lora_one.evaluation.benchmark import Benchmark, Prediction
 from lora_one.evaluation.equality import compared
+from lora_one.evaluation.options import EvaluationOptions, option
 from lora_one.evaluation.sandbox import cores
 from lora_one.evaluation.shares import counts_of, shares
 from lora_one.types import Example
 
-MAX_NEW_TOKENS = 512
-SCORE_SETTINGS = ("timeout",)
 HUB = "EleutherAI/hendrycks_math"
 SUBJECTS = (
     "algebra",
@@ -41,29 +41,13 @@ BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])")
 RESULTS = {True: "equal", False: "different", None: "undecided"}
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--timeout", type=float, default=10, help="seconds to compare an answer with the gold one (%(default)s)")
-    add("--workers", type=int, default=cores(), help="comparisons at a time (the cores: %(default)s)")
-
-
-def check(options: argparse.Namespace) -> None:
-    """Raises UsageError: a value out of range, or math-verify is not installed."""
-    if not 0 < options.timeout <= 3600:
-        raise UsageError(f"--timeout={options.timeout} must lie in (0, 3600] seconds: leave it out for 10")
-    if options.workers < 1:
-        raise UsageError(f"--workers={options.workers} must be at least 1: leave it out for one a core")
-    if importlib.util.find_spec("math_verify") is None:
-        raise UsageError("MATH is scored by math-verify, which is not installed: pip install 'lora-one[math]'")
-
-
-def examples(data_path: str | None) -> list[Example]:
-    """The test problems, of the hub or of a local file or folder; ``gold`` holds answer, level and type.
+def problems(data_path: str | None) -> list[Example]:
+    """Return the test problems, of the hub or of a local file or folder; ``gold`` holds answer, level and type.
 
     Raises RunError: a solution without a boxed answer (the row is named).
     """
     found = []
-    for number, row in enumerate(rows_of(data_path), start=1):
+    for number, row in enumerate(problem_rows(data_path), start=1):
         answer = last_boxed(row["solution"])
         if not answer:
             raise RunError(
@@ -74,8 +58,8 @@ def examples(data_path: str | None) -> list[Example]:
     return found
 
 
-def rows_of(data_path: str | None) -> list[dict[str, str]]:
-    """Rows of a file, of a folder with the test split, or of one with a folder a subject, as published."""
+def problem_rows(data_path: str | None) -> list[dict[str, str]]:
+    """Return the rows of a file, of a folder with the test split, or of one with a folder a subject, as published."""
     if data_path is None:  # one configuration a subject; not run yet
         return [row for name in SUBJECTS for row in read_rows((HUB, name), None, "test", COLUMNS, optional=GROUPS)]
     place = Path(data_path).expanduser()
@@ -87,9 +71,11 @@ def rows_of(data_path: str | None) -> list[dict[str, str]]:
 
 
 def subject_rows(folder: Path) -> list[dict[str, str]]:
-    """One problem a file, ``<number>.json``, in the order of the numbers; else the test split of a copy of the hub's.
+    """Return the problems of a subject, one a file ``<number>.json``, in the order of the numbers.
 
-    Raises RunError: a file is no problem.
+    Without such files: the test split of a copy of the hub's.
+
+    Raises RunError: a file is not a problem.
     """
     files = sorted((file for file in folder.glob("*.json") if file.stem.isdecimal()), key=lambda file: int(file.stem))
     if not files:
@@ -101,12 +87,14 @@ def subject_rows(folder: Path) -> list[dict[str, str]]:
             kept = {name: as_text(row[name], name, str(file)) for name in (*COLUMNS, *GROUPS) if name in row}
             rows.append({name: kept.pop(name) for name in COLUMNS} | kept)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{file} is no problem ({error!r}); wanted are {', '.join(COLUMNS)}: check it") from error
+            raise RunError(
+                f"{file} is not a problem ({error!r}); required are {', '.join(COLUMNS)}: check it"
+            ) from error
     return rows
 
 
 def parse(completion: str) -> str | None:
-    """The boxed answer in front of the first stop word, None: unparsed.
+    """Return the boxed answer before the first stop word; None: unparsed.
 
     >>> parse(r"First \\boxed{1}, so \\boxed{\\frac{1}{2}}. ### Instruction: \\boxed{3}"), parse("2")
     ('\\\\frac{1}{2}', None)
@@ -160,50 +148,79 @@ def normalized(answer: str) -> str:
     return r"\frac{1}{2}" if text == "0.5" else text
 
 
-def score(example_id: Any, prompt: str, completion: str, gold: dict[str, str]) -> dict[str, Any]:
-    """One line of predictions.jsonl; ``correct`` is open until judge has compared the answers.
+@dataclass(frozen=True, kw_only=True)
+class MathOptions(EvaluationOptions):
+    """Options of MATH."""
 
-    Raises KeyError, TypeError, AttributeError: gold holds no answer, or one that is no text.
-    """
-    prediction, truth = parse(completion), normalized(gold["answer"])
-    return {
-        "id": example_id,
-        "prompt": prompt,
-        "completion": completion,
-        "prediction": prediction,
-        "gold": gold,
-        "correct": None,
-        "correct_official": prediction is not None and normalized(prediction) == truth,
-    }
+    timeout: float = option(
+        10, type=float, help="seconds to compare an answer with the gold one (%(default)s)", decides="score"
+    )
+    workers: int = option(cores(), help="comparisons at a time (the cores: %(default)s)")
 
 
-def judge(predictions: Sequence[dict[str, Any]], options: argparse.Namespace, output: Path) -> None:
-    """Compare the answers: fills in ``correct`` and ``result`` (equal, different, undecided, unparsed)."""
-    from tqdm import tqdm
+class Math(Benchmark[MathOptions]):
+    """MATH, on its test split."""
 
-    for line in predictions:
-        line |= {"correct": False, "result": "unparsed"}
-    parsed = [line for line in predictions if line["prediction"] is not None]
-    pairs = [(line["gold"]["answer"], line["prediction"]) for line in parsed]
-    for index, outcome in tqdm(compared(pairs, options.timeout, options.workers), "answers", len(pairs), unit="ans"):
-        parsed[index] |= {"correct": outcome is True, "result": RESULTS[outcome]}
+    options = MathOptions
 
+    def check(self, options: MathOptions) -> MathOptions:
+        """Raise UsageError: a value out of range, or math-verify is not installed."""
+        if not 0 < options.timeout <= 3600:
+            raise UsageError(f"--timeout={options.timeout} must lie in (0, 3600] seconds: leave it out for 10")
+        if options.workers < 1:
+            raise UsageError(f"--workers={options.workers} must be at least 1: leave it out for one a core")
+        if importlib.util.find_spec("math_verify") is None:
+            raise UsageError("MATH is scored by math-verify, which is not installed: pip install 'lora-one[math]'")
+        return options
 
-def summarize(predictions: Sequence[dict[str, Any]]) -> tuple[dict[str, float], dict[str, int]]:
-    """(metrics, counts): accuracy by level and by subject where they are known, both accuracies over all.
+    def examples(self, options: MathOptions) -> list[Example]:
+        """Return the test problems."""
+        return problems(options.data_path)
 
-    Standard errors are sqrt(p (1 - p) / n).
-    """
-    hits: dict[str, list[bool]] = {}
-    for column in GROUPS:
-        groups = {line["gold"][column] for line in predictions if column in line["gold"]}
-        for group in sorted(groups):
-            hits[f"accuracy/{group}"] = [line["correct"] for line in predictions if line["gold"].get(column) == group]
-    hits["accuracy"] = [line["correct"] for line in predictions]
-    hits["accuracy_official"] = [line["correct_official"] for line in predictions]
-    return shares(hits), counts_of(predictions)
+    def score(self, example_id: Any, prompt: str, completion: str, gold: dict[str, str]) -> dict[str, Any]:
+        """Return one line of predictions.jsonl; ``correct`` is None until judge has compared the answers.
 
+        Raises KeyError, TypeError, AttributeError: gold holds no answer, or one that is not text.
+        """
+        prediction, truth = parse(completion), normalized(gold["answer"])
+        return {
+            "id": example_id,
+            "prompt": prompt,
+            "completion": completion,
+            "prediction": prediction,
+            "gold": gold,
+            "correct": None,
+            "correct_official": prediction is not None and normalized(prediction) == truth,
+        }
 
-def remarks(predictions: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """How many answers count as wrong because their comparison did not come to an end."""
-    return {"undecided": sum(line["result"] == "undecided" for line in predictions)}
+    def judge(self, predictions: Sequence[Prediction], options: MathOptions, output: Path) -> list[Prediction]:
+        """Compare the answers: fill in ``correct`` and ``result`` (equal, different, undecided, unparsed)."""
+        from tqdm import tqdm
+
+        judged = [line | {"correct": False, "result": "unparsed"} for line in predictions]
+        parsed = [place for place, line in enumerate(judged) if line["prediction"] is not None]
+        pairs = [(judged[place]["gold"]["answer"], judged[place]["prediction"]) for place in parsed]
+        outcomes = compared(pairs, options.timeout, options.workers)
+        for index, outcome in tqdm(outcomes, "answers", len(pairs), unit="ans"):
+            judged[parsed[index]] |= {"correct": outcome is True, "result": RESULTS[outcome]}
+        return judged
+
+    def summarize(self, predictions: Sequence[dict[str, Any]]) -> tuple[dict[str, float], dict[str, int]]:
+        """(metrics, counts): accuracy by level and by subject where they are known, both accuracies over all.
+
+        Standard errors are sqrt(p (1 - p) / n).
+        """
+        hits: dict[str, list[bool]] = {}
+        for column in GROUPS:
+            groups = {line["gold"][column] for line in predictions if column in line["gold"]}
+            for group in sorted(groups):
+                hits[f"accuracy/{group}"] = [
+                    line["correct"] for line in predictions if line["gold"].get(column) == group
+                ]
+        hits["accuracy"] = [line["correct"] for line in predictions]
+        hits["accuracy_official"] = [line["correct_official"] for line in predictions]
+        return shares(hits), counts_of(predictions)
+
+    def remarks(self, predictions: Sequence[dict[str, Any]]) -> dict[str, int]:
+        """Count the answers that are wrong because their comparison did not finish."""
+        return {"undecided": sum(line["result"] == "undecided" for line in predictions)}

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from lora_one.datasets.mmlu import LETTERS, ROW, read_questions
 from lora_one.errors import UsageError, nearest
+from lora_one.evaluation.benchmark import ModelBenchmark
 from lora_one.evaluation.mmlu_subjects import CATEGORIES, SUBJECTS
+from lora_one.evaluation.options import EvaluationOptions, option
 from lora_one.evaluation.shares import counts_of, shares
 from lora_one.types import Example
 
 if TYPE_CHECKING:
     from lora_one.evaluation.choices import Question
     from lora_one.evaluation.generate import Completion
+    from lora_one.evaluation.loading import LoadedModel
 
-MAX_NEW_TOKENS = 1
-SETTINGS = ("ntrain",)
-DATA_SETTINGS = ("ntrain",)
 HEADER = "The following are multiple choice questions (with answers) about  {subject}.\n\n"
 
 
@@ -37,28 +37,8 @@ class Problem(Example):
         return self.header + "".join(self.shots[lost:]) + self.body
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--ntrain", type=int, default=5, help="solved examples in front of a question (%(default)s)")
-    parser.add_argument(
-        "model_name", nargs="?", default=argparse.SUPPRESS, metavar="model", help="the same as --model_name"
-    )
-
-
-def check(options: argparse.Namespace) -> None:
-    """Raises UsageError: a value out of range, or an option of generation."""
-    if options.ntrain < 0:
-        raise UsageError(f"--ntrain={options.ntrain} must be at least 0: the benchmark has 5 examples a subject")
-    unread = {"temperature": None, "top_p": None, "max_new_tokens": MAX_NEW_TOKENS}
-    for name, default in unread.items():
-        if getattr(options, name) != default:
-            raise UsageError(
-                f"--{name}={getattr(options, name)} is not read by MMLU, which generates nothing and compares the "
-                "likelihoods of its letters: leave it out"
-            )
-
-
-def examples(data_path: str | None, ntrain: int = 5) -> list[Problem]:
-    """The test questions by subject, in the order of the files, with ids ``<subject>/<number>``.
+def test_questions(data_path: str | None, ntrain: int = 5) -> list[Problem]:
+    """Return the test questions by subject, in the order of the files, with ids ``<subject>/<number>``.
 
     From the hub, or from a folder with ``test/<subject>_test.csv`` and ``dev/<subject>_dev.csv`` (no header; question,
     four options, letter).
@@ -94,26 +74,29 @@ def body_of(row: ROW) -> str:
     return f"{row[0]}{options}\nAnswer:"
 
 
-def answers(
-    model: Any, tokenizer: Any, examples: Sequence[Problem], options: argparse.Namespace, done: Collection[int]
+def likeliest_letters(
+    loaded: "LoadedModel", examples: Sequence[Problem], done: Collection[int] = ()
 ) -> Iterator[tuple[int, "Completion"]]:
-    """The likeliest letter, subject by subject; questions with equally many solved examples share their cache."""
+    """Yield (index, the likeliest letter), subject by subject.
+
+    Questions with equally many solved examples share their cache.
+    """
     from lora_one.evaluation.choices import log_likelihoods
     from lora_one.evaluation.generate import Completion, context_length
 
-    context = context_length(model)
+    context = context_length(loaded.model)
     by_subject: dict[str, list[int]] = {}
     for index, example in enumerate(examples):
         by_subject.setdefault(subject_of(example.id), []).append(index)
     for indices in by_subject.values():
         if all(index in done for index in indices):
             continue
-        fitted = dict(zip(indices, fit(tokenizer, [examples[index] for index in indices], context), strict=True))
+        fitted = dict(zip(indices, fit(loaded.tokenizer, [examples[index] for index in indices], context), strict=True))
         for shots in sorted({details["shots"] for _, details in fitted.values()}, reverse=True):
             group = [index for index in indices if fitted[index][1]["shots"] == shots]
             known = {place for place, index in enumerate(group) if index in done}
             questions = [fitted[index][0] for index in group]
-            for place, values in log_likelihoods(model, questions, options.batch_size, known):
+            for place, values in log_likelihoods(loaded.model, questions, loaded.batch_size, known):
                 by_letter = dict(zip(LETTERS, values, strict=True))
                 best = max(by_letter, key=by_letter.get)
                 details = {"log_likelihoods": by_letter, **fitted[group[place]][1]}
@@ -121,7 +104,7 @@ def answers(
 
 
 def fit(tokenizer: Any, problems: Sequence[Problem], context: int) -> list[tuple["Question", dict[str, Any]]]:
-    """Each question with as many solved examples as the context holds, the first ones lost first.
+    """Return each question with as many solved examples as the context holds; the first ones are dropped first.
 
     One that is too long by itself loses its first tokens, which are counted. The details say what was lost.
     """
@@ -147,50 +130,90 @@ def fit(tokenizer: Any, problems: Sequence[Problem], context: int) -> list[tuple
 
 
 def subject_of(example_id: Any) -> str:
-    """Of ``<subject>/<number>``. Raises KeyError: no such subject."""
+    """Return the subject of an id ``<subject>/<number>``. Raises KeyError: no such subject."""
     subject = str(example_id).partition("/")[0]
     if subject not in SUBJECTS:
         raise KeyError(subject)
     return subject
 
 
-def score(example_id: Any, prompt: str, completion: str, gold: str) -> dict[str, Any]:
-    """One line of predictions.jsonl. Raises KeyError: the id names no subject; ValueError: not a letter."""
-    subject_of(example_id)
-    prediction = completion.strip()
-    if prediction not in tuple(LETTERS):
-        raise ValueError(f"the completion {completion!r} is no letter of {LETTERS}")
-    return {
-        "id": example_id,
-        "prompt": prompt,
-        "completion": completion,
-        "prediction": prediction,
-        "gold": gold,
-        "correct": prediction == gold,
-    }
-
-
-def summarize(predictions: Sequence[dict[str, Any]]) -> tuple[dict[str, float], dict[str, int]]:
-    """(metrics, counts): the share of right answers in each subject, subcategory and category, and in all.
-
-    Micro-averages, each with its standard error sqrt(p (1 - p) / n).
-    """
-    hits: dict[str, list[bool]] = {}
-    for level in range(4):
-        for line in predictions:
-            hits.setdefault(parts_of(line["id"])[level], []).append(line["correct"])
-    return shares(hits), counts_of(predictions)
-
-
 def parts_of(example_id: Any) -> tuple[str, str, str, str]:
-    """The names under which a question counts, from its subject to all."""
+    """Return the names under which a question counts, from its subject to all."""
     subject = subject_of(example_id)
     subcategory = SUBJECTS[subject]
     category = CATEGORIES[subcategory]
     return f"subject/{subject}", f"subcategory/{subcategory}", f"category/{category}", "accuracy"
 
 
-def remarks(predictions: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """How many prompts lost solved examples to the context, and how many questions their own beginning."""
-    shortened = sum(line.get("shots_lost", 0) > 0 for line in predictions)
-    return {"prompts_shortened": shortened, "questions_cut": sum("tokens_cut" in line for line in predictions)}
+@dataclass(frozen=True, kw_only=True)
+class MMLUOptions(EvaluationOptions):
+    """Options of MMLU."""
+
+    max_new_tokens: int = option(1, help="per completion (%(default)s)", decides="completions")
+    ntrain: int = option(5, help="solved examples in front of a question (%(default)s)", decides="completions")
+
+
+class MMLU(ModelBenchmark[MMLUOptions]):
+    """MMLU, on its test split."""
+
+    options = MMLUOptions
+
+    def add_spellings(self, parser: argparse.ArgumentParser) -> None:
+        """Add the model as a positional argument, as the published script has it."""
+        parser.add_argument(
+            "model_name", nargs="?", default=argparse.SUPPRESS, metavar="model", help="the same as --model_name"
+        )
+
+    def check(self, options: MMLUOptions) -> MMLUOptions:
+        """Raise UsageError: a value out of range, or an option of generation."""
+        if options.ntrain < 0:
+            raise UsageError(f"--ntrain={options.ntrain} must be at least 0: the benchmark has 5 examples a subject")
+        unread = {"temperature": None, "top_p": None, "max_new_tokens": MMLUOptions.max_new_tokens}
+        for name, default in unread.items():
+            if getattr(options, name) != default:
+                raise UsageError(
+                    f"--{name}={getattr(options, name)} is not read by MMLU, which generates nothing and compares the "
+                    "likelihoods of its letters: leave it out"
+                )
+        return options
+
+    def examples(self, options: MMLUOptions) -> list[Problem]:
+        """Return the test questions by subject."""
+        return test_questions(options.data_path, options.ntrain)
+
+    def answers(
+        self, loaded: "LoadedModel", examples: Sequence[Problem], options: MMLUOptions, done: Collection[int]
+    ) -> Iterator[tuple[int, "Completion"]]:
+        """Yield (index, the likeliest letter)."""
+        return likeliest_letters(loaded, examples, done)
+
+    def score(self, example_id: Any, prompt: str, completion: str, gold: str) -> dict[str, Any]:
+        """Return one line of predictions.jsonl. Raises KeyError: the id names no subject; ValueError: not a letter."""
+        subject_of(example_id)
+        prediction = completion.strip()
+        if prediction not in tuple(LETTERS):
+            raise ValueError(f"the completion {completion!r} is not a letter of {LETTERS}")
+        return {
+            "id": example_id,
+            "prompt": prompt,
+            "completion": completion,
+            "prediction": prediction,
+            "gold": gold,
+            "correct": prediction == gold,
+        }
+
+    def summarize(self, predictions: Sequence[dict[str, Any]]) -> tuple[dict[str, float], dict[str, int]]:
+        """(metrics, counts): the share of right answers in each subject, subcategory and category, and in all.
+
+        Micro-averages, each with its standard error sqrt(p (1 - p) / n).
+        """
+        hits: dict[str, list[bool]] = {}
+        for level in range(4):
+            for line in predictions:
+                hits.setdefault(parts_of(line["id"])[level], []).append(line["correct"])
+        return shares(hits), counts_of(predictions)
+
+    def remarks(self, predictions: Sequence[dict[str, Any]]) -> dict[str, int]:
+        """Count the prompts that lost solved examples to the context, and the questions that lost their beginning."""
+        shortened = sum(line.get("shots_lost", 0) > 0 for line in predictions)
+        return {"prompts_shortened": shortened, "questions_cut": sum("tokens_cut" in line for line in predictions)}

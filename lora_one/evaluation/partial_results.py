@@ -1,24 +1,23 @@
-"""Completions of an evaluation that is under way, on disk."""
+"""Completions of an unfinished evaluation, on disk."""
 
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_one.errors import UsageError
+from lora_one.evaluation.benchmark import Request
 from lora_one.files import write_whole
 
 if TYPE_CHECKING:
     from lora_one.distributed import Processes
     from lora_one.evaluation.generate import Completion
 
-Request = tuple[int, int]  # which example, which of its samples
-
 
 class PartialResults:
-    """Completions on disk while an evaluation goes on, so that a killed one need not begin again.
+    """Completions saved while an evaluation runs, so that an interrupted one continues.
 
-    Each of several processes has a file of its own, and what they leave serves any number of them. The first line says
-    of which model and settings they are. Raises UsageError: another evaluation's are there.
+    Each of several processes has its own file; any number of processes can continue from them. The first line holds
+    the model and the settings. Raises UsageError: the files belong to another evaluation.
     """
 
     def __init__(self, path: Path, identity: dict[str, Any], processes: "Processes"):
@@ -31,7 +30,7 @@ class PartialResults:
         return sorted(self.first.parent.glob(f"{self.first.stem}*.jsonl"))
 
     def read(self, *, overwrite: bool) -> dict[Request, "Completion"]:
-        """What is there of this evaluation, by whichever process."""
+        """Return the completions that any process has saved."""
         if overwrite and self.processes.rank == 0:
             self.remove()
         self.processes.meet()
@@ -43,7 +42,7 @@ class PartialResults:
         return {request: completion for file in self.files for request, completion in self.lines(file).items()}
 
     def lines(self, path: Path) -> dict[Request, "Completion"]:
-        """Of one file; a last line that was cut short is left out, and cut off by the process whose file it is."""
+        """Return the completions of one file; an incomplete last line is ignored, and removed by the first process."""
         from lora_one.evaluation.generate import Completion
 
         text = path.read_text()

@@ -14,7 +14,7 @@ from lora_one.data.encode import Encoder
 from lora_one.datasets import DATASETS, sources
 from lora_one.datasets.questions import EVALUATIONS
 from lora_one.errors import UsageError
-from lora_one.evaluation import TASKS, math
+from lora_one.evaluation import BENCHMARKS, humaneval, math
 from lora_one.records.provenance import config_hash, local_fingerprints
 from lora_one.types import Example
 
@@ -138,10 +138,10 @@ def test_evaluations_of_the_hub(monkeypatch):
         return Dataset.from_list([{"question": QUESTION, "prompt": PROGRAM, "problem": f"{subset}"}])
 
     monkeypatch.setattr(sources, "from_hub", from_hub)
-    assert set(EVALUATIONS) <= set(TASKS)
+    assert set(EVALUATIONS) <= set(BENCHMARKS)
     assert list(questions_of("humaneval")) == [PROGRAM] and list(questions_of("gsm8k")) == [QUESTION]
     assert list(questions_of("math")) == list(math.SUBJECTS) and list(questions_of("mmlu")) == [QUESTION]
-    assert asked[0] == (*TASKS["humaneval"].SOURCE, "test") and asked[2] == (math.HUB, math.SUBJECTS[0], "test")
+    assert asked[0] == (*humaneval.SOURCE, "test") and asked[2] == (math.HUB, math.SUBJECTS[0], "test")
 
 
 def test_local_folders_of_evaluations(tmp_path):

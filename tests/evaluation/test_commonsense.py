@@ -8,8 +8,9 @@ import pytest
 import torch
 from conftest import ROOT, random_llama, shared
 
-from lora_one.evaluation import command, commonsense
+from lora_one.evaluation import BENCHMARKS, commonsense
 from lora_one.evaluation.command import main
+from lora_one.evaluation.partial_results import PartialResults
 
 SIZES = {
     "boolq": 3270,
@@ -60,11 +61,11 @@ def test_the_first_word_counts(name, completion, ours, published):
 
 def test_a_missing_answer_is_wrong_and_counted_apart():
     lines = [
-        commonsense.score(f"boolq/{i}", "p", text, gold)
+        BENCHMARKS["commonsense"].score(f"boolq/{i}", "p", text, gold)
         for i, (text, gold) in enumerate([("true", "true"), ("True", "true"), ("true", "false"), ("?", "false")])
     ]
     assert [line["prediction"] for line in lines] == ["true", "true", "true", None]
-    metrics, counts = commonsense.summarize(lines)
+    metrics, counts = BENCHMARKS["commonsense"].summarize(lines)
     assert counts == {"correct": 2, "wrong": 1, "unparsed": 1, "total": 4}
     half, quarter = (0.5 * 0.5 / 4) ** 0.5, (0.25 * 0.75 / 4) ** 0.5
     expected = {
@@ -79,8 +80,10 @@ def test_a_missing_answer_is_wrong_and_counted_apart():
 def test_several_sets_by_hand():
     """boolq 1 of 1, piqa 1 of 4: over all 2 of 5, the mean of sets 5/8 with the error of piqa's half."""
     texts = [("boolq", "true", "true"), *(("piqa", "solution1", f"solution{n}") for n in (1, 2, 2, 2))]
-    lines = [commonsense.score(f"{name}/{i}", "p", text, gold) for i, (name, text, gold) in enumerate(texts)]
-    metrics, _ = commonsense.summarize(lines)
+    lines = [
+        BENCHMARKS["commonsense"].score(f"{name}/{i}", "p", text, gold) for i, (name, text, gold) in enumerate(texts)
+    ]
+    metrics, _ = BENCHMARKS["commonsense"].summarize(lines)
     assert metrics["accuracy/boolq"] == 1 and metrics["accuracy/piqa"] == 0.25 and metrics["accuracy"] == 0.4
     assert metrics["accuracy/mean"] == 0.625
     assert metrics["accuracy/mean_stderr"] == pytest.approx((0.25 * 0.75 / 4) ** 0.5 / 2)
@@ -119,7 +122,7 @@ def data(tmp_path_factory):
 
 
 def test_prompt_is_the_published_one_to_the_letter(data):
-    example = commonsense.examples(str(data), "boolq")[0]
+    example = commonsense.test_rows(str(data), "boolq")[0]
     assert example.prompt == (
         "Below is an instruction that describes a task. Write a response that appropriately completes the request. \n"
         "\n### Instruction:\nIs water wet?\n\nAnswer format: true/false\n\n### Response:\n"
@@ -129,9 +132,9 @@ def test_prompt_is_the_published_one_to_the_letter(data):
 
 def test_sets_and_limits(data):
     """The limit counts in each set; a set alone may be given by its own folder or file."""
-    both = [example.id for example in commonsense.examples(str(data), "ARC-Easy,boolq", 2)]
+    both = [example.id for example in commonsense.test_rows(str(data), "ARC-Easy,boolq", 2)]
     assert both == ["ARC-Easy/0", "ARC-Easy/1", "boolq/0", "boolq/1"]
-    alone = [commonsense.examples(str(data / place), "boolq") for place in ("", "boolq", "boolq/test.json")]
+    alone = [commonsense.test_rows(str(data / place), "boolq") for place in ("", "boolq", "boolq/test.json")]
     assert alone[0] == alone[1] == alone[2] and len(alone[0]) == 5
 
 
@@ -139,11 +142,16 @@ def test_sets_and_limits(data):
 def test_the_real_sets_have_their_published_sizes(name):
     """And the words of every row are among those that are looked for, the gold answer among the row's own."""
     shared(f"data/commonsense/{name}")
-    examples = commonsense.examples(str(shared("data/commonsense")), name)
+    examples = commonsense.test_rows(str(shared("data/commonsense")), name)
     assert len(examples) == SIZES[name]
     assert all(example.gold in commonsense.allowed_words(name, example.prompt) for example in examples)
-    lines = [commonsense.score(e.id, e.prompt, e.response, e.gold) for e in examples]
-    assert commonsense.summarize(lines)[1] == {"correct": len(lines), "wrong": 0, "unparsed": 0, "total": len(lines)}
+    lines = [BENCHMARKS["commonsense"].score(e.id, e.prompt, e.response, e.gold) for e in examples]
+    assert BENCHMARKS["commonsense"].summarize(lines)[1] == {
+        "correct": len(lines),
+        "wrong": 0,
+        "unparsed": 0,
+        "total": len(lines),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +212,7 @@ def test_likelihood_is_that_of_the_whole_response(tmp_path, model_folder, data, 
 def test_interrupted_it_goes_on_and_ends_the_same(more, tmp_path, model_folder, data, monkeypatch):
     """Sampled beams too, which share their random numbers with the rest of their batch."""
     whole = evaluate(model_folder, data, tmp_path / "whole", "--batch_size=2", *more)
-    add = command.PartialResults.add
+    add = PartialResults.add
 
     def stop_after(self, request, completion):
         add(self, request, completion)
@@ -212,7 +220,7 @@ def test_interrupted_it_goes_on_and_ends_the_same(more, tmp_path, model_folder, 
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(command.PartialResults, "add", stop_after)
+        patch.setattr(PartialResults, "add", stop_after)
         with pytest.raises(AssertionError):
             evaluate(model_folder, data, tmp_path / "stopped", "--batch_size=2", *more)
     assert evaluate(model_folder, data, tmp_path / "stopped", "--batch_size=2", *more) == whole

@@ -8,7 +8,7 @@ from conftest import random_llama, random_t5, run_config
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lora_one.adaptation.wrapping import wrap
-from lora_one.evaluation import command
+from lora_one.evaluation import command, engines, loading
 from lora_one.evaluation.generate import Completion, Decoding, Draw, before, complete, until
 
 
@@ -183,7 +183,7 @@ def test_before():
 
 
 @pytest.mark.parametrize("stopped", [False, True])
-def test_another_backend_answers_in_the_place_of_a_model(stopped, tmp_path, monkeypatch):
+def test_another_engine_answers_in_the_place_of_a_model(stopped, tmp_path, monkeypatch):
     """It is asked for what is missing alone, in any order, and nothing is loaded."""
     asked = []
 
@@ -201,8 +201,8 @@ def test_another_backend_answers_in_the_place_of_a_model(stopped, tmp_path, monk
 
     rows = [{"question": "x" * size, "answer": f"#### {size + 7}"} for size in (4, 1, 9, 2, 7)]
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    monkeypatch.setattr(command, "backend", lambda options: Letters())
-    monkeypatch.setattr(command, "load", None)
+    monkeypatch.setattr(engines, "engine_for", lambda options: Letters())
+    monkeypatch.setattr(loading, "load_evaluated", None)
     options = ["--model_name=not/loaded", f"--data_path={tmp_path / 'test.jsonl'}", "--max_new_tokens=9"]
     if stopped:
         assert command.main("gsm8k", [*options, f"--output_dir={tmp_path / 'out'}"]) == 130

@@ -9,8 +9,9 @@ import torch
 from conftest import finish, folder_of, random_llama, random_roberta, random_t5, run_config, shared
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lora_one.evaluation import command, glue
+from lora_one.evaluation import BENCHMARKS, class_choice, glue, glue_measures
 from lora_one.evaluation.command import main
+from lora_one.evaluation.partial_results import PartialResults
 
 
 def test_matthews_and_f1_are_scikit_learn_s_and_an_unparsed_answer_is_a_class_of_its_own():
@@ -20,19 +21,19 @@ def test_matthews_and_f1_are_scikit_learn_s_and_an_unparsed_answer_is_a_class_of
         truth = [numbers.randrange(classes) for _ in range(60)]
         predicted = [label if numbers.random() < 0.5 and label in said else numbers.choice(said) for label in truth]
         pairs = Counter(zip(truth, predicted, strict=True))
-        assert glue.matthews(pairs) == pytest.approx(metrics.matthews_corrcoef(truth, predicted), abs=1e-12)
+        assert glue_measures.matthews(pairs) == pytest.approx(metrics.matthews_corrcoef(truth, predicted), abs=1e-12)
         f1 = metrics.f1_score([place == 1 for place in truth], [place == 1 for place in predicted])
-        assert glue.f1(pairs) == pytest.approx(f1, abs=1e-12)
+        assert glue_measures.f1(pairs) == pytest.approx(f1, abs=1e-12)
 
 
 def test_the_jackknife_leaves_each_example_out_once():
     numbers = random.Random(1)
     lines = [(numbers.randrange(2), numbers.choice((-1, 0, 1, 1))) for _ in range(40)]
-    for measure in (glue.matthews, glue.f1):
+    for measure in (glue_measures.matthews, glue_measures.f1):
         without = [measure(Counter(lines[:place] + lines[place + 1 :])) for place in range(40)]
         mean = sum(without) / 40
         expected = (39 / 40 * sum((value - mean) ** 2 for value in without)) ** 0.5
-        assert glue.jackknife(measure, Counter(lines)) == pytest.approx(expected, rel=1e-9)
+        assert glue_measures.jackknife(measure, Counter(lines)) == pytest.approx(expected, rel=1e-9)
 
 
 def lines_of(output):
@@ -53,7 +54,7 @@ def test_a_head_on_a_whole_validation_split(name, folder, size, tokenizer, tmp_p
     assert main("glue", [*options, "--output_dir", str(tmp_path / "out"), "--batch_size", "32"]) == 0
     lines, report = lines_of(tmp_path / "out"), report_of(tmp_path / "out")
     assert report["counts"]["total"] == len(lines) == size and report["counts"]["unparsed"] == 0
-    model, examples = random_roberta(len(tokenizer)), glue.examples(str(data), name)
+    model, examples = random_roberta(len(tokenizer)), glue.validation_rows(str(data), name)
     words = glue.SETS[name].labels
     with torch.no_grad():
         for line, example in list(zip(lines, examples, strict=True))[::17]:
@@ -125,25 +126,25 @@ def test_the_published_comparison_is_among_three_words(tokenizer, tmp_path):
 
 
 def test_the_word_of_a_class_is_what_counts():
-    line = glue.score("rte/3", "p", " not_entailment\n", "not_entailment")
+    line = BENCHMARKS["glue"].score("rte/3", "p", " not_entailment\n", "not_entailment")
     assert line["correct"] and line["prediction"] == "not_entailment"
-    assert glue.score("rte/3", "p", "entailment because", "entailment")["prediction"] is None
-    assert not glue.score("cola/0", "p", "acceptable", "unacceptable")["correct"]
+    assert BENCHMARKS["glue"].score("rte/3", "p", "entailment because", "entailment")["prediction"] is None
+    assert not BENCHMARKS["glue"].score("cola/0", "p", "acceptable", "unacceptable")["correct"]
 
 
 def test_a_head_is_read_by_its_own_words_where_they_are_the_set_s(tmp_path):
     config = random_roberta().config
     config.id2label = {0: "acceptable", 1: "unacceptable"}
-    assert glue.words_of(config, glue.SETS["cola"].labels) == ["acceptable", "unacceptable"]
+    assert class_choice.words_of(config, glue.SETS["cola"].labels) == ["acceptable", "unacceptable"]
     config.id2label = {0: "LABEL_0", 1: "LABEL_1"}
-    assert glue.words_of(config, glue.SETS["cola"].labels) == ["unacceptable", "acceptable"]
+    assert class_choice.words_of(config, glue.SETS["cola"].labels) == ["unacceptable", "acceptable"]
 
 
 def test_a_head_is_read_by_its_own_words_in_any_case():
     """As the checkpoints of MNLI on the hub name them, in an order of their own."""
     config = random_roberta(labels=3).config
     config.id2label = {0: "CONTRADICTION", 1: "NEUTRAL", 2: "ENTAILMENT"}
-    assert glue.words_of(config, glue.SETS["mnli"].labels) == ["contradiction", "neutral", "entailment"]
+    assert class_choice.words_of(config, glue.SETS["mnli"].labels) == ["contradiction", "neutral", "entailment"]
 
 
 def test_a_head_reads_no_further_than_its_positions_and_says_so(tokenizer, tmp_path):
@@ -186,9 +187,9 @@ def test_a_prompt_beyond_the_context_has_no_first_token_to_compare(tokenizer, tm
 @pytest.mark.parametrize(
     ("kind", "option", "reader"),
     [
-        ("roberta", ["--first_token"], "--first_token=True is read of a model that writes text alone"),
-        ("roberta", ["--max_new_tokens", "3"], "--max_new_tokens=3 is read of a model that writes text alone"),
-        ("t5", ["--max_length", "64"], "--max_length=64 is read of a classification head alone"),
+        ("roberta", ["--first_token"], "--first_token=True applies only to a model that generates text"),
+        ("roberta", ["--max_new_tokens", "3"], "--max_new_tokens=3 applies only to a model that generates text"),
+        ("t5", ["--max_length", "64"], "--max_length=64 applies only to a classification head"),
     ],
 )
 def test_an_option_that_this_kind_of_model_does_not_read_is_refused(kind, option, reader, tokenizer, tmp_path, capsys):
@@ -228,7 +229,7 @@ def test_an_adapter_is_scored_as_its_merged_checkpoint_and_goes_on_where_it_stop
     merged, adapter = tmp_path / "merged", tmp_path / "adapter"
     assert main("glue", [*options, "--model_name", str(folder.merged), "--output_dir", str(merged)]) == 0
     seen = []
-    add = command.PartialResults.add
+    add = PartialResults.add
 
     def interrupted(kept, request, completion):
         if len(seen) == 11:
@@ -236,10 +237,10 @@ def test_an_adapter_is_scored_as_its_merged_checkpoint_and_goes_on_where_it_stop
         seen.append(request)
         add(kept, request, completion)
 
-    monkeypatch.setattr(command.PartialResults, "add", interrupted)
+    monkeypatch.setattr(PartialResults, "add", interrupted)
     again = [*options, "--adapter", str(folder.adapter), "--output_dir", str(adapter)]
     assert main("glue", again) == 130
-    monkeypatch.setattr(command.PartialResults, "add", lambda *given: seen.append(given[1]) or add(*given))
+    monkeypatch.setattr(PartialResults, "add", lambda *given: seen.append(given[1]) or add(*given))
     assert main("glue", again) == 0
     assert len(seen) == len(set(seen)) == 30, "what was there is not asked again"
     assert lines_of(adapter) == lines_of(merged)

@@ -6,7 +6,7 @@ from decimal import Decimal
 import pytest
 from conftest import folder_of, random_llama, shared
 
-from lora_one.evaluation import gsm8k
+from lora_one.evaluation import BENCHMARKS, gsm8k
 from lora_one.evaluation.command import main
 from lora_one.evaluation.gsm8k_shots import SHOTS
 
@@ -64,8 +64,8 @@ def test_says_unparsed_rather_than_a_number(completion):
 
 
 def test_no_answer_is_not_the_answer_zero():
-    assert not gsm8k.score(0, "p", "no idea", "0")["correct"]
-    assert gsm8k.score(0, "p", "#### 0", "0")["correct"]
+    assert not BENCHMARKS["gsm8k"].score(0, "p", "no idea", "0")["correct"]
+    assert BENCHMARKS["gsm8k"].score(0, "p", "#### 0", "0")["correct"]
 
 
 @pytest.mark.parametrize(
@@ -80,24 +80,24 @@ def test_no_answer_is_not_the_answer_zero():
     ],
 )
 def test_published_score_is_kept_apart(completion, gold, ours, published):
-    line = gsm8k.score(0, "p", completion, gold)
+    line = BENCHMARKS["gsm8k"].score(0, "p", completion, gold)
     assert (line["correct"], line["correct_official"]) == (ours, published)
 
 
 def test_summary_counts_add_up_and_carry_standard_errors():
-    lines = [gsm8k.score(i, "p", c, "2") for i, c in enumerate(["#### 2", "#### 3", "?", "#### 2.0"])]
-    metrics, counts = gsm8k.summarize(lines)
+    lines = [BENCHMARKS["gsm8k"].score(i, "p", c, "2") for i, c in enumerate(["#### 2", "#### 3", "?", "#### 2.0"])]
+    metrics, counts = BENCHMARKS["gsm8k"].summarize(lines)
     assert counts == {"correct": 2, "wrong": 1, "unparsed": 1, "total": 4}
     assert metrics["accuracy"] == 0.5 and metrics["accuracy_stderr"] == pytest.approx((0.25 / 4) ** 0.5)
 
 
 def test_real_gold_answers_score_themselves():
     """All 1,319: 16 of them (14 with commas, 2 negative) are misread by the published regex."""
-    examples = gsm8k.examples(str(shared("data/gsm8k/test.jsonl")))
+    examples = gsm8k.test_problems(str(shared("data/gsm8k/test.jsonl")))
     assert len(examples) == 1319
     assert examples[0].prompt.startswith("Q: Janet") and examples[0].prompt.endswith("\nA: ")
-    lines = [gsm8k.score(i, e.prompt, e.response, e.gold) for i, e in enumerate(examples)]
-    assert gsm8k.summarize(lines)[1] == {"correct": 1319, "wrong": 0, "unparsed": 0, "total": 1319}
+    lines = [BENCHMARKS["gsm8k"].score(i, e.prompt, e.response, e.gold) for i, e in enumerate(examples)]
+    assert BENCHMARKS["gsm8k"].summarize(lines)[1] == {"correct": 1319, "wrong": 0, "unparsed": 0, "total": 1319}
     misread = [e.gold for e in examples if gsm8k.parse_published(f"#### {e.gold}") != gsm8k.parse(f"#### {e.gold}")]
     assert len(misread) == 16 and sum("," in gold for gold in misread) == 14
 
@@ -117,7 +117,7 @@ def predictions(folder, completions):
 
 
 def test_rescore_needs_no_model(tmp_path, monkeypatch):
-    monkeypatch.setattr("lora_one.evaluation.command.load", None)
+    monkeypatch.setattr("lora_one.evaluation.loading.load_evaluated", None)
     file = predictions(tmp_path, [("#### 1,000", "1000"), ("#### 3", "4"), ("none", "0")])
     before = file.read_bytes()
     assert main("gsm8k", [f"--rescore={file}"]) == 0
@@ -183,7 +183,7 @@ def test_adapter_unmerged_gives_the_merged_predictions(tmp_path, llama_folder, t
     ],
 )
 def test_scores_after_examples_are_lm_eval_s(completion, gold, ours, strict, flexible):
-    line = gsm8k.score(0, SHOTS[0].text + "Q: x\nA:", completion, gold)
+    line = BENCHMARKS["gsm8k"].score(0, SHOTS[0].text + "Q: x\nA:", completion, gold)
     assert (line["correct"], line["correct_official"], line["correct_flexible"]) == (ours, strict, flexible)
 
 

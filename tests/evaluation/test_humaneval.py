@@ -9,7 +9,7 @@ from math import sqrt
 import pytest
 from conftest import random_llama, shared
 
-from lora_one.evaluation import command, functional_correctness, humaneval
+from lora_one.evaluation import BENCHMARKS, engines, functional_correctness, humaneval
 from lora_one.evaluation.command import main
 
 pytestmark = pytest.mark.usefixtures("isolated")
@@ -46,7 +46,7 @@ def problem_file(tmp_path):
 
 
 def test_prompt_is_the_published_one(problem_file):
-    example = humaneval.examples(str(problem_file))[1]
+    example = BENCHMARKS["humaneval"].examples(humaneval.HumanEvalOptions(data_path=str(problem_file)))[1]
     assert example.gold == PROBLEMS[1]
     head, problem, tail = example.prompt.partition(PROBLEMS[1]["prompt"])
     assert head.startswith("Below is an instruction that describes a task.\n Write a response that appropriately")
@@ -160,7 +160,7 @@ class Generated:
     def __init__(self, monkeypatch):
         self.asked = []
         self.stop_after = None
-        monkeypatch.setattr(command, "generated", self)
+        monkeypatch.setattr(engines, "generated", self)
 
     def __call__(self, examples, requests, options):
         from lora_one.evaluation.generate import Completion

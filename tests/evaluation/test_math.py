@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from lora_one.evaluation import command, math
+from lora_one.evaluation import loading, math
 from lora_one.evaluation.command import main
 from lora_one.evaluation.equality import compared
+from lora_one.evaluation.partial_results import PartialResults
 
 pytest.importorskip("math_verify", reason="MATH is scored by math-verify: pip install -e .[math]")
 PROBLEMS = Path(__file__).parents[1] / "data/math_problems.jsonl"
@@ -112,7 +113,7 @@ def predictions(path, answers):
 
 
 def test_rescore_needs_no_model_and_counts_what_was_not_decided(tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "load", None)
+    monkeypatch.setattr(loading, "load_evaluated", None)
     answers = [
         (r"\boxed{0.25}", r"\frac14", 1),
         (r"\boxed{3}", "4", 1),
@@ -133,7 +134,7 @@ def test_rescore_needs_no_model_and_counts_what_was_not_decided(tmp_path, monkey
 
 
 def test_evaluation_of_a_checkpoint_goes_on_where_it_was_interrupted(tmp_path, llama_folder, monkeypatch):
-    real, out = command.PartialResults.add, tmp_path / "out"
+    real, out = PartialResults.add, tmp_path / "out"
     options = [f"--model_name={llama_folder}", f"--data_path={PROBLEMS}", "--limit=4", "--max_new_tokens=4"]
     options += [f"--output_dir={out}", "--batch_size=1", "--workers=1"]
 
@@ -141,12 +142,10 @@ def test_evaluation_of_a_checkpoint_goes_on_where_it_was_interrupted(tmp_path, l
         real(kept, request, completion)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command.PartialResults, "add", interrupted)
+    monkeypatch.setattr(PartialResults, "add", interrupted)
     assert main("math", options) == 130
     added = []
-    monkeypatch.setattr(
-        command.PartialResults, "add", lambda *arguments: added.append(arguments[1]) or real(*arguments)
-    )
+    monkeypatch.setattr(PartialResults, "add", lambda *arguments: added.append(arguments[1]) or real(*arguments))
     assert main("math", options) == 0
     assert len(added) == 3
     lines = read(out / "predictions.jsonl")
@@ -169,10 +168,10 @@ def test_reads_the_published_folders(tmp_path):
         for number in numbers:
             row = {"problem": f"{subject} {number}", "solution": rf"\boxed{{{number}}}", "type": subject}
             (tmp_path / "test" / subject / f"{number}.json").write_text(json.dumps(row, indent=4))
-    found = math.examples(str(tmp_path))
+    found = math.problems(str(tmp_path))
     assert [example.gold["answer"] for example in found] == ["1", "9", "10"]
     assert found[1].gold == {"answer": "9", "type": "geometry"}
-    assert math.examples(str(tmp_path / "test")) == found
+    assert math.problems(str(tmp_path / "test")) == found
 
 
 @pytest.mark.parametrize(
@@ -185,7 +184,7 @@ def test_reads_the_published_folders(tmp_path):
     ],
 )
 def test_bad_data_is_named_before_anything_is_loaded(tmp_path, rows, code, told, capsys, monkeypatch):
-    monkeypatch.setattr(command, "load", None)
+    monkeypatch.setattr(loading, "load_evaluated", None)
     file = write(tmp_path / "test.jsonl", rows)
     assert main("math", ["--model_name=m", f"--data_path={file}", f"--output_dir={tmp_path / 'out'}"]) == code
     error = capsys.readouterr().err

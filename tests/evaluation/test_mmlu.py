@@ -11,9 +11,11 @@ from conftest import ROOT, SHARED, random_llama, shared
 
 from lora_one.datasets import mmlu as mmlu_rows
 from lora_one.errors import RunError, UsageError
-from lora_one.evaluation import command, mmlu
+from lora_one.evaluation import BENCHMARKS, mmlu
 from lora_one.evaluation.command import main
+from lora_one.evaluation.loading import LoadedModel
 from lora_one.evaluation.mmlu_subjects import CATEGORIES, SUBJECTS
+from lora_one.evaluation.partial_results import PartialResults
 
 NOTHING = '"Which word means nothing, or ""nil""?",None,NA,nan,12,A'
 DEV = {
@@ -40,7 +42,7 @@ def data(tmp_path_factory):
 
 
 def test_prompt_is_the_published_one_and_none_stays_a_word(data):
-    found = {problem.id: problem for problem in mmlu.examples(str(data), ntrain=3)}
+    found = {problem.id: problem for problem in mmlu.test_questions(str(data), ntrain=3)}
     assert list(found) == ["abstract_algebra/0", "abstract_algebra/1", "virology/0", "virology/1", "virology/2"]
     header = "The following are multiple choice questions (with answers) about  virology.\n\n"
     shots = [
@@ -53,7 +55,7 @@ def test_prompt_is_the_published_one_and_none_stays_a_word(data):
     assert found["virology/1"].gold == "A" and found["virology/1"].response == " A"
     assert found["virology/1"].prompt_without(2) == header + shots[2] + question
     assert "about  abstract algebra." in found["abstract_algebra/0"].prompt
-    assert mmlu.examples(str(data), ntrain=0)[3].prompt == header + question
+    assert mmlu.test_questions(str(data), ntrain=0)[3].prompt == header + question
 
 
 @torch.no_grad()
@@ -78,9 +80,8 @@ def test_equals_a_slow_loop(name, limit, batch_size, data, request):
     """With a context for all examples, and with ones that hold all of them, some or none."""
     tokenizer = request.getfixturevalue(name)
     model = random_llama(len(tokenizer), max_position_embeddings=limit)
-    problems = mmlu.examples(str(data), ntrain=3)
-    options = command.parser_of("mmlu", mmlu).parse_args([f"--batch_size={batch_size}"])
-    found = dict(mmlu.answers(model, tokenizer, problems, options, ()))
+    problems = mmlu.test_questions(str(data), ntrain=3)
+    found = dict(mmlu.likeliest_letters(LoadedModel(model, tokenizer, batch_size), problems))
     assert sorted(found) == list(range(5))
     lost = []
     for index, problem in enumerate(problems):
@@ -96,13 +97,12 @@ def test_equals_a_slow_loop(name, limit, batch_size, data, request):
 
 def test_a_question_beyond_the_context_keeps_its_end(tokenizer, data):
     model = random_llama(len(tokenizer), max_position_embeddings=20)
-    (problem,) = [p for p in mmlu.examples(str(data), ntrain=3) if p.id == "virology/2"]
+    (problem,) = [p for p in mmlu.test_questions(str(data), ntrain=3) if p.id == "virology/2"]
     ((question, details),) = mmlu.fit(tokenizer, [problem], 20)
     whole = tokenizer(problem.prompt_without(3))["input_ids"]
     assert question.length == 20 and question.context == whole[-len(question.context) :]
     assert details["tokens_cut"] == len(whole) - len(question.context) and details["shots_lost"] == 3
-    options = command.parser_of("mmlu", mmlu).parse_args(["--batch_size=1"])
-    assert dict(mmlu.answers(model, tokenizer, [problem], options, ()))[0].text.strip() in "ABCD"
+    assert dict(mmlu.likeliest_letters(LoadedModel(model, tokenizer, 1), [problem]))[0].text.strip() in "ABCD"
 
 
 @pytest.mark.parametrize("name", ["tokenizer", "sentencepiece_tokenizer"])
@@ -112,7 +112,11 @@ def test_letters_taken_over_are_those_of_each_prompt(name, data, request):
 
     tokenizer = request.getfixturevalue(name)
     place = SHARED / "data/mmlu" if (SHARED / "data/mmlu").exists() else data
-    prompts = [problem.body for problem in mmlu.examples(str(place), ntrain=0)[::200]] + ["x", "Answer:", "y Answer:"]
+    prompts = [problem.body for problem in mmlu.test_questions(str(place), ntrain=0)[::200]] + [
+        "x",
+        "Answer:",
+        "y Answer:",
+    ]
     letters = [" A", " B", " C", " D"]
     assert questions_of(tokenizer, prompts, letters) == [question_of(tokenizer, text, letters) for text in prompts]
 
@@ -130,7 +134,7 @@ def test_averages_are_over_questions():
         for subject, bits in rights.items()
         for number, bit in enumerate(bits)
     ]
-    metrics, counts = mmlu.summarize(lines)
+    metrics, counts = BENCHMARKS["mmlu"].summarize(lines)
     expected = {
         "subject/abstract_algebra": (1, 2),
         "subject/high_school_statistics": (3, 3),
@@ -159,7 +163,7 @@ def test_the_table_of_subjects():
 def test_the_14042_real_questions():
     """The sizes of the four categories are those the benchmark's paper gives; ten cells read like missing values."""
     place = str(shared("data/mmlu"))
-    problems = mmlu.examples(place)
+    problems = mmlu.test_questions(place)
     sizes = Counter(mmlu.parts_of(problem.id)[2] for problem in problems)
     expected = {"STEM": 3018, "humanities": 4705, "social sciences": 3077, "other": 3242}
     assert sizes == {f"category/{name}": size for name, size in expected.items()} and len(problems) == 14042
@@ -171,7 +175,7 @@ def test_the_14042_real_questions():
 def test_rows_of_the_hub_have_the_same_form(monkeypatch):
     row = {"question": "One?", "choices": ["1", "None", "3", "4"], "answer": 1, "subject": "virology"}
     monkeypatch.setattr(mmlu_rows, "from_hub", lambda name, subset, split: [row] if split == "test" else [row] * 5)
-    (problem,) = mmlu.examples(None)
+    (problem,) = mmlu.test_questions(None)
     assert problem.body == "One?\nA. 1\nB. None\nC. 3\nD. 4\nAnswer:" and problem.gold == "B"
     assert len(problem.shots) == 5 and problem.shots[0] == problem.body + " B\n\n"
 
@@ -193,7 +197,7 @@ def test_broken_data_is_named(file, text, error, words, tmp_path, data):
         copy.write_bytes(source.read_bytes())
     (tmp_path / file).write_text(text)
     with pytest.raises(error, match=words):
-        mmlu.examples(str(tmp_path), ntrain=3)
+        mmlu.test_questions(str(tmp_path), ntrain=3)
 
 
 def read(file):
@@ -226,7 +230,7 @@ def test_the_published_command_line(tmp_path, llama_folder, data, monkeypatch, c
 def test_interrupted_it_goes_on_and_ends_the_same(kept, tmp_path, llama_folder, data, monkeypatch):
     common = [f"--model_name={llama_folder}", f"--data_path={data}", "--ntrain=3", "--batch_size=2"]
     assert main("mmlu", [*common, f"--output_dir={tmp_path / 'whole'}"]) == 0
-    add = command.PartialResults.add
+    add = PartialResults.add
 
     def stop_after(self, request, completion):
         add(self, request, completion)
@@ -235,10 +239,10 @@ def test_interrupted_it_goes_on_and_ends_the_same(kept, tmp_path, llama_folder, 
 
     output = tmp_path / "stopped"
     with monkeypatch.context() as patch:
-        patch.setattr(command.PartialResults, "add", stop_after)
+        patch.setattr(PartialResults, "add", stop_after)
         assert main("mmlu", [*common, f"--output_dir={output}"]) == 130
     seen = []
-    monkeypatch.setattr(command.PartialResults, "add", lambda self, request, completion: seen.append(request))
+    monkeypatch.setattr(PartialResults, "add", lambda self, request, completion: seen.append(request))
     assert main("mmlu", [*common, f"--output_dir={output}"]) == 0
     assert len(seen) == 5 - kept
     assert (output / "predictions.jsonl").read_text() == (tmp_path / "whole/predictions.jsonl").read_text()

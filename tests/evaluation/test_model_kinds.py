@@ -42,7 +42,7 @@ def test_a_classification_head_answers_glue_alone(task, data, tokenizer, tmp_pat
         pytest.importorskip("math_verify", reason="MATH needs math-verify: pip install -e .[math]")
     base = folder_of(random_roberta(len(tokenizer)), tokenizer, tmp_path / "base")
     assert main(task, ["--model_name", str(base), "--output_dir", str(tmp_path / "out"), *data[task]]) == 2
-    assert "has a classification head and writes nothing" in capsys.readouterr().err
+    assert "has a classification head and generates no text" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,95 @@
+"""What a benchmark is: its options, its examples, how a completion is scored, how scores are summarized."""
+
+import argparse
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from lora_one.evaluation.options import EvaluationOptions
+from lora_one.types import Example
+
+if TYPE_CHECKING:
+    from lora_one.evaluation.generate import Completion
+    from lora_one.evaluation.loading import LoadedModel
+
+Request = tuple[int, int]  # (index of the example, number of its sample)
+Prediction = dict[str, Any]  # one line of predictions.jsonl
+Options = TypeVar("Options", bound=EvaluationOptions)
+
+
+class Benchmark(ABC, Generic[Options]):
+    """A benchmark without state; ``examples``, ``score`` and ``summarize`` are required, the rest has defaults.
+
+    options: the class of its options; EvaluationOptions, or a frozen subclass with further fields.
+    """
+
+    options: ClassVar[type[EvaluationOptions]] = EvaluationOptions
+
+    @abstractmethod
+    def examples(self, options: Options) -> Sequence[Example]:
+        """Return all examples; ``gold`` is what ``score`` compares with. Raises UsageError, RunError: unusable data."""
+
+    @abstractmethod
+    def score(self, example_id: Any, prompt: str, completion: str, gold: Any) -> Prediction:
+        """Return one line of predictions.jsonl: id, prompt, completion, prediction, gold, correct, and more.
+
+        ``correct`` is None where ``judge`` decides. Raises ValueError, KeyError, TypeError or AttributeError: not an
+        id or gold answer of this benchmark.
+        """
+
+    @abstractmethod
+    def summarize(self, predictions: Sequence[Prediction]) -> tuple[dict[str, float], dict[str, int]]:
+        """Return (metrics, counts); each metric is followed by its standard error as ``<metric>_stderr``."""
+
+    def add_spellings(self, parser: argparse.ArgumentParser) -> None:
+        """Add published names of options that exist under another name."""
+
+    def check(self, options: Options) -> Options:
+        """Check the options and return them, with what the benchmark itself fills in. Raises UsageError, RunError."""
+        return options
+
+    def folder(self, task: str, options: Options) -> str:
+        """Return the name of the results folder below ``eval/``."""
+        return task
+
+    def limited_examples(self, options: Options) -> Sequence[Example]:
+        """Return the first --limit examples."""
+        return self.examples(options)[: options.limit]
+
+    def completions(
+        self, examples: Sequence[Example], requests: Sequence[Request], done: Collection[Request], options: Options
+    ) -> Iterator[tuple[Request, "Completion"]]:
+        """Yield a completion for each request, in any order. ``done``: requests that already have one."""
+        from lora_one.evaluation import engines
+
+        return engines.generated(examples, requests, options)
+
+    def judge(self, predictions: Sequence[Prediction], options: Options, output: Path) -> Sequence[Prediction]:
+        """Return the predictions with ``correct`` filled in, where they are judged all at once."""
+        return predictions
+
+    def remarks(self, predictions: Sequence[Prediction]) -> dict[str, int]:
+        """Return further counts for metrics.json."""
+        return {}
+
+
+class ModelBenchmark(Benchmark[Options]):
+    """A benchmark that needs the model itself, for likelihoods or a head, and not only an engine that generates."""
+
+    @abstractmethod
+    def answers(
+        self, loaded: "LoadedModel", examples: Sequence[Any], options: Options, done: Collection[int]
+    ) -> Iterator[tuple[int, "Completion"]]:
+        """Yield (index, completion) of each example. ``done``: the indices that already have one."""
+
+    def completions(
+        self, examples: Sequence[Example], requests: Sequence[Request], done: Collection[Request], options: Options
+    ) -> Iterator[tuple[Request, "Completion"]]:
+        """Yield the answers of the model, which is loaded only if a request is left."""
+        from lora_one.evaluation import loading
+
+        if requests:
+            known = {index for index, _ in done}
+            for index, completion in self.answers(loading.load_evaluated(options), examples, options, known):
+                yield (index, 0), completion

@@ -1,0 +1,60 @@
+"""The model that an evaluation loads: a checkpoint, or an adapter on its base."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_one.errors import UsageError
+from lora_one.evaluation.options import EvaluationOptions
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in evaluation mode, its tokenizer, and how many prompts it reads at a time."""
+
+    model: "nn.Module"
+    tokenizer: Any
+    batch_size: int
+
+
+def load_evaluated(options: EvaluationOptions) -> LoadedModel:
+    """Load the model of --model_name and --adapter; the batch size is chosen by the device if none is given.
+
+    Raises UsageError: an adapter without a configuration, or a classification head where text is generated.
+    """
+    from lora_one.adaptation.checkpoints import kind_of_adapter, load_adapter
+    from lora_one.data.encode import pad_id_of
+    from lora_one.evaluation.batches import automatic
+    from lora_one.models import kind_of_checkpoint, load_model, load_tokenizer, padded_with
+    from lora_one.records.folder import base_of
+
+    adapter = Path(options.adapter).expanduser() if options.adapter else None
+    name = base_name(adapter) if options.model_name is None else options.model_name
+    kind = (kind_of_adapter(adapter) if adapter is not None else None) or kind_of_checkpoint(name)
+    if kind == "SequenceClassification" and options.labels is None:
+        raise UsageError(
+            f"{options.model} has a classification head and generates no text: give a model that generates, or "
+            "score it with eval_glue.py"
+        )
+    labels = options.labels if adapter is not None and kind == "SequenceClassification" else None
+    options_of_model = {"dtype": options.dtype, "model_type": kind, "labels": labels}
+    model = load_model(name, where=options.device, **options_of_model | base_of(adapter))
+    batch_size = automatic(model) if options.batch_size is None else options.batch_size
+    if adapter is not None:
+        model = load_adapter(model, adapter)
+    tokenizer = load_tokenizer(name, model_type=kind)
+    if kind == "SequenceClassification":
+        padded_with(model, pad_id_of(tokenizer))
+    return LoadedModel(model.eval(), tokenizer, batch_size)
+
+
+def base_name(adapter: Path | None) -> str:
+    """Return the base model that an adapter names. Raises UsageError: it has no configuration."""
+    config = (adapter or Path()) / "adapter_config.json"
+    if not config.exists():
+        raise UsageError(f"--adapter={adapter} holds no adapter_config.json: give the adapter/ folder of a run")
+    return json.loads(config.read_text())["base_model_name_or_path"]

@@ -1,0 +1,174 @@
+"""Options of an evaluation: frozen records whose fields are the command line.
+
+A field made by ``option`` is an option of the command line; one made by ``filled_in`` is set by a benchmark's check.
+``decides`` says what a field determines: "completions", "score", or None, which is where and how fast.
+torch is not imported here, so that --help and a mistyped option answer at once.
+"""
+
+import argparse
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from lora_one.errors import UsageError
+
+Decides = Literal["completions", "score"]
+Options = TypeVar("Options")
+
+
+def option(
+    default: Any = dataclasses.MISSING,
+    *,
+    help: str,
+    type: Callable[[str], Any] | None = None,
+    choices: Sequence[str] | None = None,
+    metavar: str | None = None,
+    spellings: Sequence[str] = (),
+    decides: Decides | None = None,
+) -> Any:
+    """Return a dataclass field that is an option of the command line; ``--<name>`` and its other spellings.
+
+    Without a default the option is required. A default of False makes a flag. ``type`` reads the text; without it the
+    type of the default does, and text is kept where the default is None.
+    """
+    argument: dict[str, Any] = {"help": help}
+    if default is False:
+        argument |= {"action": "store_true"}
+    else:
+        reader = type or (str if default in (None, dataclasses.MISSING) else default.__class__)
+        argument |= {"type": reader, "choices": choices, "metavar": metavar}
+    metadata = {"argument": argument, "spellings": tuple(spellings), "decides": decides}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def filled_in(default: Any, *, decides: Decides | None = None) -> Any:
+    """Return a dataclass field that the command line does not have: a benchmark's check sets it."""
+    return dataclasses.field(default=default, metadata={"decides": decides})
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """Options that all benchmarks share."""
+
+    model_name: str | None = option(
+        None, help="merged checkpoint, other local folder or hub id; the adapter's own base if left out"
+    )
+    data_path: str | None = option(
+        None, help="local file or folder instead of the hub's test split", decides="completions"
+    )
+    limit: int | None = option(None, type=int, help="only the first so many examples", decides="completions")
+    adapter: str | None = option(
+        None, help="adapter/ folder of a run, scored unmerged on --model_name", decides="completions"
+    )
+    output_dir: str | None = option(
+        None,
+        help="default: eval/<task> in the run's folder (of its epochs/<n>: eval/epochs/<n>/<task>), "
+        "else eval_results/<model>/<task>",
+    )
+    batch_size: int | None = option(
+        None,
+        type=int,
+        help="prompts at a time; it does not change the result (default: 16 on a CPU, else as many as fit)",
+    )
+    max_new_tokens: int = option(512, help="per completion (%(default)s)", decides="completions")
+    temperature: float | None = option(
+        None, type=float, help="sample with this temperature; greedy if left out", decides="completions"
+    )
+    top_p: float | None = option(
+        None, type=float, help="with --temperature: sample from this much probability", decides="completions"
+    )
+    seed: int = option(0, help="of the sampling (%(default)s)", decides="completions")
+    dtype: str = option(
+        "auto",
+        choices=["auto", "fp32", "bf16", "fp16"],
+        help="auto: as the checkpoint is stored",
+        decides="completions",
+    )
+    device: str | None = option(None, help="cuda, cuda:1, mps, cpu; default: an accelerator if there is one")
+    wandb_name: str | None = option(
+        None, help="name of the W&B run (default with --wandb_mode: of the run evaluated, and the task)"
+    )
+    wandb_mode: str | None = option(
+        None,
+        choices=["online", "offline", "disabled"],
+        help="make a W&B run, in the group of the run evaluated (default: offline with --wandb_name, else none)",
+    )
+    rescore: str | None = option(
+        None, metavar="PREDICTIONS", help="score the completions of this predictions.jsonl again, without a model"
+    )
+    overwrite: bool = option(False, help="replace other results in --output_dir")
+    num_sample: int = filled_in(1)
+    no_score: bool = filled_in(False)
+    stop: tuple[str, ...] = filled_in(())  # texts at which a completion ends
+    labels: tuple[str, ...] | None = filled_in(None)  # words of the classes, for a model with a classification head
+
+    @property
+    def model(self) -> str:
+        """The name of what is evaluated, as metrics.json gives it."""
+        return self.model_name or self.adapter or f"completions of {self.rescore}"
+
+    def deciding(self, what: Decides) -> dict[str, Any]:
+        """The options that determine the completions or the score, with their values."""
+        return {field.name: getattr(self, field.name) for field in fields_deciding(type(self), what)}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What identifies the results, for metrics.json; saved completions are identified by their own file."""
+        return ({} if self.rescore else self.deciding("completions")) | self.deciding("score")
+
+
+def fields_deciding(options: type, what: Decides) -> list[dataclasses.Field[Any]]:
+    return [field for field in dataclasses.fields(options) if field.metadata.get("decides") == what]
+
+
+def add_options(parser: argparse.ArgumentParser, options: type) -> None:
+    """Add every field made by ``option`` to the parser."""
+    for field in dataclasses.fields(options):
+        if "argument" in field.metadata:
+            given = field.default
+            rest = {"required": True} if given is dataclasses.MISSING else {"default": given}
+            names = [f"--{field.name}", *field.metadata["spellings"]]
+            parser.add_argument(*names, dest=field.name, **field.metadata["argument"], **rest)
+
+
+def parsed(parser: argparse.ArgumentParser, options: type[Options], arguments: Sequence[str]) -> Options:
+    """Parse the command line into a record of this class."""
+    return options(**vars(parser.parse_args(arguments)))
+
+
+def check_options(options: EvaluationOptions) -> None:
+    """Check the shared options before anything is loaded. Raises UsageError."""
+    if not (options.model_name or options.adapter or options.rescore):
+        raise UsageError("nothing to evaluate: give --model_name=<folder or hub id>, --adapter=<folder>, or --rescore")
+    for name in ("limit", "batch_size", "max_new_tokens"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name}={value} must be at least 1: give a larger number or leave it out")
+    if options.temperature is not None and not (0 < options.temperature < math.inf):
+        raise UsageError(f"--temperature={options.temperature} must be positive; leave it out for greedy decoding")
+    if options.top_p is not None and not (options.temperature and 0 < options.top_p <= 1):
+        raise UsageError(f"--top_p={options.top_p} must lie in (0, 1] and needs --temperature")
+    for name in ("adapter", "data_path", "rescore"):
+        check_path(name, getattr(options, name))
+    if options.rescore:
+        check_rescored(options)
+
+
+def check_path(name: str, value: str | None) -> None:
+    """Raises UsageError: the path of an option does not exist."""
+    if value is not None and not Path(value).expanduser().exists():
+        raise UsageError(f"--{name}={value} does not exist (looked in {Path.cwd()}): pass an existing path")
+
+
+def check_rescored(options: EvaluationOptions) -> None:
+    """Raises UsageError: an option that only a model would need, or the path is not a file."""
+    for field in fields_deciding(type(options), "completions"):
+        if getattr(options, field.name) not in (None, field.default):
+            raise UsageError(
+                f"--{field.name} is not read with --rescore, which scores every saved completion: leave it out"
+            )
+    if not Path(options.rescore or "").is_file():
+        raise UsageError(f"--rescore={options.rescore} is not a file: give the predictions.jsonl of an evaluation")

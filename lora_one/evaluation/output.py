@@ -1,0 +1,90 @@
+"""The folder of an evaluation's results: where it is, what identifies it, and whether it is finished."""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from lora_one.errors import RunError, UsageError
+from lora_one.evaluation.options import EvaluationOptions
+from lora_one.files import write_whole
+from lora_one.records.folder import RunFolder, run_of
+from lora_one.records.provenance import fingerprint
+
+
+def output_folder(task: str, options: EvaluationOptions) -> Path:
+    """Return --output_dir, else a folder in the run that is evaluated, else one named after the model."""
+    if options.output_dir:
+        return Path(options.output_dir).expanduser()
+    if options.rescore:
+        return Path(options.rescore).parent / "rescored"
+    found = evaluated_run(options)
+    if found is not None:
+        run, model = found
+        return run.path / "eval" / (Path("epochs", model.name) if model.parent.name == "epochs" else "") / task
+    name = Path(options.adapter).resolve().name if options.adapter else options.model.strip("/").replace("/", "--")
+    return Path("eval_results") / name / task
+
+
+def evaluated_run(options: EvaluationOptions) -> tuple[RunFolder, Path] | None:
+    """Return the run that saved the adapter or the model, and the path of that; None if no run did."""
+    for given in (options.adapter, options.model_name):
+        run = run_of(Path(given)) if given else None
+        if run is not None:
+            return run, Path(given).expanduser().resolve()
+    return None
+
+
+def finished_report(output: Path, options: EvaluationOptions) -> dict[str, Any] | None:
+    """Return the report of the same evaluation if it is finished, else None.
+
+    Raises UsageError: the folder holds the results of another evaluation, or the file that is rescored.
+    """
+    file = output / "metrics.json"
+    if options.rescore and (output / "predictions.jsonl").resolve() == Path(options.rescore).resolve():
+        raise UsageError(f"--output_dir={output} holds the file that is rescored: give another folder")
+    if options.overwrite or not file.exists():
+        return None
+    try:
+        report = json.loads(file.read_text())
+    except ValueError as error:
+        raise UsageError(f"{file} is not valid JSON ({error}): move it away, or --overwrite") from error
+    same = report["model"] == options.model and report["settings"] == options.settings
+    if same and report["provenance"]["fingerprints"] == data_fingerprints(options):
+        return report
+    raise UsageError(
+        f"{file} holds the results of another model or other settings: give --output_dir=<folder> or --overwrite"
+    )
+
+
+def data_fingerprints(options: EvaluationOptions) -> dict[str, str]:
+    """Return the fingerprint of each local file or folder that determines the results."""
+    local = {name: getattr(options, name) for name in ("model_name", "adapter", "data_path", "rescore")}
+    paths = {name: Path(value).expanduser() for name, value in local.items() if value}
+    return {name: fingerprint(path, nested=name == "data_path") for name, path in paths.items() if path.exists()}
+
+
+def check_writable(output: Path) -> None:
+    """Raise RunError if the folder cannot be written; called before the work, not after it."""
+    there = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise RunError(
+            f"{output} cannot be written ({there} is not a writable folder): give --output_dir=<a writable folder>"
+        )
+
+
+def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """Write one JSON object a line."""
+    write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def show(task: str, report: dict[str, Any]) -> None:
+    """Print the metrics with their standard errors, the counts and the remarks."""
+    metrics, counts = report["metrics"], report["counts"]
+    for name, value in metrics.items():
+        if not name.endswith("_stderr"):
+            print(f"{task} {name}: {100 * value:.2f} +- {100 * metrics[f'{name}_stderr']:.2f} %")
+    for part in (counts, report.get("remarks", {})):
+        if part:
+            print("  ".join(f"{name} {count}" for name, count in part.items()))

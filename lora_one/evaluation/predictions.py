@@ -1,0 +1,116 @@
+"""Predictions of an evaluation: completions that are generated, or saved ones, each scored."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_one.errors import UsageError
+from lora_one.evaluation.benchmark import Benchmark, Prediction, Request
+from lora_one.evaluation.options import EvaluationOptions
+from lora_one.evaluation.partial_results import PartialResults
+from lora_one.types import Example
+
+if TYPE_CHECKING:
+    from lora_one.evaluation.generate import Completion
+
+
+@dataclass
+class ScoredCompletions:
+    """Completions and their scores as they arrive; ``bar`` shows the accuracy so far."""
+
+    benchmark: Benchmark[Any]
+    examples: Sequence[Example]
+    bar: Any
+    predictions: dict[Request, Prediction] = field(default_factory=dict)
+    too_long: int = 0
+    correct: int = 0
+
+    def add(self, request: Request, completion: "Completion") -> None:
+        """Score a completion."""
+        line = prediction_of(self.benchmark, self.examples[request[0]], request[0], completion)
+        self.predictions[request] = line
+        self.too_long += completion.too_long
+        self.bar.update()
+        if line["correct"] is not None:
+            self.correct += line["correct"]
+            self.bar.set_postfix(accuracy=f"{self.correct / len(self.predictions):.3f}", refresh=False)
+
+
+def prediction_of(benchmark: Benchmark[Any], example: Example, index: int, completion: "Completion") -> Prediction:
+    """Return the line of predictions.jsonl: the benchmark's score, then what the completion says of itself."""
+    number = index if example.id is None else example.id
+    line = benchmark.score(number, example.prompt, completion.text, example.gold) | completion.details
+    line |= {"too_long": True} if completion.too_long else {}
+    return line | ({} if completion.room is None else {"room": completion.room})
+
+
+def generated_predictions(
+    benchmark: Benchmark[Any], options: EvaluationOptions, partial: PartialResults
+) -> list[Prediction]:
+    """Generate the completions that are not saved yet, and score all.
+
+    In the order of the data, the samples of an example together. With several processes each generates its share; the
+    first process returns all predictions, the others none.
+    """
+    from tqdm import tqdm
+
+    examples = benchmark.limited_examples(options)
+    requests = [(index, sample) for index in range(len(examples)) for sample in range(options.num_sample)]
+    done = partial.read(overwrite=options.overwrite)
+    processes = partial.processes
+    with tqdm(total=len(requests), desc="evaluation", unit="ex", disable=processes.rank > 0) as bar:
+        scored = ScoredCompletions(benchmark, examples, bar)
+        for request, completion in done.items():
+            scored.add(request, completion)
+        asked = [request for request in requests if request not in done]
+        for request, completion in benchmark.completions(examples, asked, done, options):
+            partial.add(request, completion)
+            scored.add(request, completion)
+        processes.meet()
+        if processes.rank > 0:
+            return []
+        for request, completion in {} if processes.count == 1 else partial.gathered().items():
+            if request not in scored.predictions:
+                scored.add(request, completion)
+    if scored.too_long:
+        print(
+            f"warning: {scored.too_long} completions are empty, their prompts leave no room in the model's context",
+            file=sys.stderr,
+        )
+    return [scored.predictions[request] for request in requests]
+
+
+def rescored_predictions(benchmark: Benchmark[Any], file: Path) -> list[Prediction]:
+    """Score the completions of a predictions.jsonl again. Raises UsageError: a line lacks what is scored."""
+    try:
+        lines = file.read_text().rstrip("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--rescore={file} is not a text file: give the predictions.jsonl of an evaluation") from error
+    return [rescored(benchmark, file, number, text) for number, text in enumerate(lines, start=1)]
+
+
+def rescored(benchmark: Benchmark[Any], file: Path, number: int, text: str) -> Prediction:
+    """Score one line again. Raises UsageError: the line is not a prediction."""
+    try:
+        line = json.loads(text)
+        for name, kinds in (("id", str | int), ("prompt", str), ("completion", str)):
+            if not isinstance(line[name], kinds):
+                raise TypeError(f"{name} is {line[name]!r:.40}")
+        return line | benchmark.score(line["id"], line["prompt"], line["completion"], line["gold"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"--rescore={file}, line {number}: not a prediction ({error!r}); required are id, prompt, completion, gold"
+        ) from error
+
+
+def remarks_of(benchmark: Benchmark[Any], predictions: Sequence[Prediction]) -> dict[str, int]:
+    """Count the prompts that left no room in the context, or less than max_new_tokens, if any; then the benchmark's
+    own remarks."""
+    found = {
+        "too_long": sum("too_long" in line for line in predictions),
+        "cut_to_context": sum("room" in line for line in predictions),
+    }
+    return {name: count for name, count in found.items() if count} | benchmark.remarks(predictions)
