@@ -47,7 +47,7 @@ from lora_one.losses import mean_loss
 from lora_one.models import BUNDLED, load_model, load_tokenizer
 from lora_one.optim import AdamW, create_scaled_optimizer
 from lora_one.records.tracking import read_metrics
-from lora_one.training.loop import check_packing
+from lora_one.training.packing import check_packing
 
 WHERE = os.environ.get("GPU_TESTS_ON", "cuda")
 pytestmark = [
@@ -411,14 +411,15 @@ import torch
 torch.use_deterministic_algorithms({deterministic})
 sys.path[:0] = [{root!r}, {tests!r}]
 from conftest import small_run
-from lora_one.training import loop as training
-original, calls = training.FineTuner.compute_loss, []
+from lora_one.runs import experiment
+from lora_one.training.trainer import FineTuner
+original, calls = FineTuner.compute_loss, []
 def fatal(self, *arguments, **options):
     calls.append(1)
     if len(calls) == 9:
         os.kill(os.getpid(), signal.SIGKILL)
     return original(self, *arguments, **options)
-training.FineTuner.compute_loss = fatal
+FineTuner.compute_loss = fatal
 experiment.execute(small_run({results!r}, {model!r}, *{changes!r}))
 """
 

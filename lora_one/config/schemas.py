@@ -99,7 +99,7 @@ class GradientInit(ProbedInit):
     tolerance: float  # share of sigma_i^2 that each direction i of the low-rank step may miss
     memory: str  # where gradients wait: see initialization.low_rank_step.how_to_hold
     ga_direction: str  # LoRA-GA only: which singular vectors go to which factor
-    eta: float | None  # LoRA-SB only: the step's size; null = see training.loop.first_step_size
+    eta: float | None  # LoRA-SB only: the step's size; null = see training.schedule.first_step_size
 
     @property
     def core(self) -> bool:
