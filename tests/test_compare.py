@@ -373,9 +373,8 @@ def test_dry_run_lists_every_run_and_runs_none(compared, asked, monkeypatch):
 
 
 @pytest.fixture
-def script(monkeypatch):
+def script():
     """main of scripts/compare.py, in this process."""
-    monkeypatch.setattr(cli, "_failures", [])
     return runpy.run_path(str(ROOT / "scripts/compare.py"))["main"]
 
 

@@ -422,7 +422,7 @@ def test_a_run_that_only_warms_up_is_refused(tmp_path):
 
 
 def stopped_early(folder, losses):
-    """Optimizer steps of a run of one step an epoch, whose evaluations return these losses, until early stopping ends it."""
+    """Return the steps of a run, one an epoch, whose evaluations return these losses, until early stopping ends it."""
     run = settings("model.epochs=20", "model.early_stopping_patience=2", "model.save_steps=1")
     tracker = Tracker(folder / "metrics.jsonl")
     job = TrainingJob(
