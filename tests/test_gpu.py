@@ -40,7 +40,8 @@ from lora_one.evaluation.generate import Decoding, complete
 from lora_one.evaluation.validation import Validation
 from lora_one.initialization.gradients import mean_gradients, sums_in_fp32
 from lora_one.initialization.gradients import product as product_of_layer
-from lora_one.initialization.low_rank_step import StepSettings, how_to_hold, low_rank_steps
+from lora_one.initialization.holding import how_to_hold
+from lora_one.initialization.low_rank_step import StepSettings, low_rank_steps
 from lora_one.initialization.methods import build_init
 from lora_one.initialization.start import Probe, attach_adapters
 from lora_one.losses import mean_loss
@@ -95,7 +96,7 @@ def gradients(model, batches, **options):
 def test_gradient_in_fp32(hold, size, checkpointing):
     model, exact = made()
     expected = autograd_gradients(exact, examples(), "example")
-    for name, G in gradients(model, batches_of(examples(), size, 0), hold=hold, checkpointing=checkpointing).items():
+    for name, G in gradients(model, batches_of(examples(), size, 0), place=hold, checkpointing=checkpointing).items():
         assert off(G, expected[name]) <= 1e-5, name
 
 
@@ -168,7 +169,7 @@ def test_every_way_of_holding_gradients_gives_the_same_steps(memory, size):
     report = low_rank_steps(model, layers, batches, "example", settings, found.__setitem__)
     assert report.examples == 5
     assert (
-        how_to_hold(layers, batches, settings).place
+        how_to_hold(layers, batches, settings.memory, whole=settings.transform is not None).place
         == {
             ("auto", 2): "device",
             ("fast", 2): "device",

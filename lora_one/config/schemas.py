@@ -97,7 +97,7 @@ class GradientInit(ProbedInit):
     stable_gamma: float | None  # null = the method's own, 128 for LoRA-One
     reduction: str
     tolerance: float  # share of sigma_i^2 that each direction i of the low-rank step may miss
-    memory: str  # where gradients wait: see initialization.low_rank_step.how_to_hold
+    memory: str  # where gradients wait: see initialization.holding.how_to_hold
     ga_direction: str  # LoRA-GA only: which singular vectors go to which factor
     eta: float | None  # LoRA-SB only: the step's size; null = see training.schedule.first_step_size
 
