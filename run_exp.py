@@ -11,20 +11,20 @@ import hydra
 from omegaconf import DictConfig
 
 from lora_one.config import RunConfig
-from lora_one.runs import cli
+from lora_one.runs.cli import launch
+from lora_one.runs.sweep import Sweep
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(composed: DictConfig) -> None:
-    with cli.reporting():
+    sweep = Sweep.current()
+    with sweep.job():
         run = RunConfig.from_hydra(composed)  # every key is checked before torch is even imported
-        cli.job_begins(run)
-        from lora_one.runs.experiment import execute  # torch comes in here
+        sweep.begin(run)
+        from lora_one.runs.experiment import execute  # imports torch
 
-        folder = execute(run)
-        if folder is not None:
-            cli.job_done(folder)
+        sweep.add(execute(run))
 
 
 if __name__ == "__main__":
-    sys.exit(cli.launch(main))
+    sys.exit(launch(main))

@@ -41,7 +41,9 @@ from lora_one.records.folder import RunFolder
 from lora_one.records.tracking import Tracker, read_metrics
 from lora_one.runs import cli
 from lora_one.runs.parts import adaptation_of
-from lora_one.training.loop import total_steps, train
+from lora_one.training.job import TrainingJob
+from lora_one.training.loop import train
+from lora_one.training.schedule import total_steps
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 NO_RUN = RunFolder(Path("no run"))  # nothing is read there
@@ -106,12 +108,7 @@ def ours(at: Subject, **changes: Any) -> Done:
         train(
             model,
             at.examples,
-            run,
-            adaptation_of(run, NO_RUN),
-            evaluate=None,
-            checkpoints=points,
-            pad_id=at.pad_id,
-            tracker=tracker,
+            TrainingJob(run, adaptation_of(run, NO_RUN), checkpoints=points, pad_id=at.pad_id, tracker=tracker),
         )
         clock.stop()
         return Done([line["loss"] for line in read_metrics(tracker.path)], clock)

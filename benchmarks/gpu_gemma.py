@@ -22,7 +22,6 @@ from rows import Row, Table
 from lora_one.datasets.arithmetic import PRETRAIN_FAMILIES, generate
 from lora_one.evaluation.command import main as evaluate
 from lora_one.models import BUNDLED
-from lora_one.records.folder import RunFolder
 from lora_one.runs import cli
 from lora_one.runs.experiment import execute
 
@@ -98,9 +97,7 @@ def trained(work: Work, out: Path, method: str, rate: float, seed: int) -> Row:
     """One run, and what its run.json says."""
     overrides = [*work.overrides, *METHODS[method], f"model.learning_rate={rate}", f"seed={seed}"]
     overrides += [f"results_dir={out / 'runs'}", "dataset.cache=null", "wandb.mode=disabled"]
-    cli._done.clear()
-    execute(cli.compose(CONF, overrides))
-    folder = RunFolder(cli._done[-1].path)
+    folder = execute(cli.compose(CONF, overrides))
     record = folder.read()
     init = record["init"]
     row = {"method": method, "rate": rate, "seed": seed, "adapter": str(folder.adapter)}

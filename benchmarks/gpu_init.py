@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lora_one import initialize_adapters
 from lora_one.adaptation.wrapping import quiet_peft
-from lora_one.initialization.gradients import backward_passes
+from lora_one.initialization.backward import backward_passes
 from lora_one.initialization.low_rank_step import StepSettings, factorised, low_rank_steps
 from lora_one.initialization.methods.lora_one import descent_factors
 from lora_one.linalg import LowRank

@@ -35,6 +35,7 @@ from lora_one.records.folder import RunFolder
 from lora_one.records.tracking import Tracker
 from lora_one.runs import cli
 from lora_one.runs.parts import adaptation_of
+from lora_one.training.job import TrainingJob
 from lora_one.training.loop import train
 
 NO_RUN = RunFolder(Path("no run"))  # nothing is read there
@@ -115,12 +116,7 @@ def ours(base: nn.Module, examples: list[Encoded], shape: Shape, rank: int, size
             train(
                 model,
                 examples,
-                run,
-                adaptation_of(run, NO_RUN),
-                evaluate=None,
-                checkpoints=points,
-                pad_id=PAD,
-                tracker=stamps,
+                TrainingJob(run, adaptation_of(run, NO_RUN), checkpoints=points, pad_id=PAD, tracker=stamps),
             )
             return measured(stamps, shape)
     finally:

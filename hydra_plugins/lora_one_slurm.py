@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from lora_one.config import RunConfig, first_line
 from lora_one.errors import RunError, UsageError
 from lora_one.runs import cli
+from lora_one.runs.sweep import Outcome, Sweep, say_error
 
 ROOT = Path(__file__).resolve().parents[1]
 LOOK_S = 1  # seconds between two looks for results
@@ -24,37 +25,38 @@ if importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher"):  # else cl
     from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 
     class ArrayLauncher(SlurmLauncher):
-        """Submits, waits, and hands to ``cli`` what the jobs came to: exit code and table are those of a local sweep.
+        """Submits the jobs, waits for them, and adds their results to the sweep, as of a local one.
 
-        A job that fails, or that SLURM ends, stops no other; one that SLURM queues again is waited for.
+        A job that fails, or that SLURM ends, does not stop the others. A job that SLURM queues again is waited for.
         """
 
-        def __call__(self, overrides: list[str], *rest: Any) -> cli.Outcome:
-            """One job, in a process of its own on its node."""
+        def __call__(self, overrides: list[str], *rest: Any) -> Outcome:
+            """Run one job, in a process of its own on its node."""
             return cli.apart(lambda: super(ArrayLauncher, self).__call__(overrides, *rest))
 
         def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
             numbered = [(number, list(job)) for number, job in enumerate(job_overrides, initial_job_idx)]
+            sweep = Sweep.current()
             jobs: dict[Any, str] = {}  # submitit's job -> what sets it apart from the others
-            with cli.reporting():
-                jobs = self._submit([job for job in numbered if self._sound(job[1])])
+            with sweep.job():
+                jobs = self._submit([job for job in numbered if self._sound(sweep, job[1])])
             try:
                 for job, name in wait_for(jobs):
-                    with cli.reporting():
+                    with sweep.job():
                         outcome = outcome_of(job)
-                        cli.take(outcome)
+                        sweep.add_outcome(outcome)
                         print(f"{job.job_id} {name}: {'failed' if outcome.code else 'finished'}", flush=True)
                         if outcome.code:
-                            cli.say_error(f"{job.job_id} {name}: {last_error(job)}")
+                            say_error(f"{job.job_id} {name}: {last_error(job)}")
             except KeyboardInterrupt:
                 ids = " ".join(sorted({job.job_id.partition("_")[0] for job in jobs}))
-                cli.say_error(f"what was submitted goes on without this command: scancel {ids} ends it")
+                say_error(f"the submitted jobs go on without this command: scancel {ids} ends them")
                 raise
             return [JobReturn(status=JobStatus.COMPLETED) for _ in job_overrides]
 
-        def _sound(self, overrides: list[str]) -> bool:
-            """Whether every key is what it must be; said here, before the job waits in a queue to say it."""
-            with cli.reporting():
+        def _sound(self, sweep: Sweep, overrides: list[str]) -> bool:
+            """Check every key of a job now, not after it has waited in a queue; return whether it may be submitted."""
+            with sweep.job():
                 composed = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
                 RunConfig.from_hydra(OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"]))
                 return True
@@ -96,7 +98,7 @@ if importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher"):  # else cl
 
 
 def wait_for(jobs: dict[Any, str]) -> Iterator[tuple[Any, str]]:
-    """(job, name) as each ends: it has a result, or SLURM has it no longer (twice asked: a result may come late)."""
+    """Yield (job, name) as each ends: it has a result, or SLURM twice no longer lists it (a result may come late)."""
     left, missing, asked = dict(jobs), set(), time.monotonic()
     while left:
         lost = set()
@@ -111,7 +113,7 @@ def wait_for(jobs: dict[Any, str]) -> Iterator[tuple[Any, str]]:
 
 
 def in_queue(ids: set[str]) -> set[str] | None:
-    """Those of the jobs that are waiting, running or ending; None: SLURM does not answer."""
+    """Return those of the jobs that are waiting, running or ending; None: SLURM does not answer."""
     arrays = ",".join(sorted({job.partition("_")[0] for job in ids}))
     command = ["squeue", "--noheader", "--array", "--format=%i", f"--jobs={arrays}"]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -125,13 +127,13 @@ def has_result(job: Any) -> bool:
     return result.name in {file.name for file in result.parent.iterdir()}  # a listing is fresh, also over NFS
 
 
-def outcome_of(job: Any) -> cli.Outcome:
-    """Raises RunError: SLURM ended the job, or it broke before our code began."""
+def outcome_of(job: Any) -> Outcome:
+    """Return a job's result. Raises RunError: SLURM ended the job, or it broke before our code began."""
     from submitit.core.utils import pickle_load
 
     if not has_result(job):
         reason = last_error(job).partition(": the same command")[0]
-        raise RunError(f"job {job.job_id} came to no end ({reason}): the same command goes on from its resume point")
+        raise RunError(f"job {job.job_id} did not finish ({reason}): the same command goes on from its resume point")
     kind, content = pickle_load(job.task(0).paths.result_pickle)
     if kind == "error":  # a traceback
         raise RunError(f"job {job.job_id} broke ({content.strip().splitlines()[-1]}): see {job.task(0).paths.stderr}")
@@ -139,7 +141,7 @@ def outcome_of(job: Any) -> cli.Outcome:
 
 
 def last_error(job: Any) -> str:
-    """Of its log the last line that starts with "error:", or where the log is."""
+    """Return the last error that a job's log shows, or the place of the log."""
     log = job.task(0).paths.stderr
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
     said = [line.partition("error: ")[2] for line in lines if "error: " in line]

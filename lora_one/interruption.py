@@ -1,4 +1,4 @@
-"""SIGTERM, SIGUSR1, SIGUSR2 (preemption, a time limit) end a run with a resume point; SLURM may queue it again."""
+"""SIGTERM, SIGUSR1 and SIGUSR2 (preemption, a time limit) end a run with a resume point; SLURM may requeue it."""
 
 import os
 import shutil
@@ -7,13 +7,22 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from types import FrameType
 
-WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)  # what #SBATCH --signal is given to send; submitit gives it the latter
+WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)  # that #SBATCH --signal may send; submitit uses the latter
 SIGNALS = (signal.SIGTERM, *WARNINGS)
 
-_asked: list[int] = []  # signals that came since ``caught`` began
-_deferring: list[bool] = []
+
+@dataclass
+class Signals:
+    """Signals of this process. They reach a process, not a function, so there is one such object."""
+
+    came: list[int] = field(default_factory=list)  # since ``caught`` began
+    deferring: int = 0  # how many ``deferred`` blocks are open
+
+
+_signals = Signals()
 
 
 class Interrupted(KeyboardInterrupt):
@@ -25,13 +34,13 @@ class Interrupted(KeyboardInterrupt):
 
     @property
     def exit_code(self) -> int:
-        """As shells give it: 128 + the signal's number."""
+        """128 + the signal's number, as in shells."""
         return 128 + self.number
 
 
 @contextmanager
 def caught() -> Iterator[None]:
-    """Within it, a signal raises Interrupted: at once, or where ``deferred`` ends. Handlers are put back after it."""
+    """Raise Interrupted when a signal comes within the block: at once, or at the end of a ``deferred`` block."""
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
@@ -41,38 +50,40 @@ def caught() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _asked.clear()
+        _signals.came.clear()
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
-    _asked.append(number)
-    if not _deferring and len(_asked) == 1:  # a second one would break off the record of the first
+    state = _signals
+    state.came.append(number)
+    if not state.deferring and len(state.came) == 1:  # a second one would break off the record of the first
         raise Interrupted(number)
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Within it, a signal waits: ``asked`` tells of it, and leaving raises it."""
-    _deferring.append(True)
+    """Let a signal wait until the end of the block, which raises it; within the block ``asked`` returns it."""
+    state = _signals
+    state.deferring += 1
     try:
         yield
     finally:
-        _deferring.pop()
-    if _asked:
-        raise Interrupted(_asked[0])
+        state.deferring -= 1
+    if state.came:
+        raise Interrupted(state.came[0])
 
 
 def asked() -> int | None:
-    """The first signal that came, if one did."""
-    return _asked[0] if _asked else None
+    """Return the first signal that came; None: there was none."""
+    return _signals.came[0] if _signals.came else None
 
 
 def requeue(stop: Interrupted) -> str | None:
-    """On SIGUSR1 or SIGUSR2 in a SLURM job, put it back into the queue; whether it may is SLURM's to say.
+    """On SIGUSR1 or SIGUSR2 in a SLURM job, ask SLURM to queue the job again.
 
-    On SIGTERM it is left to SLURM, which sends that when it cancels or preempts. A job of an array goes by its place
-    there: one of them has the array's own number, which would stand for all.
-    Returns what came of it in words, None where it does not apply.
+    On SIGTERM it is left to SLURM, which sends that when it cancels or preempts. A job of an array is named by array
+    and place: one of the jobs has the array's own number, which would requeue all of them.
+    Returns the result in words; None where it does not apply.
     """
     array, place = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
     job = f"{array}_{place}" if array and place else os.environ.get("SLURM_JOB_ID")

@@ -29,11 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--dry-run", action="store_true", help="list the runs and their time, run nothing")
     options = parser.parse_intermixed_args(arguments)
 
-    from lora_one.runs import cli
+    from lora_one.runs.sweep import Sweep
 
-    with cli.reporting():
+    sweep = Sweep()
+    with sweep.job():
         return compare(options)
-    return cli.exit_code()
+    return sweep.exit_code
 
 
 def compare(options: argparse.Namespace) -> int:
@@ -41,6 +42,7 @@ def compare(options: argparse.Namespace) -> int:
 
     from lora_one.runs import cli, comparison, comparison_file
     from lora_one.runs.experiment import execute
+    from lora_one.runs.sweep import FAILURE, INTERRUPTED, say_error
 
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -54,10 +56,10 @@ def compare(options: argparse.Namespace) -> int:
         return 0
     output = options.output or Path("results/comparisons") / options.comparison.stem
     try:
-        return 0 if comparison.compare(asked, compose, execute, output) else cli.FAILURE
+        return 0 if comparison.compare(asked, compose, execute, output) else FAILURE
     except KeyboardInterrupt:
-        cli.say_error("interrupted: the same command goes on")
-        return cli.INTERRUPTED
+        say_error("interrupted: the same command goes on")
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

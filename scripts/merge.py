@@ -4,14 +4,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from lora_one.runs import cli
+from lora_one.runs.sweep import Sweep
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="the run's folder, or its run.json")
     path = parser.parse_args().run
-    with cli.reporting():
+    sweep = Sweep()
+    with sweep.job():
         from lora_one.errors import UsageError
         from lora_one.records.folder import RunFolder
         from lora_one.runs.saving import merge_run
@@ -21,7 +22,7 @@ def main() -> int:
             raise UsageError(f"{path} holds no run.json: give the folder that a run printed")
         with folder.locked():
             merge_run(folder)
-    return cli.exit_code()
+    return sweep.exit_code
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from lora_one.adaptation.layers import lora_layers
 from lora_one.records.folder import RunFolder
 from lora_one.runs import experiment
 from lora_one.runs.saving import merge_run
-from lora_one.training import loop as training
+from lora_one.training.callbacks import Recorder
 
 RUN = (
     "peft=adalora",
@@ -94,14 +94,14 @@ def test_stopped_before_within_and_after_the_allocation_it_ends_with_the_same_by
     resumed = (*RUN, "model.save_steps=1")
     whole = finish(small_run(tmp_path / "whole", base, *resumed))
     run = small_run(tmp_path / "stopped", base, *resumed)
-    original = training.Recorder.on_log
+    original = Recorder.on_log
 
     def stop(self, args, state, control, logs=None, **rest):
         original(self, args, state, control, logs, **rest)
         if state.global_step == step:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training.Recorder, "on_log", stop)
+    monkeypatch.setattr(Recorder, "on_log", stop)
     with pytest.raises(KeyboardInterrupt):
         experiment.execute(run)
     monkeypatch.undo()

@@ -25,7 +25,7 @@ from lora_one.reports import compare as table
 from lora_one.reports.compare import Run, choose, method_row
 from lora_one.runs import cli, comparison, comparison_file, comparison_jobs, experiment
 from lora_one.runs.comparison_file import Comparison, read_comparison
-from lora_one.training import loop as training
+from lora_one.training import batches as collating
 
 SHIPPED = sorted((ROOT / "scripts/comparisons").glob("*.yaml"))
 RATE = "model.learning_rate"
@@ -280,7 +280,9 @@ def test_a_run_after_others_is_the_run_alone(compared, asked, tmp_path):
 def test_every_method_sees_the_same_examples_in_the_same_order(asked, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        training, "collate", lambda batch, pad, collate=training.collate: seen[-1].extend(batch) or collate(batch, pad)
+        collating,
+        "collate",
+        lambda batch, pad, collate=collating.collate: seen[-1].extend(batch) or collate(batch, pad),
     )
     for init, seed in (("default", 1), ("gradient", 1), ("svd", 1), ("default", 2)):
         seen.append([])
@@ -371,9 +373,8 @@ def test_dry_run_lists_every_run_and_runs_none(compared, asked, monkeypatch):
 
 
 @pytest.fixture
-def script(monkeypatch):
+def script():
     """main of scripts/compare.py, in this process."""
-    monkeypatch.setattr(cli, "_failures", [])
     return runpy.run_path(str(ROOT / "scripts/compare.py"))["main"]
 
 

@@ -16,9 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 from lora_one.adaptation import layers as adapters
 from lora_one.data.encode import batches_of
 from lora_one.distributed import Processes
+from lora_one.initialization import holding
 from lora_one.initialization import low_rank_step as steps
 from lora_one.initialization.gradients import mean_gradients
-from lora_one.initialization.low_rank_step import StepSettings, how_to_hold, low_rank_steps
+from lora_one.initialization.low_rank_step import StepSettings, low_rank_steps
 from lora_one.initialization.methods import build_init
 from lora_one.initialization.start import Probe, attach_adapters
 from lora_one.losses import loss_count, loss_sum, targets
@@ -116,11 +117,11 @@ def least_room_decides():
     class Memory:
         available = 0 if Processes.current().rank == 1 else 2**40
 
-    original, steps.psutil.virtual_memory = steps.psutil.virtual_memory, lambda: Memory
+    original, holding.psutil.virtual_memory = holding.psutil.virtual_memory, lambda: Memory
     try:
-        return how_to_hold(layers, batches, StepSettings()).place
+        return holding.how_to_hold(layers, batches, "auto", whole=False).place
     finally:
-        steps.psutil.virtual_memory = original
+        holding.psutil.virtual_memory = original
 
 
 def sharded_gradients(checkpointing):

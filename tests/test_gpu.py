@@ -40,14 +40,15 @@ from lora_one.evaluation.generate import Decoding, complete
 from lora_one.evaluation.validation import Validation
 from lora_one.initialization.gradients import mean_gradients, sums_in_fp32
 from lora_one.initialization.gradients import product as product_of_layer
-from lora_one.initialization.low_rank_step import StepSettings, how_to_hold, low_rank_steps
+from lora_one.initialization.holding import how_to_hold
+from lora_one.initialization.low_rank_step import StepSettings, low_rank_steps
 from lora_one.initialization.methods import build_init
 from lora_one.initialization.start import Probe, attach_adapters
 from lora_one.losses import mean_loss
 from lora_one.models import BUNDLED, load_model, load_tokenizer
 from lora_one.optim import AdamW, create_scaled_optimizer
 from lora_one.records.tracking import read_metrics
-from lora_one.training.loop import check_packing
+from lora_one.training.packing import check_packing
 
 WHERE = os.environ.get("GPU_TESTS_ON", "cuda")
 pytestmark = [
@@ -95,7 +96,7 @@ def gradients(model, batches, **options):
 def test_gradient_in_fp32(hold, size, checkpointing):
     model, exact = made()
     expected = autograd_gradients(exact, examples(), "example")
-    for name, G in gradients(model, batches_of(examples(), size, 0), hold=hold, checkpointing=checkpointing).items():
+    for name, G in gradients(model, batches_of(examples(), size, 0), place=hold, checkpointing=checkpointing).items():
         assert off(G, expected[name]) <= 1e-5, name
 
 
@@ -168,7 +169,7 @@ def test_every_way_of_holding_gradients_gives_the_same_steps(memory, size):
     report = low_rank_steps(model, layers, batches, "example", settings, found.__setitem__)
     assert report.examples == 5
     assert (
-        how_to_hold(layers, batches, settings).place
+        how_to_hold(layers, batches, settings.memory, whole=settings.transform is not None).place
         == {
             ("auto", 2): "device",
             ("fast", 2): "device",
@@ -411,14 +412,15 @@ import torch
 torch.use_deterministic_algorithms({deterministic})
 sys.path[:0] = [{root!r}, {tests!r}]
 from conftest import small_run
-from lora_one.training import loop as training
-original, calls = training.FineTuner.compute_loss, []
+from lora_one.runs import experiment
+from lora_one.training.trainer import FineTuner
+original, calls = FineTuner.compute_loss, []
 def fatal(self, *arguments, **options):
     calls.append(1)
     if len(calls) == 9:
         os.kill(os.getpid(), signal.SIGKILL)
     return original(self, *arguments, **options)
-training.FineTuner.compute_loss = fatal
+FineTuner.compute_loss = fatal
 experiment.execute(small_run({results!r}, {model!r}, *{changes!r}))
 """
 

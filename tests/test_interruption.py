@@ -20,7 +20,9 @@ from lora_one.initialization import start
 from lora_one.records.folder import RunFolder
 from lora_one.records.tracking import Tracker
 from lora_one.runs import cli, experiment, initial_model, saving
-from lora_one.training import loop as training
+from lora_one.training import trainer
+from lora_one.training.callbacks import Recorder
+from lora_one.training.trainer import FineTuner
 
 # twelve steps with dropout, a resume point every second one: the kill lies between points, in epochs, and at ends
 CHANGES = ("model.epochs=2", "model.save_steps=2", "model.saving=true", "peft.lora_dropout=0.1")
@@ -65,17 +67,17 @@ KILLS = {
     "gradient: a middle layer": (steps, "factorised", 7, False),
     "gradient: all of it": (start, "place", 1, False),
     "start: placed": (start, "place", 1, True),
-    "training: first step": (training.FineTuner, "compute_loss", 1, False),
-    "training: before a point": (training.FineTuner, "compute_loss", 4, True),
-    "training: second epoch": (training.FineTuner, "compute_loss", 9, False),
-    "training: last step": (training.FineTuner, "compute_loss", 12, False),
+    "training: first step": (FineTuner, "compute_loss", 1, False),
+    "training: before a point": (FineTuner, "compute_loss", 4, True),
+    "training: second epoch": (FineTuner, "compute_loss", 9, False),
+    "training: last step": (FineTuner, "compute_loss", 12, False),
     "training: a line logged": (Tracker, "log", 5, True),
     "checkpoint: first, adapter": (PeftModel, "save_pretrained", 1, True),
     "checkpoint: optimizer": (Trainer, "_save_optimizer_and_scheduler", 2, True),
     "checkpoint: state": (TrainerState, "save_to_json", 3, False),
-    "checkpoint: unnamed": (training, "publish", 2, False),
-    "checkpoint: two at once": (training, "publish", 3, True),
-    "checkpoint: last": (training, "publish", 6, True),
+    "checkpoint: unnamed": (trainer, "publish", 2, False),
+    "checkpoint: two at once": (trainer, "publish", 3, True),
+    "checkpoint: last": (trainer, "publish", 6, True),
     "adapter: being written": (PeftModel, "save_pretrained", 7, True),
     "adapter: written": (saving, "plot_run", 1, False),
     "merge: begun": (checkpoints, "merge_adapter", 1, False),
@@ -151,7 +153,7 @@ def test_a_signal_ends_training_after_its_step_with_a_resume_point(
     command = arguments_of(tmp_path, llama_folder)
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
-        signal_at(patch, training.FineTuner, "compute_loss", 3, number)
+        signal_at(patch, FineTuner, "compute_loss", 3, number)
         assert launched(monkeypatch, *command) == 128 + number
     assert signal.getsignal(number) is before
     assert f"ended by {number.name}: the same command (without overwrite=true) goes on" in capsys.readouterr().err
@@ -219,14 +221,14 @@ def stopped(tmp_path, llama_folder, monkeypatch):
 
 
 def stop_at(monkeypatch, step):
-    original = training.Recorder.on_log
+    original = Recorder.on_log
 
     def stop(self, args, state, control, logs=None, **rest):
         original(self, args, state, control, logs, **rest)
         if state.global_step == step:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training.Recorder, "on_log", stop)
+    monkeypatch.setattr(Recorder, "on_log", stop)
 
 
 def test_a_broken_resume_point_is_named_with_the_way_out(stopped, straight, monkeypatch):

@@ -154,7 +154,7 @@ def test_gradients_are_autograd_s(tokenizer, kind, hold):
     layers = adapters.target_layers(model, run_config("peft.lora_r=2").peft)
     found = {}
     batches = batches_of(encoded, 5 if hold == "layer" else 2, encoder.pad_id)
-    report = mean_gradients(model, layers, batches, "example", lambda n, G: found.update({n: G.clone()}), hold=hold)
+    report = mean_gradients(model, layers, batches, "example", lambda n, G: found.update({n: G.clone()}), place=hold)
     assert found.keys() == layers.keys() and report.examples == 5
     model.requires_grad_(True)
     for row in encoded:

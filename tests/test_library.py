@@ -20,7 +20,7 @@ from lora_one.data.encode import Encoded, batches_of
 from lora_one.errors import RunError, UsageError
 from lora_one.initialization.methods import build_init
 from lora_one.initialization.start import Probe, attach_adapters
-from lora_one.training.loop import CHECKPOINTING
+from lora_one.training.arguments import CHECKPOINTING
 
 TARGETS = ["q_proj", "down_proj"]
 IDS = torch.arange(3, 40).reshape(1, -1)

@@ -16,7 +16,10 @@ from lora_one.distributed import Processes
 from lora_one.initialization.methods import build_init
 from lora_one.initialization.start import attach_adapters
 from lora_one.records.tracking import Tracker, read_metrics
-from lora_one.training.loop import FineTuner, Recorder, train
+from lora_one.training.callbacks import Recorder
+from lora_one.training.job import TrainingJob
+from lora_one.training.loop import train
+from lora_one.training.trainer import FineTuner
 
 DATA = 16
 CASES = {
@@ -32,8 +35,8 @@ def tuned(folder, *changes):
     model = attach_adapters(random_llama(), adaptation_for(run), build_init(run.init), None, seed=0)[0]
     processes = Processes.current()
     tracker = Tracker(folder / "metrics.jsonl", main_process=processes.rank == 0)
-    options = {"checkpoints": folder / "checkpoints", "pad_id": 0, "tracker": tracker, "processes": processes.count}
-    train(model, examples(DATA), run, adaptation_for(run), evaluate=None, **options)
+    options = {"checkpoints": folder / "checkpoints", "pad_id": 0, "tracker": tracker}
+    train(model, examples(DATA), TrainingJob(run, adaptation_for(run), **options))
     factors = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     return factors, [line["loss"] for line in read_metrics(tracker.path)]
 

@@ -17,7 +17,7 @@ from lora_one.adaptation import checkpoints
 from lora_one.errors import RunError
 from lora_one.models import load_model
 from lora_one.runs import experiment, fine_tuning, initial_model
-from lora_one.training import loop as training
+from lora_one.training.callbacks import Recorder
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,6 @@ def test_the_same_command_again_does_nothing(finished, monkeypatch, capsys):
 def test_saving_a_finished_run_merges_without_training(tmp_path, llama_folder, monkeypatch):
     folder = finish(small_run(tmp_path, llama_folder, "dataset.accuracy_examples=0"))
     assert not folder.merged.exists()
-    monkeypatch.setattr(training, "train", None)
     monkeypatch.setattr(fine_tuning, "train", None)
     again = finish(small_run(tmp_path, llama_folder, "dataset.accuracy_examples=0", "model.saving=true"))
     assert again.path == folder.path and (folder.merged / "model.safetensors").exists()
@@ -154,18 +153,18 @@ def test_epochs_zero_leaves_the_spectral_initialisation_itself(tmp_path, llama_f
 def straight_and_resumed(tmp_path, model, changes, monkeypatch):
     """The folders of one run without interruption and of one stopped at step 9, then started again."""
     straight = finish(small_run(tmp_path / "straight", model, *changes))
-    original = training.Recorder.on_log
+    original = Recorder.on_log
 
     def stop(self, args, state, control, logs=None, **rest):
         original(self, args, state, control, logs, **rest)
         if state.global_step == 9:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training.Recorder, "on_log", stop)
+    monkeypatch.setattr(Recorder, "on_log", stop)
     run = small_run(tmp_path / "stopped", model, *changes)
     with pytest.raises(KeyboardInterrupt):
         experiment.execute(run)
-    monkeypatch.setattr(training.Recorder, "on_log", original)
+    monkeypatch.setattr(Recorder, "on_log", original)
     monkeypatch.setattr(initial_model, "attach_adapters", None)  # what was initialised is not initialised again
     return straight, finish(run)
 

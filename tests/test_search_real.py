@@ -9,8 +9,9 @@ import torch
 from conftest import ROOT, finish, real_model, run_config
 
 from lora_one.adaptation.layers import lora_layers, put
+from lora_one.initialization.forward_batches import batches_loss, forward_batches
 from lora_one.initialization.methods import build_init
-from lora_one.initialization.start import attach_adapters, batches_loss, forward_batches
+from lora_one.initialization.start import attach_adapters
 from lora_one.records.folder import RunFolder
 from lora_one.runs.parts import load_base, load_parts
 

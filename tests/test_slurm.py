@@ -182,7 +182,7 @@ def test_a_job_that_slurm_has_no_longer_is_not_waited_for(tmp_path, monkeypatch)
     lost, name = next(ended)
     assert (lost.job_id, name, len(asked)) == ("5_1", "seed=2", 6)
     lost.paths.stderr.write_text("slurmstepd: error: Detected 1 oom_kill event in StepId=5.0.\nmore\n")
-    with pytest.raises(RunError, match=r"job 5_1 came to no end \(Detected 1 oom_kill event in .*the same command"):
+    with pytest.raises(RunError, match=r"job 5_1 did not finish \(Detected 1 oom_kill event in .*the same command"):
         lora_one_slurm.outcome_of(lost)
     assert [(job.job_id, name) for job, name in ended] == [("5_0", "seed=1")] and len(asked) == 7
 

@@ -26,9 +26,11 @@ from lora_one.adaptation.checkpoints import merge_adapter
 from lora_one.data.encode import batches_of
 from lora_one.errors import RunError, UsageError
 from lora_one.initialization import gradients as gradient_room
+from lora_one.initialization import holding
 from lora_one.initialization import low_rank_step as steps
 from lora_one.initialization.gradients import mean_gradients
-from lora_one.initialization.low_rank_step import StepSettings, how_to_hold, low_rank_steps
+from lora_one.initialization.holding import how_to_hold
+from lora_one.initialization.low_rank_step import StepSettings, low_rank_steps
 from lora_one.initialization.methods import build_init
 from lora_one.initialization.sketch import sketched_steps
 from lora_one.initialization.start import Probe, attach_adapters
@@ -66,7 +68,7 @@ def gradients(model, layers, batches, hold, checkpointing=False):
         assert name not in found
         found[name] = G
 
-    mean_gradients(model, layers, batches, "example", consume, hold=hold, checkpointing=checkpointing)
+    mean_gradients(model, layers, batches, "example", consume, place=hold, checkpointing=checkpointing)
     return found
 
 
@@ -95,7 +97,7 @@ def test_same_steps_as_the_exact_svd_of_autograds_gradient(memory, batch_size, h
     layers, batches = linear_layers(model), batches_of(examples(), batch_size, 0)
     expected = {n: torch.linalg.svd(G, full_matrices=False) for n, G in autograd(model, layers, batches).items()}
     settings = StepSettings(singular=RANK, tolerance=1e-8, memory=memory, checkpointing=checkpointing)
-    assert how_to_hold(layers, batches, settings).place == hold
+    assert how_to_hold(layers, batches, settings.memory, whole=settings.transform is not None).place == hold
     found = {}
     report = low_rank_steps(model, layers, batches, "example", settings, found.__setitem__)
     assert (report.examples, report.memory) == (5, hold)
@@ -118,7 +120,7 @@ def test_every_memory_mode_gives_the_same_product(singular):
     products = {}
     for memory, batch_size in (("fast", 2), ("low", 2), ("low", 5)):
         batches, settings = batches_of(examples(), batch_size, 0), StepSettings(singular=singular, memory=memory)
-        hold, found = how_to_hold(layers, batches, settings).place, {}
+        hold, found = how_to_hold(layers, batches, settings.memory, whole=settings.transform is not None).place, {}
         low_rank_steps(model, layers, batches, "example", settings, found.__setitem__)
         products[hold] = {name: step.U * step.S @ step.Vh for name, step in found.items()}
     assert products.keys() == {"device", "sketch", "layer"}
@@ -184,7 +186,7 @@ def test_transform_keeps_fullwhole():
     model = random_llama()
     layers, batches = linear_layers(model), batches_of(examples(), 2, 0)
     settings = StepSettings(singular=RANK, memory="low", transform=torch.sign)
-    assert how_to_hold(layers, batches, settings).place == "cpu"
+    assert how_to_hold(layers, batches, settings.memory, whole=settings.transform is not None).place == "cpu"
     found = {}
     low_rank_steps(model, layers, batches, "example", settings, found.__setitem__)
     for name, G in autograd(model, layers, batches).items():
@@ -212,11 +214,11 @@ GB = 10**9
 )
 def test_gradients_wait_where_the_predicted_time_is_least(batches, length, device, host, whole, place, groups):
     rooms = {"device_room": int(device * GB), "host_room": host * GB}
-    holding = steps.fastest(batches, batches * length, SEVEN_B, **rooms, speed=steps.SPEEDS["cuda"], whole=whole)
-    assert holding.place == place
+    found = holding.fastest(batches, batches * length, SEVEN_B, **rooms, speed=holding.SPEEDS["cuda"], whole=whole)
+    assert found.place == place
     if place == "device":
-        assert (holding.room is None) == (groups == 1)
-        assert groups == 1 or len(steps._groups(SEVEN_B, holding.room)) == groups
+        assert (found.room is None) == (groups == 1)
+        assert groups == 1 or len(holding._groups(SEVEN_B, found.room)) == groups
 
 
 def test_layers_in_groups_give_the_same_steps_in_less_memory(monkeypatch):
@@ -225,12 +227,12 @@ def test_layers_in_groups_give_the_same_steps_in_less_memory(monkeypatch):
     layers, batches = linear_layers(model), batches_of(examples(), 2, 0)
     whole, found = {}, {}
     low_rank_steps(model, layers, batches, "example", StepSettings(singular=RANK), whole.__setitem__)
-    room = 3 * max(map(steps.gradient_bytes, layers.values()))
-    monkeypatch.setattr(steps, "how_to_hold", lambda *_: steps.Holding("device", room))
+    room = 3 * max(map(holding.gradient_bytes, layers.values()))
+    monkeypatch.setattr(steps, "how_to_hold", lambda *_, **__: holding.Holding("device", room))
     monkeypatch.setattr(gradient_room, "SMALL", 0)  # sums in fp32, which the watch counts
     with Alive(layers) as watch:
         low_rank_steps(model, layers, batches, "example", StepSettings(singular=RANK), found.__setitem__)
-    assert watch.bytes <= room + 2 * max(map(steps.gradient_bytes, layers.values()))
+    assert watch.bytes <= room + 2 * max(map(holding.gradient_bytes, layers.values()))
     assert list(found) == list(layers)
     assert_same({n: s.U * s.S @ s.Vh for n, s in found.items()}, {n: s.U * s.S @ s.Vh for n, s in whole.items()})
 
@@ -267,11 +269,11 @@ class Alive(TorchDispatchMode):
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(("hold", "most"), [("device", 14), ("layer", 2)])
 def test_layers_are_freed_one_by_one(hold, most, checkpointing):
-    """hold=device holds all 14 gradients at the end; hold=layer never more than two."""
+    """place=device holds all 14 gradients at the end; place=layer never more than two."""
     model = wide_llama()
     layers, batches = linear_layers(model), batches_of(examples(), 5, 0)
     with Alive(layers) as watch:
-        mean_gradients(model, layers, batches, "example", lambda n, G: None, hold=hold, checkpointing=checkpointing)
+        mean_gradients(model, layers, batches, "example", lambda n, G: None, place=hold, checkpointing=checkpointing)
     assert watch.most <= most and (hold == "layer" or watch.most == most)
     largest = 4 * max(layer.weight.numel() for layer in layers.values())
     assert hold == "device" or watch.bytes <= 2 * largest
@@ -322,9 +324,9 @@ def test_directions_that_a_gradient_lacks_are_named_and_not_noise(memory, count)
     layers = {"classifier.dense": model.classifier.dense, "query": model.roberta.encoder.layer[0].attention.self.query}
     batches, expected, found = rows_of_a_head(model, count), {}, {}
     message = rf"1 of 2 layers have fewer usable directions than wanted: classifier\.dense \({count} of {RANK}\)\."
-    for holding, steps_found in (("fast", expected), (memory, found)):
+    for mode, steps_found in (("fast", expected), (memory, found)):
         with pytest.warns(UserWarning, match=message) as raised:
-            settings = StepSettings(singular=RANK, memory=holding)
+            settings = StepSettings(singular=RANK, memory=mode)
             low_rank_steps(model, layers, batches, "example", settings, steps_found.__setitem__)
         assert len(raised) == 1
     step = found["classifier.dense"]

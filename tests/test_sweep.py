@@ -12,7 +12,7 @@ import pytest
 
 import run_exp
 from lora_one.runs import cli, experiment
-from lora_one.training import loop as training
+from lora_one.training.trainer import FineTuner
 
 SWEEP = [
     "-m",
@@ -57,7 +57,7 @@ def jobs(monkeypatch):
 
 def test_interrupted_half_way_a_sweep_runs_only_what_is_missing(tmp_path, monkeypatch, capsys, jobs):
     """2 initialisations x 2 learning rates x 2 seeds; SIGTERM comes in the fifth job."""
-    original, losses = training.FineTuner.compute_loss, []
+    original, losses = FineTuner.compute_loss, []
 
     def loss(*arguments, **options):
         losses.append(None)
@@ -65,7 +65,7 @@ def test_interrupted_half_way_a_sweep_runs_only_what_is_missing(tmp_path, monkey
             os.kill(os.getpid(), signal.SIGTERM)
         return original(*arguments, **options)
 
-    monkeypatch.setattr(training.FineTuner, "compute_loss", loss)
+    monkeypatch.setattr(FineTuner, "compute_loss", loss)
     command = [*SWEEP, f"results_dir={tmp_path}"]
     assert launched(monkeypatch, *command) == 143
     assert sorted(record["status"] for record in records(tmp_path)) == ["finished"] * 4 + ["interrupted"]

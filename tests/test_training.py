@@ -1,6 +1,7 @@
 """The loop against a hand-written one: same batches, same loss, same weights."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -17,17 +18,13 @@ from lora_one.initialization.start import attach_adapters
 from lora_one.losses import loss_count, loss_sum, targets
 from lora_one.optim import build_optimizer, create_scaled_optimizer
 from lora_one.records.tracking import Tracker, read_metrics
-from lora_one.training.loop import (
-    LOSS_WINDOW,
-    FineTuner,
-    Recorder,
-    accumulation_steps,
-    check_packing,
-    first_and_last,
-    refuse_no_learning,
-    total_steps,
-    train,
-)
+from lora_one.training.callbacks import Recorder
+from lora_one.training.job import TrainingJob
+from lora_one.training.loop import train
+from lora_one.training.loss_curve import LOSS_WINDOW, first_and_last
+from lora_one.training.packing import check_packing
+from lora_one.training.schedule import accumulation_steps, refuse_no_learning, refuse_uneven_batch, total_steps
+from lora_one.training.trainer import FineTuner
 
 
 def adapted(run):
@@ -52,12 +49,7 @@ def trained(run, folder, data):
     train(
         model,
         data,
-        run,
-        adaptation_for(run),
-        evaluate=None,
-        checkpoints=folder / "checkpoints",
-        pad_id=0,
-        tracker=tracker,
+        TrainingJob(run, adaptation_for(run), checkpoints=folder / "checkpoints", pad_id=0, tracker=tracker),
     )
     factors = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     return factors, [line["loss"] for line in read_metrics(tracker.path)]
@@ -113,12 +105,7 @@ def test_learning_rates_of_all_groups_are_logged(tmp_path, name):
         train(
             adapted(run),
             examples(6),
-            run,
-            adaptation_for(run),
-            evaluate=None,
-            checkpoints=folder,
-            pad_id=0,
-            tracker=tracker,
+            TrainingJob(run, adaptation_for(run), checkpoints=folder, pad_id=0, tracker=tracker),
         )
     one, two = (read_metrics(tracker.path)[start : start + 4] for start in (0, 4))
     assert [line["learning_rate"] for line in one] == pytest.approx([1e-2, 7.5e-3, 5e-3, 2.5e-3])
@@ -267,12 +254,7 @@ def narrow_run(monkeypatch, folder, model, changes, *, casting):
         train(
             model,
             examples(6),
-            run,
-            adaptation_for(run),
-            evaluate=None,
-            checkpoints=folder / "points",
-            pad_id=0,
-            tracker=tracker,
+            TrainingJob(run, adaptation_for(run), checkpoints=folder / "points", pad_id=0, tracker=tracker),
         )
     factors = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     return factors, [line["loss"] for line in read_metrics(tracker.path)], casts.count
@@ -314,12 +296,9 @@ def test_outside_of_training_steps_adapters_take_any_input(tmp_path):
     train(
         model,
         examples(6),
-        run,
-        adaptation_for(run),
-        evaluate=evaluate,
-        checkpoints=tmp_path / "points",
-        pad_id=0,
-        tracker=tracker,
+        TrainingJob(
+            run, adaptation_for(run), evaluate=evaluate, checkpoints=tmp_path / "points", pad_id=0, tracker=tracker
+        ),
     )
     assert seen[0].dtype == torch.bfloat16
 
@@ -358,7 +337,7 @@ def test_the_host_waits_for_no_result_between_a_batch_and_its_gradient(tmp_path,
         monkeypatch.setattr(FineTuner, name, watched)
 
     watch("training_step")
-    watch("_get_num_items_in_batch")
+    watch("count_batches")
     run = settings("model.epochs=2", f"model.loss={reduction}", f"model.per_device_batch_size={per_device}")
     trained(run, tmp_path, examples(16))
     assert waits.found == []
@@ -370,7 +349,7 @@ def test_tokens_of_an_encoder_decoder_are_those_of_both_sides(tmp_path):
     model = attach_adapters(random_t5(), adaptation_for(run), build_init(run.init), None, seed=0)[0]
     tracker = Tracker(tmp_path / "metrics.jsonl")
     done = train(
-        model, data, run, adaptation_for(run), evaluate=None, checkpoints=tmp_path / "points", pad_id=0, tracker=tracker
+        model, data, TrainingJob(run, adaptation_for(run), checkpoints=tmp_path / "points", pad_id=0, tracker=tracker)
     )
     assert done["tokens"] == sum(len(e.input_ids) + 4 for e in data)
 
@@ -382,7 +361,7 @@ def test_tokens_are_counted_without_padding(tmp_path):
         run = settings("model.epochs=2", f"model.packing={packing}")
         tracker = Tracker(tmp_path / f"{packing}.jsonl")
         done = train(
-            adapted(run), data, run, adaptation_for(run), evaluate=None, checkpoints=folder, pad_id=0, tracker=tracker
+            adapted(run), data, TrainingJob(run, adaptation_for(run), checkpoints=folder, pad_id=0, tracker=tracker)
         )
         assert done["tokens"] == 2 * sum(len(example.input_ids) for example in data)
 
@@ -408,7 +387,7 @@ def test_steps_and_accumulation():
     assert accumulation_steps(model, 1) == 8 and accumulation_steps(model, 2) == 4
     assert total_steps(100, model) == 6  # 4 steps an epoch, the last over 4 examples
     with pytest.raises(UsageError, match=r"32 is not divisible.*4 x 3 processes.*multiple of 12"):
-        accumulation_steps(model, 3)
+        refuse_uneven_batch(model, 3)
 
 
 @pytest.mark.parametrize("count", range(1, 30))
@@ -442,18 +421,42 @@ def test_a_run_that_only_warms_up_is_refused(tmp_path):
         assert not all(torch.equal(factors[name], value) for name, value in before.items())
 
 
-def test_early_stopping_ends_when_the_loss_no_longer_falls(tmp_path):
-    run = settings("model.epochs=20", "model.early_stopping_patience=2")
-    losses = iter([3.0, 2.0, 2.5, 2.4, 1.0] + 20 * [0.5])
-    tracker = Tracker(tmp_path / "metrics.jsonl")
-    done = train(
-        adapted(run),
-        examples(6),
+def stopped_early(folder, losses):
+    """Return the steps of a run, one an epoch, whose evaluations return these losses, until early stopping ends it."""
+    run = settings("model.epochs=20", "model.early_stopping_patience=2", "model.save_steps=1")
+    tracker = Tracker(folder / "metrics.jsonl")
+    job = TrainingJob(
         run,
         adaptation_for(run),
-        evaluate=lambda model: {"eval_loss": next(losses)},
-        checkpoints=tmp_path / "checkpoints",
+        tracker,
+        folder / "checkpoints",
         pad_id=0,
-        tracker=tracker,
+        evaluate=lambda model: {"eval_loss": next(losses)},
     )
-    assert done["steps"] == 4
+    return train(adapted(run), examples(6), job)["steps"]
+
+
+def test_early_stopping_ends_when_the_loss_no_longer_falls(tmp_path):
+    assert stopped_early(tmp_path, iter([3.0, 2.0, 2.5, 2.4, 1.0] + 20 * [0.5])) == 4
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_early_stopping_remembers_the_evaluations_before_a_resume_point(tmp_path, older):
+    """older: the resume point also names transformers' callback, as those of earlier versions do."""
+
+    def interrupted():
+        yield from [3.0, 2.0, 2.5]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped_early(tmp_path, interrupted())
+    if older:
+        file = tmp_path / "checkpoints/checkpoint-3/trainer_state.json"
+        state = json.loads(file.read_text())
+        counted = {
+            "args": {"early_stopping_patience": 2, "early_stopping_threshold": 0.0},
+            "attributes": {"early_stopping_patience_counter": 1},
+        }
+        state["stateful_callbacks"]["EarlyStoppingCallback"] = counted
+        file.write_text(json.dumps(state | {"best_metric": 2.0}))
+    assert stopped_early(tmp_path, iter([2.4] + 20 * [0.5])) == 4

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from lora_one.distributed import Processes
 from lora_one.errors import RunError
 from lora_one.files import write_json
-from lora_one.initialization.gradients import GradientReport
+from lora_one.initialization.backward import GradientReport
 from lora_one.initialization.start import Solution
 from lora_one.losses import Batch
 from lora_one.types import AdapterFactors

@@ -3,14 +3,34 @@
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 from torch.nn.functional import pad
 
-from lora_one.losses import IGNORED, Batch, targets
+from lora_one.distributed import Processes
+from lora_one.losses import IGNORED, Batch, Reduction, batch_loss, evaluating, loss_count, targets
 
 MAX_TOKENS = 4096  # of a batch, with padding
 MAX_LOGITS = 2**29  # bytes of a batch's logits in fp32
 # What padding on the right is filled with; input_ids take the padding token.
 FILLERS = {"input_ids": None, "decoder_input_ids": None, "attention_mask": 0, "token_type_ids": 0, "labels": IGNORED}
+
+
+def forward_batches(model: nn.Module, batches: Sequence[Batch]) -> Sequence[Batch]:
+    """Return the same examples in fewer and larger batches, for forward passes without gradients; see ``regrouped``."""
+    config = model.config.get_text_config()
+    pad_id = 0 if batches[0]["labels"].dim() == 2 else config.pad_token_id  # masked, but a head looks for its token
+    return regrouped(batches, pad_id, config.vocab_size, Processes.current().count)
+
+
+@torch.no_grad()
+def batches_loss(model: nn.Module, batches: Sequence[Batch], reduction: Reduction) -> float:
+    """Return the mean loss, dropout off; several processes share the batches, and all get the same."""
+    processes = Processes.current()
+    total = 0.0
+    with evaluating(model):
+        for batch, weight in processes.share(batches):
+            total += weight * float(batch_loss(model, batch, reduction)[0])
+    return processes.total(total) / sum(loss_count(targets(batch), reduction) for batch in batches)
 
 
 def regrouped(batches: Sequence[Batch], pad_id: int | None, vocabulary: int, at_least: int = 1) -> Sequence[Batch]:

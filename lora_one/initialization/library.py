@@ -20,7 +20,8 @@ from lora_one.distributed import Processes
 from lora_one.errors import UsageError, nearest
 from lora_one.initialization.cache import content_of
 from lora_one.initialization.gradients import without_autocast
-from lora_one.initialization.low_rank_step import Memory, StepSettings
+from lora_one.initialization.holding import Memory
+from lora_one.initialization.low_rank_step import StepSettings
 from lora_one.initialization.methods import build_init
 from lora_one.initialization.start import Probe, Start, place, solve, warn_of_experts
 from lora_one.losses import Batch, Reduction, loss_count, targets

@@ -1,4 +1,4 @@
-"""Low-rank steps of mean gradients that are never held whole: a block Krylov space whose products are passes.
+"""Low-rank steps of mean gradients that are never whole in memory: a block Krylov space whose products are passes.
 
 A pass over the batches gives G V (m x k), or G^T Q (n x k), of every layer at once, from dY^T (X V) and X^T (dY Q). A
 layer needs (m + n) x k numbers for each block; each product costs a forward and a backward pass over all batches.
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lora_one.distributed import Processes
-from lora_one.initialization.gradients import GradientReport, backward_passes, refuse_unused, sum_dtype, wide_dtype
+from lora_one.initialization.backward import GradientReport, backward_passes
+from lora_one.initialization.gradients import refuse_unused, sum_dtype, wide_dtype
 from lora_one.linalg import KrylovSpace, LowRank, fix_signs
 from lora_one.losses import Batch, Reduction
 from lora_one.models import weight_shape
@@ -76,7 +77,7 @@ def sketched_steps(
 
 
 def _refuse_unusable(name: str, product: Tensor) -> None:
-    """Raises ValueError: the gradient behind a product with random columns is zero or not finite."""
+    """Raise ValueError when a product with random columns shows that the gradient is zero or not finite."""
     if not product.any():
         raise ValueError(f"the gradient of layer {name} is zero: nothing to start from")
     if not torch.isfinite(product).all():
@@ -84,7 +85,7 @@ def _refuse_unusable(name: str, product: Tensor) -> None:
 
 
 def _omega(name: str, layer: nn.Module, space: KrylovSpace, seed: int) -> Tensor:
-    """Gaussian columns: those of the space, then ``PROBES``."""
+    """Return Gaussian columns: those of the space, then ``PROBES``."""
     generator = generator_for(seed, f"low-rank step of {name}")
     psi = torch.randn(weight_shape(layer)[1], PROBES, generator=generator_for(seed, f"energy of {name}"))
     return torch.cat([space.start(generator), psi], dim=1).to(layer.weight.device)
@@ -100,7 +101,7 @@ def _pass(
     checkpointing: bool,
     transposed: bool,
 ) -> tuple[GradientReport, dict[str, Tensor]]:
-    """One pass over the batches: G V of every layer, or with ``transposed`` G^T Q; the same on every process."""
+    """Return G V of every layer, or with ``transposed`` G^T Q, by one pass; the same on every process."""
     products: dict[str, Tensor] = {}
     sums = sum_dtype(model, layers)
 

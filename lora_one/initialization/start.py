@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
@@ -25,14 +24,13 @@ from lora_one.adaptation.layers import (
 )
 from lora_one.adaptation.lora import Lora
 from lora_one.adaptation.wrapping import lora_config, quiet_peft, unwrapped_on_error
-from lora_one.distributed import Processes
 from lora_one.errors import RunError, UsageError
-from lora_one.initialization.forward_batches import regrouped
-from lora_one.initialization.gradients import GradientReport
+from lora_one.initialization.backward import GradientReport
+from lora_one.initialization.forward_batches import batches_loss, forward_batches
 from lora_one.initialization.low_rank_step import Step, StepSettings, low_rank_steps
 from lora_one.initialization.methods import Method
 from lora_one.initialization.search import EVALUATIONS, line_search
-from lora_one.losses import Batch, Reduction, batch_loss, evaluating, loss_count, targets
+from lora_one.losses import Batch, Reduction, loss_count, targets
 from lora_one.types import AdapterFactors
 
 
@@ -146,28 +144,12 @@ def solve(
     Raises as ``attach_adapters``.
     """
     layers = lora_layers(model)
-    factors: dict[str, AdapterFactors] = {}
-    energies: dict[str, float] = {}
-    decreases: list[float] = []
-    vectors: dict[str, tuple[Tensor, Tensor]] = {}
-
-    def start(name: str, step: Step | None) -> None:
-        found = method.factors(layer_view(name, layers[name], seed, originals), step)
-        if found.shift_base:
-            refuse_quantised(name, layers[name].get_base_layer())
-        if step is not None:
-            energies[name] = step.energy
-            if probe.vectors:
-                r = layers[name].r[ADAPTER]
-                vectors[name] = (step.U[:, :r].cpu(), step.Vh[:r].cpu())
-            decreases.append(0.0 if found.shift_base else layers[name].scaling[ADAPTER] * first_order(found, step))
-        factors[name] = found
-
+    found = LayerStarts(layers, method, seed, originals, probe is not None and probe.vectors)
     with quiet_peft(), model.disable_adapter(), as_run_errors():
         if not method.settings.needs_gradient:
             for name in layers:
-                start(name, None)
-            return Solution(factors)
+                found.add(name, None)
+            return Solution(found.factors)
         settings = replace(
             probe.settings,
             singular={name: method.settings.vectors * layer.r[ADAPTER] for name, layer in layers.items()},
@@ -175,12 +157,48 @@ def solve(
             transform=method.transform,
         )
         bare = {name: layer.get_base_layer() for name, layer in layers.items()}
-        report = low_rank_steps(model.get_base_model(), bare, probe.batches, probe.reduction, settings, start)
-    solution = Solution(factors, energies, report, sum(decreases), vectors=vectors)
+        report = low_rank_steps(model.get_base_model(), bare, probe.batches, probe.reduction, settings, found.add)
+    solution = found.solution(report)
     if method.settings.search_from is None:
         return solution
     with as_run_errors():
         return searched(model, solution, method, probe)
+
+
+@dataclass
+class LayerStarts:
+    """Factors of the layers done so far, and what run.json records of them.
+
+    keep_vectors: keep the gradients' leading singular vectors.  decreases: first-order decreases of the loss.
+    """
+
+    layers: dict[str, Any]
+    method: Method
+    seed: int
+    originals: Callable[[str], Tensor] | None
+    keep_vectors: bool
+    factors: dict[str, AdapterFactors] = field(default_factory=dict)
+    energies: dict[str, float] = field(default_factory=dict)
+    decreases: list[float] = field(default_factory=list)
+    vectors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def add(self, name: str, step: Step | None) -> None:
+        """Find the factors of one layer. Raises UsageError: the method changes its base, which is quantised."""
+        layer = self.layers[name]
+        found = self.method.factors(layer_view(name, layer, self.seed, self.originals), step)
+        if found.shift_base:
+            refuse_quantised(name, layer.get_base_layer())
+        if step is not None:
+            self.energies[name] = step.energy
+            if self.keep_vectors:
+                r = layer.r[ADAPTER]
+                self.vectors[name] = (step.U[:, :r].cpu(), step.Vh[:r].cpu())
+            self.decreases.append(0.0 if found.shift_base else layer.scaling[ADAPTER] * first_order(found, step))
+        self.factors[name] = found
+
+    def solution(self, report: GradientReport) -> Solution:
+        """Return the factors and their record, of a method that takes a gradient."""
+        return Solution(self.factors, self.energies, report, sum(self.decreases), vectors=self.vectors)
 
 
 def solve_by_peft(
@@ -195,7 +213,7 @@ def solve_by_peft(
 
 @contextmanager
 def as_run_errors() -> Iterator[None]:
-    """What goes wrong on the way to the factors is a failure of the run, told in one line."""
+    """Turn a ValueError within the block into a RunError of one line."""
     try:
         yield
     except UsageError:
@@ -262,26 +280,9 @@ def searched(model: PeftModel, solution: Solution, method: Method, probe: Probe)
     )
 
 
-def forward_batches(model: nn.Module, batches: Sequence[Batch]) -> Sequence[Batch]:
-    """The batches of forward passes without gradients: fewer and larger, see ``regroup``."""
-    config = model.config.get_text_config()
-    pad_id = 0 if batches[0]["labels"].dim() == 2 else config.pad_token_id  # masked, but a head looks for its token
-    return regrouped(batches, pad_id, config.vocab_size, Processes.current().count)
-
-
 def probe_loss(model: nn.Module, probe: Probe) -> float:
-    """Mean loss on the examples, dropout off; on several processes each takes its share and all get the same."""
+    """Return the mean loss on the examples, dropout off; several processes share them, and all get the same."""
     return batches_loss(model, forward_batches(model, probe.batches), probe.reduction)
-
-
-@torch.no_grad()
-def batches_loss(model: nn.Module, batches: Sequence[Batch], reduction: Reduction) -> float:
-    processes = Processes.current()
-    total = 0.0
-    with evaluating(model):
-        for batch, weight in processes.share(batches):
-            total += weight * float(batch_loss(model, batch, reduction)[0])
-    return processes.total(total) / sum(loss_count(targets(batch), reduction) for batch in batches)
 
 
 def looked_at(base: nn.Module, probe: Probe) -> GradientReport:

@@ -1,34 +1,25 @@
-"""Around Hydra: the published spellings before it, one-line errors and exit codes after it."""
+"""The command line: published spellings become Hydra's, and Hydra's errors become one line each."""
 
-import gc
 import importlib.util
 import os
 import re
 import shutil
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from lora_one.config import RunConfig, first_line, valid_keys
-from lora_one.errors import RunError, UsageError, nearest
+from lora_one.errors import UsageError, nearest
 from lora_one.interruption import Interrupted, caught, requeue
-from lora_one.records.folder import RunFolder, first_process
+from lora_one.runs.sweep import FAILURE, INTERRUPTED, USAGE, Outcome, Sweep, say_error
 
 GROUPS = ("dataset", "model", "peft", "init", "optimizer", "wandb", "experiment")
 RENAMED = {"dataset_name": "dataset", "init.weight": "init.scale"}
-USAGE, FAILURE, INTERRUPTED = 2, 1, 130
-
-_failures: list[int] = []  # exit codes of the jobs of this process; a sweep runs several
-_done: list[RunFolder] = []
-_anew: list[bool] = []  # of each job that began in this process: whether it has overwrite=true
-_tracebacks: list[bool] = []  # whether HYDRA_FULL_ERROR=1 came from the user
 
 
 def translate(arguments: Sequence[str]) -> list[str]:
-    """Published spellings to Hydra's own: ``+init=x`` to ``init=x``, ``++dataset_name=x`` to ``dataset=x``.
+    """Translate published spellings to Hydra's: ``+init=x`` to ``init=x``, ``++dataset_name=x`` to ``dataset=x``.
 
     Hydra refuses ``+group=`` for a group of the defaults list and takes ``++dataset_name=`` without effect.
 
@@ -49,24 +40,22 @@ def translate(arguments: Sequence[str]) -> list[str]:
 def launch(hydra_main: Callable[[], None]) -> int:
     """Run the Hydra application on sys.argv; returns the exit code.
 
-    0, 1 failed, 2 wrongly asked for, 130 interrupted, 143, 138 and 140 ended by SIGTERM, SIGUSR1 and SIGUSR2 (with a
+    0; 1 a job failed; 2 wrong usage; 130 interrupted; 143, 138 and 140 ended by SIGTERM, SIGUSR1 and SIGUSR2 (with a
     resume point).
     """
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     sys.argv[1:] = translate(sys.argv[1:])
-    _failures.clear()
-    _done.clear()
-    _anew.clear()
+    sweep = Sweep()
     try:
         check_launcher(sys.argv[1:])
-        with hydra_raises(), caught():
+        with sweep.running(), hydra_raises(sweep), caught():
             hydra_main()
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: a group set to no name
-        _report(explain(error, sys.argv[1:]), USAGE)
+        sweep.fail(explain(error, sys.argv[1:]), USAGE)
     except Interrupted as stop:
-        return ended(stop)
+        return ended(stop, sweep)
     except KeyboardInterrupt:
         say_error("interrupted: the same command goes on from the last resume point")
         return INTERRUPTED
@@ -74,15 +63,14 @@ def launch(hydra_main: Callable[[], None]) -> int:
         if error.filename is None:
             raise
         place = f"{error.filename} cannot be written ({error.strerror})"
-        _report(f"results folder {place}: set results_dir=<a writable folder>", FAILURE)
-    if len(_done) > 1 and first_process():
-        close_sweep(_done)
-    return exit_code()
+        sweep.fail(f"results folder {place}: set results_dir=<a writable folder>", FAILURE)
+    sweep.close()
+    return sweep.exit_code
 
 
-def ended(stop: Interrupted) -> int:
-    """Say that a signal came and, where SLURM can be asked to, queue the job again; returns the exit code."""
-    said = None if any(_anew) else requeue(stop)  # with overwrite=true the next start would delete the results
+def ended(stop: Interrupted, sweep: Sweep) -> int:
+    """Print that a signal came, requeue the job where SLURM allows it, and return the exit code."""
+    said = None if sweep.overwriting else requeue(stop)  # with overwrite=true the next start would delete the results
     say_error(
         f"ended by {stop}: the same command (without overwrite=true) goes on from the last resume point"
         + (f"; {said}" if said else "")
@@ -91,7 +79,7 @@ def ended(stop: Interrupted) -> int:
 
 
 def check_launcher(arguments: Sequence[str]) -> None:
-    """Raises UsageError: the jobs cannot be handed to SLURM from here."""
+    """Raise UsageError when the jobs cannot be submitted to SLURM from here."""
     if "hydra/launcher=slurm" not in arguments:
         return
     asked = "hydra/launcher=slurm"
@@ -105,60 +93,26 @@ def check_launcher(arguments: Sequence[str]) -> None:
         raise UsageError(f"{asked} is for one process, which submits: start it without srun or a launcher")
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a job in another process came to: its exit code, and the folders of the runs that it finished."""
-
-    code: int
-    done: tuple[Path, ...]
-
-
 def apart(job: Callable[[], object]) -> Outcome:
-    """Run a job of a sweep in a process of its own, as ``launch`` runs the sweep; ``take`` notes what it came to.
+    """Run one job of a sweep in a process of its own, and return its result for ``Sweep.add_outcome``.
 
-    A signal ends the process, with a resume point and no outcome: SLURM may run it again.
+    A signal ends the process, with a resume point and without a result: SLURM may run it again.
     """
-    _failures.clear()
-    _done.clear()
-    _anew.clear()
+    sweep = Sweep()
     try:
-        with caught():
+        with sweep.running(), caught():
             job()
     except Interrupted as stop:
-        sys.exit(ended(stop))
-    except SystemExit:  # one of several processes failed, and said so
+        sys.exit(ended(stop, sweep))
+    except SystemExit:  # one of several processes failed, and printed why
         pass
-    return Outcome(exit_code(), tuple(folder.path for folder in _done))
-
-
-def take(outcome: Outcome) -> None:
-    """Note what a job in another process came to."""
-    _failures.append(outcome.code)
-    _done.extend(map(RunFolder, outcome.done))
-
-
-def close_sweep(folders: Sequence[RunFolder]) -> None:
-    """Show the table of a sweep's finished runs, and leave it in their results_dir."""
-    from lora_one.reports.table import save_sweep, sweep_table
-
-    runs = list({folder.path: folder.read() for folder in folders}.items())
-    print("\n" + sweep_table(runs))
-    results = folders[0].path.parents[2]
-    runs = [(path, record) for path, record in runs if path.is_relative_to(results)]
-    try:
-        path = save_sweep(runs, results)
-    except OSError as error:
-        _report(
-            f"the table cannot be written to {results} ({error.strerror}): free space, or make it writable", FAILURE
-        )
-    else:
-        print(f"table: {path} and {path.with_suffix('.csv').name}")
+    return sweep.outcome
 
 
 def compose(conf: Path, overrides: Sequence[str]) -> RunConfig:
-    """The checked configuration of these overrides, as ``run_exp.py <overrides>`` composes it.
+    """Return the checked configuration of these overrides, as ``run_exp.py <overrides>`` composes it.
 
-    conf: the folder of the configuration, absolute.  Raises UsageError: what Hydra or the checks refuse.
+    conf: the folder of the configuration, absolute.  Raises UsageError: Hydra or the checks refuse them.
     """
     from hydra import compose as composed
     from hydra import initialize_config_dir
@@ -177,76 +131,23 @@ def compose(conf: Path, overrides: Sequence[str]) -> RunConfig:
         raise UsageError(explain(error, arguments)) from error
 
 
-def job_begins(run: RunConfig) -> None:
-    """Note what a signal must know of a run: with overwrite=true, SLURM may not start it again."""
-    _anew.append(run.overwrite)
-
-
-def job_done(folder: RunFolder) -> None:
-    """Note a finished run for the table at a sweep's end."""
-    _done.append(folder)
-
-
-def exit_code() -> int:
-    """Of this process so far: 0, or the highest of its failed jobs."""
-    return max(_failures, default=0)
-
-
 @contextmanager
-def hydra_raises() -> Iterator[None]:
-    """Hydra prints its errors and exits unless this variable is set; the user's wish for tracebacks is kept."""
+def hydra_raises(sweep: Sweep) -> Iterator[None]:
+    """Set the variable that makes Hydra raise its errors; where the user had set it, tracebacks are printed."""
     asked = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    _tracebacks.append(asked == "1")
+    sweep.tracebacks = asked == "1"
     try:
         yield
     finally:
-        _tracebacks.pop()
+        sweep.tracebacks = False
         os.environ.pop("HYDRA_FULL_ERROR")
         if asked is not None:
             os.environ["HYDRA_FULL_ERROR"] = asked
 
 
-@contextmanager
-def reporting() -> Iterator[None]:
-    """One job: an error becomes its line on stderr and the exit code; the next job of a sweep starts in free memory."""
-    gc.collect()  # the last job's model and its trainer refer to each other; its error, if any, has let go of them now
-    if "torch" in sys.modules:
-        sys.modules["torch"].cuda.empty_cache()
-    try:
-        yield
-    except UsageError as error:
-        _report(str(error), USAGE)
-    except RunError as error:
-        _report(str(error), FAILURE)
-        _end_with_the_others()
-    except Exception as error:  # a defect of ours or of a library: the traceback says where, the last line what
-        if not any(_tracebacks):
-            traceback.print_exc()
-        _report(f"{type(error).__name__}: {error}", FAILURE)
-        _end_with_the_others()
-
-
-def _end_with_the_others() -> None:
-    """One of several processes has failed: the others wait for it, so no job of the sweep can go on."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise SystemExit(FAILURE)
-
-
-def _report(message: str, code: int) -> None:
-    _failures.append(code)
-    if any(_tracebacks):
-        traceback.print_exc()
-    say_error(message)
-
-
-def say_error(message: str) -> None:
-    if first_process():
-        print(f"error: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
-
-
 def explain(error: Exception, arguments: Sequence[str]) -> str:
-    """Hydra's refusal of these arguments in one line: the value, the rule, the nearest valid names."""
+    """Return Hydra's refusal of these arguments in one line: the value, the rule, the nearest valid names."""
     from hydra.errors import OverrideParseException
 
     text = str(error)

@@ -12,7 +12,7 @@ from lora_one.runs.saving import merge_run, save
 from lora_one.runs.status import recorded
 from lora_one.runs.summary import print_summary
 from lora_one.seeding import seed_everything
-from lora_one.training.loop import accumulation_steps
+from lora_one.training.schedule import refuse_uneven_batch
 
 
 def experiment(run: RunConfig, place: Placed) -> None:
@@ -41,7 +41,7 @@ def execute(run: RunConfig) -> RunFolder | None:
     place = placed(run)
     run, folder = place.run, place.folder
     if processes.count > 1:
-        accumulation_steps(run.model, processes.count)  # refuses a batch that cannot be shared out, before any work
+        refuse_uneven_batch(run.model, processes.count)
     if run.dry_run:
         print(plan(run, folder.path))
         return None

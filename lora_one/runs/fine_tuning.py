@@ -8,7 +8,9 @@ from lora_one.adaptation.checkpoints import load_factors
 from lora_one.distributed import Processes
 from lora_one.records.tracking import Tracker, read_metrics
 from lora_one.runs.parts import RunParts
-from lora_one.training.loop import first_and_last, train
+from lora_one.training.job import TrainingJob
+from lora_one.training.loop import train
+from lora_one.training.loss_curve import first_and_last
 
 
 def fine_tune(parts: RunParts, model: nn.Module, tracker: Tracker) -> None:
@@ -19,19 +21,17 @@ def fine_tune(parts: RunParts, model: nn.Module, tracker: Tracker) -> None:
     tracker.summarize({name: begun.get(name) for name in ("trainable_parameters", "init")})
     done = {"steps": 0, "seconds": 0.0, "tokens": 0}
     if run.model.epochs > 0:
-        done = train(
-            model,
-            parts.splits.train,
+        job = TrainingJob(
             run,
             parts.adaptation,
+            tracker,
+            folder.checkpoints,
+            parts.encoder.pad_id,
             evaluate=validation if validation else None,
-            checkpoints=folder.checkpoints,
-            pad_id=parts.encoder.pad_id,
-            tracker=tracker,
-            processes=processes.count,
-            keep=partial(keep_epoch, parts, model) if run.model.keep_epochs else None,
+            keep_epoch=partial(keep_epoch, parts, model) if run.model.keep_epochs else None,
             gradients=load_factors(folder.gradient_vectors),
         )
+        done = train(model, parts.splits.train, job)
     lines = read_metrics(folder.metrics)
     last = processes.gathered(next((line for line in reversed(lines) if "eval_loss" in line), {}))[0]
     if last.get("step") == done["steps"]:

@@ -23,7 +23,7 @@ from lora_one.records.tracking import Tracker
 from lora_one.runs.parts import RunParts
 from lora_one.runs.summary import start_lines
 from lora_one.training.callbacks import Watcher
-from lora_one.training.loop import first_step_size
+from lora_one.training.schedule import first_step_size
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")  # whose versions a start may depend on
 

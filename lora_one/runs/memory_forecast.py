@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lora_one.initialization.gradients import blocks_of, gradients_from_the_embeddings
+from lora_one.initialization.backward import blocks_of, gradients_from_the_embeddings
 from lora_one.models import auto_class
 
 

@@ -21,7 +21,8 @@ from lora_one.initialization.probe import init_seed, probe_batches
 from lora_one.initialization.start import Probe
 from lora_one.records.folder import RunFolder
 from lora_one.seeding import seed_everything
-from lora_one.training.loop import check_resume_point, last_checkpoint, refuse_no_learning, total_steps
+from lora_one.training.resume_points import check_resume_point, last_checkpoint
+from lora_one.training.schedule import refuse_no_learning, total_steps
 
 
 @dataclass(frozen=True)

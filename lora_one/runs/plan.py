@@ -21,7 +21,7 @@ from lora_one.models import (
 from lora_one.records.folder import RunFolder, method_name
 from lora_one.runs.memory_forecast import activation_bytes
 from lora_one.runs.parts import adaptation_of
-from lora_one.training.loop import refuse_no_learning, total_steps
+from lora_one.training.schedule import refuse_no_learning, total_steps
 
 GB = 1e9
 

@@ -10,7 +10,7 @@ from lora_one.models import local_folder
 from lora_one.records.folder import Placed
 from lora_one.records.provenance import provenance
 from lora_one.records.tracking import Tracker
-from lora_one.training.loop import last_checkpoint
+from lora_one.training.resume_points import last_checkpoint
 
 
 @contextmanager

@@ -1,12 +1,14 @@
-"""What happens beside the steps of the training loop: records, looks, signals, budgets, lines on the screen."""
+"""Callbacks of the training: records, diagnostics, signals, early stopping, lines on the screen."""
 
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_utils import speed_metrics
 
 from lora_one.adaptation.layers import FactorPairs, factors_of, lora_layers
 from lora_one.adaptation.protocol import Adaptation
@@ -20,14 +22,18 @@ SHOWN = ("loss", "eval_loss", "eval_accuracy")  # of the logged numbers, on the 
 
 
 class Recorder(TrainerCallback):
-    """Hands every logged number to the tracker and stops a run whose loss is no number any more."""
+    """Writes every logged number to the tracker, and ends a run whose loss is not finite."""
 
     def __init__(self, tracker: Tracker):
         self.tracker = tracker
         self.rates: dict[str, float] = {}
+        self.began, self.tokens_before = time.time(), 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.began, self.tokens_before = time.time(), state.num_input_tokens_seen
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
-        """Keep the learning rates of this step, of several groups; the schedule moves on before the log."""
+        """Keep the learning rates of this step, if of several groups; the schedule moves on before the log."""
         groups = optimizer.param_groups
         if len(groups) > 1:
             self.rates = {f"learning_rate_{group['name']}": group["lr"] for group in groups}
@@ -36,7 +42,7 @@ class Recorder(TrainerCallback):
         logs = logs or {}
         if "loss" not in logs and not any(name.startswith("eval_") for name in logs):
             return  # the Trainer's closing summary; run.json has its own
-        self.tracker.log(state.global_step, logs | self.rates if "learning_rate" in logs else logs)
+        self.tracker.log(state.global_step, logs | self.seen(state, logs))
         loss = logs.get("loss", logs.get("eval_loss", 0.0))
         if not math.isfinite(loss):
             raise RunError(
@@ -44,9 +50,17 @@ class Recorder(TrainerCallback):
                 f"(now {args.learning_rate:g}), raise model.warmup or lower model.max_grad_norm"
             )
 
+    def seen(self, state: Any, logs: dict[str, Any]) -> dict[str, Any]:
+        """Return the tokens seen and, of a training step, its speed and the learning rates of several groups."""
+        tokens = {"num_input_tokens_seen": state.num_input_tokens_seen}
+        if "learning_rate" not in logs:
+            return tokens
+        since = state.num_input_tokens_seen - self.tokens_before
+        return tokens | speed_metrics("train", self.began, num_tokens=since) | self.rates
+
 
 class Watcher(TrainerCallback):
-    """Hands what the adapters look like to the tracker every so many optimizer steps; only the main process looks.
+    """Writes diagnostics of the adapters to the tracker every so many optimizer steps, in the main process only.
 
     gradients: (U_r, Vh_r) by layer, as the start saw them; empty where it saw no gradient.
     """
@@ -66,7 +80,7 @@ class Watcher(TrainerCallback):
 
 
 class Stopper(TrainerCallback):
-    """Asked to end by a signal: this step is the last one, and it leaves a resume point."""
+    """Ends training after the step in which a signal came, with a resume point."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -88,8 +102,24 @@ class AfterStep(TrainerCallback):
         self.adaptation.after_step(getattr(model, "module", model), state.global_step)
 
 
+class EarlyStopping(TrainerCallback):
+    """Ends training when the last ``patience`` evaluations have not improved on the lowest eval_loss before them.
+
+    The evaluations are read from the Trainer's log, which resume points contain.
+    """
+
+    def __init__(self, patience: int):
+        self.patience = patience
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+        since_best = len(losses) - 1 - losses.index(min(losses))
+        if since_best >= self.patience:
+            control.should_training_stop = True
+
+
 class EpochEnds(TrainerCallback):
-    """Calls ``keep(n)`` when the n-th epoch is through."""
+    """Calls ``keep(n)`` after the n-th epoch."""
 
     def __init__(self, an_epoch: int, keep: Callable[[int], None]):
         self.an_epoch, self.keep = an_epoch, keep
@@ -100,7 +130,7 @@ class EpochEnds(TrainerCallback):
 
 
 class Lines(TrainerCallback):
-    """Without a terminal, a line now and then instead of a bar: logs of a batch job stay readable."""
+    """Prints about twenty lines in all, in place of a bar, where there is no terminal, as in a batch job."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         logs = logs or {}
@@ -111,7 +141,7 @@ class Lines(TrainerCallback):
 
 
 class Bar(ProgressCallback):
-    """The Trainer's bar with the last loss beside it instead of a line a step."""
+    """The Trainer's progress bar, which shows the last loss instead of printing a line for every step."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if self.training_bar is not None and logs:

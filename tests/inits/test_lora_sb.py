@@ -2,9 +2,12 @@
 
 import pytest
 import torch
-from conftest import run_config, start_of
+from conftest import adaptation_for, run_config, start_of
 
-from lora_one.training.loop import arguments, first_step_size, total_steps, warmup_steps
+from lora_one.records.tracking import Tracker
+from lora_one.training.arguments import arguments
+from lora_one.training.job import TrainingJob
+from lora_one.training.schedule import first_step_size, total_steps, warmup_steps
 from lora_one.types import LayerView
 
 R = 8
@@ -84,7 +87,7 @@ def test_null_eta_is_the_learning_rate_of_the_first_warmup_step(changes, warmup,
     run = run_config("init.direction=LoRA-SB", *small, *changes)
     assert first_step_size(50_000, run.model) == pytest.approx(1e-4 / warmup)
     steps = total_steps(50_000, run.model)
-    trainer = arguments(run, 50_000, tmp_path, 1, evaluated=False)
+    trainer = arguments(TrainingJob(run, adaptation_for(run), Tracker(tmp_path / "metrics.jsonl"), tmp_path, 0), 50_000)
     assert warmup_steps(50_000, run.model) == trainer.get_warmup_steps(steps)
 
 

@@ -145,7 +145,7 @@ class GradientSettings(ExampleSettings):
 
     reduction: str
     tolerance: float  # share of sigma_i^2 that each direction i of the low-rank step may miss
-    memory: str  # where gradients wait: see initialization.low_rank_step.how_to_hold
+    memory: str  # where gradients wait: see initialization.holding.how_to_hold
 
     needs_gradient: ClassVar[bool] = True
 

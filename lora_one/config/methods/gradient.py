@@ -81,7 +81,7 @@ class LoraGASettings(ScaledSettings, GradientSettings):
 class LoraSBSettings(GradientSettings):
     """LoRA-SB (arXiv:2411.19557): the r x r core is the step itself, so s = 1."""
 
-    eta: float | None  # size of the step; null = see training.loop.first_step_size
+    eta: float | None  # size of the step; null = see training.schedule.first_step_size
 
     title: ClassVar[str] = "LoRA-SB"
     transform: ClassVar[str | None] = "descent_signs"

@@ -1,0 +1,136 @@
+"""The jobs of one command: their results, and one-line errors with exit codes."""
+
+import gc
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lora_one.config import RunConfig
+from lora_one.errors import RunError, UsageError
+from lora_one.records.folder import RunFolder, first_process
+
+USAGE, FAILURE, INTERRUPTED = 2, 1, 130
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Result of a job that ran in another process: its exit code and the folders of the runs it finished."""
+
+    code: int
+    done: tuple[Path, ...]
+
+
+@dataclass
+class Sweep:
+    """Results of the jobs of one command, collected one after another; a single run is a sweep of one job.
+
+    failures: exit codes of the failed jobs.  done: folders of the finished runs.
+    overwriting: some job has overwrite=true, so the command must not be started again by itself.
+    tracebacks: print every error's traceback too.
+    """
+
+    failures: list[int] = field(default_factory=list)
+    done: list[RunFolder] = field(default_factory=list)
+    overwriting: bool = False
+    tracebacks: bool = False
+
+    @staticmethod
+    def current() -> "Sweep":
+        """Return the sweep that the running command belongs to. Hydra calls a job without arguments."""
+        return _current.get()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Make this the current sweep within the block."""
+        token = _current.set(self)
+        try:
+            yield
+        finally:
+            _current.reset(token)
+
+    @property
+    def exit_code(self) -> int:
+        """0, or the highest exit code of the failed jobs."""
+        return max(self.failures, default=0)
+
+    @property
+    def outcome(self) -> Outcome:
+        """The results so far, to be sent to another process."""
+        return Outcome(self.exit_code, tuple(folder.path for folder in self.done))
+
+    def begin(self, run: RunConfig) -> None:
+        """Note what a signal handler must know of a job before it ends."""
+        self.overwriting = self.overwriting or run.overwrite
+
+    def add(self, folder: RunFolder | None) -> None:
+        """Note the folder of a finished run; None: a dry run has none."""
+        if folder is not None:
+            self.done.append(folder)
+
+    def add_outcome(self, outcome: Outcome) -> None:
+        """Note the result of a job that ran in another process."""
+        self.failures.append(outcome.code)
+        self.done.extend(map(RunFolder, outcome.done))
+
+    @contextmanager
+    def job(self) -> Iterator[None]:
+        """Run one job within the block: an error becomes one line on stderr and an exit code, and the sweep goes on."""
+        gc.collect()  # the last job's model and its trainer refer to each other; its error, if any, is released now
+        if "torch" in sys.modules:
+            sys.modules["torch"].cuda.empty_cache()
+        try:
+            yield
+        except UsageError as error:
+            self.fail(str(error), USAGE)
+        except RunError as error:
+            self.fail(str(error), FAILURE)
+            _end_with_the_others()
+        except Exception as error:  # a defect of ours or of a library: the traceback says where, the last line what
+            if not self.tracebacks:
+                traceback.print_exc()
+            self.fail(f"{type(error).__name__}: {error}", FAILURE)
+            _end_with_the_others()
+
+    def fail(self, message: str, code: int) -> None:
+        """Note a failed job and print its error."""
+        self.failures.append(code)
+        if self.tracebacks:
+            traceback.print_exc()
+        say_error(message)
+
+    def close(self) -> None:
+        """Print the table of several finished runs, and write it to their results_dir."""
+        if len(self.done) < 2 or not first_process():
+            return
+        from lora_one.reports.table import save_sweep, sweep_table
+
+        runs = list({folder.path: folder.read() for folder in self.done}.items())
+        print("\n" + sweep_table(runs))
+        results = self.done[0].path.parents[2]
+        try:
+            path = save_sweep([(path, record) for path, record in runs if path.is_relative_to(results)], results)
+        except OSError as error:
+            reason = f"the table cannot be written to {results} ({error.strerror})"
+            self.fail(f"{reason}: free space, or make it writable", FAILURE)
+        else:
+            print(f"table: {path} and {path.with_suffix('.csv').name}")
+
+
+_current: ContextVar[Sweep] = ContextVar("sweep")
+
+
+def say_error(message: str) -> None:
+    """Print an error on one line of stderr, from the first process only."""
+    if first_process():
+        print(f"error: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
+
+
+def _end_with_the_others() -> None:
+    """End this process if it is one of several: the others wait for the failed one, so no further job can run."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise SystemExit(FAILURE)

@@ -1,0 +1,64 @@
+"""A run's settings in the Trainer's own terms."""
+
+import sys
+
+import torch
+from transformers import TrainingArguments
+
+from lora_one.distributed import Processes
+from lora_one.training.job import TrainingJob
+from lora_one.training.resume_points import HIDDEN
+from lora_one.training.schedule import accumulation_steps, steps_per_epoch, total_steps
+
+RESUME_EVERY = 500  # optimizer steps between two resume points at most, unless model.save_steps says otherwise
+# the Trainer's name for it; older versions of transformers have only the latter
+NAMES = ("activation_checkpointing", "gradient_checkpointing")
+CHECKPOINTING = next(name for name in NAMES if name in TrainingArguments.__dataclass_fields__)
+
+
+class Arguments(TrainingArguments):
+    """The Trainer's settings, for at most one GPU per process.
+
+    Where one process sees several GPUs, the Trainer would train under DataParallel, to which accelerate does not
+    apply autocast.
+    """
+
+    @property
+    def n_gpu(self) -> int:
+        return min(super().n_gpu, 1)
+
+
+def arguments(job: TrainingJob, examples: int) -> Arguments:
+    """Return the Trainer's settings for a training on so many examples; everything not set here is its default.
+
+    The Trainer writes resume points into the hidden folder, from which ``FineTuner`` moves them when they are whole.
+    """
+    run, model = job.run, job.run.model
+    an_epoch = steps_per_epoch(examples, model)
+    return Arguments(
+        output_dir=str(job.checkpoints / HIDDEN),
+        per_device_train_batch_size=model.per_device_batch_size,
+        gradient_accumulation_steps=accumulation_steps(model, Processes.current().count),
+        max_steps=total_steps(examples, model),
+        learning_rate=model.learning_rate,
+        lr_scheduler_type=model.scheduler if model.scheduler != "constant" else "constant_with_warmup",
+        warmup_steps=model.warmup,
+        max_grad_norm=model.max_grad_norm,
+        bf16=model.bf16,
+        **{CHECKPOINTING: model.gradient_checkpointing},
+        ddp_broadcast_buffers=False,  # equal on every process and constant, LoRA-SB's and LoRA-XS's factors among them
+        logging_steps=model.logging_steps,
+        logging_nan_inf_filter=False,
+        eval_strategy="no" if job.evaluate is None else "steps",
+        eval_steps=max(1, round(model.eval_epochs * an_epoch)),
+        save_strategy="steps",
+        save_steps=model.save_steps or min(an_epoch, RESUME_EVERY),
+        seed=run.training_seed,
+        data_seed=run.order_seed,
+        use_cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        label_names=["labels"],
+        report_to="none",
+        disable_tqdm=not sys.stderr.isatty(),
+    )

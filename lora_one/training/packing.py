@@ -1,0 +1,46 @@
+"""Several examples in one row: a check that the model keeps them apart."""
+
+import heapq
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from transformers import masking_utils
+
+from lora_one.data.encode import Encoded, pack
+from lora_one.errors import UsageError
+from lora_one.losses import evaluating, model_logits
+
+
+@torch.no_grad()
+def check_packing(model: nn.Module, examples: Sequence[Encoded]) -> None:
+    """Check that two examples in one row get the logits that each has alone.
+
+    Raises UsageError: the attention of this model reads across their boundary, or its positions do not start again.
+    """
+    pair = heapq.nsmallest(2, examples, key=lambda example: len(example.input_ids))
+    with evaluating(model):
+        alone = torch.cat([model_logits(model, pack([example]))[0] for example in pair]).float()
+        together = model_logits(model, pack(pair))[0].float()
+    change = float((together - alone).abs().max() / alone.abs().max())
+    rounding = 1e-3 if next(model.parameters()).dtype == torch.float32 else 0.1
+    if not change <= rounding:
+        raise UsageError(
+            f"model.packing=true: two examples in one row change each other's logits in this model, by {change:.2g} of "
+            "the largest, so its attention does not keep them apart: drop model.packing"
+        )
+
+
+@contextmanager
+def one_example_per_row() -> Iterator[None]:
+    """Turn off transformers' search for several examples in a row, for which the host waits in every forward pass."""
+    search = getattr(masking_utils, "find_packed_sequence_indices", None)
+    if search is None:  # another version of transformers
+        yield
+        return
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None  # its answer where there is one example
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = search

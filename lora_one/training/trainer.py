@@ -1,0 +1,150 @@
+"""The Hugging Face Trainer with our order of examples, our loss, our evaluation and whole resume points."""
+
+import shutil
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.data_loader import prepare_data_loader
+from safetensors import SafetensorError
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+from transformers import Trainer
+
+from lora_one.adaptation.layers import inputs_not_cast, plain_layers
+from lora_one.data.order import MicroBatches
+from lora_one.errors import RunError
+from lora_one.files import publish
+from lora_one.losses import few_logits, loss_at
+from lora_one.training.batches import COUNTED, TOKENS
+from lora_one.training.job import TrainingJob
+from lora_one.training.resume_points import keep_only
+
+
+class FineTuner(Trainer):
+    """The Trainer with our order, our loss (by token or by example over the global batch) and our evaluation.
+
+    Two private methods of the Trainer are overridden, ``_save_checkpoint`` and ``_load_from_checkpoint``; why, says
+    docs/design.md (Decisions).
+    """
+
+    loss_is_scaled_for_ga = True  # compute_loss divides by the global batch's own count
+
+    def __init__(self, job: TrainingJob, order: MicroBatches, **options: Any):
+        config = getattr(options["model"], "config", None)
+        cached = getattr(config, "use_cache", None)
+        super().__init__(**options)
+        if cached is not None:  # the Trainer turns it off, and so it would be saved with the merged model
+            config.use_cache = cached
+        elif hasattr(config, "use_cache"):  # new: a model without such a switch
+            del config.use_cache
+        self.order = order
+        self.adaptation = job.adaptation
+        self.evaluate_model = job.evaluate
+        self.checkpoints = job.checkpoints
+        self.causal = job.run.model.type == "CausalLM"
+        self.without_casts = plain_layers(self.model) if job.run.model.bf16 else []
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Return this process's micro-batches; the order knows its share, so accelerate shares nothing out."""
+        loader = DataLoader(
+            self.train_dataset,
+            batch_sampler=self.order,
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        device = self.accelerator.device
+        return prepare_data_loader(
+            loader, device, num_processes=1, process_index=0, put_on_device=True, non_blocking=loader.pin_memory
+        )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], int]:
+        """Return this process's micro-batches of one optimizer step, and what the global batch's loss is divided by."""
+        batches = list(islice(epoch_iterator, num_batches))
+        return batches, self.count_batches(batches, device)
+
+    def count_batches(self, batches: list[dict[str, Any]], device: torch.device) -> int:
+        """Return what the global batch's loss is divided by, and add its tokens to those seen.
+
+        Both were counted on the CPU; only several processes, which add theirs up, wait for the device here.
+        """
+        count = sum(batch[COUNTED].count for batch in batches)
+        tokens = sum(batch[TOKENS] for batch in batches)
+        if self.accelerator.num_processes > 1:
+            both = torch.tensor([[count, tokens]], device=device)
+            count, tokens = self.accelerator.gather(both).sum(dim=0).tolist()
+        self.state.num_input_tokens_seen += tokens
+        return count
+
+    def training_step(self, *arguments: Any, **options: Any) -> torch.Tensor:
+        """Do the passes of one micro-batch, without the casts of adapter inputs that change no bit."""
+        with inputs_not_cast(self.without_casts):  # also while the backward pass repeats checkpointed blocks
+            return super().training_step(*arguments, **options)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Return this micro-batch's part of the global batch's mean, times the processes.
+
+        The gradients of the processes are averaged, not summed.
+        """
+        counted = inputs[COUNTED]
+        left_out = {"labels", COUNTED, TOKENS} | ({"attention_mask"} if self.causal else set())  # padding comes last
+        given = {name: value for name, value in inputs.items() if name not in left_out}
+        logits = model(**given, **few_logits(self.model, inputs, counted), use_cache=False).logits
+        total = loss_at(logits, counted)
+        loss = total * self.accelerator.num_processes / num_items_in_batch
+        extra = self.adaptation.extra_loss(self.model)
+        if extra is not None:  # once a step: each micro-batch brings its share
+            loss = loss + extra / self.current_gradient_accumulation_steps
+        return loss
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Return the metrics of the job's own evaluation, logged."""
+        metrics = self.evaluate_model(self.model)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a resume point: it appears whole or not at all, and only then the older one is removed.
+
+        Raises RunError when it cannot be written (no space left, for example); the older one is then unchanged.
+        """
+        hidden, point = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
+        place = self.checkpoints / point
+        try:
+            with self.adaptation.saving_state(self.model):
+                super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                self.adaptation.save_state(self.model, hidden / point)
+                publish(hidden / point, place)
+                keep_only(place)
+        except (OSError, RuntimeError, SafetensorError) as error:  # the latter two: of a full disk, from the libraries
+            reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
+            raise RunError(
+                f"the resume point {place} cannot be written ({reason}): free space, and the same command goes on from "
+                "the last one"
+            ) from error
+        finally:
+            if self.args.should_save:
+                shutil.rmtree(hidden, ignore_errors=True)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Write a resume point's trained values into the model, in place and in its own dtype."""
+        if not self.adaptation.load_state(self.model, Path(resume_from_checkpoint)):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+
+def leave_shards_alone(model: nn.Module) -> None:
+    """Tell DDP to ignore a sharded base, which is frozen; it averages the adapters' gradients only."""
+    frozen = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    if any(isinstance(parameter, DTensor) for parameter in frozen.values()):
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, list(frozen))
