@@ -139,7 +139,7 @@ def first_and_last(losses: Sequence[float]) -> dict[str, float | None]:
 
 
 def first_step_size(examples: int, model: ModelConfig) -> float:
-    """Learning rate of the first warm-up step: learning_rate / warm-up steps (LoRA-SB's eta, arXiv:2411.19557).
+    """Learning rate of the first warm-up step: learning_rate / warm-up steps (eta of arXiv:2411.19557).
 
     Steps are the optimizer's; the published code counts micro-batches here, which makes it many times too small.
     """
@@ -173,7 +173,7 @@ def arguments(run: RunConfig, examples: int, checkpoints: Path, processes: int, 
         max_grad_norm=model.max_grad_norm,
         bf16=model.bf16,
         **{CHECKPOINTING: model.gradient_checkpointing},
-        ddp_broadcast_buffers=False,  # equal on every process and constant, LoRA-SB's and LoRA-XS's factors among them
+        ddp_broadcast_buffers=False,  # equal on every process and constant, the factors around an r x r core among them
         logging_steps=model.logging_steps,
         logging_nan_inf_filter=False,
         eval_strategy="steps" if evaluated else "no",
