@@ -3,7 +3,7 @@
     m out_features   n in_features   r rank   s adapter scaling (alpha/sqrt(r) with rsLoRA, alpha/r without)
     W (m, n) frozen weight    G (m, n) mean gradient dL/dW
     B (m, r) up-projection    A (r, n) down-projection    W_eff = W + s * B @ A
-    R (r, r) core, of LoRA-SB and LoRA-XS alone: B and A are frozen there and W_eff = W + s * B @ R @ A
+    R (r, r) core, of methods that train it alone: B and A are frozen there and W_eff = W + s * B @ R @ A
 
 The paper's A is our B and the reverse: we keep PEFT's letters.
 """

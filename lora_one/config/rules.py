@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_one.config.methods import methods_with
+from lora_one.config.methods.base import Choices, Ranges
 from lora_one.config.schemas import (
     ScaledConfig,
 )
@@ -15,15 +16,7 @@ from lora_one.errors import UsageError, nearest
 if TYPE_CHECKING:
     from lora_one.config import RunConfig
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "init.ga_direction": ("ArB2r", "A2rBr", "ArBr", "random"),
-    "init.memory": ("auto", "fast", "low"),
-    "init.corda_method": ("ipm", "kpm"),
-    "init.normalize": ("s0", "none"),
-    "init.reduction": ("example", "token"),
-    "init.dtype": ("fp32", "bf16"),
-    "init.lora_A": ("kaiming", "fan_out_kaiming", "gaussian", "xavier", "orthogonal", "unit", "zeros"),
-    "init.lora_B": ("kaiming", "fan_out_kaiming", "gaussian", "xavier", "orthogonal", "unit", "zeros"),
+CHOICES: Choices = {
     "model.type": ("CausalLM", "ConditionalGeneration", "SequenceClassification"),
     "model.quantization": ("nf4", "int8"),
     "model.scheduler": ("linear", "cosine", "constant"),
@@ -33,10 +26,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "wandb.mode": ("online", "offline", "disabled"),
 }
 
-# key -> (the rule in words, the rule); None values are left alone
-RANGES: dict[str, tuple[str, Any]] = {
+# key -> (the rule in words, the rule); null is always allowed. Those of init are with the methods' settings.
+RANGES: Ranges = {
     "seed": ("an integer in [0, 2^32)", lambda v: 0 <= v < 2**32),
-    "init.seed": ("an integer in [0, 2^32)", lambda v: 0 <= v < 2**32),
     "model.seed": ("an integer in [0, 2^32)", lambda v: 0 <= v < 2**32),
     "model.order_seed": ("an integer in [0, 2^32)", lambda v: 0 <= v < 2**32),
     "dataset.data_seed": ("an integer in [0, 2^32)", lambda v: 0 <= v < 2**32),
@@ -46,19 +38,6 @@ RANGES: dict[str, tuple[str, Any]] = {
     "peft.lora_alpha": ("positive", lambda v: v > 0 and math.isfinite(v)),
     "peft.lora_dropout": ("in [0, 1)", lambda v: 0 <= v < 1),
     "peft.loraplus_lr_ratio": ("positive", lambda v: v > 0 and math.isfinite(v)),
-    "init.stable_gamma": ("positive", lambda v: v > 0 and math.isfinite(v)),
-    "init.bsz": ("at least 1", lambda v: v >= 1),
-    "init.iters": ("at least 1", lambda v: v >= 1),
-    "init.sub_size": ("at least 1", lambda v: v >= 1),
-    "init.search_examples": ("0 (the gradient's own examples) or more", lambda v: v >= 0),
-    "init.max_length": ("at least 2 tokens", lambda v: v >= 2),
-    "init.tolerance": ("in (0, 1)", lambda v: 0 < v < 1),
-    "init.niter": ("exact or a number that is not negative", lambda v: v == "exact" or (isinstance(v, int) and v >= 0)),
-    "init.tau": ("in [0, 1)", lambda v: 0 <= v < 1),
-    "init.lora_A_std": ("not negative", lambda v: v >= 0 and math.isfinite(v)),
-    "init.lora_B_std": ("not negative", lambda v: v >= 0 and math.isfinite(v)),
-    "init.lora_R_std": ("not negative", lambda v: v >= 0 and math.isfinite(v)),
-    "init.eta": ("positive", lambda v: v > 0 and math.isfinite(v)),
     "model.epochs": ("0 (initialise only) or more", lambda v: v >= 0 and math.isfinite(v)),
     "model.eval_epochs": ("positive", lambda v: v > 0 and math.isfinite(v)),
     "model.early_stopping_patience": ("0 (off) or more", lambda v: v >= 0),
@@ -100,18 +79,20 @@ def flatten(run: "RunConfig") -> dict[str, Any]:
 
 def check(run: "RunConfig") -> None:
     """Values against their ranges and against each other; the first violation is raised."""
-    check_values(flatten(run))
+    choices, ranges = run.init.value_rules()
+    check_values(flatten(run), CHOICES | choices, RANGES | ranges)
     for together in (check_batches, check_peft, check_core, check_kind, check_quantization, check_dataset, check_names):
         together(run)
     check_sharded(run)
     run.init.check()
 
 
-def check_values(flat: dict[str, Any]) -> None:
-    for key, valid in CHOICES.items():
+def check_values(flat: dict[str, Any], choices: Choices, ranges: Ranges) -> None:
+    """Check each value by itself. Raises UsageError: not one of its choices, or out of its range."""
+    for key, valid in choices.items():
         if flat.get(key) is not None and flat[key] not in valid:
             raise UsageError(f"{key}={flat[key]} is not a choice; {nearest(flat[key], valid)}")
-    for key, (rule, holds) in RANGES.items():
+    for key, (rule, holds) in ranges.items():
         value = flat.get(key)
         if value is not None and not holds(value):
             raise UsageError(f"{key}={value} is out of range: it must be {rule}")

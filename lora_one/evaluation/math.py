@@ -1,6 +1,7 @@
 """MATH: competition problems whose answer is in the last ``\\boxed{}``.
 
-Protocol of the LoRA-SB script: its prompt, greedy, 512 new tokens, stop words. ``accuracy`` is mathematical equality
+Protocol of the published script (arXiv:2411.19557): its prompt, greedy, 512 new tokens, stop words.
+``accuracy`` is mathematical equality
 (math-verify), ``accuracy_official`` equality of the texts after the data set's own normalisation.
 """
 

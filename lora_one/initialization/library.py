@@ -122,7 +122,7 @@ def gradient_settings(**given: Any) -> MethodSettings:
         ("cache", "bsz", "iters", "sub_size", "max_length", "search_examples", "eta")
     )  # examples come from the caller's batches
     init = method_settings({"mode": "gradient", "do_subsampling": False} | unread | given)
-    check_values({f"init.{name}": value for name, value in asdict(init).items()})
+    check_values({f"init.{name}": value for name, value in asdict(init).items()}, *init.value_rules())
     init.check()
     return init
 

@@ -1,5 +1,6 @@
 """What the settings of every initialisation method have in common: the facts about a method, and their defaults."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -8,6 +9,12 @@ from lora_one.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from lora_one.config.schemas import ModelConfig
+
+Choices = dict[str, tuple[str, ...]]  # key -> the values it may have
+Ranges = dict[str, tuple[str, Callable[[Any], bool]]]  # key -> (the rule in words, the rule)
+
+TOLERANCE: Ranges = {"tolerance": ("in (0, 1)", lambda v: 0 < v < 1)}
+GA_DIRECTIONS: Choices = {"ga_direction": ("ArB2r", "A2rBr", "ArBr", "random")}
 
 
 @dataclass(frozen=True)
@@ -30,8 +37,18 @@ class MethodSettings:
     trains_core: ClassVar[bool] = False  # only an r x r core between frozen factors
     unit_scaling: ClassVar[bool] = False  # s = 1: alpha becomes r, without rsLoRA
     plain: ClassVar[bool] = False  # random adapters without a start: accepted where no adapter is started
+    choices: ClassVar[Choices] = {"dtype": ("fp32", "bf16")}  # of this class's keys; see value_rules
+    ranges: ClassVar[Ranges] = {"seed": ("an integer in [0, 2^32)", lambda v: 0 <= v < 2**32)}
     extra: ClassVar[str] = ""  # of lora-one, where packages are needed
     packages: ClassVar[dict[str, str]] = {}  # needed by the method: package -> its module
+
+    @classmethod
+    def value_rules(cls) -> tuple[Choices, Ranges]:
+        """Return what the values may be, by ``init.<key>``, from this class and those it derives from."""
+        kinds = [kind for kind in cls.__mro__ if issubclass(kind, MethodSettings)]
+        choices = {f"init.{key}": rule for kind in kinds for key, rule in vars(kind).get("choices", {}).items()}
+        ranges = {f"init.{key}": rule for kind in kinds for key, rule in vars(kind).get("ranges", {}).items()}
+        return choices, ranges
 
     @property
     def module(self) -> str:
@@ -115,6 +132,12 @@ class ExampleSettings(MethodSettings):
     max_length: int | None  # tokens; null = model.max_length
 
     needs_examples: ClassVar[bool] = True
+    ranges: ClassVar[Ranges] = {
+        "bsz": ("at least 1", lambda v: v >= 1),
+        "iters": ("at least 1", lambda v: v >= 1),
+        "sub_size": ("at least 1", lambda v: v >= 1),
+        "max_length": ("at least 2 tokens", lambda v: v >= 2),
+    }
 
     @property
     def examples_wanted(self) -> int | None:
@@ -148,6 +171,8 @@ class GradientSettings(ExampleSettings):
     memory: str  # where gradients wait: see initialization.holding.how_to_hold
 
     needs_gradient: ClassVar[bool] = True
+    choices: ClassVar[Choices] = {"reduction": ("example", "token"), "memory": ("auto", "fast", "low")}
+    ranges: ClassVar[Ranges] = TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -174,6 +199,7 @@ class ScaledSettings(MethodSettings):
 
     scales: ClassVar[tuple[str, ...]] = ("stable", "gd", "unit", "weightS")
     default_gamma: ClassVar[float] = 16.0
+    ranges: ClassVar[Ranges] = {"stable_gamma": ("positive", lambda v: v > 0 and math.isfinite(v))}
 
     @property
     def gamma(self) -> float:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from lora_one.config.methods.base import ExampleSettings, PeftSettings, ScaledSettings
+from lora_one.config.methods.base import GA_DIRECTIONS, Choices, ExampleSettings, PeftSettings, Ranges, ScaledSettings
 from lora_one.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ class EvaSettings(PeftSettings, ExampleSettings):
     whiten: bool
 
     title: ClassVar[str] = "eva"
+    ranges: ClassVar[Ranges] = {"tau": ("in [0, 1)", lambda v: 0 <= v < 1)}
 
     def check_model(self, model: "ModelConfig") -> None:
         if model.type != "CausalLM":
@@ -35,6 +36,7 @@ class CordaSettings(PeftSettings, ExampleSettings):
 
     title: ClassVar[str] = "corda"
     changes_base: ClassVar[bool] = True
+    choices: ClassVar[Choices] = {"corda_method": ("ipm", "kpm")}
     extra: ClassVar[str] = "corda"
     packages: ClassVar[dict[str, str]] = {"attrs": "attr"}
 
@@ -49,3 +51,4 @@ class PeftLoraGASettings(ScaledSettings, PeftSettings, ExampleSettings):
     vectors: ClassVar[int] = 2
     changes_base: ClassVar[bool] = True
     gradient_by_peft: ClassVar[bool] = True
+    choices: ClassVar[Choices] = GA_DIRECTIONS

@@ -1,10 +1,11 @@
 """Methods that start from the one-step gradient."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
-from lora_one.config.methods.base import GradientSettings, ScaledSettings, filled_in
+from lora_one.config.methods.base import GA_DIRECTIONS, Choices, GradientSettings, Ranges, ScaledSettings, filled_in
 from lora_one.errors import UsageError
 
 
@@ -18,6 +19,8 @@ class LoraOneSettings(ScaledSettings, GradientSettings):
     title: ClassVar[str] = "LoRA-One"
     scales: ClassVar[tuple[str, ...]] = (*ScaledSettings.scales, "search")
     default_gamma: ClassVar[float] = 128.0
+    choices: ClassVar[Choices] = {"normalize": ("s0", "none")}
+    ranges: ClassVar[Ranges] = {"search_examples": ("0 (the gradient's own examples) or more", lambda v: v >= 0)}
 
     @property
     def search_from(self) -> float | None:
@@ -64,6 +67,7 @@ class LoraGASettings(ScaledSettings, GradientSettings):
     title: ClassVar[str] = "LoRA-GA"
     vectors: ClassVar[int] = 2
     changes_base: ClassVar[bool] = True
+    choices: ClassVar[Choices] = GA_DIRECTIONS
 
     def resolved(self) -> Self:
         return replace(self, **filled_in(self, "stable"))
@@ -87,6 +91,7 @@ class LoraSBSettings(GradientSettings):
     transform: ClassVar[str | None] = "descent_signs"
     trains_core: ClassVar[bool] = True
     unit_scaling: ClassVar[bool] = True
+    ranges: ClassVar[Ranges] = {"eta": ("positive", lambda v: v > 0 and math.isfinite(v))}
 
     def folder_parts(self, alpha: float) -> list[str]:
         """Return eta where it is given; alpha is not read."""

@@ -1,9 +1,12 @@
 """LoRA as published: factors drawn at random."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lora_one.config.methods.base import MethodSettings
+from lora_one.config.methods.base import Choices, MethodSettings, Ranges
+
+DISTRIBUTIONS = ("kaiming", "fan_out_kaiming", "gaussian", "xavier", "orthogonal", "unit", "zeros")
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,11 @@ class LoraSettings(MethodSettings):
 
     title: ClassVar[str] = "LoRA"
     plain: ClassVar[bool] = True
+    choices: ClassVar[Choices] = {"lora_A": DISTRIBUTIONS, "lora_B": DISTRIBUTIONS}
+    ranges: ClassVar[Ranges] = {
+        "lora_A_std": ("not negative", lambda v: v >= 0 and math.isfinite(v)),
+        "lora_B_std": ("not negative", lambda v: v >= 0 and math.isfinite(v)),
+    }
 
     @property
     def shifts_base(self) -> bool:

@@ -1,9 +1,10 @@
 """Methods that start from each layer's own weight."""
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from lora_one.config.methods.base import MethodSettings, PeftSettings, ScaledSettings
+from lora_one.config.methods.base import TOLERANCE, MethodSettings, PeftSettings, Ranges, ScaledSettings
 from lora_one.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ class SvdSettings(ScaledSettings):
     tolerance: float  # share of sigma_i^2 that each direction i of the randomised SVD may miss
 
     title: ClassVar[str] = "svd"
+    ranges: ClassVar[Ranges] = TOLERANCE
     scales: ClassVar[tuple[str, ...]] = ("default", "stable", "unit", "normalized")
     reads_weights: ClassVar[bool] = True
     changes_base: ClassVar[bool] = True
@@ -30,6 +32,12 @@ class PissaSettings(PeftSettings):
     tolerance: float  # of our SVD: share of sigma_i^2 that each direction i may miss
 
     title: ClassVar[str] = "pissa"
+    ranges: ClassVar[Ranges] = TOLERANCE | {
+        "niter": (
+            "exact or a number that is not negative",
+            lambda v: v == "exact" or (isinstance(v, int) and v >= 0),
+        )
+    }
     changes_base: ClassVar[bool] = True
 
     @property
@@ -56,6 +64,7 @@ class LoftqSettings(MethodSettings):
     tolerance: float
 
     title: ClassVar[str] = "LoftQ"
+    ranges: ClassVar[Ranges] = TOLERANCE
     reads_weights: ClassVar[bool] = True
 
     def remedy(self) -> str:
@@ -77,6 +86,7 @@ class LoraXsSettings(MethodSettings):
     tolerance: float
 
     title: ClassVar[str] = "LoRA-XS"
+    ranges: ClassVar[Ranges] = TOLERANCE | {"lora_R_std": ("not negative", lambda v: v >= 0 and math.isfinite(v))}
     reads_weights: ClassVar[bool] = True
     trains_core: ClassVar[bool] = True
 
