@@ -22,6 +22,7 @@ from lora_one.config.schemas import (
     evaluations_in,
 )
 from lora_one.errors import UsageError, nearest
+from lora_one.model_kinds import CAUSAL, MODEL_KINDS
 
 if TYPE_CHECKING:
     from lora_one.config import RunConfig
@@ -36,7 +37,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "init.dtype": ("fp32", "bf16"),
     "init.lora_A": ("kaiming", "fan_out_kaiming", "gaussian", "xavier", "orthogonal", "unit", "zeros"),
     "init.lora_B": ("kaiming", "fan_out_kaiming", "gaussian", "xavier", "orthogonal", "unit", "zeros"),
-    "model.type": ("CausalLM", "ConditionalGeneration", "SequenceClassification"),
+    "model.type": tuple(MODEL_KINDS),
     "model.quantization": ("nf4", "int8"),
     "model.scheduler": ("linear", "cosine", "constant"),
     "model.loss": ("token", "example"),
@@ -137,7 +138,7 @@ def check_batches(run: "RunConfig") -> None:
             f"take a multiple of {device} such as {max(device, real - real % device)}, or a smaller "
             "model.per_device_batch_size"
         )
-    if run.model.packing and run.model.type != "CausalLM":
+    if run.model.packing and run.model.kind is not CAUSAL:
         raise UsageError(
             f"model.packing={run.model.packing} puts the examples of causal models in one row, not those of "
             f"model.type={run.model.type}: drop it"
@@ -154,7 +155,7 @@ def check_peft(run: "RunConfig") -> None:
         )
     if run.peft.adalora:
         check_adalora(run)
-    if run.peft.train_embeddings and run.model.type == "ConditionalGeneration":
+    if run.peft.train_embeddings and run.model.kind.has_decoder:
         raise UsageError(
             "peft.train_embeddings=true: the embeddings of an encoder-decoder are one weight in several places, which "
             "PEFT does not keep tied; take peft=all, or peft=full_ft"
@@ -319,12 +320,12 @@ def check_quantization(run: "RunConfig") -> None:
 def check_kind(run: "RunConfig") -> None:
     """What a classification head needs, and cannot use; what is for causal models alone."""
     model, dataset = run.model, run.dataset
-    if isinstance(run.init, EvaInit) and model.type != "CausalLM":
+    if isinstance(run.init, EvaInit) and model.kind is not CAUSAL:
         raise UsageError(
             f"init=eva looks at the answers' tokens in the layers of causal models, not in those of "
             f"model.type={model.type}: take init=pissa, corda or gradient"
         )
-    if model.type != "SequenceClassification":
+    if not model.kind.has_head:
         return
     if dataset.name not in CLASSIFIED:
         raise UsageError(
@@ -351,7 +352,7 @@ def check_sharded(run: "RunConfig") -> None:
     stays = name in ("LoRA-One", "LoRA-SB") or (isinstance(init, SimpleInit) and "zeros" in (init.lora_A, init.lora_B))
     whole = [key for key in ("train_embeddings", "adalora") if getattr(run.peft, key)]
     reasons = {
-        f"model.type={run.model.type}: only causal models are shared out; drop it": run.model.type != "CausalLM",
+        f"model.type={run.model.type}: only causal models are shared out; drop it": run.model.kind is not CAUSAL,
         "peft.use_peft=False, which trains every weight; take adapters": not run.peft.use_peft,
         f"peft.{''.join(whole[:1])}=True, of which nobody has tried it; drop one of them": bool(whole),
         f"init: {name} reads or changes the base's weights; take LoRA-One, LoRA-SB or init=default": not stays,

@@ -391,20 +391,20 @@ def load(options: argparse.Namespace) -> tuple[Any, Any]:
             raise UsageError(f"--adapter={adapter} holds no adapter_config.json: give the adapter/ folder of a run")
         name = json.loads(config.read_text())["base_model_name_or_path"]
     kind = (kind_of_adapter(adapter) if adapter is not None else None) or kind_of_checkpoint(name)
-    if kind == "SequenceClassification" and options.labels is None:
+    if kind.has_head and options.labels is None:
         raise UsageError(
             f"{identity_of(options)} has a classification head and writes nothing: give a model that generates, or "
             "score it with eval_glue.py"
         )
-    labels = options.labels if adapter is not None and kind == "SequenceClassification" else None
-    options_of_model = {"dtype": options.dtype, "model_type": kind, "labels": labels}
+    labels = options.labels if adapter is not None and kind.has_head else None
+    options_of_model = {"dtype": options.dtype, "model_type": kind.name, "labels": labels}
     model = load_model(name, where=options.device, **options_of_model | base_of(adapter))
     if options.batch_size is None:
         options.batch_size = automatic(model)
     if adapter is not None:
         model = load_adapter(model, adapter)
-    tokenizer = load_tokenizer(name, model_type=kind)
-    if kind == "SequenceClassification":
+    tokenizer = load_tokenizer(name, model_type=kind.name)
+    if kind.has_head:
         padded_with(model, pad_id_of(tokenizer))
     return model.eval(), tokenizer
 

@@ -76,7 +76,7 @@ def answers(
     from lora_one.models import kind_of
 
     encoder = encoder_of(kind_of(model), tokenizer, model.config)
-    head = kind_of(model) == "SequenceClassification"
+    head = kind_of(model).has_head
     unread = UNREAD_BY_HEAD if head else UNREAD_BY_WRITER
     for name, default in unread.items():
         if getattr(options, name) != default:

@@ -15,7 +15,6 @@ from lora_one.models.inspection import (
 )
 from lora_one.models.loading import (
     DTYPES,
-    HEADS,
     auto_class,
     device,
     load_config,
@@ -33,7 +32,6 @@ __all__ = [
     "BUNDLED",
     "CPU_LIMIT",
     "DTYPES",
-    "HEADS",
     "auto_class",
     "check_positions",
     "check_weights",

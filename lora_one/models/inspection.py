@@ -10,24 +10,25 @@ from torch import Tensor, nn
 from lora_one.config import RunConfig, with_core
 from lora_one.config.schemas import ModelConfig
 from lora_one.errors import RunError, UsageError
+from lora_one.model_kinds import ModelKind, kind_by_architecture
 from lora_one.models.loading import load_config
 from lora_one.models.location import local_folder
 
 
-def kind_of(model: nn.Module) -> str:
-    """The ``model.type`` of a loaded model, inside an adapter too."""
+def kind_of(model: nn.Module) -> ModelKind:
+    """Return the kind of a loaded model, inside an adapter too."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if type(inner).__name__.endswith("ForSequenceClassification"):
-        return "SequenceClassification"
-    return "ConditionalGeneration" if getattr(inner.config, "is_encoder_decoder", False) else "CausalLM"
+    return kind_by_architecture(
+        [type(inner).__name__], encoder_decoder=getattr(inner.config, "is_encoder_decoder", False)
+    )
 
 
-def kind_of_checkpoint(name: str, revision: str | None = None) -> str:
-    """The ``model.type`` of a saved model, by its configuration."""
+def kind_of_checkpoint(name: str, revision: str | None = None) -> ModelKind:
+    """Return the kind of a saved model, by its configuration."""
     config = load_config(name, revision)
-    if any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
-        return "SequenceClassification"
-    return "ConditionalGeneration" if getattr(config, "is_encoder_decoder", False) else "CausalLM"
+    return kind_by_architecture(
+        config.architectures or (), encoder_decoder=getattr(config, "is_encoder_decoder", False)
+    )
 
 
 def with_rank(run: RunConfig) -> RunConfig:

@@ -11,19 +11,10 @@ from safetensors import SafetensorError
 from torch import nn
 
 from lora_one.errors import RunError, UsageError
+from lora_one.model_kinds import CAUSAL, CLASSIFIER, MODEL_KINDS, kind_by_architecture
 from lora_one.models.location import check_weights, source_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-# model.type -> the class of transformers that loads it
-AUTO_CLASSES = {
-    "CausalLM": "AutoModelForCausalLM",
-    "ConditionalGeneration": "AutoModelForSeq2SeqLM",
-    "SequenceClassification": "AutoModelForSequenceClassification",
-}
-
-# where classification models of transformers keep what is new to them
-HEADS = ("classifier", "score", "pre_classifier")
 
 
 def device(wanted: str | None = None) -> torch.device:
@@ -44,7 +35,7 @@ def attention_of(dtype: torch.dtype | str, where: torch.device) -> str:
     return "flash_attention_2" if flash and dtype in (torch.bfloat16, torch.float16) else "sdpa"
 
 
-def load_tokenizer(name: str, revision: str | None = None, model_type: str = "CausalLM") -> Any:
+def load_tokenizer(name: str, revision: str | None = None, model_type: str = CAUSAL.name) -> Any:
     """Load the tokenizer of a model.
 
     Raises RunError: not found, or without an end-of-sequence token. For a classification head a separator is enough.
@@ -56,7 +47,7 @@ def load_tokenizer(name: str, revision: str | None = None, model_type: str = "Ca
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
         raise RunError(cannot_load(name, "tokenizer", error)) from error
-    separated = model_type == "SequenceClassification" and tokenizer.sep_token_id is not None
+    separated = MODEL_KINDS[model_type].has_head and tokenizer.sep_token_id is not None
     if tokenizer.eos_token_id is None and not separated:
         raise RunError(
             f"the tokenizer of model {name} has no end-of-sequence token, which model.type={model_type} needs: set one "
@@ -83,14 +74,14 @@ def load_model(
     dtype: str = "auto",
     where: str | None = None,
     quantization: str | None = None,
-    model_type: str = "CausalLM",
+    model_type: str = CAUSAL.name,
     labels: Sequence[str] | None = None,
     pad_id: int | None = None,
     shards: int = 1,
 ) -> nn.Module:
     """Load a frozen model onto a device, in fp32, bf16, fp16 or ("auto") as it is stored.
 
-    model_type: one of AUTO_CLASSES.  labels: the words of a classification head, one for each output; None: as the
+    model_type: a name in MODEL_KINDS.  labels: the words of a classification head, one for each output; None: as the
     checkpoint says. A head that the checkpoint lacks is drawn by torch's random numbers.
     pad_id: the padding token of the batches, which a classification head is told.
     quantization: "nf4" (bitsandbytes' 4 bit, blocks of 64) or "int8" of the linear layers but the head.
@@ -121,7 +112,7 @@ def load_model(
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise RunError(cannot_load(name, "weights", error)) from error
     model.drawn_at_random = sorted(loaded["missing_keys"])
-    if pad_id is not None and model_type == "SequenceClassification":
+    if pad_id is not None and MODEL_KINDS[model_type].has_head:
         padded_with(model, pad_id)
     return never_repacked(kept_sharded(model)).requires_grad_(False).eval()
 
@@ -137,7 +128,7 @@ def refuse_drawn_layers(model: nn.Module, name: str) -> None:
 
     It would be drawn anew at every loading, and an adapter saved for one draw is wrong for another.
     """
-    drawn = [key for key in model.drawn_at_random if key.partition(".")[0] not in HEADS]
+    drawn = [key for key in model.drawn_at_random if key.partition(".")[0] not in CLASSIFIER.head_modules]
     if drawn:
         raise RunError(
             f"model {name} lacks {drawn[0]}{f' and {len(drawn) - 1} more' if len(drawn) > 1 else ''}, which a "
@@ -185,7 +176,7 @@ def quantized(kind: str | None, dtype: str, where: torch.device) -> dict[str, An
 
 
 def load_skeleton(
-    name: str, revision: str | None = None, model_type: str = "CausalLM", labels: Sequence[str] | None = None
+    name: str, revision: str | None = None, model_type: str = CAUSAL.name, labels: Sequence[str] | None = None
 ) -> nn.Module:
     """The model's layers without weights (meta device): names and shapes, from config.json alone.
 
@@ -199,16 +190,16 @@ def load_skeleton(
         with torch.device("meta"):
             return auto_class(model_type).from_config(config)
     except ValueError as error:
-        fitting = "ConditionalGeneration" if getattr(config, "is_encoder_decoder", False) else "CausalLM"
+        fitting = kind_by_architecture((), encoder_decoder=getattr(config, "is_encoder_decoder", False)).name
         other = f"take model.type={fitting}" if model_type != fitting else "take another model.name"
         raise UsageError(
             f"model.type={model_type} does not fit {name}, a {config.model_type}, for which transformers has no "
-            f"{AUTO_CLASSES[model_type]}: {other}"
+            f"{MODEL_KINDS[model_type].auto_class}: {other}"
         ) from error
 
 
 def auto_class(model_type: str) -> Any:
-    return getattr(importlib.import_module("transformers"), AUTO_CLASSES[model_type])
+    return getattr(importlib.import_module("transformers"), MODEL_KINDS[model_type].auto_class)
 
 
 def cannot_load(name: str, what: str, error: Exception) -> str:

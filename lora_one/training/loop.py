@@ -34,6 +34,7 @@ from lora_one.errors import RunError, UsageError
 from lora_one.files import publish
 from lora_one.interruption import Interrupted, deferred
 from lora_one.losses import IGNORED, counted_of, evaluating, few_logits, loss_at, model_logits, targets
+from lora_one.model_kinds import CAUSAL
 from lora_one.optim import build_optimizer
 from lora_one.records.tracking import Tracker
 from lora_one.seeding import seed_everything, seed_for
@@ -235,7 +236,7 @@ class FineTuner(Trainer):
         self.adaptation = adaptation
         self.order = order
         self.reduction = run.model.loss
-        self.causal = run.model.type == "CausalLM"
+        self.causal = run.model.kind is CAUSAL
         self.evaluate_model = evaluate
         self.without_casts = plain_layers(self.model) if run.model.bf16 else []
 
