@@ -413,7 +413,8 @@ def no_weights(monkeypatch):
         raise AssertionError("a model was loaded")
 
     monkeypatch.setattr(models, "load_model", load_model)
-    monkeypatch.setattr(models, "device", lambda wanted=None: models.torch.device("cpu"))
+    cpu = models.device("cpu")
+    monkeypatch.setattr("lora_one.models.requirements.device", lambda wanted=None: cpu)
 
 
 def is_one_line(said: list[str], fragments: tuple[str, ...], *, alone: bool) -> None:

@@ -6,7 +6,7 @@ from conftest import random_llama, random_roberta, random_t5, run_config
 from peft import LoraConfig, get_peft_model
 
 from lora_one.adaptation.layers import target_layers
-from lora_one.adaptation.wrapping import TASK_TYPES
+from lora_one.model_kinds import MODEL_KINDS
 from lora_one.models import auto_class
 from lora_one.runs.memory_forecast import activation_bytes
 
@@ -21,7 +21,7 @@ def really_kept(config, kind, targets, rows, length, dtype, *, checkpointing=Fal
     """Bytes of the storages that autograd holds after a real forward pass, its weights left out."""
     model = auto_class(kind).from_config(config, dtype=dtype).requires_grad_(targets is None)
     if targets is not None:
-        lora = LoraConfig(r=2, target_modules=targets, task_type=TASK_TYPES[kind])
+        lora = LoraConfig(r=2, target_modules=targets, task_type=MODEL_KINDS[kind].task_type)
         model = get_peft_model(model, lora, autocast_adapter_dtype=False)
     own = {part.untyped_storage().data_ptr() for part in (*model.parameters(), *model.buffers())}
     kept = {}

@@ -13,9 +13,10 @@ from torch import nn
 
 from lora_one.adaptation.core_modules import Core
 from lora_one.adaptation.layers import ADAPTER, FactorPairs, lora_layers
-from lora_one.adaptation.wrapping import TASK_TYPES, narrowed, quiet_peft
+from lora_one.adaptation.wrapping import narrowed, quiet_peft
 from lora_one.errors import RunError, UsageError
 from lora_one.files import synced, whole_folder
+from lora_one.model_kinds import BY_TASK_TYPE, ModelKind
 
 FACTORS = (".lora_A", ".lora_B", ".lora_E")
 
@@ -111,14 +112,14 @@ def load_factors(path: Path) -> FactorPairs:
     return {name: (tensors[f"{name}.B"], tensors[f"{name}.A"]) for name in names}
 
 
-def kind_of_adapter(path: Path) -> str | None:
-    """The ``model.type`` of the model that a saved adapter belongs to, None where it does not say.
+def kind_of_adapter(path: Path) -> ModelKind | None:
+    """Return the kind of the model that a saved adapter belongs to, None where it does not say.
 
     Raises UsageError: no adapter there.
     """
     check_adapter(path)
     task = json.loads((path / "adapter_config.json").read_text()).get("task_type")
-    return {name: kind for kind, name in TASK_TYPES.items()}.get(task)
+    return BY_TASK_TYPE.get(task)
 
 
 def check_adapter(path: Path) -> None:

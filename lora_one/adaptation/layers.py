@@ -15,7 +15,7 @@ from lora_one.adaptation.core_modules import Core
 from lora_one.config.methods import MethodSettings, methods_with
 from lora_one.config.schemas import PeftConfig
 from lora_one.errors import UsageError, nearest
-from lora_one.models import HEADS, kind_of, weight_shape
+from lora_one.models import kind_of, weight_shape
 from lora_one.seeding import generator_for
 from lora_one.types import AdapterFactors, LayerView
 
@@ -32,7 +32,7 @@ def target_layers(model: nn.Module, peft: PeftConfig, method: MethodSettings | N
     Raises UsageError: an ending matches no linear layer, or a layer has fewer singular vectors than the method takes.
     """
     output = model.get_output_embeddings()
-    heads = HEADS if kind_of(model) == "SequenceClassification" else ()
+    heads = kind_of(model).head_modules
     linear = {
         name: layer
         for name, layer in model.named_modules()

@@ -14,14 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from lora_one.adaptation.core_modules import Core, Frozen
 from lora_one.adaptation.layers import ADAPTER, lora_layers, target_layers
 from lora_one.config.schemas import PeftConfig
-from lora_one.models import DTYPES, HEADS, kind_of, never_repacked
-
-# model.type -> PEFT's word for it
-TASK_TYPES = {
-    "CausalLM": "CAUSAL_LM",
-    "ConditionalGeneration": "SEQ_2_SEQ_LM",
-    "SequenceClassification": "SEQ_CLS",
-}
+from lora_one.models import DTYPES, kind_of, never_repacked
 
 
 def lora_config(model: nn.Module, peft: PeftConfig, **further: Any) -> LoraConfig:
@@ -42,7 +35,7 @@ def lora_config(model: nn.Module, peft: PeftConfig, **further: Any) -> LoraConfi
         use_dora=peft.dora,
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in layers.values()),
         target_modules=endings if alike == set(layers) else sorted(layers),
-        task_type=TASK_TYPES[kind_of(model)],
+        task_type=kind_of(model).task_type,
         **further,
     )
 
@@ -59,8 +52,8 @@ def embeddings_to_train(model: nn.Module) -> dict[str, Any]:
 def parameters_trained_whole(model: nn.Module, peft: PeftConfig) -> int:
     """Count the parameters that train whole beside the adapters: embeddings, a new head. Works on a skeleton."""
     names = embeddings_to_train(model)["modules_to_save"] if peft.train_embeddings else []
-    if kind_of(model) == "SequenceClassification":
-        names = [*names, *(name for name, _ in model.named_children() if name in HEADS)]
+    heads = kind_of(model).head_modules
+    names = [*names, *(name for name, _ in model.named_children() if name in heads)]
     return sum(weight.numel() for name in names for weight in model.get_submodule(name).parameters())
 
 

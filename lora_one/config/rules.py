@@ -12,12 +12,13 @@ from lora_one.config.schemas import (
 from lora_one.datasets import CLASSIFIED
 from lora_one.datasets.questions import EVALUATIONS, evaluations_in
 from lora_one.errors import UsageError, nearest
+from lora_one.model_kinds import CAUSAL, MODEL_KINDS
 
 if TYPE_CHECKING:
     from lora_one.config import RunConfig
 
 CHOICES: Choices = {
-    "model.type": ("CausalLM", "ConditionalGeneration", "SequenceClassification"),
+    "model.type": tuple(MODEL_KINDS),
     "model.quantization": ("nf4", "int8"),
     "model.scheduler": ("linear", "cosine", "constant"),
     "model.loss": ("token", "example"),
@@ -106,7 +107,7 @@ def check_batches(run: "RunConfig") -> None:
             f"take a multiple of {device} such as {max(device, real - real % device)}, or a smaller "
             "model.per_device_batch_size"
         )
-    if run.model.packing and run.model.type != "CausalLM":
+    if run.model.packing and run.model.kind is not CAUSAL:
         raise UsageError(
             f"model.packing={run.model.packing} puts the examples of causal models in one row, not those of "
             f"model.type={run.model.type}: drop it"
@@ -123,7 +124,7 @@ def check_peft(run: "RunConfig") -> None:
         )
     if run.peft.adalora:
         check_adalora(run)
-    if run.peft.train_embeddings and run.model.type == "ConditionalGeneration":
+    if run.peft.train_embeddings and run.model.kind.has_decoder:
         raise UsageError(
             "peft.train_embeddings=true: the embeddings of an encoder-decoder are one weight in several places, which "
             "PEFT does not keep tied; take peft=all, or peft=full_ft"
@@ -217,7 +218,7 @@ def check_kind(run: "RunConfig") -> None:
     """What a classification head needs, and cannot use; what is for causal models alone."""
     model, dataset = run.model, run.dataset
     run.init.check_model(model)
-    if model.type != "SequenceClassification":
+    if not model.kind.has_head:
         return
     if dataset.name not in CLASSIFIED:
         raise UsageError(
@@ -244,7 +245,7 @@ def check_sharded(run: "RunConfig") -> None:
     stays = not (init.reads_weights or init.shifts_base)
     whole = [key for key in ("train_embeddings", "adalora") if getattr(run.peft, key)]
     reasons = {
-        f"model.type={run.model.type}: only causal models are shared out; drop it": run.model.type != "CausalLM",
+        f"model.type={run.model.type}: only causal models are shared out; drop it": run.model.kind is not CAUSAL,
         "peft.use_peft=False, which trains every weight; take adapters": not run.peft.use_peft,
         f"peft.{''.join(whole[:1])}=True, of which nobody has tried it; drop one of them": bool(whole),
         f"init: {init.title} reads or changes the base's weights; take {untouched}": not stays,

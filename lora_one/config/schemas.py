@@ -5,6 +5,8 @@ Those of the initialisation methods are in methods/."""
 from dataclasses import dataclass
 from typing import Any
 
+from lora_one.model_kinds import MODEL_KINDS, ModelKind
+
 
 @dataclass(frozen=True)
 class PeftConfig:
@@ -53,6 +55,11 @@ class ModelConfig:
     seed: int | None  # of dropout and a new head; null = the run's seed
     order_seed: int | None  # of the order of the training examples; null = the run's seed
     keep_epochs: bool  # leave the adapter of every epoch in epochs/<n>/
+
+    @property
+    def kind(self) -> ModelKind:
+        """Return the facts about ``type``."""
+        return MODEL_KINDS[self.type]
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,14 @@ from lora_one.data.encoded_cache import EncodedCache
 from lora_one.datasets import DATASETS, labels_of
 from lora_one.datasets.settings import DatasetConfig
 from lora_one.errors import RunError
+from lora_one.model_kinds import MODEL_KINDS
 from lora_one.seeding import generator_for
 from lora_one.types import Example
 
 
 def head_labels(model_type: str, name: str) -> tuple[str, ...] | None:
     """The words of a classification head's outputs; None for a model that writes text."""
-    return labels_of(name) if model_type == "SequenceClassification" else None
+    return labels_of(name) if MODEL_KINDS[model_type].has_head else None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from lora_one.config.schemas import ModelConfig
 from lora_one.datasets.settings import DatasetConfig
 from lora_one.errors import RunError, UsageError
 from lora_one.losses import IGNORED, Batch
+from lora_one.model_kinds import CAUSAL, ModelKind
 from lora_one.models import load_config, load_tokenizer
 from lora_one.types import Example
 
@@ -194,22 +195,22 @@ class ClassEncoder(Encoder):
         ]
 
 
-def encoder_of(kind: str, tokenizer: Any, config: Any, *, chat: bool = False) -> Encoder:
-    """The encoder of a kind of model (``model.type``); config: the model's, of transformers.
+def encoder_of(kind: ModelKind, tokenizer: Any, config: Any, *, chat: bool = False) -> Encoder:
+    """Return the encoder of a kind of model; config: the model's, of transformers.
 
     Raises UsageError: an encoder-decoder that does not say what its decoder starts with; padding without an embedding.
     """
     vocabulary = getattr(config.get_text_config(), "vocab_size", None)
     embedded([[pad_id_of(tokenizer)]], vocabulary)
-    if kind == "CausalLM":
+    if kind is CAUSAL:
         return Encoder(tokenizer, chat, vocabulary)
-    if kind == "SequenceClassification":
+    if kind.has_head:
         return ClassEncoder(tokenizer, vocabulary=vocabulary)
     start = getattr(config, "decoder_start_token_id", None)
     if start is None:
         raise UsageError(
-            f"model.type={kind}, but {config.name_or_path} has no decoder_start_token_id in its config.json: take "
-            "model.type=CausalLM, or set that token there"
+            f"model.type={kind.name}, but {config.name_or_path} has no decoder_start_token_id in its config.json: take "
+            f"model.type={CAUSAL.name}, or set that token there"
         )
     return EncoderDecoderEncoder(tokenizer, chat, vocabulary, start)
 
@@ -218,7 +219,7 @@ def encoder_for(model: ModelConfig, dataset: DatasetConfig) -> Encoder:
     """The same for a run. Raises RunError: tokenizer or configuration cannot be loaded."""
     tokenizer = load_tokenizer(model.name, model.revision, model.type)
     config = load_config(model.name, model.revision)
-    return encoder_of(model.type, tokenizer, config, chat=dataset.chat_template)
+    return encoder_of(model.kind, tokenizer, config, chat=dataset.chat_template)
 
 
 def collate(examples: Sequence[Encoded], pad_id: int, side: Literal["left", "right"] = "right") -> Batch:

@@ -110,7 +110,7 @@ class Glue(ModelBenchmark[GlueOptions]):
 
         model, tokenizer = loaded.model, loaded.tokenizer
         encoder = encoder_of(kind_of(model), tokenizer, model.config)
-        head = kind_of(model) == "SequenceClassification"
+        head = kind_of(model).has_head
         check_read(options, head=head)
         if head:
             words = words_of(model.config, options.labels)

@@ -16,7 +16,7 @@ from lora_one.data.encode import batches_of, encoder_for
 from lora_one.datasets.settings import DatasetConfig
 from lora_one.files import write_json
 from lora_one.losses import loss_count, mean_loss, targets
-from lora_one.models import load_model, local_folder, padded_with
+from lora_one.models import load_model, local_folder
 from lora_one.records.folder import base_of
 from lora_one.records.provenance import config_hash, local_fingerprints, provenance
 from lora_one.seeding import seed_everything
@@ -59,10 +59,9 @@ class HeldOut:
     def loaded(self, trained: Path | None) -> nn.Module:
         whole = trained is not None and not (trained / "adapter_config.json").exists()
         name, revision = (str(trained), None) if whole else (self.model.name, self.model.revision)
-        options = {"dtype": self.dtype, "model_type": self.model.type, "labels": self.labels}
+        options = {"dtype": self.dtype, "model_type": self.model.type, "labels": self.labels, "pad_id": self.pad_id}
         seed_everything(self.seed)
         model = load_model(name, revision, **options | (base_of(trained) if not whole else {}))
-        model = padded_with(model, self.pad_id) if self.labels else model
         return model if whole or trained is None else load_adapter(model, trained).eval()
 
     def report(self, trained: Path | None) -> dict[str, Any]:

@@ -35,19 +35,19 @@ def load_evaluated(options: EvaluationOptions) -> LoadedModel:
     adapter = Path(options.adapter).expanduser() if options.adapter else None
     name = base_name(adapter) if options.model_name is None else options.model_name
     kind = (kind_of_adapter(adapter) if adapter is not None else None) or kind_of_checkpoint(name)
-    if kind == "SequenceClassification" and options.labels is None:
+    if kind.has_head and options.labels is None:
         raise UsageError(
             f"{options.model} has a classification head and generates no text: give a model that generates, or "
             "score it with eval_glue.py"
         )
-    labels = options.labels if adapter is not None and kind == "SequenceClassification" else None
-    options_of_model = {"dtype": options.dtype, "model_type": kind, "labels": labels}
+    labels = options.labels if adapter is not None and kind.has_head else None
+    options_of_model = {"dtype": options.dtype, "model_type": kind.name, "labels": labels}
     model = load_model(name, where=options.device, **options_of_model | base_of(adapter))
     batch_size = automatic(model) if options.batch_size is None else options.batch_size
     if adapter is not None:
         model = load_adapter(model, adapter)
-    tokenizer = load_tokenizer(name, model_type=kind)
-    if kind == "SequenceClassification":
+    tokenizer = load_tokenizer(name, model_type=kind.name)
+    if kind.has_head:
         padded_with(model, pad_id_of(tokenizer))
     return LoadedModel(model.eval(), tokenizer, batch_size)
 

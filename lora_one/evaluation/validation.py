@@ -46,7 +46,7 @@ class Validation:
         self.lengths = [example.tokens for example in self.examples]
         self.sharded, self.micro_batch = run.model.sharded, run.model.per_device_batch_size
         self.reduction = run.model.loss
-        self.head = run.model.type == "SequenceClassification"
+        self.head = run.model.kind.has_head
         words = labels_of(run.dataset.name) is not None
         self.benchmark = glue if words else gsm8k
         answerable = [example for example in splits.validation_texts if words or gsm8k.is_number(example.gold)]

@@ -131,7 +131,7 @@ def refuse_settings(model: nn.Module, config: LoraConfig, method: str) -> None:
     """What of the arguments cannot go together. Raises UsageError."""
     if not isinstance(config, LoraConfig):
         raise UsageError(f"config is a {type(config).__name__}: only the layers of a LoraConfig are started")
-    if kind_of(model) == "ConditionalGeneration" and not hasattr(model, "prepare_decoder_input_ids_from_labels"):
+    if kind_of(model).has_decoder and not hasattr(model, "prepare_decoder_input_ids_from_labels"):
         raise UsageError(
             f"model is a {type(model).__name__}, which does not say what its decoder reads: give a model of "
             "transformers that has prepare_decoder_input_ids_from_labels"
@@ -183,12 +183,12 @@ def take(
 def checked(model: nn.Module, batch: Batch) -> Batch:
     """The batch with what a decoder reads. Raises UsageError: no labels, or not as this kind of model has them."""
     kind = kind_of(model)
-    dimensions, form = (1, "(batch,)") if kind == "SequenceClassification" else (2, "(batch, length)")
+    dimensions, form = kind.label_dimensions, "(batch,)" if kind.has_head else "(batch, length)"
     if "labels" not in batch:
         raise UsageError(f"batches: labels are missing among {', '.join(batch)}: the loss needs them")
     if batch["labels"].dim() != dimensions:
         raise UsageError(f"batches: labels have shape {tuple(batch['labels'].shape)}; this model's are {form}")
-    if kind == "ConditionalGeneration" and "decoder_input_ids" not in batch:
+    if kind.has_decoder and "decoder_input_ids" not in batch:
         return dict(batch) | {"decoder_input_ids": model.prepare_decoder_input_ids_from_labels(batch["labels"])}
     return dict(batch)
 

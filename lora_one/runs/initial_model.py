@@ -120,7 +120,7 @@ def cache_key(
         "model.bf16": run.model.bf16,
         "model.type": run.model.type,
         "model.quantization": run.model.quantization,
-        "model.seed": run.training_seed if run.model.type == "SequenceClassification" else None,  # of a new head
+        "model.seed": run.training_seed if run.model.kind.has_head else None,  # of a new head
         **{f"peft.{name}": getattr(run.peft, name) for name in adapter},
         **{f"init.{name}": value for name, value in settings.items() if name not in {"cache", "memory"}},
         "examples": content_of([*probe.batches, *(probe.search or ())]) if probe else None,

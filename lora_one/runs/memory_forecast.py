@@ -9,6 +9,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lora_one.initialization.backward import blocks_of, gradients_from_the_embeddings
+from lora_one.model_kinds import MODEL_KINDS
 from lora_one.models import auto_class
 
 
@@ -32,7 +33,7 @@ def activation_bytes(
         model = auto_class(kind).from_config(config, dtype=dtype).requires_grad_(targets is None)
         ids = torch.zeros(rows, length, dtype=torch.long)
         batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if kind == "ConditionalGeneration":
+        if MODEL_KINDS[kind].has_decoder:
             batch["decoder_input_ids"] = ids
         return _kept(model, batch, list(targets or ()), checkpointing=checkpointing)
 

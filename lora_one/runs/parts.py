@@ -105,13 +105,14 @@ def load_base(parts: RunParts) -> nn.Module:
         "quantization": model.quantization,
         "model_type": model.type,
         "labels": labels,
+        "pad_id": parts.encoder.pad_id,
     }
     shards = Processes.current().count if model.sharded else 1
     seed_everything(run.training_seed)  # a new head is drawn here
     base = models.load_model(model.name, model.revision, shards=shards, **options)
     if labels and run.peft.use_peft:
         models.refuse_drawn_layers(base, model.name)
-    return models.padded_with(base, parts.encoder.pad_id) if labels else base
+    return base
 
 
 def check_together(parts: RunParts, base: nn.Module) -> None:

@@ -60,7 +60,7 @@ def _memory(
     """Forecasts of the initialisation and of training, and the micro-batch that the free memory holds."""
     model, full = run.model, not layers
     dtype = DTYPES["bf16" if model.bf16 and not full else "fp32"]
-    outputs = 0 if model.type == "SequenceClassification" else skeleton.config.get_text_config().vocab_size
+    outputs = 0 if model.kind.has_head else skeleton.config.get_text_config().vocab_size
 
     def an_example(length: int) -> int:
         kept = activation_bytes(

@@ -10,7 +10,7 @@ from lora_one.data import head_labels
 from lora_one.data.encode import pad_id_of
 from lora_one.distributed import Processes
 from lora_one.errors import RunError
-from lora_one.models import load_model, load_tokenizer, padded_with
+from lora_one.models import load_model, load_tokenizer
 from lora_one.records.folder import RunFolder
 from lora_one.records.provenance import fingerprint
 from lora_one.records.tracking import read_metrics
@@ -71,5 +71,4 @@ def original(folder: RunFolder) -> tuple[nn.Module, Any]:
     labels = head_labels(model["type"], record["config"]["dataset"]["name"])
     options = {"dtype": dtype, "quantization": model["quantization"], "model_type": model["type"], "labels": labels}
     tokenizer = load_tokenizer(name, model["revision"], model["type"])
-    base = load_model(name, model["revision"], **options)
-    return (padded_with(base, pad_id_of(tokenizer)) if labels else base), tokenizer
+    return load_model(name, model["revision"], pad_id=pad_id_of(tokenizer), **options), tokenizer

@@ -46,7 +46,7 @@ def arguments(job: TrainingJob, examples: int) -> Arguments:
         max_grad_norm=model.max_grad_norm,
         bf16=model.bf16,
         **{CHECKPOINTING: model.gradient_checkpointing},
-        ddp_broadcast_buffers=False,  # equal on every process and constant, LoRA-SB's and LoRA-XS's factors among them
+        ddp_broadcast_buffers=False,  # constant and equal on every process, frozen factors among them
         logging_steps=model.logging_steps,
         logging_nan_inf_filter=False,
         eval_strategy="no" if job.evaluate is None else "steps",

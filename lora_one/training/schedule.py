@@ -52,7 +52,7 @@ def refuse_no_learning(examples: int, model: ModelConfig) -> None:
 def first_step_size(examples: int, model: ModelConfig) -> float:
     """Return the learning rate of the first warm-up step: learning_rate / warm-up steps.
 
-    It is LoRA-SB's eta (arXiv:2411.19557). Steps are the optimizer's; the published code counts micro-batches here,
+    It is eta of arXiv:2411.19557. Steps are the optimizer's; the published code counts micro-batches here,
     which makes eta many times too small.
     """
     return model.learning_rate / max(1, warmup_steps(examples, model))

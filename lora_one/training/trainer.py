@@ -20,6 +20,7 @@ from lora_one.data.order import MicroBatches
 from lora_one.errors import RunError
 from lora_one.files import publish
 from lora_one.losses import few_logits, loss_at
+from lora_one.model_kinds import CAUSAL
 from lora_one.training.batches import COUNTED, TOKENS
 from lora_one.training.job import TrainingJob
 from lora_one.training.resume_points import keep_only
@@ -46,7 +47,7 @@ class FineTuner(Trainer):
         self.adaptation = job.adaptation
         self.evaluate_model = job.evaluate
         self.checkpoints = job.checkpoints
-        self.causal = job.run.model.type == "CausalLM"
+        self.causal = job.run.model.kind is CAUSAL
         self.without_casts = plain_layers(self.model) if job.run.model.bf16 else []
 
     def get_train_dataloader(self) -> DataLoader:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from lora_one.config.methods.base import GA_DIRECTIONS, Choices, ExampleSettings, PeftSettings, Ranges, ScaledSettings
 from lora_one.errors import UsageError
+from lora_one.model_kinds import CAUSAL
 
 if TYPE_CHECKING:
     from lora_one.config.schemas import ModelConfig
@@ -21,7 +22,7 @@ class EvaSettings(PeftSettings, ExampleSettings):
     ranges: ClassVar[Ranges] = {"tau": ("in [0, 1)", lambda v: 0 <= v < 1)}
 
     def check_model(self, model: "ModelConfig") -> None:
-        if model.type != "CausalLM":
+        if model.kind is not CAUSAL:
             raise UsageError(
                 f"init=eva looks at the answers' tokens in the layers of causal models, not in those of "
                 f"model.type={model.type}: take init=pissa, corda or lora_one"

@@ -1,0 +1,57 @@
+"""Models and tokenizers from the hub, a local folder or the bundled tiny one; and whether they fit this machine.
+
+location: where a model is.  loading: tokenizer, configuration, weights.  requirements: does it fit this machine.
+inspection: what is known of a model: its kind, width, positions, weights as stored.
+"""
+
+from lora_one.models.inspection import (
+    check_positions,
+    kind_of,
+    kind_of_checkpoint,
+    learnt_positions,
+    original_weights,
+    weight_shape,
+    with_rank,
+)
+from lora_one.models.loading import (
+    DTYPES,
+    auto_class,
+    device,
+    load_config,
+    load_model,
+    load_skeleton,
+    load_tokenizer,
+    never_repacked,
+    padded_with,
+    refuse_drawn_layers,
+)
+from lora_one.models.location import BUNDLED, check_weights, local_folder
+from lora_one.models.requirements import CPU_LIMIT, count_parameters, free_bytes, preflight, weight_bytes
+
+__all__ = [
+    "BUNDLED",
+    "CPU_LIMIT",
+    "DTYPES",
+    "auto_class",
+    "check_positions",
+    "check_weights",
+    "count_parameters",
+    "device",
+    "free_bytes",
+    "kind_of",
+    "kind_of_checkpoint",
+    "learnt_positions",
+    "load_config",
+    "load_model",
+    "load_skeleton",
+    "load_tokenizer",
+    "local_folder",
+    "never_repacked",
+    "original_weights",
+    "padded_with",
+    "preflight",
+    "refuse_drawn_layers",
+    "weight_bytes",
+    "weight_shape",
+    "with_rank",
+]

@@ -1,0 +1,90 @@
+"""Facts about a model: its kind, width, positions, weight shapes and stored weights."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from lora_one.config import RunConfig, with_core
+from lora_one.config.schemas import ModelConfig
+from lora_one.errors import RunError, UsageError
+from lora_one.model_kinds import ModelKind, kind_by_architecture
+from lora_one.models.loading import load_config
+from lora_one.models.location import local_folder
+
+
+def kind_of(model: nn.Module) -> ModelKind:
+    """Return the kind of a loaded model, inside an adapter too."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return kind_by_architecture(
+        [type(inner).__name__], encoder_decoder=getattr(inner.config, "is_encoder_decoder", False)
+    )
+
+
+def kind_of_checkpoint(name: str, revision: str | None = None) -> ModelKind:
+    """Return the kind of a saved model, by its configuration."""
+    config = load_config(name, revision)
+    return kind_by_architecture(
+        config.architectures or (), encoder_decoder=getattr(config, "is_encoder_decoder", False)
+    )
+
+
+def with_rank(run: RunConfig) -> RunConfig:
+    """The run with the rank that ``peft.lora_relative_r`` gives: that share of the model's width, at least 1."""
+    share = run.peft.lora_relative_r
+    if share is None:
+        return run
+    width = load_config(run.model.name, run.model.revision).get_text_config().hidden_size
+    peft = dataclasses.replace(run.peft, lora_r=max(1, int(share * width)))
+    return with_core(dataclasses.replace(run, peft=peft))
+
+
+def check_positions(model: nn.Module, settings: ModelConfig) -> None:
+    """Raises UsageError: the model has learnt its positions, and fewer than ``model.max_length``."""
+    places = learnt_positions(model)
+    if places is not None and settings.max_length > places:
+        raise UsageError(
+            f"model.max_length={settings.max_length} exceeds the {places} positions that {settings.name} has learnt: "
+            "lower it"
+        )
+
+
+def learnt_positions(model: nn.Module) -> int | None:
+    """Positions with an embedding of their own, None where positions are computed."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in ("position_embeddings", "wpe"):
+            before = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa counts from there
+            return module.num_embeddings - before
+    return None
+
+
+def weight_shape(layer: nn.Module) -> tuple[int, int]:
+    """(m, n), whatever the orientation the weight is stored in: transformers' Conv1D keeps W^T."""
+    return (layer.nf, layer.nx) if hasattr(layer, "nf") else (layer.out_features, layer.in_features)
+
+
+def original_weights(name: str, revision: str | None = None) -> Callable[[str], Tensor]:
+    """Gives a layer's weight by the layer's name, fp32, as it stands in the model's safetensors files.
+
+    Raises RunError: the files hold no such weight.
+    """
+    folder = local_folder(name)
+    if folder is None:
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns="*.safetensors"))
+    files = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            files |= dict.fromkeys(opened.keys(), file)
+
+    def weight(layer: str) -> Tensor:
+        key = f"{layer}.weight"
+        if key not in files:
+            raise RunError(f"{folder} holds no {key} in its safetensors files: save the model with this transformers")
+        with safe_open(files[key], "pt") as opened:
+            return opened.get_tensor(key).float()
+
+    return weight
