@@ -13,7 +13,6 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_callback import TrainerState
 
 import run_exp
-from lora_one.adaptation import checkpoints
 from lora_one.errors import RunError
 from lora_one.initialization import low_rank_step as steps
 from lora_one.initialization import start
@@ -80,10 +79,10 @@ KILLS = {
     "checkpoint: last": (trainer, "publish", 6, True),
     "adapter: being written": (PeftModel, "save_pretrained", 7, True),
     "adapter: written": (saving, "plot_run", 1, False),
-    "merge: begun": (checkpoints, "merge_adapter", 1, False),
+    "merge: begun": (saving, "merge_adapter", 1, False),
     "merge: weights written": (LlamaForCausalLM, "save_pretrained", 1, True),
     "merge: unnamed": (PreTrainedTokenizerBase, "save_pretrained", 1, True),
-    "merge: done": (checkpoints, "save_merged", 1, True),
+    "merge: done": (saving, "save_merged", 1, True),
 }
 QUICK = ("gradient: a middle layer", "checkpoint: optimizer", "merge: weights written")
 

@@ -5,6 +5,8 @@ import ast
 import pytest
 from conftest import ROOT
 
+from lora_one.config.methods import METHODS
+
 ORDER = [
     {"types", "errors", "interruption"},
     {"files", "datasets", "model_kinds"},
@@ -51,3 +53,49 @@ def test_imports_point_left(path):
 NEIGHBOURS = {
     ("data", "models"),
 }
+
+
+def code_lines(function):
+    """Lines of a function without its docstring."""
+    lines = function.end_lineno - function.lineno + 1
+    first = function.body[0]
+    documented = isinstance(first, ast.Expr) and isinstance(getattr(first.value, "value", None), str)
+    return lines - (first.end_lineno - first.lineno + 1 if documented else 0)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_and_functions_stay_short(path):
+    """At most 300 lines a file and 60 a function, docstring aside."""
+    text = path.read_text()
+    assert text.count("\n") <= 300
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert code_lines(node) <= 60, node.name
+
+
+OWNERS = (
+    "config/methods",
+    "config/aliases",
+    "initialization/methods",
+    "initialization/library",
+    "datasets",
+    "evaluation",
+)
+WORDS = {"default", "gradient", "lora_xs"}  # also the names of other things
+CHOICES = {path.stem for group in ("init", "dataset") for path in (ROOT / "conf" / group).glob("[!_]*.yaml")} - WORDS
+TITLES = {method.title for method in METHODS.values() if "-" in method.title or method.title == "LoftQ"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in FILES if not path.relative_to(ROOT / "lora_one").as_posix().startswith(OWNERS)],
+    ids=lambda p: str(p.relative_to(ROOT)),
+)
+def test_no_method_and_no_data_set_is_named_outside_its_room(path):
+    tree = ast.parse(path.read_text())
+    documented = [node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)]
+    docstrings = {id(node.body[0].value) for node in documented if node.body and isinstance(node.body[0], ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            assert node.value not in CHOICES, node.lineno
+            assert not [title for title in TITLES if title in node.value], node.lineno

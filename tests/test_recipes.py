@@ -61,3 +61,16 @@ def test_a_method_takes_four_places(project):
     assert record["config"]["init"]["method"] == "mine" and record["config"]["init"]["size"] == 0.2
     refused = run(project, "init=mine", "++init.sise=0.2")
     assert refused.returncode == 2 and "did you mean size?" in refused.stderr
+
+
+def test_a_data_set_takes_three_places(project):
+    places = follow("A data set", project)
+    assert len(places) == 3
+    file = project / "rows.jsonl"
+    file.write_text("".join(json.dumps({"q": f"{i} + 1?", "a": str(i + 1)}) + "\n" for i in range(20)))
+    small = ("init=lora", "model.real_batch_size=8", "model.per_device_batch_size=8", "dataset.cache=null")
+    done = run(project, "dataset=mine", f"dataset.path={file}", *small)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (record,) = (project / "results").glob("lora-one_mine/*/*/run.json")
+    record = json.loads(record.read_text())
+    assert record["train"]["steps"] == 3 and record["data"]["validation"]["whole"] == 2

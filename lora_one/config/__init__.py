@@ -14,9 +14,9 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 
 from lora_one.config.aliases import PUBLISHED_KEYS, published_form, translated
 from lora_one.config.methods import METHODS, MethodSettings
+from lora_one.config.optimizers import OPTIMIZERS
 from lora_one.config.rules import check
 from lora_one.config.schemas import (
-    OPTIMIZER_SCHEMAS,
     ModelConfig,
     PeftConfig,
     WandbConfig,
@@ -113,9 +113,9 @@ def schema_of(section: str, given: Any) -> type | None:
         return DATASETS[name].settings
     if section == "optimizer":
         name = given.get("name")
-        if name not in OPTIMIZER_SCHEMAS:
-            raise UsageError(f"optimizer.name={name} is not an optimizer; {nearest(name, OPTIMIZER_SCHEMAS)}")
-        return OPTIMIZER_SCHEMAS[name]
+        if name not in OPTIMIZERS:
+            raise UsageError(f"optimizer.name={name} is not an optimizer; {nearest(name, OPTIMIZERS)}")
+        return OPTIMIZERS[name]
     return {"peft": PeftConfig, "model": ModelConfig, "wandb": WandbConfig}.get(section)
 
 
@@ -124,7 +124,7 @@ def valid_keys(section: str) -> set[str]:
     one_of_many = {
         "dataset": tuple({dataset.settings for dataset in DATASETS.values()}),
         "init": tuple(METHODS.values()),
-        "optimizer": tuple(OPTIMIZER_SCHEMAS.values()),
+        "optimizer": tuple(OPTIMIZERS.values()),
     }
     single = {
         "": RunConfig,

@@ -6,9 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from lora_one.config.methods import methods_with
 from lora_one.config.methods.base import Choices, Ranges
-from lora_one.config.schemas import (
-    ScaledConfig,
-)
 from lora_one.datasets import CLASSIFIED
 from lora_one.datasets.questions import EVALUATIONS, evaluations_in
 from lora_one.errors import UsageError, nearest
@@ -142,7 +139,7 @@ def check_adalora(run: "RunConfig") -> None:
         "peft.dora": peft.dora,
         "peft.lora_xs": peft.lora_xs,
         "peft.use_loraplus": peft.use_loraplus,
-        "optimizer": isinstance(run.optimizer, ScaledConfig),
+        "optimizer": run.optimizer.preconditioned,
         "wandb.diagnostics_every": run.wandb.diagnostics_every > 0,
     }
     for key, unfit in asked.items():
@@ -165,7 +162,7 @@ def check_full(run: "RunConfig") -> None:
         "peft.use_loraplus": peft.use_loraplus,
         "peft.lora_relative_r": peft.lora_relative_r is not None,
         "model.quantization": run.model.quantization is not None,
-        "optimizer": isinstance(run.optimizer, ScaledConfig),
+        "optimizer": run.optimizer.preconditioned,
         "wandb.diagnostics_every": run.wandb.diagnostics_every > 0,
     }
     for key, unfit in asked.items():
@@ -193,7 +190,7 @@ def check_core(run: "RunConfig") -> None:
             f"peft.use_loraplus={peft.use_loraplus} gives B a learning rate of its own, but {init.title} trains R "
             "alone: drop it"
         )
-    if init.trains_core and isinstance(run.optimizer, ScaledConfig):
+    if init.trains_core and run.optimizer.preconditioned:
         raise UsageError(
             f"optimizer={run.optimizer.name} preconditions B and A by each other, but {init.title} trains R alone: "
             "take optimizer=adamw or optimizer=sgd"

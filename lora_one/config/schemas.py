@@ -63,40 +63,6 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
-    name: str
-
-
-@dataclass(frozen=True)
-class AdamConfig(OptimizerConfig):
-    betas: list[float]
-    eps: float
-
-
-@dataclass(frozen=True)
-class SgdConfig(OptimizerConfig):
-    momentum: float
-
-
-@dataclass(frozen=True)
-class ScaledConfig(OptimizerConfig):
-    """Preconditioned by the partner's Gram matrix + lambda I, lambda = model.prec_reg."""
-
-    damping: str  # lambda as it is, or relative to the Gram matrix's mean diagonal
-    order: str  # both factors from the same point, or B after A's step
-
-
-@dataclass(frozen=True)
-class ScaledAdamConfig(AdamConfig, ScaledConfig):
-    correct_bias: bool
-
-
-@dataclass(frozen=True)
-class ScaledSgdConfig(SgdConfig, ScaledConfig):
-    pass
-
-
-@dataclass(frozen=True)
 class WandbConfig:
     project: str
     entity: str | None
@@ -105,11 +71,3 @@ class WandbConfig:
     group: str | None  # null = the configuration's hash, shared by its seeds
     tags: list[str]
     diagnostics_every: int  # optimizer steps between two looks at the adapters' spectra and angles; 0 = none
-
-
-OPTIMIZER_SCHEMAS: dict[str, type] = {
-    "adamw": AdamConfig,
-    "scaled_adamw": ScaledAdamConfig,
-    "scaled_gd": ScaledSgdConfig,
-    "sgd": SgdConfig,
-}

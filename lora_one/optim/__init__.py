@@ -1,6 +1,7 @@
 """Optimisers by name, over parameter groups that LoRA+ may split; scaled ones precondition LoRA's factors."""
 
 import dataclasses
+import importlib
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,19 +16,18 @@ if TYPE_CHECKING:
 
 __all__ = ["AdamW", "build_optimizer", "create_scaled_optimizer"]
 
-PLAIN = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
-SCALED = {"scaled_adamw": AdamW, "scaled_gd": torch.optim.SGD}  # the optimiser behind the preconditioner
-
 
 def build_optimizer(model: nn.Module, run: "RunConfig") -> torch.optim.Optimizer:
-    """The optimiser that ``optimizer.name`` names, over the trainable parameters of the model.
+    """Return the optimizer that ``optimizer.name`` names, over the trainable parameters of the model.
 
     The other keys of ``optimizer`` are its arguments. Raises UsageError: see `param_groups`, `create_scaled_optimizer`.
     """
     groups = param_groups(model, run.model.learning_rate, run.model.weight_decay, run.peft)
     on_gpu = any(parameter.is_cuda for group in groups for parameter in group["params"])
     options = dataclasses.asdict(run.optimizer) | {"lr": run.model.learning_rate, "fused": on_gpu}
-    name = options.pop("name")
-    if name in SCALED:
-        return create_scaled_optimizer(model, SCALED[name], reg=run.model.prec_reg, params=groups, **options)
-    return PLAIN[name](groups, **options)
+    del options["name"]
+    module, _, name = run.optimizer.implementation.rpartition(".")
+    chosen = getattr(importlib.import_module(module), name)
+    if run.optimizer.preconditioned:
+        return create_scaled_optimizer(model, chosen, reg=run.model.prec_reg, params=groups, **options)
+    return chosen(groups, **options)
