@@ -151,7 +151,7 @@ def test_a_sharded_base_gives_what_a_whole_one_gives(tmp_path, interrupted):
     [
         ("init.direction=LoRA-GA", "LoRA-GA reads or changes"),
         ("init=pissa", "pissa reads or changes"),
-        ("init=gaussian init.lora_B=gaussian", "simple reads or changes"),
+        ("init=gaussian init.lora_B=gaussian", "LoRA reads or changes"),
         ("peft=dora", "takes the norms"),
         ("model.quantization=nf4", "weights of its own kind"),
         ("model.saving=true", "run scripts/merge.py"),

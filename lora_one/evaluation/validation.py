@@ -48,7 +48,7 @@ class Validation:
         self.reduction = run.model.loss
         self.head = run.model.kind.has_head
         words = labels_of(run.dataset.name) is not None
-        self.benchmark = glue if words else gsm8k
+        self.benchmark = glue.Glue() if words else gsm8k.GSM8K()
         answerable = [example for example in splits.validation_texts if words or gsm8k.is_number(example.gold)]
         self.asked = [] if self.head else answerable[: run.dataset.accuracy_examples]
         self.prompts = encoder.prompts(self.asked)
