@@ -1,4 +1,4 @@
-"""Optimisers by name, over parameter groups that LoRA+ may split; scaled ones precondition LoRA's factors."""
+"""Build an optimiser by its name; the scaled ones precondition the gradients of the LoRA factors."""
 
 import dataclasses
 from typing import TYPE_CHECKING
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 __all__ = ["AdamW", "build_optimizer", "create_scaled_optimizer"]
 
 PLAIN = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
-SCALED = {"scaled_adamw": AdamW, "scaled_gd": torch.optim.SGD}  # the optimiser behind the preconditioner
+SCALED = {"scaled_adamw": AdamW, "scaled_gd": torch.optim.SGD}  # the optimiser that takes the step
 
 
 def build_optimizer(model: nn.Module, run: "RunConfig") -> torch.optim.Optimizer:
-    """The optimiser that ``optimizer.name`` names, over the trainable parameters of the model.
+    """Return the optimiser ``optimizer.name`` for the trainable parameters of the model.
 
     The other keys of ``optimizer`` are its arguments. Raises UsageError: see `param_groups`, `create_scaled_optimizer`.
     """
