@@ -297,8 +297,8 @@ HUMANEVAL = [
 
 PROBLEMS = "--data_path={files}/problems.jsonl "
 SAMPLES = [
-    (PROBLEMS + "--sample_file={files}/no.jsonl", USAGE, "--sample_file=", "/no.jsonl is no file", "samples.jsonl"),
-    (PROBLEMS + "--sample_file={files}/empty.jsonl", USAGE, "holds no samples", "samples.jsonl"),
+    (PROBLEMS + "--sample_file={files}/no.jsonl", USAGE, "--sample_file=", "/no.jsonl is not a file", "samples.jsonl"),
+    (PROBLEMS + "--sample_file={files}/empty.jsonl", USAGE, "has no samples", "samples.jsonl"),
     (PROBLEMS + "--sample_file={files}/random.jsonl", FAILURE, "random.jsonl cannot be read", "samples.jsonl"),
     (PROBLEMS + "--sample_file={files}/cut.jsonl.gz", FAILURE, "cut.jsonl.gz cannot be read", "samples.jsonl"),
     (PROBLEMS + "--sample_file={files}/cut.jsonl", USAGE, "line 1: not a sample (KeyError('task_id'))", "both text"),
@@ -314,11 +314,11 @@ SAMPLES = [
         PROBLEMS + "--sample_file={files}/unknown.jsonl",
         USAGE,
         "'Mine/7'",
-        "none of the 2 problems",
+        "not one of the 2 problems",
         "did you mean Mine/",
     ),
-    (PROBLEMS + "--sample_file={files}/uneven.jsonl --k=2", USAGE, "--k=2 is more than the 1 samples", "give --k=1"),
-    (PROBLEMS + "--sample_file={files}/uneven.jsonl --k=1,5", USAGE, "--k=5 is more than the 1 samples", "give --k=1"),
+    (PROBLEMS + "--sample_file={files}/uneven.jsonl --k=2", USAGE, "--k=2 is more than the 1 samples", "pass --k=1"),
+    (PROBLEMS + "--sample_file={files}/uneven.jsonl --k=1,5", USAGE, "--k=5 is more than the 1 samples", "pass --k=1"),
     (
         PROBLEMS + "--sample_file={files}/uneven.jsonl --k=0",
         USAGE,

@@ -30,7 +30,7 @@ def test_lines_are_plain_json(tmp_path):
 
 
 def test_a_full_disk_is_one_message_with_the_way_out():
-    with pytest.raises(RunError, match=r"/dev/full cannot be written \(No space left on device\): free space, and the"):
+    with pytest.raises(RunError, match=r"/dev/full cannot be written \(No space left on device\): free space; the"):
         tracking.Tracker(Path("/dev/full")).log(1, {"loss": 2.0})
 
 

@@ -1,4 +1,4 @@
-"""HumanEval samples that are there already: run them, write what became of each, print pass@k."""
+"""Score existing HumanEval samples: run them, write the result of each, print pass@k."""
 
 import argparse
 import gzip
@@ -20,10 +20,10 @@ def parser() -> argparse.ArgumentParser:
         prog="evaluate_functional_correctness.py", description="Score HumanEval samples: pass@k."
     )
     add = made.add_argument
-    add("--sample_file", required=True, help="samples.jsonl: task_id and completion a line (.gz too)")
+    add("--sample_file", required=True, help="samples.jsonl, each line with task_id and completion (.gz too)")
     add(
         "--k",
-        help="one or several, as 1,10; at most the samples of a problem (default: 1, 10, 100 as far as these go)",
+        help="one or several, such as 1,10; at most the samples of a problem (default: those of 1, 10, 100 that fit)",
     )
     add("--data_path", "--problem_file", dest="data_path", help="local HumanEval file instead of the hub's")
     add("--allow_missing", action="store_true", help="score only the problems that have samples")
@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write <sample_file>_results.jsonl and <sample_file>_metrics.json, print; returns the exit code."""
+    """Write <sample_file>_results.jsonl and <sample_file>_metrics.json, print the metrics; return the exit code."""
     return exit_code(lambda: evaluate(arguments))
 
 
@@ -40,14 +40,16 @@ def evaluate(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
     ks = given_ks(options.k)
     if options.data_path and not Path(options.data_path).expanduser().exists():
-        raise UsageError(f"--data_path={options.data_path} does not exist (looked in {Path.cwd()}): give what there is")
+        raise UsageError(
+            f"--data_path={options.data_path} does not exist (looked in {Path.cwd()}): pass an existing path"
+        )
     file = Path(options.sample_file).expanduser()
     samples = read_samples(file)
     problems = humaneval.problems(options.data_path)
     fewest = check_samples(samples, problems, file, allow_missing=options.allow_missing)
     if any(k > fewest for k in ks):
         raise UsageError(
-            f"--k={max(ks)} is more than the {fewest} samples that every problem of {file} has: give --k={fewest} or "
+            f"--k={max(ks)} is more than the {fewest} samples that every problem of {file} has: pass --k={fewest} or "
             "less, or more samples"
         )
     ks = ks or [k for k in humaneval.USUAL_K if k <= fewest]
@@ -78,27 +80,27 @@ def evaluate(arguments: Sequence[str]) -> int:
 
 
 def given_ks(text: str | None) -> list[int]:
-    """The numbers of ``1,10``, ascending; none where nothing is given. Raises UsageError: not such a list."""
+    """Return the numbers of a list such as ``1,10``, ascending; [] for None. Raises UsageError: not such a list."""
     try:
         ks = sorted({int(part) for part in text.split(",")}) if text is not None else []
     except ValueError:
         ks = [0]
     if ks and ks[0] < 1:
-        raise UsageError(f"--k={text} must be whole numbers of at least 1: give --k=1 or --k=1,10")
+        raise UsageError(f"--k={text} must be whole numbers of at least 1: pass --k=1 or --k=1,10")
     return ks
 
 
 def read_samples(file: Path) -> list[dict[str, Any]]:
-    """The lines of a sample file. Raises UsageError: it is not there, or a line is no sample; RunError: unreadable."""
+    """Read a sample file. Raises UsageError: there is no file, or a line is not a sample; RunError: unreadable."""
     if not file.is_file():
-        raise UsageError(f"--sample_file={file} is no file: give the samples.jsonl of an evaluation")
+        raise UsageError(f"--sample_file={file} is not a file: pass the samples.jsonl of an evaluation")
     opener = gzip.open if file.suffix == ".gz" else open
     try:
         with opener(file, "rt", encoding="utf-8") as stream:
             lines = stream.read().split("\n")
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise RunError(
-            f"--sample_file={file} cannot be read ({error}): give the samples.jsonl of an evaluation"
+            f"--sample_file={file} cannot be read ({error}): pass the samples.jsonl of an evaluation"
         ) from error
     samples = []
     for number, line in enumerate(lines, start=1):
@@ -111,33 +113,34 @@ def read_samples(file: Path) -> list[dict[str, Any]]:
             problem = repr(error)
         if problem:
             raise UsageError(
-                f"--sample_file={file}, line {number}: not a sample ({problem}); wanted are task_id and completion, "
-                "both text"
+                f"--sample_file={file}, line {number}: not a sample ({problem}); each line needs task_id and "
+                "completion, both text"
             )
         samples.append(sample)
     if not samples:
-        raise UsageError(f"--sample_file={file} holds no samples: give the samples.jsonl of an evaluation")
+        raise UsageError(f"--sample_file={file} has no samples: pass the samples.jsonl of an evaluation")
     return samples
 
 
 def check_samples(
     samples: Sequence[dict[str, Any]], problems: dict[str, Any], file: Path, *, allow_missing: bool
 ) -> int:
-    """How many samples every problem has at least. Raises UsageError: unknown problems, or some without any."""
+    """Return the least number of samples of a problem. Raises UsageError: unknown problems, or some without any."""
     counts: dict[str, int] = {}
     for sample in samples:
         name = sample["task_id"]
         if name not in problems:
             near = nearest(name, problems).partition(" valid:")[0] if len(problems) > 8 else nearest(name, problems)
             raise UsageError(
-                f"--sample_file={file} has a sample of {name!r}, which is none of the {len(problems)} problems; {near}"
+                f"--sample_file={file} has a sample of {name!r}, which is not one of the {len(problems)} "
+                f"problems; {near}"
             )
         counts[name] = counts.get(name, 0) + 1
     missing = [name for name in problems if name not in counts]
     if missing and not allow_missing:
         raise UsageError(
             f"--sample_file={file} has no sample for {len(missing)} of the {len(problems)} problems "
-            f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}): a missing answer is no wrong one; add "
-            "them, or --allow_missing to score the others alone"
+            f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}): a missing answer is not a wrong one; "
+            "add them, or pass --allow_missing to score only the others"
         )
     return min(counts.values())

@@ -160,7 +160,7 @@ def test_local_folders_of_evaluations(tmp_path):
     (tmp_path / "mmlu" / "test").mkdir(parents=True)
     (tmp_path / "mmlu" / "test" / "virology_test.csv").write_text('"One,\ntwo?",1,2,3,4,A\nThree?,1,2,3,4,B\n')
     assert list(questions_of(str(tmp_path / "mmlu"))) == ["One,\ntwo?", "Three?"]
-    with pytest.raises(UsageError, match=r"has no column question, problem, prompt, instruction: name the one"):
+    with pytest.raises(UsageError, match=r"has no column question, problem, prompt, instruction: rename the column"):
         list(questions_of(str(write(tmp_path / "a.jsonl", [{"text": "a"}]))))
 
 

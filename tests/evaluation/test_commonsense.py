@@ -241,7 +241,7 @@ def test_the_published_command_line(script, tmp_path, model_folder, data, monkey
         (["--dataset=bolq"], "--dataset=bolq is not a commonsense set: did you mean boolq? valid: ARC-Challenge"),
         (["--dataset=boolq,"], "--dataset= is not a commonsense set"),
         (["--greedy", "--temperature=0.5"], "--greedy and --temperature=0.5 contradict each other"),
-        ([], "pass --data_path="),
+        ([], "give --data_path="),
         (["--data_path=."], "has no folder boolq with a test.json"),
         (["--data_path=boolq.json", "--dataset=piqa"], "row 1: the answer 'true' is not one of solution1, solution2"),
     ],
