@@ -550,7 +550,7 @@ def test_wrong_use_is_one_clear_message(cls, options, error, said):
 
 
 def test_a_model_without_lora_is_refused():
-    with pytest.raises(UsageError, match=r"no layer has both its LoRA factors.*take AdamW itself"):
+    with pytest.raises(UsageError, match=r"no layer has both its LoRA factors.*use AdamW itself"):
         create_scaled_optimizer(nn.Linear(3, 3), torch.optim.AdamW, lr=0.1)
 
 
