@@ -1,4 +1,4 @@
-"""What an adapter looks like: norms, leading singular values, principal angles to the gradient's subspace."""
+"""Diagnostics of an adapter: norms, leading singular values, principal angles to the gradient's subspace."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -10,20 +10,20 @@ from torch import Tensor
 
 from lora_one.types import AdapterFactors
 
-LEADING = 8  # singular values that are told
+LEADING = 8  # singular values that are reported
 Vectors = tuple[Tensor, Tensor]  # U_r (m, r) and Vh_r (r, n), orthonormal
 
 
 def layer_diagnostics(factors: AdapterFactors, gradient: Vectors | None = None) -> dict[str, Any]:
-    """Of B, A and B A (B R A with a core; without the scaling s): Frobenius norm and leading singular values.
+    """Return Frobenius norm and leading singular values of B, A and B A (with a core: B R A), without the scaling s.
 
-    With B = Q_B R_B and A^T = Q_A R_A, the values of B A are those of the r x r matrix R_B R_A^T; no m x n one is
-    formed.
-    gradient: its leading singular vectors; then also the principal angles, in degrees and ascending, between the
-    columns of B and those of U_r (``B_angles``), and between the rows of A and those of Vh_r (``A_angles``).  There
-    are fewer than r where B or A has a lower rank.
+    With B = Q_B R_B and A^T = Q_A R_A, the singular values of B A are those of the r x r matrix R_B R_A^T; no m x n
+    matrix is formed.
+    gradient: its leading singular vectors; adds the principal angles, in degrees and ascending, between the columns of
+    B and of U_r (``B_angles``), and between the rows of A and of Vh_r (``A_angles``).  There are fewer than r angles if
+    B or A has a lower rank.
 
-    Taken in fp32 on the CPU.  Empty where a factor is not finite.
+    Computed in fp32 on the CPU.  Empty if a factor is not finite.
     """
     B, A, R = (None if part is None else part.float().cpu() for part in (factors.B, factors.A, factors.R))
     if not all(torch.isfinite(part).all() for part in (B, A, R) if part is not None):
@@ -41,17 +41,17 @@ def layer_diagnostics(factors: AdapterFactors, gradient: Vectors | None = None) 
 
 
 def column_space(matrix: Tensor) -> Tensor:
-    """Orthonormal basis of the columns' span, as wide as the matrix's numerical rank."""
+    """Return an orthonormal basis of the column space; its number of columns is the matrix's numerical rank."""
     U, S, _ = torch.linalg.svd(matrix, full_matrices=False)
     rank = int((S / S[0] > max(matrix.shape) * torch.finfo(S.dtype).eps).sum())  # 0 / 0 is not greater
     return U[:, :rank]
 
 
 def principal_angles(P: Tensor, Q: Tensor) -> Tensor:
-    """Principal angles between the spans of two orthonormal bases (m, k) and (m, l): min(k, l) degrees, ascending.
+    """Return the min(k, l) principal angles between two orthonormal bases (m, k) and (m, l), in degrees, ascending.
 
-    The cosines are the singular values of P^T Q, the sines those of what Q leaves of P; from both, small angles are
-    as exact as large ones (Bjorck and Golub, Math. Comp. 27, 1973).
+    The cosines are the singular values of Q^T P, the sines those of P - Q Q^T P; with both, small angles are as
+    accurate as large ones (Bjorck and Golub, Math. Comp. 27, 1973).
     """
     if P.shape[1] > Q.shape[1]:
         P, Q = Q, P
@@ -62,7 +62,7 @@ def principal_angles(P: Tensor, Q: Tensor) -> Tensor:
 
 
 def by_kind(layers: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Means over the layers of one kind (the last part of a name): ``<kind>/<quantity>``, every value a number."""
+    """Return means over layers of one kind (last part of the name) as ``<kind>/<quantity>``, if all are finite."""
     values: dict[str, list[float]] = {}
     for layer, found in layers.items():
         for quantity, value in scalars(found):
@@ -71,7 +71,7 @@ def by_kind(layers: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
 
 def scalars(found: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Of one layer: ``BA_norm``; ``BA_sigma_1``, ...; ``B_angle_max`` and ``B_angle_mean`` where there are angles."""
+    """Yield a layer's numbers: ``BA_norm``, ``BA_sigma_1``, ..., and with angles ``B_angle_max``, ``B_angle_mean``."""
     for name, value in found.items():
         matrix, _, what = name.partition("_")
         if what == "norm":

@@ -1,4 +1,4 @@
-"""Several processes as one: who takes which batch and which layer. With one process everything is a no-op."""
+"""Several processes: which one handles which batch and which layer. With one process every function is a no-op."""
 
 import os
 import subprocess
@@ -30,10 +30,9 @@ class Processes:
 
     @classmethod
     def started(cls) -> "Processes":
-        """Join the processes of a launcher (torchrun, accelerate launch), which says in WORLD_SIZE how many there are,
-        or the tasks of one srun.
+        """Join the processes of a launcher (torchrun, accelerate launch; WORLD_SIZE is set) or the tasks of one srun.
 
-        Without a GPU they meet through gloo: accelerate by itself would leave each the first of one.
+        Without a GPU the backend is gloo; accelerate by itself would start every process as rank 0 of 1.
         Raises UsageError: the launcher asks for FSDP or DeepSpeed.
         """
         refuse_sharding(os.environ)
@@ -45,39 +44,39 @@ class Processes:
         return cls.current()
 
     def meet(self) -> None:
-        """Wait for the others."""
+        """Wait for the other processes."""
         if self.count > 1:
             dist.barrier()
 
     def share(self, items: Sequence[T]) -> Iterator[tuple[T, float]]:
-        """This process's items, each with weight 1; every process gets as many, the missing ones with weight 0.
+        """Yield this process's items with weight 1, padded with items of weight 0 to the same number on all processes.
 
-        Sharded models run their passes together, so no process may do fewer than another.
+        The passes of a sharded model are collective, so every process must run equally many.
         """
         for start in range(0, len(items), self.count):
             mine = start + self.rank
             yield (items[mine], 1.0) if mine < len(items) else (items[0], 0.0)
 
     def by_turns(self, names: Sequence[str]) -> Iterator[tuple[int, str]]:
-        """(owner, name): the layers spread over the processes."""
+        """Yield (owner, name) for each layer: the owner is assigned in round-robin order."""
         return ((index % self.count, name) for index, name in enumerate(names))
 
     def sum_to(self, owner: int, tensor: Tensor) -> Tensor:
-        """The sum over processes, complete at its owner."""
+        """Return the sum over processes; it is complete only on the owner."""
         return self._together(tensor, lambda travelling: dist.reduce(travelling, owner))
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over processes, everywhere."""
+        """Return the sum over processes, on every process."""
         return self._together(tensor, dist.all_reduce)
 
     def from_owner(self, owner: int, tensor: Tensor) -> Tensor:
-        """The owner's values, everywhere."""
+        """Return the owner's values, on every process."""
         return self._together(tensor, lambda travelling: dist.broadcast(travelling, owner))
 
     def _together(self, tensor: Tensor, operation: Callable[[Tensor], object]) -> Tensor:
-        """The tensor after an in-place operation of all processes; untouched where there is one.
+        """Return the tensor after an in-place collective operation; with one process, return it unchanged.
 
-        NCCL moves only what lies on the GPU; others take a tensor where it is.
+        NCCL needs tensors on the GPU; other backends take a tensor on its own device.
         """
         if self.count == 1:
             return tensor
@@ -89,7 +88,7 @@ class Processes:
         return sum(self.gathered(value))
 
     def gathered(self, value: T) -> list[T]:
-        """Every process's value, in order of rank, everywhere: what all must decide alike is decided on these."""
+        """Return every process's value in order of rank, on every process; use it where all must decide alike."""
         if self.count == 1:
             return [value]
         values: list[T] = [value] * self.count
@@ -98,22 +97,22 @@ class Processes:
 
 
 def refuse_sharding(environment: Mapping[str, str]) -> None:
-    """Raises UsageError: accelerate was told to shard the model, which it would do after the start was taken.
+    """Raise UsageError if accelerate is told to shard the model, which it would do only after the initialisation.
 
-    Then the start has needed the whole model on each GPU, and the first process can write no adapter alone.
+    The initialisation would then need the whole model on each GPU, and the first process could not save the adapter.
     """
     for name in ("FSDP", "DeepSpeed"):
         if environment.get(f"ACCELERATE_USE_{name.upper()}", "").lower() == "true":
             raise UsageError(
-                f"accelerate's configuration asks for {name}, which is not built: take "
-                "scripts/accelerate/sharded.yaml with model.sharded=true, which shards the base as it is loaded"
+                f"accelerate's configuration asks for {name}, which is not supported: use "
+                "scripts/accelerate/sharded.yaml with model.sharded=true, which shards the base while loading it"
             )
 
 
 def take_slurm_tasks(environment: MutableMapping[str, str]) -> None:
-    """Say the tasks of an srun in torch's variables; nothing changes for one task, or where a launcher has spoken.
+    """Set torch's variables from those of an srun; no change for one task, or if a launcher has set WORLD_SIZE.
 
-    The port follows from the job and the step, so that all tasks know it and two steps on a machine do not meet.
+    The port is computed from job and step: all tasks get the same one, and two steps on a machine different ones.
     """
     if "WORLD_SIZE" in environment or int(environment.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
         return

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Write files and folders atomically: a reader sees all of the content or none."""
 
 import json
 import os
@@ -19,7 +19,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write to a temporary file beside, then rename: a reader sees the old content or the new, never half."""
+    """Write to a temporary file in the same folder, then rename: a reader sees the old content or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -35,7 +35,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def synced(path: Path) -> None:
-    """Wait until a file or folder, with all in it, is on the disk: a power cut takes nothing of it."""
+    """Wait until a file, or a folder with its content, is on the disk, so that it survives a power failure."""
     for entry in (path, *path.rglob("*")):
         handle = os.open(entry, os.O_RDONLY)
         try:
@@ -45,7 +45,7 @@ def synced(path: Path) -> None:
 
 
 def publish(folder: Path, place: Path) -> None:
-    """Give a complete folder its name, once all of it is on the disk. Raises OSError."""
+    """Rename a complete folder to its final name after its content is on the disk. Raises OSError."""
     synced(folder)
     folder.rename(place)
     handle = os.open(place.parent, os.O_RDONLY)
@@ -57,9 +57,9 @@ def publish(folder: Path, place: Path) -> None:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Write into a hidden folder beside; it takes the name ``path`` when all of it is there.
+    """Yield a hidden folder next to ``path`` to write into; it is renamed to ``path`` when it is complete.
 
-    Raises RunError when it cannot be written (no space left, say); what stood at ``path`` is then untouched.
+    Raises RunError: it cannot be written (for example, no space left); an old folder at ``path`` is then unchanged.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,6 +70,6 @@ def whole_folder(path: Path) -> Iterator[Path]:
             if path.exists():
                 shutil.rmtree(path)
             publish(content, path)
-    except (OSError, SafetensorError) as error:  # the latter: of a full disk, from safetensors
+    except (OSError, SafetensorError) as error:  # safetensors raises the latter on a full disk
         reason = getattr(error, "strerror", None) or error
-        raise RunError(f"{path} cannot be written ({reason}): free space or give another folder") from error
+        raise RunError(f"{path} cannot be written ({reason}): free space or choose another folder") from error

@@ -1,4 +1,4 @@
-"""Low-rank approximation of a matrix: seeded, deterministic, accurate in every wanted direction."""
+"""Low-rank approximation of a matrix: seeded, deterministic, accurate in each of the r directions."""
 
 import math
 from dataclasses import dataclass, replace
@@ -10,11 +10,11 @@ from torch.nn.functional import pad
 EXACT_BELOW = 256  # min(m, n) up to which the exact SVD costs no more than a randomised one
 OVERSAMPLING = 8
 MAX_BLOCKS = 30
-PRODUCT_ERROR = 1e-5  # relative Frobenius error of [M]_r that is aimed at ...
-PRODUCT_BLOCKS = 8  # ... with up to this many blocks; a flat spectrum would need many more
-FASTEST = 0.5  # least assumed ratio of an error to the one half a block earlier
+PRODUCT_ERROR = 1e-5  # target of the relative Frobenius error of [M]_r ...
+PRODUCT_BLOCKS = 8  # ... and the number of blocks after which it is given up; a flat spectrum would need many more
+FASTEST = 0.5  # lower bound on the assumed ratio of an error to the one half a block earlier
 NOISE = 5e-7  # S_i / S_1 at or below which direction i is a rounding error: about 4 x the precision of fp32
-LOST = 1e-3  # overlap of a new direction with the known ones from which on it is nothing but rounding
+LOST = 1e-3  # overlap with the known directions above which a new direction is only rounding error
 SQUARES_FIT = (1e-12, 1e12)  # norms of a matrix that need no rescaling before its entries are squared in fp32
 
 
@@ -32,10 +32,11 @@ class LowRank:
 
 
 def truncated_svd(matrix: Tensor, rank: int, *, tolerance: float, generator: Generator) -> LowRank:
-    """Best rank-r approximation of a matrix (Eckart-Young): exact for small matrices, else from a block Krylov space.
+    """Return the best rank-r approximation of a matrix (Eckart-Young).
 
-    Each direction is accurate by itself, however large S_1 is: ||u_i^T M||^2 >= (1 - ``tolerance``) S_i^2 for all
-    i <= r, by the estimate of ``KrylovSpace``. Signs: the entry of largest magnitude in each column of U is positive.
+    Small matrices are decomposed exactly, larger ones in a block Krylov space. There each direction is accurate by
+    itself, independently of S_1: ||u_i^T M||^2 >= (1 - ``tolerance``) S_i^2 for all i <= r, by the estimate of
+    ``KrylovSpace``. Signs: the entry of largest magnitude in each column of U is positive.
 
     matrix: (m, n), any float dtype, decomposed in at least fp32.  generator: CPU random numbers of the sketch.
     Raises ValueError: rank outside [1, min(m, n)], or an entry that is not finite.
@@ -64,15 +65,15 @@ def truncated_svd(matrix: Tensor, rank: int, *, tolerance: float, generator: Gen
 
 
 def fix_signs(step: LowRank) -> LowRank:
-    """An SVD leaves the sign of each pair of vectors open: make each column of U positive where it is largest."""
+    """Choose the sign of each pair (u_i, v_i), which an SVD leaves open: the largest entry of u_i is positive."""
     signs = torch.gather(step.U, 0, step.U.abs().argmax(dim=0, keepdim=True)).sign().squeeze(0)
     return LowRank(step.U * signs, step.S, step.Vh * signs[:, None], step.energy)
 
 
 def completed(step: LowRank, generator: Generator) -> LowRank:
-    """Replace the directions that are rounding errors: S_i = 0, and u_i, v_i random but orthonormal to the others.
+    """Replace directions that are rounding errors: S_i = 0, and random u_i, v_i that are orthonormal to the others.
 
-    A matrix of rank k < r has no direction beyond k; what an SVD returns there is noise of the machine that ran it.
+    A matrix of rank k < r has only k directions; the further ones that an SVD returns depend on the machine.
     """
     k, rank = usable(step.S), len(step.S)
     if k in (0, rank):
@@ -93,23 +94,23 @@ def _by_krylov(matrix: Tensor, rank: int, tolerance: float, generator: Generator
         left = space.add_left(matrix @ right)
         if space.settled:
             return space.svd()
-        right = space.add_right((left.T @ matrix).T)  # reads M along its rows, which is faster than M^T Q
+        right = space.add_right((left.T @ matrix).T)  # reads M row by row, which is faster than M^T Q
         if space.settled:
             return space.svd()
 
 
 class KrylovSpace:
-    """Leading singular triplets of a matrix M that is known only through products M V and M^T Q.
+    """Leading singular triplets of a matrix M that is accessed only through products M V and M^T Q.
 
     Blocks: Q_1 spans M Omega, P_j spans what M^T Q_j adds to P_1 ... P_(j-1), and Q_(j+1) what M P_j adds to Q_1 ...
-    Q_j. With Q and P all of them, M^T Q = P T for a small T, so the SVD of T gives the best rank-r approximation in
-    the span of Q (Musco and Musco, arXiv:1504.05477, Alg. 2). T is decomposed in fp64: squares would lose the small
-    directions beside a dominant one.
+    Q_j. With all blocks in Q and P, M^T Q = P T for a small T, so the SVD of T gives the best rank-r approximation in
+    the span of Q (Musco and Musco, arXiv:1504.05477, Alg. 2). T is decomposed in fp64, not T T^T: squaring loses the
+    small directions next to a dominant one.
 
-    The next product M P_j gives the residual of each triplet, ||M v_i - S_i u_i||^2 = ||M v_i||^2 - S_i^2: what another
-    half step gains for direction i. Residuals shrink about geometrically, so the last two bound all that is still to
-    gain. The space is settled once that is at most ``tolerance`` x S_i^2 for each i <= r, and the product
-    U diag(S) Vh is accurate to ``PRODUCT_ERROR`` or ``PRODUCT_BLOCKS`` were spent on it.
+    The next product M P_j gives the residual of each triplet, ||M v_i - S_i u_i||^2 = ||M v_i||^2 - S_i^2, which is the
+    gain of another half step for direction i. Residuals shrink about geometrically, so the last two bound the
+    remaining gain. The space is settled when this bound is at most ``tolerance`` x S_i^2 for each i <= r, and the
+    product U diag(S) Vh is accurate to ``PRODUCT_ERROR`` or ``PRODUCT_BLOCKS`` blocks have been computed.
     """
 
     def __init__(self, shape: tuple[int, int], rank: int, tolerance: float) -> None:
@@ -118,16 +119,16 @@ class KrylovSpace:
         self.Q: Tensor | None = None  # (m, columns of all blocks)
         self.P: Tensor | None = None  # (n, columns of all blocks)
         self.T = torch.zeros(0, 0, dtype=torch.float64)  # on the CPU
-        self.outside: Tensor | None = None  # what M P_j holds in Q_(j+1), fp64, on the CPU; None before it is known
+        self.outside: Tensor | None = None  # coefficients of M P_j in Q_(j+1), fp64, on the CPU; None until known
         self.blocks = 0  # of P
         self.direction_errors, self.product_errors = [1.0], [1.0]  # after each block
 
     def start(self, generator: Generator) -> Tensor:
-        """Omega (n, columns), on the CPU."""
+        """Return the random Omega (n, columns), on the CPU."""
         return torch.randn(self.shape[1], self.width, generator=generator)
 
     def add_left(self, product: Tensor) -> Tensor:
-        """Take in M Omega, then M P_j; returns the orthonormal block whose product M^T Q is needed next."""
+        """Add M Omega, later M P_j; return the orthonormal block Q_j whose product M^T Q_j is needed next."""
         block, coefficients = orthonormal(product, self.Q)
         known = 0 if self.Q is None else self.Q.shape[1]
         block = block[:, : min(self.shape) - known]
@@ -138,7 +139,7 @@ class KrylovSpace:
         return block
 
     def add_right(self, product: Tensor) -> Tensor:
-        """Take in M^T Q_j; returns P_j, whose product M P_j is needed next."""
+        """Add M^T Q_j; return P_j, whose product M P_j is needed next."""
         block, coefficients = orthonormal(product, self.P)
         self.P, self.outside = joined(self.P, block), None
         self.T = torch.cat([pad(self.T, (0, 0, 0, block.shape[1])), coefficients], dim=1)
@@ -146,7 +147,7 @@ class KrylovSpace:
         return block
 
     def _measure(self, outside: Tensor) -> None:
-        """Note the errors after the last block. Eigenvalues in fp64 are exact enough for that, and cheap."""
+        """Record the errors after the last block. Eigenvalues of T T^T in fp64 are accurate enough here, and cheap."""
         squares, vectors = torch.linalg.eigh(self.T @ self.T.T)
         S, X = squares.flip(0)[: self.rank].clamp(min=0).sqrt(), vectors.flip(1)[:, : self.rank]
         residuals = torch.linalg.vector_norm(outside @ X[-outside.shape[1] :], dim=0)
@@ -160,14 +161,14 @@ class KrylovSpace:
             return self.blocks > 0 and self.Q.shape[1] == min(self.shape)
         if self.blocks >= MAX_BLOCKS:
             return True
-        # a small matrix is decomposed exactly where it is known whole: here its product must be as good
+        # `truncated_svd` decomposes a small matrix exactly: from products alone it must be as accurate
         spent = self.blocks >= PRODUCT_BLOCKS and min(self.shape) > EXACT_BELOW
         product = spent or still_to_gain(self.product_errors) <= PRODUCT_ERROR
         return product and still_to_gain(self.direction_errors) <= self.tolerance
 
     def svd(self) -> tuple[Tensor, Tensor, Tensor]:
-        """U (m, r), S (r,), Vh (r, n), from all products that were taken in."""
-        small = self.T.T  # Q^T M P, or with the products M P_j in Q_(j+1) too
+        """Return U (m, r), S (r,), Vh (r, n) from all products added so far."""
+        small = self.T.T  # Q^T M P; below also the part of M P_j in Q_(j+1), if known
         if self.outside is not None:
             small = torch.cat([small, pad(self.outside, (small.shape[1] - self.outside.shape[1], 0))])
         U, S, Vh = torch.linalg.svd(small, full_matrices=False)
@@ -176,10 +177,10 @@ class KrylovSpace:
 
 
 def orthonormal(product: Tensor, basis: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Split a block into what the basis spans and an orthonormal rest Q: product = [basis, Q] C.
+    """Return (Q, C) with product = [basis, Q] C, where Q is orthonormal and orthogonal to the basis.
 
-    Two rounds, because what the first one leaves may be mostly rounding error. Where nothing is left (zero rows of M,
-    say), even that is an error inside of what the basis spans: such columns of Q become random ones, with 0 in C.
+    Projected twice, because the rest of the first projection may be mostly rounding error. If a column has no rest (for
+    example, zero rows of M), the result still overlaps the basis: such columns of Q become random ones, with 0 in C.
     C is fp64 and on the CPU.
     """
     if basis is None:
@@ -197,7 +198,7 @@ def orthonormal(product: Tensor, basis: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def refilled(Q: Tensor, lost: Tensor, basis: Tensor) -> Tensor:
-    """Q with the ``lost`` columns (boolean) replaced by random ones, orthonormal to the basis and to the others."""
+    """Return Q with its ``lost`` columns (boolean) replaced by random ones, orthonormal to the basis and the others."""
     known = torch.cat([basis, Q[:, ~lost]], dim=1)
     generator = torch.Generator().manual_seed(known.shape[1])
     drawn = torch.randn(len(Q), int(lost.sum()), generator=generator).to(Q)
@@ -213,11 +214,11 @@ def joined(blocks: Tensor | None, block: Tensor) -> Tensor:
 
 
 def usable(S: Tensor) -> int:
-    """How many of the singular values (descending) are above the rounding errors of fp32; 0 for a zero matrix."""
+    """Return how many singular values (descending) exceed the rounding errors of fp32; 0 for a zero matrix."""
     return int((NOISE * S[0] < S).sum())
 
 
 def still_to_gain(errors: list[float]) -> float:
-    """What remains of an error after another half step, from its values after each block: a geometric series."""
+    """Bound the remaining gain by a geometric series, from the errors after each block."""
     ratio = max(math.sqrt(errors[-1] / errors[-2]) if errors[-2] > 0 else 0.0, FASTEST)
     return errors[-1] * ratio / (1 - ratio) if ratio < 1 else math.inf

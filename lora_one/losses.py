@@ -1,4 +1,4 @@
-"""The loss of every kind of model, one definition for training, validation and the one-step gradient."""
+"""The loss of every kind of model: one definition for training, validation and the one-step gradient."""
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator
@@ -17,11 +17,11 @@ Batch = dict[str, Tensor]
 
 
 def targets(batch: Batch) -> Tensor:
-    """(batch, length): what the logits at each place must predict, int64, IGNORED where nothing counts.
+    """Return what the logits at each position must predict: (batch, length) int64, IGNORED where no loss is computed.
 
-    A batch says by its form which kind of model it is for. A causal model's logits at t predict the label at t + 1; an
-    encoder-decoder's, whose batch holds ``decoder_input_ids``, the label at t; for a classification head ``labels`` is
-    (batch,), one class each, and the length here is 1.
+    The kind of model follows from the batch. With 2-d ``labels``, the logits of a causal model at t predict the label
+    at t + 1, those of an encoder-decoder model (the batch has ``decoder_input_ids``) the label at t. For a
+    classification head ``labels`` is (batch,), one class each, and the returned length is 1.
     """
     labels = batch["labels"]
     if labels.dim() == 1:
@@ -31,15 +31,15 @@ def targets(batch: Batch) -> Tensor:
 
 @dataclass(frozen=True)
 class Counted:
-    """Where in a batch something is to be predicted, and how much it weighs; found where the labels are.
+    """Positions in a batch that have a loss, with their targets and weights.
 
-    Found on the CPU before the batch goes to the device, it spares the host from waiting for the device. It moves with
-    the batch like a tensor.
+    If it is computed on the CPU, before the batch is moved to the device, the host need not wait for the device. It is
+    moved with the batch like a tensor.
 
-    rows, columns: (n,) int64, places in (batch, length).  wanted: (n,) int64, what is to be predicted there.
-    sizes: (n,) int64, tokens that count in the same example; None where every token weighs the same.
-    length: of the batch's rows.  first: the first column; 0 if nothing counts.
-    count: what the sum of losses is divided by for the mean: tokens that count, or examples that have one.
+    rows, columns: (n,) int64, positions in (batch, length).  wanted: (n,) int64, the targets there.
+    sizes: (n,) int64, number of counted tokens in the same example; None: every token has weight 1.
+    length: length of the batch's rows.  first: the first counted column; 0 if no position counts.
+    count: divisor of the sum of losses for the mean: the number of counted tokens, or of examples that have any.
     """
 
     rows: Tensor
@@ -62,9 +62,9 @@ class Counted:
 
 
 def counted_of(wanted: Tensor, reduction: Reduction, position_ids: Tensor | None = None) -> Counted:
-    """The places that count in ``targets`` of a batch.
+    """Return the counted positions of ``targets`` of a batch.
 
-    position_ids: only where a row holds several examples (batch, length), 0 where one begins.
+    position_ids: (batch, length), 0 where an example begins; only if a row holds several examples.
     """
     rows, columns = (wanted != IGNORED).nonzero(as_tuple=True)
     sizes, count = None, len(rows)
@@ -77,19 +77,19 @@ def counted_of(wanted: Tensor, reduction: Reduction, position_ids: Tensor | None
 
 
 def loss_sum(logits: Tensor, wanted: Tensor, reduction: Reduction, position_ids: Tensor | None = None) -> Tensor:
-    """Sum of cross-entropies: over tokens, or over examples of each example's mean over its tokens.
+    """Return the sum of the cross-entropies of all tokens, or of all examples' mean cross-entropies.
 
-    logits: as ``loss_at`` takes them.  wanted: ``targets`` of the batch.  position_ids: as in ``counted_of``.
+    logits: as in ``loss_at``.  wanted: ``targets`` of the batch.  position_ids: as in ``counted_of``.
     Divide by ``loss_count`` for the mean.
     """
     return loss_at(logits, counted_of(wanted, reduction, position_ids).to(logits.device))
 
 
 def loss_at(logits: Tensor, counted: Counted) -> Tensor:
-    """The same at places that are known, on the device of the logits; the host does not wait for the device.
+    """Return ``loss_sum`` at known positions, on the device of the logits, without a host synchronisation.
 
-    logits: (batch, length, vocabulary), or (batch, classes) of a classification head, or those at the last places only,
-    if nothing counts before them.  Computed in at least fp32, for the counted tokens only.
+    logits: (batch, length, vocabulary), or (batch, classes) of a classification head. They may hold only the last
+    positions, if no earlier one counts.  The loss is computed in at least fp32, for the counted tokens only.
     """
     logits = logits[:, None] if logits.dim() == 2 else logits
     kept = logits.shape[1]
@@ -101,12 +101,12 @@ def loss_at(logits: Tensor, counted: Counted) -> Tensor:
 
 
 def loss_count(wanted: Tensor, reduction: Reduction, position_ids: Tensor | None = None) -> int:
-    """What ``loss_sum`` is divided by for the mean: tokens that count, or examples that have one."""
+    """Return the divisor of ``loss_sum`` for the mean: the number of counted tokens, or of examples that have any."""
     return counted_of(wanted, reduction, position_ids).count
 
 
 def examples_of(wanted: Tensor, position_ids: Tensor | None) -> Tensor:
-    """Which example each token is of, counted through the batch (batch, length): a row's, or by where they begin."""
+    """Return the index of each token's example in the batch, (batch, length); a row is one example by default."""
     starts = torch.zeros_like(wanted)
     starts[:, 0] = 1
     if position_ids is not None:
@@ -121,17 +121,17 @@ def model_logits(model: nn.Module, batch: Batch, **options: Any) -> Tensor:
 
 
 def answer_logits(model: nn.Module, batch: Batch, counted: Counted | None = None) -> Tensor:
-    """The same from the first place on at which something counts, as ``loss_sum`` takes them.
+    """Return the logits from the first counted position on, as input of ``loss_sum``.
 
-    Prompts need none, and for vocabularies of 100,000 words they are much of the memory and of the work.
+    The logits of prompts are not needed, and with 100,000 vocabulary entries they take much of the memory and time.
     """
     return model_logits(model, batch, **few_logits(model, batch, counted))
 
 
 def batch_loss(model: nn.Module, batch: Batch, reduction: Reduction) -> tuple[Tensor, int, Tensor]:
-    """The sum of a batch's losses, what it is divided by for the mean, and the ``answer_logits``.
+    """Return the sum of a batch's losses, its divisor for the mean, and the ``answer_logits``.
 
-    The places that count are found once, where the labels are.
+    The counted positions are computed once, on the device of the labels.
     """
     counted = counted_of(targets(batch), reduction)
     logits = answer_logits(model, batch, counted)
@@ -139,9 +139,9 @@ def batch_loss(model: nn.Module, batch: Batch, reduction: Reduction) -> tuple[Te
 
 
 def few_logits(model: nn.Module, batch: Batch, counted: Counted | None = None) -> dict[str, int]:
-    """What tells a causal model to leave out the logits before the first that counts; nothing for another model.
+    """Return the option that makes a causal model skip the logits before the first counted one; {} for other models.
 
-    counted: of this batch, if it is known.
+    counted: the counted positions of this batch, if known.
     """
     if batch["labels"].dim() == 1 or "decoder_input_ids" in batch or not keeps_logits(model):
         return {}
@@ -150,7 +150,7 @@ def few_logits(model: nn.Module, batch: Batch, counted: Counted | None = None) -
 
 
 def keeps_logits(model: nn.Module) -> bool:
-    """Whether a model computes only the logits that it is asked for, inside an adapter too."""
+    """Return whether a model, or the base model of an adapter, accepts ``logits_to_keep``."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     return "logits_to_keep" in parameters_of(type(inner))
 
@@ -162,7 +162,7 @@ def parameters_of(kind: type[nn.Module]) -> frozenset[str]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout off in every part of the model; afterwards each is as it was."""
+    """Switch dropout off in the whole model; restore the mode of every module afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -174,7 +174,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def mean_loss(model: nn.Module, batches: Iterable[Batch], reduction: Reduction) -> float:
-    """Mean loss over batches, dropout off; neither batch size nor padding changes it."""
+    """Return the mean loss over batches without dropout; it does not depend on batch size or padding."""
     total, count = 0.0, 0
     with evaluating(model):
         for batch in batches:

@@ -1,4 +1,4 @@
-"""Seeds: one for the run, and one of its own for everything that must not depend on what else was drawn."""
+"""Seeds: one for the run, and separate ones for draws that must not depend on other draws."""
 
 import hashlib
 import random
@@ -15,11 +15,11 @@ def seed_everything(seed: int) -> None:
 
 
 def seed_for(seed: int, purpose: str) -> int:
-    """A seed in [0, 2^63) for one purpose; those of another seed or another purpose are independent of it."""
+    """Return a seed in [0, 2^63) for one purpose, independent of those for other seeds and purposes."""
     digest = hashlib.sha256(f"{seed}:{purpose}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def generator_for(seed: int, purpose: str) -> torch.Generator:
-    """A CPU generator that depends on seed and purpose alone, whatever was drawn before, in any process."""
+    """Return a CPU generator that depends only on seed and purpose, not on the process or earlier draws."""
     return torch.Generator().manual_seed(seed_for(seed, purpose))

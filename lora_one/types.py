@@ -1,4 +1,4 @@
-"""Symbols, everywhere (y = x @ W.T as in torch.nn.Linear):
+"""Symbols used everywhere (y = x @ W.T as in torch.nn.Linear):
 
     m out_features   n in_features   r rank   s adapter scaling (alpha/sqrt(r) with rsLoRA, alpha/r without)
     W (m, n) frozen weight    G (m, n) mean gradient dL/dW
@@ -12,17 +12,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # the entry point reads this file before it may import torch
+if TYPE_CHECKING:  # the entry point imports this file before torch
     from torch import Generator, Tensor
 
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt and the response to learn; ``gold`` is what a benchmark compares with, if there is one.
+    """One prompt and the response to learn.
 
-    id: its name in a benchmark of several parts, ``<part>/<number>``; elsewhere its place is enough.
-    texts, label: what a classification head reads, one sentence or two (COPA and WiC: all their fields) without a
-    template, and the index of its class.
+    gold: reference answer of a benchmark; None: there is none.
+    id: ``<part>/<number>`` in a benchmark of several parts; otherwise None, the position identifies the example.
+    texts, label: input of a classification head, one or two sentences without a template (COPA and WiC: all their
+    fields), and the index of its class.
     """
 
     prompt: str
@@ -35,11 +36,11 @@ class Example:
 
 @dataclass(frozen=True)
 class LayerView:
-    """What an initialisation may know of one target layer.
+    """What an initialisation method can read of one target layer.
 
-    name: dotted path in the base model.  weight: gives W (m, n) in fp32 (dequantised where it is quantised).
-    original: gives W (m, n) in fp32 as it was before the base was quantised (read from its files); None: not asked for.
-    rank, scaling: r and s.  generator: CPU random numbers of this layer alone, from the seed and the name.
+    name: dotted path in the base model.  weight: returns W (m, n) in fp32 (dequantised if it is quantised).
+    original: returns W (m, n) in fp32 before quantisation (read from the model's files); None: not needed.
+    rank, scaling: r and s.  generator: CPU generator for this layer, from the seed and the name.
     """
 
     name: str
@@ -53,9 +54,9 @@ class LayerView:
 
 @dataclass(frozen=True)
 class AdapterFactors:
-    """Start of one adapter: B (m, r), A (r, n) and, where only a core trains, R (r, r), all fp32.
+    """Initial values of one adapter: B (m, r), A (r, n) and, if only a core is trained, R (r, r), all fp32.
 
-    ``shift_base``: the method starts from the unchanged function, so the base becomes W - s B A.
+    ``shift_base``: training starts from the unchanged function, so the base becomes W - s B A.
     """
 
     B: "Tensor"

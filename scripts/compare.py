@@ -1,9 +1,9 @@
-"""One table of methods, each tuned over its grid and run with several seeds, from ordinary runs of run_exp.py.
+"""Compare methods in one table: tune each over its grid, run it with several seeds, by ordinary runs of run_exp.py.
 
 python scripts/compare.py scripts/comparisons/inits_stories_gsm8k.yaml --dry-run
 python scripts/compare.py scripts/comparisons/inits_stories_gsm8k.yaml --output results/comparisons/inits
 
-Started again, it goes on: what is finished is not run again.
+An interrupted comparison continues with the same command: finished runs are not run again.
 """
 
 import argparse
@@ -14,19 +14,30 @@ from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # run_exp.py is no part of the package
+sys.path.insert(0, str(ROOT))  # run_exp.py is not part of the package
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("comparison", type=Path, help="YAML file: what is compared, on what, over which grid")
-    add("overrides", nargs="*", metavar="key=value", help="of every run, after the file's own: model.epochs=2")
-    add("--test", action="append", default=[], metavar="key=value", help="the same for the test data")
-    add("--only", action="append", metavar="METHOD", help="this method of the file (again for another)")
-    add("--output", type=Path, help="folder of the table; default: results/comparisons/<name of the file>")
-    add("--threads", type=int, help="of torch; its own choice unless given")
-    add("--dry-run", action="store_true", help="list the runs and their time, run nothing")
+    add("comparison", type=Path, help="YAML file with the methods, the data and the grids")
+    add(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="overrides of every run, after those of the file, such as model.epochs=2",
+    )
+    add(
+        "--test",
+        action="append",
+        default=[],
+        metavar="key=value",
+        help="override of the test data, after those of the file",
+    )
+    add("--only", action="append", metavar="METHOD", help="run only this method (may be repeated)")
+    add("--output", type=Path, help="folder of the table (default: results/comparisons/<name of the file>)")
+    add("--threads", type=int, help="torch threads (default: chosen by torch)")
+    add("--dry-run", action="store_true", help="list the runs and estimate their time without running them")
     options = parser.parse_intermixed_args(arguments)
 
     from lora_one.runs.sweep import Sweep

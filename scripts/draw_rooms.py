@@ -2,8 +2,8 @@
 
 python scripts/draw_rooms.py            writes docs/rooms.svg, which docs/design.md shows
 
-A room is a package or a file directly in lora_one/. It is drawn above every room that it imports. An arrow is drawn
-only where no chain of other arrows says the same (transitive reduction).
+A room is a package or a file directly in lora_one/. It is drawn above every room that it imports. Arrows that follow
+from a chain of other arrows are left out (transitive reduction).
 """
 
 import ast
@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "lora_one"
-WIDTH, HEIGHT, GAP, RISE = 118, 34, 14, 64  # of a box, between boxes, from level to level; pixels
+WIDTH, HEIGHT, GAP, RISE = 118, 34, 14, 64  # pixels: size of a box, between boxes, between levels
 Graph = dict[str, set[str]]  # room -> rooms that it imports
 
 
@@ -34,7 +34,7 @@ def imported_rooms(file: Path) -> set[str]:
 
 
 def graph_of_rooms() -> Graph:
-    """Return which room imports which; lora_one/__init__.py, which only hands out public names, is left out."""
+    """Return which room imports which; lora_one/__init__.py, which only exports public names, is left out."""
     files = [file for file in sorted(PACKAGE.rglob("*.py")) if file != PACKAGE / "__init__.py"]
     graph: Graph = {room_of(file): set() for file in files}
     for file in files:
@@ -54,7 +54,7 @@ def levels_of(graph: Graph) -> dict[str, int]:
 
 
 def reduced(graph: Graph) -> Graph:
-    """Return the transitive reduction: without the arrows that a longer way already says."""
+    """Return the transitive reduction: the graph without the arrows that follow from a longer path."""
 
     def reachable(room: str) -> set[str]:
         return set().union(*({below} | reachable(below) for below in graph[room]))
@@ -66,7 +66,7 @@ def reduced(graph: Graph) -> Graph:
 
 
 def drawing(graph: Graph) -> str:
-    """Return the SVG: a row of boxes a level, the lowest level at the bottom."""
+    """Return the SVG: one row of boxes per level, the lowest level at the bottom."""
     levels = levels_of(graph)
     rows = [sorted(room for room in graph if levels[room] == level) for level in range(max(levels.values()) + 1)]
     across = max(map(len, rows)) * (WIDTH + GAP) + GAP

@@ -19,7 +19,7 @@ def main() -> int:
 
         folder = RunFolder(path.parent if path.name == "run.json" else path)
         if not folder.run_json.exists():
-            raise UsageError(f"{path} holds no run.json: give the folder that a run printed")
+            raise UsageError(f"{path} has no run.json: pass the folder that a run printed")
         with folder.locked():
             merge_run(folder)
     return sweep.exit_code

@@ -1,9 +1,9 @@
 """Pretrain the tiny Llama, with its tokenizer, that is bundled in lora_one/assets/tiny.
 
     python scripts/pretrain_tiny.py                  # reproduces the shipped model
-    python scripts/pretrain_tiny.py --steps 20 --out /tmp/tiny     # a quick look
+    python scripts/pretrain_tiny.py --steps 20 --out /tmp/tiny     # a quick trial
 
-It learns the families of `PRETRAIN_FAMILIES` and never sees `TARGET_FAMILY`.
+It is trained on the families of `PRETRAIN_FAMILIES`, and not on `TARGET_FAMILY`.
 """
 
 import argparse
@@ -44,19 +44,26 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=32, help="problems, or pages of calculations, per step")
     parser.add_argument("--train-size", type=int, default=60_000, help="different problems to train on")
     parser.add_argument("--test-size", type=int, default=200, help="held-out problems per family")
-    parser.add_argument("--learning-rate", type=float, default=3e-3, help="peak; warmed up, then a cosine to zero")
-    parser.add_argument("--vocabulary", type=int, default=448, help="tokens at most, special ones included")
+    parser.add_argument(
+        "--learning-rate",
+        type=float,
+        default=3e-3,
+        help="peak, after a linear warmup and before a cosine decay to zero",
+    )
+    parser.add_argument("--vocabulary", type=int, default=448, help="maximal number of tokens, with the special ones")
     parser.add_argument("--hidden", type=int, default=128, help="width of the residual stream")
     parser.add_argument("--intermediate", type=int, default=320, help="width of the MLP")
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads; they change the rounding, so the weights")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="CPU threads; they change the rounding and so the weights"
+    )
     return parser.parse_args()
 
 
 def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE: any text is representable, and each digit is a token of its own."""
+    """Train a byte-level BPE: any text can be encoded, and each digit is a separate token."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -83,7 +90,7 @@ def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFas
 
 
 def build_model(arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A Llama with random weights, in float32."""
+    """Return a Llama with random weights, in float32."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=arguments.hidden,
@@ -101,7 +108,7 @@ def build_model(arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerFas
 
 
 def encode_answers(tokenizer: PreTrainedTokenizerFast, pairs: list[tuple[str, str]]) -> list[Encoded]:
-    """Encode (prompt, answer) pairs, each part apart as at generation; the answer and EOS carry the loss."""
+    """Encode (prompt, answer) pairs, both parts separately as in generation; only the answer and EOS have a loss."""
     prompts = tokenizer([prompt for prompt, _ in pairs])["input_ids"]
     answers = tokenizer([answer for _, answer in pairs], add_special_tokens=False)["input_ids"]
     encoded = []
@@ -112,7 +119,7 @@ def encode_answers(tokenizer: PreTrainedTokenizerFast, pairs: list[tuple[str, st
 
 
 def encode_pages(tokenizer: PreTrainedTokenizerFast, pages: list[str]) -> list[Encoded]:
-    """Encode pages of `14+23=37` lines; only results carry the loss, for the operands are random."""
+    """Encode pages of `14+23=37` lines; only the results have a loss, as the operands are random."""
     equals, newline = (tokenizer(sign, add_special_tokens=False)["input_ids"][0] for sign in "=\n")
     encoded = []
     for ids in tokenizer(pages)["input_ids"]:
@@ -125,14 +132,14 @@ def encode_pages(tokenizer: PreTrainedTokenizerFast, pages: list[str]) -> list[E
 
 
 def calculation_pages(answers: list[str], calculations: int = 8) -> list[str]:
-    """Return pages of `14+23=37` lines, the calculations of the answers, several times as dense."""
+    """Return pages of `14+23=37` lines, the calculations of the answers without their text."""
     lines = [line for answer in answers for line in re.findall(r"<<(.*?)>>", answer)]
     random.Random(0).shuffle(lines)
     return ["\n".join(lines[start : start + calculations]) for start in range(0, len(lines), calculations)]
 
 
 def batches(encoded: list[Encoded], size: int, seed: int) -> Iterator[list[Encoded]]:
-    """Yield shuffled batches of neighbours in length, epoch after epoch: little padding, so short steps."""
+    """Yield shuffled batches of examples of similar length, which need little padding, epoch after epoch."""
     rng = random.Random(seed)
     while True:
         order = sorted(encoded, key=lambda sequence: len(sequence.ids) + rng.random() * 4)
@@ -157,7 +164,7 @@ def collate(batch: list[Encoded], pad: int) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def schedule(step: int, steps: int, warmup: int = 100) -> float:
-    """Factor on the peak learning rate: linear warmup, then a cosine to zero."""
+    """Return the factor on the peak learning rate: linear warmup, then a cosine decay to zero."""
     return min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
@@ -167,7 +174,7 @@ def train(
     pairs: list[tuple[str, str]],
     arguments: argparse.Namespace,
 ) -> None:
-    """Train in place with AdamW: half on bare calculations at first, then on the (prompt, answer) pairs."""
+    """Train in place with AdamW: first on half calculations, half pairs, then on the (prompt, answer) pairs only."""
     pages = encode_pages(tokenizer, calculation_pages([answer for _, answer in pairs]))
     problem_stream = batches(encode_answers(tokenizer, pairs), arguments.batch_size, arguments.seed)
     page_stream = batches(pages, arguments.batch_size, arguments.seed)
@@ -177,7 +184,7 @@ def train(
     began = time.perf_counter()
     for step in range(arguments.steps):
         ids, labels = collate(next(stream), tokenizer.pad_token_id)
-        # No attention mask: padding is on the right, where causal attention never looks.
+        # No attention mask: padding is on the right, which causal attention does not read.
         logits = model(input_ids=ids).logits[:, :-1]
         loss = cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
         loss.backward()
@@ -207,7 +214,7 @@ def measure(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, rows: l
 
 
 def readme(arguments: argparse.Namespace, parameters: int, minutes: float, results: dict) -> str:
-    """The model card: what the model is, how it was made and what it can do."""
+    """Return the model card: the model, its training and its accuracy."""
     command = " ".join(["python scripts/pretrain_tiny.py", *sys.argv[1:]])
     table = "\n".join(
         f"| {family} | {'yes' if family in PRETRAIN_FAMILIES else 'no'} | {right:.1%} | {parsed:.1%} |"
@@ -254,7 +261,7 @@ def main() -> None:
     train_rows = generate(PRETRAIN_FAMILIES, arguments.train_size, arguments.seed)
     pairs = as_text(train_rows)
     tokenizer = train_tokenizer([prompt + answer for prompt, answer in pairs], arguments.vocabulary)
-    tokenizer.save_pretrained(arguments.out)  # now, because a call with padding would be saved with it
+    tokenizer.save_pretrained(arguments.out)  # before any call with padding, which would be saved as a setting
     model = build_model(arguments, tokenizer)
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens", flush=True)
     train(model, tokenizer, pairs, arguments)

@@ -1,12 +1,12 @@
-"""What small runs produce, to the last bit: recorded before a change of the code and after it, and compared.
+"""Record what small runs produce, bit for bit, before and after a change of the code, and compare the recordings.
 
 python scripts/record_behaviour.py record FOLDER [--repository PATH] [--inputs FOLDER] [--jobs N]
 python scripts/record_behaviour.py compare BEFORE.json AFTER.json [--folders-may-differ]
 
-``record`` starts the command lines of recording/runs.txt with the code of a repository (this one unless PATH names
-another), on the CPU with one thread each, and writes FOLDER/behaviour.json. Models and data are made once, in
-FOLDER/../inputs, and used again. ``compare`` prints a line for each difference, those of a run's folder and
-configuration hash apart from the rest; its exit code is 1 where there is one. Nothing of lora_one is imported here.
+``record`` runs the command lines of recording/runs.txt with the code of a repository (default: this one), on the CPU
+with one thread each, and writes FOLDER/behaviour.json. Models and data are created once, in FOLDER/../inputs, and
+reused. ``compare`` prints a line for each difference, listing differences of folders and configuration hashes
+separately; its exit code is 1 if there are any. This script imports nothing from lora_one.
 """
 
 import argparse
@@ -31,11 +31,11 @@ from recording.inputs import make_inputs
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "CUDA_VISIBLE_DEVICES": ""}
 ENVIRONMENT |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 LIST = Path(__file__).parent / "recording" / "runs.txt"
-WRONG = "wrong"  # the group of which only exit codes are recorded
+WRONG = "wrong"  # the group whose runs are recorded only by their exit codes
 
 
 def commands() -> dict[str, dict[str, list[str]]]:
-    """Group -> name -> the words of its command; a line without a name is its own."""
+    """Return group -> name -> the words of the command; the name of an unnamed line is the command itself."""
     settings: dict[str, list[str]] = {}
     groups: dict[str, dict[str, list[str]]] = {}
     group: dict[str, list[str]] = {}
@@ -51,7 +51,7 @@ def commands() -> dict[str, dict[str, list[str]]]:
 
 
 def words_of(command: str, settings: dict[str, list[str]]) -> list[str]:
-    """First the script, or torchrun, which stands for run_exp.py on two processes."""
+    """Return the words of a command: the script, or torchrun (run_exp.py on two processes), then its arguments."""
     words = [part for word in command.split() for part in settings.get(word, [word])]
     if words[0].endswith(".py"):
         return words
@@ -65,14 +65,18 @@ def main() -> int:
     ways = parser.add_subparsers(dest="way", required=True, metavar="record or compare")
     recorder, comparer, worker = (ways.add_parser(name) for name in ("record", "compare", "work"))
     for made in (recorder, worker):
-        made.add_argument("folder", type=Path, help="of the recording; new, or empty")
-        made.add_argument("--repository", type=Path, default=Path(__file__).parents[1], help="whose code runs")
-        made.add_argument("--inputs", type=Path, help="models and data; default: inputs, beside the recording")
+        made.add_argument("folder", type=Path, help="folder of the recording; new or empty")
+        made.add_argument(
+            "--repository", type=Path, default=Path(__file__).parents[1], help="repository whose code is run"
+        )
+        made.add_argument("--inputs", type=Path, help="models and data; default: inputs, next to the recording")
     recorder.add_argument("--jobs", type=int, default=2, help="processes at a time (%(default)s)")
     worker.add_argument("--group", required=True)
     comparer.add_argument("before", type=Path)
     comparer.add_argument("after", type=Path)
-    comparer.add_argument("--folders-may-differ", action="store_true", help="exit code 0 where nothing else does")
+    comparer.add_argument(
+        "--folders-may-differ", action="store_true", help="exit code 0 if only folders and hashes differ"
+    )
     options = parser.parse_args()
     if options.way == "compare":
         return compare(options.before, options.after, options.folders_may_differ)
@@ -84,7 +88,7 @@ def main() -> int:
 def record(options: argparse.Namespace) -> int:
     folder, started = options.folder, time.perf_counter()
     if folder.exists() and any(folder.iterdir()):
-        print(f"error: {folder} is not empty: give a new folder", file=sys.stderr)
+        print(f"error: {folder} is not empty: pass a new folder", file=sys.stderr)
         return 2
     for name in ("outcomes", "logs", "runs"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -122,7 +126,7 @@ def record(options: argparse.Namespace) -> int:
 
 
 def work(options: argparse.Namespace) -> int:
-    """The commands of one group, one after the other; each outcome is written before the next begins."""
+    """Run the commands of one group one by one; write each outcome before the next command starts."""
     folder, outcomes = options.folder, {}
     for name, words in commands()[options.group].items():
         log = folder / "logs" / f"{options.group}-{len(outcomes):02d}.txt"
@@ -140,12 +144,12 @@ def work(options: argparse.Namespace) -> int:
 
 
 def results(folder: Path, name: str) -> Path:
-    """Of one command; its name without what a configuration would take for more than a letter."""
+    """Return the results folder of a command: its name without characters that are special in a configuration."""
     return folder / "runs" / re.sub(r"[^\w.-]+", "_", name)
 
 
 def filled(word: str, options: argparse.Namespace, here: Path) -> str:
-    """Raises ValueError: the run that is named left no single run.json."""
+    """Fill in the placeholders of a word. Raises ValueError: a named run did not leave exactly one run.json."""
     for name, path in (("{inputs}", options.inputs), ("{folder}", options.folder), ("{here}", here)):
         word = word.replace(name, str(path))
     if wanted := re.search(r"\{run:(.+)\}", word):
@@ -157,7 +161,7 @@ def filled(word: str, options: argparse.Namespace, here: Path) -> str:
 
 
 def outcome(words: list[str], repository: Path, log: Path) -> dict[str, Any]:
-    """Exit code and, of a failure, the last line that tells of it; in this process, but for two processes."""
+    """Run a command, in this process or (torchrun) in two others; return its exit code and the last error line."""
     script, *arguments = words
     with log.open("w") as said:
         print(shlex.join(words), file=said, flush=True)
@@ -200,7 +204,7 @@ def compare(before: Path, after: Path, folders_may_differ: bool) -> int:
 
 
 def differences(one: Any, two: Any, path: str) -> Iterator[tuple[str, str]]:
-    """(where, a line that says it and what stands there) for everything that is not equal."""
+    """Yield (path, a line with the path and both values) for each difference."""
     if isinstance(one, dict) and isinstance(two, dict):
         for key in {**one, **two}:
             yield from differences(one.get(key, "(nothing)"), two.get(key, "(nothing)"), f"{path}/{key}")

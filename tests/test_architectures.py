@@ -44,7 +44,7 @@ def test_full_fine_tuning_moves_every_weight_and_leaves_a_plain_checkpoint(base,
     merge_run(folder)
     assert "nothing to merge: every weight was trained" in capsys.readouterr().out
     shutil.rmtree(folder.merged)
-    with pytest.raises(RunError, match="is gone: overwrite=true"):
+    with pytest.raises(RunError, match="is missing: overwrite=true"):
         merge_run(folder)
 
 

@@ -312,7 +312,11 @@ def test_wrong_comparison(changes, message, asked):
 
 
 def test_wrong_comparison_file(tmp_path):
-    wrong = {"metods: {}": "unknown key metods.*did you mean methods", "a: [": "is not YAML", "- a": "holds no keys"}
+    wrong = {
+        "metods: {}": "unknown key metods.*did you mean methods",
+        "a: [": "is not valid YAML",
+        "- a": "holds no keys",
+    }
     for text, message in wrong.items():
         (tmp_path / "file.yaml").write_text(text)
         with pytest.raises(UsageError, match=message):

@@ -172,7 +172,7 @@ def test_a_sharded_base_wants_several_processes():
 def test_sharding_by_accelerate_is_refused_before_anything_is_loaded(name, monkeypatch):
     monkeypatch.setenv(f"ACCELERATE_USE_{name.upper()}", "true")
     monkeypatch.setattr("lora_one.models.preflight", None)
-    with pytest.raises(UsageError, match=f"asks for {name}, which is not built: .*model.sharded=true"):
+    with pytest.raises(UsageError, match=f"asks for {name}, which is not supported: .*model.sharded=true"):
         experiment.execute(run_config())
 
 

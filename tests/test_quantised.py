@@ -160,7 +160,7 @@ def test_a_whole_run_on_a_quantised_base(tmp_path, llama_folder, init, capsys):
     pytest.importorskip("bitsandbytes", reason="quantised bases need bitsandbytes: pip install -e .[quant]")
     options = (f"init={init}", "model.quantization=nf4", "model.saving=true", "model.keep_epochs=true")
     folder = finish(small_run(tmp_path, llama_folder, *options))
-    assert "adapter/ belongs on the base quantised to nf4" in capsys.readouterr().out
+    assert "load adapter/ on the base quantised to nf4" in capsys.readouterr().out
     record = folder.read()
     assert record["status"] == "finished" and record["train"]["steps"] == 6
     ids = torch.arange(3, 40)[None]

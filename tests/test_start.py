@@ -375,7 +375,7 @@ def test_two_jobs_may_find_one_start(tmp_path):
 
 def test_cache_that_cannot_be_written_is_one_message(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(RunError, match=r"init\.cache=.*file cannot be written .*give another folder"):
+    with pytest.raises(RunError, match=r"init\.cache=.*file cannot be written .*choose another folder"):
         Cache(tmp_path / "file", {}, lambda text: None)(never)  # before the work, not after it
 
 

@@ -30,7 +30,7 @@ def test_lines_are_plain_json(tmp_path):
 
 
 def test_a_full_disk_is_one_message_with_the_way_out():
-    with pytest.raises(RunError, match=r"/dev/full cannot be written \(No space left on device\): free space, and the"):
+    with pytest.raises(RunError, match=r"/dev/full cannot be written \(No space left on device\): free space; the"):
         tracking.Tracker(Path("/dev/full")).log(1, {"loss": 2.0})
 
 
@@ -231,7 +231,7 @@ def test_a_tracker_that_cannot_start_does_not_stop_the_run(tmp_path, llama_folde
         raise wandb.Error("no server")
 
     monkeypatch.setattr(wandb, "init", refuse)
-    with pytest.warns(UserWarning, match="goes on without it: no server"):
+    with pytest.warns(UserWarning, match="continues without it: no server"):
         folder = finish(small_run(tmp_path, llama_folder, *SHORT))
     assert folder.read()["status"] == "finished"
 
@@ -322,5 +322,5 @@ def test_a_tracker_that_fails_on_the_way_warns_once(tmp_path, failing):
         tracker.log(1, {"loss": 2.0})
         tracker.log(2, {"loss": 1.0})
         tracker.finish({"status": "finished"})
-    assert [str(warning.message) for warning in caught] == ["W&B failed, the work goes on without it: broken pipe"]
+    assert [str(warning.message) for warning in caught] == ["W&B failed, the run continues without it: broken pipe"]
     assert len(tracking.read_metrics(tracker.path)) == 2

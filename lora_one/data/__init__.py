@@ -1,4 +1,4 @@
-"""From the rows of a data set to encoded examples: read, filtered, ordered, split and encoded."""
+"""Turn the rows of a data set into encoded examples: read, filter, order, split and encode."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -25,7 +25,7 @@ def head_labels(model_type: str, name: str) -> tuple[str, ...] | None:
 
 @dataclass(frozen=True)
 class Splits:
-    """Encoded training and validation examples, disjoint; the texts of both; what was dropped or shortened."""
+    """Disjoint encoded training and validation examples, their texts, and counts of dropped or shortened examples."""
 
     train: Sequence[Encoded]
     validation: Sequence[Encoded]
@@ -35,13 +35,13 @@ class Splits:
 
 
 def load_dataset(config: DatasetConfig, encoder: Encoder, max_length: int) -> Splits:
-    """Read, leave out what holds an evaluation's questions, order, filter by length, split and encode.
+    """Read a data set, leave out rows with an evaluation's questions, order, filter by length, split and encode.
 
-    Order of the file, or shuffled by ``shuffle_seed``; first the training examples, then the validation ones,
-    ``train_size`` and ``validation_size`` of them or, where there are fewer, in that proportion; at last cut to
-    ``max_train_samples`` and ``max_eval_samples``. Without ``validation_size`` the validation examples are those of the
-    source's own split, if it has one; a ``path`` that is one file has none.
-    Raises RunError: nothing is left to train on, before the encoding or after it.
+    The order is that of the file, or shuffled by ``shuffle_seed``. The first ``train_size`` examples are for training,
+    the next ``validation_size`` for validation; if there are fewer, they are split in that proportion. Both are then
+    cut to ``max_train_samples`` and ``max_eval_samples``. Without ``validation_size`` the validation examples are the
+    source's own split, if it has one; a ``path`` to a single file has none.
+    Raises RunError: no training example is left, before or after encoding.
     """
     rows = DATASETS[config.name].train(config)
     clean, contaminated = without_questions(rows, config.decontaminate)
@@ -53,7 +53,7 @@ def load_dataset(config: DatasetConfig, encoder: Encoder, max_length: int) -> Sp
         examples, found = [*examples, *validation], found + more
     if not train:
         raise RunError(
-            f"dataset={config.name}: of {found} usable rows none is left to train on "
+            f"dataset={config.name}: none of {found} usable rows is left to train on "
             f"(dataset.max_tokens={config.max_tokens}, dataset.decontaminate={config.decontaminate}); check the file "
             "or raise dataset.max_tokens"
         )
@@ -75,18 +75,18 @@ def load_dataset(config: DatasetConfig, encoder: Encoder, max_length: int) -> Sp
 
 
 def read_examples(config: DatasetConfig, encoder: Encoder) -> tuple[list[Example], int]:
-    """The training rows' examples, in order and filtered by length, and how many there were before the filter."""
+    """Return the training examples, ordered and filtered by length, and their number before the filter."""
     return prepared(DATASETS[config.name].train(config), config, encoder)
 
 
 def has_own_validation(config: DatasetConfig) -> bool:
-    """Whether validation comes from a split that stands apart, not from the training rows."""
+    """Return whether validation has its own split, instead of being held out of the training rows."""
     single = config.path is not None and Path(config.path).expanduser().is_file()
     return DATASETS[config.name].validation is not None and config.validation_size is None and not single
 
 
 def prepared(examples: list[Example], config: DatasetConfig, encoder: Encoder) -> tuple[list[Example], int]:
-    """Ordered and filtered by length, and how many there were before the filter."""
+    """Return the examples, ordered and filtered by length, and their number before the filter."""
     found = len(examples)
     if config.shuffle_seed is not None:
         order = torch.randperm(found, generator=generator_for(config.shuffle_seed, "order of the data"))
@@ -100,9 +100,9 @@ def prepared(examples: list[Example], config: DatasetConfig, encoder: Encoder) -
 def split(
     examples: list[Example], train_size: int | None, validation_size: float | None
 ) -> tuple[list[Example], list[Example]]:
-    """First train, then validation; in the proportion of the sizes where there are too few for both.
+    """Return the first examples for training and the next for validation, in proportion if there are too few for both.
 
-    validation_size: a number of examples, or below 1 a share of all. train_size: null = all the others.
+    validation_size: a number of examples, or below 1 a fraction of all. train_size: null = all the others.
     """
     validation_size = validation_size or 0
     held_out = int(len(examples) * validation_size) if validation_size < 1 else int(validation_size)
@@ -115,6 +115,6 @@ def split(
 
 
 def encoded_cache_for(config: DatasetConfig, encoder: Encoder, **settings: Any) -> EncodedCache:
-    """What was encoded before by this encoder: its kind and all its fields are part of the key."""
+    """Return the cache of this encoder's results; the encoder's class and all its fields are part of the key."""
     own = {field.name: getattr(encoder, field.name) for field in fields(encoder) if field.name != "tokenizer"}
     return EncodedCache(config.cache, encoder.tokenizer, settings | own | {"encoder": type(encoder).__name__})

@@ -1,10 +1,10 @@
-"""Training rows that hold an evaluation's questions, by the thirteen words of GPT-3's analysis, and their removal.
+"""Remove training rows that contain an evaluation's questions, by the 13-gram overlap of GPT-3's analysis.
 
-A row holds a question if 13 words in a row of it stand in the question too (arXiv:2005.14165, appendix C). To look for
-whole questions would miss what was retold in part: with another number, without the imports, the docstring alone. A
-word is a run of letters and digits in lower case, so punctuation, line breaks and the signs of code do not matter. As
-there, a question of 8 to 12 words is looked for as a whole and a shorter one not at all: it is what anyone may say.
-Thirteen words that stand in more than 10 questions are their format, which says nothing about one of them.
+A row contains a question if the two share 13 consecutive words (arXiv:2005.14165, appendix C). A search for whole
+questions would miss partial copies: another number, missing imports, only the docstring. A word is a run of letters and
+digits in lower case, so punctuation, line breaks and code symbols do not matter. As in that analysis, a question of 8
+to 12 words must occur as a whole, and a shorter one is not searched for, because it is too common a phrase. A 13-gram
+that occurs in more than 10 questions is part of their format and is ignored.
 """
 
 import re
@@ -21,16 +21,18 @@ from lora_one.errors import UsageError
 from lora_one.types import Example
 
 WORDS, FEWEST = 13, 8
-FORMAT = 10  # questions that may share their words
+FORMAT = 10  # an n-gram in more questions than this is their format
 WORD = re.compile(r"[^\W_]+")
-QUESTIONS = ("question", "problem", "prompt", "instruction")  # columns of local files; the first that is there is read
-COMMONSENSE = re.compile(r"Please (?:answer|choose) the [^:]*: (.*?)(?:\n\n|\Z)", re.DOTALL)  # its opening; its options
+QUESTIONS = ("question", "problem", "prompt", "instruction")  # columns of local files; the first that exists is read
+COMMONSENSE = re.compile(
+    r"Please (?:answer|choose) the [^:]*: (.*?)(?:\n\n|\Z)", re.DOTALL
+)  # between its opening and its options
 
 
 class Questions:
-    """Of one evaluation, as what to look for; ``held_by(text)`` says whether a text holds one of them.
+    """The questions of one evaluation as n-grams; ``held_by(text)`` returns whether a text contains one of them.
 
-    count: how many there are.  short: how many of them have too few words to be looked for.
+    count: number of questions.  short: number of those with too few words to be searched for.
     """
 
     def __init__(self, texts: Sequence[str]):
@@ -52,7 +54,7 @@ class Questions:
 
 
 def words_of(text: str) -> list[str]:
-    """What is compared.
+    """Return the words of a text that are compared.
 
     >>> words_of("Janet's ducks lay\\n16 eggs. def has_close(x):")
     ['janet', 's', 'ducks', 'lay', '16', 'eggs', 'def', 'has', 'close', 'x']
@@ -61,15 +63,15 @@ def words_of(text: str) -> list[str]:
 
 
 def in_a_row(words: list[str], length: int) -> Iterable[tuple[str, ...]]:
-    """Every ``length`` neighbouring words."""
+    """Return every ``length`` consecutive words."""
     return zip(*(words[start:] for start in range(length)), strict=False)
 
 
 def without_questions(examples: list[Example], decontaminate: Any) -> tuple[list[Example], dict[str, int]]:
-    """The examples, in order, whose prompt and response hold no question; how many each evaluation took away.
+    """Return the examples without an evaluation's question, in order, and the number removed for each evaluation.
 
-    decontaminate: as in the configuration.  A row is counted once, for the first evaluation that it holds.
-    Raises UsageError: a local file without a column of questions; RunError: one that cannot be read.
+    decontaminate: as in the configuration.  A row is counted once, for the first evaluation found in it.
+    Raises UsageError: a local file has no column of questions; RunError: a file cannot be read.
     """
     dropped = {}
     for evaluation in dict.fromkeys(evaluations_in(decontaminate)):
@@ -87,9 +89,10 @@ def without_questions(examples: list[Example], decontaminate: Any) -> tuple[list
 
 
 def questions_of(evaluation: str) -> Iterator[str]:
-    """The bare questions of an evaluation's test split, without template and options.
+    """Yield the questions of an evaluation's test split, without template and options.
 
-    From the hub by its name, or from a file, a folder, MMLU's folder of csv files or one of the commonsense sets.
+    evaluation: a name in EVALUATIONS (read from the hub), or a local file or folder, also MMLU's folder of csv files or
+    the folder of the commonsense sets.
     """
     if evaluation in EVALUATIONS:
         source = EVALUATIONS[evaluation]
@@ -105,8 +108,8 @@ def questions_of(evaluation: str) -> Iterator[str]:
             text = next((row[column] for column in QUESTIONS if column in row), None)
             if text is None:
                 raise UsageError(
-                    f"dataset.decontaminate: {part} has no column {', '.join(QUESTIONS)}: name the one that holds the "
-                    "questions so"
+                    f"dataset.decontaminate: {part} has no column {', '.join(QUESTIONS)}: rename the column of the "
+                    "questions to one of these"
                 )
             opened = COMMONSENSE.match(text)
             yield opened[1] if opened else text

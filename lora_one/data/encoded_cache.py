@@ -1,4 +1,4 @@
-"""Large sets encoded once: by the first process for all, packed in a few tensors, kept under all the encoding reads."""
+"""Cache of encoded large sets: written by the first process, packed in a few tensors, keyed by all they depend on."""
 
 import dataclasses
 import hashlib
@@ -22,18 +22,18 @@ from lora_one.data.encode import Encoded, EncodingCounts
 from lora_one.distributed import Processes
 from lora_one.types import Example
 
-SMALL = 4096  # examples; so many are encoded in a second or two, each time anew
-TOGETHER = 4096  # examples whose lists of integers exist at a time
-UNREAD = 90 * 86400  # seconds after which an entry that nothing has read goes
+SMALL = 4096  # examples; up to this number they are encoded each time, in a second or two
+TOGETHER = 4096  # examples that are held as lists of integers at a time
+UNREAD = 90 * 86400  # seconds after which an entry that was not read is deleted
 Tensors = dict[str, Tensor]
 Encode = Callable[[Sequence[Example]], tuple[list[Encoded], EncodingCounts]]
 
 
 class Packed(Sequence[Encoded]):
-    """Encoded examples in one int32 tensor a field: 4 bytes an integer, where a list of them takes 8 to 36.
+    """Encoded examples in one int32 tensor per field: 4 bytes per integer, where a list takes 8 to 36.
 
-    tensors: for each field that the examples have its integers, one example behind the other, and where each ends
-    (``<field>.ends``); without ends the field is a single integer an example.
+    tensors: for each field of the examples its integers, concatenated, and the end of each example
+    (``<field>.ends``); without ends, the field has one integer per example.
     """
 
     def __init__(self, tensors: Tensors):
@@ -57,7 +57,7 @@ class Packed(Sequence[Encoded]):
 
 
 def packed(encode: Encode, examples: Sequence[Example]) -> Tensors:
-    """The tensors of ``Packed``, and ``counts``, those of EncodingCounts."""
+    """Encode examples; return the tensors of ``Packed``, and ``counts`` with the fields of EncodingCounts."""
     found: dict[str, list[Tensor]] = {}
     for start in range(0, len(examples), TOGETHER):
         encoded, counted = encode(examples[start : start + TOGETHER])
@@ -77,12 +77,12 @@ def packed(encode: Encode, examples: Sequence[Example]) -> Tensors:
 
 @dataclasses.dataclass(frozen=True)
 class EncodedCache:
-    """What was found before of large sets, in ``folder`` (None: nowhere), each under everything it depends on.
+    """Cache of encodings and lengths of large sets in ``folder`` (None: no cache), keyed by all they depend on.
 
-    settings: what an encoding depends on beside tokenizer, examples, code and versions.
-    Of several processes the first finds what is not there; the others wait, then read it, or find it themselves where
-    they cannot. Entries appear whole or not at all, so other runs may use the folder meanwhile. One that is broken is
-    found anew; a folder that cannot be written costs a note, never the run.
+    settings: what an encoding depends on besides tokenizer, examples, code and versions.
+    With several processes, the first one computes a missing entry; the others wait and read it, or compute it
+    themselves if they cannot read it. Entries are written atomically, so several runs may share the folder. A broken
+    entry is computed again; if the folder cannot be written, a note is printed and the run continues.
     """
 
     folder: str | None
@@ -90,7 +90,7 @@ class EncodedCache:
     settings: dict[str, Any]
 
     def encoded(self, encode: Encode, examples: Sequence[Example]) -> tuple[Sequence[Encoded], EncodingCounts]:
-        """``encode(examples)``; where they are many, packed and kept."""
+        """Return ``encode(examples)``; if they are many, packed and cached."""
         if len(examples) <= SMALL:
             return encode(examples)
         tensors = dict(self._once("encoded", examples, lambda: packed(encode, examples)))
@@ -98,7 +98,7 @@ class EncodedCache:
         return Packed(tensors), counts
 
     def measured(self, sizes: Callable[[Sequence[Example]], list[int]], examples: Sequence[Example]) -> list[int]:
-        """``sizes(examples)``, a number for each; where they are many, kept."""
+        """Return ``sizes(examples)``, one number for each; if they are many, cached."""
         if len(examples) <= SMALL:
             return sizes(examples)
 
@@ -129,36 +129,36 @@ class EncodedCache:
                 found = found_and_written(file, find, said)
             elif processes.rank == 0:
                 print(f"{said}, from {file}", flush=True)
-        finally:  # where the first fails, the others must not wait for it
+        finally:  # also if the first process fails: the others must not wait forever
             processes.meet()
         found = read(file) if found is None else found
         return find() if found is None else found
 
 
 def found_and_written(file: Path, find: Callable[[], Tensors], said: str) -> Tensors:
-    print(f"{said} anew: {file} is {'broken' if file.exists() else 'not there'}", flush=True)
+    print(f"{said} anew: {file} {'is broken' if file.exists() else 'does not exist'}", flush=True)
     found = find()
     try:
         write(file, found)
     except (OSError, SafetensorError) as error:
-        print(f"note: dataset.cache={file.parent} cannot be written ({error}): give a folder that can, or null")
+        print(f"note: dataset.cache={file.parent} cannot be written ({error}): choose a writable folder, or null")
     return found
 
 
 def read(file: Path) -> Tensors | None:
-    """Tensors mapped into memory, which processes on one machine share; None where there are none, or broken ones."""
+    """Return the tensors of a file, memory-mapped and so shared by processes; None: it is missing or broken."""
     try:
         with safe_open(file, "pt") as opened:
             found = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (OSError, SafetensorError):
         return None
-    with suppress(OSError):  # of somebody else's file
+    with suppress(OSError):  # the file may belong to another user
         file.touch()
     return found
 
 
 def write(file: Path, tensors: Tensors) -> None:
-    """Beside its place, then renamed; what nothing has read for long goes."""
+    """Write an entry atomically, and delete entries that were not read for ``UNREAD`` seconds."""
     file.parent.mkdir(parents=True, exist_ok=True)
     beside = file.with_name(f"{file.name}.{uuid4().hex}")
     try:
@@ -173,7 +173,7 @@ def write(file: Path, tensors: Tensors) -> None:
 
 
 def content_of(examples: Sequence[Example]) -> str:
-    """sha256 over what an encoding may read of examples, in order."""
+    """Return the sha256 of all that an encoding can read of the examples, in order."""
     total = hashlib.sha256()
     for example in examples:
         total.update(json.dumps([example.prompt, example.response, example.texts, example.label]).encode() + b"\n")
@@ -181,7 +181,7 @@ def content_of(examples: Sequence[Example]) -> str:
 
 
 def content_of_tokenizer(tokenizer: Any) -> str | None:
-    """sha256 over what a tokenizer does; None for one written in Python, which does not show it."""
+    """Return the sha256 of a tokenizer's definition; None: it is written in Python, so its definition is unknown."""
     core = getattr(tokenizer, "backend_tokenizer", None)
     if core is None:
         return None

@@ -1,4 +1,4 @@
-"""In which order examples are trained on: the global batches, and how each is cut into micro-batches."""
+"""The order of training examples: global batches, and their division into micro-batches."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from lora_one.seeding import generator_for
 
 @dataclass
 class MicroBatches:
-    """Indices of the examples of one process's micro-batches, through one epoch.
+    """The micro-batches of one process in one epoch, as lists of example indices.
 
-    Each pair of seed and epoch has an order of its own. Every ``global_size`` consecutive examples of it are a global
-    batch, whatever the size of micro-batches and the number of processes. A global batch is sorted by length, the
-    longest first, so that a micro-batch, and those of the other processes at the same step, hold little padding.
+    Each pair of seed and epoch has its own order. Every ``global_size`` consecutive examples of it are a global batch,
+    independent of the micro-batch size and the number of processes. A global batch is sorted by length, the longest
+    first, so that micro-batches, also those of all processes at the same step, have little padding.
 
-    lengths: tokens of each example.  size: examples of a micro-batch, of which global_size is a multiple on all
-    processes together.  An epoch's last global batch may be smaller: every process gets as many micro-batches of it,
-    of sizes that differ by one at most, which may be 0 where there are fewer examples than processes.
+    lengths: tokens of each example.  size: examples of a micro-batch; global_size is a multiple of size times the
+    number of processes.  The last global batch of an epoch may be smaller: every process gets the same number of
+    micro-batches, whose sizes differ by at most one; a size may be 0 if there are fewer examples than processes.
     """
 
     lengths: Sequence[int]
@@ -30,7 +30,7 @@ class MicroBatches:
     epoch: int = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """For the Trainer, which calls it before every epoch."""
+        """Set the epoch; the Trainer calls this before every epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -38,7 +38,7 @@ class MicroBatches:
         return full * self.each(self.global_size) + self.each(rest)
 
     def each(self, examples: int) -> int:
-        """Micro-batches of every process that so many examples are cut into."""
+        """Return the number of micro-batches per process for a global batch of so many examples."""
         return -(-examples // (self.size * self.processes.count))
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -51,13 +51,13 @@ class MicroBatches:
 
 
 def order_of(count: int, seed: int, epoch: int) -> list[int]:
-    """The examples' order in one epoch: a permutation of range(count), independent for every seed and every epoch."""
+    """Return the order of one epoch, a permutation of range(count), independent for every seed and epoch."""
     return torch.randperm(count, generator=generator_for(seed, f"order of epoch {epoch}")).tolist()
 
 
 def fitting(order: Sequence[int], lengths: Sequence[int], tokens: int) -> Sequence[int]:
-    """The beginning of an order that holds at most so many tokens when padded to its longest; at least one example.
+    """Return the first examples of an order that together have at most so many tokens with padding; at least one.
 
-    order: the longest first, so that its first example is the longest of the batch.
+    order: descending in length, so the first example sets the padded length.
     """
     return order[: max(1, tokens // lengths[order[0]])]

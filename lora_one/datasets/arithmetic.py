@@ -5,7 +5,7 @@ They need no download: the bundled tiny model is pretrained on `PRETRAIN_FAMILIE
 "inconsistent language" problem of Lewis and Mayer (1987): "Tom has 14 apples. That is 5 more than Ann has."
 says "more" and needs a subtraction, whereas in the pretraining families "more" always means an addition.
 
-Every drawn number is taken with `Random.random` alone, the one method whose sequence Python promises to keep.
+Random numbers come only from `Random.random`, the one method whose sequence Python keeps between versions.
 """
 
 import random
@@ -31,8 +31,8 @@ GAINS = ("buys {} more.", "finds {} more.", "gets {} more.")
 LOSSES = ("loses {}.", "gives away {}.", "sells {}.")
 TOTALS = ("How many {} do they have in total?", "How many {} do they have together?")
 
-# Every result lies between 2 and 99, two digits at most and never "1 apples"; a change of one digit keeps the
-# number of different calculations near a thousand, few enough for a model of half a million parameters.
+# Every result is between 2 and 99: at most two digits, and never "1 apples". One-digit changes keep the number of
+# different calculations near a thousand, few enough for a model of half a million parameters.
 STARTS = range(11, 40)
 CHANGES = range(2, 10)
 
@@ -53,7 +53,7 @@ class Scene:
 
 
 def pick(rng: random.Random, choices: Sequence):
-    """Return one of the choices, each as likely."""
+    """Return one of the choices, all with equal probability."""
     return choices[int(rng.random() * len(choices))]
 
 
@@ -73,12 +73,12 @@ def compute(left: int, operator: str, right: int) -> tuple[int, str]:
 
 
 def finish(steps: Sequence[str], value: int) -> str:
-    """Join the reasoning lines and close with GSM8K's answer line."""
+    """Join the reasoning lines and append GSM8K's answer line."""
     return "\n".join([*steps, f"#### {value}"])
 
 
 def gain(rng: random.Random) -> tuple[str, str]:
-    """start + change."""
+    """Draw a problem whose answer is start + change."""
     s = draw_scene(rng)
     value, calculation = compute(s.start, "+", s.change)
     event = pick(rng, GAINS).format(s.change)
@@ -87,7 +87,7 @@ def gain(rng: random.Random) -> tuple[str, str]:
 
 
 def loss(rng: random.Random) -> tuple[str, str]:
-    """start - change."""
+    """Draw a problem whose answer is start - change."""
     s = draw_scene(rng)
     value, calculation = compute(s.start, "-", s.change)
     event = pick(rng, LOSSES).format(s.change)
@@ -96,7 +96,7 @@ def loss(rng: random.Random) -> tuple[str, str]:
 
 
 def combine(rng: random.Random) -> tuple[str, str]:
-    """start + change, held by two people."""
+    """Draw a problem whose answer is start + change, the items of two people."""
     s = draw_scene(rng)
     value, calculation = compute(s.start, "+", s.change)
     asked = pick(rng, TOTALS).format(s.item)
@@ -105,7 +105,7 @@ def combine(rng: random.Random) -> tuple[str, str]:
 
 
 def doubling(rng: random.Random) -> tuple[str, str]:
-    """start * 2."""
+    """Draw a problem whose answer is start * 2."""
     s = draw_scene(rng)
     value, calculation = compute(s.start, "*", 2)
     asked = pick(rng, ("How many {item} does {other} have?", "How many does {other} have?", "What does {other} have?"))
@@ -117,7 +117,7 @@ def doubling(rng: random.Random) -> tuple[str, str]:
 
 
 def comparison(rng: random.Random) -> tuple[str, str]:
-    """start + change for "more", start - change for "fewer": the word agrees with the operation."""
+    """Draw a problem with start + change for "more", start - change for "fewer": the word matches the operation."""
     s = draw_scene(rng)
     word, operator = pick(rng, (("more", "+"), ("fewer", "-")))
     value, calculation = compute(s.start, operator, s.change)
@@ -129,7 +129,7 @@ def comparison(rng: random.Random) -> tuple[str, str]:
 
 
 def comparison_total(rng: random.Random) -> tuple[str, str]:
-    """The comparison, then the sum of both holdings."""
+    """Draw a comparison that asks for the sum of both holdings."""
     s = draw_scene(rng)
     word, operator = pick(rng, (("more", "+"), ("fewer", "-")))
     asked = pick(rng, TOTALS).format(s.item)
@@ -138,7 +138,7 @@ def comparison_total(rng: random.Random) -> tuple[str, str]:
 
 
 def gain_then_loss(rng: random.Random) -> tuple[str, str]:
-    """start + change - second change."""
+    """Draw a problem whose answer is start + change - second change."""
     s = draw_scene(rng)
     lost = pick(rng, CHANGES)
     more, gained = compute(s.start, "+", s.change)
@@ -151,7 +151,7 @@ def gain_then_loss(rng: random.Random) -> tuple[str, str]:
 
 
 def reverse_comparison_total(rng: random.Random) -> tuple[str, str]:
-    """start - change for "more", start + change for "fewer", then the sum of both holdings."""
+    """Draw a problem with start - change for "more", start + change for "fewer", then the sum of both holdings."""
     s = draw_scene(rng)
     word, operator = pick(rng, (("more", "-"), ("fewer", "+")))
     relation = pick(
@@ -163,12 +163,12 @@ def reverse_comparison_total(rng: random.Random) -> tuple[str, str]:
         ),
     )
     question = f"{s.name} has {s.start} {s.item}. {relation} {pick(rng, TOTALS).format(s.item)}"
-    # Nobody by name: the tiny model finds a name after "than" badly, and the final number would not show it.
+    # No name in the answer: the tiny model often copies a wrong one after "than", which the final number hides.
     return question, total_answer("", s, operator)
 
 
 def total_answer(opening: str, s: Scene, operator: str) -> str:
-    """First find what the other has, start (operator) change, and then add both holdings."""
+    """Return the answer in two steps: the other's holding, start (operator) change, then the sum of both."""
     owned, calculation = compute(s.start, operator, s.change)
     value, total = compute(s.start, "+", owned)
     return finish([f"{opening}{calculation} {s.item}.", f"They have {total} {s.item}."], value)
@@ -192,9 +192,9 @@ def generate(families: Sequence[str], size: int, seed: int, exclude: Collection[
     """Generate `size` rows of different questions, row i from families[i % len(families)].
 
     families: names from `FAMILIES`; naming one twice doubles its share.
-    exclude: questions that must not occur, so that a test set can be kept apart from a training set.
+    exclude: questions that must not occur, for example those of a training set when a test set is generated.
     Returns rows {"question", "answer", "family"}; the answer is reasoning lines and then `#### value`.
-    Raises ValueError: no family or an unknown one, a negative size, or a family out of new questions.
+    Raises ValueError: no family or an unknown one, a negative size, or no new question left in a family.
     """
     check_request(families, size)
     if size > MOST * len(set(families)):
@@ -226,7 +226,7 @@ def check_size(size: int) -> None:
 def draw_new(
     draw: Callable[[random.Random], tuple[str, str]], rng: random.Random, used: set[str], described_as: str
 ) -> tuple[str, str]:
-    """Draw until the question is not in `used`, and add it there."""
+    """Draw until the question is not in `used`; add it to `used` and return it with its answer."""
     for _ in range(MAX_FRUITLESS_DRAWS):
         question, answer = draw(rng)
         if question not in used:
@@ -243,7 +243,7 @@ META_MATH_TYPES = ("GSM_AnsAug", "GSM_Rephrased", "MATH_AnsAug")
 
 
 def generate_meta_math(size: int, seed: int) -> list[dict[str, str]]:
-    """Generate `size` rows in MetaMathQA's format, the three types of `META_MATH_TYPES` in turn.
+    """Generate `size` rows in MetaMathQA's format, the types of `META_MATH_TYPES` in round-robin order.
 
     Returns rows {"query", "response", "type", "original_question"} with different original questions; a
     response is a GSM8K answer and the line `The answer is: value`. Only a GSM_Rephrased query differs from
@@ -271,7 +271,7 @@ def generate_meta_math(size: int, seed: int) -> list[dict[str, str]]:
 
 
 def bare_calculation(rng: random.Random) -> tuple[str, str]:
-    """A calculation without a story, in the place of MetaMathQA's rows from the MATH dataset."""
+    """Draw a calculation without a story, which replaces MetaMathQA's rows from the MATH dataset."""
     left, right = pick(rng, range(2, 1000)), pick(rng, range(2, 1000))
     operator = pick(rng, "+-*")
     value, calculation = compute(left, operator, right)

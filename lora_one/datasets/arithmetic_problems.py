@@ -1,4 +1,4 @@
-"""The generated problems as a data set; the generator itself is arithmetic.py."""
+"""The generated problems as a data set; the generator is in arithmetic.py."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ class ArithmeticConfig(DatasetConfig):
     data_seed: int  # of the generated problems
 
     def check(self) -> None:
-        """Raises UsageError: a number of generated problems is missing."""
+        """Check the numbers of generated problems. Raises UsageError: one is missing."""
         for key in ("train_size", "validation_size"):
             size = getattr(self, key)
             if self.path is None and (size is None or size < 1):
@@ -26,9 +26,9 @@ class ArithmeticConfig(DatasetConfig):
 
 
 def problems(config: ArithmeticConfig) -> list[Example]:
-    """Distinct problems, train_size + validation_size of them, from ``data_seed`` alone; or rows of such a file.
+    """Return train_size + validation_size distinct problems, drawn with ``data_seed``, or the rows of ``path``.
 
-    Raises UsageError: an unknown family, or fewer problems in it than wanted.
+    Raises UsageError: an unknown family, or one with fewer problems than asked for.
     """
     if config.path is not None:
         return read_problems(config.path, "train")

@@ -1,4 +1,4 @@
-"""Sentences and a class, as GLUE has them: a prompt with its word for a causal model, texts and an index for a head."""
+"""Classification sets: a prompt and a word for a model that writes text, texts and an index for a head."""
 
 from dataclasses import dataclass, field
 
@@ -12,9 +12,9 @@ from lora_one.types import Example
 class Task:
     """One classification set.
 
-    columns: of the texts, as the hub names them and ``prompt`` takes them.  labels: the words, by index.
+    columns: the text columns, with their names on the hub and in ``prompt``.  labels: the words, by index.
     held_out: the hub's validation split; None: there is none.  other_names: column -> its name in GLUE's own TSV.
-    headless: the columns of GLUE's own TSV where that has no header.
+    headless: the columns of GLUE's own TSV, if that has no header.
     """
 
     hub: Hub
@@ -32,21 +32,21 @@ class Task:
         return self.read_split(config.path, self.held_out)
 
     def read_split(self, path: str | None, split: str) -> list[Example]:
-        """Examples of a split. Raises UsageError: a label that this set does not have (the row is named)."""
+        """Return the examples of a split. Raises UsageError: an unknown label (the row is named)."""
         wanted = [*self.columns, "label"]
         rows = read_rows(self.hub, path, split, wanted, other_names=self.other_names, headless=self.headless)
         where = f"{path or self.hub[0]}, {split} row"
         return [self.example_of(row, f"{where} {number}") for number, row in enumerate(rows, start=1)]
 
     def example_of(self, row: dict[str, str], where: str) -> Example:
-        """A label is its word or its index."""
+        """Return a row's example; its label may be the word or the index. Raises UsageError: it is neither."""
         indices = {str(index): index for index in range(len(self.labels))}
         indices |= {word: index for index, word in enumerate(self.labels)}
         label = indices.get(row["label"])
         if label is None:
             raise UsageError(
-                f"{where}: the label {row['label']!r} is none of {', '.join(self.labels)}, nor one of 0 to "
-                f"{len(self.labels) - 1}: give a split with labels, of this data set"
+                f"{where}: the label {row['label']!r} is not one of {', '.join(self.labels)} or 0 to "
+                f"{len(self.labels) - 1}: pass a split of this data set that has labels"
             )
         word, texts = self.labels[label], tuple(row[column] for column in self.columns)
         return Example(self.prompt.format(**row), word, gold=word, texts=texts, label=label)

@@ -1,6 +1,6 @@
-"""The eight commonsense sets in the form that LLM-Adapters gave them: a question with its options, and a word for each.
+"""The eight commonsense sets in the form of LLM-Adapters: a question with its options, answered by one word.
 
-``PROMPT`` is the published evaluation prompt, the space behind "request." included; training must use it too.
+``PROMPT`` is the published evaluation prompt, including the space after "request."; training must use it too.
 """
 
 from dataclasses import dataclass
@@ -27,21 +27,21 @@ WORDS = {
     "ARC-Challenge": ANSWERS,
     "openbookqa": ANSWERS,
 }
-"""Set -> the words that its answers may be, as the published extraction looks for them."""
+"""Set -> its possible answers, the words that the published extraction searches for."""
 
 
 def read_set(path: Path, name: str, split: str) -> list[Example]:
-    """Examples of one set, with ids ``<name>/<number>``, from its file or folder.
+    """Return the examples of one set, with ids ``<name>/<number>``, from its file or folder.
 
-    Raises RunError: a gold answer that this set does not have (the row is named).
+    Raises RunError: a gold answer is not one of the set's words (the row is named).
     """
     examples = []
     for number, row in enumerate(read_rows(None, str(path), split, ["instruction", "answer"])):
         word = row["answer"]
         if word not in WORDS[name]:
             raise RunError(
-                f"{path}, row {number + 1}: the answer {word!r} is none of {', '.join(WORDS[name])}, those of {name}: "
-                "give the file of this set"
+                f"{path}, row {number + 1}: the answer {word!r} is not one of {', '.join(WORDS[name])}, those of "
+                f"{name}: pass the file of this set"
             )
         prompt = PROMPT.format(instruction=row["instruction"])
         examples.append(Example(prompt, RESPONSE.format(word=word), word, f"{name}/{number}"))
@@ -49,22 +49,24 @@ def read_set(path: Path, name: str, split: str) -> list[Example]:
 
 
 def folder_of_set(data_path: Path, name: str, *, alone: bool) -> Path:
-    """Where a set lies: ``<data_path>/<name>``; for a set alone its own file or folder will do.
+    """Return the folder of a set, ``<data_path>/<name>``, or ``data_path`` itself if it is the only set.
 
-    Raises UsageError: it does not lie there.
+    Raises UsageError: there is no such folder.
     """
     folder = data_path / name
     if folder.is_dir():
         return folder
     if alone and (data_path.is_file() or any(data_path.glob("test.json*"))):
         return data_path
-    raise UsageError(f"{data_path} holds no folder {name} with its test.json: give --data_path=<the folder that does>")
+    raise UsageError(
+        f"{data_path} has no folder {name} with a test.json: pass --data_path=<the folder that contains it>"
+    )
 
 
 @dataclass(frozen=True)
 class CommonsenseConfig(DatasetConfig):
     def check(self) -> None:
-        """Raises UsageError: no local path."""
+        """Check that a local path is set. Raises UsageError: there is none."""
         if self.path is None:
             raise UsageError(
                 f"dataset={self.name} is not on the hub: add dataset.path=<commonsense_170k.json, or the folder of the "
@@ -73,9 +75,9 @@ class CommonsenseConfig(DatasetConfig):
 
 
 def train(config: CommonsenseConfig) -> list[Example]:
-    """Training examples of all sets together: one file of them, or a folder whose folders hold a train.json each.
+    """Return the training examples of all sets, from one file or from the train.json of each subfolder.
 
-    The folders are taken in the order of their names.  Raises UsageError: there is none.
+    The subfolders are read in the order of their names.  Raises UsageError: there is none.
     """
     path = Path(config.path).expanduser()
     places = (
@@ -83,7 +85,7 @@ def train(config: CommonsenseConfig) -> list[Example]:
     )
     if not places:
         raise UsageError(
-            f"{path} holds no folder with a train.json: give the file commonsense_170k.json, or the folder of the sets"
+            f"{path} has no folder with a train.json: pass the file commonsense_170k.json, or the folder of the sets"
         )
     rows = [
         row for place in places for row in read_rows(None, str(place), "train", ["instruction", "output", "answer"])

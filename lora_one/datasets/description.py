@@ -1,4 +1,4 @@
-"""The facts of one data set in one object."""
+"""The description of one data set: all its facts in one object."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ Rows = Callable[[Any], list[Example]]  # takes the settings of the data set
 
 @dataclass(frozen=True)
 class DataSet:
-    """Everything about a data set that other rooms ask for.
+    """All facts about a data set that other modules need.
 
-    train: the training rows.  validation: the rows of the set's own validation split; None: it has none, and
-    validation examples are held out of train.  settings: the class of its settings.
-    labels: the words of the classes, by index; None: the answers are texts. With labels a written answer is scored by
-    its word, without by its final number.
-    evaluation: arguments of the script in eval/ that scores a model on this kind of data.
-    nested: a local path is a folder with a folder for each part, whose contents belong to the fingerprint.
-    generated: rows are made on this machine, so nothing is downloaded.
+    train: returns the training rows.  validation: returns the rows of the set's own validation split; None: it has
+    none, and validation examples are held out of train.  settings: the class of its settings.
+    labels: the words of the classes, by index; None: the answers are texts. A generated answer is scored by its word if
+    there are labels, otherwise by its final number.
+    evaluation: the script in eval/, with arguments, that scores a model on this kind of data.
+    nested: a local path is a folder with a subfolder for each part; the fingerprint includes their contents.
+    generated: the rows are generated on this machine, so nothing is downloaded.
     """
 
     train: Rows

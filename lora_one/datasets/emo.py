@@ -1,4 +1,4 @@
-"""EmoContext: the emotion of a short dialogue. The hub has no validation split; its test split stays untouched."""
+"""EmoContext: the emotion of a short dialogue. The hub has no validation split; its test split is not used."""
 
 from lora_one.datasets.classification import Task
 

@@ -1,4 +1,4 @@
-"""FLAN and FLAN v2: far too large to download, so the first rows of the stream are taken."""
+"""FLAN and FLAN v2: too large to download, so the first rows of the stream are read."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from lora_one.types import Example
 
 @dataclass(frozen=True)
 class StreamedConfig(DatasetConfig):
-    rows: int  # read from the stream's start
+    rows: int  # number of rows to read from the start of the stream
 
 
 def flan(config: StreamedConfig) -> list[Example]:

@@ -1,4 +1,4 @@
-"""GLUE, from the hub or in its own TSV files; evaluated on its validation split, the labels of its test are hidden."""
+"""GLUE, from the hub or its own TSV files; evaluated on the validation split, as the test labels are not public."""
 
 from lora_one.datasets.classification import Task
 

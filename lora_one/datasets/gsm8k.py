@@ -15,16 +15,16 @@ def example_of(row: dict[str, Any]) -> Example:
 
 
 def gold_of(answer: str) -> str | None:
-    """The text behind the last ``####``; None where there is none."""
+    """Return the text after the last ``####``; None: there is no ``####``."""
     _, marker, gold = answer.rpartition("####")
     return gold.strip() if marker else None
 
 
 def train(config: DatasetConfig) -> list[Example]:
-    """The train split; validation is held out of it, the test split belongs to the evaluation alone."""
+    """Return the train split, from which validation is held out; the test split is only for evaluation."""
     return read_problems(config.path, "train")
 
 
 def read_problems(path: str | None, split: str) -> list[Example]:
-    """Examples of a split, of a local file or folder or (path None) of the hub."""
+    """Return the examples of a split, from a local file or folder or (path None) from the hub."""
     return [example_of(row) for row in read_rows(SOURCE, path, split, ["question", "answer"])]

@@ -9,7 +9,7 @@ PROMPT = (
     "### Instruction:\n{instruction}\n\n### Response:\n"
 )
 PROMPT_WITH_INPUT = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
-"""As published, without the opening sentence."""
+"""The published template for rows with an input; it has no opening sentence."""
 
 REFUSALS = ("sorry", "as an ai")
 
@@ -28,7 +28,7 @@ def alpaca_rows(hub: Hub, config: DatasetConfig) -> list[Example]:
 
 
 def wizard_lm(config: DatasetConfig) -> list[Example]:
-    """Without the rows whose answer is a refusal."""
+    """Return the rows whose answer is not a refusal."""
     hub = ("silk-road/Wizard-LM-Chinese-instruct-evol", None)
     rows = read_rows(hub, config.path, "train", ["instruction", "output"])
     return [

@@ -1,4 +1,4 @@
-"""MetaMathQA, whole or its GSM8K part: the response is cut before "The answer is:", so there it ends in ``#### N``."""
+"""MetaMathQA, all of it or its GSM8K part. Responses are cut before "The answer is:"; GSM8K's end in ``#### N``."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ END = "\nThe answer is:"
 
 
 def example_of(row: dict[str, Any]) -> Example | None:
-    """None for a row that is not made of GSM8K."""
+    """Return a row's example; None: the row is not derived from GSM8K."""
     return any_example_of(row) if "GSM" in row["type"] else None
 
 
@@ -27,5 +27,5 @@ def gsm8k_part(config: DatasetConfig) -> list[Example]:
 
 
 def whole(config: DatasetConfig) -> list[Example]:
-    """The rows made of MATH too, whose responses have no ``####``."""
+    """Return all rows, including those derived from MATH, whose responses have no ``####``."""
     return [any_example_of(row) for row in read_rows(SOURCE, config.path, "train", ["query", "response"])]

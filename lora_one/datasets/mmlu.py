@@ -1,4 +1,4 @@
-"""MMLU's questions: the hub's table, or the benchmark's own csv files, one a subject and without a header."""
+"""MMLU's questions: the hub's table, or the benchmark's own csv files, one for each subject, without a header."""
 
 import csv
 from pathlib import Path
@@ -12,9 +12,9 @@ ROW = tuple[str, ...]  # question, four options, letter
 
 
 def read_questions(data_path: str | None, split: str) -> dict[str, list[ROW]]:
-    """Subject -> its rows, of the hub or of a folder with ``<split>/<subject>_<split>.csv``; no dev/ is no dev rows.
+    """Return subject -> its rows, from the hub or from ``<split>/<subject>_<split>.csv``; {} if there is no dev/.
 
-    Raises UsageError: no such folder; RunError: a row of another form.
+    Raises UsageError: no test/ in the folder; RunError: a row has another form.
     """
     if data_path is None:
         found: dict[str, list[ROW]] = {}
@@ -25,12 +25,12 @@ def read_questions(data_path: str | None, split: str) -> dict[str, list[ROW]]:
     folder, ending = Path(data_path).expanduser() / split, f"_{split}.csv"
     files = sorted(folder.glob(f"*{ending}"))
     if not files and split == "test":
-        raise UsageError(f"{data_path} holds no test/*{ending}: give the folder with MMLU's dev/ and test/")
+        raise UsageError(f"{data_path} has no test/*{ending}: pass the folder with MMLU's dev/ and test/")
     return {file.name.removesuffix(ending): read_csv(file) for file in files}
 
 
 def read_csv(file: Path) -> list[ROW]:
-    """Every cell as the text it is: an option "None" is the word. Raises RunError: not six cells, or no letter."""
+    """Read every cell as text, also "None". Raises RunError: a row without six cells, or without a letter."""
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
             rows = [checked(tuple(row), f"{file}, row {number}") for number, row in enumerate(csv.reader(stream), 1)]

@@ -1,4 +1,4 @@
-"""One's own rows: two columns named in the configuration."""
+"""Your own data: two columns of a local file, named in the configuration."""
 
 from dataclasses import dataclass
 
@@ -14,12 +14,12 @@ class OwnDataConfig(DatasetConfig):
     response: str
 
     def check(self) -> None:
-        """Raises UsageError: no local file."""
+        """Check that a local file is set. Raises UsageError: there is none."""
         if self.path is None:
-            raise UsageError(f"dataset={self.name} needs the file: add dataset.path=<file.jsonl>")
+            raise UsageError(f"dataset={self.name} needs a local file: add dataset.path=<file.jsonl>")
 
 
 def own_rows(config: OwnDataConfig) -> list[Example]:
-    """Rows with an empty prompt or response are kept here and counted by the encoding."""
+    """Return all rows; those with an empty prompt or response are kept here and counted by the encoding."""
     rows = read_rows(None, config.path, "train", [config.prompt, config.response])
     return [Example(row[config.prompt], row[config.response]) for row in rows]

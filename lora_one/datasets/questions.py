@@ -1,4 +1,4 @@
-"""Evaluations that are known by name, and where their questions are: training rows must not contain them."""
+"""Evaluations known by name and the source of their questions, which training rows must not contain."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ MATH_SUBJECTS = (
 
 @dataclass(frozen=True)
 class QuestionSource:
-    """hubs: data sets of the hub whose test splits hold the questions.  column: the one of the bare question."""
+    """Where the questions of an evaluation are: the test splits of ``hubs``, in ``column``, without a template."""
 
     hubs: tuple[Hub, ...]
     column: str

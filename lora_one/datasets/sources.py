@@ -1,4 +1,4 @@
-"""Rows of a split: local files with every value as it stands, the hub through the datasets library."""
+"""Read the rows of a split: from local files, with unchanged values, or from the hub by the datasets library."""
 
 import bz2
 import csv
@@ -29,13 +29,13 @@ def read_rows(
     optional: Sequence[str] = (),
     first: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows of ``split``, with ``columns`` as text, from a local file or folder or (path None) from the hub.
+    """Return the rows of ``split``, with ``columns`` as text, from a local file or folder or (path None) from the hub.
 
-    other_names: column -> its name in local files that lack it.  headless: the columns of a .tsv whose first line
-    names none of them.  nested: columns kept as they stand.  optional: columns that are read too where they are there.
-    first: read no more than so many rows.
-    Raises UsageError: no such file, a format not known, a column missing.  RunError: unreadable, empty, or a
-    hub that cannot be reached.
+    other_names: column -> its alternative name in local files.  headless: the columns of a .tsv whose first line
+    contains none of their names.  nested: columns kept unchanged.  optional: columns that are read if they exist.
+    first: maximal number of rows; None: all.
+    Raises UsageError: no such file, an unknown format, a missing column.  RunError: the file is unreadable or empty,
+    or the hub cannot be reached.
     """
     if path is not None:
         where, rows = path, _local(Path(path).expanduser(), split, headless)[:first]
@@ -51,7 +51,7 @@ def read_rows(
     if missing:
         raise UsageError(
             f"{where} has no column {', '.join(missing)}; it has {', '.join(names)}: "
-            f"{', '.join(columns)} are read; rename the columns, or take dataset=json with dataset.prompt=<column> "
+            f"{', '.join(columns)} are read; rename the columns, or use dataset=json with dataset.prompt=<column> "
             "and dataset.response=<column>"
         )
     columns = [*columns, *(column for column in optional if column in names)]
@@ -65,22 +65,24 @@ def read_rows(
 
 
 def as_text(value: Any, column: str, where: str) -> str:
-    """A cell as text: a number or a truth value as JSON writes it, null as nothing.
+    """Return a cell as text: numbers and booleans in JSON's form, null as the empty string.
 
-    Raises UsageError: a list or an object, which is no text.
+    Raises UsageError: the cell is a list or an object.
     """
     if isinstance(value, (list, dict)):
-        raise UsageError(f"{where}: column {column} holds {type(value).__name__}s, text is wanted: give another column")
+        raise UsageError(
+            f"{where}: column {column} holds {type(value).__name__}s, but text is needed: choose another column"
+        )
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def split_files(path: Path, split: str) -> list[Path]:
-    """The file itself, or the folder's file of the split: ``train.jsonl``, ``train.json.gz``, or all its shards.
+    """Return the file itself, or the folder's file of the split (``train.jsonl``, ``train.json.gz``) or its shards.
 
-    ``dev`` is another word for ``validation``.
-    Raises UsageError: none in the folder, or several that are not shards of one table.
+    ``dev`` is accepted for ``validation``.
+    Raises UsageError: the folder has none, or several that are not shards of one table.
     """
     if path.is_file():
         return [path]
@@ -89,12 +91,12 @@ def split_files(path: Path, split: str) -> list[Path]:
     if not found:
         names = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
         raise UsageError(
-            f"{path} holds no file that begins with {split!r} and ends in one of {', '.join(FORMATS)} "
-            f"(.gz too); it holds {names}: give the file itself"
+            f"{path} has no file that begins with {split!r} and ends in one of {', '.join(FORMATS)} "
+            f"(.gz too); it holds {names}: pass the file itself"
         )
     if len(found) > 1 and not all(re.search(r"-\d+-of-\d+", file.name) for file in found):
         raise UsageError(
-            f"{path} holds several files for {split!r} ({', '.join(f.name for f in found)}): give one of them"
+            f"{path} has several files for {split!r} ({', '.join(f.name for f in found)}): pass one of them"
         )
     return found
 
@@ -109,19 +111,19 @@ def _local(path: Path, split: str, headless: Sequence[str]) -> list[dict[str, An
     rows: list[dict[str, Any]] = []
     for file in files:
         if format_of(file) is None:
-            raise UsageError(f"{file}: format not known; rows are read from {', '.join(FORMATS)} (.gz too)")
+            raise UsageError(f"{file}: unknown format; rows are read from {', '.join(FORMATS)} (.gz too)")
         try:
             rows += READERS[format_of(file)](file, headless)
         except (OSError, ValueError, EOFError) as error:
             reason = shorten(" ".join(str(error).split()), 200)
             raise RunError(f"{file} cannot be read as {format_of(file)} ({reason}): check the file") from error
     if not rows:
-        raise RunError(f"{files[0]} holds no rows: give a file with examples")
+        raise RunError(f"{files[0]} has no rows: pass a file with examples")
     return rows
 
 
 def _json_rows(file: Path, _: Sequence[str]) -> list[dict[str, Any]]:
-    """A list of objects, or one object a line; values exactly as they stand. Raises ValueError: anything else."""
+    """Read a list of objects, or one object per line, with unchanged values. Raises ValueError: anything else."""
     opener = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(file.suffix, open)
     with opener(file, "rt", encoding="utf-8-sig") as stream:
         text = stream.read()
@@ -135,7 +137,7 @@ def _json_rows(file: Path, _: Sequence[str]) -> list[dict[str, Any]]:
             except ValueError as error:
                 raise ValueError(f"line {number}: {error}") from error
     if not all(isinstance(row, dict) for row in rows):
-        raise ValueError("rows are objects, {column: value}")
+        raise ValueError("rows must be objects, {column: value}")
     return rows
 
 
@@ -156,7 +158,7 @@ def _csv_rows(file: Path, headless: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _parquet_rows(file: Path, _: Sequence[str]) -> list[dict[str, Any]]:
-    """Raises ValueError: not a parquet file."""
+    """Read a parquet file. Raises ValueError: it is not one."""
     import pyarrow.parquet
 
     try:
@@ -173,7 +175,7 @@ READERS: dict[str, Callable[[Path, Sequence[str]], list[dict[str, Any]]]] = {
 
 
 def from_hub(name: str, subset: str | None, split: str, first: int | None = None) -> Any:
-    """A split of a data set, as the datasets library gives it; ``first`` streams so many rows of it, no more.
+    """Return a split as a table of the datasets library; with ``first``, only so many rows are streamed.
 
     Raises RunError: it cannot be loaded.
     """
@@ -186,6 +188,6 @@ def from_hub(name: str, subset: str | None, split: str, first: int | None = None
         return datasets.Dataset.from_list(list(stream.take(first)))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise RunError(
-            f"dataset {name} cannot be loaded from the hub ({' '.join(str(error).split())[:160]}): where "
-            "there is no network give a local file or folder (dataset.path=, dataset.decontaminate=, --data_path=)"
+            f"dataset {name} cannot be loaded from the hub ({' '.join(str(error).split())[:160]}): without "
+            "a network, pass a local file or folder (dataset.path=, dataset.decontaminate=, --data_path=)"
         ) from error

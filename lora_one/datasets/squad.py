@@ -1,4 +1,4 @@
-"""SQuAD: a question, its context, and the answers, which stand in the context."""
+"""SQuAD: a question, its context, and the answers, which are parts of the context."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ PROMPT = "answer the question: {question}\ncontext: {context}\nresult: "
 
 
 def example_of(row: dict[str, Any], where: str) -> Example:
-    """Raises UsageError: ``answers`` has not the hub's form."""
+    """Return a row's example. Raises UsageError: ``answers`` does not have the hub's form."""
     answers = row["answers"]
     if not isinstance(answers, dict) or not isinstance(answers.get("text"), list):
-        raise UsageError(f'{where}: column answers must be {{"text": [...]}} as on the hub, it is {answers!r:.60}')
+        raise UsageError(f'{where}: column answers must be {{"text": [...]}} as on the hub, got {answers!r:.60}')
     return Example(PROMPT.format(**row), ", ".join(answers["text"]))
 
 

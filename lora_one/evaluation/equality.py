@@ -1,7 +1,7 @@
-"""Whether two answers in LaTeX are mathematically equal (math-verify), compared in processes that end with their time.
+"""Compare LaTeX answers for mathematical equality (math-verify), in processes with a time limit.
 
-An answer is text that nobody has read: ``9^{9^{9^9}}`` holds the interpreter inside one multiplication, where neither a
-thread nor a handler can stop it. So the kernel's own alarm ends the process, and another one goes on with the rest.
+Answers are untrusted: ``9^{9^{9^9}}`` keeps the interpreter inside one multiplication, which neither a thread nor a
+signal handler can stop. So the kernel's alarm ends the process, and a new process compares the remaining pairs.
 """
 
 import logging
@@ -19,7 +19,7 @@ MEMORY_BYTES = 4 << 30  # of each process
 
 
 def equal(gold: str, answer: str) -> bool:
-    """Whether math-verify takes the answer for the gold one; it has no limit on its time."""
+    """Return whether math-verify finds the answer equal to the gold one, without a time limit."""
     from math_verify import parse, verify
 
     truth, found = (parse(f"${text}$", parsing_timeout=None) for text in (gold, answer))
@@ -27,9 +27,9 @@ def equal(gold: str, answer: str) -> bool:
 
 
 def compared(pairs: Sequence[tuple[str, str]], seconds: float, workers: int) -> Iterator[tuple[int, bool | None]]:
-    """(index, whether the pair (gold, answer) is equal) as they come; None: undecided, the process did not outlive it.
+    """Yield (index, equal) for each pair (gold, answer) as it is decided; None: undecided, its process was ended.
 
-    Raises RunError: a process ends before it is given anything.
+    Raises RunError: a process ends before its first pair.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "math_verify"])
@@ -76,7 +76,7 @@ class Judge:
 
 
 def serve(pipe: Connection, seconds: float) -> None:
-    """Say that it is ready, then answer pairs until the pipe closes; SIGALRM, unhandled, ends what takes too long."""
+    """Report readiness, then answer pairs until the pipe closes; an unhandled SIGALRM ends the process on timeout."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, resource.RLIM_INFINITY))

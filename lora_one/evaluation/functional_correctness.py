@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write <sample_file>_results.jsonl and <sample_file>_metrics.json, print; returns the exit code."""
+    """Write <sample_file>_results.jsonl and <sample_file>_metrics.json, print the metrics; return the exit code."""
     return exit_code(lambda: evaluate(arguments))
 
 
@@ -55,7 +55,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     fewest = check_samples(samples, problems, file, allow_missing=options.allow_missing)
     if any(k > fewest for k in ks):
         raise UsageError(
-            f"--k={max(ks)} is more than the {fewest} samples that every problem of {file} has: give --k={fewest} or "
+            f"--k={max(ks)} is more than the {fewest} samples that every problem of {file} has: pass --k={fewest} or "
             "less, or more samples"
         )
     ks = ks or [k for k in humaneval.USUAL_K if k <= fewest]
@@ -89,13 +89,13 @@ def evaluate(arguments: Sequence[str]) -> int:
 
 
 def given_ks(text: str | None) -> list[int]:
-    """The numbers of ``1,10``, ascending; none where nothing is given. Raises UsageError: not such a list."""
+    """Return the numbers of a list such as ``1,10``, ascending; [] for None. Raises UsageError: not such a list."""
     try:
         ks = sorted({int(part) for part in text.split(",")}) if text is not None else []
     except ValueError:
         ks = [0]
     if ks and ks[0] < 1:
-        raise UsageError(f"--k={text} must be whole numbers of at least 1: give --k=1 or --k=1,10")
+        raise UsageError(f"--k={text} must be whole numbers of at least 1: pass --k=1 or --k=1,10")
     return ks
 
 
@@ -109,7 +109,7 @@ def read_samples(file: Path) -> list[dict[str, Any]]:
             lines = stream.read().split("\n")
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise RunError(
-            f"--sample_file={file} cannot be read ({error}): give the samples.jsonl of an evaluation"
+            f"--sample_file={file} cannot be read ({error}): pass the samples.jsonl of an evaluation"
         ) from error
     samples = []
     for number, line in enumerate(lines, start=1):
@@ -122,26 +122,27 @@ def read_samples(file: Path) -> list[dict[str, Any]]:
             problem = repr(error)
         if problem:
             raise UsageError(
-                f"--sample_file={file}, line {number}: not a sample ({problem}); wanted are task_id and completion, "
-                "both text"
+                f"--sample_file={file}, line {number}: not a sample ({problem}); each line needs task_id and "
+                "completion, both text"
             )
         samples.append(sample)
     if not samples:
-        raise UsageError(f"--sample_file={file} holds no samples: give the samples.jsonl of an evaluation")
+        raise UsageError(f"--sample_file={file} has no samples: pass the samples.jsonl of an evaluation")
     return samples
 
 
 def check_samples(
     samples: Sequence[dict[str, Any]], problems: dict[str, Any], file: Path, *, allow_missing: bool
 ) -> int:
-    """How many samples every problem has at least. Raises UsageError: unknown problems, or some without any."""
+    """Return the least number of samples of a problem. Raises UsageError: unknown problems, or some without any."""
     counts: dict[str, int] = {}
     for sample in samples:
         name = sample["task_id"]
         if name not in problems:
             near = nearest(name, problems).partition(" valid:")[0] if len(problems) > 8 else nearest(name, problems)
             raise UsageError(
-                f"--sample_file={file} has a sample of {name!r}, which is none of the {len(problems)} problems; {near}"
+                f"--sample_file={file} has a sample of {name!r}, which is not one of the {len(problems)} "
+                f"problems; {near}"
             )
         counts[name] = counts.get(name, 0) + 1
     missing = [name for name in problems if name not in counts]

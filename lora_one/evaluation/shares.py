@@ -1,4 +1,4 @@
-"""What every benchmark reports of right and wrong: shares with their standard errors, and counts."""
+"""The figures that every benchmark reports: shares of correct answers with standard errors, and counts."""
 
 from collections.abc import Sequence
 from math import sqrt
@@ -6,13 +6,13 @@ from typing import Any
 
 
 def share_of(hits: Sequence[bool]) -> tuple[float, float]:
-    """The share of hits and its standard error sqrt(p (1 - p) / n)."""
+    """Return the share p of hits and its standard error sqrt(p (1 - p) / n)."""
     share = sum(hits) / len(hits)
     return share, sqrt(share * (1 - share) / len(hits))
 
 
 def shares(hits: dict[str, Sequence[bool]]) -> dict[str, float]:
-    """The share of hits of each metric, followed by its standard error as ``<metric>_stderr``."""
+    """Return the share of hits of each metric, followed by its standard error as ``<metric>_stderr``."""
     found: dict[str, float] = {}
     for metric, values in hits.items():
         found[metric], found[f"{metric}_stderr"] = share_of(values)
@@ -20,13 +20,13 @@ def shares(hits: dict[str, Sequence[bool]]) -> dict[str, float]:
 
 
 def by_kind(predictions: Sequence[dict[str, Any]], kinds: dict[str, str]) -> dict[str, list[bool]]:
-    """Right or wrong by each way of judging that all lines have; kinds: metric -> the field that holds it."""
+    """Return metric -> the hits of all lines, for metrics whose field every line has; kinds: metric -> field."""
     there = {metric: field for metric, field in kinds.items() if all(field in line for line in predictions)}
     return {metric: [line[field] for line in predictions] for metric, field in there.items()}
 
 
 def counts_of(predictions: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """How many are correct, wrong, or had nothing in them to compare."""
+    """Return how many answers are correct, wrong, or unparsed (no answer found in the text)."""
     total, correct = len(predictions), sum(line["correct"] for line in predictions)
     unparsed = sum(line["prediction"] is None for line in predictions)
     return {"correct": correct, "wrong": total - correct - unparsed, "unparsed": unparsed, "total": total}

@@ -1,4 +1,4 @@
-"""Solutions on disk, each under everything it depends on: safetensors for the factors, JSON for the rest."""
+"""Cache of solutions on disk, keyed by all they depend on: safetensors for the factors, JSON for the rest."""
 
 import dataclasses
 import hashlib
@@ -25,17 +25,17 @@ Key = dict[str, Any]  # flat, of plain values
 
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """A folder of solutions; ``say`` is told where one came from, or what changed since those that are there."""
+    """A folder of solutions; ``say`` prints where a solution came from, or how its key differs from the others."""
 
     folder: Path
     key: Key
     say: Callable[[str], None] = print
 
     def __call__(self, solve: Callable[[], Solution]) -> Solution:
-        """The solution kept under the key, else the one that ``solve`` finds, which is then kept.
+        """Return the cached solution, or the one that ``solve`` computes, which is then cached.
 
-        Several processes all read or all solve; the first of them writes.
-        Raises RunError: the folder cannot be written; what was there is untouched.
+        Either all processes read or all solve; the first one writes.
+        Raises RunError: the folder cannot be written; its content is then unchanged.
         """
         processes = Processes.current()
         known = self.read()
@@ -43,7 +43,7 @@ class Cache:
             self.say(f"init.cache: from {self.file}")
             return dataclasses.replace(known, cached=True)
         self.say(f"init.cache: computed anew, {self.why()}")
-        try:  # before the work, not after it
+        try:  # check before the computation, not after it
             self.folder.mkdir(parents=True, exist_ok=True)
             TemporaryDirectory(dir=self.folder, prefix=".").cleanup()
         except OSError as error:
@@ -59,7 +59,7 @@ class Cache:
         return self.folder / f"{digest[:16]}.safetensors"
 
     def read(self) -> Solution | None:
-        """None where there is none, or none that can be read."""
+        """Return the cached solution; None: it is missing or not readable."""
         try:
             told = json.loads(self.file.with_suffix(".json").read_text())
             tensors = load_file(self.file)
@@ -105,19 +105,21 @@ class Cache:
             "vectors": list(solution.vectors),
         }
         try:
-            with TemporaryDirectory(dir=self.folder, prefix=".") as scratch:  # its own: two jobs may find one start
+            with TemporaryDirectory(
+                dir=self.folder, prefix="."
+            ) as scratch:  # separate: two jobs may write the same start
                 file = Path(scratch) / self.file.name
                 save_file(tensors, file)
                 file.replace(self.file)
-            write_json(self.file.with_suffix(".json"), told)  # last: an entry without it is none
+            write_json(self.file.with_suffix(".json"), told)  # last: it makes the entry complete
         except (OSError, SafetensorError) as error:
             raise self.unwritable(error) from error
 
     def unwritable(self, error: Exception) -> RunError:
-        return RunError(f"init.cache={self.folder} cannot be written ({error}): free space or give another folder")
+        return RunError(f"init.cache={self.folder} cannot be written ({error}): free space or choose another folder")
 
     def why(self) -> str:
-        """What sets the key apart from the nearest one that is here."""
+        """Return how the key differs from the nearest one in the folder."""
         others = []
         for path in sorted(self.folder.glob("*.json")) if self.folder.is_dir() else ():
             try:
@@ -139,7 +141,7 @@ class Cache:
 
 
 def content_of(batches: Sequence[Batch]) -> str:
-    """sha256 over what the batches hold, names and shapes included."""
+    """Return the sha256 of the batches' content, with names and shapes."""
     total = hashlib.sha256()
     for batch in batches:
         for name, values in sorted(batch.items()):

@@ -1,4 +1,4 @@
-"""Larger batches for forward passes without gradients: examples of similar length together, little padding."""
+"""Regroup examples of similar length into larger batches, for forward passes without gradients."""
 
 from collections.abc import Sequence
 
@@ -9,9 +9,9 @@ from torch.nn.functional import pad
 from lora_one.distributed import Processes
 from lora_one.losses import IGNORED, Batch, Reduction, batch_loss, evaluating, loss_count, targets
 
-MAX_TOKENS = 4096  # of a batch, with padding
+MAX_TOKENS = 4096  # per batch, with padding
 MAX_LOGITS = 2**29  # bytes of a batch's logits in fp32
-# What padding on the right is filled with; input_ids take the padding token.
+# Values of padding on the right; input_ids take the padding token.
 FILLERS = {"input_ids": None, "decoder_input_ids": None, "attention_mask": 0, "token_type_ids": 0, "labels": IGNORED}
 
 
@@ -34,12 +34,13 @@ def batches_loss(model: nn.Module, batches: Sequence[Batch], reduction: Reductio
 
 
 def regrouped(batches: Sequence[Batch], pad_id: int | None, vocabulary: int, at_least: int = 1) -> Sequence[Batch]:
-    """Return the same examples in fewer batches, the longest examples first, or the batches as they are.
+    """Return the same examples in fewer batches, the longest examples first, or the unchanged batches.
 
-    They stay as they are where padding on the right could change a result: padding on the left, tensors other than
-    those in ``FILLERS``, or no known padding token.
+    The batches are not changed if padding on the right could change a result: with padding on the left, with tensors
+    other than those in ``FILLERS``, or without a known padding token.
 
-    vocabulary: logits at each place, which bound a batch's size.  at_least: batches wanted, one for each process.
+    vocabulary: number of logits at each position, which limits the batch size.  at_least: minimal number of batches,
+    one for each process.
     """
     if pad_id is None or not all(mergeable(batch) for batch in batches):
         return batches
@@ -60,7 +61,7 @@ def causal(batch: Batch) -> bool:
 
 
 def mergeable(batch: Batch) -> bool:
-    """Whether the batch holds nothing but known tensors, padded on the right only, where no label counts."""
+    """Return whether a batch has only known tensors and only padding on the right, without labels there."""
     mask = batch.get("attention_mask")
     if mask is None or mask.dim() != 2 or not batch.keys() <= FILLERS.keys():
         return False
@@ -83,7 +84,7 @@ def length(row: Batch) -> int:
 
 
 def logits_of(rows: Sequence[Batch]) -> int:
-    """Return how many places of the merged rows get logits: all from the first that counts in any row."""
+    """Return the number of positions of the merged rows that get logits: all from the first counted one in any row."""
     wanted = [targets(row) for row in rows]
     longest = max(places.shape[1] for places in wanted)
     first = min(int((places != IGNORED).any(dim=0).int().argmax()) for places in wanted)

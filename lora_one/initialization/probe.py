@@ -1,4 +1,4 @@
-"""The examples that an initialisation looks at: the one-step gradient, and PEFT's own data-driven methods."""
+"""Draw the initialisation examples: those of the one-step gradient and of PEFT's data-driven methods."""
 
 import torch
 
@@ -11,12 +11,12 @@ from lora_one.types import Example
 
 
 def probe_batches(run: RunConfig, texts: list[Example], encoder: Encoder) -> tuple[list[Batch], list[Batch] | None]:
-    """Return batches of the initialisation examples, and of those that a search for the scale looks at.
+    """Return batches of the initialisation examples, and of those that a search for the scale uses.
 
-    All are drawn without replacement from the training texts by init.seed; the second list is None where the search
-    takes the same examples. With ``init.search_examples=null`` it gets as many further ones as the gradient, if there
-    are so many. An example with no answer token left at ``init.max_length`` is skipped and the next one drawn.
-    Raises UsageError: more examples wanted than there are, or than have an answer token.
+    All are drawn without replacement from the training texts with init.seed; the second list is None if the search
+    uses the same examples. With ``init.search_examples=null`` the search gets as many further examples as the gradient,
+    if there are enough. An example without an answer token within ``init.max_length`` is replaced by the next one.
+    Raises UsageError: more examples are needed than exist, or than have an answer token.
     """
     init = run.init
     wanted, further = init.examples_wanted, init.further_examples
@@ -30,8 +30,8 @@ def probe_batches(run: RunConfig, texts: list[Example], encoder: Encoder) -> tup
     drawn = draw(texts, own + further, max_length, init_seed(run), encoder)
     if len(drawn) < needed and (wanted is not None or needed > own):
         raise UsageError(
-            f"the initialisation wants {needed} examples, but only {len(drawn)} of {len(texts)} have an answer "
-            f"token within max_length={max_length}: raise init.max_length or take fewer"
+            f"the initialisation needs {needed} examples, but only {len(drawn)} of {len(texts)} have an answer "
+            f"token within max_length={max_length}: raise init.max_length or use fewer examples"
         )
     size = init.bsz or run.model.per_device_batch_size
     others = drawn[own:] if 0 < further == len(drawn) - own else []

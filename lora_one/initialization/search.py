@@ -1,28 +1,28 @@
-"""The size of a step along a known direction: a line search with a few evaluations of the loss."""
+"""Line search: find the size of a step along a known direction with a few evaluations of the loss."""
 
 import math
 from collections.abc import Callable
 
 EVALUATIONS = 4
 FIRST = 1.25  # first-order decrease of the first trial, in units of the loss itself
-UP, DOWN = 1.4, 2.0  # factors where the least loss is at the largest, or the smallest, size tried
-ENOUGH = 1e-3  # relative gain that is worth another evaluation
-RESCUE = 16.0  # factor down where nothing else is known
+UP, DOWN = 1.4, 2.0  # factors to the next size if the lowest loss is at the largest, or the smallest, size tried
+ENOUGH = 1e-3  # smallest relative gain for another evaluation
+RESCUE = 16.0  # largest factor down to a smaller size
 MAX_RESCUES = 4  # further evaluations while no size has lowered the loss
 
 
 def line_search(
     loss_at: Callable[[float], float], loss: float, decrease: float, evaluations: int = EVALUATIONS
 ) -> tuple[float, dict[float, float]]:
-    """Return the size of the least loss among those tried, and the loss at every size tried.
+    """Return the size with the lowest loss among those tried, and the loss at every size tried.
 
     The first trial follows from the slope at zero, the second from the parabola through the loss and the slope at
-    zero and the first trial. Then, with x = log(size): where a trial has a higher loss on both sides, the vertex of
-    the parabola through the three; else a constant factor beyond the best. A loss that is not finite counts as
-    infinite. While no trial is below ``loss``, up to MAX_RESCUES smaller ones follow.
+    zero and the first trial. Then, with x = log(size): if the best trial lies between two others, the next one is the
+    vertex of the parabola through the three; else it is a constant factor beyond the best. A loss that is not finite
+    counts as infinite. While no trial is below ``loss``, up to MAX_RESCUES smaller ones follow.
 
-    loss: at size 0.  decrease: -d loss / d size at 0 (to first order, the loss falls by decrease x size).
-    evaluations: of the loss, at most, where one of them is below ``loss``.
+    loss: loss at size 0.  decrease: -d loss / d size at 0 (to first order, the loss falls by decrease x size).
+    evaluations: maximal number of evaluations if one of them is below ``loss``.
     Raises ValueError: no loss is finite.
     """
     losses: dict[float, float] = {}
@@ -38,7 +38,7 @@ def line_search(
 
 
 def next_size(losses: dict[float, float], loss: float, decrease: float, evaluations: int) -> float | None:
-    """Return the next size to try, None where the search ends."""
+    """Return the next size to try; None: the search ends."""
     sizes = sorted(losses)
     values = [losses[size] if math.isfinite(losses[size]) else math.inf for size in sizes]
     place = values.index(min(values))
@@ -65,15 +65,15 @@ def smaller(size: float, value: float, loss: float, decrease: float) -> float:
 
 
 def vertex_from_slope(size: float, value: float, loss: float, decrease: float) -> float:
-    """Return where the parabola with this value and slope at 0 and this value at ``size`` is least."""
+    """Return the minimiser of the parabola through (0, loss) with slope -decrease and through (size, value)."""
     curvature = (value - loss + decrease * size) / size**2
     return decrease / (2 * curvature) if curvature > 0 else math.inf
 
 
 def parabola(sizes: list[float], values: list[float]) -> tuple[float, float]:
-    """Return the vertex of the parabola in log(size) through three points, the middle one least, and its gain.
+    """Return the vertex of the parabola in log(size) through three points, the middle one the lowest, and its gain.
 
-    An infinite value is taken as the largest finite distance: the vertex then lies in the middle between the others.
+    If a value is infinite, return the middle (in log(size)) of the first two points and an infinite gain.
     """
     left, middle, right = (math.log(size) for size in sizes)
     if not all(map(math.isfinite, values)):

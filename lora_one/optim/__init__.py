@@ -1,4 +1,4 @@
-"""Optimisers by name, over parameter groups that LoRA+ may split; scaled ones precondition LoRA's factors."""
+"""Build an optimiser by its name; the scaled ones precondition the gradients of the LoRA factors."""
 
 import dataclasses
 import importlib

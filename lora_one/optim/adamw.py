@@ -1,4 +1,4 @@
-"""AdamW whose bias correction can be switched off, as the published preconditioned AdamW has it."""
+"""AdamW whose bias correction can be switched off, as in the published code of preconditioned AdamW."""
 
 import math
 from typing import Any
@@ -7,10 +7,11 @@ import torch
 
 
 class AdamW(torch.optim.AdamW):
-    """torch's AdamW in all its implementations; with ``correct_bias=False`` p <- p - lr wd p - lr m / (sqrt(v) + eps).
+    """torch's AdamW; with ``correct_bias=False`` it computes p <- p - lr wd p - lr m / (sqrt(v) + eps).
 
-    torch divides m by 1 - beta1^t and v by 1 - beta2^t. A count of steps t that starts at infinity, and stays there,
-    makes both 1. ``correct_bias`` is an entry of every parameter group.
+    torch divides m by 1 - beta1^t and v by 1 - beta2^t. Without the correction the step count t is infinite from the
+    start, so both divisors are 1. This works with all of torch's implementations (for-loop, foreach, fused).
+    ``correct_bias`` is an entry of every parameter group.
     """
 
     def __init__(self, params: Any, lr: float = 1e-3, *, correct_bias: bool = True, **options: Any):

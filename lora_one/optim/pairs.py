@@ -1,4 +1,4 @@
-"""Which parameters are the two factors of one LoRA layer."""
+"""Find the two factors of each LoRA layer."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from torch import nn
 
 
 class Pair(NamedTuple):
-    """The factors of one layer, A (r, n) and B (m, r), as PEFT holds them."""
+    """The factors of one layer, A (r, n) and B (m, r), in PEFT's layout."""
 
     layer: str  # dotted name
     A: nn.Parameter
@@ -14,11 +14,11 @@ class Pair(NamedTuple):
 
 
 def lora_pairs(model: nn.Module) -> list[Pair]:
-    """The pairs that train, found by the module that holds both, never by the position of a parameter.
+    """Return the trainable pairs of a model, found by the module that holds both factors.
 
-    A module's ``lora_A`` and ``lora_B`` are mappings from an adapter's name to a linear map. No pair: factors that are
-    no trainable matrices (one of them frozen, an r x r core between frozen ones, convolutions), and whatever is no
-    such module (embeddings, DoRA magnitudes, heads, the weights of full fine-tuning).
+    A module's ``lora_A`` and ``lora_B`` map an adapter's name to a linear layer. Not a pair: factors that are not both
+    trainable matrices (frozen factors, with or without an r x r core; convolutions), and all other parameters
+    (embeddings, DoRA magnitudes, heads, the weights of full fine-tuning).
     """
     pairs = []
     for layer, module in model.named_modules():

@@ -1,4 +1,4 @@
-"""The r x r preconditioner: a factor's gradient times the inverse of its partner's Gram matrix."""
+"""The r x r preconditioner: multiply a factor's gradient by the inverse Gram matrix of the other factor."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from lora_one.errors import RunError
 
-LEAST_DAMPING = 1e-30  # a zero factor without lambda: its partner's gradient is zero, and so stays the product
+LEAST_DAMPING = 1e-30  # for a zero factor and lambda = 0: the partner's gradient is zero, and stays zero
 
 
 class Half(NamedTuple):
-    """One factor of a pair, whose gradient changes, and the partner by whose Gram matrix it does."""
+    """One factor of a pair, whose gradient is preconditioned by the Gram matrix of its partner."""
 
     layer: str
     factor: nn.Parameter  # A (r, n), or B (m, r)
@@ -26,28 +26,28 @@ class Half(NamedTuple):
         return f"lora_{'B' if self.is_A else 'A'} of {self.layer}"
 
     def gram(self, dtype: torch.dtype) -> Tensor:
-        """B^T B for A's gradient, A A^T for B's: (r, r)."""
+        """Return B^T B for A's gradient, A A^T for B's: (r, r)."""
         partner = widened(self.partner, dtype)
         return partner.mT @ partner if self.is_A else partner @ partner.mT
 
     def apply(self, inverse: Tensor) -> None:
-        """g_A <- P g_A or g_B <- g_B P, computed in P's dtype."""
+        """Set g_A <- P g_A or g_B <- g_B P, computed in P's dtype."""
         grad = self.factor.grad
         wide = widened(grad, inverse.dtype)
         grad.copy_(inverse @ wide if self.is_A else wide @ inverse)
 
 
 def widened(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor if tensor.dtype == dtype else tensor.to(dtype)  # even an idle `to` is a tenth of a small step
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)  # an idle `to` costs a tenth of a small step
 
 
 @torch.no_grad()
 def precondition(halves: Sequence[Half], reg: float, *, relative: bool) -> None:
-    """g_A <- (B^T B + lambda I)^-1 g_A and g_B <- g_B (A A^T + lambda I)^-1, in place in ``grad``.
+    """Set g_A <- (B^T B + lambda I)^-1 g_A and g_B <- g_B (A A^T + lambda I)^-1, in place in ``grad``.
 
     Source: arXiv:2402.02347, eq. 9 of arXiv:2502.01235.  halves: of one rank, dtype and device, with gradients.
-    reg: lambda, or with ``relative`` its share of the Gram matrix's mean diagonal.  Gram matrices and products are
-    fp32, or fp64 for fp64 factors. One batch of small systems, for which the host waits once.
+    reg: lambda; with ``relative``, lambda divided by the mean diagonal entry of the Gram matrix.  Gram matrices and
+    products are fp32, or fp64 for fp64 factors. All systems are solved in one batch, with one host synchronisation.
     """
     device = halves[0].factor.device
     dtype = torch.promote_types(halves[0].factor.dtype, torch.float32)
@@ -62,15 +62,15 @@ def precondition(halves: Sequence[Half], reg: float, *, relative: bool) -> None:
 
 
 def in_stacks(device: torch.device) -> bool:
-    """Whether factors of one shape are copied together and multiplied as one batch.
+    """Return whether factors of one shape are stacked and multiplied as one batch.
 
-    A GPU spends most of a step on starting hundreds of small products; on a CPU the copies cost more than they save.
+    On a GPU, launching hundreds of small products takes most of a step; on a CPU the copies cost more than they save.
     """
     return device.type == "cuda"
 
 
 def precondition_in_stacks(halves: Sequence[Half], reg: float, dtype: torch.dtype, *, relative: bool) -> None:
-    """The same with a few batched products for all halves of one shape."""
+    """Do the same as `precondition` with a few batched products for all halves of one shape."""
     alike: dict[tuple, list[Half]] = {}
     for half in halves:
         alike.setdefault((half.is_A, half.factor.shape, half.partner.shape), []).append(half)
@@ -89,10 +89,10 @@ def precondition_in_stacks(halves: Sequence[Half], reg: float, dtype: torch.dtyp
 
 
 def damped_inverses(grams: Tensor, reg: float, names: Sequence[str], *, relative: bool = False) -> Tensor:
-    """(K + lambda I)^-1 of each Gram matrix K (k, r, r), which is overwritten; see `precondition` for reg.
+    """Return (K + lambda I)^-1 of each Gram matrix K (k, r, r), overwriting ``grams``; see `precondition` for reg.
 
-    Where rounding leaves K + lambda I without a Cholesky factor, lambda grows by the square root of the dtype's
-    resolution times K's mean diagonal, and a warning names the matrix. Raises RunError: K is not finite.
+    If the Cholesky decomposition of K + lambda I fails because of rounding, lambda grows by sqrt(eps of the dtype)
+    times K's mean diagonal, and a warning names the matrix. Raises RunError: K is not finite.
     """
     diagonals = grams.diagonal(dim1=-2, dim2=-1)
     sizes = diagonals.mean(-1, keepdim=True)
@@ -118,7 +118,7 @@ def damped_inverses(grams: Tensor, reg: float, names: Sequence[str], *, relative
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """fp32 products of fp32 matrices, whatever autocast or TF32 the training runs under."""
+    """Multiply fp32 matrices in fp32 inside this context, without autocast and TF32."""
     backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
     before = [backend.fp32_precision for backend in backends]
     for backend in backends:

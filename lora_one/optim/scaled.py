@@ -1,4 +1,4 @@
-"""Any torch optimiser behind the r x r preconditioner: scaled AdamW, scaled gradient descent and others."""
+"""Any torch optimiser on preconditioned gradients: scaled AdamW, scaled gradient descent and others."""
 
 import inspect
 import math
@@ -31,26 +31,26 @@ def create_scaled_optimizer(
     params: Iterable[Any] | None = None,
     **kwargs: Any,
 ) -> Optimizer:
-    """An ``optimizer_cls`` that steps along g_A <- (B^T B + lambda I)^-1 g_A, g_B <- g_B (A A^T + lambda I)^-1.
+    """Return an ``optimizer_cls`` that uses g_A <- (B^T B + lambda I)^-1 g_A and g_B <- g_B (A A^T + lambda I)^-1.
 
-    Source: arXiv:2402.02347, eq. 9 of arXiv:2502.01235. The signature is that of PEFT's create_riemannian_optimizer
-    and more. With AdamW the moments are of the preconditioned gradient; after a step ``grad`` holds that one. What is
-    no pair of LoRA factors (see `lora_pairs`) is stepped by ``optimizer_cls`` as it is.
+    Source: arXiv:2402.02347, eq. 9 of arXiv:2502.01235. The signature extends PEFT's create_riemannian_optimizer.
+    AdamW's moments are those of the preconditioned gradient, which ``grad`` holds after a step. Parameters outside of
+    pairs of LoRA factors (see `lora_pairs`) are stepped by ``optimizer_cls`` without a preconditioner.
 
-    reg: lambda.  damping: lambda is ``reg`` itself, or ``relative`` to the mean diagonal of the Gram matrix.
-    order: both factors from the same point, as in eq. 9, or ``sequential``: first A, then B with the new A's Gram
-    matrix, as in the published code.  params: parameters or groups, as for any optimiser; all that train unless given.
-    kwargs: of optimizer_cls.  Every group has the entries ``reg`` and ``relative_reg``.
+    reg: lambda.  damping: ``absolute``, lambda is ``reg``; ``relative``, ``reg`` times the Gram matrix's mean diagonal.
+    order: ``simultaneous``, both factors from the same point as in eq. 9; ``sequential``, first A, then B with the Gram
+    matrix of the new A, as in the published code.  params: parameters or groups; default: all trainable ones.
+    kwargs: arguments of optimizer_cls.  Every group has the entries ``reg`` and ``relative_reg``.
     Raises UsageError (a ValueError): a negative or infinite reg, an unknown damping or order, no pair to precondition,
-    an optimiser that cannot step without a closure. TypeError: optimizer_cls is no optimiser.
+    an optimiser that needs a closure. TypeError: optimizer_cls is not an optimiser class.
     """
     if not (isinstance(optimizer_cls, type) and issubclass(optimizer_cls, Optimizer)):
         raise TypeError(f"optimizer_cls must be a subclass of torch.optim.Optimizer, not {optimizer_cls!r}")
     closure = inspect.signature(optimizer_cls.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise UsageError(
-            f"{optimizer_cls.__name__} evaluates the loss several times a step, between which the preconditioner would "
-            "change: take an optimizer whose step needs no closure, such as AdamW or SGD"
+            f"{optimizer_cls.__name__} evaluates the loss several times per step, and the preconditioner would change "
+            "in between: choose an optimizer whose step needs no closure, such as AdamW or SGD"
         )
     for name, value, valid in (("damping", damping, DAMPINGS), ("order", order, ORDERS)):
         if value not in valid:
@@ -69,14 +69,14 @@ def create_scaled_optimizer(
 
 
 class Scaled(Optimizer):
-    """Stands in front of an optimiser's class and preconditions the gradients of LoRA pairs before each step.
+    """Base of the scaled optimisers: precondition the gradients of LoRA pairs before each step.
 
-    The damping lives in the parameter groups, so it is saved, loaded and changed like a learning rate. The pairs are
-    kept as parameters, so pickle and deepcopy take them along.
+    The damping is an entry of the parameter groups, so it is saved, loaded and changed like a learning rate. The pairs
+    hold the parameters themselves, so pickle and deepcopy include them.
     """
 
     inner: ClassVar[type[Optimizer]]
-    halves: Sequence[Half]  # of every pair: A by B, then B by A
+    halves: Sequence[Half]  # two for each pair: A preconditioned by B, then B by A
     sequential: bool
 
     def __init__(
@@ -93,7 +93,7 @@ class Scaled(Optimizer):
         if not pairs:
             raise UsageError(
                 "no layer has both its LoRA factors, lora_A and lora_B, among the parameters to train, so there is "
-                f"nothing to precondition: take {self.inner.__name__} itself"
+                f"nothing to precondition: use {self.inner.__name__} itself"
             )
         self.halves = [half for layer, A, B in pairs for half in (Half(layer, A, B, True), Half(layer, B, A, False))]
         self.sequential = sequential
@@ -104,7 +104,7 @@ class Scaled(Optimizer):
                 group.setdefault(name, self.defaults[name])
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step; a closure is evaluated once, before the gradients are preconditioned."""
+        """Take one step; a closure is evaluated once, before the gradients are preconditioned."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -129,8 +129,8 @@ class Scaled(Optimizer):
             factor, group = half.factor, groups.get(id(half.factor))
             if group is None:
                 raise RunError(
-                    f"the factors of {half.layer} are no longer parameters of this optimizer: make it after the model "
-                    "is wrapped or sharded, not before"
+                    f"the factors of {half.layer} are no longer parameters of this optimizer: create it after the "
+                    "model is wrapped or sharded, not before"
                 )
             if factor.grad is not None:
                 rank = factor.shape[0 if half.is_A else 1]
@@ -139,7 +139,7 @@ class Scaled(Optimizer):
             precondition(batch, reg, relative=relative)
 
     def _inner_step(self) -> None:
-        # torch runs a class's step hooks around its step once it has made an instance of it: ours run around ours only
+        # torch wraps the step of a class with hooks when an instance is created; only the outer step may run hooks
         step = super().step
         step.__wrapped__(self) if getattr(step, "hooked", False) else step()
 
@@ -156,7 +156,7 @@ class Scaled(Optimizer):
 
 @cache
 def scaled(optimizer_cls: type[Optimizer]) -> type[Scaled]:
-    """The class of that optimiser behind the preconditioner; a subclass of both."""
+    """Return the subclass of `Scaled` and of that optimiser's class."""
     return type(f"Scaled{optimizer_cls.__name__}", (Scaled, optimizer_cls), {"inner": optimizer_cls})
 
 
@@ -167,7 +167,7 @@ def _bare(optimizer_cls: type[Optimizer]) -> Scaled:
 
 @contextmanager
 def without_gradients(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Parameters that an optimiser's step passes over, their gradients set aside."""
+    """Exclude parameters from an optimiser's step by removing their gradients inside this context."""
     gradients = [parameter.grad for parameter in parameters]
     for parameter in parameters:
         parameter.grad = None

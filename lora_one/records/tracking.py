@@ -1,4 +1,4 @@
-"""Where numbers go while a run goes on: metrics.jsonl, and W&B if it is wanted. Tracking never stops a run."""
+"""Log a run's metrics to metrics.jsonl and, if asked for, to W&B. A failure of W&B never stops a run."""
 
 import json
 import math
@@ -16,14 +16,14 @@ FINISH_TIMEOUT = 60  # seconds to upload what is left at the end; the rest stays
 
 
 class Wandb:
-    """One W&B run, or none. What goes wrong with it is a warning, once, and then it is not asked again."""
+    """One W&B run, or none. The first error of W&B becomes a warning, and W&B is not used after it."""
 
     def __init__(self, run: Any = None):
         self.run = run
 
     @classmethod
     def opened(cls, mode: str, **options: Any) -> "Wandb":
-        """A run of ``wandb.init``; kept offline where it cannot start online, for want of a network or a key, say."""
+        """Start a W&B run; it is kept offline if it cannot start online (for example, no network or no key)."""
         import wandb
 
         settings = wandb.Settings(
@@ -36,19 +36,19 @@ class Wandb:
         resume = "allow" if mode == "online" else None
         try:
             run = wandb.init(**options, mode=mode, resume=resume, settings=settings)
-        except Exception as error:  # a refused tag, a full disk, no server: whatever it is, the work matters more
+        except Exception as error:  # a refused tag, a full disk, no server: none of these may stop the run
             reason = " ".join(str(error).split())
             if mode == "online":
                 warnings.warn(f"W&B could not start online, the run is kept offline: {reason}", stacklevel=3)
-                return cls.opened("offline", **options | {"id": None})  # W&B holds on to an id that did not start
-            warnings.warn(f"W&B could not start, the work goes on without it: {reason}", stacklevel=3)
+                return cls.opened("offline", **options | {"id": None})  # W&B blocks an id whose start failed
+            warnings.warn(f"W&B could not start, the run continues without it: {reason}", stacklevel=3)
             return cls()
         if run.url:
             print(f"W&B: {run.url}")
         return cls(run)
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
-        """Steps in order. Of a resumed run, those after its resume point come again, and W&B has them already."""
+        """Log steps in order, except those that W&B already has from before a run was resumed."""
         self._tell(lambda run: run.log(metrics, step=step) if step >= run.starting_step else None)
 
     def summarize(self, entries: dict[str, Any]) -> None:
@@ -65,14 +65,14 @@ class Wandb:
             what(self.run)
         except Exception as error:
             self.run = None
-            warnings.warn(f"W&B failed, the work goes on without it: {' '.join(str(error).split())}", stacklevel=4)
+            warnings.warn(f"W&B failed, the run continues without it: {' '.join(str(error).split())}", stacklevel=4)
 
 
 class Tracker:
-    """One line of metrics.jsonl a call, and the same to W&B. Only the main process has a live one.
+    """Append a line to metrics.jsonl at each call, and log the same to W&B; only the main process does anything.
 
-    diagnostics.jsonl, beside it, has a line each time the adapters were looked at, with every layer; W&B has the
-    means over layers of one kind.
+    diagnostics.jsonl, in the same folder, gets a line with every layer for each diagnosis of the adapters; W&B gets
+    the means over layers of one kind.
     """
 
     def __init__(self, path: Path, *, main_process: bool = True):
@@ -82,7 +82,7 @@ class Tracker:
         self.wandb = Wandb()
 
     def start_wandb(self, record: dict[str, Any], folder: Path) -> None:
-        """Open the W&B run of a run.json; a W&B that cannot start is a warning, not the end of the run."""
+        """Open the W&B run of a run.json; if W&B cannot start, warn and continue."""
         mode = record["config"]["wandb"]["mode"]
         if self.active and mode != "disabled":
             self.wandb = Wandb.opened(
@@ -96,9 +96,9 @@ class Tracker:
             )
 
     def forget_after(self, step: int) -> None:
-        """Drop lines beyond ``step``: the run goes on from there.
+        """Drop lines after ``step``, where the run is resumed.
 
-        A W&B run that does not know what was before, as none does offline, is told.
+        A W&B run without the earlier steps, such as every offline one, gets them again.
         """
         if not self.active:
             return
@@ -107,7 +107,7 @@ class Tracker:
                 lines = [line for line in read_metrics(path) if line["step"] <= step]
                 scratch = path.with_name(f".{path.name}")
                 scratch.write_text("".join(json.dumps(line) + "\n" for line in lines))
-                scratch.replace(path)  # killed here, the old lines are all there
+                scratch.replace(path)  # atomic: a kill before it keeps all old lines
         if self.wandb.run is not None and not self.wandb.run.resumed:
             told = [(line["step"], line) for line in read_metrics(self.path)]
             told += [(line["step"], _for_wandb(line["layers"])) for line in read_metrics(self.diagnostics)]
@@ -122,14 +122,14 @@ class Tracker:
         self.wandb.log(step, line)
 
     def log_layers(self, step: int, layers: dict[str, dict[str, Any]]) -> None:
-        """What ``diagnostics.layer_diagnostics`` says of each layer after a step."""
+        """Log the ``diagnostics.layer_diagnostics`` of each layer after a step."""
         if not self.active:
             return
         _append(self.diagnostics, {"step": step, "layers": layers})
         self.wandb.log(step, _for_wandb(layers))
 
     def summarize(self, entries: dict[str, Any]) -> None:
-        """What W&B shows of the run as a whole."""
+        """Set the entries of W&B's summary of the run."""
         self.wandb.summarize(entries)
 
     def finish(self, summary: dict[str, Any], *, exit_code: int = 0) -> None:
@@ -138,7 +138,10 @@ class Tracker:
 
 
 def place_of(record: dict[str, Any]) -> dict[str, Any]:
-    """Where W&B shows a run and the evaluations of its model, by its run.json; a configuration's seeds together."""
+    """Return W&B's project, entity, group and tags for a run and its evaluations; the seeds share a group.
+
+    record: the run's run.json.
+    """
     wandb = record["config"]["wandb"]
     return {
         "project": wandb["project"],
@@ -161,9 +164,9 @@ def log_evaluation(
     folder: Path,
     of_run: RunFolder | None = None,
 ) -> None:
-    """One W&B run of job type eval that holds an evaluation's metrics, named ``<task>/<metric>``.
+    """Log an evaluation's metrics as ``<task>/<metric>`` in a W&B run of job type eval.
 
-    of_run: whose model it was; its project, entity, group and tags are taken.
+    of_run: the run that trained the model; its project, entity, group and tags are used.
     """
     if mode == "disabled":
         return
@@ -184,24 +187,24 @@ def _for_wandb(layers: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:
-    """Raises RunError: no space left, say; a line that was cut short is dropped when the run goes on."""
+    """Append a line. Raises RunError: it cannot be written; a partial line is dropped when the run is resumed."""
     try:
         with path.open("a") as stream:
             stream.write(json.dumps(line) + "\n")
     except OSError as error:
         raise RunError(
-            f"{path} cannot be written ({error.strerror}): free space, and the same command goes on from the last "
+            f"{path} cannot be written ({error.strerror}): free space; the same command continues from the last "
             "resume point"
         ) from error
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no NaN or infinity: they become null."""
+    """Return the value with NaN and infinity, which JSON does not have, as None."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Lines of a metrics.jsonl; none where there is no file. A last line that a crash cut short is left out."""
+    """Return the lines of a metrics.jsonl, [] if there is no file; a last line cut short by a crash is left out."""
     lines = path.read_text().splitlines() if path.exists() else []
     if lines and not lines[-1].endswith("}"):
         lines.pop()

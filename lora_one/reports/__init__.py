@@ -1,1 +1,1 @@
-"""Tables and figures from results files; torch is never needed."""
+"""Tables and figures from results files, without torch."""

@@ -1,4 +1,4 @@
-"""Methods side by side, each at the best point of its grid: the choice, the rows, and the table in three forms."""
+"""The table of a comparison: choose each method's best grid point, build its row, write Markdown and CSV."""
 
 import csv
 import io
@@ -12,11 +12,11 @@ from typing import Any
 from lora_one.reports.table import markdown, spread
 
 Grid = Mapping[str, Sequence[float]]  # key of the configuration -> values tried
-Point = dict[str, float]  # one of each
+Point = dict[str, float]  # one value for each key
 RATE = "model.learning_rate"
 
-# figure of a run -> the stage it is read from and its column in the Markdown table; seconds from the untrained runs,
-# which come last of their method: by then nothing is imported for the first time
+# figure -> stage of the runs it is read from, title of its column in the Markdown table. Seconds are read from the
+# untrained runs, which are the last of their method, so that they do not include the time of first imports
 FIGURES = {
     "validation_loss": ("final", "validation loss"),
     "init_loss": ("start", "test loss after init"),
@@ -27,10 +27,10 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a comparison: what it was for, where it lies, what it measured.
+    """One run of a comparison: its settings, its folder and its measurements.
 
     stage: ``tuning`` (a point of the grid), ``final`` (the chosen point) or ``start`` (the chosen point, untrained).
-    error: why there is no result; None where there is one. Losses in nats.
+    error: why there is no result; None: there is one. Losses in nats.
     """
 
     method: str
@@ -51,7 +51,7 @@ class Run:
 
 
 def grid_points(grid: Grid) -> list[Point]:
-    """Every combination of the values, the last key's changing fastest.
+    """Return every combination of the values; the values of the last key change fastest.
 
     >>> grid_points({"a": [1, 2], "b": [3, 4]})
     [{'a': 1, 'b': 3}, {'a': 1, 'b': 4}, {'a': 2, 'b': 3}, {'a': 2, 'b': 4}]
@@ -60,9 +60,9 @@ def grid_points(grid: Grid) -> list[Point]:
 
 
 def choose(points: Sequence[Point], tuning: Sequence[Run]) -> Point | None:
-    """The point of the lowest validation loss, mean over its tuning seeds; of equal ones the first.
+    """Return the point with the lowest validation loss (mean over the tuning seeds), the first of equal ones.
 
-    A point with a run that failed, or whose loss is no number, is not chosen; None where no other is left.
+    A point with a failed run, or with a loss that is not finite, is not chosen; None: no point is left.
     """
 
     def loss(point: Point) -> float:
@@ -74,7 +74,7 @@ def choose(points: Sequence[Point], tuning: Sequence[Run]) -> Point | None:
 
 
 def edges(point: Point, grid: Grid) -> dict[str, str]:
-    """Keys whose value lies at an end of what was tried: a better one may lie beyond.
+    """Return the keys whose value is an end of its list; a better value may lie beyond it.
 
     >>> edges({"a": 1, "b": 2, "c": 5}, {"a": [1, 2, 3], "b": [1, 2, 3], "c": [5]})
     {'a': 'lowest', 'c': 'only'}
@@ -89,9 +89,9 @@ def edges(point: Point, grid: Grid) -> dict[str, str]:
 
 
 def method_row(method: str, runs: Sequence[Run], chosen: Point | None, grid: Grid, pretrained: float) -> dict[str, Any]:
-    """One flat row from all runs of a method; mean and sample standard deviation (n - 1) over those that finished.
+    """Return one flat row from all runs of a method; mean and sample standard deviation (n - 1) of finished runs.
 
-    pretrained: the test loss without any adapter.
+    pretrained: the test loss without an adapter.
     """
     final = [run for run in runs if run.stage == "final" and run.error is None]
     failed = [run for run in runs if run.error is not None]
@@ -117,7 +117,7 @@ def method_row(method: str, runs: Sequence[Run], chosen: Point | None, grid: Gri
 
 
 def figures(runs: Sequence[Run]) -> dict[str, list[float]]:
-    """Figure -> its values, one a finished run of its stage."""
+    """Return figure -> its values, one for each finished run of its stage."""
     field = {"init_loss": "test_loss", "final_loss": "test_loss"}
     found = {}
     for name, (stage, _) in FIGURES.items():
@@ -127,12 +127,12 @@ def figures(runs: Sequence[Run]) -> dict[str, list[float]]:
 
 
 def absent_row(method: str, reason: str) -> dict[str, Any]:
-    """A method that is part of the comparison and cannot run on this machine."""
+    """Return the row of a method that is part of the comparison but cannot run on this machine."""
     return {"method": method, "note": f"not run here: {reason}"}
 
 
 def uneven(runs: Sequence[Run]) -> list[str]:
-    """Sentences on final runs that trained on another amount than others of their seed; none where all is even."""
+    """Return a sentence for each seed whose final runs differ in steps or tokens; [] if there is none."""
     found = []
     for seed in sorted({run.seed for run in runs}):
         amounts: dict[tuple[int | None, int | None], list[str]] = {}
@@ -146,9 +146,9 @@ def uneven(runs: Sequence[Run]) -> list[str]:
 
 
 def as_markdown(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> str:
-    """A table for readers: mean +- standard deviation, and every chosen value that is an end of its list marked so.
+    """Return a Markdown table: mean +- standard deviation, and a mark at chosen values that are an end of their list.
 
-    keys: of all the grids, in the order of their columns.
+    keys: the keys of all grids, in the order of their columns.
     """
     names = ["learning rate" if key == RATE else key.rpartition(".")[2] for key in keys]
     header = ["method", *names, "points", "seeds", "trainable", "test loss pretrained"]
@@ -175,7 +175,7 @@ def mean_cell(average: float | None, deviation: float | None) -> str:
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Every figure of every row, one column each, empty where there is none."""
+    """Return a CSV table with one column for each figure; missing figures are empty."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")

@@ -1,4 +1,4 @@
-"""One run as a picture: loss, and accuracy where it was measured, over optimizer steps."""
+"""Plot one run: loss and, if measured, accuracy over optimizer steps."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def plot_run(lines: Sequence[dict[str, Any]], path: Path, title: str) -> None:
-    """Draw the lines of metrics.jsonl to a PNG."""
+    """Plot the lines of metrics.jsonl to a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Several runs as one table: a row a configuration, mean and standard deviation over its seeds."""
+"""The table of several runs: one row for each configuration, mean and standard deviation over its seeds."""
 
 import csv
 import hashlib
@@ -10,7 +10,7 @@ from typing import Any
 
 from lora_one.files import write_whole
 
-# column -> where it stands in run.json
+# column -> its path in run.json
 COLUMNS = {
     "accuracy start": ("evaluation", "start", "eval_accuracy"),
     "after init": ("evaluation", "init", "eval_accuracy"),
@@ -29,7 +29,7 @@ def entry(record: dict[str, Any], path: Sequence[str]) -> float | None:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation (n - 1); a single value has none."""
+    """Format mean and standard deviation (n - 1); a single value has no deviation."""
     if not values:
         return "-"
     return f"{mean(values):.4g}" + (f" +- {stdev(values):.2g}" if len(values) > 1 else "")
@@ -39,9 +39,9 @@ Runs = Sequence[tuple[Path, dict[str, Any]]]  # (folder, run.json)
 
 
 def grouped(runs: Runs) -> tuple[list[str], dict[str, list[list[float]]], dict[str, int]]:
-    """The columns that some run has; each configuration's values of them, over its seeds; how many seeds it has.
+    """Return the columns that any run has, each configuration's values of them over its seeds, and its seed count.
 
-    A configuration is the folder above the seed's.
+    Runs belong to one configuration if their folders have the same parent.
     """
     configurations: dict[str, list[dict[str, Any]]] = {}
     for folder, record in runs:
@@ -57,14 +57,14 @@ def grouped(runs: Runs) -> tuple[list[str], dict[str, list[list[float]]], dict[s
 
 
 def sweep_table(runs: Runs) -> str:
-    """Markdown: a row a configuration."""
+    """Return a Markdown table with one row for each configuration."""
     columns, values, seeds = grouped(runs)
     rows = [[name, str(seeds[name]), *map(spread, cells)] for name, cells in values.items()]
     return markdown([["configuration", "seeds", *columns], *rows])
 
 
 def sweep_csv(runs: Runs) -> str:
-    """The same numbers in full: a column's mean, and beside it its standard deviation ("sd")."""
+    """Return the same table as CSV in full precision, each mean followed by its standard deviation ("sd")."""
     columns, values, seeds = grouped(runs)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -76,7 +76,7 @@ def sweep_csv(runs: Runs) -> str:
 
 
 def save_sweep(runs: Runs, results: Path) -> Path:
-    """Write sweep-<hash>.csv and .md, named by the runs in them; returns the latter. Raises OSError."""
+    """Write sweep-<hash>.csv and .md, the hash over the runs in them; return the path of the .md. Raises OSError."""
     names = sorted(str(folder.relative_to(results)) for folder, _ in runs)
     path = results / f"sweep-{hashlib.sha256(chr(10).join(names).encode()).hexdigest()[:8]}.md"
     write_whole(path, sweep_table(runs) + "\n")
@@ -85,7 +85,7 @@ def save_sweep(runs: Runs, results: Path) -> Path:
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """The first row is the header."""
+    """Return rows as a Markdown table; the first row is the header."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")

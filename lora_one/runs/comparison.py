@@ -1,8 +1,8 @@
-"""Methods compared by ordinary runs: each method's grid with the tuning seeds, its best point with every seed.
+"""Compare methods by ordinary runs: each method's grid with the tuning seeds, its best point with every seed.
 
-The best point is that of the lowest validation loss. What is reported is the loss on a split apart, which only the
-adapters of the chosen points ever see: before the adapters, at their start (the same run with model.epochs=0) and
-after training. A run that is finished is taken as it is, so that a comparison goes on where it was stopped.
+The best point is the one with the lowest validation loss. The reported loss is that on a separate test split, which is
+evaluated only for the chosen points: without adapters, at their start (the same run with model.epochs=0) and after
+training. Finished runs are not run again, so an interrupted comparison continues where it stopped.
 """
 
 import gc
@@ -35,10 +35,10 @@ Execute = Callable[[RunConfig], object]
 
 
 def compare(comparison: Comparison, compose: Compose, execute: Execute, output: Path) -> bool:
-    """Run what is not finished, measure, write comparison.md, .csv and .json into ``output``; True if nothing failed.
+    """Do all unfinished runs and write comparison.md, .csv and .json into ``output``; return whether none failed.
 
-    Raises UsageError: the comparison as a whole cannot be done.  One run that fails is in the table, and the next
-    goes on.
+    A failed run is noted in the table, and the next one starts.
+    Raises UsageError: the comparison as a whole is not possible.
     """
     jobs = Jobs(comparison, compose)
     held_out = held_out_data(comparison, jobs)
@@ -60,9 +60,9 @@ def compare(comparison: Comparison, compose: Compose, execute: Execute, output: 
 
 
 def held_out_data(comparison: Comparison, jobs: Jobs) -> HeldOut:
-    """The split that is reported.
+    """Return the test split, whose loss is reported.
 
-    Raises UsageError: one of its problems is among the others, or there are no validation examples.
+    Raises UsageError: a test example is also a training or validation example, or there are no validation examples.
     """
     run = jobs.shared
     held_out = HeldOut(run, jobs.compose([*comparison.common, *comparison.test]).dataset, comparison.test_examples)
@@ -80,7 +80,7 @@ def held_out_data(comparison: Comparison, jobs: Jobs) -> HeldOut:
 
 
 def measured(final: Sequence[Job], execute: Execute, held_out: HeldOut) -> list[Run]:
-    """Each job trained and at its start, both with their loss on the held-out examples."""
+    """Run each job with training and without, both with their loss on the held-out examples."""
     runs = []
     for job in final:
         runs.append(attempt(job, execute, held_out))
@@ -90,18 +90,18 @@ def measured(final: Sequence[Job], execute: Execute, held_out: HeldOut) -> list[
 
 
 def attempt(job: Job, execute: Execute, held_out: HeldOut | None = None) -> Run:
-    """Run it unless it is finished, and read what it measured; an error becomes part of the result."""
+    """Run a job unless it is finished, and return its measurements, or its error."""
     error, loss = job.error, None
     if error is None:
         try:
             if not job.finished:
                 print(f"\n== {job}: {job.folder.path}", flush=True)
                 execute(job.config)
-                gc.collect()  # a Trainer and its model hold each other; the next run gets their memory back
+                gc.collect()  # a Trainer and its model reference each other; free them before the next run
             loss = held_out(job.folder.path / "eval", job.folder.trained) if held_out else None
         except (UsageError, RunError) as failure:
             error = str(failure)
-        except Exception as failure:  # of a library or ours: the traceback says where, the table what
+        except Exception as failure:  # a bug, here or in a library: print where, and go on with the next run
             traceback.print_exc()
             error = f"{type(failure).__name__}: {failure}"
     if error is not None:
@@ -112,7 +112,7 @@ def attempt(job: Job, execute: Execute, held_out: HeldOut | None = None) -> Run:
 
 
 def finished(job: Job, test_loss: float | None = None) -> Run:
-    """What run.json says of a finished run."""
+    """Read the measurements of a finished run from its run.json."""
     record = job.folder.read()
     return Run(
         job.method,
@@ -135,7 +135,7 @@ def finished(job: Job, test_loss: float | None = None) -> Run:
 def write(
     comparison: Comparison, held_out: HeldOut, runs: Sequence[Run], rows: Sequence[dict[str, Any]], output: Path
 ) -> None:
-    """comparison.md to read, comparison.csv to reckon with, comparison.json with every run and its folder."""
+    """Write comparison.md for readers, comparison.csv for programs, comparison.json with every run and its folder."""
     keys = list(dict.fromkeys(key for method in comparison.methods for key in comparison.grid_of(method)))
     where, today = machine(), datetime.now(UTC).isoformat(timespec="seconds")
     used, uneven = versions(), table.uneven(runs)
@@ -186,7 +186,7 @@ def machine() -> dict[str, Any]:
 
 
 def plan(comparison: Comparison, compose: Compose) -> str:
-    """Every run, as far as it is known before the grids are done, and how long it may take; nothing is run."""
+    """List the runs that are known so far and estimate the time of those to do; nothing is run."""
     jobs = Jobs(comparison, compose)
     lines = []
     trained = untrained = 0  # runs still to do

@@ -12,7 +12,7 @@ from lora_one.config import refuse_unknown
 from lora_one.errors import UsageError, nearest
 from lora_one.reports.compare import Grid
 
-# what a method or a grid may not change, beside the data: the work and how it is judged
+# keys that, like the data, must be the same for every method: the amount of training and its evaluation
 SAME = {"seed", "results_dir", "overwrite", "dry_run"} | {
     f"model.{key}"
     for key in (
@@ -32,25 +32,27 @@ SAME = {"seed", "results_dir", "overwrite", "dry_run"} | {
 
 @dataclass(frozen=True)
 class Comparison:
-    """A comparison file. Overrides are those of run_exp.py; of two for one key the later counts."""
+    """The content of a comparison file. Overrides are those of run_exp.py; a later one replaces an earlier one."""
 
     title: str
     common: list[str]  # overrides of every run
-    test: list[str]  # overrides, after the common ones, that give the data of the reported loss
-    test_examples: int  # the first so many of them
+    test: list[str]  # overrides, after the common ones, that select the data of the reported loss
+    test_examples: int  # number of them, the first ones
     tuning_seeds: list[int]
     seeds: list[int]
-    grid: dict[str, list[float]]  # key -> values, of every method
+    grid: dict[str, list[float]]  # key -> values, for every method
     methods: dict[str, list[str]]  # name -> overrides
-    own_grid: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # by method: other values, further keys
+    own_grid: dict[str, dict[str, list[float]]] = field(
+        default_factory=dict
+    )  # method -> replaced or further keys of its grid
     not_run: dict[str, str] = field(default_factory=dict)  # name -> why it cannot run here
-    seconds_per_run: float | None = None  # with training, as measured, for the estimate of a dry run
+    seconds_per_run: float | None = None  # measured, with training; for the estimate of a dry run
 
     def grid_of(self, method: str) -> Grid:
         return self.grid | self.own_grid.get(method, {})
 
     def only(self, names: Sequence[str] | None) -> "Comparison":
-        """The same of these methods alone; None: of all. Raises UsageError: a name that is no method."""
+        """Return the comparison restricted to these methods; None: all. Raises UsageError: an unknown method."""
         for name in names or ():
             if name not in self.methods:
                 raise UsageError(f"--only={name} is not a method of this comparison; {nearest(name, self.methods)}")
@@ -60,13 +62,15 @@ class Comparison:
 
 
 def read_comparison(path: Path) -> Comparison:
-    """Raises UsageError: no such file, no YAML, a key or a value that is no comparison's."""
+    """Read and check a comparison file. Raises UsageError: no such file, not YAML, an invalid key or value."""
     try:
         given = OmegaConf.to_container(OmegaConf.load(path))
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}): pass the YAML file of a comparison") from error
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not YAML ({' '.join(str(error).split())}): see scripts/comparisons/") from error
+        raise UsageError(
+            f"{path} is not valid YAML ({' '.join(str(error).split())}): see scripts/comparisons/"
+        ) from error
     if not isinstance(given, dict):
         raise UsageError(f"{path} holds no keys: see scripts/comparisons/")
     refuse_unknown("", given, Comparison)
@@ -76,7 +80,7 @@ def read_comparison(path: Path) -> Comparison:
 
 
 def check_comparison(comparison: Comparison) -> None:
-    """Raises UsageError: the first entry that breaks a rule."""
+    """Check every entry. Raises UsageError: an entry breaks a rule (the first one is named)."""
     lists = {"common": comparison.common, "test": comparison.test}
     lists |= {f"methods.{name}": overrides for name, overrides in comparison.methods.items()}
     for key, overrides in lists.items():
@@ -99,7 +103,7 @@ def check_comparison(comparison: Comparison) -> None:
 
 
 def check_grid(comparison: Comparison, method: str) -> None:
-    """Raises UsageError: not a list of different numbers, or more or fewer values than the other methods try."""
+    """Check a method's grid. Raises UsageError: not lists of different numbers, or longer or shorter than others'."""
     for key, values in comparison.grid_of(method).items():
         numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
         if not numbers or not values or len(set(values)) < len(values):
@@ -115,5 +119,5 @@ def check_grid(comparison: Comparison, method: str) -> None:
 
 
 def is_same_for_all(key: str) -> bool:
-    """Whether no method and no grid may change it."""
+    """Return whether a key must have the same value for every method and grid point."""
     return key in SAME or key.startswith("dataset.")

@@ -16,7 +16,7 @@ Compose = Callable[[Sequence[str]], RunConfig]
 
 @dataclass(frozen=True)
 class Job:
-    """A run to be: its configuration and folder, or the reason why there are none."""
+    """A planned run: its configuration and folder, or the error that prevents it."""
 
     method: str
     stage: str
@@ -36,30 +36,35 @@ class Job:
 
 
 class Jobs:
-    """Makes jobs of a comparison. Raises UsageError at once where not even the common overrides can be composed."""
+    """Create the jobs of a comparison. Raises UsageError: the common overrides cannot be composed."""
 
     def __init__(self, comparison: Comparison, compose: Compose):
         self.comparison, self.compose = comparison, compose
         self.shared = compose(comparison.common)
         for key in ("dry_run", "overwrite"):
             if getattr(self.shared, key):
-                raise UsageError(f"{key}=true is no part of a comparison: take --dry-run, or remove the runs to redo")
+                raise UsageError(
+                    f"{key}=true is not allowed in a comparison: use --dry-run, or remove the runs to redo"
+                )
 
     def configured(self, method: str, point: Point) -> RunConfig:
-        """Raises UsageError: refused, or data, steps or judgement differ from the other methods'."""
+        """Return the configuration of a method at a grid point.
+
+        Raises UsageError: it is not valid, or its data, amount of training or evaluation differ from the others'.
+        """
         values = [f"{key}={value}" for key, value in point.items()]
         run = self.compose([*self.comparison.common, *self.comparison.methods[method], *values])
         given, shared = flatten(run), flatten(self.shared)
         for key in sorted(given.keys() | shared.keys()):
             if is_same_for_all(key) and given.get(key) != shared.get(key):
                 raise UsageError(
-                    f"{method} has {key}={given.get(key)}, the others {shared.get(key)}: it is the same for every "
-                    "method; move it to common"
+                    f"{method} has {key}={given.get(key)}, the others {shared.get(key)}: it must be the same for "
+                    "every method; move it to common"
                 )
         return run
 
     def tuning(self, method: str) -> list[Job]:
-        """The whole grid with every tuning seed."""
+        """Return the jobs of the whole grid with every tuning seed."""
         jobs = []
         for point in table.grid_points(self.comparison.grid_of(method)):
             seeds = self.comparison.tuning_seeds
@@ -71,20 +76,20 @@ class Jobs:
         return jobs
 
     def final(self, tuning: Sequence[Job], chosen: Point) -> list[Job]:
-        """The chosen point with every seed."""
+        """Return the jobs of the chosen point with every seed."""
         job = next(job for job in tuning if job.point == chosen)
         seeds = self.comparison.seeds
         return [job_of(job.method, "final", chosen, replace(job.config, seed=seed)) for seed in seeds]
 
 
 def job_of(method: str, stage: str, point: Point, run: RunConfig) -> Job:
-    """The job in the folder where run_exp.py puts it. Raises UsageError: the model's folder is not there."""
+    """Return the job, in the folder that run_exp.py would use. Raises UsageError: the model's folder is missing."""
     place = placed(run)
     return Job(method, stage, point, run.seed, place.run, place.folder)
 
 
 def start_of(trained: Job) -> Job:
-    """The same run without training.
+    """Return the same run without training.
 
     A step size that follows from the warm-up is taken from the trained run: without training it would differ.
     """

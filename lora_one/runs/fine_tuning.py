@@ -1,4 +1,4 @@
-"""The training stage of a run, with its evaluation and the adapters of its epochs."""
+"""The training stage of a run: training, the final evaluation, and the adapters of each epoch."""
 
 from functools import partial
 
@@ -49,6 +49,6 @@ def fine_tune(parts: RunParts, model: nn.Module, tracker: Tracker) -> None:
 
 
 def keep_epoch(parts: RunParts, model: nn.Module, epoch: int) -> None:
-    """Write epochs/<n>: what the run would leave if training ended here. The first process writes it."""
+    """Write epochs/<n>, the result if training ended after this epoch; only the first process writes."""
     if Processes.current().rank == 0:
         parts.adaptation.save(model, parts.folder.epochs / str(epoch), final=False)

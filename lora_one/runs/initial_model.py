@@ -1,4 +1,4 @@
-"""The model at the beginning of training: adapters at the start of their method, with a record of what that did."""
+"""Build the model at the start of training: adapters initialised by their method, and a record of the start."""
 
 import dataclasses
 import time
@@ -29,9 +29,9 @@ PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")  # whose versions a
 
 
 def initial_model(parts: RunParts, base: nn.Module, tracker: Tracker) -> nn.Module:
-    """Return the model at the start of training; of a resumed run, with values that the resume point replaces.
+    """Return the model at the start of training; if the run is resumed, the resume point later replaces its values.
 
-    A fresh start is recorded in run.json: data, trainable parameters, the initialisation, and the evaluations of the
+    A new start is recorded in run.json: data, trainable parameters, the initialisation, and the evaluations of the
     base and of the start.
     """
     folder, adaptation = parts.folder, parts.adaptation
@@ -52,9 +52,9 @@ def initial_model(parts: RunParts, base: nn.Module, tracker: Tracker) -> nn.Modu
 def started_by_method(
     parts: RunParts, base: nn.Module, tracker: Tracker, evaluations: dict[str, Any]
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Start every adapter where the initialisation method says; return the model and ``init`` of run.json.
+    """Initialise every adapter by the method; return the model and ``init`` of run.json.
 
-    evaluations: gets the validation of the start, where validation is wanted.
+    evaluations: the validation of the start is added, if validation is asked for.
     Raises RunError: the start is not finite.
     """
     run, probe, validation = parts.run, parts.probe, parts.validation
@@ -91,7 +91,7 @@ def started_by_method(
 
 
 def keep_start(parts: RunParts, start: Start) -> None:
-    """Write what a resumed run needs of its start: changed bases, and the gradient's vectors for diagnostics."""
+    """Write what a resumed run needs: the factors that changed the base, and the gradient's vectors for diagnostics."""
     if Processes.current().rank == 0:
         if start.initial_factors:
             save_factors(start.initial_factors, parts.folder.initial_factors)
@@ -100,7 +100,7 @@ def keep_start(parts: RunParts, start: Start) -> None:
 
 
 def cache_for(parts: RunParts, init: Any, base: nn.Module) -> Cache | None:
-    """Return the cache of starts that ``init.cache`` names; None: it names none."""
+    """Return the cache of starts in ``init.cache``; None: no cache is configured."""
     if init.cache is None:
         return None
     key = cache_key(parts.run, init, parts.probe, parts.folder.read(), base)
@@ -110,7 +110,7 @@ def cache_for(parts: RunParts, init: Any, base: nn.Module) -> Cache | None:
 def cache_key(
     run: RunConfig, init: Any, probe: Probe | None, record: dict[str, Any], base: nn.Module
 ) -> dict[str, Any]:
-    """Everything that a start's factors depend on, by the names of the configuration."""
+    """Return everything that the factors of a start depend on, with the names of the configuration."""
     origin = record["provenance"]
     settings = dataclasses.asdict(dataclasses.replace(init, seed=init_seed(run)))
     adapter = ("lora_r", "lora_alpha", "use_rslora", "lora_target_modules", "lora_xs", "dora")
@@ -131,7 +131,7 @@ def cache_key(
 
 
 def figures(start: Start, loss_after: float | None) -> dict[str, Any]:
-    """What run.json tells of a start: examples, energies, losses there, and how far each layer was moved."""
+    """Return the record of a start for run.json: examples, energies, losses, and the relative shift of each layer."""
     solution, energies = start.solution, list(start.solution.energies.values())
     return {
         "examples": solution.examples.examples if solution.examples else 0,

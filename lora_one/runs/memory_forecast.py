@@ -1,4 +1,4 @@
-"""What a forward pass keeps for its backward pass, counted without weights, data or a device."""
+"""Forecast the activation memory of a forward and backward pass, without weights, data or a device."""
 
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -23,11 +23,11 @@ def activation_bytes(
     *,
     checkpointing: bool = False,
 ) -> int:
-    """Bytes that stay from the forward pass of ``rows`` examples of ``length`` tokens until the backward pass.
+    """Return the bytes that the forward pass of ``rows`` examples of ``length`` tokens keeps for the backward pass.
 
-    Of a frozen model with the inputs of its adapted layers (``targets``, dotted names), or of one that trains whole
-    (None). The pass is run on tensors that have shapes and no content, so this takes a second for 7B parameters too.
-    checkpointing: the inputs of the blocks, and all of the largest block.
+    targets: dotted names of the adapted layers, whose inputs are kept; None: every weight is trained. The pass runs on
+    fake tensors, which have a shape but no data, so it takes about a second even for 7B parameters.
+    checkpointing: only the inputs of the blocks are kept, and all tensors of the largest block.
     """
     with FakeTensorMode():
         model = auto_class(kind).from_config(config, dtype=dtype).requires_grad_(targets is None)
@@ -40,7 +40,7 @@ def activation_bytes(
 
 def _kept(model: nn.Module, batch: dict[str, torch.Tensor], targets: list[str], *, checkpointing: bool) -> int:
     own = {part.untyped_storage()._cdata for part in (*model.parameters(), *model.buffers())}
-    outside: dict[int, torch.Tensor] = {}  # by storage; the tensor keeps it from being reused
+    outside: dict[int, torch.Tensor] = {}  # by storage; keeping the tensor prevents its reuse
     inside: list[dict[int, torch.Tensor]] = []
     places = [outside]
 

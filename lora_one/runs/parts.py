@@ -1,4 +1,4 @@
-"""What the stages of a run share: its data, the examples of its initialisation, and what is trained."""
+"""The objects that the stages of a run share: its data, the initialisation examples, and what is trained."""
 
 from dataclasses import dataclass
 
@@ -27,9 +27,9 @@ from lora_one.training.schedule import refuse_no_learning, total_steps
 
 @dataclass(frozen=True)
 class RunParts:
-    """A run as its stages see it: the settings, what they work on, and where it is written.
+    """The settings, data, adaptation and output folder of a run, passed to each of its stages.
 
-    probe: the examples that the initialisation method looks at; None: it looks at none.
+    probe: the examples that the initialisation method uses; None: it uses none.
     """
 
     run: RunConfig
@@ -51,7 +51,7 @@ class RunParts:
 
 
 def adaptation_of(run: RunConfig, folder: RunFolder, tokenizer: object = None) -> Adaptation:
-    """Return what is trained, as the configuration chooses it."""
+    """Return the adaptation (what is trained) that the configuration selects."""
     if not run.peft.use_peft:
         return FullFineTuning(tokenizer, run.model.bf16)
     if run.peft.adalora:
@@ -61,9 +61,9 @@ def adaptation_of(run: RunConfig, folder: RunFolder, tokenizer: object = None) -
 
 
 def check_before_loading(run: RunConfig, folder: RunFolder) -> None:
-    """Check what config.json and the run's folder show, before any data or weights are loaded.
+    """Check the model's config.json and the run's folder before any data or weights are loaded.
 
-    Raises RunError: the resume point is broken. UsageError: layers or positions that the model does not have.
+    Raises RunError: the resume point is broken. UsageError: the model lacks the configured layers or positions.
     """
     if not run.overwrite:
         check_resume_point(folder.checkpoints)
@@ -97,7 +97,7 @@ def draw_probe(run: RunConfig, splits: Splits, encoder: Encoder) -> Probe | None
 
 
 def load_base(parts: RunParts) -> nn.Module:
-    """Load the base model as this run trains it, its head (if it has one) drawn by the run's seed."""
+    """Load the base model for this run; a new classification head is drawn with the run's seed."""
     run, model = parts.run, parts.run.model
     labels = head_labels(model.type, run.dataset.name)
     options = {
@@ -116,9 +116,9 @@ def load_base(parts: RunParts) -> nn.Module:
 
 
 def check_together(parts: RunParts, base: nn.Module) -> None:
-    """Check what only model and data together show.
+    """Check what depends on both model and data.
 
-    Raises UsageError: early stopping without validation examples, or a run whose learning rate is always 0.
+    Raises UsageError: early stopping without validation examples, or a learning rate that would always be 0.
     """
     run, splits = parts.run, parts.splits
     refuse_no_learning(len(splits.train), run.model)

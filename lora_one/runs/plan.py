@@ -1,4 +1,4 @@
-"""What a run would do, before it does it."""
+"""The plan of a run, printed by dry_run=true."""
 
 from pathlib import Path
 
@@ -27,10 +27,10 @@ GB = 1e9
 
 
 def plan(run: RunConfig, folder: Path) -> str:
-    """Model, data, method, steps, memory and output folder, as text; no weights are loaded.
+    """Return model, data, method, steps, memory and output folder as text, without loading weights.
 
-    Data on this machine are read, so their numbers are exact; of the hub's only the published sizes are used.
-    Raises UsageError: a run whose learning rate is always 0.
+    Local data are read, so their counts are exact; for the hub's data the published sizes are used.
+    Raises UsageError: the learning rate would always be 0.
     """
     model, dataset, adaptation = run.model, run.dataset, adaptation_of(run, RunFolder(folder))
     skeleton = load_skeleton(model.name, model.revision, model.type, labels_of(dataset.name))
@@ -57,7 +57,7 @@ def plan(run: RunConfig, folder: Path) -> str:
 def _memory(
     run: RunConfig, skeleton: nn.Module, layers: dict[str, nn.Module], parameters: int, trainable: int
 ) -> dict[str, str]:
-    """Forecasts of the initialisation and of training, and the micro-batch that the free memory holds."""
+    """Forecast the memory of the initialisation and of training, and the largest micro-batch that fits."""
     model, full = run.model, not layers
     dtype = DTYPES["bf16" if model.bf16 and not full else "fp32"]
     outputs = 0 if model.kind.has_head else skeleton.config.get_text_config().vocab_size
@@ -70,7 +70,7 @@ def _memory(
         return kept + length * outputs * (8 + 2 * dtype.itemsize)  # logits, their fp32 copy and gradients
 
     weights = parameters * (4 if full else weight_bytes(model))
-    states = trainable * (12 if full else 16)  # gradient and two moments; of adapters also the value; all fp32
+    states = trainable * (12 if full else 16)  # gradient and two moments, for adapters also the weights; all fp32
     each = an_example(model.max_length)
     training = weights + states + model.per_device_batch_size * each
     parts = f"weights {weights / GB:.2f}, optimizer {states / GB:.3f}, an example of {model.max_length} tokens"

@@ -1,4 +1,4 @@
-"""What a run leaves: adapter/, curves.png and, if wanted, merged_checkpoint/, in the run or after it."""
+"""Save the results of a run: adapter/, curves.png and, in the run or later, merged_checkpoint/."""
 
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ def save(parts: RunParts, model: nn.Module) -> None:
 
 
 def merge_run(folder: RunFolder) -> None:
-    """Write merged_checkpoint/ of a finished run; full fine-tuning leaves it by itself.
+    """Write merged_checkpoint/ of a finished run; after full fine-tuning it already exists.
 
     Raises RunError: the run is not finished, or its merged_checkpoint/ was removed after full fine-tuning.
     """
@@ -43,7 +43,7 @@ def merge_run(folder: RunFolder) -> None:
         raise RunError(f"{folder.path} is not a finished run (status {record.get('status')}): run it first, then merge")
     if not record["config"]["peft"]["use_peft"]:
         if not folder.merged.exists():
-            raise RunError(f"every weight was trained, and {folder.merged} is gone: overwrite=true trains anew")
+            raise RunError(f"every weight was trained, and {folder.merged} is missing: overwrite=true trains again")
         print(f"nothing to merge: every weight was trained, and {folder.merged} holds them")
         return
     merge(folder, *original(folder))
@@ -52,21 +52,23 @@ def merge_run(folder: RunFolder) -> None:
 
 
 def merge(folder: RunFolder, base: nn.Module, tokenizer: Any) -> None:
-    """Write merged_checkpoint/, the original base with adapter/. Every merge, in a run or after it, is done here."""
+    """Write merged_checkpoint/, the original base merged with adapter/; used by every merge, in a run or later."""
     model = load_adapter(dequantized(base), folder.adapter)
     save_merged(merge_adapter(model), tokenizer, folder.merged)
 
 
 def original(folder: RunFolder) -> tuple[nn.Module, Any]:
-    """Load the base and the tokenizer that a run started from, by its run.json.
+    """Load the base and the tokenizer of a run, as recorded in its run.json.
 
-    Raises RunError: the model's folder has other content now.
+    Raises RunError: the content of the model's folder has changed.
     """
     record = folder.read()
     model, origin = record["config"]["model"], record["provenance"]
     name = origin["model_folder"] or model["name"]
     if origin["model_folder"] and fingerprint(Path(name)) != origin["fingerprints"]["model.name"]:
-        raise RunError(f"the model in {name} is no longer the one that {folder.path} was trained on: put that one back")
+        raise RunError(
+            f"the model in {name} is no longer the one that {folder.path} was trained on: restore that model"
+        )
     dtype = "bf16" if model["bf16"] else "fp32"
     labels = head_labels(model["type"], record["config"]["dataset"]["name"])
     options = {"dtype": dtype, "quantization": model["quantization"], "model_type": model["type"], "labels": labels}

@@ -15,10 +15,10 @@ from lora_one.training.resume_points import last_checkpoint
 
 @contextmanager
 def recorded(run: RunConfig, place: Placed) -> Iterator[Tracker]:
-    """Keep run.json's status true while the run goes on; without a resume point, old results are deleted first."""
+    """Keep the status in run.json up to date during a run; without a resume point, delete old results first."""
     folder, processes = place.folder, Processes.current()
     resuming = not run.overwrite and last_checkpoint(folder.checkpoints) is not None
-    processes.meet()  # all have looked before one deletes
+    processes.meet()  # every process has looked for a resume point before one deletes
     if not resuming and processes.rank == 0:
         folder.clear()
     record = folder.update(
@@ -35,7 +35,7 @@ def recorded(run: RunConfig, place: Placed) -> Iterator[Tracker]:
         yield tracker
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        with suppress(OSError):  # a full disk, say; the error that is being raised says more
+        with suppress(OSError):  # for example a full disk; the error that is being raised matters more
             folder.update(status=status, error=f"{type(error).__name__}: {error}")
         tracker.finish({"status": status}, exit_code=1)
         raise

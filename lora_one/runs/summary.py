@@ -1,4 +1,4 @@
-"""What a run prints: its start in a few lines, and a summary when it is finished."""
+"""The text that a run prints: a few lines about its start, and a summary when it is finished."""
 
 from shlex import quote
 from typing import Any
@@ -63,7 +63,9 @@ def print_summary(run: RunConfig, folder: RunFolder) -> None:
     for name, place in record["artifacts"].items():
         print(f"  {name:18s} {folder.path / place}")
     if run.model.quantization:
-        print(f"  note: adapter/ belongs on the base quantised to {run.model.quantization} by bitsandbytes, as here")
+        print(
+            f"  note: load adapter/ on the base quantised to {run.model.quantization} by bitsandbytes, as in this run"
+        )
     if "merged_checkpoint" in record["artifacts"]:
         evaluation = DATASETS[run.dataset.name].evaluation
         print(f"  next: python eval/{evaluation} --model_name={quote(str(folder.merged))}")

@@ -1,4 +1,4 @@
-"""What the folders of runs and evaluations hold, but for what differs from one time to the next (``LEFT_OUT``)."""
+"""Read the content of run and evaluation folders, without what differs between equal runs (``LEFT_OUT``)."""
 
 import csv
 import hashlib
@@ -25,7 +25,7 @@ PACKAGES = ("torch", "transformers", "peft", "tokenizers", "accelerate", "bitsan
 
 
 def content_of(folder: Path) -> dict[str, Any]:
-    """The runs below a folder, sorted by their own folders without hashes, and what else lies there."""
+    """Return the runs in a folder, sorted by their folders without hashes, and its tables and evaluations."""
     runs = sorted((file.parent for file in folder.rglob("run.json")), key=lambda run: (without_hash(str(run)), run))
     found: dict[str, Any] = {"runs": [content_of_run(run, folder) for run in runs]}
     tables = [list(csv.DictReader(file.open())) for file in sorted(folder.glob("sweep-*.csv"))]
@@ -80,7 +80,7 @@ def evaluations_in(folder: Path) -> dict[str, Any]:
 
 
 def tensors_in(file: Path) -> dict[str, str]:
-    """Name -> type, shape and sha256 of a tensor's bytes, behind the header of the file."""
+    """Return name -> dtype, shape and sha256 of a tensor's bytes, read after the header of the file."""
     content = file.read_bytes()
     begin = 8 + int.from_bytes(content[:8], "little")
     told = without(json.loads(content[8:begin]), ["__metadata__"])

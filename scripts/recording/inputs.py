@@ -1,4 +1,4 @@
-"""The small random models and small files of data that scripts/record_behaviour.py runs on; always the same bytes."""
+"""Create the small random models and data files that scripts/record_behaviour.py uses; always the same bytes."""
 
 import json
 import random
@@ -23,7 +23,7 @@ methods:
 
 
 def make_inputs(place: Path, repository: Path) -> None:
-    """Models with their tokenizers, and data; the folder appears when all of it is there."""
+    """Write models with their tokenizers, and data; the folder is renamed to its place when it is complete."""
     scratch = place.with_name(f".{place.name}")
     shutil.rmtree(scratch, ignore_errors=True)
     make_models(scratch, repository / "lora_one" / "assets" / "tiny")
@@ -61,7 +61,7 @@ def make_models(place: Path, bundled: Path) -> None:
 
 
 def problems(count: int, seed: int) -> list[tuple[str, int]]:
-    """Questions with their answers."""
+    """Draw questions with their answers."""
     draw = random.Random(seed)
     found = []
     for _ in range(count):

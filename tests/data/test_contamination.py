@@ -125,7 +125,7 @@ def test_a_validation_split_that_stands_apart_stays(tmp_path, tokenizer):
 def test_nothing_left_is_an_error(tmp_path, tokenizer):
     rows = write(tmp_path / "test.jsonl", [{"question": QUESTION, "answer": "3"}])
     with pytest.raises(
-        RuntimeError, match=r"of 1 usable rows none is left.*dataset\.decontaminate=\['.*test\.jsonl'\]"
+        RuntimeError, match=r"none of 1 usable rows is left.*dataset\.decontaminate=\['.*test\.jsonl'\]"
     ):
         load_dataset(config("gsm8k", rows, rows), Encoder(tokenizer), 128)
 
@@ -160,7 +160,7 @@ def test_local_folders_of_evaluations(tmp_path):
     (tmp_path / "mmlu" / "test").mkdir(parents=True)
     (tmp_path / "mmlu" / "test" / "virology_test.csv").write_text('"One,\ntwo?",1,2,3,4,A\nThree?,1,2,3,4,B\n')
     assert list(questions_of(str(tmp_path / "mmlu"))) == ["One,\ntwo?", "Three?"]
-    with pytest.raises(UsageError, match=r"has no column question, problem, prompt, instruction: name the one"):
+    with pytest.raises(UsageError, match=r"has no column question, problem, prompt, instruction: rename the column"):
         list(questions_of(str(write(tmp_path / "a.jsonl", [{"text": "a"}]))))
 
 

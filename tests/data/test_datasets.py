@@ -176,7 +176,7 @@ def test_cells_are_the_text_they_are(tmp_path, name, text, expected):
 
 def test_nested_cells_are_refused(tmp_path):
     path = write(tmp_path / "a.jsonl", [{"prompt": "a", "response": ["b"]}])
-    with pytest.raises(UsageError, match="column response holds lists, text is wanted"):
+    with pytest.raises(UsageError, match="column response holds lists, but text is needed"):
         read_rows(None, str(path), "train", ["prompt", "response"])
 
 

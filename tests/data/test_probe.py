@@ -50,7 +50,7 @@ def test_more_than_there_are(tokenizer, texts):
 
 def test_too_few_with_an_answer_token_is_an_error_and_not_fewer(tokenizer, texts):
     long = [Example(text.prompt * 4, text.response) for text in texts]
-    with pytest.raises(UsageError, match="wants 8 examples, but only 3 of 63"):
+    with pytest.raises(UsageError, match="needs 8 examples, but only 3 of 63"):
         rows(tokenizer, [*long, *texts[:3]], "init.max_length=100")
 
 

@@ -231,7 +231,7 @@ def test_commonsense_folders_are_read_together_in_the_evaluation_s_prompt(tmp_pa
     before = local_fingerprints({"dataset": {"name": "commonsense_reasoning", "path": str(tmp_path)}}, None)
     (tmp_path / "piqa" / "train.json").write_text("[]")
     assert before != local_fingerprints({"dataset": {"name": "commonsense_reasoning", "path": str(tmp_path)}}, None)
-    with pytest.raises(UsageError, match=r"holds no folder with a train\.json"):
+    with pytest.raises(UsageError, match=r"has no folder with a train\.json"):
         DATASETS["commonsense_reasoning"].train(dataset("commonsense_reasoning", f"dataset.path={tmp_path / 'piqa'}"))
     with pytest.raises(UsageError, match=r"add dataset\.path="):
         dataset("commonsense_reasoning")
@@ -309,15 +309,15 @@ def test_a_file_alone_has_no_validation_and_a_folder_needs_its_train_file(tokeni
         512,
     )
     assert splits.counts["rows"] == 5463 and splits.validation == []
-    with pytest.raises(UsageError, match="holds no file that begins with 'train'"):
+    with pytest.raises(UsageError, match="has no file that begins with 'train'"):
         load_dataset(dataset("qnli", f"dataset.path={folder}"), Encoder(tokenizer), 512)
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"sentence": "a", "label": 2}, "train row 1: the label '2' is none of negative, positive"),
-        ({"sentence": "a", "label": "good"}, "the label 'good' is none of"),
+        ({"sentence": "a", "label": 2}, "train row 1: the label '2' is not one of negative, positive"),
+        ({"sentence": "a", "label": "good"}, "the label 'good' is not one of"),
         ({"text": "a", "label": 1}, "has no column sentence; it has text, label"),
     ],
 )

@@ -254,7 +254,7 @@ def test_interrupted_it_goes_on_and_ends_the_same(kept, tmp_path, llama_folder, 
         (["--ntrain=-1"], "--ntrain=-1 must be at least 0"),
         (["--temperature=0.5"], "--temperature=0.5 is not read by MMLU"),
         (["--max_new_tokens=9"], "--max_new_tokens=9 is not read by MMLU"),
-        (["--data_path=."], "holds no test/"),
+        (["--data_path=."], "has no test/"),
     ],
 )
 def test_wrong_options_are_one_message(options, words, tmp_path, monkeypatch, capsys):

@@ -538,7 +538,7 @@ def test_parameters_that_were_replaced_are_not_passed_over_in_silence():
         (torch.optim.SGD, {"reg": float("nan")}, UsageError, r"reg=nan is out of range"),
         (torch.optim.SGD, {"damping": "relativ"}, UsageError, r"damping=relativ .* did you mean relative\?"),
         (torch.optim.SGD, {"order": "seq"}, UsageError, r"order=seq is not a choice; .*sequential"),
-        (torch.optim.SGD, {"params": [nn.Parameter(torch.ones(1))]}, UsageError, r"no layer has both .* take SGD"),
+        (torch.optim.SGD, {"params": [nn.Parameter(torch.ones(1))]}, UsageError, r"no layer has both .* use SGD"),
         (nn.Linear, {}, TypeError, r"must be a subclass of torch.optim.Optimizer"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
@@ -550,7 +550,7 @@ def test_wrong_use_is_one_clear_message(cls, options, error, said):
 
 
 def test_a_model_without_lora_is_refused():
-    with pytest.raises(UsageError, match=r"no layer has both its LoRA factors.*take AdamW itself"):
+    with pytest.raises(UsageError, match=r"no layer has both its LoRA factors.*use AdamW itself"):
         create_scaled_optimizer(nn.Linear(3, 3), torch.optim.AdamW, lr=0.1)
 
 

@@ -1,13 +1,13 @@
-"""Programs that nobody has read, run apart from everything, and a verdict on each that they cannot forge.
+"""Run untrusted programs in isolation and return a verdict on each that the program cannot forge.
 
     for index, result in run_programs(programs, Limits(), workers=4): ...
 
-What a program gets: a fresh ``python -I -S``, an empty environment, an empty working folder in memory, the
-interpreter's own files read-only, and nothing else: no network, no other process, no other file, no /proc and /dev.
-What it may use is limited, and all of it ends with its verdict. launcher.py says how the verdict comes about,
-isolation.py how the isolation does. Linux; as root or as any user who may make user namespaces.
+A program gets a fresh ``python -I -S``, an empty environment, an empty working folder in memory, and the interpreter's
+own files, read-only. It has no network, no other processes or files, no /proc and no /dev. Its resources are limited,
+and all of its processes end with its verdict. launcher.py describes how the verdict is found, isolation.py how the
+program is isolated. Linux only; as root or as any user who may create user namespaces.
 
-The limit on memory is one for each process: a program can hold up to ``processes`` times as much until its time is up.
+The memory limit is per process: a program can use up to ``processes`` times as much until its time is up.
 """
 
 import json
@@ -32,7 +32,7 @@ NO_ISOLATION = (
 
 @dataclass(frozen=True)
 class Program:
-    """One candidate: prompt + completion define ``entry_point``; test defines ``check(candidate)``, which asserts."""
+    """One candidate: prompt + completion define ``entry_point``; test defines ``check(candidate)`` with assertions."""
 
     prompt: str
     completion: str
@@ -42,7 +42,7 @@ class Program:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a program may use. seconds: wall clock once its interpreter is up; processes: threads count too."""
+    """Resource limits of a program. seconds: wall clock after the interpreter has started; processes: with threads."""
 
     seconds: float = 3.0
     memory_bytes: int = 1 << 30
@@ -53,7 +53,7 @@ class Limits:
 
 
 class Launcher:
-    """A launcher's process; it runs one program at a time. Raises RunError: no isolation here, or it does not start."""
+    """A launcher process, which runs one program at a time. Raises RunError: isolation or the interpreter fails."""
 
     def __init__(self, limits: Limits, *, unsafe: bool = False):
         command = [interpreter(), "-I", "-S", "-B", "-c", START, str(Path(__file__).parent)]
@@ -61,7 +61,7 @@ class Launcher:
         try:
             self.process = subprocess.Popen(command, **pipes, env={}, start_new_session=True)
         except OSError as error:
-            raise RunError(f"programs cannot be run here, the interpreter does not start ({error})") from error
+            raise RunError(f"programs cannot run on this machine, the interpreter does not start ({error})") from error
         try:
             answer = self.ask({**asdict(limits), "isolated": not unsafe})
             if "refused" in answer:
@@ -71,7 +71,7 @@ class Launcher:
             raise
 
     def run(self, program: Program) -> str:
-        """``passed``, ``timed out`` or ``failed: <why>``. Raises RunError: there is no verdict, not for its fault."""
+        """Return ``passed``, ``timed out`` or ``failed: <why>``. Raises RunError: no verdict for an external reason."""
         answer = self.ask(asdict(program))
         if "broken" in answer:
             raise RunError(
@@ -81,7 +81,7 @@ class Launcher:
         return answer["result"]
 
     def ask(self, message: dict[str, object]) -> dict[str, str]:
-        """One line to the launcher and the one it answers. Raises RunError: it is dead."""
+        """Send one line to the launcher and return its answer. Raises RunError: the launcher has ended."""
         try:
             self.process.stdin.write(json.dumps(message).encode() + b"\n")
             self.process.stdin.flush()
@@ -93,20 +93,20 @@ class Launcher:
         return json.loads(line)
 
     def close(self) -> None:
-        """End it and whatever it runs; it leaves nothing behind."""
-        with suppress(OSError):  # it may have ended before
+        """End the launcher and its program, with all their processes and files."""
+        with suppress(OSError):  # it may have ended already
             self.process.stdin.close()
         self.process.stdout.close()
         self.process.wait()
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def check_isolation(limits: Limits) -> None:
-    """Run a program, before there is anything to score. Raises RunError: it cannot be isolated here."""
+    """Run a trivial program to test the isolation. Raises RunError: programs cannot be isolated on this machine."""
     trivial = Program("", "def one():\n    return 1\n", "def check(one):\n    assert one() == 1\n", "one")
     launcher = Launcher(replace(limits, seconds=60))
     try:
@@ -122,9 +122,10 @@ def check_isolation(limits: Limits) -> None:
 def run_programs(
     programs: Sequence[Program], limits: Limits, *, workers: int | None = None, unsafe: bool = False
 ) -> Iterator[tuple[int, str]]:
-    """Yield (index, result) as programs end; workers (cores by default) run at a time.
+    """Yield (index, result) as programs end; ``workers`` of them (default: one per core) run at a time.
 
-    unsafe: without namespaces, as this user, with its files and network. Raises RunError: no isolation here.
+    unsafe: run without namespaces, with this user's rights, files and network.
+    Raises RunError: programs cannot be isolated on this machine.
     """
     idle: SimpleQueue[Launcher] = SimpleQueue()
     launchers: list[Launcher] = []

@@ -1,10 +1,11 @@
-"""What runs in a program's own process: load the program, answer calls. And the form in which values travel.
+"""The code in a program's own process: load the program, answer calls. Also the encoding of values between processes.
 
-Nothing here is trusted and nothing here is secret: the tests stay with the judge, in another process. A program
-that takes this code over can only answer calls, with plain data.
+Nothing in this process is trusted or secret: the tests are in the judge, another process. A program that takes control
+of this code can only answer calls, with plain data.
 
-Values travel as Python literals of exact None, bool, int, str and (kind, content) pairs, so that the judge rebuilds
-them without running anything of the program's. The file stands alone: its text is handed to ``python -I -S -c``.
+Values are sent as Python literals of exact None, bool, int, str and (kind, content) pairs, so the judge rebuilds them
+without running code of the program. The file imports nothing of the project: its text is passed to
+``python -I -S -c``.
 """
 
 import os
@@ -14,7 +15,7 @@ UP = b"up\n"
 
 
 def packed(value):
-    """A value as a literal; an iterator is run to its end, what is no plain data becomes ("object", (type, truth))."""
+    """Encode a value as a literal; an iterator is exhausted; other objects become ("object", (type, truth))."""
     if value is None or value is True or value is False:
         return value
     if isinstance(value, int):
@@ -43,7 +44,7 @@ def packed(value):
 
 
 class Object:
-    """Stands for a value that is no plain data: equal to nothing but itself."""
+    """Placeholder for a value that is not plain data; it is equal only to itself."""
 
     def __init__(self, name, truth):
         self.name, self.truth = name, truth
@@ -56,7 +57,7 @@ class Object:
 
 
 def unpacked(data):
-    """The value again, of exact built-in types. Raises KeyError, TypeError, ValueError: no packed value."""
+    """Decode a value, with exact built-in types. Raises KeyError, TypeError, ValueError: not an encoded value."""
     if not isinstance(data, tuple):
         return data
     kind, content = data
@@ -87,7 +88,7 @@ REBUILD = {
 
 
 def described(error):
-    """``TypeError: message``, in one line; the message of a hostile exception may itself raise."""
+    """Return ``TypeError: message`` in one line; str() of a hostile exception may itself raise."""
     try:
         text = " ".join(str(error).split())
     except BaseException:
@@ -96,7 +97,7 @@ def described(error):
 
 
 def main():
-    """Say UP; read the program and its function's name; answer ("value", None) or ("raised", why), and so each call."""
+    """Send UP; load the program; answer this and each call with ("value", result) or ("raised", why)."""
     os.environ.clear()
     requests, replies = os.fdopen(CHANNEL, "rb"), os.fdopen(os.dup(CHANNEL), "wb")
 

@@ -1,11 +1,11 @@
-"""A machine of its own for a process, by Linux system calls: namespaces, a private root, limits.
+"""Isolate a process by Linux system calls: namespaces, a private root, resource limits.
 
-It runs in the launcher, apart from the rest of the project, and imports the standard library alone. The order matters:
+This file runs in the launcher, separate from the rest of the project, and imports only the standard library. Order:
 
-    private_machine    once a launcher: mount, network and host name namespaces; a root with the interpreter in it
-    other_user         a program: an unprivileged user, then user and pid namespaces
-    private_root       a program: mount and IPC namespaces, the root with a fresh working folder, nothing else in sight
-    set_limits         a program: what it may use
+    private_machine    once per launcher: mount, network and host name namespaces; a root with the interpreter in it
+    other_user         per program: an unprivileged user, then user and pid namespaces
+    private_root       per program: mount and IPC namespaces, the root with a fresh working folder and nothing else
+    set_limits         per program: resource limits
 """
 
 import ctypes
@@ -29,7 +29,7 @@ DETACH = 2
 SET_DEATH_SIGNAL, SET_DUMPABLE, SET_CHILD_SUBREAPER, SET_NO_NEW_PRIVILEGES = 1, 4, 36, 38
 NOBODY = 65534
 
-BASE = Path("/sys")  # exists everywhere and nothing a program needs lies there: the private root is mounted over it
+BASE = Path("/sys")  # exists on every Linux and programs do not need it: the private root is mounted over it
 BOX = BASE / "box"
 WORK = "/sandbox"
 LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache")
@@ -38,7 +38,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def call(name: str, *arguments: int | str | None) -> None:
-    """A function of libc. Raises OSError: it fails, or there is none of that name here."""
+    """Call a function of libc. Raises OSError: it fails, or libc has no such function."""
     function = getattr(libc, name, None)
     if function is None:
         raise OSError(f"{name}: not on this system")
@@ -49,7 +49,7 @@ def call(name: str, *arguments: int | str | None) -> None:
 
 
 def interpreter() -> str:
-    """The interpreter itself, not a virtual environment's name for it."""
+    """Return the path of the base interpreter, not that of a virtual environment."""
     return f"{sys.base_exec_prefix}/bin/python{sys.version_info.major}.{sys.version_info.minor}"
 
 
@@ -57,7 +57,7 @@ def private_machine() -> None:
     """Leave the host's mounts and network; build the programs' root, read-only, at BOX. Raises OSError: refused."""
     try:
         call("unshare", NEW_MOUNTS | NEW_NETWORK | NEW_HOST_NAME)
-    except PermissionError:  # an ordinary user, or root without the right: root of a user namespace of one's own
+    except PermissionError:  # an ordinary user, or root without the capability: create a user namespace first
         drop_root()
         enter_user_namespace(NEW_MOUNTS | NEW_NETWORK | NEW_HOST_NAME)
     call("mount", None, "/", None, RECURSIVE | PRIVATE, None)
@@ -80,13 +80,13 @@ def show(source: str) -> None:
         return
     target.mkdir() if os.path.isdir(source) else target.touch()
     call("mount", source, str(target), None, BIND | RECURSIVE, None)
-    for place in mounts_at(str(target)):  # read-only binds only the mount that is named, not those below
+    for place in mounts_at(str(target)):  # read-only applies only to the named mount, not to those below it
         kept = os.statvfs(place).f_flag & NO_EXEC
         call("mount", None, place, None, BIND | REMOUNT | READ_ONLY | NO_SETUID | NO_DEVICES | kept, None)
 
 
 def mounts_at(folder: str) -> Iterator[str]:
-    """Mount points at and below a folder."""
+    """Yield the mount points at and below a folder."""
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         place = line.split()[4].encode().decode("unicode_escape")  # a space is \040 there
         if place == folder or place.startswith(f"{folder}/"):
@@ -94,16 +94,16 @@ def mounts_at(folder: str) -> Iterator[str]:
 
 
 def drop_root() -> None:
-    """Become nobody where this is root: limits on processes do not bind root, whatever namespace it is in."""
+    """Become nobody if this is root: in every namespace, the limit on processes does not apply to root."""
     if os.geteuid() == 0:
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
-        call("prctl", SET_DUMPABLE, 1, 0, 0, 0)  # else /proc/self/uid_map would still be root's
+        call("prctl", SET_DUMPABLE, 1, 0, 0, 0)  # otherwise /proc/self/uid_map would still belong to root
 
 
 def enter_user_namespace(others: int) -> None:
-    """A user namespace, and ``others`` owned by it, where this user is called nobody and has every capability."""
+    """Enter a user namespace, and ``others`` owned by it, in which this user is nobody with all capabilities."""
     user, group = os.geteuid(), os.getegid()
     call("unshare", NEW_USER | others)
     for name, line in (("setgroups", "deny"), ("uid_map", f"{NOBODY} {user} 1"), ("gid_map", f"{NOBODY} {group} 1")):
@@ -111,16 +111,16 @@ def enter_user_namespace(others: int) -> None:
 
 
 def other_user() -> None:
-    """Unprivileged outside; the next child is the first process of a pid namespace."""
+    """Drop the rights outside; the next child is the first process of a pid namespace."""
     drop_root()
     enter_user_namespace(NEW_PIDS)
 
 
 def private_root(work_bytes: int) -> None:
-    """BOX becomes / and a fresh folder in memory the working folder.
+    """Make BOX the root, and a fresh folder in memory the working folder.
 
-    The chroot within the new root is what forbids further user namespaces, and with them further mounts: the kernel
-    refuses those to a process whose root is not that of its mount namespace. /proc and /dev do not exist.
+    The chroot within the new root prevents further user namespaces, and with them further mounts: the kernel refuses
+    those to a process whose root differs from that of its mount namespace. /proc and /dev do not exist.
     """
     call("unshare", NEW_MOUNTS | NEW_IPC)
     call("mount", str(BASE), str(BASE), None, BIND | RECURSIVE, None)
@@ -135,12 +135,12 @@ def private_root(work_bytes: int) -> None:
 
 
 def end_with_parent() -> None:
-    """Be killed when the parent is; a change of user undoes it, so it comes after those."""
+    """Have the kernel kill this process when its parent ends; call it after changes of user, which reset it."""
     call("prctl", SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
 
 
 def set_limits(limits: dict[str, float], *, processes: bool) -> None:
-    """Hard limits of this process and its children; that on processes only where it is wanted."""
+    """Set hard limits for this process and its children; ``processes``: also the limit on their number."""
     wanted = {
         resource.RLIMIT_AS: limits["memory_bytes"],
         resource.RLIMIT_CPU: int(limits["seconds"]) + 2,

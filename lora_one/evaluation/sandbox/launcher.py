@@ -1,14 +1,13 @@
-"""A long-lived process that runs one program after another: ``python -I -S``, an empty environment, one JSON object
-a line.
+"""A long-lived process (``python -I -S``, empty environment) that runs programs one by one; one JSON object per line.
 
 For each program the launcher forks a judge, and the judge forks the program's process:
 
-    launcher ── judge: the tests, and a stand-in for the function ══ socket ══ program: a fresh python -I -S, isolated
+    launcher ── judge: the tests, and a proxy for the function ══ socket ══ program: a fresh python -I -S, isolated
 
-The tests run in the judge, which asks the program's process for each call's result and compares it here. The
-program never sees a test, an expected value or the way to the verdict, so there is nothing in its process to forge
-or to steal. When the time is up the launcher kills the judge and whatever is left of the program; the first process
-of a pid namespace takes all others of it along.
+The tests run in the judge, which asks the program's process for the result of each call and compares it. The program
+has no access to the tests, the expected values or the verdict, so it can neither forge nor steal them. When the time
+is up, the launcher kills the judge and all processes of the program; if the first process of a pid namespace ends, the
+kernel ends all others in it.
 """
 
 import ast
@@ -30,12 +29,12 @@ import isolation
 LONGEST_REPLY = 1 << 24  # bytes of one packed result
 NO_VERDICT = "failed: the judge ended without a verdict"
 START_SECONDS = 60.0
-UP = b"+"  # from the judge, before its verdict: the program's process is there, the clock may start
+UP = b"+"  # from the judge, before its verdict: the program's process has started, so the time limit begins
 INSIDE = Path(inside.__file__).read_text()
 
 
 def main() -> None:
-    """Settings, then requests from stdin; answers on stdout. Ends with the end of stdin, whatever is running."""
+    """Read the settings, then requests from stdin; answer on stdout. Ends at the end of stdin, even in a program."""
     requests, replies = os.dup(0), os.dup(1)
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 0)
@@ -63,13 +62,13 @@ def answer(replies: int, content: dict[str, typing.Any]) -> None:
 
 
 class NotStarted(Exception):
-    """The program's process could not be made, so there is no verdict on the program."""
+    """The program's process could not be created, so there is no verdict on the program."""
 
 
 def result_of(request: dict[str, str], settings: dict[str, typing.Any], requests: int) -> str:
-    """``passed``, ``timed out`` or ``failed: why``; nothing of the program is left when it returns.
+    """Return ``passed``, ``timed out`` or ``failed: why``; all processes and files of the program are then removed.
 
-    Raises NotStarted: out of memory, processes or namespaces, which says nothing about the program.
+    Raises NotStarted: there is no memory, process or namespace left, which is not a failure of the program.
     """
     folder = None if settings["isolated"] else tempfile.mkdtemp(prefix="program-")
     ours, theirs = os.pipe()
@@ -93,15 +92,15 @@ def result_of(request: dict[str, str], settings: dict[str, typing.Any], requests
 
 
 def heard(judge_says: int, requests: int, seconds: float, size: int) -> bytes | None:
-    """What the judge says within some seconds, nothing if it is dead; None when the time is up."""
+    """Return what the judge sends within some seconds, b"" if it has ended; None: the time is up."""
     ready, _, _ = select.select([judge_says, requests], [], [], seconds)
-    if ready == [requests]:  # no request is due before this one's answer: the scorer is gone
+    if ready == [requests]:  # no request is sent before this one's answer, so stdin is closed: the scorer has ended
         raise SystemExit
     return os.read(judge_says, size) if ready else None
 
 
 def in_child(work: typing.Callable[[], None]) -> typing.NoReturn:
-    """Do the work of a forked process and end it, without the parent's clean-up."""
+    """Do the work of a forked process and end it without running the parent's clean-up."""
     try:
         work()
     except BaseException as error:
@@ -111,7 +110,7 @@ def in_child(work: typing.Callable[[], None]) -> typing.NoReturn:
 
 
 def kill_descendants() -> None:
-    """Kill and reap every process that has come down to this one, its subreaper."""
+    """Kill and reap all descendants, which are reparented to this process, their subreaper."""
     while True:
         try:
             if os.waitpid(-1, os.WNOHANG)[0] == 0:
@@ -127,7 +126,7 @@ def children() -> list[int]:
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:  # it ended meanwhile
+        except OSError:  # it ended in the meantime
             continue
         if int(fields[1]) == os.getpid():
             found.append(int(stat.parent.name))
@@ -135,7 +134,7 @@ def children() -> list[int]:
 
 
 def judge(request: dict[str, str], settings: dict[str, typing.Any], folder: str | None, verdict: int) -> None:
-    """Start the program, say so, run the tests against it, write the verdict."""
+    """Start the program, report that it has started, run the tests on it, and write the verdict."""
     null = os.open("/dev/null", os.O_RDWR)
     here, there = socket.socketpair()
     isolated = settings["isolated"]
@@ -148,7 +147,7 @@ def judge(request: dict[str, str], settings: dict[str, typing.Any], folder: str 
     there.close()
     os.dup2(null, 2)
     if isolated:
-        os.chroot(isolation.BOX)  # as nobody it could not read an interpreter in root's home: there it can
+        os.chroot(isolation.BOX)  # in BOX, nobody can also read an interpreter that is in root's home folder
         os.chdir("/")
     isolation.set_limits(settings, processes=False)
     candidate = Candidate(here)
@@ -161,7 +160,7 @@ def judge(request: dict[str, str], settings: dict[str, typing.Any], folder: str 
 
 
 def start_program(settings: dict[str, typing.Any], folder: str | None, channel: int, null: int) -> None:
-    """Become the program's process."""
+    """Replace this process by the program's: isolate it, set its limits, start its interpreter."""
     isolation.end_with_parent()
     os.setsid()  # signals to a process group cross pid namespaces
     if settings["isolated"]:
@@ -177,22 +176,22 @@ def start_program(settings: dict[str, typing.Any], folder: str | None, channel: 
 
 
 class Raised(Exception):
-    """The program raised; the text says what."""
+    """The program raised an exception, described by the text."""
 
 
 class Ended(Exception):
-    """The program's process is gone, or no longer speaks the language."""
+    """The program's process has ended, or its answer is not valid."""
 
 
 class Candidate:
-    """Stands for the program's function in the tests: called here, computed there."""
+    """Proxy for the program's function in the tests; calls are computed in the program's process."""
 
     def __init__(self, channel: socket.socket):
         self.channel = channel
         self.replies = channel.makefile("rb")
 
     def is_up(self) -> bool:
-        """Whether the process came to run our code, of which it tells before it reads the program."""
+        """Return whether the process has started inside.py, which it reports before it reads the program."""
         return self.replies.readline() == inside.UP
 
     def load(self, program: str, name: str) -> None:
@@ -213,7 +212,7 @@ class Candidate:
         try:
             kind, content = ast.literal_eval(line.decode())
             value = inside.unpacked(content)
-        except Exception as error:  # whatever it sent, it was no answer
+        except Exception as error:  # the answer is untrusted and may fail in any way
             raise Ended("the program's answer is no value") from error
         if kind == "raised":
             raise Raised(str(value))
@@ -221,9 +220,9 @@ class Candidate:
 
 
 def tested(request: dict[str, str], candidate: Candidate) -> str:
-    """The verdict of the tests on the candidate.
+    """Run the tests on the candidate and return the verdict.
 
-    The names that the tests may use are those of the prompt, run here as it stands; its function is the candidate.
+    The tests may use the names that the prompt defines; the prompt runs here, and its function is the candidate.
     """
     namespace: dict[str, typing.Any] = {}
     try:
