@@ -298,7 +298,7 @@ HUMANEVAL = [
 PROBLEMS = "--data_path={files}/problems.jsonl "
 SAMPLES = [
     (PROBLEMS + "--sample_file={files}/no.jsonl", USAGE, "--sample_file=", "/no.jsonl is not a file", "samples.jsonl"),
-    (PROBLEMS + "--sample_file={files}/empty.jsonl", USAGE, "holds no samples", "samples.jsonl"),
+    (PROBLEMS + "--sample_file={files}/empty.jsonl", USAGE, "has no samples", "samples.jsonl"),
     (PROBLEMS + "--sample_file={files}/random.jsonl", FAILURE, "random.jsonl cannot be read", "samples.jsonl"),
     (PROBLEMS + "--sample_file={files}/cut.jsonl.gz", FAILURE, "cut.jsonl.gz cannot be read", "samples.jsonl"),
     (PROBLEMS + "--sample_file={files}/cut.jsonl", USAGE, "line 1: not a sample (KeyError('task_id'))", "both text"),
