@@ -5,6 +5,7 @@ import subprocess
 import sys
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, adaptation_for, random_llama, random_roberta, random_t5, run_config
@@ -47,6 +48,12 @@ def test_gives_what_a_run_gives():
     found = initialize_adapters(random_llama(), lora(), batches(), examples=None, seed=3)
     assert isinstance(found, PeftModel) and factors_of(found).keys() == factors_of(expected).keys()
     assert all(torch.equal(value, factors_of(expected)[name]) for name, value in factors_of(found).items())
+
+
+def test_takes_numbers_of_numpy():
+    plain = initialize_adapters(random_llama(), lora(), batches(), stable_gamma=16.0, seed=3)
+    found = initialize_adapters(random_llama(), lora(), batches(), stable_gamma=np.float64(16), seed=np.int64(3))
+    assert all(torch.equal(value, factors_of(plain)[name]) for name, value in factors_of(found).items())
 
 
 @pytest.mark.parametrize("method", ["LoRA-One", "LoRA-GA"])

@@ -33,6 +33,8 @@ def translated(given: dict[str, Any]) -> dict[str, Any]:
         return given
     rest = {key: value for key, value in given.items() if key != "mode"}
     mode = given["mode"]
+    if "method" in rest and mode != "peft":
+        raise UsageError(f"unknown key init.method: init.mode={mode} does not read it; drop it")
     if mode == "gradient":
         return of_direction(rest)
     if mode in MODES:
@@ -49,7 +51,7 @@ def translated(given: dict[str, Any]) -> dict[str, Any]:
 def of_direction(given: dict[str, Any]) -> dict[str, Any]:
     """Translate the keys of mode=gradient; those that the direction does not read must be unset and are dropped."""
     direction = given.get("direction")
-    if direction not in DIRECTIONS:
+    if str(direction) not in DIRECTIONS:
         raise UsageError(f"init.direction={direction} is not a choice; {nearest(direction, DIRECTIONS)}")
     method = DIRECTIONS[direction]
     read = keys_of(METHODS[method])

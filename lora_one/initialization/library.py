@@ -121,7 +121,8 @@ def gradient_settings(**given: Any) -> MethodSettings:
     unread = dict.fromkeys(
         ("cache", "bsz", "iters", "sub_size", "max_length", "search_examples", "eta")
     )  # examples come from the caller's batches
-    init = method_settings({"mode": "gradient", "do_subsampling": False} | unread | given)
+    plain = {name: value.item() if hasattr(value, "item") else value for name, value in given.items()}  # of NumPy
+    init = method_settings({"mode": "gradient", "do_subsampling": False} | unread | plain)
     check_values({f"init.{name}": value for name, value in asdict(init).items()}, *init.value_rules())
     init.check()
     return init

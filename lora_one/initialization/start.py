@@ -86,6 +86,11 @@ class Start:
     relative_shift: dict[str, float]
     initial_factors: FactorPairs
 
+    @property
+    def kept(self) -> FactorPairs:
+        """The earlier name of ``initial_factors``."""
+        return self.initial_factors
+
 
 def attach_adapters(
     base: nn.Module,

@@ -149,7 +149,3 @@ def figures(start: Start, loss_after: float | None) -> dict[str, Any]:
         "cached": solution.cached,
         "relative_shift": start.relative_shift,
     }
-
-
-def shifts_of(start: Start) -> dict[str, float]:
-    return {f"relative shift of {name}": shift for name, shift in start.relative_shift.items()}

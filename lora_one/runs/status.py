@@ -23,7 +23,7 @@ def recorded(run: RunConfig, place: Placed) -> Iterator[Tracker]:
         folder.clear()
     record = folder.update(
         status="running",
-        config=run.to_dict(),
+        config=run.published(),
         config_hash=place.identity,
         provenance=provenance(place.fingerprints, local_folder(run.model.name)),
         wandb_id=folder.read().get("wandb_id") or secrets.token_hex(6),  # a resumed run continues the same W&B run

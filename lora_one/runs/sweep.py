@@ -42,7 +42,11 @@ class Sweep:
     @staticmethod
     def current() -> "Sweep":
         """Return the sweep that the running command belongs to. Hydra calls a job without arguments."""
-        return _current.get()
+        sweep = _current.get()
+        if sweep is None:  # the job was not started by launch, but by another launcher of Hydra, for example
+            sweep = Sweep()
+            _current.set(sweep)
+        return sweep
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -121,7 +125,7 @@ class Sweep:
             print(f"table: {path} and {path.with_suffix('.csv').name}")
 
 
-_current: ContextVar[Sweep] = ContextVar("sweep")
+_current: ContextVar[Sweep | None] = ContextVar("sweep", default=None)
 
 
 def say_error(message: str) -> None:

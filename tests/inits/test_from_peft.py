@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 import torch
-from conftest import adaptation_for, random_llama, run_config
+from conftest import adaptation_for, random_llama, run_config, small_run
 from peft.tuners.lora import LoraLayer, LoraModel
 from test_gradients import autograd_gradients, examples
 
@@ -14,6 +14,8 @@ from lora_one.errors import RunError, UsageError
 from lora_one.initialization.methods import build_init
 from lora_one.initialization.methods import peft_methods as from_peft
 from lora_one.initialization.start import Probe, attach_adapters
+from lora_one.records.folder import placed
+from lora_one.runs.experiment import execute
 
 IDS = torch.arange(3, 40).reshape(1, -1)
 R, S = 8, 16 / 8**0.5
@@ -239,6 +241,20 @@ def test_missing_package_is_named(choice, module, said, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == module else "found")
     with pytest.raises(UsageError, match=said):
         build_init(run_config(f"init={choice}").init)
+
+
+@pytest.mark.parametrize("option", ["dry_run=true", "overwrite=true"])
+def test_a_missing_package_is_named_before_old_results_are_deleted(option, tmp_path, monkeypatch):
+    """A dry run says so, too."""
+    find_spec = importlib.util.find_spec
+    run = small_run(tmp_path, "bundled/tiny", "init=corda", option)
+    adapter = placed(run).folder.adapter / "adapter_model.safetensors"
+    adapter.parent.mkdir(parents=True)
+    adapter.write_text("of a finished run")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "attr" else find_spec(name, *a))
+    with pytest.raises(UsageError, match="init=corda needs attrs"):
+        execute(run)
+    assert adapter.read_text() == "of a finished run"
 
 
 def test_eva_needs_answer_tokens():
