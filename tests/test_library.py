@@ -51,8 +51,10 @@ def test_gives_what_a_run_gives():
 
 
 def test_takes_numbers_of_numpy():
-    plain = initialize_adapters(random_llama(), lora(), batches(), stable_gamma=16.0, seed=3)
-    found = initialize_adapters(random_llama(), lora(), batches(), stable_gamma=np.float64(16), seed=np.int64(3))
+    plain = initialize_adapters(random_llama(), lora(), batches(), examples=None, stable_gamma=16.0, seed=3)
+    found = initialize_adapters(
+        random_llama(), lora(), batches(), examples=None, stable_gamma=np.float64(16), seed=np.int64(3)
+    )
     assert all(torch.equal(value, factors_of(plain)[name]) for name, value in factors_of(found).items())
 
 

@@ -35,7 +35,7 @@ def test_run_json_says_what_was_done(finished):
         and folder.path.parent.name == f"LoRA-One-r8-a16-search-lr0.005-{record['config_hash'][:8]}"
     )
     assert folder.path.parent.parent.name == "lora-one_arithmetic"
-    assert record["config"] == run.to_dict()
+    assert record["config"] == run.published()
     init, train, evaluation = record["init"], record["train"], record["evaluation"]
     assert (init["method"], init["examples"]) == ("LoRA-One", 8) and init["tokens"] > 8 and init["seconds"] > 0
     assert 0 < init["captured_energy"]["min"] <= init["captured_energy"]["mean"] <= 1

@@ -131,7 +131,7 @@ def test_an_offline_run_says_what_it_is(tracked):
     assert (offline.run.project, offline.run.entity, offline.run.job_type) == ("lora-one", "someone", "train")
     assert (offline.run.run_id, offline.run.run_group) == (record["wandb_id"], record["config_hash"][:8])
     assert list(offline.run.tags) == ["a", "b"] and offline.run.display_name == f"{folder.path.parent.name}-s42"
-    assert {name: offline.config[name] for name in run.to_dict()} == run.to_dict()
+    assert {name: offline.config[name] for name in run.published()} == run.published()
     assert offline.config["config_hash"] == record["config_hash"]
     assert offline.config["provenance"]["versions"] == record["provenance"]["versions"]
     assert offline.exit_code == 0
