@@ -163,9 +163,6 @@ class AdaLora(Lora):
     def start(self, base: nn.Module, steps: int) -> nn.Module:
         return wrap_adalora(base, self.peft, self.dtype, steps, self.seed)
 
-    def resume(self, base: nn.Module, steps: int) -> nn.Module:
-        return self.start(base, steps)
-
     def extra_loss(self, model: nn.Module) -> Tensor:
         return penalty(model)
 

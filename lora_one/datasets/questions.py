@@ -6,6 +6,8 @@ from typing import Any
 from lora_one.datasets import gsm8k, mmlu
 from lora_one.datasets.sources import Hub
 
+HUMANEVAL: Hub = ("openai/openai_humaneval", None)
+MATH = "EleutherAI/hendrycks_math"  # one configuration a subject
 MATH_SUBJECTS = (
     "algebra",
     "counting_and_probability",
@@ -27,8 +29,8 @@ class QuestionSource:
 
 EVALUATIONS = {
     "gsm8k": QuestionSource((gsm8k.SOURCE,), "question"),
-    "humaneval": QuestionSource((("openai/openai_humaneval", None),), "prompt"),
-    "math": QuestionSource(tuple(("EleutherAI/hendrycks_math", subject) for subject in MATH_SUBJECTS), "problem"),
+    "humaneval": QuestionSource((HUMANEVAL,), "prompt"),
+    "math": QuestionSource(tuple((MATH, subject) for subject in MATH_SUBJECTS), "problem"),
     "mmlu": QuestionSource((mmlu.SOURCE,), "question"),
 }
 

@@ -11,6 +11,7 @@ from math import comb, sqrt
 from pathlib import Path
 from typing import Any
 
+from lora_one.datasets.questions import HUMANEVAL as SOURCE
 from lora_one.datasets.sources import read_rows
 from lora_one.errors import UsageError
 from lora_one.evaluation.benchmark import Benchmark, Prediction
@@ -19,7 +20,6 @@ from lora_one.evaluation.output import write_lines
 from lora_one.evaluation.sandbox import Limits, Program, check_isolation, cores, run_programs
 from lora_one.types import Example
 
-SOURCE = ("openai/openai_humaneval", None)
 COLUMNS = ("task_id", "prompt", "entry_point", "test")
 USUAL_K = (1, 10, 100)
 SAMPLING = {"temperature": 0.8, "top_p": 0.95}  # of several samples, where nothing else is asked for

@@ -29,7 +29,7 @@ def load_evaluated(options: EvaluationOptions) -> LoadedModel:
     from lora_one.adaptation.checkpoints import kind_of_adapter, load_adapter
     from lora_one.data.encode import pad_id_of
     from lora_one.evaluation.batches import automatic
-    from lora_one.models import kind_of_checkpoint, load_model, load_tokenizer, padded_with
+    from lora_one.models import kind_of_checkpoint, load_model, load_tokenizer
     from lora_one.records.folder import base_of
 
     adapter = Path(options.adapter).expanduser() if options.adapter else None
@@ -41,14 +41,13 @@ def load_evaluated(options: EvaluationOptions) -> LoadedModel:
             "score it with eval_glue.py"
         )
     labels = options.labels if adapter is not None and kind.has_head else None
-    options_of_model = {"dtype": options.dtype, "model_type": kind.name, "labels": labels}
+    tokenizer = load_tokenizer(name, model_type=kind.name)
+    pad_id = pad_id_of(tokenizer)
+    options_of_model = {"dtype": options.dtype, "model_type": kind.name, "labels": labels, "pad_id": pad_id}
     model = load_model(name, where=options.device, **options_of_model | base_of(adapter))
     batch_size = automatic(model) if options.batch_size is None else options.batch_size
     if adapter is not None:
         model = load_adapter(model, adapter)
-    tokenizer = load_tokenizer(name, model_type=kind.name)
-    if kind.has_head:
-        padded_with(model, pad_id_of(tokenizer))
     return LoadedModel(model.eval(), tokenizer, batch_size)
 
 

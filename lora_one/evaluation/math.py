@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_one.datasets.questions import MATH as HUB
+from lora_one.datasets.questions import MATH_SUBJECTS as SUBJECTS
 from lora_one.datasets.sources import as_text, read_rows
 from lora_one.errors import RunError, UsageError
 from lora_one.evaluation.benchmark import Benchmark, Prediction
@@ -22,16 +24,6 @@ from lora_one.evaluation.sandbox import cores
 from lora_one.evaluation.shares import counts_of, shares
 from lora_one.types import Example
 
-HUB = "EleutherAI/hendrycks_math"
-SUBJECTS = (
-    "algebra",
-    "counting_and_probability",
-    "geometry",
-    "intermediate_algebra",
-    "number_theory",
-    "prealgebra",
-    "precalculus",
-)
 COLUMNS, GROUPS = ("problem", "solution"), ("level", "type")
 PROMPT = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
