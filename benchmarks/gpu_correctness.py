@@ -14,17 +14,18 @@ from tempfile import TemporaryDirectory
 from rows import Row, Table
 
 ROOT = Path(__file__).resolve().parents[1]
+TESTS = "tests/whole/test_gpu.py"
 PROCESSES = 4  # that share a GPU, where pytest-xdist is installed
 
 
 def main(chosen: argparse.Namespace) -> int:
     """The number of tests that failed, at most 1; 1 also where time was over or pytest could not run them."""
-    settings = {"tests": "tests/test_gpu.py"}
+    settings = {"tests": TESTS}
     table = Table(chosen.out, "correctness", chosen.device, settings, chosen.seconds)
     table.result["rows"] = [row for row in table.rows if row["outcome"] == "passed"]
-    command = [sys.executable, "-m", "pytest", "tests/test_gpu.py", "-m", "gpu", "-W", "default", "-p", "gpu_outcomes"]
+    command = [sys.executable, "-m", "pytest", TESTS, "-m", "gpu", "-W", "default", "-p", "gpu_outcomes"]
     command += ["-p", "no:cacheprovider", "--tb=short"]
-    command += [f"--deselect=tests/test_gpu.py::{row['name']}" for row in table.rows]
+    command += [f"--deselect={TESTS}::{row['name']}" for row in table.rows]
     if chosen.device != "cpu" and importlib.util.find_spec("xdist"):
         command += ["-n", str(PROCESSES), "--dist", "worksteal"]
     known = len(table.rows)

@@ -5,13 +5,13 @@ import math
 
 import pytest
 import torch
-from conftest import finish, small_run
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from lora_one.adaptation import checkpoints
 from lora_one.diagnostics import by_kind, layer_diagnostics, principal_angles
 from lora_one.types import AdapterFactors
+from tests.helpers.runs import finish, small_run
 
 SHAPE, RANK = (40, 30), 10
 

@@ -7,7 +7,6 @@ import signal
 import sys
 
 import pytest
-from conftest import finish, small_run
 from peft import PeftModel
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_callback import TrainerState
@@ -22,6 +21,7 @@ from lora_one.runs import cli, experiment, initial_model, saving
 from lora_one.training import trainer
 from lora_one.training.callbacks import Recorder
 from lora_one.training.trainer import FineTuner
+from tests.helpers.runs import finish, small_run
 
 # twelve steps with dropout, a resume point every second one: the kill lies between points, in epochs, and at ends
 CHANGES = ("model.epochs=2", "model.save_steps=2", "model.saving=true", "peft.lora_dropout=0.1")

@@ -4,9 +4,9 @@ import ast
 import runpy
 
 import pytest
-from conftest import ROOT
 
 from lora_one.config.methods import METHODS
+from tests.helpers.paths import ROOT
 
 ORDER = [  # from the bottom
     {"types", "errors", "interruption"},
@@ -54,6 +54,31 @@ def test_imports_point_down(path):
 def test_the_picture_shows_the_rooms_as_they_are():
     script = runpy.run_path(str(ROOT / "scripts/draw_rooms.py"))
     assert (ROOT / "docs/rooms.svg").read_text() == script["drawing"](script["graph_of_rooms"]()), "run the script"
+
+
+ELSEWHERE = {"benchmarks", "contracts", "docs", "helpers", "scripts", "whole"}  # of tests/, not rooms of lora_one
+TESTS = sorted(
+    path
+    for path in (ROOT / "tests").rglob("*.py")
+    if path.name not in ("__init__.py", "conftest.py", "test_layers.py")
+    and path.relative_to(ROOT / "tests").parts[0] not in ELSEWHERE
+)
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_tests_mirror_the_rooms(path):
+    """tests/<room>/test_<file>[_<aspect>].py tests lora_one/<room>/<file>.py, or lora_one/<room>/__init__.py."""
+    folder = ROOT / "lora_one" / path.relative_to(ROOT / "tests").parent
+    rooms = {file.stem for file in [*folder.glob("*.py"), *folder.glob("*/__init__.py")]}
+    rooms |= {file.parent.name for file in folder.glob("*/__init__.py")} | {folder.name}
+    name = path.stem.removeprefix("test_")
+    assert any(name == room or name.startswith(f"{room}_") for room in rooms), "named after no file of that room"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_what_tests_share_is_in_tests_helpers(path):
+    for module in imported(path):
+        assert not module.startswith("tests.") or module.startswith("tests.helpers"), module
 
 
 def code_lines(function):

@@ -5,9 +5,7 @@ import json
 
 import pytest
 import torch
-from conftest import ROOT, adaptation_for, quantized_llama, random_llama, run_config, start_of
 from peft import PeftModel
-from test_gradients import examples
 
 from lora_one.adaptation import layers as adapters
 from lora_one.adaptation.checkpoints import load_factors, save_adapter, save_factors
@@ -17,6 +15,10 @@ from lora_one.errors import UsageError
 from lora_one.initialization.methods import build_init
 from lora_one.initialization.start import Probe, attach_adapters
 from lora_one.types import LayerView
+from tests.helpers.examples import examples
+from tests.helpers.models import quantized_llama, random_llama
+from tests.helpers.paths import ROOT
+from tests.helpers.runs import adaptation_for, run_config, start_of
 
 CHOICES = sorted(path.stem for path in (ROOT / "conf/init").glob("[!_]*.yaml"))
 

@@ -4,13 +4,14 @@ import copy
 
 import pytest
 import torch
-from conftest import ROOT, run_config
-from test_gradients import examples
-from test_training import adapted
 
 from lora_one.data.encode import batches_of
 from lora_one.losses import mean_loss
 from lora_one.optim import build_optimizer
+from tests.helpers.examples import examples
+from tests.helpers.paths import ROOT
+from tests.helpers.runs import run_config
+from tests.helpers.training import adapted
 
 CHOICES = sorted(path.stem for path in (ROOT / "conf/optimizer").glob("*.yaml"))
 

@@ -5,7 +5,6 @@ import gzip
 import json
 
 import pytest
-from conftest import SHARED, run_config, shared
 from datasets import Dataset
 
 from lora_one.data import contamination, load_dataset
@@ -17,6 +16,8 @@ from lora_one.errors import UsageError
 from lora_one.evaluation import BENCHMARKS, humaneval, math
 from lora_one.records.provenance import config_hash, local_fingerprints
 from lora_one.types import Example
+from tests.helpers.paths import SHARED, shared
+from tests.helpers.runs import run_config
 
 QUESTION = "Ann has 3 red apples and 4 green ones. Bo takes half of them home. How many are left for Ann?"
 PROGRAM = '''def middle(numbers: List[int]) -> int:

@@ -8,7 +8,6 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, finish, run_config, small_run
 from safetensors.torch import load_file
 
 from lora_one.data import encoded_cache, encoded_cache_for, load_dataset
@@ -16,6 +15,8 @@ from lora_one.data.encode import ClassEncoder, Encoded, Encoder, EncoderDecoderE
 from lora_one.data.encoded_cache import EncodedCache, Packed, packed
 from lora_one.models import load_tokenizer
 from lora_one.types import Example
+from tests.helpers.paths import ROOT
+from tests.helpers.runs import finish, run_config, small_run
 
 
 @pytest.fixture(autouse=True)

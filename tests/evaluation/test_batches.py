@@ -7,7 +7,6 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
 
 from lora_one.data.encode import prompt_ids
 from lora_one.distributed import Processes
@@ -15,6 +14,7 @@ from lora_one.errors import RunError
 from lora_one.evaluation.batches import each_batch
 from lora_one.evaluation.command import main
 from lora_one.evaluation.generate import Decoding, complete
+from tests.helpers.paths import ROOT
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])

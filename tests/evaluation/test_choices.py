@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from conftest import random_llama
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -15,6 +14,7 @@ from transformers import (
 
 from lora_one.errors import RunError
 from lora_one.evaluation.choices import Question, log_likelihoods, question_of
+from tests.helpers.models import random_llama
 
 SMALL = {
     "vocab_size": 64,

@@ -6,11 +6,12 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, random_llama, shared
 
 from lora_one.evaluation import BENCHMARKS, commonsense
 from lora_one.evaluation.command import main
 from lora_one.evaluation.partial_results import PartialResults
+from tests.helpers.models import random_llama
+from tests.helpers.paths import ROOT, shared
 
 SIZES = {
     "boolq": 3270,

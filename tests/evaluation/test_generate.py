@@ -4,12 +4,13 @@ import json
 
 import pytest
 import torch
-from conftest import random_llama, random_t5, run_config
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lora_one.adaptation.wrapping import wrap
 from lora_one.evaluation import command, engines, loading
 from lora_one.evaluation.generate import Completion, Decoding, Draw, before, complete, until
+from tests.helpers.models import random_llama, random_t5
+from tests.helpers.runs import run_config
 
 
 def prompts(count=7):

@@ -4,11 +4,12 @@ import json
 from decimal import Decimal
 
 import pytest
-from conftest import folder_of, random_llama, shared
 
 from lora_one.evaluation import BENCHMARKS, gsm8k
 from lora_one.evaluation.command import main
 from lora_one.evaluation.gsm8k_shots import SHOTS
+from tests.helpers.models import folder_of, random_llama
+from tests.helpers.paths import shared
 
 
 @pytest.mark.parametrize(
@@ -158,8 +159,9 @@ def test_evaluation_of_a_checkpoint_writes_its_files(tmp_path, llama_folder, tes
 
 def test_adapter_unmerged_gives_the_merged_predictions(tmp_path, llama_folder, test_file):
     """Through a run's own folder, where its evaluations lie by default."""
-    from conftest import small_run
     from test_run import finish
+
+    from tests.helpers.runs import small_run
 
     folder = finish(small_run(tmp_path / "results", llama_folder, "model.saving=true", "dataset.accuracy_examples=0"))
     common = [f"--data_path={test_file}", "--max_new_tokens=12"]

@@ -7,10 +7,11 @@ import re
 from math import sqrt
 
 import pytest
-from conftest import random_llama, shared
 
 from lora_one.evaluation import BENCHMARKS, engines, functional_correctness, humaneval
 from lora_one.evaluation.command import main
+from tests.helpers.models import random_llama
+from tests.helpers.paths import shared
 
 pytestmark = pytest.mark.usefixtures("isolated")
 PROBLEMS = [
@@ -43,8 +44,6 @@ def problem_file(tmp_path):
 
 
 # The published protocol
-
-
 def test_prompt_is_the_published_one(problem_file):
     example = BENCHMARKS["humaneval"].examples(humaneval.HumanEvalOptions(data_path=str(problem_file)))[1]
     assert example.gold == PROBLEMS[1]
@@ -75,8 +74,6 @@ def test_post_processing(completion, program):
 
 
 # pass@k
-
-
 @pytest.mark.parametrize(("n", "right_ones"), [(5, 0), (5, 1), (5, 3), (5, 5), (1, 1), (4, 2)])
 def test_pass_at_k_is_the_mean_over_all_ways_to_draw_k(n, right_ones):
     outcomes = [True] * right_ones + [False] * (n - right_ones)
@@ -103,8 +100,6 @@ def test_standard_error_is_that_of_the_mean_over_problems():
 
 
 # Samples that are there
-
-
 def test_the_164_canonical_solutions_pass_and_empty_ones_do_not(tmp_path, capsys):
     """Both as samples of each problem, so that pass@1 is a half and pass@2 is all, and nothing depends on its place."""
     file = shared("data/humaneval/HumanEval.jsonl.gz")
@@ -152,8 +147,6 @@ def test_some_problems_alone_if_asked_for(tmp_path, problem_file):
 
 
 # From a model to a score
-
-
 class Generated:
     """In the place of a model: completions by (problem, sample), and the requests that reached it."""
 

@@ -14,7 +14,7 @@ from lora_one.evaluation.equality import compared
 from lora_one.evaluation.partial_results import PartialResults
 
 pytest.importorskip("math_verify", reason="MATH is scored by math-verify: pip install -e .[math]")
-PROBLEMS = Path(__file__).parents[1] / "data/math_problems.jsonl"
+PROBLEMS = Path(__file__).parent / "math_problems.jsonl"
 ENDLESS = "9^{9^{9^{9}}}"  # one multiplication that no handler interrupts
 
 
@@ -28,8 +28,6 @@ def write(path, rows):
 
 
 # Answers
-
-
 @pytest.mark.parametrize(
     ("completion", "answer"),
     [
@@ -103,8 +101,6 @@ def test_published_comparison_is_of_texts(answer, other, same):
 
 
 # Scores
-
-
 def predictions(path, answers):
     """Lines of an evaluation, from (completion, gold answer, level)."""
     golds = [{"answer": gold, "level": f"Level {level}"} for _, gold, level in answers]
@@ -160,8 +156,6 @@ def test_evaluation_of_a_checkpoint_goes_on_where_it_was_interrupted(tmp_path, l
 
 
 # Data
-
-
 def test_reads_the_published_folders(tmp_path):
     for subject, numbers in (("geometry", (10, 9)), ("algebra", (1,))):
         (tmp_path / "test" / subject).mkdir(parents=True)

@@ -7,7 +7,6 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import ROOT, SHARED, random_llama, shared
 
 from lora_one.datasets import mmlu as mmlu_rows
 from lora_one.errors import RunError, UsageError
@@ -16,6 +15,8 @@ from lora_one.evaluation.command import main
 from lora_one.evaluation.loading import LoadedModel
 from lora_one.evaluation.mmlu_subjects import CATEGORIES, SUBJECTS
 from lora_one.evaluation.partial_results import PartialResults
+from tests.helpers.models import random_llama
+from tests.helpers.paths import ROOT, SHARED, shared
 
 NOTHING = '"Which word means nothing, or ""nil""?",None,NA,nan,12,A'
 DEV = {

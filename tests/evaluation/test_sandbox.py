@@ -17,11 +17,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from hostile_programs import HOSTILE, LASTING, PLAIN, PROMPT, SECONDS_BEYOND, TEST
 
 from lora_one.errors import RunError
 from lora_one.evaluation import sandbox
 from lora_one.evaluation.sandbox import Limits, Program, inside, isolation, run_programs
+from tests.helpers.hostile_programs import HOSTILE, LASTING, PLAIN, PROMPT, SECONDS_BEYOND, TEST
 
 HONEST = "    return x + 1\n"
 PATIENT = Limits(seconds=30, memory_bytes=128 << 20)  # a busy machine must not decide a test

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, random_llama
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
@@ -20,27 +19,10 @@ from lora_one.errors import RunError, UsageError
 from lora_one.optim import AdamW, create_scaled_optimizer, precondition
 from lora_one.optim.pairs import lora_pairs
 from lora_one.optim.precondition import damped_inverses
+from tests.helpers.models import FactorLayer, random_llama
+from tests.helpers.paths import ROOT
 
 SHAPES = [(12, 8, 3), (8, 12, 3), (12, 8, 3), (10, 9, 2)]  # m, n, r
-
-
-class Layer(nn.Module):
-    """The factors of one layer where PEFT has them."""
-
-    def __init__(self, B, A):
-        super().__init__()
-        (m, r), n = B.shape, A.shape[1]
-        self.lora_A = nn.ModuleDict({"default": nn.Linear(n, r, bias=False, dtype=A.dtype)})
-        self.lora_B = nn.ModuleDict({"default": nn.Linear(r, m, bias=False, dtype=A.dtype)})
-        self.A.data, self.B.data = A.clone(), B.clone()
-
-    @property
-    def A(self):
-        return self.lora_A["default"].weight
-
-    @property
-    def B(self):
-        return self.lora_B["default"].weight
 
 
 def random_layers(dtype=torch.float64, shapes=SHAPES):
@@ -49,7 +31,7 @@ def random_layers(dtype=torch.float64, shapes=SHAPES):
     def normal(*shape):
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
-    layers = nn.ModuleList(Layer(normal(m, r), normal(r, n)) for m, n, r in shapes)
+    layers = nn.ModuleList(FactorLayer(normal(m, r), normal(r, n)) for m, n, r in shapes)
     layers.targets = [normal(m, n) for m, n, r in shapes]
     return layers
 
@@ -85,8 +67,6 @@ def adamw(layers, **options):
 
 
 # The mathematics
-
-
 @pytest.mark.parametrize("reg", [0.0, 1e-6, 0.5])
 def test_one_step_of_scaled_gd_is_eq_9(reg):
     layers = random_layers()
@@ -273,8 +253,6 @@ def test_a_gram_matrix_that_is_not_finite_stops_by_name():
 
 
 # Which parameters
-
-
 def peft_model(**options):
     settings = {"r": 4, "target_modules": ["q_proj", "up_proj"], "init_lora_weights": False, "task_type": "CAUSAL_LM"}
     with warnings.catch_warnings():
@@ -343,8 +321,6 @@ def test_factors_without_a_gradient_are_passed_over():
 
 
 # An ordinary torch optimiser
-
-
 @pytest.mark.parametrize("order", ["simultaneous", "sequential"])
 def test_state_goes_through_a_file_and_comes_back(order):
     """Saved after two steps, loaded with weights_only into a new one: the next steps are the same, bitwise."""
@@ -528,8 +504,6 @@ def test_parameters_that_were_replaced_are_not_passed_over_in_silence():
 
 
 # Wrong use
-
-
 @pytest.mark.parametrize(
     ("cls", "options", "error", "said"),
     [

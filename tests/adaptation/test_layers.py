@@ -1,0 +1,90 @@
+"""Which layers are adapted, and that the factors get where they belong."""
+
+import pytest
+import torch
+
+from lora_one.adaptation import layers as adapters
+from lora_one.errors import RunError, UsageError
+from tests.helpers.examples import autograd_gradients, examples
+from tests.helpers.models import random_llama
+from tests.helpers.runs import attach, run_config
+
+
+def test_all_means_every_linear_layer_but_the_head():
+    layers = adapters.target_layers(random_llama(), run_config().peft)
+    names = {name.rpartition(".")[2] for name in layers}
+    assert len(layers) == 14
+    assert names == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def test_list_means_names_with_that_ending():
+    layers = adapters.target_layers(random_llama(), run_config("peft=qv").peft)
+    assert {name.rpartition(".")[2] for name in layers} == {"q_proj", "k_proj", "v_proj", "up_proj", "down_proj"}
+    one = adapters.target_layers(random_llama(), run_config("peft.lora_target_modules=[layers.1.mlp.up_proj]").peft)
+    assert list(one) == ["model.layers.1.mlp.up_proj"]
+    with pytest.raises(UsageError, match=r"q_prj matches no linear layer.*did you mean q_proj\?"):
+        adapters.target_layers(random_llama(), run_config("peft.lora_target_modules=[q_prj]").peft)
+
+
+def test_peft_adapts_exactly_those_layers():
+    """Also where one name ending is adapted in one place and not in another."""
+    run = run_config("init=default", "peft.lora_target_modules=[layers.1.mlp.up_proj,q_proj]")
+    model, _ = attach(random_llama(), run)
+    assert set(adapters.lora_layers(model)) == set(adapters.target_layers(random_llama(), run.peft))
+
+
+def test_every_layer_starts_at_its_own_gradient():
+    """Through the whole chain: gradient, method, PEFT; W itself is unchanged."""
+    run = run_config("init.stable_gamma=128")
+    data = examples()
+    gradients = autograd_gradients(random_llama(), data, "example")
+    base = random_llama()
+    weights = {name: layer.weight.clone() for name, layer in adapters.target_layers(base, run.peft).items()}
+    model, start = attach(base, run, data)
+    scaling = 16 / 8**0.5
+    for name, layer in adapters.lora_layers(model).items():
+        U, S, Vh = torch.linalg.svd(-gradients[name], full_matrices=False)
+        expected = U[:, :8] * S[:8] @ Vh[:8] / (128 * S[0])
+        B, A = layer.lora_B["default"].weight, layer.lora_A["default"].weight
+        torch.testing.assert_close(B @ A, expected, rtol=1e-3, atol=1e-6, msg=name)
+        assert layer.scaling["default"] == scaling
+        assert torch.equal(layer.get_base_layer().weight, weights[name])
+        shift = scaling * (B @ A).detach().norm() / weights[name].norm()
+        assert start.relative_shift[name] == pytest.approx(shift.item(), rel=1e-4)
+
+
+def test_without_rslora_the_scaling_is_alpha_over_r():
+    run = run_config("peft.use_rslora=false", "peft.lora_alpha=24")
+    model, _ = attach(random_llama(), run)
+    assert {layer.scaling["default"] for layer in adapters.lora_layers(model).values()} == {3.0}
+    assert adapters.scaling_of(run.peft) == 3.0
+
+
+def test_only_the_factors_train():
+    model, _ = attach(random_llama(), run_config())
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert len(trainable) == 28 and all(".lora_A." in name or ".lora_B." in name for name in trainable)
+
+
+def test_the_start_does_not_depend_on_what_was_drawn_before():
+    torch.manual_seed(1)
+    one, _ = attach(random_llama(), run_config("init=default"))
+    torch.manual_seed(2)
+    torch.randn(100)
+    two, _ = attach(random_llama(), run_config("init=default"))
+    for (name, first), (_, second) in zip(one.named_parameters(), two.named_parameters(), strict=True):
+        assert torch.equal(first, second), name
+
+
+def test_layer_with_a_zero_gradient_is_named():
+    model = random_llama()
+    model.model.layers[1].mlp.down_proj.weight.zero_()  # so nothing reaches gate and up
+    with pytest.raises(RunError, match=r"init: .*layers\.1\.mlp\.(gate|up)_proj.* is zero"):
+        attach(model, run_config())
+
+
+def test_weights_that_are_no_numbers_are_an_error():
+    model = random_llama()
+    model.model.layers[0].mlp.up_proj.weight[0, 0] = float("nan")
+    with pytest.raises(RunError, match="init: the loss on the initialisation examples is nan"):
+        attach(model, run_config())

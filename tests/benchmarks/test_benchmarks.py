@@ -1,0 +1,150 @@
+"""The benchmarks run and write what they promise; their times are nobody's test."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.helpers.paths import ROOT
+
+
+def run(script, folder, *options):
+    """Its JSON, from the smallest shape."""
+    file = folder / f"{script}.json"
+    command = [sys.executable, f"benchmarks/{script}.py", "--shape", "small", "--repeats", "1", "--threads", "1"]
+    done = subprocess.run(
+        [*command, *options, "--json", str(file), "--markdown"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "| case " in done.stdout
+    result = json.loads(file.read_text())
+    assert {"machine", "versions", "rows", "ratios"} <= result.keys()
+    assert {"cpu", "cores", "threads"} <= result["machine"].keys() and "torch" in result["versions"]
+    names = [row["name"] for row in result["rows"]]
+    assert len(set(names)) == len(names)
+    assert all(isinstance(ratio, float) for ratio in result["ratios"].values())
+    return result
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    return run("bench_init", tmp_path_factory.mktemp("benchmarks"))
+
+
+def test_every_way_to_an_initialisation_has_its_row(result):
+    names = [row["name"] for row in result["rows"]]
+    for kind in ("floor", "device", "fused", "sketched", "low-rank step", "PEFT LoRA-GA", "official"):
+        assert any(name.startswith(kind) for name in names), kind
+    for row in result["rows"]:
+        assert all(value is None or isinstance(value, str | int | float) for value in row.values())
+        assert row["seconds"] > 0 and row["ratio_to_floor"] > 0
+
+
+def test_every_way_captures_the_energy(result):
+    energies = {row["name"]: row["energy"] for row in result["rows"] if not row["name"].startswith("floor")}
+    assert all(energy >= 0.999 for energy in energies.values()), energies
+
+
+def test_fused_holds_one_gradient_at_a_time(result):
+    """All fourteen gradients together are eight times the largest."""
+    assert result["ratios"]["fused: held / largest gradient"] < 3
+
+
+def test_spectra_of_every_type_of_layer(tmp_path):
+    result = run("bench_spectra", tmp_path)
+    assert {row["name"]: row["layers"] for row in result["rows"]}["all"] == len(result["layers"]) == 14
+    for values in result["layers"].values():
+        assert values["s1/s9"] >= 1
+        assert 0 < values["energy, r=8"] <= values["energy, r=16"] <= values["energy, r=64"] <= 1 + 1e-9
+
+
+def test_optimizers_are_compared_at_every_rank_and_take_the_exact_step(tmp_path):
+    result = run("bench_optimizer", tmp_path, "--ranks", "4,8")
+    rows = {row["name"]: row for row in result["rows"]}
+    for rank in (4, 8):
+        for name in ("fused AdamW", "ours", "PEFT"):
+            row = rows[f"{name}, r={rank}"]
+            assert row["seconds"] > 0 and row["peak_extra_mib"] >= 0 and 0 < row["share_of_training_step"] < 1
+            assert (row["error"] is None) == (name == "fused AdamW") and (row["error"] or 0) < 1e-4
+        assert f"own time, ours / PEFT, r={rank}" in result["ratios"]
+        assert result["ratios"][f"step, ours / fused AdamW, r={rank}"] == pytest.approx(
+            rows[f"ours, r={rank}"]["seconds"] / rows[f"fused AdamW, r={rank}"]["seconds"]
+        )
+
+
+def test_ways_to_train_agree_and_are_written(tmp_path):
+    """The script itself refuses losses that differ."""
+    file = tmp_path / "train.json"
+    command = [sys.executable, str(ROOT / "benchmarks/bench_train.py"), "--steps=2", "--size=8", "--repeats=1"]
+    done = subprocess.run(
+        [*command, "--threads=1", "--shape=small", "--max_length=128", f"--json={file}", "--markdown"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(file.read_text())
+    assert {"machine", "versions", "rows", "ratios"} <= result.keys()
+    names = [row["name"] for row in result["rows"]]
+    for kind in ("Trainer + PEFT, 1", "Trainer + PEFT, 8", "ours, 1", "ours, 8 at", "ours, 8 packed", "ours, 8, check"):
+        assert any(name.startswith(kind) for name in names), kind
+    assert all(0 < row["slowest"] <= row["examples_per_second"] <= row["fastest"] for row in result["rows"])
+    assert all(row["loss_difference"] <= 1e-5 for row in result["rows"])
+    assert "ours, 8 at a time / Trainer + PEFT, 1 at a time" in result["ratios"]
+
+
+def test_evaluations_agree_and_are_written(tmp_path):
+    """The script itself refuses answers of the two ways that differ."""
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks/bench_eval.py"),
+        "--questions=3",
+        "--problems=3",
+        "--new_tokens=4",
+    ]
+    file = tmp_path / "eval.json"
+    done = subprocess.run(
+        [*command, "--repeats=1", "--threads=1", f"--json={file}"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(file.read_text())
+    assert {"machine", "versions", "rows", "ratios"} <= result.keys()
+    names = [f"{task}, {way}" for task in ("mmlu", "gsm8k") for way in ("one by one", "in batches")]
+    assert [row["name"] for row in result["rows"]] == names
+    assert all(row["examples_per_cpu_second"] > 0 and row["examples"] == 3 for row in result["rows"])
+    assert all(isinstance(ratio, float) for ratio in result["ratios"].values())
+
+
+def test_encodings_agree_and_are_written(tmp_path):
+    """The script itself refuses examples that differ from case to case."""
+    file = tmp_path / "data.json"
+    command = [sys.executable, str(ROOT / "benchmarks/bench_data.py"), "--examples=200", "--repeats=1"]
+    done = subprocess.run(
+        [*command, f"--json={file}", "--markdown"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "| case " in done.stdout
+    result = json.loads(file.read_text())
+    assert {"machine", "versions", "rows", "ratios"} <= result.keys()
+    assert [row["name"] for row in result["rows"]] == ["lists", "packed, nothing kept yet", "kept before"]
+    assert len({row["tokens"] for row in result["rows"]}) == 1 and result["rows"][0]["examples"] == 200
+    assert all(isinstance(ratio, float) for ratio in result["ratios"].values())

@@ -1,0 +1,57 @@
+"""Rows to examples: templates, filters, splits, real files."""
+
+import pytest
+
+from lora_one.data import load_dataset, split
+from lora_one.data.encode import Encoder
+from lora_one.types import Example
+from tests.helpers.datasets import dataset_for, qa_rows, write_jsonl
+
+
+def test_validation_is_held_out_in_proportion_and_order_is_the_file_s(tmp_path, tokenizer):
+    path = write_jsonl(tmp_path / "train.jsonl", qa_rows(100))
+    splits = load_dataset(dataset_for("dataset=gsm8k", f"dataset.path={tmp_path}"), Encoder(tokenizer), 128)
+    assert [e.gold for e in splits.train_texts] == [str(i) for i in range(94)]  # 7000 : 473
+    assert [e.gold for e in splits.validation_texts] == [str(i) for i in range(94, 100)]
+    shuffled = [
+        load_dataset(
+            dataset_for("dataset=gsm8k", f"dataset.path={path}", f"dataset.shuffle_seed={seed}"),
+            Encoder(tokenizer),
+            128,
+        )
+        for seed in (1, 1, 2)
+    ]
+    golds = [[e.gold for e in s.train_texts + s.validation_texts] for s in shuffled]
+    assert golds[0] == golds[1] != golds[2] and sorted(golds[0], key=int) == [str(i) for i in range(100)]
+
+
+def test_limits_cut_after_the_split(tmp_path, tokenizer):
+    write_jsonl(tmp_path / "train.jsonl", qa_rows(100))
+    limits = ("dataset.max_train_samples=10", "dataset.max_eval_samples=2")
+    splits = load_dataset(dataset_for("dataset=gsm8k", f"dataset.path={tmp_path}", *limits), Encoder(tokenizer), 128)
+    assert [e.gold for e in splits.train_texts] == [str(i) for i in range(10)]
+    assert [e.gold for e in splits.validation_texts] == ["94", "95"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "sizes", "expected"),
+    [
+        (10, (6, 2), (6, 2)),
+        (10, (100, 10), (10, 0)),
+        (110, (1000, 100), (100, 10)),
+        (5, (None, 2), (3, 2)),
+        (50, (None, 0.1), (45, 5)),
+    ],
+)
+def test_split_sizes(rows, sizes, expected):
+    examples = [Example(str(i), str(i)) for i in range(rows)]
+    train, validation = split(examples, *sizes)
+    assert (len(train), len(validation)) == expected
+    assert not set(train) & set(validation)
+
+
+def test_arithmetic_problems_are_distinct_and_never_in_both_splits(tokenizer):
+    splits = load_dataset(dataset_for("dataset.train_size=300", "dataset.validation_size=100"), Encoder(tokenizer), 128)
+    train, validation = ({e.prompt for e in texts} for texts in (splits.train_texts, splits.validation_texts))
+    assert len(train) == 300 and len(validation) == 100 and not train & validation
+    assert splits.counts["train"] == {"whole": 300, "shortened": 0, "dropped": 0}

@@ -1,0 +1,65 @@
+"""Rows to examples: templates, filters, splits, real files."""
+
+import json
+
+import pytest
+
+from lora_one.data import load_dataset
+from lora_one.data.encode import Encoder
+from lora_one.datasets.sources import read_rows
+from lora_one.errors import UsageError
+from lora_one.types import Example
+from tests.helpers.datasets import dataset_for, qa_rows, write_jsonl
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.json", "rows.csv", "rows.parquet"])
+def test_local_formats_give_the_same_examples(tmp_path, tokenizer, name):
+    rows = qa_rows(20)
+    path = tmp_path / name
+    if path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    elif path.suffix in (".csv", ".parquet"):
+        import pandas
+
+        frame = pandas.DataFrame(rows)
+        frame.to_csv(path, index=False) if path.suffix == ".csv" else frame.to_parquet(path)
+    else:
+        write_jsonl(path, rows)
+    splits = load_dataset(dataset_for("dataset=gsm8k", f"dataset.path={path}"), Encoder(tokenizer), 128)
+    texts = splits.train_texts + splits.validation_texts
+    assert texts == [Example(f"Q: How many is {i}?\nA: ", f"It is {i}.\n#### {i}", str(i)) for i in range(20)]
+
+
+def test_shards_are_read_together_and_other_doublets_refused(tmp_path, tokenizer):
+    write_jsonl(tmp_path / "train-00000-of-00002.jsonl", qa_rows(4))
+    write_jsonl(tmp_path / "train-00001-of-00002.jsonl", qa_rows(3))
+    config = dataset_for(
+        "dataset=gsm8k", f"dataset.path={tmp_path}", "dataset.train_size=7", "dataset.validation_size=null"
+    )
+    assert [e.gold for e in load_dataset(config, Encoder(tokenizer), 64).train_texts] == list("0123012")
+    write_jsonl(tmp_path / "train.jsonl", qa_rows(2))
+    with pytest.raises(UsageError, match="several files"):
+        load_dataset(config, Encoder(tokenizer), 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("a.jsonl", '{"prompt": "a", "response": 0}\n{"prompt": "a", "response": false}\n', ["0", "false"]),
+        ("a.jsonl", '{"prompt": "a", "response": "2018-01-01T10:00:00"}\n', ["2018-01-01T10:00:00"]),
+        ("a.jsonl", '{"prompt": "a", "response": null}\n{"prompt": "a"}\n', ["", ""]),
+        ("a.jsonl", '\ufeff{"prompt": "a", "response": "x\u2028y"}\r\n', ["x\u2028y"]),
+        ("a.csv", "prompt,response\na,None\na,007\na,NA\n", ["None", "007", "NA"]),
+        ("a.tsv", 'prompt\tresponse\na\t"quoted\n', ['"quoted']),
+    ],
+)
+def test_cells_are_the_text_they_are(tmp_path, name, text, expected):
+    (tmp_path / name).write_text(text, newline="")
+    rows = read_rows(None, str(tmp_path / name), "train", ["prompt", "response"])
+    assert [row["response"] for row in rows] == expected
+
+
+def test_nested_cells_are_refused(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "a", "response": ["b"]}])
+    with pytest.raises(UsageError, match="column response holds lists, but text is needed"):
+        read_rows(None, str(path), "train", ["prompt", "response"])

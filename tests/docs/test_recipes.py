@@ -1,0 +1,77 @@
+"""The recipes of docs/design.md work word for word, in a copy of the project."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.helpers.paths import ROOT
+
+PARTS = ("lora_one", "conf", "hydra_plugins", "run_exp.py")
+STEP = re.compile(r"^\d\. [^\n]*`([\w/.]+)`\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A copy of the project, without tests and documents."""
+    for part in PARTS:
+        source, target = ROOT / part, tmp_path / part
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, target)
+    return tmp_path
+
+
+def follow(recipe, project):
+    """Write what each step of a section shows: a new file, or an import and a line of a table in an existing one."""
+    text = (ROOT / "docs/design.md").read_text().split(f"### {recipe}\n")[1].split("\n### ")[0]
+    steps = STEP.findall(text)
+    for name, shown in steps:
+        path = project / name
+        path.write_text(with_line(path.read_text(), shown) if path.exists() else shown)
+    return [name for name, _ in steps]
+
+
+def with_line(existing, shown):
+    imported, table, entry = re.fullmatch(r"(from .*\n)\n(\w.*\{\n)(.*\n)", shown).groups()
+    assert existing.count(table) == 1, table
+    return existing.replace("\nfrom ", f"\n{imported}from ", 1).replace(table, table + entry)
+
+
+def run(project, *overrides):
+    """run_exp.py of the copy, in a process of its own."""
+    command = [sys.executable, "run_exp.py", "wandb.mode=disabled", "results_dir=results", *overrides]
+    environment = os.environ | {"PYTHONPATH": str(project)}
+    return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
+
+
+def test_a_method_takes_four_places(project):
+    places = follow("An initialisation method", project)
+    assert len(places) == 4
+    small = ("dataset.train_size=16", "dataset.validation_size=4", "dataset.accuracy_examples=0", "dataset.cache=null")
+    done = run(project, "init=mine", "init.size=0.2", "model.epochs=0", *small)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (record,) = (project / "results").glob("*/Mine-r8-a16-*/*/run.json")
+    record = json.loads(record.read_text())
+    assert record["init"]["method"] == "Mine" and record["status"] == "finished"
+    assert record["config"]["init"]["method"] == "mine" and record["config"]["init"]["size"] == 0.2
+    refused = run(project, "init=mine", "++init.sise=0.2")
+    assert refused.returncode == 2 and "did you mean size?" in refused.stderr
+
+
+def test_a_data_set_takes_three_places(project):
+    places = follow("A data set", project)
+    assert len(places) == 3
+    file = project / "rows.jsonl"
+    file.write_text("".join(json.dumps({"q": f"{i} + 1?", "a": str(i + 1)}) + "\n" for i in range(20)))
+    small = ("init=lora", "model.real_batch_size=8", "model.per_device_batch_size=8", "dataset.cache=null")
+    done = run(project, "dataset=mine", f"dataset.path={file}", *small)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (record,) = (project / "results").glob("lora-one_mine/*/*/run.json")
+    record = json.loads(record.read_text())
+    assert record["train"]["steps"] == 3 and record["data"]["validation"]["whole"] == 2

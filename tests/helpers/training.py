@@ -1,0 +1,37 @@
+"""Training of the small model with plain LoRA."""
+
+from lora_one.initialization.methods import build_init
+from lora_one.initialization.start import attach_adapters
+from lora_one.records.tracking import Tracker, read_metrics
+from lora_one.training.job import TrainingJob
+from lora_one.training.loop import train
+from tests.helpers.models import random_llama
+from tests.helpers.runs import adaptation_for, run_config
+
+
+def adapted(run):
+    return attach_adapters(random_llama(), adaptation_for(run), build_init(run.init), None, seed=0)[0]
+
+
+def settings(*overrides):
+    return run_config(
+        "init=default",
+        "model.real_batch_size=6",
+        "model.per_device_batch_size=3",
+        "model.learning_rate=1e-2",
+        "model.scheduler=constant",
+        "model.warmup=0",
+        *overrides,
+    )
+
+
+def trained(run, folder, data):
+    model = adapted(run)
+    tracker = Tracker(folder / "metrics.jsonl")
+    train(
+        model,
+        data,
+        TrainingJob(run, adaptation_for(run), checkpoints=folder / "checkpoints", pad_id=0, tracker=tracker),
+    )
+    factors = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    return factors, [line["loss"] for line in read_metrics(tracker.path)]

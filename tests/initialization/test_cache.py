@@ -1,0 +1,130 @@
+"""The start as a whole: its figures, the search for gamma, the cache, and DoRA-One."""
+
+import pytest
+import torch
+
+from lora_one.data.encode import batches_of
+from lora_one.errors import RunError
+from lora_one.initialization import start as start_room
+from lora_one.initialization.cache import Cache, content_of
+from lora_one.runs import initial_model
+from tests.helpers.examples import examples
+from tests.helpers.runs import attach_llama, finish, lora_tensors, small_run
+
+
+# the cache
+def never():
+    raise AssertionError("it was in the cache")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("init.direction=LoRA-One",),
+        ("init.scale=search",),
+        ("init.direction=LoRA-GA",),
+        ("init.direction=LoRA-SB",),
+        ("init=pissa",),
+    ],
+)
+def test_cached_start_is_the_one_found_before(tmp_path, monkeypatch, overrides):
+    """Bit for bit, adapters and base; nothing is computed the second time."""
+    said = []
+    cache = Cache(tmp_path, {"method": overrides[0]}, said.append)
+    model, start = attach_llama(*overrides, cached=cache)
+    monkeypatch.setattr(start_room, "solve", lambda *_: never())
+    monkeypatch.setattr(start_room, "solve_by_peft", lambda *_: never())
+    again, known = attach_llama(*overrides, cached=cache)
+    for (name, one), two in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
+        assert torch.equal(one, two), name
+    for name in ("energies", "examples", "predicted_decrease", "searched"):
+        assert getattr(known.solution, name) == getattr(start.solution, name), name
+    assert (
+        known.relative_shift == pytest.approx(start.relative_shift)
+        and known.initial_factors.keys() == start.initial_factors.keys()
+    )
+    assert said == [f"init.cache: computed anew, {tmp_path} holds no start yet", f"init.cache: from {cache.file}"]
+
+
+def test_changed_key_is_computed_anew_and_says_why(tmp_path):
+    said = []
+    one = {"init.seed": 1, "init.gamma": 64.0, "model.name": "a"}
+    attach_llama(cached=Cache(tmp_path, one, said.append))
+    attach_llama(cached=Cache(tmp_path, one | {"init.seed": 2, "model.name": "b", "init.gamma": 3}, said.append))
+    attach_llama(cached=Cache(tmp_path, one | {"init.seed": 2}, said.append))
+    assert said[2] == f"init.cache: computed anew, of those in {tmp_path} the nearest has another init.seed (1, here 2)"
+    assert len(list(tmp_path.glob("*.safetensors"))) == 3
+
+
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+def test_half_an_entry_is_none(tmp_path, suffix):
+    said = []
+    cache = Cache(tmp_path, {"seed": 1}, said.append)
+    model, _ = attach_llama(cached=cache)
+    cache.file.with_suffix(suffix).write_bytes(cache.file.with_suffix(suffix).read_bytes()[:40])
+    again, _ = attach_llama(cached=cache)
+    assert said[1].startswith("init.cache: computed anew")
+    attach_llama(cached=cache)
+    assert said[2].startswith("init.cache: from")
+    assert all(torch.equal(value, lora_tensors(again)[name]) for name, value in lora_tensors(model).items())
+
+
+def test_two_jobs_may_find_one_start(tmp_path):
+    """The second one is done and writes while the first is still at it."""
+    said, key = [], {"seed": 1}
+    inner = Cache(tmp_path, key, said.append)
+
+    def solve_slowly():
+        attach_llama(cached=inner)
+        return inner.read()
+
+    model, _ = attach_llama(cached=lambda solve: Cache(tmp_path, key, said.append)(solve_slowly))
+    again, start = attach_llama(cached=inner)
+    assert [text.split(",")[0] for text in said[:2]] == ["init.cache: computed anew"] * 2
+    assert start.solution.cached and sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".safetensors"]
+    assert all(torch.equal(value, lora_tensors(again)[name]) for name, value in lora_tensors(model).items())
+
+
+def test_cache_that_cannot_be_written_is_one_message(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=r"init\.cache=.*file cannot be written .*choose another folder"):
+        Cache(tmp_path / "file", {}, lambda text: None)(never)  # before the work, not after it
+
+
+def test_key_knows_what_the_factors_depend_on(tmp_path, llama_folder, capsys):
+    """Learning rate and rank of the processes do not matter; examples, rank, seed and gamma do."""
+    changes = {
+        "model.learning_rate=1e-3": None,
+        "init.memory=low overwrite=true": None,
+        "init.stable_gamma=64": "init.stable_gamma",
+        "peft.lora_r=4": "peft.lora_r",
+        "init.max_length=40": "init.max_length",
+        "dataset.data_seed=7": "examples",
+        "init.seed=5": "init.seed",
+        "peft=qv": "peft.lora_target_modules",
+        "model.bf16=true": "model.bf16",
+        "init.dtype=bf16": "init.dtype",
+    }
+    cache = ("model.epochs=0", "dataset.accuracy_examples=0", f"init.cache={tmp_path / 'cache'}")
+    finish(small_run(tmp_path, llama_folder, *cache))
+    for change, key in changes.items():
+        capsys.readouterr()
+        finish(small_run(tmp_path, llama_folder, *cache, *change.split()))
+        shown = capsys.readouterr().out
+        told = next((line for line in shown.splitlines() if line.startswith("init.cache")), shown)
+        assert (" from " in told) if key is None else ("computed anew" in told and key in told), (change, told)
+
+
+def test_changed_code_is_another_key(tmp_path, llama_folder, monkeypatch, capsys):
+    cache = ("model.epochs=0", "dataset.accuracy_examples=0", f"init.cache={tmp_path / 'cache'}")
+    finish(small_run(tmp_path, llama_folder, *cache))
+    monkeypatch.setattr(initial_model, "source_fingerprint", lambda: "other")
+    finish(small_run(tmp_path, llama_folder, *cache, "overwrite=true"))
+    assert "the nearest has another code (" in capsys.readouterr().out
+
+
+def test_content_tells_batches_apart():
+    one, two = batches_of(examples(), 2, 0), batches_of(examples(), 2, 0)
+    assert content_of(one) == content_of(two) != content_of(one[:2])
+    two[1]["labels"][0, -1] += 1
+    assert content_of(one) != content_of(two)

@@ -1,0 +1,58 @@
+"""The start as a whole: its figures, the search for gamma, the cache, and DoRA-One."""
+
+import pytest
+
+from lora_one.errors import RunError
+from lora_one.initialization.start_warnings import start_warnings
+from lora_one.models import BUNDLED
+from tests.helpers.runs import finish, run_config, small_run
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("init.stable_gamma=2",), "raised the loss on its 8 examples from"),
+        (("init.stable_gamma=2",), "leave out init.stable_gamma (the scale is then searched for), or raise it (now 2)"),
+        (("init.scale=unit",), "leave out init.scale=unit (the scale is then searched for)"),
+        (("init.direction=LoRA-SB", "init.eta=1"), "lower init.eta (now 1)"),
+    ],
+)
+def test_a_start_that_harms_says_so(tmp_path, capsys, overrides, said):
+    """On the screen, once, and in run.json, with the two losses and the key to change."""
+    run = small_run(tmp_path, BUNDLED / "tiny", "model.epochs=0", "dataset.accuracy_examples=0", *overrides)
+    record = finish(run).read()["init"]
+    (warning,) = record["warnings"]
+    assert said in warning and record["loss_after"] > record["loss_before"]
+    assert f"{record['loss_before']:.4f}" in warning and f"{record['loss_after']:.4f}" in warning
+    shown = capsys.readouterr().out
+    assert shown.count(f"WARNING: {warning}") == 2, "at once, and in the summary at the end"
+    assert f"(rose by {record['loss_after'] - record['loss_before']:.4f}; the first order predicts a fall by" in shown
+
+
+def test_a_step_larger_than_the_loss_is_warned_of_even_where_the_loss_fell():
+    record = {"method": "LoRA-One", "examples": 8, "loss_before": 2.0, "predicted_decrease": 2.5, "searched": None}
+    init = run_config("init.stable_gamma=128").init
+    (warning,) = start_warnings(init, record | {"loss_after": 1.9})
+    assert "2.5000" in warning and "2.0000" in warning and "1.9000" in warning and "(now 128)" in warning
+    assert start_warnings(init, record | {"loss_after": 1.9, "predicted_decrease": 1.5}) == []
+    assert start_warnings(init, record | {"loss_after": 1.9, "searched": {"gamma": 64}}) == []
+    assert start_warnings(init, record | {"loss_after": 2.001, "predicted_decrease": 0.0}) == []  # rounding
+    assert len(start_warnings(init, record | {"loss_after": 2.01, "searched": {"gamma": 64}})) == 1
+
+
+@pytest.mark.parametrize("overrides", [(), ("init.direction=LoRA-GA",), ("init=default",), ("init=svd",)])
+def test_a_default_start_warns_of_nothing(tmp_path, llama_folder, overrides):
+    run = small_run(tmp_path, llama_folder, "model.epochs=0", "dataset.accuracy_examples=0", *overrides)
+    assert finish(run).read()["init"]["warnings"] == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "remedy"),
+    [
+        (("init.stable_gamma=1e-30",), "leave out init.stable_gamma"),
+        (("init=gaussian", "init.lora_A_std=1e30", "init.lora_B_std=1e30", "init.lora_B=gaussian"), "lora_A_std"),
+    ],
+)
+def test_a_start_that_is_not_finite_is_one_message(tmp_path, llama_folder, overrides, remedy):
+    with pytest.raises(RunError, match=rf"is (nan|inf) after the start of .*{remedy}"):
+        finish(small_run(tmp_path, llama_folder, "model.epochs=0", *overrides))

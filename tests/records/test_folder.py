@@ -1,0 +1,38 @@
+"""The folder is a function of what can change the adapter, and of nothing else."""
+
+import pytest
+
+from lora_one.errors import RunError
+from lora_one.records.folder import RunFolder, folder_of
+from tests.helpers.runs import run_config
+
+
+def test_path_is_built_as_documented(tmp_path):
+    run = run_config(f"results_dir={tmp_path}", "wandb.name=mine", "wandb.project=p", "seed=3")
+    assert folder_of(run, "0123456789") == tmp_path / "p_arithmetic" / "mine-01234567" / "3"
+
+
+def test_second_process_is_refused(tmp_path):
+    with (
+        RunFolder(tmp_path).locked(),
+        pytest.raises(RunError, match="another process is running"),
+        RunFolder(tmp_path).locked(),
+    ):
+        pass
+    with RunFolder(tmp_path).locked():
+        pass
+
+
+def test_what_a_killed_process_left_half_written_goes(tmp_path):
+    for place in (".adapter.x", "checkpoints/.partial", "epochs/.2.x", "epochs/1"):
+        (tmp_path / place).mkdir(parents=True)
+    with RunFolder(tmp_path).locked():
+        left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*"))
+    assert left == [".lock", "checkpoints", "epochs", "epochs/1"]
+
+
+def test_broken_run_json_is_not_overwritten(tmp_path):
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(RunError, match="not readable JSON"):
+        RunFolder(tmp_path).update(status="running")
+    assert (tmp_path / "run.json").read_text() == "{"

@@ -1,0 +1,65 @@
+"""The folder is a function of what can change the adapter, and of nothing else."""
+
+import shutil
+
+import pytest
+
+from lora_one.models import local_folder
+from lora_one.records.provenance import config_hash, local_fingerprints
+from tests.helpers.runs import run_config
+
+
+def identity(*overrides):
+    run = run_config(*overrides)
+    return config_hash(run.published(), local_fingerprints(run.to_dict(), local_folder(run.model.name)))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=7",
+        "wandb.name=other",
+        "wandb.project=other",
+        "results_dir=/elsewhere",
+        "overwrite=true",
+        "dry_run=true",
+        "model.saving=true",
+        "model.logging_steps=5",
+        "model.save_steps=5",
+        "wandb.diagnostics_every=5",
+        "wandb.group=other",
+    ],
+)
+def test_what_only_names_writes_or_watches_does_not_enter(override):
+    assert identity(override) == identity()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model.learning_rate=1e-4",
+        "model.loss=example",
+        "peft.lora_r=4",
+        "init.stable_gamma=64",
+        "init.seed=1",
+        "init=default",
+        "optimizer=sgd",
+        "dataset.train_size=100",
+        "model.epochs=2",
+    ],
+)
+def test_what_can_change_the_adapter_enters(override):
+    assert identity(override) != identity()
+
+
+def test_local_models_and_data_enter_by_content(tmp_path, llama_folder):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "response": "b"}\n')
+    copies = tmp_path / "copies"
+    shutil.copytree(llama_folder, copies / "model")
+    shutil.copy(rows, copies / "same.jsonl")
+    one = ("dataset=json", f"model.name={llama_folder}", f"dataset.path={rows}")
+    two = ("dataset=json", f"model.name={copies / 'model'}", f"dataset.path={copies / 'same.jsonl'}")
+    assert identity(*one) == identity(*two)
+    (copies / "same.jsonl").write_text('{"prompt": "a", "response": "c"}\n')
+    assert identity(*one) != identity(*two)

@@ -1,0 +1,122 @@
+"""The command line: published spellings, exit codes, and answers that need no torch."""
+
+import doctest
+import subprocess
+import sys
+
+import pytest
+
+import run_exp
+from lora_one.config import RunConfig
+from lora_one.datasets import glue, super_glue
+from lora_one.runs import cli
+from tests.helpers.paths import ROOT
+from tests.helpers.runs import PUBLISHED, composed, run_config
+
+
+def test_doctests():
+    assert doctest.testmod(cli).failed == 0
+
+
+@pytest.mark.parametrize(
+    ("published", "ours"),
+    [
+        ("+init=gradient", "init=gradient"),
+        ("++init=gradient,default", "init=gradient,default"),
+        ("+peft=qv", "peft=qv"),
+        ("++dataset_name=meta_math", "dataset=meta_math"),
+        ("+dataset_name=a,b", "dataset=a,b"),
+        ("dataset_name=gsm8k", "dataset=gsm8k"),
+        ("++init.weight=stable", "init.scale=stable"),
+        ("++peft.lora_r=8", "++peft.lora_r=8"),
+        ("wandb.name=x=y", "wandb.name=x=y"),
+        ("-m", "-m"),
+        ("--cfg=job", "--cfg=job"),
+    ],
+)
+def test_translation(published, ours):
+    assert cli.translate([published]) == [ours]
+
+
+@pytest.mark.parametrize("command", PUBLISHED.values(), ids=PUBLISHED)
+def test_published_commands_compose(command):
+    run = RunConfig.from_hydra(composed(*cli.translate(command.split())))
+    assert run.init.title == "LoRA-One" and run.init.gamma == 128 and run.peft.use_rslora
+
+
+def test_published_meta_math_command_says_what_the_paper_ran():
+    run = RunConfig.from_hydra(composed(*cli.translate(PUBLISHED["meta_math"].split())))
+    assert (run.dataset.name, run.model.name, run.seed) == ("meta_math", "meta-llama/Llama-2-7b-hf", 9)
+    assert (run.peft.lora_r, run.peft.lora_alpha, run.init.scale) == (8, 16, "stable")
+    assert (run.model.real_batch_size, run.model.max_length, run.model.learning_rate) == (32, 1024, 2e-4)
+    assert run.init.bsz * run.init.iters == 8 and run.model.saving
+
+
+def every_choice():
+    return [
+        f"{folder.name}={file.stem}"
+        for folder in sorted((ROOT / "conf").iterdir())
+        if folder.is_dir() and folder.name not in ("hydra", "experiment")
+        for file in sorted(folder.glob("[!_]*.yaml"))
+    ]
+
+
+@pytest.mark.parametrize("choice", every_choice())
+def test_every_choice_composes_and_is_read_to_the_last_key(choice, tmp_path):
+    needs = {"dataset=json": [f"dataset.path={tmp_path}"], "peft=lora_xs": ["init=lora_xs"]}
+    needs["dataset=commonsense_reasoning"] = needs["dataset=json"]
+    needs["init=loftq"] = ["model.quantization=nf4"]
+    needs["model=roberta_large"] = ["dataset=cola"]
+    section, _, name = choice.partition("=")
+    run = run_config(choice, *needs.get(choice, []))
+    assert getattr(run, section) is not None
+    if section == "dataset":
+        assert run.dataset.name == name
+        usual = {"arithmetic": "bundled/tiny"} | dict.fromkeys((*glue.TASKS, *super_glue.TASKS), "google-t5/t5-base")
+        assert run.model.name == usual.get(name, "meta-llama/Llama-2-7b-hf")
+
+
+def test_named_model_wins_over_the_data_set_s_usual_one(tmp_path):
+    assert run_config("dataset=gsm8k", "model=tiny").model.name == "bundled/tiny"
+    assert run_config("model=tinyllama", "dataset=meta_math").model.learning_rate == 1e-5
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "conf/experiment").glob("*.yaml")), ids=lambda f: f.stem)
+def test_every_experiment_composes(file):
+    assert run_config(f"experiment={file.stem}").model.name != "bundled/tiny"
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("--cfg", "job")])
+def test_help_needs_no_torch(arguments):
+    command = [sys.executable, "-X", "importtime", "run_exp.py", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert done.returncode == 0 and "learning_rate" in done.stdout
+    assert not imported & {"torch", "transformers", "peft", "datasets", "wandb", "matplotlib"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "setting", "message"),
+    [
+        (("-m", "hydra/launcher=slurm"), {"plugin": None}, "pip install 'lora-one[slurm]'"),
+        (("hydra/launcher=slurm",), {}, "add -m"),
+        (("-m", "hydra/launcher=slurm"), {"PATH": ""}, "needs sbatch, not found here"),
+        (("-m", "hydra/launcher=slurm"), {"WORLD_SIZE": "2"}, "start it without srun or a launcher"),
+        (("-m", "hydra/launcher=slurm", "hydra.launcher.foo=1"), {}, "hydra.launcher.additional_parameters={option"),
+    ],
+)
+def test_what_keeps_jobs_from_slurm_is_said_in_one_line(arguments, setting, message, tmp_path, monkeypatch, capsys):
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text("#!/bin/sh\nexit 9\n")
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", setting.pop("PATH", str(sbatch.parent)))
+    found = setting.pop("plugin", "there")
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: found)
+    for name, value in setting.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HYDRA_MAIN_MODULE", "__main__")
+    monkeypatch.setattr(sys, "argv", ["run_exp.py", *arguments, "seed=1,2", f"results_dir={tmp_path / 'results'}"])
+    assert cli.launch(run_exp.main) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and message in line

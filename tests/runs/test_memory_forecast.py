@@ -1,0 +1,61 @@
+"""The forecast of what a forward pass keeps, against what PEFT's model really keeps."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from lora_one.adaptation.layers import target_layers
+from lora_one.model_kinds import MODEL_KINDS
+from lora_one.models import auto_class
+from lora_one.runs.memory_forecast import activation_bytes
+from tests.helpers.models import random_llama, random_roberta, random_t5
+from tests.helpers.runs import run_config
+
+MODELS = {
+    "CausalLM": random_llama,
+    "ConditionalGeneration": random_t5,
+    "SequenceClassification": random_roberta,
+}
+
+
+def really_kept(config, kind, targets, rows, length, dtype, *, checkpointing=False):
+    """Bytes of the storages that autograd holds after a real forward pass, its weights left out."""
+    model = auto_class(kind).from_config(config, dtype=dtype).requires_grad_(targets is None)
+    if targets is not None:
+        lora = LoraConfig(r=2, target_modules=targets, task_type=MODEL_KINDS[kind].task_type)
+        model = get_peft_model(model, lora, autocast_adapter_dtype=False)
+    own = {part.untyped_storage().data_ptr() for part in (*model.parameters(), *model.buffers())}
+    kept = {}
+
+    def keep(tensor):
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    ids = torch.zeros(rows, length, dtype=torch.long)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if kind == "ConditionalGeneration":
+        batch["decoder_input_ids"] = ids
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = model(**batch, use_cache=False)  # noqa: F841 (it holds the graph)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("full", [False, True])
+def test_the_forecast_is_what_is_kept(kind, dtype, full):
+    model = MODELS[kind]()
+    targets = None if full else list(target_layers(model, run_config("peft.lora_r=2").peft))
+    forecast = activation_bytes(model.config, kind, targets, 2, 48, dtype)
+    real = really_kept(model.config, kind, targets, 2, 48, dtype)
+    assert 0.95 * real < forecast < 1.3 * real, (forecast, real)
+    fewer = activation_bytes(model.config, kind, targets, 2, 48, dtype, checkpointing=True)
+    assert fewer < 0.8 * forecast
+
+
+def test_memory_is_proportional_to_the_examples():
+    config = random_llama().config
+    targets = list(target_layers(random_llama(), run_config("peft.lora_r=2").peft))
+    one, four = (activation_bytes(config, "CausalLM", targets, rows, 32, torch.float32) for rows in (1, 4))
+    assert four == pytest.approx(4 * one, rel=0.05)

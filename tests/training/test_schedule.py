@@ -1,0 +1,34 @@
+"""The loop against a hand-written one: same batches, same loss, same weights."""
+
+import pytest
+import torch
+
+from lora_one.errors import UsageError
+from lora_one.training.schedule import accumulation_steps, refuse_no_learning, refuse_uneven_batch, total_steps
+from tests.helpers.examples import examples
+from tests.helpers.training import adapted, settings, trained
+
+
+def test_steps_and_accumulation():
+    model = settings("model.real_batch_size=32", "model.per_device_batch_size=4", "model.epochs=1.5").model
+    assert accumulation_steps(model, 1) == 8 and accumulation_steps(model, 2) == 4
+    assert total_steps(100, model) == 6  # 4 steps an epoch, the last over 4 examples
+    with pytest.raises(UsageError, match=r"32 is not divisible.*4 x 3 processes.*multiple of 12"):
+        refuse_uneven_batch(model, 3)
+
+
+def test_a_run_that_only_warms_up_is_refused(tmp_path):
+    """Its one step has learning rate 0: the adapter would end as it began."""
+    data = examples(6)
+    before = {name: p.clone() for name, p in adapted(settings()).named_parameters() if p.requires_grad}
+    for warmup in ("0.03", "1", "100"):
+        run = settings(f"model.warmup={warmup}")
+        with pytest.raises(UsageError, match=r"model.warmup=.* only one step, so nothing would be trained: set"):
+            refuse_no_learning(6, run.model)
+        factors, _ = trained(run, tmp_path / warmup, data)
+        assert all(torch.equal(factors[name], value) for name, value in before.items())
+    for learns in ("model.warmup=0", "model.epochs=2", "model.real_batch_size=3"):
+        run = settings("model.warmup=1", learns)
+        refuse_no_learning(6, run.model)
+        factors, _ = trained(run, tmp_path / learns, data)
+        assert not all(torch.equal(factors[name], value) for name, value in before.items())

@@ -1,0 +1,532 @@
+"""Wrong inputs: each is one line on stderr that names the value, the rule and the way out, and an exit code.
+
+Everything goes through the real entry, run_exp.py as a program in this process; 2 is for what was wrongly asked
+for, 1 for what failed on the way.
+"""
+
+import fcntl
+import gzip
+import json
+import logging
+import random
+import re
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from lora_one import models
+from lora_one.errors import RunError
+from lora_one.evaluation.command import main as evaluate
+from lora_one.evaluation.functional_correctness import main as score_samples
+from lora_one.records.folder import folder_of
+from lora_one.records.provenance import config_hash, local_fingerprints
+from tests.helpers.paths import ROOT
+from tests.helpers.runs import small_run
+
+USAGE, FAILURE = 2, 1
+HEAD = "model=tiny model.type=SequenceClassification dataset=cola "
+JSON = "dataset=json model=tiny dataset.path={files}/"
+EVAL = "--data_path={files}/gsm8k.jsonl --output_dir={results}"
+
+# Refused from the configuration alone: no model, no run folder. arguments, then what the line says, in order.
+CONFIGURATION = [
+    # keys
+    ("++init.gama=1", "unknown key init.gama", "nothing here reads it", "did you mean stable_gamma?"),
+    ("init.foo=1", "unknown key init.foo", "nothing here reads it", "valid: bsz, cache, corda_method"),
+    ("peft.lora_rr=4", "unknown key peft.lora_rr", "did you mean lora_r?"),
+    ("fooo=1", "unknown key fooo", "valid: dataset, dry_run, init"),
+    ("++sed=1", "unknown key sed", "did you mean seed?"),
+    ("init=default init.direction=LoRA-One", "unknown key init.direction", "another choice of init", "drop it"),
+    ("init=default ++init.bsz=4", "unknown key init.bsz", "valid: cache, dtype, lora_A"),
+    ("optimizer=sgd ++optimizer.eps=1", "unknown key optimizer.eps", "valid: momentum, name"),
+    ("~init", "init is missing", "set init="),
+    ("~model.epochs", "model.epochs is missing", "set model.epochs="),
+    ("model.name=???", "model.name must be given", "set model.name=<value>"),
+    # group choices
+    ("init=foo", "init=foo is not a choice of conf/init", "valid: corda, default, eva, gaussian"),
+    ("dataset=gsm9k", "dataset=gsm9k", "did you mean gsm8k? valid: alpaca, alpaca_gpt4, arithmetic"),
+    ("++dataset_name=gsm9k", "dataset=gsm9k", "did you mean gsm8k?"),
+    ("peft=", "peft= is not a choice of conf/peft", "valid: adalora, all, all_w_emb, dora, full_ft"),
+    ("init=null", "init=null", "a group takes the name of a file in its folder of conf/"),
+    ("dataset.name=gsm9k", "dataset.name=gsm9k is not a data set", "did you mean gsm8k?"),
+    ("init.mode=gradiant", "init.mode=gradiant is not a kind of initialisation", "did you mean gradient?"),
+    ("init=pissa init.method=pisa", "init.method=pisa is not an initialisation;", "did you mean pissa?"),
+    ("init=pissa init.bsz=4", "unknown key init.bsz", "another choice of init", "drop it"),
+    ("optimizer.name=adam", "optimizer.name=adam is not an optimizer", "did you mean adamw?"),
+    # quantised bases
+    ("model.quantization=nf5", "model.quantization=nf5 is not a choice", "did you mean nf4?"),
+    ("init=loftq", "init=loftq makes up for what quantising the base lost", "add model.quantization=nf4"),
+    ("init=svd model.quantization=nf4", "svd changes the base's weights", "model.quantization=nf4 cannot hold", "take"),
+    ("init.direction=LoRA-GA model.quantization=int8", "LoRA-GA changes the base's weights", "cannot hold"),
+    ("peft=dora model.quantization=int8", "peft.dora=True takes the norms", "take model.quantization=nf4"),
+    # the start
+    ("init.scale=search init.direction=LoRA-GA", "init.scale=search looks for the gamma", "take init.scale=stable"),
+    ("init.scale=search init.stable_gamma=4", "init.stable_gamma=4.0 is read only with init.scale=stable", "drop one"),
+    ("peft=dora init=lora_xs", "peft.dora=True trains magnitudes beside B and A", "drop peft=dora"),
+    (
+        "optimizer=scaled",
+        "optimizer=scaled is not a choice of conf/optimizer",
+        "did you mean scaled_gd?",
+        "scaled_adamw",
+    ),
+    ("optimizer=scaled_gd ++optimizer.eps=1", "unknown key optimizer.eps", "valid: damping, momentum, name, order"),
+    # the form of an argument
+    ("model.epochs", "model.epochs cannot be understood", "settings are key=value"),
+    ("model.epochs=[1", "model.epochs=[1 cannot be understood", "settings are key=value"),
+    ("=3", "=3: a group takes the name of a file"),
+    ("seed=${foo}", "seed: Interpolation key 'foo' not found", "give a value"),
+    # types
+    ("model.learning_rate=abc", "model.learning_rate='abc' has the wrong type", "float is wanted"),
+    ("seed=a", "seed='a' has the wrong type", "int is wanted"),
+    ("seed=null", "seed=null has the wrong type", "int is wanted"),
+    ("peft.lora_r=8.5", "peft.lora_r=8.5 has the wrong type", "int is wanted"),
+    ("model.bf16=maybe", "model.bf16='maybe' has the wrong type", "bool is wanted"),
+    ("optimizer.betas=3", "optimizer.betas=3 has the wrong type", "list"),
+    # ranges
+    ("seed=-1", "seed=-1", "an integer in [0, 2^32)"),
+    ("init.seed=-4", "init.seed=-4", "an integer in [0, 2^32)"),
+    ("peft.lora_r=0", "peft.lora_r=0 is out of range", "at least 1"),
+    ("model.learning_rate=-1", "model.learning_rate=-1.0 is out of range", "positive"),
+    ("model.learning_rate=nan", "model.learning_rate=nan is out of range", "positive"),
+    ("peft.lora_dropout=1", "peft.lora_dropout=1.0 is out of range", "in [0, 1)"),
+    ("model.warmup=1.5", "model.warmup=1.5", "a fraction below 1 or a number of steps"),
+    ("model.warmup=-3", "model.warmup=-3.0", "a fraction below 1 or a number of steps"),
+    ("model.warmup=nan", "model.warmup=nan", "a fraction below 1 or a number of steps"),
+    ("model.warmup=inf", "model.warmup=inf", "a fraction below 1 or a number of steps"),
+    ("model.epochs=-1", "model.epochs=-1.0", "0 (initialise only) or more"),
+    ("init=gaussian init.lora_A_std=inf", "init.lora_A_std=inf", "not negative"),
+    ("init=pissa init.niter=-1", "init.niter=-1", "not negative"),
+    ("init=eva init.tau=1", "init.tau=1.0", "in [0, 1)"),
+    ("optimizer.betas=[0.9]", "optimizer.betas=[0.9]", "two numbers in [0, 1)"),
+    ("optimizer.eps=-1", "optimizer.eps=-1.0", "positive"),
+    ("optimizer=scaled_gd model.prec_reg=-1e-6", "model.prec_reg=-1e-06 is out of range", "not negative"),
+    ("optimizer=scaled_adamw model.prec_reg=inf", "model.prec_reg=inf is out of range", "not negative"),
+    ("optimizer=sgd optimizer.momentum=3", "optimizer.momentum=3.0", "in [0, 1)"),
+    # choices
+    ("init.direction=LoRA-0ne", "init.direction=LoRA-0ne is not a choice", "did you mean LoRA-One?"),
+    ("init.scale=stabel", "init.scale=stabel is not a choice", "did you mean stable? valid: gd"),
+    ("++init.weight=stabel", "init.scale=stabel is not a choice", "did you mean stable?"),
+    ("init=corda init.corda_method=imp", "init.corda_method=imp is not a choice", "did you mean ipm?"),
+    ("init=lora_ga_peft init.scale=weight_svd", "init.scale=weight_svd is not a choice", "valid: gd, stable, unit"),
+    ("optimizer=scaled_gd optimizer.damping=relativ", "optimizer.damping=relativ is not a choice", "mean relative?"),
+    ("optimizer=scaled_gd optimizer.order=seq", "optimizer.order=seq is not a choice", "valid: sequential, simultan"),
+    ("model.scheduler=cosin", "model.scheduler=cosin is not a choice", "did you mean cosine?"),
+    # values together
+    ("model.real_batch_size=30", "model.real_batch_size=30 is not divisible", "=32", "take a multiple of 32"),
+    ("peft.lora_target_modules=q_proj", "='q_proj' must be the word all or a list", "[q_proj,v_proj]"),
+    ("peft.lora_target_modules=[]", "=[] must be the word all or a list", "[q_proj,v_proj]"),
+    (
+        "optimizer=scaled_gd init=lora_xs",
+        "optimizer=scaled_gd preconditions B and A",
+        "trains R alone",
+        "optimizer=adamw",
+    ),
+    ("optimizer=scaled_adamw init.direction=LoRA-SB", "optimizer=scaled_adamw", "LoRA-SB trains R alone", "=adamw"),
+    ("init.do_subsampling=true", "init.do_subsampling=true needs a size", "set init.sub_size="),
+    ("init.sub_size=3", "init.sub_size=3 is read only with", "drop init.sub_size"),
+    ("init.iters=null", "init.iters=None", "give both"),
+    ("init=eva init.iters=null", "init.iters=None", "give both"),
+    ("init=lora_ga_peft init.scale=unit init.stable_gamma=3", "init.stable_gamma=3.0", "only with init.scale=stable"),
+    ("init.direction=LoRA-GA init.normalize=none", "init.normalize=none is read only by LoRA-One", "drop it"),
+    ("init=svd init.scale=gd", "init.scale=gd is not a choice of init=svd", "valid: default"),
+    ("init.scale=unit init.stable_gamma=3", "init.stable_gamma=3.0", "only with init.scale=stable", "drop one"),
+    ("dataset.train_size=null", "dataset.train_size=null", "set dataset.train_size="),
+    # data, model and folder, looked at before anything is read
+    ("dataset=json", "dataset=json needs a local file", "add dataset.path="),
+    ("dataset=gsm8k dataset.path={files}/no.jsonl", "/no.jsonl does not exist", "give a file or folder"),
+    ("model.name={files}/nowhere", "/nowhere: no such folder", "give a hub id, a folder, or bundled/tiny"),
+    ("model.name=bundled/huge", "model.name=bundled/huge: no such folder", "bundled/tiny"),
+    ("model.name={files}/empty", "/empty holds no config.json", "give a Hugging Face model folder"),
+    ("model.name={files}/no-weights", "/no-weights holds a config.json and no weights", "fetch them, or give another"),
+    (
+        "model.name={files}/model.gguf",
+        "/model.gguf: a file, such as a GGUF, is not",
+        "give a Hugging Face model folder",
+    ),
+    ("model.name=nobody/model-Q4.gguf", "model-Q4.gguf: a file, such as a GGUF, is not", "gguf_file=<file>"),
+    ("model=llama dataset=gsm8k", "Llama-2-7b-hf has about 7B parameters", "without an accelerator", "model=tiny"),
+    ("wandb.name=a/b", "wandb.name='a/b'", "hold no slash"),
+    ("wandb.project=..", "wandb.project='..'", "folder's name"),
+    ("wandb.diagnostics_every=-1", "wandb.diagnostics_every=-1 is out of range", "0 (never) or a number of steps"),
+    ("peft=full_ft wandb.diagnostics_every=1", "wandb.diagnostics_every=1 is for adapters", "drop one of them"),
+    ("wandb.diagnostics_every=often", "wandb.diagnostics_every='often' has the wrong type", "int is wanted"),
+    ("results_dir=", "results_dir='' is no folder", "set results_dir="),
+    ("results_dir=null", "results_dir=null is no folder", "set results_dir="),
+    (
+        "dataset.decontaminate=gsm9k",
+        "gsm9k is not a file or folder here",
+        "did you mean gsm8k? valid: gsm8k, humaneval",
+    ),
+    ("dataset.cache=false", "dataset.cache=False is not a folder", "null to keep nothing"),
+    # kinds of models, what trains, seeds, several processes
+    ("model.type=Seq2SeqLM", "model.type=Seq2SeqLM is not a choice", "valid: CausalLM, ConditionalGeneration"),
+    (
+        "model.type=SequenceClassification",
+        "needs classes, and dataset=arithmetic has texts to write",
+        "take one of boolq",
+    ),
+    (HEAD + "dataset.chat_template=true", "dataset.chat_template=true wraps prompts", "reads the bare texts: drop it"),
+    (HEAD + "model.quantization=nf4", "model.quantization=nf4 would quantise the new head", "model.quantization=null"),
+    (HEAD + "model.sharded=true dataset.accuracy_examples=0", "only causal models are shared out; drop it"),
+    (
+        "peft=full_ft init=gradient",
+        "peft.use_peft=False trains every weight, and LoRA-One starts adapters",
+        "drop init=",
+    ),
+    ("peft=full_ft init=pissa", "trains every weight, and pissa starts adapters", "drop init="),
+    ("peft=full_ft peft.dora=true", "peft.dora=True is for adapters", "drop one of them"),
+    ("peft=full_ft peft.use_loraplus=true", "peft.use_loraplus=True is for adapters", "drop one of them"),
+    ("peft=full_ft peft.lora_relative_r=0.5", "peft.lora_relative_r=0.5 is for adapters", "drop one of them"),
+    ("peft=full_ft model.quantization=nf4", "model.quantization=nf4 is for adapters", "drop one of them"),
+    ("peft=full_ft optimizer=scaled_gd", "optimizer=scaled_gd is for adapters", "drop one of them"),
+    ("peft=adalora init=gradient", "peft.adalora=True has a start of its own, not LoRA-One's", "drop init="),
+    ("peft=adalora peft.dora=true", "peft.dora=True is for LoRA's two factors", "drop one of them"),
+    ("peft=adalora peft.use_loraplus=true", "peft.use_loraplus=True is for LoRA's two factors", "drop one of them"),
+    ("peft=adalora optimizer=scaled_adamw", "optimizer=scaled_adamw is for LoRA's two factors", "drop one of them"),
+    ("peft=adalora wandb.diagnostics_every=5", "wandb.diagnostics_every=5 is for LoRA's two factors", "drop one of"),
+    ("peft=all_w_emb model=t5base dataset=cola", "embeddings of an encoder-decoder are one weight", "peft=full_ft"),
+    ("init=eva model=t5base dataset=cola", "init=eva looks at the answers' tokens", "take init=pissa"),
+    ("peft=all_w_emb model.sharded=true dataset.accuracy_examples=0", "peft.train_embeddings=True", "drop one of them"),
+    ("peft.lora_relative_r=1.5", "peft.lora_relative_r=1.5 is out of range", "in (0, 1]"),
+    ("peft.lora_relative_r=0", "peft.lora_relative_r=0.0 is out of range", "in (0, 1]"),
+    ("model.seed=4294967296", "model.seed=4294967296 is out of range", "an integer in [0, 2^32)"),
+    ("model.order_seed=-1", "model.order_seed=-1 is out of range", "an integer in [0, 2^32)"),
+    ("model.order_seed=first", "model.order_seed='first' has the wrong type", "int or null is wanted"),
+    ("model.keep_epochs=last", "model.keep_epochs='last' has the wrong type", "bool is wanted"),
+    ("model.sharded=true", "model.sharded=True does not go with dataset.accuracy_examples=", "set it to 0"),
+]
+
+# Found when data, names and shapes are read; still before any weight, and nothing is on record.
+READING = [
+    ("dataset.families=[gian]", USAGE, "dataset.families: gian is not a family", "did you mean gain?"),
+    ("dataset.families=[]", USAGE, "dataset.families=[]", "must name at least one of gain"),
+    ("init.direction=LoRA-GA peft.lora_r=65", USAGE, "peft.lora_r=65 x 2", "min(m, n)=128", "lower peft.lora_r"),
+    (
+        "init=lora_ga_peft peft.lora_r=65",
+        USAGE,
+        "peft.lora_r=65 x 2 (lora_ga_peft takes 2 r vectors)",
+        "lower peft.lora_r",
+    ),
+    ("peft.lora_r=5000", USAGE, "peft.lora_r=5000 exceeds min(m, n)=128 of model.layers.0", "lower peft.lora_r"),
+    ("peft.lora_target_modules=[q_prj]", USAGE, "q_prj matches no linear layer", "did you mean q_proj?"),
+    ("dataset.chat_template=true", USAGE, "dataset.chat_template=true", "no chat format", "drop it"),
+    (
+        JSON + "word.jsonl model.name={files}/grown",
+        USAGE,
+        "token id 425, but the model has embeddings for 425 tokens",
+    ),
+    (
+        JSON + "json.jsonl model.name={files}/grown-padding",
+        USAGE,
+        "token id 425, but the model has",
+        "resize",
+    ),
+    ("model.max_length=4", FAILURE, "none of the 48 examples", "max_length=4", "raise model.max_length"),
+    ("dataset.max_tokens=2", FAILURE, "dataset.max_tokens=2", "raise dataset.max_tokens"),
+    (JSON + "gsm8k.jsonl", USAGE, "no column prompt, response; it has question, answer", "dataset.prompt="),
+    (JSON + "hello.txt", USAGE, "hello.txt: unknown format", "json, jsonl, csv"),
+    (JSON + "untrained", USAGE, "no file that begins with 'train'", "holds test.jsonl", "pass the file itself"),
+    (JSON + "twice", USAGE, "several files for 'train' (train.csv, train.jsonl)", "pass one of them"),
+    (JSON + "empty.jsonl", FAILURE, "empty.jsonl has no rows", "pass a file with examples"),
+    (JSON + "empty.jsonl.gz", FAILURE, "empty.jsonl.gz has no rows", "pass a file with examples"),
+    (JSON + "header.csv", FAILURE, "header.csv has no rows", "pass a file with examples"),
+    (JSON + "random.jsonl", FAILURE, "random.jsonl cannot be read as json", "check the file"),
+    (JSON + "cut.jsonl", FAILURE, "/cut.jsonl cannot be read as json", "line 2", "check the file"),
+    (JSON + "cut.jsonl.gz", FAILURE, "cut.jsonl.gz cannot be read as json", "check the file"),
+    ("dataset=gsm8k model=tiny", FAILURE, "openai/gsm8k cannot be loaded from the hub", "dataset.path="),
+    ("model.name=nobody/nothing", FAILURE, "model nobody/nothing cannot be loaded", "give a local folder"),
+    ("init.bsz=10 init.iters=10", USAGE, "init.bsz x init.iters=100 exceeds the 48 training examples", "lower it"),
+    ("init=eva init.iters=7", USAGE, "init.bsz x init.iters=56 exceeds the 48 training examples", "lower it"),
+    ("init.do_subsampling=true init.sub_size=49", USAGE, "init.sub_size=49 exceeds the 48", "lower it"),
+    ("init.max_length=3", FAILURE, "max_length=3", "init.max_length"),
+    ("dataset.train_size=3000000", USAGE, "size=3000008 is more than 100000 for each family", "lower it"),
+    ("model.name={files}/cut-header", FAILURE, "not a readable safetensors file", "fetch it again"),
+    ("dataset.decontaminate=humaneval", FAILURE, "openai_humaneval cannot be loaded", "dataset.decontaminate="),
+    ("dataset.decontaminate={files}/header.csv", FAILURE, "header.csv has no rows", "pass a file with examples"),
+    ("dataset.decontaminate={files}/empty", USAGE, "no file that begins with 'test'", "pass the file itself"),
+    ("model.type=ConditionalGeneration", USAGE, "does not fit bundled/tiny, a llama", "take model.type=CausalLM"),
+    (HEAD + "dataset.path={files}/json.jsonl", USAGE, "no column sentence, label; it has prompt, response"),
+    (HEAD + "dataset.path={files}/labels.tsv", USAGE, "row 2: the label '7' is not one of", "that has labels"),
+    (
+        HEAD + "dataset.path={files}/words.tsv model.max_length=2 init.bsz=4 init.iters=4",
+        USAGE,
+        "exceeds the 2",
+        "lower",
+    ),
+]
+
+EVALUATION = [
+    ("", USAGE, "nothing to evaluate", "--model_name="),
+    ("--model_name=bundled/tiny --limit=0", USAGE, "--limit=0 must be at least 1"),
+    ("--model_name=bundled/tiny --temperature=0", USAGE, "--temperature=0.0 must be positive", "leave it out"),
+    ("--model_name=bundled/tiny --top_p=0.5", USAGE, "--top_p=0.5", "needs --temperature"),
+    ("--model_name=bundled/tiny --data_path={files}/no", USAGE, "--data_path=", "/no does not exist"),
+    ("--adapter={files}/empty " + EVAL, USAGE, "/empty holds no adapter_config.json", "adapter/ folder of a run"),
+    ("--model_name={files}/nowhere " + EVAL, USAGE, "/nowhere: no such folder", "give a hub id"),
+    ("--model_name={files}/model.gguf " + EVAL, USAGE, "model.gguf: a file, such as a GGUF, is not", "model folder"),
+    ("--model_name={files}/no-weights " + EVAL, USAGE, "/no-weights holds a config.json and no weights", "fetch them"),
+    (
+        "--model_name={files}/grown --data_path={files}/word-gsm8k.jsonl --output_dir={results}",
+        USAGE,
+        "token id 425, but the model has embeddings for 425 tokens",
+        "resize_token_embeddings",
+    ),
+    ("--rescore={files}/random.jsonl", USAGE, "random.jsonl is not a text file", "predictions.jsonl"),
+    ("--rescore={files}/empty", USAGE, "/empty is not a file", "predictions.jsonl"),
+    ("--model_name=bundled/tiny --temperature=nan", USAGE, "--temperature=nan must be positive", "leave it out"),
+    ("--rescore={files}/gsm8k.jsonl", USAGE, "gsm8k.jsonl, line 1: not a prediction", "required are id, prompt"),
+    ("--model_name=bundled/tiny --data_path={files}/json.jsonl", USAGE, "no column question, answer", "it has prompt"),
+    ("--model_name=bundled/tiny --data_path={files}/cut.jsonl.gz", FAILURE, "cannot be read as json", "check the file"),
+]
+
+MODEL = "--model_name=bundled/tiny --data_path={files}/problems.jsonl "
+HUMANEVAL = [
+    (MODEL + "--num_sample=0", USAGE, "--num_sample=0 must be at least 1", "leave it out"),
+    (MODEL + "--timeout=0", USAGE, "--timeout=0.0 must lie in (0, 3600]", "3 is the published limit"),
+    (MODEL + "--timeout=nan", USAGE, "--timeout=nan must lie in (0, 3600]"),
+    (MODEL + "--memory_mb=8", USAGE, "--memory_mb=8 must be at least 64"),
+    (MODEL + "--workers=0", USAGE, "--workers=0 must be at least 1", "leave it out"),
+    ("--rescore={files}/json.jsonl --no_score", USAGE, "leave nothing to do", "drop one"),
+    ("--rescore={files}/json.jsonl --num_sample=2", USAGE, "--num_sample is not read with --rescore", "leave it out"),
+    ("--rescore={files}/json.jsonl --unsafe", USAGE, "json.jsonl, line 1: not a prediction", "required are id, prompt"),
+    ("--model_name=bundled/tiny --data_path={files}/json.jsonl --unsafe", USAGE, "no column task_id", "it has prompt"),
+    ("--model_name=bundled/tiny --data_path={files}/twice.jsonl --unsafe", USAGE, "holds task_id Mine/0 twice"),
+]
+
+PROBLEMS = "--data_path={files}/problems.jsonl "
+SAMPLES = [
+    (PROBLEMS + "--sample_file={files}/no.jsonl", USAGE, "--sample_file=", "/no.jsonl is not a file", "samples.jsonl"),
+    (PROBLEMS + "--sample_file={files}/empty.jsonl", USAGE, "has no samples", "samples.jsonl"),
+    (PROBLEMS + "--sample_file={files}/random.jsonl", FAILURE, "random.jsonl cannot be read", "samples.jsonl"),
+    (PROBLEMS + "--sample_file={files}/cut.jsonl.gz", FAILURE, "cut.jsonl.gz cannot be read", "samples.jsonl"),
+    (PROBLEMS + "--sample_file={files}/cut.jsonl", USAGE, "line 1: not a sample (KeyError('task_id'))", "both text"),
+    (PROBLEMS + "--sample_file={files}/null.jsonl", USAGE, "line 2: not a sample (not text)", "both text"),
+    (PROBLEMS + "--sample_file={files}/hello.txt", USAGE, "line 1: not a sample (JSONDecodeError", "both text"),
+    (
+        PROBLEMS + "--sample_file={files}/one.jsonl",
+        USAGE,
+        "no sample for 1 of the 2 problems (Mine/1)",
+        "--allow_missing",
+    ),
+    (
+        PROBLEMS + "--sample_file={files}/unknown.jsonl",
+        USAGE,
+        "'Mine/7'",
+        "not one of the 2 problems",
+        "did you mean Mine/",
+    ),
+    (PROBLEMS + "--sample_file={files}/uneven.jsonl --k=2", USAGE, "--k=2 is more than the 1 samples", "pass --k=1"),
+    (PROBLEMS + "--sample_file={files}/uneven.jsonl --k=1,5", USAGE, "--k=5 is more than the 1 samples", "pass --k=1"),
+    (
+        PROBLEMS + "--sample_file={files}/uneven.jsonl --k=0",
+        USAGE,
+        "--k=0 must be whole numbers of at least 1",
+        "--k=1,10",
+    ),
+    (PROBLEMS + "--sample_file={files}/uneven.jsonl --k=a", USAGE, "--k=a must be whole numbers", "--k=1,10"),
+    (PROBLEMS + "--sample_file={files}/uneven.jsonl --timeout=-1", USAGE, "--timeout=-1.0 must lie in (0, 3600]"),
+    ("--data_path={files}/no --sample_file={files}/one.jsonl", USAGE, "--data_path=", "/no does not exist"),
+    ("--data_path={files}/json.jsonl --sample_file={files}/one.jsonl", USAGE, "no column task_id", "it has prompt"),
+    ("--sample_file={files}/one.jsonl", FAILURE, "openai/openai_humaneval cannot be loaded", "--data_path="),
+]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Broken data and models."""
+    folder = tmp_path_factory.mktemp("files")
+    problems = "".join(json.dumps({"question": f"{i}+0?", "answer": f"#### {i}"}) + "\n" for i in range(50))
+    rows = '{"prompt": "a", "response": "b"}\n'
+    columns = ("task_id", "prompt", "entry_point", "test")
+    humaneval = [json.dumps(dict.fromkeys(columns, "") | {"task_id": f"Mine/{i}"}) + "\n" for i in range(2)]
+    sample = [json.dumps({"task_id": f"Mine/{i}", "completion": ""}) + "\n" for i in range(8)]
+    texts = {
+        "problems.jsonl": "".join(humaneval),
+        "twice.jsonl": humaneval[0] * 2,
+        "one.jsonl": sample[0],
+        "uneven.jsonl": sample[0] + sample[1] + sample[0],
+        "unknown.jsonl": sample[0] + sample[1] + sample[7],
+        "null.jsonl": sample[0] + '{"task_id": "Mine/1", "completion": null}\n',
+        "gsm8k.jsonl": problems,
+        "json.jsonl": rows,
+        "hello.txt": "hello",
+        "word.jsonl": '{"prompt": "a", "response": "<think> b"}\n' * 56,
+        "word-gsm8k.jsonl": '{"question": "<think>", "answer": "#### 2"}\n',
+        "model.gguf": "GGUF",
+        "empty.jsonl": "",
+        "header.csv": "prompt,response\n",
+        "cut.jsonl": rows + rows[:15],
+        "untrained/test.jsonl": rows,
+        "twice/train.jsonl": rows,
+        "twice/train.csv": "prompt,response\na,b\n",
+        "empty/notes": "",
+        "labels.tsv": "x\t1\t\tgood\nx\t7\t\tbad\n",
+        "words.tsv": "x\t1\t\tgood\nx\t0\t\tbad\n",
+    }
+    for name, text in texts.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    (folder / "random.jsonl").write_bytes(random.Random(0).randbytes(4000))
+    packed = gzip.compress(problems.encode())
+    (folder / "cut.jsonl.gz").write_bytes(packed[: len(packed) // 2])
+    (folder / "empty.jsonl.gz").write_bytes(gzip.compress(b""))
+    for name, size in (("cut-header", 50), ("cut-weights", -1000)):
+        shutil.copytree(models.BUNDLED / "tiny", folder / name)
+        weights = folder / name / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:size])
+    shutil.copytree(models.BUNDLED / "tiny", folder / "no-weights", ignore=lambda *_: ["model.safetensors"])
+    special = {"grown": {"additional_special_tokens": ["<think>"]}, "grown-padding": {"pad_token": "[PAD]"}}
+    for name, added in special.items():
+        shutil.copytree(models.BUNDLED / "tiny", folder / name)
+        tokenizer = models.load_tokenizer("bundled/tiny")
+        tokenizer.add_special_tokens(added)
+        tokenizer.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch, capfd, files):
+    """Run run_exp.py: exit code, the lines of stderr, and what was left in the results folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # datasets logs to the stderr of an earlier test, now closed
+
+    def run(line: str, *defaults: str) -> tuple[int, list[str], list[Path]]:
+        results = tmp_path / "results"
+        arguments = [argument.replace("{files}", str(files)) for argument in line.split(" ")]
+        given = {argument.partition("=")[0] for argument in arguments}
+        defaults = [argument for argument in defaults if argument.partition("=")[0] not in given]
+        own = ["wandb.mode=disabled"] + ([] if "results_dir" in given else [f"results_dir={results}"])
+        monkeypatch.setattr(sys, "argv", ["run_exp.py", *arguments, *own, *defaults])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(ROOT / "run_exp.py"), run_name="__main__")
+        said = capfd.readouterr().err.splitlines()
+        return stop.value.code, said, sorted(tmp_path.rglob("*"))
+
+    return run
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+    def load_model(*_, **__):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(models, "load_model", load_model)
+    cpu = models.device("cpu")
+    monkeypatch.setattr("lora_one.models.requirements.device", lambda wanted=None: cpu)
+
+
+def is_one_line(said: list[str], fragments: tuple[str, ...], *, alone: bool) -> None:
+    """The error is the last line, its fragments in this order; alone: nothing else was said."""
+    print(said[-1])
+    pattern = "error: .*" + ".*".join(map(re.escape, fragments))
+    assert re.match(pattern, said[-1]), (said[-1], fragments)
+    assert not any(text.startswith(("error:", "Traceback")) for text in said[:-1]), "one message, no traceback"
+    if alone:
+        assert len(said) == 1, said
+
+
+@pytest.mark.parametrize(("line", "fragments"), [(row[0], row[1:]) for row in CONFIGURATION], ids=lambda x: str(x)[:40])
+def test_wrong_configuration(line, fragments, program, no_weights):
+    code, said, left = program(line)
+    is_one_line(said, fragments, alone=True)
+    assert code == USAGE
+    assert [path for path in left if path.name != "results"] == [], "no run folder for what was never run"
+
+
+def small() -> list[str]:
+    """Defaults of a small experiment, for what is found on the way."""
+    sizes = ["dataset.train_size=48", "dataset.validation_size=8", "dataset.accuracy_examples=0"]
+    return [*sizes, "model.epochs=0"]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected", "fragments"), [(*row[:2], row[2:]) for row in READING], ids=lambda x: str(x)[:40]
+)
+def test_wrong_data_names_and_shapes(line, expected, fragments, program, no_weights):
+    code, said, left = program(line, *small())
+    is_one_line(said, fragments, alone=False)
+    assert code == expected
+    assert not any(path.name == "run.json" for path in left)
+
+
+def test_weights_that_do_not_load(program):
+    code, said, left = program("model.name={files}/cut-weights", *small())
+    is_one_line(said, ("/cut-weights cannot be loaded", "give a local folder"), alone=False)
+    assert code == FAILURE and not any(path.name == "run.json" for path in left)
+
+
+def test_overwrite_keeps_the_finished_run_until_the_new_one_can_begin(tmp_path, program, files, monkeypatch):
+    """The data cannot be read this time: what was finished stays."""
+    rows = tmp_path / "rows.jsonl"
+    shutil.copy(files / "gsm8k.jsonl", rows)
+    line = f"dataset=gsm8k model=tiny dataset.path={rows} model.epochs=0 model.real_batch_size=32"
+    assert program(line)[0] == 0
+    (record,) = (tmp_path / "results").rglob("run.json")
+    before = record.read_bytes()
+    monkeypatch.setattr(models, "load_model", lambda *_, **__: (_ for _ in ()).throw(RunError("no memory")))
+    assert program(line + " overwrite=true")[0] == FAILURE
+    assert record.read_bytes() == before and (record.parent / "adapter").exists()
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_results_that_cannot_be_written(place, tmp_path, program, no_weights):
+    """Below a regular file, which not even root can write to."""
+    (tmp_path / "file").write_text("precious")
+    code, said, _ = program(f"results_dir={tmp_path / place}")
+    is_one_line(said, (str(tmp_path / place), "cannot be written", "set results_dir=<a writable folder>"), alone=True)
+    assert code == FAILURE and (tmp_path / "file").read_text() == "precious"
+
+
+def test_a_run_folder_held_by_another_process(tmp_path, program, no_weights):
+    run = small_run(tmp_path / "results")
+    identity = config_hash(run.published(), local_fingerprints(run.to_dict(), models.local_folder(run.model.name)))
+    folder = folder_of(run, identity)
+    folder.mkdir(parents=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        line = f"model.name={run.model.name} dataset.train_size=48 dataset.validation_size=8 model.real_batch_size=8"
+        code, said, _ = program(f"{line} model.per_device_batch_size=8")
+    is_one_line(said, ("another process is running in", str(folder), "wait for it"), alone=True)
+    assert code == FAILURE and not (folder / "run.json").exists()
+
+
+def test_one_wrong_job_of_a_sweep_does_not_stop_the_next(program, no_weights):
+    code, said, _ = program("-m seed=-1,-2")
+    assert code == USAGE and [text.split(" ")[1] for text in said] == ["seed=-1", "seed=-2"]
+
+
+def test_the_traceback_is_shown_on_demand(program, no_weights, monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    code, said, _ = program("seed=-1")
+    assert code == USAGE and said[0].startswith("Traceback") and said[-1].startswith("error: seed=-1 ")
+
+
+@pytest.mark.parametrize(
+    ("script", "line", "expected", "fragments"),
+    [
+        (script, *row[:2], row[2:])
+        for script, rows in (("gsm8k", EVALUATION), ("humaneval", HUMANEVAL), ("samples", SAMPLES))
+        for row in rows
+    ],
+    ids=lambda x: str(x)[:60],
+)
+def test_wrong_evaluation(script, line, expected, fragments, files, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    arguments = line.format(files=files, results=tmp_path / "eval").split()
+    code = score_samples(arguments) if script == "samples" else evaluate(script, arguments)
+    is_one_line(capfd.readouterr().err.splitlines(), fragments, alone=False)
+    assert code == expected and list(tmp_path.rglob("*")) == []
+
+
+def test_an_evaluation_never_overwrites_the_results_of_another(files, tmp_path, capfd, no_weights):
+    report = {"model": "another", "settings": {}, "provenance": {"fingerprints": {}}}
+    (tmp_path / "metrics.json").write_text(json.dumps(report))
+    (tmp_path / "predictions.jsonl").write_text("precious")
+    options = ["--model_name=bundled/tiny", f"--data_path={files / 'gsm8k.jsonl'}", f"--output_dir={tmp_path}"]
+    assert evaluate("gsm8k", options) == USAGE
+    is_one_line(capfd.readouterr().err.splitlines(), ("another model or other settings", "--overwrite"), alone=True)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == report
+    assert (tmp_path / "predictions.jsonl").read_text() == "precious"

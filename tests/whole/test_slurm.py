@@ -1,0 +1,241 @@
+"""Under a real SLURM: srun, the batch scripts and arrays of sweep jobs finish their runs, queued again or not."""
+
+import json
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from hydra_plugins import lora_one_slurm
+from lora_one.distributed import take_slurm_tasks
+from lora_one.errors import RunError
+from lora_one.records.folder import RunFolder
+from lora_one.records.tracking import read_metrics
+from tests.helpers import slurm_cluster
+from tests.helpers.paths import ROOT
+from tests.helpers.runs import SMALL, finish, small_run
+
+ADAPTER = "adapter_model.safetensors"
+STEP = {
+    "SLURM_STEP_NUM_TASKS": "3",
+    "SLURM_STEP_NUM_NODES": "1",
+    "SLURM_STEP_NODELIST": "here",
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_ID": "2",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "1",
+}
+
+
+def test_tasks_of_a_step_are_processes_of_one_run():
+    environment = dict(STEP)
+    take_slurm_tasks(environment)
+    assert (environment["RANK"], environment["LOCAL_RANK"], environment["WORLD_SIZE"]) == ("1", "1", "3")
+    other = STEP | {"SLURM_STEP_ID": "3"}
+    take_slurm_tasks(other)
+    assert environment["MASTER_PORT"] != other["MASTER_PORT"] and 20000 <= int(other["MASTER_PORT"]) < 40000
+
+
+@pytest.mark.parametrize("changed", [{"SLURM_STEP_NUM_TASKS": "1"}, {"WORLD_SIZE": "2", "RANK": "0"}])
+def test_one_task_or_another_launcher_leave_the_environment(changed):
+    environment = STEP | changed
+    take_slurm_tasks(environment)
+    assert environment == STEP | changed
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    reason = slurm_cluster.why_not()
+    if reason:
+        pytest.skip(reason)
+    if torch.cuda.is_available():
+        pytest.skip("the node of the test has no GPUs to give out")
+    with slurm_cluster.cluster(tmp_path_factory.mktemp("slurm")) as environment:
+        yield environment | {"OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
+
+
+def run(command, environment):
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
+
+
+def test_the_published_command_under_srun(slurm, tmp_path):
+    """As written, with model, data and precision of this machine."""
+    answer = "{i}+{i}\n#### {two}\nThe answer is: {two}"
+    rows = [
+        {"query": f"How many is {i} and {i}?", "response": answer.format(i=i, two=2 * i), "type": "GSM_AnsAug"}
+        for i in range(40)
+    ]
+    data = tmp_path / "rows.json"
+    data.write_text(json.dumps(rows))
+    published = "-m ++dataset_name=meta_math model.epochs=1 model.eval_epochs=1 ++model.saving=true +init=gradient "
+    published += "++peft.lora_r=8 +peft=all wandb.name=enter-name-here ++init.weight=stable peft.use_rslora=True "
+    published += "peft.lora_alpha=16 ++init.stable_gamma=128 model.learning_rate=2e-4 "
+    published += "++seed=9 ++init.direction=LoRA-One"
+    ours = [f"dataset.path={data}", "model=tiny", "wandb.mode=disabled", f"results_dir={tmp_path}"]
+    done = run(["srun", "-n1", sys.executable, "run_exp.py", *published.split(), *ours], slurm)
+    assert done.returncode == 0, done.stderr
+    (merged,) = tmp_path.glob("lora-one_meta_math/enter-name-here-*/9/merged_checkpoint/config.json")
+    assert merged.is_file()
+
+
+@pytest.mark.parametrize("way", ["srun", "one_node", "nodes"])
+def test_two_tasks_are_one_run(way, slurm, tmp_path):
+    results = [*SMALL, f"results_dir={tmp_path / 'two'}"]
+    if way == "srun":
+        done = run(["srun", "-n2", sys.executable, "run_exp.py", *results], slurm)
+    else:
+        options = ["--wait", "--gres=none", f"--output={tmp_path / 'log'}"]
+        options += ["--ntasks-per-node=1"] if way == "nodes" else []
+        done = run(["sbatch", *options, f"scripts/slurm/{way}.sbatch", *results], slurm)
+    assert done.returncode == 0, done.stderr + ((tmp_path / "log").read_text() if way != "srun" else "")
+    alone = finish(small_run(tmp_path / "one", "bundled/tiny", *SMALL[1:]))
+    together = RunFolder(tmp_path / "two" / alone.path.relative_to(tmp_path / "one"))
+    assert list(together.path.glob("checkpoints/*/rng_state_1.pth")), "a second process took part"
+    losses = [[line["loss"] for line in read_metrics(folder.metrics) if "loss" in line] for folder in (alone, together)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4) and len(losses[0]) == 6
+
+
+def test_batch_script_for_one_gpu(slurm, tmp_path):
+    options = ["--wait", "--gres=none", f"--output={tmp_path / 'log'}"]
+    done = run(["sbatch", *options, "scripts/slurm/one_gpu.sbatch", *SMALL, f"results_dir={tmp_path}"], slurm)
+    log = (tmp_path / "log").read_text()
+    assert done.returncode == 0, done.stderr + log
+    assert "finished" in log and log.rstrip().splitlines()[-1].startswith("run: ")
+
+
+def until(condition, seconds=600):
+    """What the condition gives, once that is something."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.5)
+    return found
+
+
+def field(job, name, environment):
+    """Of what SLURM shows of a job."""
+    return run(["scontrol", "show", "job", job], environment).stdout.partition(f"{name}=")[2].split()[0]
+
+
+def at_once(job, environment):
+    """Wait until a job is in the queue again, and take the two minutes from it that SLURM lets it wait there."""
+    until(lambda: field(job, "Reason", environment) == "BeginTime")
+    assert run(["scontrol", "update", f"jobid={job}", "StartTime=now"], environment).returncode == 0
+
+
+def logged(results, run):
+    """Steps that a run has in its metrics so far."""
+    files = list(results.glob(f"lora-one_arithmetic/{run}/metrics.jsonl"))
+    return [line["step"] for line in read_metrics(files[0]) if "loss" in line] if files else []
+
+
+LONGER = [*SMALL, "model.epochs=6"]
+
+
+@pytest.mark.slow
+def test_a_batch_job_told_of_its_end_queues_itself_again_and_finishes(slurm, tmp_path):
+    options = ["--parsable", "--gres=none", f"--output={tmp_path / 'log'}"]
+    results = tmp_path / "results"
+    asked = ["sbatch", *options, "scripts/slurm/one_gpu.sbatch", *LONGER, "seed=1", f"results_dir={results}"]
+    job = run(asked, slurm).stdout.strip()
+    until(lambda: len(logged(results, "*/1")) > 2)
+    run(["scancel", "--signal=USR1", job], slurm)
+    at_once(job, slurm)
+    until(lambda: field(job, "JobState", slurm) == "COMPLETED")
+    log = (tmp_path / "log").read_text()
+    assert f"SLURM job {job} is queued again" in log and log.rstrip().splitlines()[-1].startswith("run: ")
+    assert field(job, "Restarts", slurm) == "1" and log.count("init: LoRA-One") == 1, "what was initialised is kept"
+    (folder,) = (RunFolder(file.parent) for file in results.rglob("run.json"))
+    straight = finish(small_run(tmp_path / "straight", "bundled/tiny", *LONGER[1:], "seed=1"))
+    assert (folder.adapter / ADAPTER).read_bytes() == (straight.adapter / ADAPTER).read_bytes()
+
+
+class Job:
+    """What our launcher asks of a job of submitit's."""
+
+    def __init__(self, folder, job_id):
+        self.job_id = job_id
+        self.paths = SimpleNamespace(result_pickle=folder / f"{job_id}_result", stderr=folder / f"{job_id}_log")
+
+    def task(self, number):
+        return self
+
+
+def test_a_job_that_slurm_has_no_longer_is_not_waited_for(tmp_path, monkeypatch):
+    """Twice asked it must be gone: results may come late, a queue that does not answer proves nothing."""
+    answers = iter([{"5_0", "5_1"}, {"5_0"}, None, {"5_0", "5_1"}, {"5_0"}, {"5_0"}, set()])
+    asked = []
+
+    def in_queue(ids):
+        asked.append(ids)
+        if len(asked) == 7:
+            (tmp_path / "5_0_result").touch()
+        return next(answers)
+
+    for name, value in (("ASK_S", 0), ("LOOK_S", 0), ("in_queue", in_queue)):
+        monkeypatch.setattr(lora_one_slurm, name, value)
+    jobs = {Job(tmp_path, "5_0"): "seed=1", Job(tmp_path, "5_1"): "seed=2"}
+    ended = lora_one_slurm.wait_for(jobs)
+    lost, name = next(ended)
+    assert (lost.job_id, name, len(asked)) == ("5_1", "seed=2", 6)
+    lost.paths.stderr.write_text("slurmstepd: error: Detected 1 oom_kill event in StepId=5.0.\nmore\n")
+    with pytest.raises(RunError, match=r"job 5_1 did not finish \(Detected 1 oom_kill event in .*the same command"):
+        lora_one_slurm.outcome_of(lost)
+    assert [(job.job_id, name) for job, name in ended] == [("5_0", "seed=1")] and len(asked) == 7
+
+
+ARRAY = ["-m", "hydra/launcher=slurm", "hydra.launcher.gpus_per_node=null", "hydra.launcher.cpus_per_task=1"]
+
+
+def test_a_sweep_is_an_array(slurm, tmp_path):
+    """Two jobs go to SLURM; what is asked wrongly is said before."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install -e .[slurm]")
+    results = tmp_path / "array"
+    done = run([sys.executable, "run_exp.py", *ARRAY, *SMALL, "seed=1,2,-1", f"results_dir={results}"], slurm)
+    assert done.returncode == 2 and "seed=-1 is out of range" in done.stderr, done.stderr
+    assert f": 2 jobs, logs in {results}/.submitit" in done.stdout
+    alone = finish(small_run(tmp_path / "alone", "bundled/tiny", *SMALL[1:], "seed=1"))
+    there = RunFolder(results / alone.path.relative_to(tmp_path / "alone"))
+    assert (there.adapter / ADAPTER).read_bytes() == (alone.adapter / ADAPTER).read_bytes()
+    files = [sorted(str(f.relative_to(run.path)) for f in run.path.rglob("*")) for run in (there, alone)]
+    assert files[0] == files[1] and there.path.parent.name == alone.path.parent.name, "a run is what it is anywhere"
+    (table,) = results.glob("sweep-*.md")
+    row = table.read_text().splitlines()[2]
+    assert there.path.parent.name in row and row.split("|")[2].strip() == "2"
+
+
+@pytest.mark.slow
+def test_of_an_array_one_job_fails_and_one_is_queued_again(slurm, tmp_path):
+    """The last job goes by the array's own number in SLURM, under which all of them would be queued again."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install -e .[slurm]")
+    results = tmp_path / "array"
+    command = [sys.executable, "run_exp.py", *ARRAY, *LONGER, "model.max_grad_norm=0", f"results_dir={results}"]
+    rates = "model.learning_rate=5e-3,1e30,4e-3"
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*command, rates], **streams, cwd=ROOT, env=slurm) as sweep:
+        array = sweep.stdout.readline().split()[2].rstrip(":")
+        last = f"{array}_2"
+        until(lambda: len(logged(results, "*-lr0.004-*/42")) > 2)
+        assert field(last, "JobId", slurm) == array
+        run(["scancel", "--signal=USR2", last], slurm)
+        at_once(last, slurm)
+        out, err = sweep.communicate(timeout=300)
+    assert sweep.returncode == 1, err
+    assert f"{array}_1 model.learning_rate=1e+30: the loss became nan" in err
+    assert [field(f"{array}_{number}", "Restarts", slurm) for number in range(3)] == ["0", "0", "1"]
+    assert f"{last} model.learning_rate=0.004: finished" in out
+    (table,) = results.glob("sweep-*.md")
+    assert len(table.read_text().splitlines()) == 4 and "lr1e+30" not in table.read_text()
+    (folder,) = results.glob("*/*-lr0.004-*/42")
+    straight = small_run(
+        tmp_path / "straight", "bundled/tiny", *LONGER[1:], "model.max_grad_norm=0", "model.learning_rate=4e-3"
+    )
+    assert (folder / "adapter" / ADAPTER).read_bytes() == (finish(straight).adapter / ADAPTER).read_bytes()
+
+    again = run([*command, "model.learning_rate=5e-3,4e-3"], slurm)
+    assert again.returncode == 0 and table.read_text() in again.stdout
+    logs = [log.read_text() for log in results.glob(".submitit/*/*_log.out")]
+    assert sum("finished before: " in log for log in logs) == 2
