@@ -9,6 +9,8 @@ import pytest
 
 from tests.helpers.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 def run(script, folder, *options):
     """Its JSON, from the smallest shape."""

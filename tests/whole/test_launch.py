@@ -45,6 +45,7 @@ def launch(name, *arguments):
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the two processes would each take a GPU; written for CPUs")
 @pytest.mark.parametrize("name", ["torchrun", "accelerate"])
 def test_two_processes_give_what_one_gives(tmp_path, name):
@@ -99,6 +100,7 @@ def test_the_published_command_for_two_gpus(tmp_path):
     assert all(min(factor.shape) == 16 for factor in factors.values())
 
 
+@pytest.mark.slow
 def test_a_batch_that_two_processes_cannot_share_is_refused(tmp_path):
     done = launch("torchrun", *SMALL, "model.per_device_batch_size=8", f"results_dir={tmp_path}")
     assert done.returncode != 0
@@ -106,8 +108,9 @@ def test_a_batch_that_two_processes_cannot_share_is_refused(tmp_path):
     assert not list(tmp_path.rglob("run.json"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the two processes would each take a GPU; written for CPUs")
-@pytest.mark.parametrize("interrupted", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("interrupted", [False, True])
 def test_a_sharded_base_gives_what_a_whole_one_gives(tmp_path, interrupted):
     """The start, every loss and the adapter; also where the run is told to end and goes on from its resume point."""
     changes = [*SMALL[1:], "dataset.accuracy_examples=0", "model.gradient_checkpointing=true", "model.epochs=3"]

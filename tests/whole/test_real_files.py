@@ -10,6 +10,7 @@ import pytest
 from lora_one.records.tracking import read_metrics
 from tests.helpers.paths import ROOT, shared
 
+pytestmark = pytest.mark.slow
 # data set, its file or folder, how many rows that holds, tokens that training takes of one
 FILES = [
     ("gsm8k", "gsm8k", 7473, 256),
@@ -17,8 +18,6 @@ FILES = [
     ("commonsense_reasoning", "commonsense/openbookqa/train.json.gz", 4957, 384),
     ("cola", "glue/CoLA", 8551 + 1043, 128),
     ("mrpc", "glue/MRPC", 3668 + 408, 256),
-]
-MORE = [
     ("gsm8k", "gsm8k/train.jsonl.gz", 7473, 384),
     ("alpaca", "instruct/alpaca_random_9k.json.gz", 9229, 384),
     ("alpaca", "instruct/alpaca_en_demo.json", 999, 384),
@@ -30,11 +29,7 @@ MORE = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "path", "rows", "length"),
-    [pytest.param(*case, id=case[1]) for case in FILES]
-    + [pytest.param(*case, id=case[1], marks=pytest.mark.slow) for case in MORE],
-)
+@pytest.mark.parametrize(("name", "path", "rows", "length"), FILES, ids=[path for _, path, _, _ in FILES])
 def test_a_real_model_learns_from_real_files(name, path, rows, length, tmp_path, monkeypatch, capsys):
     """16 examples, three times: the loss of the last epoch, two steps, is below that of the first."""
     arguments = [

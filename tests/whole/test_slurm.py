@@ -61,6 +61,7 @@ def run(command, environment):
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
 
 
+@pytest.mark.slow
 def test_the_published_command_under_srun(slurm, tmp_path):
     """As written, with model, data and precision of this machine."""
     answer = "{i}+{i}\n#### {two}\nThe answer is: {two}"
@@ -81,6 +82,7 @@ def test_the_published_command_under_srun(slurm, tmp_path):
     assert merged.is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["srun", "one_node", "nodes"])
 def test_two_tasks_are_one_run(way, slurm, tmp_path):
     results = [*SMALL, f"results_dir={tmp_path / 'two'}"]
@@ -98,6 +100,7 @@ def test_two_tasks_are_one_run(way, slurm, tmp_path):
     assert losses[1] == pytest.approx(losses[0], rel=1e-4) and len(losses[0]) == 6
 
 
+@pytest.mark.slow
 def test_batch_script_for_one_gpu(slurm, tmp_path):
     options = ["--wait", "--gres=none", f"--output={tmp_path / 'log'}"]
     done = run(["sbatch", *options, "scripts/slurm/one_gpu.sbatch", *SMALL, f"results_dir={tmp_path}"], slurm)
@@ -190,6 +193,7 @@ def test_a_job_that_slurm_has_no_longer_is_not_waited_for(tmp_path, monkeypatch)
 ARRAY = ["-m", "hydra/launcher=slurm", "hydra.launcher.gpus_per_node=null", "hydra.launcher.cpus_per_task=1"]
 
 
+@pytest.mark.slow
 def test_a_sweep_is_an_array(slurm, tmp_path):
     """Two jobs go to SLURM; what is asked wrongly is said before."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install -e .[slurm]")
