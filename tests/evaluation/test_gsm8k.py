@@ -159,9 +159,7 @@ def test_evaluation_of_a_checkpoint_writes_its_files(tmp_path, llama_folder, tes
 
 def test_adapter_unmerged_gives_the_merged_predictions(tmp_path, llama_folder, test_file):
     """Through a run's own folder, where its evaluations lie by default."""
-    from test_run import finish
-
-    from tests.helpers.runs import small_run
+    from tests.helpers.runs import finish, small_run
 
     folder = finish(small_run(tmp_path / "results", llama_folder, "model.saving=true", "dataset.accuracy_examples=0"))
     common = [f"--data_path={test_file}", "--max_new_tokens=12"]
