@@ -1,8 +1,8 @@
-"""One experiment, from a composed configuration to a run's folder.
+"""Run one experiment: from a composed configuration to the files in its output folder.
 
 python run_exp.py                                        LoRA-One on the bundled model and generated problems
-python run_exp.py -m init=gradient,default seed=1,2,3    a sweep, with a table at the end
-python run_exp.py --help                                 the groups and every key
+python run_exp.py -m init=gradient,default seed=1,2,3    a sweep, with a table of the results
+python run_exp.py --help                                 the configuration groups and all keys
 """
 
 import sys
@@ -19,7 +19,7 @@ from lora_one.runs.sweep import Sweep
 def main(composed: DictConfig) -> None:
     sweep = Sweep.current()
     with sweep.job():
-        run = RunConfig.from_hydra(composed)  # every key is checked before torch is even imported
+        run = RunConfig.from_hydra(composed)  # checks every key, without importing torch
         sweep.begin(run)
         from lora_one.runs.experiment import execute  # imports torch
 

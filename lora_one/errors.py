@@ -1,11 +1,11 @@
-"""The two errors that stop a run with one line instead of a traceback."""
+"""The two errors that are printed as one line instead of a traceback."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class UsageError(ValueError):
-    """The user's request is not valid; the message names the value, the rule and a way out. Exit code 2."""
+    """The request is not valid; the message names the value, the rule and what to do. Exit code 2."""
 
 
 class RunError(RuntimeError):

@@ -1,4 +1,4 @@
-"""Write files and folders atomically: a reader sees all of the content or none."""
+"""Write files and folders atomically: a reader sees the complete content or none."""
 
 import json
 import os
@@ -15,11 +15,12 @@ from lora_one.errors import RunError
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file atomically. Raises ValueError: a number is NaN or infinite."""
     write_whole(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write to a temporary file in the same folder, then rename: a reader sees the old content or the new one."""
+    """Write a file atomically: to a temporary file in the same folder, which is then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -35,7 +36,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def synced(path: Path) -> None:
-    """Wait until a file, or a folder with its content, is on the disk, so that it survives a power failure."""
+    """Flush a file, or a folder with its content, to the disk, so that it survives a power failure."""
     for entry in (path, *path.rglob("*")):
         handle = os.open(entry, os.O_RDONLY)
         try:
@@ -45,7 +46,7 @@ def synced(path: Path) -> None:
 
 
 def publish(folder: Path, place: Path) -> None:
-    """Rename a complete folder to its final name after its content is on the disk. Raises OSError."""
+    """Flush a complete folder to the disk, then rename it to its final path. Raises OSError."""
     synced(folder)
     folder.rename(place)
     handle = os.open(place.parent, os.O_RDONLY)
@@ -57,9 +58,9 @@ def publish(folder: Path, place: Path) -> None:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Yield a hidden folder next to ``path`` to write into; it is renamed to ``path`` when it is complete.
+    """Yield a hidden folder next to ``path`` to write to; at the end of the block it replaces ``path``.
 
-    Raises RunError: it cannot be written (for example, no space left); an old folder at ``path`` is then unchanged.
+    Raises RunError: it cannot be written (no space left, for example); an old folder at ``path`` is then unchanged.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,6 +71,6 @@ def whole_folder(path: Path) -> Iterator[Path]:
             if path.exists():
                 shutil.rmtree(path)
             publish(content, path)
-    except (OSError, SafetensorError) as error:  # safetensors raises the latter on a full disk
+    except (OSError, SafetensorError) as error:  # SafetensorError: a full disk
         reason = getattr(error, "strerror", None) or error
-        raise RunError(f"{path} cannot be written ({reason}): free space or choose another folder") from error
+        raise RunError(f"{path} cannot be written ({reason}): free disk space, or choose another folder") from error

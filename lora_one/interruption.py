@@ -1,4 +1,4 @@
-"""SIGTERM, SIGUSR1 and SIGUSR2 (preemption, a time limit) end a run with a resume point; SLURM may requeue it."""
+"""SIGTERM, SIGUSR1 and SIGUSR2 (preemption, a time limit) stop a run with a resume point; SLURM may requeue it."""
 
 import os
 import shutil
@@ -10,23 +10,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 
-WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)  # that #SBATCH --signal may send; submitit uses the latter
+WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)  # sent before a time limit, by #SBATCH --signal or by submitit (SIGUSR2)
 SIGNALS = (signal.SIGTERM, *WARNINGS)
 
 
 @dataclass
 class Signals:
-    """Signals of this process. They reach a process, not a function, so there is one such object."""
+    """Signals that this process received. A signal is sent to a process, so there is one such object."""
 
-    came: list[int] = field(default_factory=list)  # since ``caught`` began
-    deferring: int = 0  # how many ``deferred`` blocks are open
+    received: list[int] = field(default_factory=list)  # since ``caught`` began
+    deferring: int = 0  # number of open ``deferred`` blocks
 
 
 _signals = Signals()
 
 
 class Interrupted(KeyboardInterrupt):
-    """The process was asked to end."""
+    """A signal asked the process to stop."""
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
@@ -34,13 +34,13 @@ class Interrupted(KeyboardInterrupt):
 
     @property
     def exit_code(self) -> int:
-        """128 + the signal's number, as in shells."""
+        """Return 128 + the signal's number, as shells do."""
         return 128 + self.number
 
 
 @contextmanager
 def caught() -> Iterator[None]:
-    """Raise Interrupted when a signal comes within the block: at once, or at the end of a ``deferred`` block."""
+    """Raise Interrupted if a signal arrives within the block: at once, or at the end of a ``deferred`` block."""
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
@@ -50,43 +50,42 @@ def caught() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _signals.came.clear()
+        _signals.received.clear()
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
     state = _signals
-    state.came.append(number)
-    if not state.deferring and len(state.came) == 1:  # a second one would break off the record of the first
+    state.received.append(number)
+    if not state.deferring and len(state.received) == 1:  # a second one would interrupt the handling of the first
         raise Interrupted(number)
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Let a signal wait until the end of the block, which raises it; within the block ``asked`` returns it."""
+    """Delay a signal to the end of the block, where Interrupted is raised; within it, ``first_signal`` returns it."""
     state = _signals
     state.deferring += 1
     try:
         yield
     finally:
         state.deferring -= 1
-    if state.came:
-        raise Interrupted(state.came[0])
+    if state.received:
+        raise Interrupted(state.received[0])
 
 
-def asked() -> int | None:
-    """Return the first signal that came; None: there was none."""
-    return _signals.came[0] if _signals.came else None
+def first_signal() -> int | None:
+    """Return the number of the first signal that arrived; None: there was none."""
+    return _signals.received[0] if _signals.received else None
 
 
 def requeue(stop: Interrupted) -> str | None:
-    """On SIGUSR1 or SIGUSR2 in a SLURM job, ask SLURM to queue the job again.
+    """After SIGUSR1 or SIGUSR2 in a SLURM job, ask SLURM to queue the job again; return the result in words.
 
-    On SIGTERM it is left to SLURM, which sends that when it cancels or preempts. A job of an array is named by array
-    and place: one of the jobs has the array's own number, which would requeue all of them.
-    Returns the result in words; None where it does not apply.
+    None outside SLURM and after SIGTERM, which SLURM sends when it cancels or preempts a job. A job of an array is
+    identified as <array>_<task>: the job id alone may be that of the array, and would requeue all its jobs.
     """
-    array, place = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
-    job = f"{array}_{place}" if array and place else os.environ.get("SLURM_JOB_ID")
+    array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
+    job = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
     first = os.environ.get("SLURM_PROCID", "0") == os.environ.get("RANK", "0") == "0"
     if stop.number not in WARNINGS or not job or not first or shutil.which("scontrol") is None:
         return None

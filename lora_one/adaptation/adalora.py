@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from peft import AdaLoraConfig, LoraConfig, PeftModel
@@ -154,8 +154,6 @@ class AdaLora(Lora):
     """AdaLoRA's three factors P, L and Q, which start by themselves.  seed: of their random numbers."""
 
     seed: int = 0
-
-    own_start: ClassVar[str] = "AdaLoRA"
 
     def parameters_of(self, m: int, n: int) -> int:
         return first_rank(self.peft) * (m + n + 1)

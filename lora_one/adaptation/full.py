@@ -20,7 +20,6 @@ class FullFineTuning(Adaptation):
     tokenizer: Any
     bf16: bool
 
-    own_start: ClassVar[str] = "full fine-tuning"
     artifact: ClassVar[str] = "merged_checkpoint"
 
     def base_dtype(self, model: ModelConfig) -> str:

@@ -13,11 +13,9 @@ from lora_one.config.schemas import ModelConfig
 class Adaptation:
     """What is trained in a base model, and how it starts, resumes, is saved and merged. An instance is of one run.
 
-    own_start: name, in run.json, of a start that needs no initialisation method; None: a method writes the factors.
     artifact: the run's folder that holds the result of training.
     """
 
-    own_start: ClassVar[str | None] = None
     artifact: ClassVar[str] = "adapter"
 
     def base_dtype(self, model: ModelConfig) -> str:

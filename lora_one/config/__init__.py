@@ -86,6 +86,11 @@ class RunConfig:
         return self.seed if self.model.seed is None else self.model.seed
 
     @property
+    def init_seed(self) -> int:
+        """Of the initialisation: its random factors and the examples that it draws."""
+        return self.seed if self.init.seed is None else self.init.seed
+
+    @property
     def order_seed(self) -> int:
         """Of the order in which training examples are seen."""
         return self.seed if self.model.order_seed is None else self.model.order_seed

@@ -24,6 +24,18 @@ class PeftConfig:
     adalora: bool
     lora_xs: bool  # only an r x r core trains; see RunConfig.from_hydra
 
+    @property
+    def trains_base(self) -> bool:
+        """Return whether every weight of the base trains, instead of adapters."""
+        return not self.use_peft
+
+    @property
+    def own_start(self) -> str | None:
+        """Return the name of a start that needs no initialisation method, as in run.json; None: a method is needed."""
+        if self.trains_base:
+            return "full fine-tuning"
+        return "AdaLoRA" if self.adalora else None
+
 
 @dataclass(frozen=True)
 class ModelConfig:

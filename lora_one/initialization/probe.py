@@ -27,7 +27,7 @@ def probe_batches(run: RunConfig, texts: list[Example], encoder: Encoder) -> tup
         keys += f" + init.search_examples={further}" if needed > own else ""
         raise UsageError(f"{keys} exceeds the {len(texts)} training examples: lower it")
     max_length = init.max_length or run.model.max_length
-    drawn = draw(texts, own + further, max_length, init_seed(run), encoder)
+    drawn = draw(texts, own + further, max_length, run.init_seed, encoder)
     if len(drawn) < needed and (wanted is not None or needed > own):
         raise UsageError(
             f"the initialisation needs {needed} examples, but only {len(drawn)} of {len(texts)} have an answer "
@@ -50,7 +50,3 @@ def draw(texts: list[Example], wanted: int, max_length: int, seed: int, encoder:
     if not drawn:
         raise encoder.nothing_left(texts, max_length)
     return drawn
-
-
-def init_seed(run: RunConfig) -> int:
-    return run.seed if run.init.seed is None else run.init.seed

@@ -1,1 +1,1 @@
-"""What a run leaves on disk and on W&B: its folder, run.json, metrics, and where its numbers come from."""
+"""What a run writes to disk and to W&B: its folder, run.json, metrics and provenance."""

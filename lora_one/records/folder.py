@@ -1,4 +1,4 @@
-"""A run's folder: its name from the configuration alone, its lock, and run.json, written whole or not at all."""
+"""The output folder of a run: its name, which depends on the configuration alone, its lock, and run.json."""
 
 import fcntl
 import json
@@ -16,54 +16,57 @@ from lora_one.files import write_json
 
 
 def folder_of(run: RunConfig, config_hash: str) -> Path:
-    """<results_dir>/<wandb.project>_<dataset>/<name>-<hash8>/<seed>, SPEC-stable across processes."""
+    """Return <results_dir>/<wandb.project>_<dataset>/<name>-<first 8 digits of the hash>/<seed>."""
     name = run.wandb.name or method_name(run)
     root = Path(run.results_dir).expanduser()
     return root / f"{run.wandb.project}_{run.dataset.name}" / f"{name}-{config_hash[:8]}" / str(run.seed)
 
 
 @dataclass(frozen=True)
-class Placed:
-    """A run as it is executed, with its rank known; the fingerprints of local inputs, the hash of all, the folder."""
+class LocatedRun:
+    """A run and its output folder.
+
+    run: the settings, with the rank that ``peft.lora_relative_r`` gives.
+    fingerprints: hashes of the content of a local model and of local data, by configuration key.
+    config_hash: the hash of everything that can change the adapter.
+    """
 
     run: RunConfig
     fingerprints: dict[str, str]
-    identity: str
+    config_hash: str
     folder: "RunFolder"
 
 
-def placed(run: RunConfig) -> Placed:
-    """Find the folder of a run. Raises UsageError: the model's folder is not there."""
-    # torch comes late: the settings are checked before it is imported
+def locate(run: RunConfig) -> LocatedRun:
+    """Find the output folder of a run. Raises UsageError: the model's folder does not exist."""
+    # imported here, because this file is imported before the settings are checked, and torch takes seconds
     from lora_one.models import local_folder, with_rank
     from lora_one.records.provenance import config_hash, local_fingerprints
 
     run = with_rank(run)
     fingerprints = local_fingerprints(run.to_dict(), local_folder(run.model.name))
-    identity = config_hash(run.published(), fingerprints)
-    return Placed(run, fingerprints, identity, RunFolder(folder_of(run, identity)))
+    digest = config_hash(run.published(), fingerprints)
+    return LocatedRun(run, fingerprints, digest, RunFolder(folder_of(run, digest)))
 
 
 def method_name(run: RunConfig) -> str:
-    """The method and its main knobs: ``LoRA-One-r8-a16-g128-lr0.0002``."""
-    init = run.init
-    if not run.peft.use_peft:
-        scaled = [run.optimizer.name] if run.optimizer.name != "adamw" else []
-        return "-".join(["full-ft", *scaled, f"lr{run.model.learning_rate:g}"])
-    name = "AdaLoRA" if run.peft.adalora else init.short_name
-    parts = [init.with_dora(name) if run.peft.dora else name, f"r{run.peft.lora_r}"]
-    parts += init.folder_parts(run.peft.lora_alpha)
-    if run.peft.train_embeddings:
+    """Return the method and its main settings, for example ``LoRA-One-r8-a16-g128-lr0.0002``."""
+    init, peft = run.init, run.peft
+    optimizer = [run.optimizer.name] if run.optimizer.name != "adamw" else []
+    ending = [*optimizer, f"lr{run.model.learning_rate:g}"]
+    if peft.trains_base:
+        return "-".join(["full-ft", *ending])
+    name = peft.own_start or init.short_name
+    parts = [init.with_dora(name) if peft.dora else name, f"r{peft.lora_r}", *init.folder_parts(peft.lora_alpha)]
+    if peft.train_embeddings:
         parts.append("emb")
     if run.model.quantization:
         parts.append(run.model.quantization)
-    if run.optimizer.name != "adamw":
-        parts.append(run.optimizer.name)
-    return "-".join([*parts, f"lr{run.model.learning_rate:g}"])
+    return "-".join([*parts, *ending])
 
 
 class RunFolder:
-    """Paths and record of one run; every rank may read, rank 0 writes."""
+    """The paths and the record (run.json) of one run. Every process may read; only the first one writes."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -78,20 +81,20 @@ class RunFolder:
 
     @property
     def trained(self) -> Path:
-        """What a finished run trained: its adapter, or the whole model after full fine-tuning."""
+        """Return the folder that a finished run trained: its adapter, or the model after full fine-tuning."""
         return self.adapter if self.adapter.exists() else self.merged
 
     def read(self) -> dict[str, Any]:
-        """run.json, or an empty record. Raises RunError when it is no JSON."""
+        """Return the content of run.json, {} if there is no file. Raises RunError: it is not valid JSON."""
         if not self.run_json.exists():
             return {}
         try:
             return json.loads(self.run_json.read_text())
         except ValueError as error:
-            raise RunError(f"{self.run_json} is not readable JSON ({error}): move it away to run again") from error
+            raise RunError(f"{self.run_json} is not valid JSON ({error}): move it away to run again") from error
 
     def update(self, **entries: Any) -> dict[str, Any]:
-        """Merge entries into run.json."""
+        """Merge entries into run.json, and return its content."""
         record = self.read() | entries
         if first_process():
             write_json(self.run_json, record)
@@ -103,9 +106,9 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder; a second process on it is refused while this one lives, however it ends.
+        """Lock the folder within the block; the system releases the lock when the process ends, however it ends.
 
-        Raises RunError: the folder cannot be made or written, or another process holds it.
+        Raises RunError: the folder cannot be created or written, or another process has the lock.
         """
         if not first_process():
             yield
@@ -122,13 +125,13 @@ class RunFolder:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise RunError(
-                    f"another process is running in {self.path}: wait for it, or change seed or a knob"
+                    f"another process is running in {self.path}: wait until it ends, or change a setting, such as seed"
                 ) from error
             self.clear_leftovers()
             yield
 
     def clear_leftovers(self) -> None:
-        """Remove what a killed process left half-written; all of that is hidden."""
+        """Remove the incomplete files and folders of a killed process; their names begin with a dot."""
         for entry in [*self.path.glob(".*"), *self.checkpoints.glob(".*"), *self.epochs.glob(".*")]:
             if entry.is_dir():
                 shutil.rmtree(entry, ignore_errors=True)
@@ -136,7 +139,7 @@ class RunFolder:
                 entry.unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Remove everything but the lock: the run starts from nothing."""
+        """Remove everything except the lock, before a run that does not resume."""
         for entry in self.path.iterdir():
             if entry.name == ".lock":
                 continue
@@ -144,21 +147,21 @@ class RunFolder:
 
 
 def first_process() -> bool:
-    """Whether this is the process that writes, of those that a launcher has started."""
+    """Return whether this is the first of the processes that a launcher has started, the one that writes."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def run_of(model: Path) -> RunFolder | None:
-    """The run that left a model: as its adapter/, its merged_checkpoint/ or one of its epochs/<n>. None: no run did."""
+    """Return the run that saved a model (its adapter/, merged_checkpoint/ or one of epochs/<n>); None: no run did."""
     above = model.expanduser().resolve().parent
     folder = RunFolder(above.parent if above.name == "epochs" else above)
     return folder if folder.run_json.exists() else None
 
 
 def base_of(adapter: Path | None) -> dict[str, str]:
-    """How a run loaded the quantised base of its adapter, by its run.json: dtype and quantization.
+    """Return {dtype, quantization}, with which a run loaded the quantised base of its adapter.
 
-    Empty for another base, and where no run left the adapter.
+    Empty if the base was not quantised or the adapter does not belong to a run.
     """
     run = run_of(adapter) if adapter else None
     model = run.read().get("config", {}).get("model", {}) if run else {}

@@ -1,4 +1,4 @@
-"""What a result rests on: versions, commit, fingerprints of local models and data, the configuration's hash."""
+"""Provenance of a result: versions, commit, fingerprints of local models and data, and the configuration's hash."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ PACKAGES = (
     "bitsandbytes",
 )
 
-# Keys that cannot change the adapter: they only name, place, write or watch.
+# keys that cannot change the adapter, such as names, folders and logging
 NOT_HASHED = {"seed", "results_dir", "overwrite", "dry_run"}
 NOT_HASHED |= {
     f"model.{key}" for key in ("saving", "logging_steps", "keep_epochs", "save_steps", "preflight", "sharded")
@@ -34,9 +34,9 @@ NOT_HASHED |= {"dataset.accuracy_examples", "dataset.max_new_tokens", "dataset.c
 
 
 def fingerprint(path: Path, *, nested: bool = False) -> str:
-    """sha256 over a file's bytes and endings, or over those and the names of a folder's own files.
+    """Return the sha256 of a file's content and suffixes, or of the names and contents of a folder's files.
 
-    Hidden files are left out, and folders within unless nested: a run may write its results below the model.
+    Hidden files are left out. Subfolders are left out unless ``nested``: a run may write its results below the model.
     """
     single = path.is_file()
     entries = [path] if single else path.rglob("*") if nested else path.iterdir()
@@ -45,14 +45,14 @@ def fingerprint(path: Path, *, nested: bool = False) -> str:
     for file in files:
         with file.open("rb") as stream:
             content = hashlib.file_digest(stream, "sha256").hexdigest()
-        # of a file its endings, which say how a table is read
+        # the suffixes of a single file decide how a table is read
         name = "".join(file.suffixes) if single else file.relative_to(path).as_posix()
         total.update(f"{name}\0{content}\n".encode())
     return total.hexdigest()
 
 
 def source_fingerprint() -> str:
-    """sha256 over this package's own code."""
+    """Return the sha256 of the source files of this package."""
     total = hashlib.sha256()
     root = Path(__file__).parents[1]
     for file in sorted(root.rglob("*.py")):
@@ -61,7 +61,7 @@ def source_fingerprint() -> str:
 
 
 def local_fingerprints(config: dict[str, Any], model_folder: Path | None) -> dict[str, str]:
-    """Key -> content fingerprint for the model and the data that lie on this machine."""
+    """Return the fingerprints of the model and the data that are local, by configuration key."""
     found = {}
     if model_folder is not None:
         found["model.name"] = fingerprint(model_folder)
@@ -78,7 +78,7 @@ def local_fingerprints(config: dict[str, Any], model_folder: Path | None) -> dic
 
 
 def config_hash(config: dict[str, Any], fingerprints: dict[str, str]) -> str:
-    """sha256 (hex) of everything that can change the adapter; local content stands in for its path."""
+    """Return the sha256 (hex) of everything that can change the adapter; a fingerprint replaces a local path."""
     hashed = {}
     for section, value in config.items():
         entries = {f"{section}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {section: value}
@@ -88,6 +88,7 @@ def config_hash(config: dict[str, Any], fingerprints: dict[str, str]) -> str:
 
 
 def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that can change a result."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -98,7 +99,7 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of this source tree, with "+changes" where it has some; None outside a checkout."""
+    """Return the commit of this source tree, with "+changes" if files were changed since; None without a repository."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
@@ -114,6 +115,7 @@ def git_commit() -> str | None:
 
 
 def provenance(fingerprints: dict[str, str], model_folder: Path | None = None) -> dict[str, Any]:
+    """Return the entry ``provenance`` of run.json."""
     return {
         "versions": versions(),
         "git_commit": git_commit(),

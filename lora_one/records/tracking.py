@@ -11,19 +11,19 @@ from lora_one.diagnostics import by_kind
 from lora_one.errors import RunError
 from lora_one.records.folder import RunFolder
 
-START_TIMEOUT = 60  # seconds for a W&B server to answer at the start, and for a key to be typed where it asks for one
-FINISH_TIMEOUT = 60  # seconds to upload what is left at the end; the rest stays on disk for `wandb sync`
+START_TIMEOUT = 60  # seconds to wait for the W&B server at the start, and for the user to type a key if W&B asks
+FINISH_TIMEOUT = 60  # seconds for the remaining uploads at the end; `wandb sync` can upload the rest later
 
 
 class Wandb:
-    """One W&B run, or none. The first error of W&B becomes a warning, and W&B is not used after it."""
+    """One W&B run, or none. After the first error of W&B, which becomes a warning, W&B is not used any more."""
 
     def __init__(self, run: Any = None):
         self.run = run
 
     @classmethod
     def opened(cls, mode: str, **options: Any) -> "Wandb":
-        """Start a W&B run; it is kept offline if it cannot start online (for example, no network or no key)."""
+        """Start a W&B run; if it cannot start online (no network or no key, for example), start it offline."""
         import wandb
 
         settings = wandb.Settings(
@@ -39,40 +39,41 @@ class Wandb:
         except Exception as error:  # a refused tag, a full disk, no server: none of these may stop the run
             reason = " ".join(str(error).split())
             if mode == "online":
-                warnings.warn(f"W&B could not start online, the run is kept offline: {reason}", stacklevel=3)
+                warnings.warn(f"W&B could not start online and logs offline: {reason}", stacklevel=3)
                 return cls.opened("offline", **options | {"id": None})  # W&B blocks an id whose start failed
-            warnings.warn(f"W&B could not start, the run continues without it: {reason}", stacklevel=3)
+            warnings.warn(f"W&B could not start; the run continues without it: {reason}", stacklevel=3)
             return cls()
         if run.url:
             print(f"W&B: {run.url}")
         return cls(run)
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
-        """Log steps in order, except those that W&B already has from before a run was resumed."""
-        self._tell(lambda run: run.log(metrics, step=step) if step >= run.starting_step else None)
+        """Log the metrics of a step, unless W&B already has this step from before the run was resumed."""
+        self._call(lambda run: run.log(metrics, step=step) if step >= run.starting_step else None)
 
     def summarize(self, entries: dict[str, Any]) -> None:
-        self._tell(lambda run: run.summary.update(entries))
+        """Set entries of the summary of the W&B run."""
+        self._call(lambda run: run.summary.update(entries))
 
     def finish(self, exit_code: int = 0) -> None:
-        self._tell(lambda run: run.finish(exit_code=exit_code))
+        self._call(lambda run: run.finish(exit_code=exit_code))
         self.run = None
 
-    def _tell(self, what: Callable[[Any], object]) -> None:
+    def _call(self, function: Callable[[Any], object]) -> None:
         if self.run is None:
             return
         try:
-            what(self.run)
+            function(self.run)
         except Exception as error:
             self.run = None
-            warnings.warn(f"W&B failed, the run continues without it: {' '.join(str(error).split())}", stacklevel=4)
+            warnings.warn(f"W&B failed; the run continues without it: {' '.join(str(error).split())}", stacklevel=4)
 
 
 class Tracker:
-    """Append a line to metrics.jsonl at each call, and log the same to W&B; only the main process does anything.
+    """Append metrics to metrics.jsonl, one line per call, and log the same to W&B; only the main process does this.
 
-    diagnostics.jsonl, in the same folder, gets a line with every layer for each diagnosis of the adapters; W&B gets
-    the means over layers of one kind.
+    Diagnostics of the adapters are appended to diagnostics.jsonl in the same folder, one line per step with every
+    layer; W&B gets the means over the layers of each kind.
     """
 
     def __init__(self, path: Path, *, main_process: bool = True):
@@ -82,7 +83,7 @@ class Tracker:
         self.wandb = Wandb()
 
     def start_wandb(self, record: dict[str, Any], folder: Path) -> None:
-        """Open the W&B run of a run.json; if W&B cannot start, warn and continue."""
+        """Start the W&B run of a run; if W&B cannot start, warn and continue. record: the run's run.json."""
         mode = record["config"]["wandb"]["mode"]
         if self.active and mode != "disabled":
             self.wandb = Wandb.opened(
@@ -96,9 +97,9 @@ class Tracker:
             )
 
     def forget_after(self, step: int) -> None:
-        """Drop lines after ``step``, where the run is resumed.
+        """Remove the lines after ``step``, from which the run is resumed.
 
-        A W&B run without the earlier steps, such as every offline one, gets them again.
+        A W&B run that does not have the earlier steps (every offline one) gets them again.
         """
         if not self.active:
             return
@@ -107,14 +108,15 @@ class Tracker:
                 lines = [line for line in read_metrics(path) if line["step"] <= step]
                 scratch = path.with_name(f".{path.name}")
                 scratch.write_text("".join(json.dumps(line) + "\n" for line in lines))
-                scratch.replace(path)  # atomic: a kill before it keeps all old lines
+                scratch.replace(path)  # atomic: a kill before this line leaves the old file
         if self.wandb.run is not None and not self.wandb.run.resumed:
-            told = [(line["step"], line) for line in read_metrics(self.path)]
-            told += [(line["step"], _for_wandb(line["layers"])) for line in read_metrics(self.diagnostics)]
-            for number, line in sorted(told, key=lambda pair: pair[0]):
+            logged = [(line["step"], line) for line in read_metrics(self.path)]
+            logged += [(line["step"], _for_wandb(line["layers"])) for line in read_metrics(self.diagnostics)]
+            for number, line in sorted(logged, key=lambda pair: pair[0]):
                 self.wandb.log(number, line)
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
+        """Log the metrics of a step."""
         if not self.active:
             return
         line = {"step": step, **{name: _plain(value) for name, value in metrics.items()}}
@@ -122,14 +124,14 @@ class Tracker:
         self.wandb.log(step, line)
 
     def log_layers(self, step: int, layers: dict[str, dict[str, Any]]) -> None:
-        """Log the ``diagnostics.layer_diagnostics`` of each layer after a step."""
+        """Log the result of ``diagnostics.layer_diagnostics`` for each layer after a step."""
         if not self.active:
             return
         _append(self.diagnostics, {"step": step, "layers": layers})
         self.wandb.log(step, _for_wandb(layers))
 
     def summarize(self, entries: dict[str, Any]) -> None:
-        """Set the entries of W&B's summary of the run."""
+        """Set entries of the summary of the W&B run."""
         self.wandb.summarize(entries)
 
     def finish(self, summary: dict[str, Any], *, exit_code: int = 0) -> None:
@@ -138,7 +140,7 @@ class Tracker:
 
 
 def place_of(record: dict[str, Any]) -> dict[str, Any]:
-    """Return W&B's project, entity, group and tags for a run and its evaluations; the seeds share a group.
+    """Return W&B's project, entity, group and tags for a run and its evaluations; all seeds are in one group.
 
     record: the run's run.json.
     """
@@ -164,9 +166,9 @@ def log_evaluation(
     folder: Path,
     of_run: RunFolder | None = None,
 ) -> None:
-    """Log an evaluation's metrics as ``<task>/<metric>`` in a W&B run of job type eval.
+    """Log the metrics of an evaluation as ``<task>/<metric>`` in a W&B run with job type eval.
 
-    of_run: the run that trained the model; its project, entity, group and tags are used.
+    of_run: the run that trained the model, whose project, entity, group and tags are used; None: unknown.
     """
     if mode == "disabled":
         return
@@ -187,24 +189,24 @@ def _for_wandb(layers: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:
-    """Append a line. Raises RunError: it cannot be written; a partial line is dropped when the run is resumed."""
+    """Append a line. Raises RunError: it cannot be written; an incomplete line is removed when the run is resumed."""
     try:
         with path.open("a") as stream:
             stream.write(json.dumps(line) + "\n")
     except OSError as error:
         raise RunError(
-            f"{path} cannot be written ({error.strerror}): free space; the same command continues from the last "
+            f"{path} cannot be written ({error.strerror}): free disk space; the same command continues from the last "
             "resume point"
         ) from error
 
 
 def _plain(value: Any) -> Any:
-    """Return the value with NaN and infinity, which JSON does not have, as None."""
+    """Return the value, or None for NaN and infinity, which JSON does not have."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a metrics.jsonl, [] if there is no file; a last line cut short by a crash is left out."""
+    """Return the lines of a metrics.jsonl, [] without a file; an incomplete last line (after a crash) is left out."""
     lines = path.read_text().splitlines() if path.exists() else []
     if lines and not lines[-1].endswith("}"):
         lines.pop()

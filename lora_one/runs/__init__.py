@@ -1,1 +1,1 @@
-"""Whole runs: one experiment from top to bottom, the command line around it, plans, sweeps and comparisons."""
+"""Whole runs: one experiment from top to bottom, the command line, plans, sweeps and comparisons."""

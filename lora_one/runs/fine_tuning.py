@@ -1,6 +1,7 @@
 """The training stage of a run: training, the final evaluation, and the adapters of each epoch."""
 
 from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -15,40 +16,51 @@ from lora_one.training.loss_curve import first_and_last
 
 def fine_tune(parts: RunParts, model: nn.Module, tracker: Tracker) -> None:
     """Train, unless model.epochs=0, evaluate the result, and record both in run.json."""
-    run, folder, validation = parts.run, parts.folder, parts.validation
-    processes = Processes.current()
-    begun = folder.read()
-    tracker.summarize({name: begun.get(name) for name in ("trainable_parameters", "init")})
+    folder = parts.folder
+    record = folder.read()
+    tracker.summarize({name: record.get(name) for name in ("trainable_parameters", "init")})
     done = {"steps": 0, "seconds": 0.0, "tokens": 0}
-    if run.model.epochs > 0:
-        job = TrainingJob(
-            run,
-            parts.adaptation,
-            tracker,
-            folder.checkpoints,
-            parts.encoder.pad_id,
-            evaluate=validation if validation else None,
-            keep_epoch=partial(keep_epoch, parts, model) if run.model.keep_epochs else None,
-            gradients=load_factors(folder.gradient_vectors),
-        )
-        done = train(model, parts.splits.train, job)
+    if parts.run.model.epochs > 0:
+        done = train(model, parts.splits.train, training_job(parts, model, tracker))
     lines = read_metrics(folder.metrics)
-    last = processes.gathered(next((line for line in reversed(lines) if "eval_loss" in line), {}))[0]
-    if last.get("step") == done["steps"]:
-        final = {name: value for name, value in last.items() if name.startswith("eval_")}
-    else:
-        final = validation(model)
+    final = logged_evaluation(lines, done["steps"])
+    if final is None:
+        final = parts.validation(model)
         tracker.log(done["steps"], final)
-    if processes.rank > 0:
+    if Processes.current().rank > 0:
         return
     losses = [line["loss"] for line in lines if "loss" in line]
-    folder.update(
-        train=done | first_and_last(losses),
-        evaluation=folder.read()["evaluation"] | {"final": final},
+    evaluations = folder.read()["evaluation"]
+    folder.update(train=done | first_and_last(losses), evaluation=evaluations | {"final": final})
+
+
+def training_job(parts: RunParts, model: nn.Module, tracker: Tracker) -> TrainingJob:
+    """Return what training needs besides the model and its examples."""
+    return TrainingJob(
+        parts.run,
+        parts.adaptation,
+        tracker,
+        parts.folder.checkpoints,
+        parts.encoder.pad_id,
+        evaluate=parts.validation if parts.validation else None,
+        keep_epoch=partial(save_epoch, parts, model) if parts.run.model.keep_epochs else None,
+        gradients=load_factors(parts.folder.gradient_vectors),
     )
 
 
-def keep_epoch(parts: RunParts, model: nn.Module, epoch: int) -> None:
+def logged_evaluation(lines: list[dict[str, Any]], step: int) -> dict[str, Any] | None:
+    """Return the last evaluation if training logged it at this step, on every process; else None.
+
+    lines: those of metrics.jsonl, which only the first process is sure to see complete.
+    """
+    last = next((line for line in reversed(lines) if "eval_loss" in line), {})
+    last = Processes.current().gathered(last)[0]
+    if last.get("step") != step:
+        return None
+    return {name: value for name, value in last.items() if name.startswith("eval_")}
+
+
+def save_epoch(parts: RunParts, model: nn.Module, epoch: int) -> None:
     """Write epochs/<n>, the result if training ended after this epoch; only the first process writes."""
     if Processes.current().rank == 0:
         parts.adaptation.save(model, parts.folder.epochs / str(epoch), final=False)

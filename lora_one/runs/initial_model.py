@@ -10,22 +10,19 @@ from torch import nn
 
 from lora_one.adaptation.checkpoints import save_factors
 from lora_one.adaptation.layers import trainable_parameters
-from lora_one.config import RunConfig
 from lora_one.distributed import Processes
 from lora_one.initialization.cache import Cache, content_of
 from lora_one.initialization.methods import build_init
-from lora_one.initialization.probe import init_seed
-from lora_one.initialization.start import Probe, Start, attach_adapters, probe_loss
+from lora_one.initialization.start import Start, attach_adapters, probe_loss
 from lora_one.initialization.start_warnings import refuse_not_finite, start_warnings
 from lora_one.models import original_weights
 from lora_one.records.provenance import source_fingerprint
 from lora_one.records.tracking import Tracker
 from lora_one.runs.parts import RunParts
 from lora_one.runs.summary import start_lines
-from lora_one.training.callbacks import Watcher
-from lora_one.training.schedule import first_step_size
+from lora_one.training.callbacks import DiagnosticsLogger
 
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")  # whose versions a start may depend on
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")  # whose versions can change a start
 
 
 def initial_model(parts: RunParts, base: nn.Module, tracker: Tracker) -> nn.Module:
@@ -34,31 +31,29 @@ def initial_model(parts: RunParts, base: nn.Module, tracker: Tracker) -> nn.Modu
     A new start is recorded in run.json: data, trainable parameters, the initialisation, and the evaluations of the
     base and of the start.
     """
-    folder, adaptation = parts.folder, parts.adaptation
+    folder, adaptation, own_start = parts.folder, parts.adaptation, parts.run.peft.own_start
     if parts.resuming:
         return adaptation.resume(base, parts.steps)
     folder.update(data=parts.splits.counts)
     evaluations = {"start": parts.validation(base)} if parts.validation.asked else {}
-    if adaptation.own_start is not None:
-        model, record = adaptation.start(base, parts.steps), {"method": adaptation.own_start, "seconds": 0.0}
+    if own_start is not None:
+        model, record = adaptation.start(base, parts.steps), {"method": own_start, "seconds": 0.0}
     else:
-        model, record = started_by_method(parts, base, tracker, evaluations)
+        model, record = start_by_method(parts, base, tracker)
+        if parts.validation.asked or parts.run.model.epochs == 0:
+            evaluations["init"] = evaluate_start(parts, model, tracker)
     folder.update(trainable_parameters=trainable_parameters(model), init=record, evaluation=evaluations)
-    if adaptation.own_start is None and Processes.current().rank == 0:
+    if own_start is None and Processes.current().rank == 0:
         print(start_lines(record))
     return model
 
 
-def started_by_method(
-    parts: RunParts, base: nn.Module, tracker: Tracker, evaluations: dict[str, Any]
-) -> tuple[nn.Module, dict[str, Any]]:
-    """Initialise every adapter by the method; return the model and ``init`` of run.json.
+def start_by_method(parts: RunParts, base: nn.Module, tracker: Tracker) -> tuple[nn.Module, dict[str, Any]]:
+    """Initialise every adapter by the method; return the model and the entry ``init`` of run.json.
 
-    evaluations: the validation of the start is added, if validation is asked for.
-    Raises RunError: the start is not finite.
+    Raises RunError: the loss after the start, or the shift of a layer, is not finite.
     """
-    run, probe, validation = parts.run, parts.probe, parts.validation
-    init = run.init.completed(lambda: first_step_size(len(parts.splits.train), run.model))
+    run, init, probe = parts.run, parts.init, parts.probe
     method = build_init(init)
     begun = time.perf_counter()
     model, start = attach_adapters(
@@ -66,31 +61,35 @@ def started_by_method(
         parts.adaptation,
         method,
         probe,
-        seed=init_seed(run),
+        seed=run.init_seed,
         originals=original_weights(run.model.name, run.model.revision) if run.model.quantization else None,
-        cached=cache_for(parts, init, base),
+        cached=cache_for(parts, base),
     )
     seconds = time.perf_counter() - begun
-    keep_start(parts, start)
+    save_start(parts, start)
     if run.wandb.diagnostics_every:
-        Watcher(model, run.wandb.diagnostics_every, start.solution.vectors, tracker).look(0)
+        DiagnosticsLogger(model, run.wandb.diagnostics_every, start.solution.vectors, tracker).log(0)
     after = start.solution.loss
     if after is None and probe is not None:
         after = probe_loss(model, probe)
     shifts = {f"relative shift of {name}": shift for name, shift in start.relative_shift.items()}
     refuse_not_finite(init, init.title, {"loss on the initialisation examples": after} | shifts)
-    if validation.asked or run.model.epochs == 0:
-        evaluations["init"] = validation(model)
-        refuse_not_finite(init, init.title, {"validation loss": evaluations["init"].get("eval_loss")})
-        tracker.log(0, evaluations["init"])
-    record = {"method": init.title_with(run.peft.dora), "seconds": seconds} | figures(start, after)
+    record = {"method": init.title_with(run.peft.dora), "seconds": seconds} | start_record(start, after)
     record["warnings"] = start_warnings(init, record)
     if getattr(init, "eta", None) is not None:
         record["eta"] = init.eta
     return model, record
 
 
-def keep_start(parts: RunParts, start: Start) -> None:
+def evaluate_start(parts: RunParts, model: nn.Module, tracker: Tracker) -> dict[str, float]:
+    """Evaluate and log the model before training. Raises RunError: its validation loss is not finite."""
+    metrics, init = parts.validation(model), parts.init
+    refuse_not_finite(init, init.title, {"validation loss": metrics.get("eval_loss")})
+    tracker.log(0, metrics)
+    return metrics
+
+
+def save_start(parts: RunParts, start: Start) -> None:
     """Write what a resumed run needs: the factors that changed the base, and the gradient's vectors for diagnostics."""
     if Processes.current().rank == 0:
         if start.initial_factors:
@@ -99,23 +98,20 @@ def keep_start(parts: RunParts, start: Start) -> None:
             save_factors(start.solution.vectors, parts.folder.gradient_vectors)
 
 
-def cache_for(parts: RunParts, init: Any, base: nn.Module) -> Cache | None:
+def cache_for(parts: RunParts, base: nn.Module) -> Cache | None:
     """Return the cache of starts in ``init.cache``; None: no cache is configured."""
-    if init.cache is None:
+    if parts.init.cache is None:
         return None
-    key = cache_key(parts.run, init, parts.probe, parts.folder.read(), base)
-    return Cache(Path(init.cache).expanduser(), key)
+    return Cache(Path(parts.init.cache).expanduser(), cache_key(parts, base))
 
 
-def cache_key(
-    run: RunConfig, init: Any, probe: Probe | None, record: dict[str, Any], base: nn.Module
-) -> dict[str, Any]:
+def cache_key(parts: RunParts, base: nn.Module) -> dict[str, Any]:
     """Return everything that the factors of a start depend on, with the names of the configuration."""
-    origin = record["provenance"]
-    settings = dataclasses.asdict(dataclasses.replace(init, seed=init_seed(run)))
+    run, probe, provenance = parts.run, parts.probe, parts.folder.read()["provenance"]
+    settings = dataclasses.asdict(dataclasses.replace(parts.init, seed=run.init_seed))
     adapter = ("lora_r", "lora_alpha", "use_rslora", "lora_target_modules", "lora_xs", "dora")
     return {
-        "model.name": origin["fingerprints"].get("model.name", run.model.name),
+        "model.name": provenance["fingerprints"].get("model.name", run.model.name),
         "model.revision": getattr(base.config, "_commit_hash", None) or run.model.revision,
         "model.bf16": run.model.bf16,
         "model.type": run.model.type,
@@ -125,13 +121,13 @@ def cache_key(
         **{f"init.{name}": value for name, value in settings.items() if name not in {"cache", "memory"}},
         "examples": content_of([*probe.batches, *(probe.search or ())]) if probe else None,
         "with the gradient's vectors": probe.vectors if probe else False,
-        **{f"version of {name}": origin["versions"][name] for name in PACKAGES},
+        **{f"version of {name}": provenance["versions"][name] for name in PACKAGES},
         "code": source_fingerprint(),
     }
 
 
-def figures(start: Start, loss_after: float | None) -> dict[str, Any]:
-    """Return the record of a start for run.json: examples, energies, losses, and the relative shift of each layer."""
+def start_record(start: Start, loss_after: float | None) -> dict[str, Any]:
+    """Return a start for run.json: examples, energies, losses, and the relative shift of each layer."""
     solution, energies = start.solution, list(start.solution.energies.values())
     return {
         "examples": solution.examples.examples if solution.examples else 0,

@@ -25,8 +25,8 @@ def activation_bytes(
 ) -> int:
     """Return the bytes that the forward pass of ``rows`` examples of ``length`` tokens keeps for the backward pass.
 
-    targets: dotted names of the adapted layers, whose inputs are kept; None: every weight is trained. The pass runs on
-    fake tensors, which have a shape but no data, so it takes about a second even for 7B parameters.
+    The pass runs on fake tensors, which have a shape but no data, so it takes about a second even for 7B parameters.
+    targets: dotted names of the adapted layers, whose inputs are kept; None: every weight is trained.
     checkpointing: only the inputs of the blocks are kept, and all tensors of the largest block.
     """
     with FakeTensorMode():
@@ -39,8 +39,9 @@ def activation_bytes(
 
 
 def _kept(model: nn.Module, batch: dict[str, torch.Tensor], targets: list[str], *, checkpointing: bool) -> int:
+    """Return the bytes of the tensors that the forward pass of a batch keeps, without the model's own tensors."""
     own = {part.untyped_storage()._cdata for part in (*model.parameters(), *model.buffers())}
-    outside: dict[int, torch.Tensor] = {}  # by storage; keeping the tensor prevents its reuse
+    outside: dict[int, torch.Tensor] = {}  # by storage; the reference prevents that its address is used again
     inside: list[dict[int, torch.Tensor]] = []
     places = [outside]
 

@@ -1,10 +1,9 @@
 """The plan of a run, printed by dry_run=true."""
 
-from pathlib import Path
-
 from torch import nn
 
 from lora_one.adaptation.layers import scaling_of
+from lora_one.adaptation.selection import adaptation_of
 from lora_one.config import RunConfig
 from lora_one.data import load_dataset
 from lora_one.data.encode import encoder_for
@@ -20,19 +19,18 @@ from lora_one.models import (
 )
 from lora_one.records.folder import RunFolder, method_name
 from lora_one.runs.memory_forecast import activation_bytes
-from lora_one.runs.parts import adaptation_of
 from lora_one.training.schedule import refuse_no_learning, total_steps
 
 GB = 1e9
 
 
-def plan(run: RunConfig, folder: Path) -> str:
+def plan(run: RunConfig, folder: RunFolder) -> str:
     """Return model, data, method, steps, memory and output folder as text, without loading weights.
 
-    Local data are read, so their counts are exact; for the hub's data the published sizes are used.
+    The number of examples is exact for local data; for data of the hub it is the configured maximum.
     Raises UsageError: the learning rate would always be 0.
     """
-    model, dataset, adaptation = run.model, run.dataset, adaptation_of(run, RunFolder(folder))
+    model, dataset, adaptation = run.model, run.dataset, adaptation_of(run, folder.initial_factors)
     skeleton = load_skeleton(model.name, model.revision, model.type, labels_of(dataset.name))
     layers = adaptation.layers(skeleton, run.init)
     check_positions(skeleton, model)
@@ -49,7 +47,7 @@ def plan(run: RunConfig, folder: Path) -> str:
         "gradient": _gradient(run) if layers else "none",
         "steps": f"{total_steps(examples, model)} of {model.real_batch_size} examples, {model.epochs:g} epochs",
         **_memory(run, skeleton, layers, parameters, trainable),
-        "output": str(folder),
+        "output": str(folder.path),
     }
     return "\n".join(f"{name:9s} {text}" for name, text in lines.items())
 
@@ -62,7 +60,7 @@ def _memory(
     dtype = DTYPES["bf16" if model.bf16 and not full else "fp32"]
     outputs = 0 if model.kind.has_head else skeleton.config.get_text_config().vocab_size
 
-    def an_example(length: int) -> int:
+    def example_bytes(length: int) -> int:
         kept = activation_bytes(
             skeleton.config, model.type, None if full else layers, 1, length, dtype,
             checkpointing=model.gradient_checkpointing,
@@ -70,25 +68,26 @@ def _memory(
         return kept + length * outputs * (8 + 2 * dtype.itemsize)  # logits, their fp32 copy and gradients
 
     weights = parameters * (4 if full else weight_bytes(model))
-    states = trainable * (12 if full else 16)  # gradient and two moments, for adapters also the weights; all fp32
-    each = an_example(model.max_length)
+    states = trainable * (12 if full else 16)  # fp32: gradient and two moments, for adapters also the weights
+    each = example_bytes(model.max_length)
     training = weights + states + model.per_device_batch_size * each
-    parts = f"weights {weights / GB:.2f}, optimizer {states / GB:.3f}, an example of {model.max_length} tokens"
+    parts = f"weights {weights / GB:.2f}, optimizer {states / GB:.3f}, each example of {model.max_length} tokens"
     lines = {"memory": f"training about {training / GB:.2f} GB: {parts} {each / GB:.3f}"}
     if run.init.needs_examples and not full:
         gradients = run.init.needs_gradient or run.init.gradient_by_peft
         held = sum(m * n for m, n in map(weight_shape, layers.values())) * 4 * gradients
         rows = run.init.bsz or model.per_device_batch_size
-        start = weights + held + rows * (each if run.init.max_length is None else an_example(run.init.max_length))
-        lines["memory"] += f"; init at most {start / GB:.2f} GB, of which gradients {held / GB:.2f}"
+        start = weights + held + rows * (each if run.init.max_length is None else example_bytes(run.init.max_length))
+        lines["memory"] += f"; init at most {start / GB:.2f} GB, including gradients {held / GB:.2f}"
     free = free_bytes()
     fitting = int((free - weights - states) / each)
-    said = f"{fitting} examples" if fitting > 0 else "no example"
-    lines["fits"] = f"{said} of {model.max_length} tokens at a time in the {free / GB:.1f} GB that are free"
+    largest = f"{fitting} examples" if fitting > 0 else "no example"
+    lines["fits"] = f"{largest} of {model.max_length} tokens per micro-batch in {free / GB:.1f} GB of free memory"
     return lines
 
 
 def _examples(run: RunConfig) -> tuple[int, str]:
+    """Return the number of training examples, and the data in words."""
     dataset = run.dataset
     limits = [size for size in (dataset.max_train_samples, dataset.train_size) if size is not None]
     if limits and dataset.path is None and not DATASETS[dataset.name].generated:
@@ -98,10 +97,11 @@ def _examples(run: RunConfig) -> tuple[int, str]:
 
 
 def _gradient(run: RunConfig) -> str:
+    """Return in words what the initialisation computes from the examples."""
     if not run.init.needs_examples:
         return "none"
     wanted = run.init.examples_wanted
     examples = f"{'all training' if wanted is None else wanted} examples"
     if run.init.needs_gradient:
         return f"over {examples}, mean over each {run.init.reduction}"
-    return f"by PEFT, over {examples}" if run.init.gradient_by_peft else f"none; activations of {examples}"
+    return f"by PEFT, over {examples}" if run.init.gradient_by_peft else f"none; activations on {examples}"

@@ -1,4 +1,4 @@
-"""Save the results of a run: adapter/, curves.png and, in the run or later, merged_checkpoint/."""
+"""Save the results of a run: adapter/, curves.png and merged_checkpoint/, the last one in the run or later."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from lora_one.runs.parts import RunParts
 
 
 def save(parts: RunParts, model: nn.Module) -> None:
-    """Write the trained model, the plot and, if asked for, merged_checkpoint/; the first process writes them."""
+    """Write the trained model, the plot and, with model.saving, merged_checkpoint/; only the first process writes."""
     if Processes.current().rank > 0:
         return
     folder, adaptation = parts.folder, parts.adaptation
@@ -28,46 +28,49 @@ def save(parts: RunParts, model: nn.Module) -> None:
     artifacts = {"plot": "curves.png", adaptation.artifact: adaptation.artifact}
     if parts.run.model.saving and folder.merged.name not in artifacts:
         base = adaptation.untrained_base(model)
-        merge(folder, *(original(folder) if base is None else (base, parts.encoder.tokenizer)))
+        merge(folder, *(load_original(folder) if base is None else (base, parts.encoder.tokenizer)))
         artifacts[folder.merged.name] = folder.merged.name
     folder.update(artifacts=artifacts)
 
 
 def merge_run(folder: RunFolder) -> None:
-    """Write merged_checkpoint/ of a finished run; after full fine-tuning it already exists.
+    """Write merged_checkpoint/ of a finished run; full fine-tuning has already written it.
 
-    Raises RunError: the run is not finished, or its merged_checkpoint/ was removed after full fine-tuning.
+    Raises RunError: the run is not finished, or merged_checkpoint/ was deleted after full fine-tuning.
     """
     record = folder.read()
     if record.get("status") != "finished":
-        raise RunError(f"{folder.path} is not a finished run (status {record.get('status')}): run it first, then merge")
-    if not record["config"]["peft"]["use_peft"]:
+        raise RunError(f"{folder.path} is not a finished run (status: {record.get('status')}): finish it, then merge")
+    if folder.adapter.name not in record["artifacts"]:
         if not folder.merged.exists():
-            raise RunError(f"every weight was trained, and {folder.merged} is missing: overwrite=true trains again")
-        print(f"nothing to merge: every weight was trained, and {folder.merged} holds them")
+            raise RunError(
+                f"this run trained every weight, and its model {folder.merged} is missing: train it again with "
+                "overwrite=true"
+            )
+        print(f"nothing to merge: this run trained every weight, and its model is {folder.merged}")
         return
-    merge(folder, *original(folder))
-    folder.update(artifacts=record["artifacts"] | {"merged_checkpoint": folder.merged.name})
+    merge(folder, *load_original(folder))
+    folder.update(artifacts=record["artifacts"] | {folder.merged.name: folder.merged.name})
     print(f"merged: {folder.merged}")
 
 
 def merge(folder: RunFolder, base: nn.Module, tokenizer: Any) -> None:
-    """Write merged_checkpoint/, the original base merged with adapter/; used by every merge, in a run or later."""
+    """Write merged_checkpoint/: the original base merged with adapter/."""
     model = load_adapter(dequantized(base), folder.adapter)
     save_merged(merge_adapter(model), tokenizer, folder.merged)
 
 
-def original(folder: RunFolder) -> tuple[nn.Module, Any]:
+def load_original(folder: RunFolder) -> tuple[nn.Module, Any]:
     """Load the base and the tokenizer of a run, as recorded in its run.json.
 
-    Raises RunError: the content of the model's folder has changed.
+    Raises RunError: the files in the model's folder have changed.
     """
     record = folder.read()
     model, origin = record["config"]["model"], record["provenance"]
     name = origin["model_folder"] or model["name"]
     if origin["model_folder"] and fingerprint(Path(name)) != origin["fingerprints"]["model.name"]:
         raise RunError(
-            f"the model in {name} is no longer the one that {folder.path} was trained on: restore that model"
+            f"the model in {name} has changed since {folder.path} was trained on it: restore its original files"
         )
     dtype = "bf16" if model["bf16"] else "fp32"
     labels = head_labels(model["type"], record["config"]["dataset"]["name"])

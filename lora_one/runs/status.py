@@ -4,28 +4,27 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from lora_one.config import RunConfig
 from lora_one.distributed import Processes
 from lora_one.models import local_folder
-from lora_one.records.folder import Placed
+from lora_one.records.folder import LocatedRun
 from lora_one.records.provenance import provenance
 from lora_one.records.tracking import Tracker
 from lora_one.training.resume_points import last_checkpoint
 
 
 @contextmanager
-def recorded(run: RunConfig, place: Placed) -> Iterator[Tracker]:
+def recorded(located: LocatedRun) -> Iterator[Tracker]:
     """Keep the status in run.json up to date during a run; without a resume point, delete old results first."""
-    folder, processes = place.folder, Processes.current()
+    run, folder, processes = located.run, located.folder, Processes.current()
     resuming = not run.overwrite and last_checkpoint(folder.checkpoints) is not None
-    processes.meet()  # every process has looked for a resume point before one deletes
+    processes.meet()  # nothing is deleted before every process has looked for a resume point
     if not resuming and processes.rank == 0:
         folder.clear()
     record = folder.update(
         status="running",
         config=run.published(),
-        config_hash=place.identity,
-        provenance=provenance(place.fingerprints, local_folder(run.model.name)),
+        config_hash=located.config_hash,
+        provenance=provenance(located.fingerprints, local_folder(run.model.name)),
         wandb_id=folder.read().get("wandb_id") or secrets.token_hex(6),  # a resumed run continues the same W&B run
     )
     processes.meet()
@@ -35,7 +34,7 @@ def recorded(run: RunConfig, place: Placed) -> Iterator[Tracker]:
         yield tracker
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        with suppress(OSError):  # for example a full disk; the error that is being raised matters more
+        with suppress(OSError):  # on a full disk, for example; the original error is more important
             folder.update(status=status, error=f"{type(error).__name__}: {error}")
         tracker.finish({"status": status}, exit_code=1)
         raise

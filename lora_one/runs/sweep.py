@@ -1,4 +1,4 @@
-"""The jobs of one command: their results, and one-line errors with exit codes."""
+"""The jobs of one command: their results, and their errors as one line each with an exit code."""
 
 import gc
 import os
@@ -30,8 +30,8 @@ class Sweep:
     """Results of the jobs of one command, collected one after another; a single run is a sweep of one job.
 
     failures: exit codes of the failed jobs.  done: folders of the finished runs.
-    overwriting: some job has overwrite=true, so the command must not be started again by itself.
-    tracebacks: print every error's traceback too.
+    overwriting: a job has overwrite=true, so SLURM must not start the command again.
+    tracebacks: print the traceback of every error too.
     """
 
     failures: list[int] = field(default_factory=list)
@@ -41,9 +41,9 @@ class Sweep:
 
     @staticmethod
     def current() -> "Sweep":
-        """Return the sweep that the running command belongs to. Hydra calls a job without arguments."""
+        """Return the sweep of the running command; Hydra passes no arguments to a job."""
         sweep = _current.get()
-        if sweep is None:  # the job was not started by launch, but by another launcher of Hydra, for example
+        if sweep is None:  # not started by cli.launch, but by another launcher of Hydra, for example
             sweep = Sweep()
             _current.set(sweep)
         return sweep
@@ -64,27 +64,27 @@ class Sweep:
 
     @property
     def outcome(self) -> Outcome:
-        """The results so far, to be sent to another process."""
+        """Return the results so far, to be sent to another process."""
         return Outcome(self.exit_code, tuple(folder.path for folder in self.done))
 
     def begin(self, run: RunConfig) -> None:
-        """Note what a signal handler must know of a job before it ends."""
+        """Record what a signal handler must know about a job that starts."""
         self.overwriting = self.overwriting or run.overwrite
 
     def add(self, folder: RunFolder | None) -> None:
-        """Note the folder of a finished run; None: a dry run has none."""
+        """Add the folder of a finished run; None, from a dry run, is ignored."""
         if folder is not None:
             self.done.append(folder)
 
     def add_outcome(self, outcome: Outcome) -> None:
-        """Note the result of a job that ran in another process."""
+        """Add the result of a job that ran in another process."""
         self.failures.append(outcome.code)
         self.done.extend(map(RunFolder, outcome.done))
 
     @contextmanager
     def job(self) -> Iterator[None]:
-        """Run one job within the block: an error becomes one line on stderr and an exit code, and the sweep goes on."""
-        gc.collect()  # the last job's model and its trainer refer to each other; its error, if any, is released now
+        """Run one job within the block; its error is printed on one line, its exit code kept, and the sweep continues."""
+        gc.collect()  # the model and the trainer of the previous job reference each other
         if "torch" in sys.modules:
             sys.modules["torch"].cuda.empty_cache()
         try:
@@ -94,21 +94,21 @@ class Sweep:
         except RunError as error:
             self.fail(str(error), FAILURE)
             _end_with_the_others()
-        except Exception as error:  # a defect of ours or of a library: the traceback says where, the last line what
+        except Exception as error:  # a bug, here or in a library: print where it is
             if not self.tracebacks:
                 traceback.print_exc()
             self.fail(f"{type(error).__name__}: {error}", FAILURE)
             _end_with_the_others()
 
     def fail(self, message: str, code: int) -> None:
-        """Note a failed job and print its error."""
+        """Record a failed job, and print its error."""
         self.failures.append(code)
         if self.tracebacks:
             traceback.print_exc()
-        say_error(message)
+        print_error(message)
 
     def close(self) -> None:
-        """Print the table of several finished runs, and write it to their results_dir."""
+        """Print a table of the finished runs, if there are several, and write it to their results_dir."""
         if len(self.done) < 2 or not first_process():
             return
         from lora_one.reports.table import save_sweep, sweep_table
@@ -119,8 +119,8 @@ class Sweep:
         try:
             path = save_sweep([(path, record) for path, record in runs if path.is_relative_to(results)], results)
         except OSError as error:
-            reason = f"the table cannot be written to {results} ({error.strerror})"
-            self.fail(f"{reason}: free space, or make it writable", FAILURE)
+            reason = f"the table of the sweep cannot be written to {results} ({error.strerror})"
+            self.fail(f"{reason}: free disk space, or make the folder writable", FAILURE)
         else:
             print(f"table: {path} and {path.with_suffix('.csv').name}")
 
@@ -128,13 +128,13 @@ class Sweep:
 _current: ContextVar[Sweep | None] = ContextVar("sweep", default=None)
 
 
-def say_error(message: str) -> None:
-    """Print an error on one line of stderr, from the first process only."""
+def print_error(message: str) -> None:
+    """Print an error on one line of stderr; only the first process prints."""
     if first_process():
         print(f"error: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
 
 
 def _end_with_the_others() -> None:
-    """End this process if it is one of several: the others wait for the failed one, so no further job can run."""
+    """End this process if it is one of several: the others wait for it, so no further job can run."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise SystemExit(FAILURE)

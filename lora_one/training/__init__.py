@@ -1,1 +1,1 @@
-"""Fine-tuning: the loop on the Hugging Face Trainer, and what happens beside its steps."""
+"""Fine-tuning with the Hugging Face Trainer: settings, batches, callbacks and resume points."""

@@ -1,4 +1,4 @@
-"""A run's settings in the Trainer's own terms."""
+"""Translate the settings of a run to those of the Hugging Face Trainer."""
 
 import sys
 
@@ -10,8 +10,8 @@ from lora_one.training.job import TrainingJob
 from lora_one.training.resume_points import HIDDEN
 from lora_one.training.schedule import accumulation_steps, steps_per_epoch, total_steps
 
-RESUME_EVERY = 500  # optimizer steps between two resume points at most, unless model.save_steps says otherwise
-# the Trainer's name for it; older versions of transformers have only the latter
+RESUME_EVERY = 500  # maximum of optimizer steps between two resume points, unless model.save_steps is set
+# the Trainer's argument; older versions of transformers have only the second name
 NAMES = ("activation_checkpointing", "gradient_checkpointing")
 CHECKPOINTING = next(name for name in NAMES if name in TrainingArguments.__dataclass_fields__)
 
@@ -19,8 +19,7 @@ CHECKPOINTING = next(name for name in NAMES if name in TrainingArguments.__datac
 class Arguments(TrainingArguments):
     """The Trainer's settings, for at most one GPU per process.
 
-    Where one process sees several GPUs, the Trainer would train under DataParallel, to which accelerate does not
-    apply autocast.
+    With several GPUs in one process the Trainer would use DataParallel, to which accelerate does not apply autocast.
     """
 
     @property
@@ -29,12 +28,12 @@ class Arguments(TrainingArguments):
 
 
 def arguments(job: TrainingJob, examples: int) -> Arguments:
-    """Return the Trainer's settings for a training on so many examples; everything not set here is its default.
+    """Return the Trainer's settings for training on this number of examples; all others keep their defaults.
 
-    The Trainer writes resume points into the hidden folder, from which ``FineTuner`` moves them when they are whole.
+    The Trainer writes a resume point to a hidden folder; ``FineTuner`` moves it when it is complete.
     """
     run, model = job.run, job.run.model
-    an_epoch = steps_per_epoch(examples, model)
+    epoch_steps = steps_per_epoch(examples, model)
     return Arguments(
         output_dir=str(job.checkpoints / HIDDEN),
         per_device_train_batch_size=model.per_device_batch_size,
@@ -46,13 +45,13 @@ def arguments(job: TrainingJob, examples: int) -> Arguments:
         max_grad_norm=model.max_grad_norm,
         bf16=model.bf16,
         **{CHECKPOINTING: model.gradient_checkpointing},
-        ddp_broadcast_buffers=False,  # constant and equal on every process, frozen factors among them
+        ddp_broadcast_buffers=False,  # buffers (frozen factors, for example) are constant and equal on every process
         logging_steps=model.logging_steps,
         logging_nan_inf_filter=False,
         eval_strategy="no" if job.evaluate is None else "steps",
-        eval_steps=max(1, round(model.eval_epochs * an_epoch)),
+        eval_steps=max(1, round(model.eval_epochs * epoch_steps)),
         save_strategy="steps",
-        save_steps=model.save_steps or min(an_epoch, RESUME_EVERY),
+        save_steps=model.save_steps or min(epoch_steps, RESUME_EVERY),
         seed=run.training_seed,
         data_seed=run.order_seed,
         use_cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available(),

@@ -1,4 +1,4 @@
-"""Micro-batches of the training, with what the loss and the record need to know of them."""
+"""Micro-batches for training, with the counts that the loss and the logs need."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ import torch
 from lora_one.data.encode import Encoded, collate, pack
 from lora_one.losses import IGNORED, counted_of, targets
 
-COUNTED, TOKENS = "counted", "tokens"  # keys next to a batch's tensors: the places that count, the number of tokens
+COUNTED, TOKENS = "counted", "tokens"  # extra keys of a batch: the positions with a loss, the number of tokens
 
 
 @dataclass(frozen=True)
 class Collator:
-    """Makes a micro-batch of encoded examples, on the CPU.
+    """Collate encoded examples into a micro-batch, on the CPU.
 
-    filler: the example used, with no label, where a process has no example left in a global batch.
-    reduction: "token" or "example", what the loss is a mean over.
+    filler: the example used, without labels, if a process has no example left in a global batch.
+    reduction: the mean that the loss is, over "token" or "example".
     """
 
     filler: Encoded
@@ -26,8 +26,8 @@ class Collator:
     reduction: str
 
     def __call__(self, batch: Sequence[Encoded]) -> dict[str, Any]:
-        whole = list(batch) or [self.filler]
-        tensors = pack(whole) if self.packing else collate(whole, self.pad_id)
+        examples = list(batch) or [self.filler]
+        tensors = pack(examples) if self.packing else collate(examples, self.pad_id)
         if not batch:
             tensors["labels"] = torch.full_like(tensors["labels"], IGNORED)
         counted = counted_of(targets(tensors), self.reduction, tensors.get("position_ids"))

@@ -1,4 +1,4 @@
-"""Callbacks of the training: records, diagnostics, signals, early stopping, lines on the screen."""
+"""Callbacks of the Trainer: metrics, diagnostics, signals, early stopping, progress on the screen."""
 
 import math
 import time
@@ -15,14 +15,14 @@ from lora_one.adaptation.protocol import Adaptation
 from lora_one.diagnostics import layer_diagnostics
 from lora_one.distributed import Processes
 from lora_one.errors import RunError
-from lora_one.interruption import asked
+from lora_one.interruption import first_signal
 from lora_one.records.tracking import Tracker
 
-SHOWN = ("loss", "eval_loss", "eval_accuracy")  # of the logged numbers, on the screen
+SHOWN = ("loss", "eval_loss", "eval_accuracy")  # metrics that are printed
 
 
 class Recorder(TrainerCallback):
-    """Writes every logged number to the tracker, and ends a run whose loss is not finite."""
+    """Write the logged metrics to the tracker, and stop a run whose loss is not finite."""
 
     def __init__(self, tracker: Tracker):
         self.tracker = tracker
@@ -33,7 +33,7 @@ class Recorder(TrainerCallback):
         self.began, self.tokens_before = time.time(), state.num_input_tokens_seen
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
-        """Keep the learning rates of this step, if of several groups; the schedule moves on before the log."""
+        """Store the learning rates of several groups; the schedule changes them before they are logged."""
         groups = optimizer.param_groups
         if len(groups) > 1:
             self.rates = {f"learning_rate_{group['name']}": group["lr"] for group in groups}
@@ -41,17 +41,17 @@ class Recorder(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         logs = logs or {}
         if "loss" not in logs and not any(name.startswith("eval_") for name in logs):
-            return  # the Trainer's closing summary; run.json has its own
-        self.tracker.log(state.global_step, logs | self.seen(state, logs))
+            return  # the Trainer's final summary; run.json has its own
+        self.tracker.log(state.global_step, logs | self.progress(state, logs))
         loss = logs.get("loss", logs.get("eval_loss", 0.0))
         if not math.isfinite(loss):
             raise RunError(
                 f"the loss became {loss} at step {state.global_step}: lower model.learning_rate "
-                f"(now {args.learning_rate:g}), raise model.warmup or lower model.max_grad_norm"
+                f"(now {args.learning_rate:g}), raise model.warmup, or lower model.max_grad_norm"
             )
 
-    def seen(self, state: Any, logs: dict[str, Any]) -> dict[str, Any]:
-        """Return the tokens seen and, of a training step, its speed and the learning rates of several groups."""
+    def progress(self, state: Any, logs: dict[str, Any]) -> dict[str, Any]:
+        """Return the tokens seen and, for a training step, the speed and the learning rates of several groups."""
         tokens = {"num_input_tokens_seen": state.num_input_tokens_seen}
         if "learning_rate" not in logs:
             return tokens
@@ -59,10 +59,10 @@ class Recorder(TrainerCallback):
         return tokens | speed_metrics("train", self.began, num_tokens=since) | self.rates
 
 
-class Watcher(TrainerCallback):
-    """Writes diagnostics of the adapters to the tracker every so many optimizer steps, in the main process only.
+class DiagnosticsLogger(TrainerCallback):
+    """Log diagnostics of the adapters every ``every`` optimizer steps; only the main process logs.
 
-    gradients: (U_r, Vh_r) by layer, as the start saw them; empty where it saw no gradient.
+    gradients: (U_r, Vh_r) of each layer's initial gradient; empty if the start did not use a gradient.
     """
 
     def __init__(self, model: nn.Module, every: int, gradients: FactorPairs, tracker: Tracker):
@@ -70,30 +70,31 @@ class Watcher(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step % self.every == 0:
-            self.look(state.global_step)
+            self.log(state.global_step)
 
-    def look(self, step: int) -> None:
+    def log(self, step: int) -> None:
+        """Compute and log the diagnostics of all layers after a step."""
         if self.tracker.active:
             layers = {name: factors_of(layer) for name, layer in lora_layers(self.model).items()}
-            found = {name: layer_diagnostics(factors, self.gradients.get(name)) for name, factors in layers.items()}
-            self.tracker.log_layers(step, found)
+            diagnostics = {name: layer_diagnostics(pair, self.gradients.get(name)) for name, pair in layers.items()}
+            self.tracker.log_layers(step, diagnostics)
 
 
-class Stopper(TrainerCallback):
-    """Ends training after the step in which a signal came, with a resume point."""
+class StopOnSignal(TrainerCallback):
+    """Stop training with a resume point after the step in which a signal arrived, on any process."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        signals = [number for number in Processes.current().gathered(asked()) if number]
+        signals = [number for number in Processes.current().gathered(first_signal()) if number]
         if signals:
             self.signal = signals[0]
             control.should_save = control.should_training_stop = True
 
 
 class AfterStep(TrainerCallback):
-    """Lets the adaptation act after every optimizer step, while the gradients exist."""
+    """Call ``Adaptation.after_step`` after every optimizer step, while the gradients exist."""
 
     def __init__(self, adaptation: Adaptation):
         self.adaptation = adaptation
@@ -103,7 +104,7 @@ class AfterStep(TrainerCallback):
 
 
 class EarlyStopping(TrainerCallback):
-    """Ends training when the last ``patience`` evaluations have not improved on the lowest eval_loss before them.
+    """Stop training when the last ``patience`` evaluations have not improved on the lowest eval_loss before them.
 
     The evaluations are read from the Trainer's log, which resume points contain.
     """
@@ -118,19 +119,19 @@ class EarlyStopping(TrainerCallback):
             control.should_training_stop = True
 
 
-class EpochEnds(TrainerCallback):
-    """Calls ``keep(n)`` after the n-th epoch."""
+class AfterEpoch(TrainerCallback):
+    """Call ``keep(n)`` after the n-th epoch."""
 
-    def __init__(self, an_epoch: int, keep: Callable[[int], None]):
-        self.an_epoch, self.keep = an_epoch, keep
+    def __init__(self, epoch_steps: int, keep: Callable[[int], None]):
+        self.epoch_steps, self.keep = epoch_steps, keep
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step % self.an_epoch == 0:
-            self.keep(state.global_step // self.an_epoch)
+        if state.global_step % self.epoch_steps == 0:
+            self.keep(state.global_step // self.epoch_steps)
 
 
-class Lines(TrainerCallback):
-    """Prints about twenty lines in all, in place of a bar, where there is no terminal, as in a batch job."""
+class ProgressLines(TrainerCallback):
+    """Print about twenty lines in total instead of a progress bar, for output that is not a terminal."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         logs = logs or {}
@@ -140,8 +141,8 @@ class Lines(TrainerCallback):
             print(f"step {state.global_step}/{state.max_steps}  {'  '.join(shown)}", flush=True)
 
 
-class Bar(ProgressCallback):
-    """The Trainer's progress bar, which shows the last loss instead of printing a line for every step."""
+class ProgressBar(ProgressCallback):
+    """The Trainer's progress bar with the last loss, instead of a printed line for every step."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if self.training_bar is not None and logs:

@@ -1,4 +1,4 @@
-"""What a training needs beside the model and its examples."""
+"""What training needs besides the model and its examples."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,11 +16,11 @@ Evaluate = Callable[[nn.Module], dict[str, float]]
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """Settings, places and callees of one training.
+    """Settings, folders and functions of one training.
 
     checkpoints: folder of the resume points.  evaluate: returns eval_loss and other metrics; None: no evaluation.
     keep_epoch: called with n after the n-th epoch.
-    gradients: (U_r, Vh_r) by layer, as the start saw them, for ``callbacks.Watcher``; empty: it saw no gradient.
+    gradients: (U_r, Vh_r) of each layer's initial gradient, for the diagnostics; empty if there was no gradient.
     """
 
     run: RunConfig

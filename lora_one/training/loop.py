@@ -1,4 +1,4 @@
-"""The training of one run, on the Hugging Face Trainer."""
+"""Train a model with the Hugging Face Trainer."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -18,37 +18,37 @@ from lora_one.seeding import seed_everything, seed_for
 from lora_one.training.arguments import arguments
 from lora_one.training.batches import Collator
 from lora_one.training.callbacks import (
+    AfterEpoch,
     AfterStep,
-    Bar,
+    DiagnosticsLogger,
     EarlyStopping,
-    EpochEnds,
-    Lines,
+    ProgressBar,
+    ProgressLines,
     Recorder,
-    Stopper,
-    Watcher,
+    StopOnSignal,
 )
 from lora_one.training.job import TrainingJob
 from lora_one.training.packing import check_packing, one_example_per_row
 from lora_one.training.resume_points import keep_only, last_checkpoint, step_of
 from lora_one.training.schedule import steps_per_epoch
-from lora_one.training.trainer import FineTuner, leave_shards_alone
+from lora_one.training.trainer import FineTuner, ignore_shards
 
 
 def train(model: nn.Module, examples: Sequence[Encoded], job: TrainingJob) -> dict[str, Any]:
     """Fine-tune the trainable parameters in place, from the newest resume point if there is one.
 
-    Returns {steps, seconds, tokens}: optimizer steps; seconds since the start or the resumption; tokens seen, prompt
-    and response, without padding.
-    Raises RunError: a loss that is not finite, or a resume point that cannot be written; UsageError: packing that
-    the model does not support; Interrupted: after the step in which a signal came, with a resume point.
+    Returns {steps, seconds, tokens}: optimizer steps; seconds since the start or the resumption; tokens of prompts
+    and responses, without padding.
+    Raises RunError: a loss is not finite, or a resume point cannot be written.  UsageError: the model does not support
+    packing.  Interrupted: after the step in which a signal arrived, with a resume point.
     """
     packing = job.run.model.packing
     if packing:
         check_packing(model, examples)
-    leave_shards_alone(model)
-    stopper = Stopper()
-    trainer = trainer_of(model, examples, job, stopper)
-    if rank := Processes.current().rank:  # else all processes would drop the same entries
+    ignore_shards(model)
+    stopper = StopOnSignal()
+    trainer = build_trainer(model, examples, job, stopper)
+    if rank := Processes.current().rank:  # otherwise dropout would be the same on all processes
         seed_everything(seed_for(job.run.training_seed, f"dropout of process {rank}"))
     last = last_checkpoint(job.checkpoints)
     if last is not None:
@@ -66,8 +66,8 @@ def train(model: nn.Module, examples: Sequence[Encoded], job: TrainingJob) -> di
     }
 
 
-def trainer_of(model: nn.Module, examples: Sequence[Encoded], job: TrainingJob, stopper: Stopper) -> FineTuner:
-    """Return the Trainer with everything that the job asks for."""
+def build_trainer(model: nn.Module, examples: Sequence[Encoded], job: TrainingJob, stopper: StopOnSignal) -> FineTuner:
+    """Return the Trainer of a job, with its optimizer and callbacks."""
     settings = job.run.model
     trainer = FineTuner(
         job,
@@ -81,24 +81,29 @@ def trainer_of(model: nn.Module, examples: Sequence[Encoded], job: TrainingJob, 
         model=model,
         args=arguments(job, len(examples)),
         train_dataset=examples,
-        eval_dataset=examples[:1],  # the Trainer wants one; FineTuner.evaluate has its own
+        eval_dataset=examples[:1],  # required by the Trainer; FineTuner.evaluate does not use it
         data_collator=Collator(examples[0], job.pad_id, settings.packing, settings.loss),
         optimizers=(build_optimizer(model, job.run), None),
-        callbacks=[Recorder(job.tracker), stopper, AfterStep(job.adaptation), *wanted_callbacks(model, examples, job)],
+        callbacks=[
+            Recorder(job.tracker),
+            stopper,
+            AfterStep(job.adaptation),
+            *optional_callbacks(model, examples, job),
+        ],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(Lines() if trainer.args.disable_tqdm else Bar())
+    trainer.add_callback(ProgressLines() if trainer.args.disable_tqdm else ProgressBar())
     return trainer
 
 
-def wanted_callbacks(model: nn.Module, examples: Sequence[Encoded], job: TrainingJob) -> list[TrainerCallback]:
-    """Return the callbacks that only some settings ask for."""
+def optional_callbacks(model: nn.Module, examples: Sequence[Encoded], job: TrainingJob) -> list[TrainerCallback]:
+    """Return the callbacks that only some settings need."""
     run, callbacks = job.run, []
     if job.keep_epoch is not None:
-        callbacks.append(EpochEnds(steps_per_epoch(len(examples), run.model), job.keep_epoch))
+        callbacks.append(AfterEpoch(steps_per_epoch(len(examples), run.model), job.keep_epoch))
     if run.wandb.diagnostics_every:
-        callbacks.append(Watcher(model, run.wandb.diagnostics_every, job.gradients, job.tracker))
+        callbacks.append(DiagnosticsLogger(model, run.wandb.diagnostics_every, job.gradients, job.tracker))
     if run.model.early_stopping_patience:
         callbacks.append(EarlyStopping(run.model.early_stopping_patience))
     return callbacks

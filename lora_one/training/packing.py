@@ -1,4 +1,4 @@
-"""Several examples in one row: a check that the model keeps them apart."""
+"""Packing (several examples in one row): check that the model keeps the examples apart."""
 
 import heapq
 from collections.abc import Iterator, Sequence
@@ -15,9 +15,9 @@ from lora_one.losses import evaluating, model_logits
 
 @torch.no_grad()
 def check_packing(model: nn.Module, examples: Sequence[Encoded]) -> None:
-    """Check that two examples in one row get the logits that each has alone.
+    """Check that two examples in one row get the same logits as each of them alone.
 
-    Raises UsageError: the attention of this model reads across their boundary, or its positions do not start again.
+    Raises UsageError: the attention of this model crosses their boundary, or its positions do not restart there.
     """
     pair = heapq.nsmallest(2, examples, key=lambda example: len(example.input_ids))
     with evaluating(model):
@@ -27,19 +27,19 @@ def check_packing(model: nn.Module, examples: Sequence[Encoded]) -> None:
     rounding = 1e-3 if next(model.parameters()).dtype == torch.float32 else 0.1
     if not change <= rounding:
         raise UsageError(
-            f"model.packing=true: two examples in one row change each other's logits in this model, by {change:.2g} of "
-            "the largest, so its attention does not keep them apart: drop model.packing"
+            f"model.packing=true is not supported by this model: its attention does not separate examples in one row "
+            f"(logits change by {change:.2g} of the largest one); drop model.packing"
         )
 
 
 @contextmanager
 def one_example_per_row() -> Iterator[None]:
-    """Turn off transformers' search for several examples in a row, for which the host waits in every forward pass."""
+    """Turn off transformers' search for packed examples, which makes the host wait in every forward pass."""
     search = getattr(masking_utils, "find_packed_sequence_indices", None)
     if search is None:  # another version of transformers
         yield
         return
-    masking_utils.find_packed_sequence_indices = lambda position_ids: None  # its answer where there is one example
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None  # its result for one example per row
     try:
         yield
     finally:

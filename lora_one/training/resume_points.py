@@ -1,4 +1,4 @@
-"""Resume points of a run: checkpoint-<step> folders, of which only the newest is kept."""
+"""Resume points of a run: folders checkpoint-<step>, of which only the newest is kept."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from lora_one.errors import RunError
 
-HIDDEN = ".partial"  # folder in that of the resume points: holds those that are being written or removed
+HIDDEN = ".partial"  # subfolder for resume points that are being written or removed
 
 
 def last_checkpoint(checkpoints: Path) -> str | None:
@@ -19,7 +19,7 @@ def last_checkpoint(checkpoints: Path) -> str | None:
 
 
 def step_of(point: str) -> int:
-    """Return the optimizer steps done before a resume point.
+    """Return the number of optimizer steps before a resume point.
 
     >>> step_of("run/checkpoints/checkpoint-500")
     500
@@ -28,7 +28,7 @@ def step_of(point: str) -> int:
 
 
 def keep_only(newest: Path) -> None:
-    """Remove the older resume points. Each is hidden first, because half of one must not look like a whole one."""
+    """Remove the older resume points. Each is hidden first, so that a partly deleted one is never used."""
     hidden = newest.parent / HIDDEN
     for older in newest.parent.glob("checkpoint-*"):
         if older != newest:
@@ -38,22 +38,22 @@ def keep_only(newest: Path) -> None:
 
 
 def check_resume_point(checkpoints: Path) -> None:
-    """Raise RunError when the newest resume point is incomplete; without one, there is nothing to check."""
+    """Raise RunError if the newest resume point is incomplete; without resume points there is nothing to check."""
     last = last_checkpoint(checkpoints)
     if last is None:
         return
     path = Path(last)
     try:
         json.loads((path / "trainer_state.json").read_text())["global_step"]
-        whole = path / "model.safetensors"  # of full fine-tuning
-        with safe_open(whole if whole.exists() else path / "adapter_model.safetensors", "pt") as tensors:
+        model = path / "model.safetensors"  # only after full fine-tuning
+        with safe_open(model if model.exists() else path / "adapter_model.safetensors", "pt") as tensors:
             tensors.keys()
         states = list(path.glob("rng_state*.pth")) or [path / "rng_state.pth"]
         for file in (path / "optimizer.pt", path / "scheduler.pt", *states):
             if not zipfile.is_zipfile(file):
-                raise ValueError(f"{file.name} is {'cut short' if file.exists() else 'missing'}")
+                raise ValueError(f"{file.name} is {'incomplete' if file.exists() else 'missing'}")
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise RunError(
-            f"the resume point {path} is broken ({type(error).__name__}: {error}): remove that folder, or add "
-            "overwrite=true, and the run starts anew"
+            f"the resume point {path} is damaged ({type(error).__name__}: {error}): delete that folder, or add "
+            "overwrite=true, to start the run from the beginning"
         ) from error

@@ -1,4 +1,4 @@
-"""How many optimizer steps a training has, and what follows from their number."""
+"""The number of optimizer steps of a training, and what depends on it."""
 
 import math
 
@@ -7,17 +7,17 @@ from lora_one.errors import UsageError
 
 
 def refuse_uneven_batch(model: ModelConfig, processes: int) -> None:
-    """Raise UsageError when a global batch cannot be divided evenly among the processes and micro-batches."""
+    """Raise UsageError if a global batch cannot be divided evenly into the micro-batches of all processes."""
     together = model.per_device_batch_size * processes
     if model.real_batch_size % together:
         raise UsageError(
             f"model.real_batch_size={model.real_batch_size} is not divisible by model.per_device_batch_size="
-            f"{model.per_device_batch_size} x {processes} processes; take a multiple of {together}"
+            f"{model.per_device_batch_size} x {processes} processes: set it to a multiple of {together}"
         )
 
 
 def accumulation_steps(model: ModelConfig, processes: int) -> int:
-    """Return the micro-batches per optimizer step of each process; ``real_batch_size`` counts all processes' examples.
+    """Return the micro-batches per optimizer step of each process; ``real_batch_size`` is over all processes.
 
     Raises UsageError: see ``refuse_uneven_batch``.
     """
@@ -26,7 +26,7 @@ def accumulation_steps(model: ModelConfig, processes: int) -> int:
 
 
 def steps_per_epoch(examples: int, model: ModelConfig) -> int:
-    """Return the optimizer steps in one pass over the examples; the last step may have a smaller batch."""
+    """Return the optimizer steps of one epoch; the last step may have a smaller batch."""
     return math.ceil(examples / model.real_batch_size)
 
 
@@ -41,18 +41,18 @@ def warmup_steps(examples: int, model: ModelConfig) -> int:
 
 
 def refuse_no_learning(examples: int, model: ModelConfig) -> None:
-    """Raise UsageError when the only optimizer step is the first one of a warm-up, whose learning rate is 0."""
+    """Raise UsageError if the only optimizer step is the first of a warm-up, where the learning rate is 0."""
     if total_steps(examples, model) == 1 and warmup_steps(examples, model) >= 1:
         raise UsageError(
-            f"model.warmup={model.warmup:g} starts with learning rate 0, and the run has only one step, so nothing "
-            "would be trained: set model.warmup=0, or train for more steps (model.epochs, model.real_batch_size)"
+            f"model.warmup={model.warmup:g} starts with learning rate 0, and this run has only one step, so it would "
+            "train nothing: set model.warmup=0, or train for more steps (model.epochs, model.real_batch_size)"
         )
 
 
 def first_step_size(examples: int, model: ModelConfig) -> float:
     """Return the learning rate of the first warm-up step: learning_rate / warm-up steps.
 
-    It is eta of arXiv:2411.19557. Steps are the optimizer's; the published code counts micro-batches here,
-    which makes eta many times too small.
+    This is eta of arXiv:2411.19557. It counts optimizer steps; the published code counts micro-batches, which makes
+    eta many times too small.
     """
     return model.learning_rate / max(1, warmup_steps(examples, model))

@@ -1,4 +1,4 @@
-"""The Hugging Face Trainer with our order of examples, our loss, our evaluation and whole resume points."""
+"""The Hugging Face Trainer with our order of examples, loss and evaluation, and with atomic resume points."""
 
 import shutil
 from collections.abc import Iterator
@@ -27,21 +27,21 @@ from lora_one.training.resume_points import keep_only
 
 
 class FineTuner(Trainer):
-    """The Trainer with our order, our loss (by token or by example over the global batch) and our evaluation.
+    """The Trainer with our order of examples, our loss (a mean over the global batch) and our evaluation.
 
-    Two private methods of the Trainer are overridden, ``_save_checkpoint`` and ``_load_from_checkpoint``; why, says
-    docs/design.md (Decisions).
+    Two private methods are overridden, ``_save_checkpoint`` and ``_load_from_checkpoint``; docs/design.md (Decisions)
+    gives the reasons.
     """
 
-    loss_is_scaled_for_ga = True  # compute_loss divides by the global batch's own count
+    loss_is_scaled_for_ga = True  # compute_loss divides by the count of the global batch
 
     def __init__(self, job: TrainingJob, order: MicroBatches, **options: Any):
         config = getattr(options["model"], "config", None)
         cached = getattr(config, "use_cache", None)
         super().__init__(**options)
-        if cached is not None:  # the Trainer turns it off, and so it would be saved with the merged model
+        if cached is not None:  # the Trainer sets it to False, which would be saved with the merged model
             config.use_cache = cached
-        elif hasattr(config, "use_cache"):  # new: a model without such a switch
+        elif hasattr(config, "use_cache"):  # the Trainer added it to a model without this setting
             del config.use_cache
         self.order = order
         self.adaptation = job.adaptation
@@ -51,7 +51,7 @@ class FineTuner(Trainer):
         self.without_casts = plain_layers(self.model) if job.run.model.bf16 else []
 
     def get_train_dataloader(self) -> DataLoader:
-        """Return this process's micro-batches; the order knows its share, so accelerate shares nothing out."""
+        """Return this process's micro-batches; the order contains only these, so accelerate must not split them."""
         loader = DataLoader(
             self.train_dataset,
             batch_sampler=self.order,
@@ -66,14 +66,14 @@ class FineTuner(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], int]:
-        """Return this process's micro-batches of one optimizer step, and what the global batch's loss is divided by."""
+        """Return this process's micro-batches of one optimizer step, and the divisor of the global batch's loss."""
         batches = list(islice(epoch_iterator, num_batches))
         return batches, self.count_batches(batches, device)
 
     def count_batches(self, batches: list[dict[str, Any]], device: torch.device) -> int:
-        """Return what the global batch's loss is divided by, and add its tokens to those seen.
+        """Return the divisor of the global batch's loss, and add the batch's tokens to those seen.
 
-        Both were counted on the CPU; only several processes, which add theirs up, wait for the device here.
+        Both were counted on the CPU; the host waits for the device only to sum over several processes.
         """
         count = sum(batch[COUNTED].count for batch in batches)
         tokens = sum(batch[TOKENS] for batch in batches)
@@ -84,39 +84,40 @@ class FineTuner(Trainer):
         return count
 
     def training_step(self, *arguments: Any, **options: Any) -> torch.Tensor:
-        """Do the passes of one micro-batch, without the casts of adapter inputs that change no bit."""
-        with inputs_not_cast(self.without_casts):  # also while the backward pass repeats checkpointed blocks
+        """Do the passes of one micro-batch, without casts of adapter inputs that would not change them."""
+        with inputs_not_cast(self.without_casts):  # also in the backward pass, which recomputes checkpointed blocks
             return super().training_step(*arguments, **options)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Return this micro-batch's part of the global batch's mean, times the processes.
+        """Return this micro-batch's part of the global batch's mean loss, times the number of processes.
 
-        The gradients of the processes are averaged, not summed.
+        The factor is needed because the gradients of the processes are averaged, not summed.
         """
         counted = inputs[COUNTED]
-        left_out = {"labels", COUNTED, TOKENS} | ({"attention_mask"} if self.causal else set())  # padding comes last
+        # a causal model does not read the padding on the right, so it needs no mask
+        left_out = {"labels", COUNTED, TOKENS} | ({"attention_mask"} if self.causal else set())
         given = {name: value for name, value in inputs.items() if name not in left_out}
         logits = model(**given, **few_logits(self.model, inputs, counted), use_cache=False).logits
         total = loss_at(logits, counted)
         loss = total * self.accelerator.num_processes / num_items_in_batch
         extra = self.adaptation.extra_loss(self.model)
-        if extra is not None:  # once a step: each micro-batch brings its share
+        if extra is not None:  # once per step, divided among its micro-batches
             loss = loss + extra / self.current_gradient_accumulation_steps
         return loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Return the metrics of the job's own evaluation, logged."""
+        """Log and return the metrics of the job's evaluation."""
         metrics = self.evaluate_model(self.model)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write a resume point: it appears whole or not at all, and only then the older one is removed.
+        """Write a resume point atomically, then remove the older one.
 
-        Raises RunError when it cannot be written (no space left, for example); the older one is then unchanged.
+        Raises RunError: it cannot be written (no space left, for example); the older one is then unchanged.
         """
         hidden, point = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
         place = self.checkpoints / point
@@ -128,24 +129,24 @@ class FineTuner(Trainer):
                 self.adaptation.save_state(self.model, hidden / point)
                 publish(hidden / point, place)
                 keep_only(place)
-        except (OSError, RuntimeError, SafetensorError) as error:  # the latter two: of a full disk, from the libraries
+        except (OSError, RuntimeError, SafetensorError) as error:  # the last two: on a full disk
             reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
             raise RunError(
-                f"the resume point {place} cannot be written ({reason}): free space, and the same command goes on from "
-                "the last one"
+                f"the resume point {place} cannot be written ({reason}): free disk space; the same command continues "
+                "from the last resume point"
             ) from error
         finally:
             if self.args.should_save:
                 shutil.rmtree(hidden, ignore_errors=True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Write a resume point's trained values into the model, in place and in its own dtype."""
+        """Write the trained values of a resume point into the model, in place and in the model's dtype."""
         if not self.adaptation.load_state(self.model, Path(resume_from_checkpoint)):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
 
-def leave_shards_alone(model: nn.Module) -> None:
-    """Tell DDP to ignore a sharded base, which is frozen; it averages the adapters' gradients only."""
+def ignore_shards(model: nn.Module) -> None:
+    """Make DDP ignore a sharded base, which is frozen: it averages only the gradients of the adapters."""
     frozen = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
     if any(isinstance(parameter, DTensor) for parameter in frozen.values()):
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, list(frozen))
