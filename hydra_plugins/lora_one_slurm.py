@@ -1,4 +1,4 @@
-"""``hydra/launcher=slurm``: the jobs of a sweep as one SLURM array, by submitit. Hydra looks here for its plugins."""
+"""``hydra/launcher=slurm``: submit the jobs of a sweep as one SLURM array, through submitit."""
 
 import importlib.util
 import shlex
@@ -14,32 +14,32 @@ from omegaconf import OmegaConf
 from lora_one.config import RunConfig, first_line
 from lora_one.errors import RunError, UsageError
 from lora_one.runs import cli
-from lora_one.runs.sweep import Outcome, Sweep, say_error
+from lora_one.runs.sweep import Outcome, Sweep, print_error
 
 ROOT = Path(__file__).resolve().parents[1]
-LOOK_S = 1  # seconds between two looks for results
-ASK_S = 30  # seconds between two questions to SLURM which jobs it still has
+LOOK_S = 1  # seconds between two checks for results
+ASK_S = 30  # seconds between two queries of SLURM's queue
 
-if importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher"):  # else cli refuses the launcher by name
+if importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher"):  # otherwise cli.check_launcher refuses it
     from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
     from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 
     class ArrayLauncher(SlurmLauncher):
-        """Submits the jobs, waits for them, and adds their results to the sweep, as of a local one.
+        """Submit the jobs, wait for them, and add their results to the sweep, like those of local jobs.
 
-        A job that fails, or that SLURM ends, does not stop the others. A job that SLURM queues again is waited for.
+        A job that fails, or that SLURM ends, does not stop the others. A job that is requeued is waited for.
         """
 
         def __call__(self, overrides: list[str], *rest: Any) -> Outcome:
-            """Run one job, in a process of its own on its node."""
-            return cli.apart(lambda: super(ArrayLauncher, self).__call__(overrides, *rest))
+            """Run one job; submitit calls this in a separate process on a compute node."""
+            return cli.run_submitted(lambda: super(ArrayLauncher, self).__call__(overrides, *rest))
 
         def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
             numbered = [(number, list(job)) for number, job in enumerate(job_overrides, initial_job_idx)]
             sweep = Sweep.current()
-            jobs: dict[Any, str] = {}  # submitit's job -> what sets it apart from the others
+            jobs: dict[Any, str] = {}  # submitit's job -> the overrides that differ between jobs
             with sweep.job():
-                jobs = self._submit([job for job in numbered if self._sound(sweep, job[1])])
+                jobs = self._submit([job for job in numbered if self._valid(sweep, job[1])])
             try:
                 for job, name in wait_for(jobs):
                     with sweep.job():
@@ -47,15 +47,15 @@ if importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher"):  # else cl
                         sweep.add_outcome(outcome)
                         print(f"{job.job_id} {name}: {'failed' if outcome.code else 'finished'}", flush=True)
                         if outcome.code:
-                            say_error(f"{job.job_id} {name}: {last_error(job)}")
+                            print_error(f"{job.job_id} {name}: {last_error(job)}")
             except KeyboardInterrupt:
                 ids = " ".join(sorted({job.job_id.partition("_")[0] for job in jobs}))
-                say_error(f"the submitted jobs go on without this command: scancel {ids} ends them")
+                print_error(f"the submitted jobs continue without this command: scancel {ids} cancels them")
                 raise
             return [JobReturn(status=JobStatus.COMPLETED) for _ in job_overrides]
 
-        def _sound(self, sweep: Sweep, overrides: list[str]) -> bool:
-            """Check every key of a job now, not after it has waited in a queue; return whether it may be submitted."""
+        def _valid(self, sweep: Sweep, overrides: list[str]) -> bool:
+            """Check a job's configuration before it waits in a queue; return whether it is valid."""
             with sweep.job():
                 composed = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
                 RunConfig.from_hydra(OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"]))
@@ -63,7 +63,7 @@ if importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher"):  # else cl
             return False
 
         def _submit(self, numbered: Sequence[tuple[int, list[str]]]) -> dict[Any, str]:
-            """Raises UsageError: a value of the wrong type; RunError: sbatch refuses."""
+            """Submit the jobs; return {job: name}. Raises UsageError: a value has a wrong type; RunError: sbatch failed."""
             import submitit
             from hydra.core.singleton import Singleton
             from submitit.core.utils import FailedJobError, FailedSubmissionError
@@ -85,11 +85,13 @@ if importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher"):  # else cl
                     [str(number) for number, _ in numbered],
                     [Singleton.get_state()] * count,
                 )
-            except (AssertionError, TypeError, ValueError) as error:  # submitit's check of its parameters
+            except (AssertionError, TypeError, ValueError) as error:  # from submitit's checks of its parameters
                 raise UsageError(f"hydra.launcher: {first_line(error)}; see conf/hydra/launcher/slurm.yaml") from error
             except (FailedJobError, FailedSubmissionError) as error:
                 reason = " ".join(str(error).split())
-                raise RunError(f"sbatch refuses ({reason}): set hydra.launcher.* as this cluster wants it") from error
+                raise RunError(
+                    f"sbatch failed ({reason}): set hydra.launcher.* to values that this cluster accepts"
+                ) from error
             common = set.intersection(*(set(job) for _, job in numbered)) if count > 1 else set()
             names = [" ".join(part for part in job if part not in common) for _, job in numbered]
             logs = jobs[0].paths.folder.parent
@@ -98,12 +100,12 @@ if importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher"):  # else cl
 
 
 def wait_for(jobs: dict[Any, str]) -> Iterator[tuple[Any, str]]:
-    """Yield (job, name) as each ends: it has a result, or SLURM twice no longer lists it (a result may come late)."""
-    left, missing, asked = dict(jobs), set(), time.monotonic()
+    """Yield (job, name) when a job ends: it has a result, or is missing in two queries in a row (results can be late)."""
+    left, missing, queried = dict(jobs), set(), time.monotonic()
     while left:
         lost = set()
-        if time.monotonic() - asked >= ASK_S:
-            asked, queued = time.monotonic(), in_queue({job.job_id for job in left})
+        if time.monotonic() - queried >= ASK_S:
+            queried, queued = time.monotonic(), in_queue({job.job_id for job in left})
             gone = set() if queued is None else {job.job_id for job in left} - queued
             lost, missing = gone & missing, gone
         for job in [job for job in left if has_result(job) or job.job_id in lost]:
@@ -113,7 +115,7 @@ def wait_for(jobs: dict[Any, str]) -> Iterator[tuple[Any, str]]:
 
 
 def in_queue(ids: set[str]) -> set[str] | None:
-    """Return those of the jobs that are waiting, running or ending; None: SLURM does not answer."""
+    """Return those of the jobs that SLURM still lists (waiting, running or ending); None: the query failed."""
     arrays = ",".join(sorted({job.partition("_")[0] for job in ids}))
     command = ["squeue", "--noheader", "--array", "--format=%i", f"--jobs={arrays}"]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -123,26 +125,27 @@ def in_queue(ids: set[str]) -> set[str] | None:
 
 
 def has_result(job: Any) -> bool:
+    """Return whether a job has written its result."""
     result = job.task(0).paths.result_pickle
-    return result.name in {file.name for file in result.parent.iterdir()}  # a listing is fresh, also over NFS
+    return result.name in {file.name for file in result.parent.iterdir()}  # over NFS, exists() may be out of date
 
 
 def outcome_of(job: Any) -> Outcome:
-    """Return a job's result. Raises RunError: SLURM ended the job, or it broke before our code began."""
+    """Return the result of a job. Raises RunError: SLURM ended the job, or it failed before our code started."""
     from submitit.core.utils import pickle_load
 
     if not has_result(job):
         reason = last_error(job).partition(": the same command")[0]
-        raise RunError(f"job {job.job_id} did not finish ({reason}): the same command goes on from its resume point")
+        raise RunError(f"job {job.job_id} did not finish ({reason}): the same command continues from its resume point")
     kind, content = pickle_load(job.task(0).paths.result_pickle)
     if kind == "error":  # a traceback
-        raise RunError(f"job {job.job_id} broke ({content.strip().splitlines()[-1]}): see {job.task(0).paths.stderr}")
+        raise RunError(f"job {job.job_id} failed ({content.strip().splitlines()[-1]}): see {job.task(0).paths.stderr}")
     return content
 
 
 def last_error(job: Any) -> str:
-    """Return the last error that a job's log shows, or the place of the log."""
+    """Return the last error in the log of a job, or the path of the log."""
     log = job.task(0).paths.stderr
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-    said = [line.partition("error: ")[2] for line in lines if "error: " in line]
-    return said[-1] if said else f"see {log}"
+    errors = [line.partition("error: ")[2] for line in lines if "error: " in line]
+    return errors[-1] if errors else f"see {log}"

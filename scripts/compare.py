@@ -1,4 +1,4 @@
-"""Compare methods in one table: tune each over its grid, run it with several seeds, by ordinary runs of run_exp.py.
+"""Compare methods in one table: tune each over its grid, then run it with several seeds, as runs of run_exp.py.
 
 python scripts/compare.py scripts/comparisons/inits_stories_gsm8k.yaml --dry-run
 python scripts/compare.py scripts/comparisons/inits_stories_gsm8k.yaml --output results/comparisons/inits
@@ -20,12 +20,12 @@ sys.path.insert(0, str(ROOT))  # run_exp.py is not part of the package
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("comparison", type=Path, help="YAML file with the methods, the data and the grids")
+    add("comparison", type=Path, help="YAML file with methods, data and grids")
     add(
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="overrides of every run, after those of the file, such as model.epochs=2",
+        help="override of every run, after those of the file, for example model.epochs=2",
     )
     add(
         "--test",
@@ -49,27 +49,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def compare(options: argparse.Namespace) -> int:
+    """Run or plan the comparison; return the exit code."""
     import torch
 
     from lora_one.runs import cli, comparison, comparison_file
     from lora_one.runs.experiment import execute
-    from lora_one.runs.sweep import FAILURE, INTERRUPTED, say_error
+    from lora_one.runs.sweep import FAILURE, INTERRUPTED, print_error
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    asked = comparison_file.read_comparison(options.comparison)
-    asked = dataclasses.replace(
-        asked, common=[*asked.common, *options.overrides], test=[*asked.test, *options.test]
-    ).only(options.only)
+    read = comparison_file.read_comparison(options.comparison)
+    common, test = [*read.common, *options.overrides], [*read.test, *options.test]
+    chosen = dataclasses.replace(read, common=common, test=test).only(options.only)
     compose = partial(cli.compose, ROOT / "conf")
     if options.dry_run:
-        print(comparison.plan(asked, compose))
+        print(comparison.plan(chosen, compose))
         return 0
     output = options.output or Path("results/comparisons") / options.comparison.stem
     try:
-        return 0 if comparison.compare(asked, compose, execute, output) else FAILURE
+        return 0 if comparison.compare(chosen, compose, execute, output) else FAILURE
     except KeyboardInterrupt:
-        say_error("interrupted: the same command goes on")
+        print_error("interrupted: the same command continues")
         return INTERRUPTED
 
 

@@ -9,7 +9,7 @@ from lora_one.runs.sweep import Sweep
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path, help="the run's folder, or its run.json")
+    parser.add_argument("run", type=Path, help="folder of the run, or its run.json")
     path = parser.parse_args().run
     sweep = Sweep()
     with sweep.job():
@@ -19,7 +19,7 @@ def main() -> int:
 
         folder = RunFolder(path.parent if path.name == "run.json" else path)
         if not folder.run_json.exists():
-            raise UsageError(f"{path} has no run.json: pass the folder that a run printed")
+            raise UsageError(f"{path} has no run.json: pass the folder of a run, as run_exp.py prints it")
         with folder.locked():
             merge_run(folder)
     return sweep.exit_code

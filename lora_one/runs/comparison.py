@@ -1,7 +1,7 @@
-"""Compare methods by ordinary runs: each method's grid with the tuning seeds, its best point with every seed.
+"""Compare methods by ordinary runs: every grid point with the tuning seeds, then the best point with every seed.
 
-The best point is the one with the lowest validation loss. The reported loss is that on a separate test split, which is
-evaluated only for the chosen points: without adapters, at their start (the same run with model.epochs=0) and after
+The best point of a method has the lowest validation loss. The reported loss is on a separate test split, which is
+evaluated only for the best points: without adapters, at the start (the same run with model.epochs=0) and after
 training. Finished runs are not run again, so an interrupted comparison continues where it stopped.
 """
 
@@ -35,10 +35,10 @@ Execute = Callable[[RunConfig], object]
 
 
 def compare(comparison: Comparison, compose: Compose, execute: Execute, output: Path) -> bool:
-    """Do all unfinished runs and write comparison.md, .csv and .json into ``output``; return whether none failed.
+    """Do all unfinished runs and write comparison.md, .csv and .json to ``output``; return whether no run failed.
 
-    A failed run is noted in the table, and the next one starts.
-    Raises UsageError: the comparison as a whole is not possible.
+    A failed run is listed in the table and does not stop the others.
+    Raises UsageError: the whole comparison is not possible.
     """
     jobs = Jobs(comparison, compose)
     held_out = held_out_data(comparison, jobs)
@@ -60,7 +60,7 @@ def compare(comparison: Comparison, compose: Compose, execute: Execute, output: 
 
 
 def held_out_data(comparison: Comparison, jobs: Jobs) -> HeldOut:
-    """Return the test split, whose loss is reported.
+    """Return the test split, on which the reported loss is computed.
 
     Raises UsageError: a test example is also a training or validation example, or there are no validation examples.
     """
@@ -68,19 +68,21 @@ def held_out_data(comparison: Comparison, jobs: Jobs) -> HeldOut:
     held_out = HeldOut(run, jobs.compose([*comparison.common, *comparison.test]).dataset, comparison.test_examples)
     splits = load_dataset(run.dataset, encoder_for(run.model, run.dataset), run.model.max_length)
     if not splits.validation:
-        raise UsageError("there are no validation examples to choose by: raise dataset.validation_size in common")
+        raise UsageError(
+            "the comparison needs validation examples to choose the best point: raise dataset.validation_size in common"
+        )
     seen = {example.prompt for example in [*splits.train_texts, *splits.validation_texts]}
     known = sum(example.prompt in seen for example in held_out.texts)
     if known:
         raise UsageError(
-            f"{known} of the {len(held_out.texts)} test examples are training or validation examples: give others in "
-            "test, such as dataset.path=<test file>"
+            f"{known} of the {len(held_out.texts)} test examples are also training or validation examples: select "
+            "other data in test, for example dataset.path=<test file>"
         )
     return held_out
 
 
 def measured(final: Sequence[Job], execute: Execute, held_out: HeldOut) -> list[Run]:
-    """Run each job with training and without, both with their loss on the held-out examples."""
+    """Run each job with and without training, and measure the test loss of both."""
     runs = []
     for job in final:
         runs.append(attempt(job, execute, held_out))
@@ -90,7 +92,7 @@ def measured(final: Sequence[Job], execute: Execute, held_out: HeldOut) -> list[
 
 
 def attempt(job: Job, execute: Execute, held_out: HeldOut | None = None) -> Run:
-    """Run a job unless it is finished, and return its measurements, or its error."""
+    """Run a job unless it is finished; return its measurements or its error."""
     error, loss = job.error, None
     if error is None:
         try:
@@ -101,7 +103,7 @@ def attempt(job: Job, execute: Execute, held_out: HeldOut | None = None) -> Run:
             loss = held_out(job.folder.path / "eval", job.folder.trained) if held_out else None
         except (UsageError, RunError) as failure:
             error = str(failure)
-        except Exception as failure:  # a bug, here or in a library: print where, and go on with the next run
+        except Exception as failure:  # a bug, here or in a library: print where, and continue with the next run
             traceback.print_exc()
             error = f"{type(failure).__name__}: {failure}"
     if error is not None:
@@ -135,7 +137,7 @@ def finished(job: Job, test_loss: float | None = None) -> Run:
 def write(
     comparison: Comparison, held_out: HeldOut, runs: Sequence[Run], rows: Sequence[dict[str, Any]], output: Path
 ) -> None:
-    """Write comparison.md for readers, comparison.csv for programs, comparison.json with every run and its folder."""
+    """Write the table as comparison.md and comparison.csv, and every run with its folder as comparison.json."""
     keys = list(dict.fromkeys(key for method in comparison.methods for key in comparison.grid_of(method)))
     where, today = machine(), datetime.now(UTC).isoformat(timespec="seconds")
     used, uneven = versions(), table.uneven(runs)
@@ -155,10 +157,10 @@ def write(
     write_json(output / "comparison.json", record)
     (output / "comparison.csv").write_text(table.as_csv(rows))
     notes = [
-        f"Each method: all points of its grid with seeds {numbers(comparison.tuning_seeds)}, the one of the lowest "
-        f"validation loss with seeds {numbers(comparison.seeds)}; mean +- sample standard deviation over these.",
+        f"Each method: every grid point with seeds {numbers(comparison.tuning_seeds)}, then the point with the lowest "
+        f"validation loss with seeds {numbers(comparison.seeds)}; mean +- sample standard deviation over these seeds.",
         f"Test: {held_out.counts['examples']} examples ({held_out.counts['tokens']} tokens) that are in neither "
-        "training nor validation. (lowest), (highest), (only): the chosen value is an end of those tried.",
+        "training nor validation. (lowest), (highest), (only): the chosen value is at an end of those tried, or the only one.",
         f"{where['cpu']}, {where['threads']} of {where['cores']} cores, on {where['device']}; torch {used['torch']}, "
         f"transformers {used['transformers']}, peft {used['peft']}; runs at commit {', '.join(commits)}; {today}.",
         *uneven,
@@ -170,10 +172,12 @@ def write(
 
 
 def numbers(values: Sequence[int]) -> str:
+    """Return the numbers as text, separated by commas."""
     return ", ".join(map(str, values))
 
 
 def machine() -> dict[str, Any]:
+    """Describe the machine: its CPU, the number of cores and torch threads, and the device of the models."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -186,10 +190,10 @@ def machine() -> dict[str, Any]:
 
 
 def plan(comparison: Comparison, compose: Compose) -> str:
-    """List the runs that are known so far and estimate the time of those to do; nothing is run."""
+    """List the runs that are known so far and estimate the remaining time, without running anything."""
     jobs = Jobs(comparison, compose)
     lines = []
-    trained = untrained = 0  # runs still to do
+    trained = untrained = 0  # numbers of runs still to do
     for method in comparison.methods:
         known = jobs.tuning(method)
         if all(job.finished for job in known):
@@ -199,18 +203,20 @@ def plan(comparison: Comparison, compose: Compose) -> str:
             untrained += sum(not job.finished for job in final)
         elif not any(job.error for job in known):
             further = len(set(comparison.seeds) - set(comparison.tuning_seeds))
-            lines.append(f"{method}: then the chosen point, {further} more seeds and {len(comparison.seeds)} starts")
+            starts = len(comparison.seeds)
+            lines.append(f"{method}: then the best point with {further} more seeds, and {starts} runs without training")
             trained, untrained = trained + further, untrained + len(comparison.seeds)
         lines += [describe(job) for job in known]
         missing = [job.stage for job in known if job.error is None and not job.finished]
         trained, untrained = trained + len(missing) - missing.count("start"), untrained + missing.count("start")
-    lines += [f"{method}: not run here, {reason}" for method, reason in comparison.not_run.items()]
+    lines += [f"{method}: not run here: {reason}" for method, reason in comparison.not_run.items()]
     rate = comparison.seconds_per_run
-    time = f", about {trained * rate / 60:.0f} minutes at {rate:g} s a trained one" if rate is not None else ""
-    return "\n".join([*lines, f"{trained} runs with training and {untrained} without to do{time}"])
+    time = f", about {trained * rate / 60:.0f} minutes ({rate:g} s per run with training)" if rate is not None else ""
+    return "\n".join([*lines, f"to do: {trained} runs with training and {untrained} without{time}"])
 
 
 def describe(job: Job) -> str:
+    """Return one line about a job: whether it is finished, and its folder or error."""
     if job.error is not None:
-        return f"{job}: cannot run, {job.error}"
+        return f"{job}: cannot run: {job.error}"
     return f"{job}: {'finished' if job.finished else 'to do'}, {job.folder.path}"

@@ -1,4 +1,4 @@
-"""The runs of a comparison: each method with each point of its grid, the chosen point with every seed, its start."""
+"""The runs of a comparison: every grid point of every method, then the best point with every seed, and its start."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -6,12 +6,14 @@ from dataclasses import dataclass, replace
 from lora_one.config import RunConfig
 from lora_one.config.rules import flatten
 from lora_one.errors import UsageError
-from lora_one.records.folder import RunFolder, placed
+from lora_one.records.folder import RunFolder, locate
 from lora_one.reports import compare as table
 from lora_one.reports.compare import Point
 from lora_one.runs.comparison_file import Comparison, is_same_for_all
 
 Compose = Callable[[Sequence[str]], RunConfig]
+
+FORBIDDEN = {"dry_run": "use --dry-run", "overwrite": "delete the folders of the runs that should run again"}
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,9 @@ class Jobs:
     def __init__(self, comparison: Comparison, compose: Compose):
         self.comparison, self.compose = comparison, compose
         self.shared = compose(comparison.common)
-        for key in ("dry_run", "overwrite"):
+        for key, instead in FORBIDDEN.items():
             if getattr(self.shared, key):
-                raise UsageError(
-                    f"{key}=true is not allowed in a comparison: use --dry-run, or remove the runs to redo"
-                )
+                raise UsageError(f"{key}=true is not allowed in a comparison: {instead}")
 
     def configured(self, method: str, point: Point) -> RunConfig:
         """Return the configuration of a method at a grid point.
@@ -58,8 +58,8 @@ class Jobs:
         for key in sorted(given.keys() | shared.keys()):
             if is_same_for_all(key) and given.get(key) != shared.get(key):
                 raise UsageError(
-                    f"{method} has {key}={given.get(key)}, the others {shared.get(key)}: it must be the same for "
-                    "every method; move it to common"
+                    f"{method} has {key}={given.get(key)}, the others {shared.get(key)}: it must be the same for every "
+                    "method; move it to common"
                 )
         return run
 
@@ -76,22 +76,22 @@ class Jobs:
         return jobs
 
     def final(self, tuning: Sequence[Job], chosen: Point) -> list[Job]:
-        """Return the jobs of the chosen point with every seed."""
+        """Return the jobs of the chosen grid point with every seed."""
         job = next(job for job in tuning if job.point == chosen)
         seeds = self.comparison.seeds
         return [job_of(job.method, "final", chosen, replace(job.config, seed=seed)) for seed in seeds]
 
 
 def job_of(method: str, stage: str, point: Point, run: RunConfig) -> Job:
-    """Return the job, in the folder that run_exp.py would use. Raises UsageError: the model's folder is missing."""
-    place = placed(run)
-    return Job(method, stage, point, run.seed, place.run, place.folder)
+    """Return the job with the folder that run_exp.py would use. Raises UsageError: the model's folder is missing."""
+    located = locate(run)
+    return Job(method, stage, point, run.seed, located.run, located.folder)
 
 
 def start_of(trained: Job) -> Job:
-    """Return the same run without training.
+    """Return the job of the same run without training.
 
-    A step size that follows from the warm-up is taken from the trained run: without training it would differ.
+    A step size that depends on the warm-up is taken from the trained run, because it would differ without training.
     """
     run = replace(trained.config, model=replace(trained.config.model, epochs=0.0))
     eta = trained.folder.read()["init"].get("eta")

@@ -83,7 +83,7 @@ class Sweep:
 
     @contextmanager
     def job(self) -> Iterator[None]:
-        """Run one job within the block; its error is printed on one line, its exit code kept, and the sweep continues."""
+        """Run one job within the block: an error is printed on one line and counted, and the sweep continues."""
         gc.collect()  # the model and the trainer of the previous job reference each other
         if "torch" in sys.modules:
             sys.modules["torch"].cuda.empty_cache()
