@@ -1,10 +1,10 @@
-"""What a data set costs before training: encoded as lists, packed and kept, read again, searched for questions.
+"""Measure the cost of a data set before training: encoding, the cache of encoded sets, the search for questions.
 
     python benchmarks/bench_data.py --json bench_data.json --markdown
 
-Generated problems, or any data set with --dataset and --data_path. Each case is a process of its own, so that its
-memory is what the case alone holds after a pass over all examples; the least CPU seconds of each stand. All cases must
-give the same examples.
+Generated problems, or any data set with --dataset and --data_path. Each case runs in a separate process, so that its
+memory can be measured after a pass over all examples; the table shows the repeat with the fewest CPU seconds. The
+script stops if the cases give different examples.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import psutil
-from common import Clock, hand_over
+from common import Clock, write_result
 
 from lora_one.data import encoded_cache
 from lora_one.data.contamination import Questions, questions_of
@@ -39,6 +39,7 @@ FIGURES = {
 
 
 def examples_of(chosen: argparse.Namespace) -> list[Any]:
+    """Load the training examples of the data set."""
     config = SimpleNamespace(
         path=chosen.data_path,
         families=list(FAMILIES),
@@ -51,7 +52,7 @@ def examples_of(chosen: argparse.Namespace) -> list[Any]:
 
 
 def measure(case: str, chosen: argparse.Namespace, folder: str) -> dict[str, Any]:
-    """One case, in this process."""
+    """Measure one case in this process; return its row."""
     process = psutil.Process()
     examples = examples_of(chosen)
     if case == "contamination":
@@ -83,15 +84,15 @@ def measure(case: str, chosen: argparse.Namespace, folder: str) -> dict[str, Any
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset", default="arithmetic", help="a name of conf/dataset (%(default)s)")
-    parser.add_argument("--data_path", help="its local file or folder")
-    parser.add_argument("--examples", type=int, default=20_000, help="of generated problems (%(default)s)")
-    parser.add_argument("--model", default="bundled/tiny", help="whose tokenizer (%(default)s)")
+    parser.add_argument("--dataset", default="arithmetic", help="name of a data set in conf/dataset (%(default)s)")
+    parser.add_argument("--data_path", help="local file or folder of the data set")
+    parser.add_argument("--examples", type=int, default=20_000, help="number of generated problems (%(default)s)")
+    parser.add_argument("--model", default="bundled/tiny", help="model whose tokenizer is used (%(default)s)")
     parser.add_argument("--max_length", type=int, default=1024)
-    parser.add_argument("--decontaminate", help="an evaluation to look for, as in dataset.decontaminate")
+    parser.add_argument("--decontaminate", help="evaluation whose questions are searched, as in dataset.decontaminate")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--markdown", action="store_true", help="end with the table and the ratios as Markdown")
+    parser.add_argument("--markdown", action="store_true", help="print the table and the ratios as Markdown at the end")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     parser.set_defaults(device="cpu")
@@ -120,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     names = ("dataset", "data_path", "examples", "model", "max_length", "decontaminate", "repeats")
     settings = {name: getattr(chosen, name) for name in names}
-    hand_over(chosen, {"settings": settings, "rows": rows, "ratios": ratios}, FIGURES)
+    write_result(chosen, {"settings": settings, "rows": rows, "ratios": ratios}, FIGURES)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""What batching and a shared prefix save an evaluation, beside one example at a time as the published scripts do it.
+"""Compare evaluation in batches with a shared prefix to one example at a time, as in the published scripts.
 
     python benchmarks/bench_eval.py --threads 1 --json bench_eval.json --markdown
 
-mmlu: 5-shot questions of made-up words, as long as MMLU's, on a random Llama with a byte-level tokenizer trained on
-the spot; or MMLU itself with --data_path. gsm8k: generated problems, greedy, on the bundled model. Both ways answer
-the same examples with the same model, take turns, and must agree; the least CPU seconds of each stand.
+mmlu: 5-shot questions of made-up words, as long as those of MMLU, on a random Llama with a byte-level tokenizer that
+the script trains; with --data_path MMLU itself. gsm8k: generated problems, greedy decoding, the bundled model. Both
+ways alternate on the same examples and model, and the script stops if their answers differ; the table shows the fewest
+CPU seconds of each.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Clock, hand_over, set_threads
+from common import Clock, set_threads, write_result
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -33,15 +34,12 @@ FIGURES = {
     "examples_per_cpu_second": ("examples per CPU second", "{:.2f}"),
 }
 SEED, NTRAIN, POSITIONS = 0, 5, 8192
-QUESTION, OPTION, SHOTS = (
-    275,
-    42,
-    2472,
-)  # characters, means over MMLU's test: of a question, an option, five solved ones
+# mean numbers of characters in MMLU's test set: of a question, an option, and five solved questions
+QUESTION, OPTION, SHOTS = 275, 42, 2472
 
 
 def made_up(subjects: int, questions: int) -> list[mmlu.Problem]:
-    """Questions of pseudo-words for the first subjects of the benchmark, each with five solved ones before it."""
+    """Return 5-shot questions of pseudo-words for the first subjects of MMLU."""
     rng = random.Random(SEED)
     words = ["".join(rng.choices("aeioulnrst", k=rng.randint(2, 9))) for _ in range(2000)]
 
@@ -52,7 +50,7 @@ def made_up(subjects: int, questions: int) -> list[mmlu.Problem]:
         return found
 
     def row(size: float) -> mmlu.ROW:
-        """As long as ``size`` times the mean."""
+        """Return a question of ``size`` times the mean length."""
         return (text(size * QUESTION), *(text(size * OPTION) for _ in mmlu.LETTERS), rng.choice(mmlu.LETTERS))
 
     problems = []
@@ -63,7 +61,7 @@ def made_up(subjects: int, questions: int) -> list[mmlu.Problem]:
 
 
 def byte_level_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of 1,000 pieces trained on the texts, <s> in front; " A" is one piece, as in real ones."""
+    """Train a byte-level BPE tokenizer of 1,000 pieces with <s> first; " A" is one piece, as in real tokenizers."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -93,7 +91,7 @@ def random_model(vocabulary: int) -> LlamaForCausalLM:
 
 @torch.no_grad()
 def letters_one_by_one(model: Any, tokenizer: Any, problems: Sequence[mmlu.Problem]) -> list[str]:
-    """As the published script: the whole prompt of every question, all its logits, the last position's letters."""
+    """Answer as the published script: one full prompt at a time, with the logits of all positions."""
     found = []
     letters = [question_of(tokenizer, problems[0].prompt, [f" {letter}"]).answers[0][-1] for letter in mmlu.LETTERS]
     for problem in problems:
@@ -128,7 +126,7 @@ def completions_in_batches(
 
 
 def measure(name: str, ways: dict[str, Callable[[], list[str]]], repeats: int) -> list[dict[str, Any]]:
-    """A row for each way: the least CPU seconds of its turns. Raises AssertionError: the ways do not agree."""
+    """Return a row for each way, with the fewest CPU seconds. Raises AssertionError: the answers differ."""
     clocks: dict[str, list[Clock]] = {way: [] for way in ways}
     answers: dict[str, list[str]] = {}
     for turn in range(repeats):
@@ -166,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--threads", type=int, help="of torch; its own choice unless given")
     parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--markdown", action="store_true", help="end with the table and the ratios as Markdown")
+    parser.add_argument("--markdown", action="store_true", help="print the table and the ratios as Markdown at the end")
     parser.set_defaults(device="cpu")
     chosen = parser.parse_args(arguments)
     set_threads(chosen)
@@ -204,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     sizes = ("data_path", "subjects", "questions", "problems", "new_tokens", "batch_size", "repeats")
     settings = {name: getattr(chosen, name) for name in sizes}
-    hand_over(chosen, {"settings": settings, "rows": rows, "ratios": ratios}, FIGURES)
+    write_result(chosen, {"settings": settings, "rows": rows, "ratios": ratios}, FIGURES)
 
 
 if __name__ == "__main__":

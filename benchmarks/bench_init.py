@@ -1,11 +1,11 @@
-"""What an initialisation costs over the passes it cannot do without: time, memory and captured energy.
+"""Compare initialisations with their unavoidable passes (the floor): time, memory and captured energy.
 
     python benchmarks/bench_init.py --shape medium --json bench_init.json --markdown
 
 A random Llama and 8 random examples. Each case runs once to count live tensor bytes and captured energy, then
-`--repeats` times for the clock, the cases taking turns; the best time stands (official and sketched: the first run's).
-The floor is the passes alone, with the target weights asking for gradients. The official setting is our reading of
-the published code. cpu_seconds counts all threads, so with --threads 1 it stands on a busy machine too.
+`--repeats` times for the clock, in alternation; the table shows the shortest time (official and sketched: that of the
+first run). The floor is the passes alone, in which the target weights require gradients. The official setting is our
+reading of the published code. cpu_seconds counts all threads; with --threads 1 it is valid on a busy machine too.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from common import SHAPES, Clock, LiveBytes, Shape, common_arguments, hand_over, set_threads
+from common import SHAPES, Clock, LiveBytes, Shape, common_arguments, set_threads, write_result
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -30,13 +30,13 @@ from lora_one.linalg import LowRank
 from lora_one.losses import Batch
 
 RANK, EXAMPLES, SEED = 8, 8, 0
-ONCE = ("official", "sketched")  # too long to be timed more than once
+ONCE = ("official", "sketched")  # cases that take too long for repeats
 OFFICIAL_COLUMNS, OFFICIAL_ITERATIONS = 512, 16
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The model, its target layers, and the examples as eight batches of one and as one batch of eight."""
+    """The model, its target layers, and the examples as 8 batches of 1 (micro) and as 1 batch of 8 (whole)."""
 
     model: nn.Module
     layers: dict[str, nn.Linear]
@@ -46,15 +46,16 @@ class Subject:
 
 @dataclass
 class Found:
-    """What one run of a case leaves: a basis (r, n) of each layer's leading right space, the clock, bytes held."""
+    """Result of one run of a case: times, the factors of each layer (A spans the right space), and the bytes held."""
 
     clock: Clock
     right: dict[str, Tensor] = field(default_factory=dict)
-    left: dict[str, Tensor] = field(default_factory=dict)  # kept as factors are, for the count of bytes
+    left: dict[str, Tensor] = field(default_factory=dict)  # stored as the other factor, so that its bytes are counted
     held: int = 0
 
 
 def subject(shape: Shape, device: str, dtype: torch.dtype) -> Subject:
+    """Return a frozen random Llama of this shape, and random examples."""
     torch.manual_seed(SEED)
     config = LlamaConfig(
         vocab_size=shape.vocabulary,
@@ -75,13 +76,14 @@ def subject(shape: Shape, device: str, dtype: torch.dtype) -> Subject:
 
 
 def backward(model: nn.Module, batches: Sequence[Batch]) -> None:
-    """The mean loss over all examples, which are of one length."""
+    """Do the backward passes of the mean loss over all examples, which have the same length."""
     for batch in batches:
         (model(**batch, use_cache=False).loss / len(batches)).backward()
 
 
 @contextmanager
-def asking(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+def requiring_gradients(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Let the parameters require gradients within the block."""
     for parameter in parameters:
         parameter.requires_grad_(True)
     try:
@@ -92,13 +94,13 @@ def asking(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
             parameter.grad = None
 
 
-# The cases: each does its work on the subject, and times it itself where not all of it counts.
+# The cases. Each times its work itself, because not everything it does counts.
 
 
 def floor(at: Subject, batches: Sequence[Batch], *, drop: bool = False, keep: dict | None = None) -> Found:
-    """Passes with target weights asking; autograd sums. drop: free each gradient at once, to count memory without."""
+    """Do the passes; autograd sums the gradients of the target weights. drop: free them at once, to count memory."""
     weights = [layer.weight for layer in at.layers.values()]
-    with asking(weights):
+    with requiring_gradients(weights):
         handles = [w.register_post_accumulate_grad_hook(_forget) for w in weights] if drop else []
         clock = Clock()
         backward(at.model, batches)
@@ -115,7 +117,7 @@ def _forget(parameter: nn.Parameter) -> None:
 
 
 def ours(at: Subject, batches: Sequence[Batch], memory: str) -> Found:
-    """lora_one's path: gradients, low-rank steps and LoRA-One's factors.  held: of gradients and steps at once."""
+    """Compute gradients, low-rank steps and LoRA-One's factors with lora_one.  held: bytes of gradients and steps."""
     found, steps = Found(Clock()), 0
 
     def consume(name: str, step: LowRank) -> None:
@@ -134,9 +136,9 @@ def ours(at: Subject, batches: Sequence[Batch], memory: str) -> Found:
 
 
 def with_search(at: Subject) -> Found:
-    """``initialize_adapters`` with its default scale: gradients, low-rank steps, and the forward passes of the search.
+    """Run ``initialize_adapters`` with its default scale: gradients, low-rank steps, and the search for the scale.
 
-    PEFT's wrapping of the model counts too.
+    The time includes the wrapping of the model by PEFT.
     """
     targets = sorted({name.rpartition(".")[2] for name in at.layers})
     config = LoraConfig(r=RANK, lora_alpha=2 * RANK, use_rslora=True, target_modules=targets, task_type="CAUSAL_LM")
@@ -149,6 +151,7 @@ def with_search(at: Subject) -> Found:
 
 
 def low_rank_alone(at: Subject, gradients: dict[str, Tensor]) -> Found:
+    """Compute the low-rank steps of given gradients."""
     found = Found(Clock())
     for name, G in gradients.items():
         found.right[name] = factorised(name, G, StepSettings(singular=RANK, seed=SEED)).Vh
@@ -157,10 +160,10 @@ def low_rank_alone(at: Subject, gradients: dict[str, Tensor]) -> Found:
 
 
 def official(at: Subject) -> Found:
-    """Every parameter asks; gradients go to the CPU after each micro-batch; 512 columns and 16 iterations a layer."""
+    """Official setting: gradients of all parameters, moved to the CPU per micro-batch; svd_lowrank(q=512, niter=16)."""
     found = Found(Clock())
     totals: dict[str, Tensor] = {}
-    with asking(list(at.model.parameters())):
+    with requiring_gradients(list(at.model.parameters())):
         for batch in at.micro:
             at.model(**batch, use_cache=False).loss.backward()
             for name, parameter in at.model.named_parameters():
@@ -177,8 +180,8 @@ def official(at: Subject) -> Found:
 
 
 def peft_lora_ga(at: Subject) -> Found:
-    """PEFT's own, on a copy: it changes the base."""
-    from peft import LoraGAConfig  # older versions have none
+    """Run PEFT's LoRA-GA on a copy of the model, because it changes the base."""
+    from peft import LoraGAConfig  # not in older versions
     from peft.tuners.lora import preprocess_loraga
 
     base = copy.deepcopy(at.model)
@@ -190,7 +193,7 @@ def peft_lora_ga(at: Subject) -> Found:
         lora_ga_config=LoraGAConfig(),
         task_type="CAUSAL_LM",
     )
-    with warnings.catch_warnings():  # about its hooks on the first layer, and about older names in transformers
+    with warnings.catch_warnings():  # about hooks on the first layer, and about deprecated names in transformers
         warnings.simplefilter("ignore")
         clock = Clock()
         preprocess_loraga(base, config, lambda: backward(base, at.whole))
@@ -200,11 +203,11 @@ def peft_lora_ga(at: Subject) -> Found:
     return Found(clock, {name: wrapped[name].lora_A["default"].weight.detach() for name in at.layers})
 
 
-# Measuring
+# Measurements
 
 
 def least_energy(right: dict[str, Tensor], gradients: dict[str, Tensor], best: dict[str, float]) -> float:
-    """The least over layers of ||G P||^2 / ||[G]_r||^2, P onto the row space of A (r, n)."""
+    """Return the minimum over layers of ||G P||^2 / ||[G]_r||^2, where P projects onto the row space of A (r, n)."""
     shares = []
     for name, A in right.items():
         basis = torch.linalg.qr(A.float().T).Q
@@ -213,11 +216,12 @@ def least_energy(right: dict[str, Tensor], gradients: dict[str, Tensor], best: d
 
 
 def measure(at: Subject, repeats: int, skip: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Run all cases; return their rows and the ratios of their times."""
     gradients: dict[str, Tensor] = {}
     floor(at, at.whole, keep=gradients)
     print("exact spectra", flush=True)
     best = {name: float(torch.linalg.svdvals(G)[:RANK].square().sum()) for name, G in gradients.items()}
-    # name -> (the work, the floor with the same batches)
+    # name -> (the case, the name of the floor with the same batches)
     cases: dict[str, tuple[Callable[[], Found], str]] = {
         "floor, 8 batches of 1": (lambda: floor(at, at.micro), "floor, 8 batches of 1"),
         "floor, 1 batch of 8": (lambda: floor(at, at.whole), "floor, 1 batch of 8"),
@@ -274,7 +278,7 @@ FIGURES = {
     "seconds": ("seconds", "{:.2f}"),
     "cpu_seconds": ("CPU seconds", "{:.2f}"),
     "ratio_to_floor": ("ratio to floor", "{:.2f}"),
-    "energy": ("energy, least layer", "{:.5f}"),
+    "energy": ("energy, minimum over layers", "{:.5f}"),
     "peak_extra_mib": ("extra memory (MiB)", "{:.0f}"),
 }
 
@@ -289,7 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     at = subject(SHAPES[chosen.shape], chosen.device, getattr(torch, chosen.dtype))
     rows, ratios = measure(at, chosen.repeats, chosen.skip)
     settings = {"name": chosen.shape, "rank": RANK, "dtype": chosen.dtype, "repeats": chosen.repeats}
-    hand_over(chosen, {"shape": settings, "rows": rows, "ratios": ratios}, FIGURES)
+    write_result(chosen, {"shape": settings, "rows": rows, "ratios": ratios}, FIGURES)
 
 
 if __name__ == "__main__":

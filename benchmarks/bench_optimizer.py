@@ -1,12 +1,13 @@
-"""What the r x r preconditioner costs a step: fused AdamW alone, behind ours, and behind PEFT's.
+"""Measure the cost of the r x r preconditioner per step: fused AdamW alone, with ours, and with PEFT's.
 
     python benchmarks/bench_optimizer.py --shape llama2-7b --ranks 8,16,64 --json bench_optimizer.json --markdown
 
-The factors of every linear layer of the model, in fp32, each a parameter as PEFT holds them; random values. The three
-take turns on the same factors and gradients, and medians stand. Own time is a step less the one of fused AdamW alone.
-error: of the preconditioned gradient against eq. 9 in fp64, relative, the largest of all factors. extra memory: the
-peak of live tensor bytes in a step. The training step is the forward and backward pass of ONE decoder layer with
-adapters over 256 tokens, times the number of layers, and ours: what it costs with the smallest batch there is.
+Random factors of every linear layer of the model, in fp32, as separate parameters like those of PEFT. The three cases
+alternate on the same factors and gradients; the table shows medians. Own time: a step minus a step of fused AdamW
+alone. error: relative error of the preconditioned gradient against eq. 9 in fp64, the largest of all factors. extra
+memory: the peak of live tensor bytes in a step. A training step is estimated as the forward and backward pass of ONE
+decoder layer with adapters over 256 tokens, times the number of layers, plus our optimizer step; a real batch is
+larger.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from common import SHAPES, Clock, LiveBytes, Shape, common_arguments, hand_over, set_threads
+from common import SHAPES, Clock, LiveBytes, Shape, common_arguments, set_threads, write_result
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -29,7 +30,7 @@ Make = Callable[..., torch.optim.Optimizer]
 
 
 class Factors(nn.Module):
-    """A and B of one layer (m, n) under PEFT's names."""
+    """A and B of one layer (m, n) with PEFT's names."""
 
     def __init__(self, m: int, n: int, rank: int):
         super().__init__()
@@ -38,14 +39,14 @@ class Factors(nn.Module):
 
 
 def adapters(shape: Shape, rank: int) -> nn.ModuleList:
-    """Seven layers a decoder layer: four of the attention, three of the feed-forward net."""
+    """Return the factors of all layers: four of the attention and three of the MLP in each decoder layer."""
     small, large = shape.hidden, shape.intermediate
     layer = 4 * [(small, small)] + 2 * [(large, small)] + [(small, large)]
     return nn.ModuleList(Factors(m, n, rank) for m, n in shape.layers * layer)
 
 
 def makers(device: str) -> dict[str, Make]:
-    """Name -> an optimiser over a model; inner and its settings in the place of fused AdamW for the check."""
+    """Return functions that create the optimizers by name; ``inner`` replaces AdamW when the gradient is checked."""
 
     def alone(model: nn.Module, inner: type = torch.optim.AdamW, **options: Any) -> torch.optim.Optimizer:
         return inner(model.parameters(), **options)
@@ -54,7 +55,7 @@ def makers(device: str) -> dict[str, Make]:
         return create_scaled_optimizer(model, inner, reg=REG, **options)
 
     def peft(model: nn.Module, inner: type = torch.optim.AdamW, **options: Any) -> torch.optim.Optimizer:
-        from peft.optimizers import create_riemannian_optimizer  # older versions have none
+        from peft.optimizers import create_riemannian_optimizer  # not in older versions
 
         return create_riemannian_optimizer(model, inner, reg=REG, **options)
 
@@ -62,7 +63,7 @@ def makers(device: str) -> dict[str, Make]:
 
 
 class Gradients:
-    """Random gradients of a model, which a step may change and which are put back before the next."""
+    """Random gradients of a model, which are restored before each step because a step may change them."""
 
     def __init__(self, model: nn.Module):
         self.parameters = list(model.parameters())
@@ -70,13 +71,13 @@ class Gradients:
         for parameter in self.parameters:
             parameter.grad = torch.empty_like(parameter)
 
-    def put_back(self) -> None:
+    def restore(self) -> None:
         for parameter, value in zip(self.parameters, self.values, strict=True):
             parameter.grad.copy_(value)
 
 
 def exact(model: nn.Module, gradients: Gradients) -> Iterator[tuple[Tensor, Tensor]]:
-    """For every factor its gradient and what eq. 9 makes of it in fp64."""
+    """Yield for every factor its gradient after a step, and eq. 9 of the original gradient in fp64."""
     of = dict(zip(map(id, gradients.parameters), gradients.values, strict=True))
     for layer in model:
         A, B = layer.lora_A["default"].weight, layer.lora_B["default"].weight
@@ -87,14 +88,14 @@ def exact(model: nn.Module, gradients: Gradients) -> Iterator[tuple[Tensor, Tens
 
 
 def error_of(make: Make, model: nn.Module, gradients: Gradients) -> float:
-    """The largest relative error over the factors, from a step of no size behind which ``grad`` stays."""
-    gradients.put_back()
+    """Return the largest relative error over the factors, from ``grad`` after a step with learning rate 0."""
+    gradients.restore()
     make(model, torch.optim.SGD, lr=0.0).step()
     return max(float((found - right).norm() / right.norm()) for found, right in exact(model, gradients))
 
 
 def measure(shape: Shape, rank: int, device: str, repeats: int) -> dict[str, dict[str, Any]]:
-    """Rows by name: seconds of each turn, extra memory, error."""
+    """Return rows by name: seconds of each repeat, extra memory, error."""
     torch.manual_seed(0)
     with torch.device(device):
         model = adapters(shape, rank)
@@ -104,18 +105,18 @@ def measure(shape: Shape, rank: int, device: str, repeats: int) -> dict[str, dic
     for name in make:
         error = None if name == ALONE else error_of(make[name], model, gradients)
         if name == OURS and error > LARGEST_ERROR:
-            raise SystemExit(f"r={rank}: the preconditioned gradient is off by {error:.1e}, more than {LARGEST_ERROR}")
+            raise SystemExit(f"r={rank}: the preconditioned gradient has the error {error:.1e}, above {LARGEST_ERROR}")
         rows[name] = {"rank": rank, "error": error, "turns": []}
     optimizers = {name: make[name](model, lr=1e-6, fused=True) for name in make}
     for name, optimizer in optimizers.items():
-        gradients.put_back()
-        optimizer.step()  # makes the moments
+        gradients.restore()
+        optimizer.step()  # creates the moments
         with LiveBytes() as memory:
             optimizer.step()
         rows[name]["peak_extra_mib"] = memory.peak / 2**20
     for turn in range(repeats):
         for name, optimizer in optimizers.items():
-            gradients.put_back()
+            gradients.restore()
             clock = Clock()
             optimizer.step()
             clock.stop()
@@ -126,9 +127,9 @@ def measure(shape: Shape, rank: int, device: str, repeats: int) -> dict[str, dic
 
 
 def passes(shape: Shape, rank: int, device: str, repeats: int) -> float:
-    """Seconds of forward and backward through one decoder layer with adapters, times the number of layers."""
+    """Return the seconds of forward and backward through one decoder layer, times the number of layers."""
     config = LlamaConfig(
-        vocab_size=32,  # so the head costs nothing
+        vocab_size=32,  # makes the cost of the head negligible
         hidden_size=shape.hidden,
         intermediate_size=shape.intermediate,
         num_hidden_layers=1,
@@ -141,7 +142,7 @@ def passes(shape: Shape, rank: int, device: str, repeats: int) -> float:
         base = LlamaForCausalLM(config)
     with quiet_peft():
         model = get_peft_model(base, LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM"))
-    model.base_model.model.enable_input_require_grads()  # as every layer but the first
+    model.base_model.model.enable_input_require_grads()  # as for every layer except the first
     ids = torch.randint(2, 32, (1, TOKENS), device=device)
     seconds = []
     for _ in range(repeats):
@@ -153,7 +154,7 @@ def passes(shape: Shape, rank: int, device: str, repeats: int) -> float:
 
 
 def summary(found: dict[str, dict[str, Any]], rank: int, whole: float) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """The rows and ratios of one rank; whole: seconds of the passes."""
+    """Return the rows and ratios of one rank. whole: seconds of the forward and backward passes."""
     seconds = {name: median(row.pop("turns")) for name, row in found.items()}
     rows = [
         row
@@ -176,7 +177,7 @@ def summary(found: dict[str, dict[str, Any]], rank: int, whole: float) -> tuple[
 
 
 FIGURES = {
-    "seconds": ("seconds a step", "{:.4f}"),
+    "seconds": ("seconds per step", "{:.4f}"),
     "own_seconds": ("own seconds", "{:.4f}"),
     "peak_extra_mib": ("extra memory (MiB)", "{:.1f}"),
     "error": ("error against eq. 9", "{:.0e}"),
@@ -203,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows += found
         ratios |= its_ratios
     settings = {"name": chosen.shape, "ranks": chosen.ranks, "dtype": "float32", "repeats": chosen.repeats}
-    hand_over(chosen, {"shape": settings, "rows": rows, "ratios": ratios}, FIGURES)
+    write_result(chosen, {"shape": settings, "rows": rows, "ratios": ratios}, FIGURES)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Examples and tokens a second in fine-tuning, beside the published setting and beside plain Trainer + PEFT.
+"""Examples and tokens per second in fine-tuning, compared with the published setting and with plain Trainer + PEFT.
 
     python benchmarks/bench_train.py --model stories260K-hf --data_path gsm8k --threads 1 --json train.json --markdown
 
-LoRA from the same factors on the same global batches of 32 examples: one at a time, as published, and --size at a
-time, each by ours and by the Trainer of transformers with an adapter of PEFT, its own loss and random micro-batches.
-The cases take turns; medians stand, ratios are medians over turns. Stops where a step's loss differs from that of the
-first case by more than 1e-5 of it. --shape takes random weights of that shape in place of the model's.
+LoRA from the same factors on the same global batches of 32 examples: one example at a time, as published, and --size
+at a time, each with lora_one and with the Trainer of transformers with a PEFT adapter, its own loss and random
+micro-batches. The cases alternate; times and ratios are medians over the repeats. The script stops if a step's loss
+has a relative difference of more than 1e-5 from that of the first case. --shape uses random weights of that shape.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from common import SHAPES, Clock, hand_over, set_threads
+from common import SHAPES, Clock, set_threads, write_result
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -30,6 +30,7 @@ from torch.utils.data import Sampler
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from lora_one.adaptation.selection import adaptation_of
 from lora_one.config import RunConfig
 from lora_one.data import load_dataset
 from lora_one.data.encode import Encoded, encoder_for
@@ -37,39 +38,39 @@ from lora_one.data.order import order_of
 from lora_one.initialization.methods import build_init
 from lora_one.initialization.start import attach_adapters
 from lora_one.models import load_model
-from lora_one.records.folder import RunFolder
 from lora_one.records.tracking import Tracker, read_metrics
 from lora_one.runs import cli
-from lora_one.runs.parts import adaptation_of
 from lora_one.training.job import TrainingJob
 from lora_one.training.loop import train
 from lora_one.training.schedule import total_steps
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
-NO_RUN = RunFolder(Path("no run"))  # nothing is read there
-AGREE = 1e-5  # of a step's loss
+NO_FILE = Path("no run")  # initial factors that do not exist
+AGREE = 1e-5  # largest relative difference of a step's loss
 FIGURES = {
     "seconds": ("seconds", "{:.2f}"),
-    "examples_per_second": ("examples a second", "{:.2f}"),
+    "examples_per_second": ("examples per second", "{:.2f}"),
     "slowest": ("slowest", "{:.2f}"),
     "fastest": ("fastest", "{:.2f}"),
-    "tokens_per_second": ("tokens a second", "{:.0f}"),
-    "examples_per_cpu_second": ("examples a CPU second", "{:.2f}"),
+    "tokens_per_second": ("tokens per second", "{:.0f}"),
+    "examples_per_cpu_second": ("examples per CPU second", "{:.2f}"),
     "loss_difference": ("loss, largest difference", "{:.1e}"),
 }
 
 
 @dataclass(frozen=True)
 class Subject:
+    """The model, the examples and the settings that all cases share."""
+
     base: nn.Module
     examples: list[Encoded]
     run: RunConfig
     pad_id: int
 
     def adapted(self) -> nn.Module:
-        """A copy of the base with LoRA at its usual start, the same each time."""
+        """Return a copy of the base with LoRA at its default start, the same each time."""
         base, run = copy.deepcopy(self.base), self.run
-        return attach_adapters(base, adaptation_of(run, NO_RUN), build_init(run.init), None, seed=0)[0]
+        return attach_adapters(base, adaptation_of(run, NO_FILE), build_init(run.init), None, seed=0)[0]
 
 
 class Order(Sampler[int]):
@@ -95,12 +96,14 @@ class InOurOrder(Trainer):
 
 @dataclass(frozen=True)
 class Done:
+    """Result of one training."""
+
     losses: list[float]  # by step
     clock: Clock
 
 
 def ours(at: Subject, **changes: Any) -> Done:
-    """lora_one's loop; changes: of the keys of ``model``."""
+    """Train with lora_one. changes: settings of the section ``model``."""
     model, run = at.adapted(), replace(at.run, model=replace(at.run.model, **changes))
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         tracker, points = Tracker(Path(folder) / "metrics.jsonl"), Path(folder) / "checkpoints"
@@ -108,14 +111,14 @@ def ours(at: Subject, **changes: Any) -> Done:
         train(
             model,
             at.examples,
-            TrainingJob(run, adaptation_of(run, NO_RUN), checkpoints=points, pad_id=at.pad_id, tracker=tracker),
+            TrainingJob(run, adaptation_of(run, NO_FILE), checkpoints=points, pad_id=at.pad_id, tracker=tracker),
         )
         clock.stop()
         return Done([line["loss"] for line in read_metrics(tracker.path)], clock)
 
 
 def plain(at: Subject, size: int) -> Done:
-    """The Trainer's own loop, loss and order with PEFT's own adapter, and with the settings of ours."""
+    """Train with the Trainer's loop, loss and micro-batches, a PEFT adapter and the same settings."""
     settings, started = at.run.model, at.adapted().state_dict()
     peft = at.run.peft
     config = LoraConfig(
@@ -161,9 +164,9 @@ def plain(at: Subject, size: int) -> Done:
 def measure(
     at: Subject, cases: dict[str, Callable[[], Done]], repeats: int
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """A row for each case, and by how much the others do more examples a second.
+    """Return a row for each case, and the ratios of their speeds.
 
-    Raises AssertionError: a step's loss differs from the first case's.
+    Raises AssertionError: a step's loss differs from that of the first case.
     """
     tokens = sum(len(example.input_ids) for example in at.examples)
     clocks: dict[str, list[Clock]] = {name: [] for name in cases}
@@ -199,7 +202,7 @@ def measure(
 
 
 def ratios(clocks: dict[str, list[Clock]]) -> dict[str, float]:
-    """Of the speeds of every case of ours and the Trainer's, the median over turns."""
+    """Return the speed of each of our cases divided by that of each Trainer case, the median over repeats."""
     found = {}
     for mine in (name for name in clocks if name.startswith("ours")):
         for other in (name for name in clocks if name.startswith("Trainer")):
@@ -210,18 +213,18 @@ def ratios(clocks: dict[str, list[Clock]]) -> dict[str, float]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="bundled/tiny", help="a folder (%(default)s)")
+    parser.add_argument("--model", default="bundled/tiny", help="folder of the model (%(default)s)")
     parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape, with the model's tokenizer")
-    parser.add_argument("--data_path", help="GSM8K's folder; generated problems unless given")
-    parser.add_argument("--steps", type=int, default=8, help="of 32 examples each (%(default)s)")
-    parser.add_argument("--size", type=int, default=4, help="examples at a time (%(default)s)")
-    parser.add_argument("--max_length", type=int, default=384, help="tokens (%(default)s)")
+    parser.add_argument("--data_path", help="folder of GSM8K (default: generated problems)")
+    parser.add_argument("--steps", type=int, default=8, help="optimizer steps of 32 examples (%(default)s)")
+    parser.add_argument("--size", type=int, default=4, help="examples per micro-batch (%(default)s)")
+    parser.add_argument("--max_length", type=int, default=384, help="maximum length in tokens (%(default)s)")
     parser.add_argument("--skip", nargs="*", default=[], metavar="WORD", help="leave out cases with WORD in their name")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, help="of torch; its own choice unless given")
+    parser.add_argument("--threads", type=int, help="torch threads (default: chosen by torch)")
     parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--markdown", action="store_true", help="end with the table and the ratios as Markdown")
+    parser.add_argument("--markdown", action="store_true", help="print the table and the ratios as Markdown at the end")
     chosen = parser.parse_args(arguments)
     set_threads(chosen)
     at = subject(chosen)
@@ -239,11 +242,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows, found = measure(at, cases, chosen.repeats)
     sizes = ("model", "shape", "data_path", "steps", "size", "max_length", "repeats")
     settings = {name: getattr(chosen, name) for name in sizes} | {"examples": len(at.examples), "load_before": load}
-    hand_over(chosen, {"settings": settings, "rows": rows, "ratios": found}, FIGURES)
+    write_result(chosen, {"settings": settings, "rows": rows, "ratios": found}, FIGURES)
 
 
 def subject(chosen: argparse.Namespace) -> Subject:
-    """The first examples of the data, as many as the steps take, and the model, on the device."""
+    """Load the model onto the device, and as many examples as the steps need."""
     data = ["dataset=gsm8k", f"dataset.path={chosen.data_path}"] if chosen.data_path else ["dataset=arithmetic"]
     keys = [f"model.name={chosen.model}", f"model.max_length={chosen.max_length}", "model.bf16=false"]
     run = cli.compose(CONF, [*data, "model=llama", *keys, "init=default", "wandb.mode=disabled"])

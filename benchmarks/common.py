@@ -1,4 +1,4 @@
-"""What benchmarks share: shapes, the clock, live bytes, and how a result is handed over."""
+"""Shared by the benchmarks: model shapes, a clock, a counter of live bytes, and the output of results."""
 
 import argparse
 import json
@@ -20,12 +20,14 @@ from lora_one.reports.table import markdown
 
 @dataclass(frozen=True)
 class Shape:
+    """Sizes of a Llama, and the length of the examples in tokens."""
+
     hidden: int
     intermediate: int
     layers: int
     heads: int
     vocabulary: int
-    length: int  # tokens of an example
+    length: int
 
 
 SHAPES = {
@@ -37,7 +39,7 @@ SHAPES = {
 
 
 class Clock:
-    """Seconds and CPU seconds since it was made, until stopped."""
+    """Measure seconds and CPU seconds from creation to ``stop``, after waiting for the GPU."""
 
     def __init__(self) -> None:
         self.began = self._now()
@@ -53,7 +55,7 @@ class Clock:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Bytes of the tensors made while open and still alive; what an operation uses inside itself is not seen."""
+    """Count the live bytes of tensors created within the block, without the internal memory of operations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,13 +80,13 @@ class LiveBytes(TorchDispatchMode):
 
 
 def common_arguments(parser: argparse.ArgumentParser, *, shape: str, repeats: int) -> None:
-    """Those that every benchmark takes, with its own defaults."""
+    """Add the arguments of every benchmark; the defaults differ."""
     parser.add_argument("--shape", choices=SHAPES, default=shape)
     parser.add_argument("--repeats", type=int, default=repeats)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, help="of torch; its own choice unless given")
+    parser.add_argument("--threads", type=int, help="torch threads (default: chosen by torch)")
     parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--markdown", action="store_true", help="end with the table and the ratios as Markdown")
+    parser.add_argument("--markdown", action="store_true", help="print the table and the ratios as Markdown at the end")
 
 
 def set_threads(chosen: argparse.Namespace) -> None:
@@ -92,8 +94,11 @@ def set_threads(chosen: argparse.Namespace) -> None:
         torch.set_num_threads(chosen.threads)
 
 
-def hand_over(chosen: argparse.Namespace, result: dict[str, Any], figures: dict[str, tuple[str, str]]) -> None:
-    """Write {machine, versions, shape, rows, ratios} where asked to.  figures: row key -> its title and format."""
+def write_result(chosen: argparse.Namespace, result: dict[str, Any], figures: dict[str, tuple[str, str]]) -> None:
+    """Write the result with machine and versions to --json, and print it with --markdown.
+
+    figures: key of a row -> title and format of its column.
+    """
     versions = {name: version(name) for name in ("torch", "transformers", "peft")}
     result = {"machine": machine(chosen.device), "versions": versions, **result}
     if chosen.json:
@@ -104,6 +109,8 @@ def hand_over(chosen: argparse.Namespace, result: dict[str, Any], figures: dict[
 
 
 def table(rows: list[dict[str, Any]], figures: dict[str, tuple[str, str]]) -> str:
+    """Return the rows as a Markdown table."""
+
     def cell(value: float | None, form: str) -> str:
         return "-" if value is None else form.format(value)
 
@@ -114,6 +121,7 @@ def table(rows: list[dict[str, Any]], figures: dict[str, tuple[str, str]]) -> st
 
 
 def machine(device: str) -> dict[str, Any]:
+    """Describe the machine: its CPU, cores, torch threads, device and GPU."""
     models = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     found = {"cpu": models[0] if models else platform.processor(), "cores": len(models), "device": device}
     found["threads"] = torch.get_num_threads()

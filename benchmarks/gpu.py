@@ -1,12 +1,12 @@
-"""What a machine with a GPU is asked, by one command and without a network.
+"""Run all measurements on a GPU with one command, without a network.
 
     python benchmarks/gpu.py correctness init optimizer train eval --out results/gpu
     python benchmarks/gpu.py report --out results/gpu
 
-Every part writes FOLDER/<part>.json and .md after each row, and goes on where it was stopped: what was measured with
-the same settings on the same machine is not measured again. Several parts run in processes of their own, one after
-another, so that none loses another. A row that fails says so in the table, and the next one is measured.
---small --device cpu runs everything on tiny shapes: what is timed there means nothing, but that it runs.
+Every part writes FOLDER/<part>.json and .md after each row, and continues where it was stopped: a row that was measured
+with the same settings on the same machine is not measured again. Several parts run one after another in separate
+processes, so that a crash of one does not stop the others. A row that fails is listed in the table, and the next one is
+measured. --small --device cpu runs the same code on tiny shapes, only to test that it works.
 """
 
 import argparse
@@ -19,28 +19,33 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]  # run_exp.py and the other benchmarks are no part of the package
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]  # neither run_exp.py nor the benchmarks are in the package
 
 PARTS = ("correctness", "init", "optimizer", "train", "eval", "gemma", "distributed")
-SECONDS = 500  # of a part: no row begins later
-GRACE = 120  # seconds more after which a part among several is killed
+SECONDS = 500  # time limit of a part, after which no row starts
+GRACE = 120  # further seconds, after which one of several parts is killed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("parts", nargs="+", metavar="PART", help=f"{', '.join(PARTS)} (gemma:2/6 is a slice of it), or report")
-    add("--out", type=Path, required=True, metavar="FOLDER", help="where results are written and found again")
-    add("--small", action="store_true", help="tiny shapes, a few seconds a row")
-    add("--device", help="cuda or cpu; default: cuda, with --small also cpu where there is no GPU")
-    add("--seconds", type=float, default=SECONDS, help="of each part; no row begins later (%(default)s)")
-    add("--model", type=Path, help="gemma: the model's folder; default: gemma-3-270m-hf in $REAL_MODELS")
+    add("parts", nargs="+", metavar="PART", help=f"{', '.join(PARTS)} (gemma:2/6: the second of six slices), or report")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="folder of the results")
+    add("--small", action="store_true", help="tiny shapes, a few seconds per row")
+    add("--device", help="cuda or cpu (default: cuda; cpu with --small if there is no GPU)")
+    add(
+        "--seconds",
+        type=float,
+        default=SECONDS,
+        help="time limit of a part, after which no row starts (%(default)s)",
+    )
+    add("--model", type=Path, help="gemma: folder of the model (default: $REAL_MODELS/gemma-3-270m-hf)")
     add("--data", type=Path, help="gemma: folder with gsm8k/train.jsonl.gz and gsm8k/test.jsonl")
     chosen = parser.parse_args(arguments)
     chosen.device = chosen.device or ("cpu" if chosen.small and not on_gpu() else "cuda")
     for part in chosen.parts:
         if part.partition(":")[0] not in (*PARTS, "report"):
-            parser.error(f"{part} is not a part: {', '.join(PARTS)}, report")
+            parser.error(f"{part} is not a part; valid: {', '.join(PARTS)}, report")
     chosen.out = chosen.out.resolve()
     chosen.out.mkdir(parents=True, exist_ok=True)
     if chosen.parts == ["report"]:
@@ -61,7 +66,7 @@ def on_gpu() -> bool:
 
 
 def apart(arguments: Sequence[str], seconds: float) -> int:
-    """The exit code of gpu.py with these arguments in a process of its own, killed with its children after seconds."""
+    """Run gpu.py in a separate process, which is killed with its children after ``seconds``; return the exit code."""
     print(f"== {arguments[0]}", flush=True)
     process = subprocess.Popen([sys.executable, __file__, *arguments], start_new_session=True)
     try:
@@ -76,10 +81,10 @@ def apart(arguments: Sequence[str], seconds: float) -> int:
 
 
 def one(name: str, chosen: argparse.Namespace) -> int:
-    """One part in this process."""
+    """Run one part in this process; return the exit code."""
     part, _, slice_ = name.partition(":")
     if chosen.device == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the library takes a GPU where it sees one
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # otherwise lora_one would use a GPU
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("WANDB_MODE", "disabled")
     if part == "correctness":
@@ -91,7 +96,7 @@ def one(name: str, chosen: argparse.Namespace) -> int:
     from rows import Table
 
     if chosen.device != "cpu" and not torch.cuda.is_available():
-        print("no CUDA device is seen: --device cpu runs the small variant", file=sys.stderr)
+        print("no CUDA device found: use --small --device cpu to run the tiny shapes", file=sys.stderr)
         return 2
     if chosen.small:
         torch.set_num_threads(1)
@@ -106,7 +111,7 @@ def one(name: str, chosen: argparse.Namespace) -> int:
 
 
 def report(folder: Path) -> int:
-    """Print the Markdown of all parts that were run, and write it to report.md."""
+    """Print the tables of all parts that were run as Markdown, and write them to report.md."""
     found = [folder / f"{part}.md" for part in PARTS]
     more = sorted(file for file in folder.glob("*.md") if file not in found and file.name != "report.md")
     text = "\n".join(file.read_text() for file in [*found, *more] if file.exists())

@@ -1,4 +1,4 @@
-"""The part ``correctness`` of gpu.py: the tests marked gpu, each a row; one that passed is not run again."""
+"""The part ``correctness`` of gpu.py: the tests marked gpu, one row each; those that passed are not run again."""
 
 import argparse
 import importlib.util
@@ -15,11 +15,11 @@ from rows import Row, Table
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = "tests/whole/test_gpu.py"
-PROCESSES = 4  # that share a GPU, where pytest-xdist is installed
+PROCESSES = 4  # that share the GPU, if pytest-xdist is installed
 
 
 def main(chosen: argparse.Namespace) -> int:
-    """The number of tests that failed, at most 1; 1 also where time was over or pytest could not run them."""
+    """Run the tests; return 1 if a test failed, time was over or pytest could not run, else 0."""
     settings = {"tests": TESTS}
     table = Table(chosen.out, "correctness", chosen.device, settings, chosen.seconds)
     table.result["rows"] = [row for row in table.rows if row["outcome"] == "passed"]
@@ -34,7 +34,7 @@ def main(chosen: argparse.Namespace) -> int:
         file.touch()
         paths = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")]))
         environment = {"GPU_OUTCOMES": str(file), "GPU_TESTS_ON": chosen.device.partition(":")[0], "PYTHONPATH": paths}
-        environment |= {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # which deterministic kernels ask for
+        environment |= {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # required by deterministic kernels
         process = subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, start_new_session=True)
         try:
             while process.poll() is None and time.monotonic() < table.until:
@@ -50,11 +50,11 @@ def main(chosen: argparse.Namespace) -> int:
     counts = {outcome: sum(row["outcome"] == outcome for row in table.rows) for outcome in outcomes(table.rows)}
     table.write(counts=counts, exit_code=code)
     print(f"correctness: {counts}", flush=True)
-    return 0 if code in (0, 5) and not late else 1  # 5: every test passed before
+    return 0 if code in (0, 5) and not late else 1  # 5: no test left, all have passed before
 
 
 def taken(table: Table, file: Path, known: int) -> None:
-    """The table with the lines of the file, written where there are new ones."""
+    """Update the table from the lines of the file, and write it if there are new ones."""
     whole = file.read_text().rpartition("\n")[0]
     rows = [row_of(json.loads(line)) for line in whole.splitlines()]
     if len(rows) > len(table.rows) - known:
@@ -63,7 +63,7 @@ def taken(table: Table, file: Path, known: int) -> None:
 
 
 def row_of(line: Row) -> Row:
-    """A line of pytest's as a row of the table; what failed has its traceback as its error."""
+    """Return one test outcome as a row of the table; a failed test has its traceback."""
     why = line.pop("why")
     if line["outcome"] == "failed":
         last = [text for text in why.splitlines() if text.startswith("E ")] or why.splitlines()[-1:]
@@ -72,4 +72,5 @@ def row_of(line: Row) -> Row:
 
 
 def outcomes(rows: list[Row]) -> list[str]:
+    """Return the different outcomes."""
     return sorted({row["outcome"] for row in rows})

@@ -1,6 +1,6 @@
-"""The part ``distributed`` of gpu.py: one run on every GPU through accelerate and NCCL, beside the same run on one.
+"""The part ``distributed`` of gpu.py: a run on all GPUs through accelerate and NCCL, compared with one GPU.
 
-With --device cpu two processes meet through gloo. With fewer than two GPUs the table says "not run yet".
+With --device cpu two processes communicate through gloo. With fewer than two GPUs the table says "not run yet".
 """
 
 import argparse
@@ -21,7 +21,7 @@ from lora_one.records.tracking import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 CHANGES = {"LoRA": ["init=default"], "LoRA-One": ["init=gradient"], "LoRA-One, scaled AdamW": ["init=gradient"]}
-AGREE = 1e-3  # of a step's loss: sums of other orders in fp32
+AGREE = 1e-3  # largest relative difference of a step's loss: sums in another order in fp32
 
 
 def main(chosen: argparse.Namespace, _: str) -> int:
@@ -40,30 +40,35 @@ def main(chosen: argparse.Namespace, _: str) -> int:
 
 
 def compared(out: Path, name: str, count: int, on_cpu: bool) -> Row:
-    """Seconds of training on all, and the largest relative difference of a step's loss from one process's."""
+    """Train with several processes and with one; return the times and the largest relative difference of the losses."""
     one, seconds_of_one, _ = trained(out / "one", name, 1, on_cpu)
     losses, seconds, wall = trained(out / "several", name, count, on_cpu)
     difference = max(abs(mine - other) / other for mine, other in zip(losses, one, strict=True))
     if difference > AGREE:
-        raise RuntimeError(f"losses {losses} differ from one process's {one}")
+        raise RuntimeError(f"losses {losses} differ from {one} of one process")
     row = {"seconds": seconds, "seconds_of_one_process": seconds_of_one, "loss_difference": difference}
-    return row | {"loss": losses[0], "wall_seconds": wall, "note": f"losses as one process's within {difference:.1e}"}
+    return row | {
+        "loss": losses[0],
+        "wall_seconds": wall,
+        "note": f"losses of one process within {difference:.1e}",
+    }
 
 
 def free_port() -> int:
+    """Return a port of this machine that is not in use."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
 
 
 def trained(out: Path, name: str, processes: int, on_cpu: bool) -> tuple[list[float], float, float]:
-    """Losses by step, seconds of training, and of the launched command."""
+    """Run the command; return the losses by step, the seconds of training, and those of the whole command."""
     overrides = ["dataset=arithmetic", "dataset.train_size=64", "dataset.validation_size=8", "model=tiny"]
     overrides += ["dataset.accuracy_examples=0", "model.real_batch_size=16", "model.per_device_batch_size=4"]
     overrides += ["model.logging_steps=1", "model.learning_rate=2e-4", "dataset.cache=null", "wandb.mode=disabled"]
     overrides += [*CHANGES[name], f"results_dir={out}"] + (["optimizer=scaled_adamw"] if "scaled" in name else [])
     command = [sys.executable]
-    if processes > 1:  # the configuration starts them on the CPU where there is no GPU
+    if processes > 1:  # accelerate starts them on the CPU if there is no GPU
         config = str(ROOT / "accelerate_config.yaml")
         command += ["-m", "accelerate.commands.launch", f"--config_file={config}", f"--num_processes={processes}"]
         command += [f"--main_process_port={free_port()}"]

@@ -1,8 +1,8 @@
-"""The part ``eval`` of gpu.py: GSM8K and MMLU, in batches beside one example at a time, on one model of random weights.
+"""The part ``eval`` of gpu.py: GSM8K and MMLU in batches and one example at a time, on a model of random weights.
 
-GSM8K: generated problems in GSM8K's prompt, greedy, as many new tokens as the row says (a random model never ends by
-itself). MMLU: made-up 5-shot questions as long as MMLU's. agreement: of the answers that both ways gave; in bf16 a
-random model's closest choices turn with the last digit, so this says nothing of a trained one.
+GSM8K: generated problems in GSM8K's prompt, greedy decoding, with the number of new tokens in the settings (a random
+model never stops by itself). MMLU: made-up 5-shot questions as long as those of MMLU. agreement: the share of equal
+answers. In bf16 rounding changes the closest choices of a random model; a trained model may behave differently.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def main(chosen: argparse.Namespace, _: str) -> int:
     texts = {*(problem.body + problem.response for problem in problems), *(shot for p in problems for shot in p.shots)}
     tokenizer = byte_level_tokenizer(sorted(texts))
     model = random_llama(SHAPES[name], chosen.device, torch.bfloat16, len(tokenizer))
-    model.config.max_position_embeddings = POSITIONS  # positions are computed, none is learnt
+    model.config.max_position_embeddings = POSITIONS  # possible because positions are computed, not learned
     prompts = [PROMPT.format(question=row["question"]) for row in generate(PRETRAIN_FAMILIES, many, 0)]
     answers: dict[str, list[str]] = {}
 
@@ -46,7 +46,7 @@ def main(chosen: argparse.Namespace, _: str) -> int:
         table.row(f"{task}, {way}", partial(measured, answers, f"{task}, {way}", work, count))
         table.write(ratios=ratios(table))
 
-    # the few first: they warm up for the many
+    # the shorter case first: it is the warm-up of the longer one
     row("gsm8k", ONE, lambda: completions_one_by_one(model, tokenizer, prompts[:few], tokens), few)
     row("gsm8k", MANY, lambda: completions_in_batches(model, tokenizer, prompts, tokens, many), many)
     row("mmlu", ONE, lambda: letters_one_by_one(model, tokenizer, problems), letters)
@@ -55,7 +55,7 @@ def main(chosen: argparse.Namespace, _: str) -> int:
 
 
 def measured(answers: dict[str, list[str]], name: str, work: Callable[[], list[str]], count: int) -> Row:
-    """One pass after a small warm-up is enough: it lasts seconds."""
+    """Measure one pass, which takes seconds; long cases have a warm-up."""
 
     def once() -> None:
         answers[name] = work()

@@ -1,8 +1,8 @@
-"""The part ``gemma`` of gpu.py: Gemma 3 270M on GSM8K, LoRA, LoRA-One and LoRA-GA over learning rates and seeds.
+"""The part ``gemma`` of gpu.py: LoRA, LoRA-One and LoRA-GA on Gemma 3 270M and GSM8K, by learning rate and seed.
 
-``gemma:2/6`` trains the second sixth of the runs. ``gemma`` without a slice trains what is left, then scores the
-learning rate of the lowest mean validation loss of each method on all test problems. Runs are run_exp.py's own, in
-FOLDER/runs; what is finished there is taken as it is.
+``gemma:2/6`` trains the second sixth of the runs. ``gemma`` without a slice trains all remaining runs, then evaluates
+each method on all test problems with the learning rate of the lowest mean validation loss. The runs are those of
+run_exp.py, in FOLDER/runs; finished runs are not run again.
 """
 
 import argparse
@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Work:
-    """What is trained and scored on: overrides of every run, the test file, the evaluation's options."""
+    """Overrides of every run, the model, the test file, and the options of the evaluation."""
 
     overrides: list[str]
     model: str
@@ -53,7 +53,7 @@ def main(chosen: argparse.Namespace, slice_: str) -> int:
         return 2
     number, count = map(int, slice_.split("/")) if slice_ else (1, 1)
     if not 1 <= number <= count:
-        print(f"gemma:{slice_} is no slice: take 1/{count} to {count}/{count}", file=sys.stderr)
+        print(f"gemma:{slice_} is not a valid slice: use 1/{count} to {count}/{count}", file=sys.stderr)
         return 2
     name = f"gemma-{number}of{count}" if slice_ else "gemma"
     settings = {"model": Path(work.model).name, "rates": list(work.rates), "seeds": list(work.seeds)}
@@ -67,19 +67,19 @@ def main(chosen: argparse.Namespace, slice_: str) -> int:
 
 
 def whole(chosen: argparse.Namespace) -> Work | str:
-    """The real model and data, or why there are none."""
+    """Return the real model and data, or an error message if they are missing."""
     model = chosen.model or Path(os.environ.get("REAL_MODELS", "")) / "gemma-3-270m-hf"
     data = (chosen.data or ROOT.parent / "shared/data") / "gsm8k"
     for path, way in ((model / "config.json", "--model FOLDER or REAL_MODELS"), (data / "test.jsonl", "--data FOLDER")):
         if not path.exists():
-            return f"gemma: {path} is not here: give {way}"
+            return f"gemma: {path} does not exist: set {way}"
     overrides = ["dataset=gsm8k", f"dataset.path={data}", "model=llama", f"model.name={model}", "model.max_length=512"]
     overrides += ["dataset.accuracy_examples=0", "model.per_device_batch_size=16", "model.bf16=true"]
     return Work(overrides, str(model), data / "test.jsonl", ["--max_new_tokens=320"], RATES, SEEDS)
 
 
 def small(out: Path) -> Work:
-    """The bundled model and generated problems."""
+    """Return the bundled model and generated problems."""
     out.mkdir(parents=True, exist_ok=True)
     test = out / "generated_test.jsonl"
     rows = generate(PRETRAIN_FAMILIES, 8, 1)
@@ -94,7 +94,7 @@ def named(method: str, rate: float, seed: int) -> str:
 
 
 def trained(work: Work, out: Path, method: str, rate: float, seed: int) -> Row:
-    """One run, and what its run.json says."""
+    """Do one run; return the results in its run.json."""
     overrides = [*work.overrides, *METHODS[method], f"model.learning_rate={rate}", f"seed={seed}"]
     overrides += [f"results_dir={out / 'runs'}", "dataset.cache=null", "wandb.mode=disabled"]
     folder = execute(cli.compose(CONF, overrides))
@@ -107,7 +107,7 @@ def trained(work: Work, out: Path, method: str, rate: float, seed: int) -> Row:
 
 
 def scored(table: Table, work: Work) -> None:
-    """The test accuracy of each method's best learning rate, of every seed, and of the model as it is."""
+    """Evaluate each method's best learning rate on the test problems, for every seed, and the pretrained model."""
     table.row("test, pretrained", partial(accuracy, work, None, table.file.parent / "eval/pretrained"))
     best = {}
     for method in METHODS:
@@ -123,11 +123,11 @@ def scored(table: Table, work: Work) -> None:
 
 
 def accuracy(work: Work, adapter: str | None, output: Path) -> Row:
-    """Exact match on the test problems, greedy, with its Wilson interval."""
+    """Return the exact match on the test problems, greedy decoding, with its Wilson interval."""
     arguments = [f"--model_name={work.model}", f"--data_path={work.test}", f"--output_dir={output}", *work.options]
     arguments += [f"--adapter={adapter}"] if adapter else []
     if evaluate("gsm8k", arguments) != 0:
-        raise RuntimeError("the evaluation failed: its message stands above")
+        raise RuntimeError("the evaluation failed: see its message above")
     counts: dict[str, Any] = json.loads((output / "metrics.json").read_text())["counts"]
     share = counts["correct"] / counts["total"]
     low, high = wilson(counts["correct"], counts["total"])
@@ -135,7 +135,7 @@ def accuracy(work: Work, adapter: str | None, output: Path) -> Row:
 
 
 def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """The interval of a share (Wilson, 1927).
+    """Return the confidence interval of a share (Wilson, 1927).
 
     >>> [round(end, 3) for end in wilson(5, 100)]
     [0.022, 0.112]

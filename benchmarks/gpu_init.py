@@ -1,8 +1,8 @@
-"""The part ``init`` of gpu.py: seconds and memory of an initialisation beside its passes, the official way and PEFT.
+"""The part ``init`` of gpu.py: time and memory of initialisations: ours, the official one, PEFT's, and their passes.
 
-Two floors, each for 8 batches of 1 and for 1 batch of 8: the passes alone (gradients of activations, no weight's), and
-the passes in which autograd also sums the gradients of the target weights in the model's dtype. Ratios are to the
-second, without which no gradient of the weights is known.
+Two references, each for 8 batches of 1 and for 1 batch of 8: the passes alone (gradients of activations only), and the
+floor, passes in which autograd also sums the gradients of the target weights in the model's dtype. Ratios are to the
+floor.
 """
 
 import warnings
@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from bench_init import OFFICIAL_COLUMNS, OFFICIAL_ITERATIONS, Subject, asking, backward, floor
+from bench_init import OFFICIAL_COLUMNS, OFFICIAL_ITERATIONS, Subject, backward, floor, requiring_gradients
 from common import Shape
 from peft import LoraConfig, get_peft_model
 from rows import Row, Table, synchronized, timed
@@ -32,7 +32,7 @@ MICRO, WHOLE = "8 batches of 1", "1 batch of 8"
 
 
 def random_llama(shape: Shape, device: str, dtype: torch.dtype, vocabulary: int | None = None) -> LlamaForCausalLM:
-    """Frozen random weights of that shape, made on the device in that dtype."""
+    """Return a Llama of this shape with frozen random weights, created on the device in this dtype."""
     torch.manual_seed(SEED)
     config = LlamaConfig(
         vocab_size=vocabulary or shape.vocabulary,
@@ -57,7 +57,7 @@ def random_llama(shape: Shape, device: str, dtype: torch.dtype, vocabulary: int 
 
 
 def subject(shape: Shape, device: str, dtype: torch.dtype) -> Subject:
-    """The model and 8 examples of random tokens that all count, as 8 batches and as one."""
+    """Return the model and 8 random examples in which every token has a loss, as 8 batches and as one."""
     model = random_llama(shape, device, dtype)
     layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and n != "lm_head"}
     ids = torch.randint(2, shape.vocabulary, (EXAMPLES, shape.length), device=device)
@@ -67,12 +67,12 @@ def subject(shape: Shape, device: str, dtype: torch.dtype) -> Subject:
 
 
 def passes(at: Subject, batches: Sequence[Batch], *, checkpointing: bool = False) -> None:
-    """Forward and backward, and every X and dY handed over; nothing is done with them."""
+    """Do forward and backward passes that provide every X and dY, without using them."""
     backward_passes(at.model, at.layers, batches, "example", lambda *_: None, checkpointing=checkpointing)
 
 
 def steps(at: Subject, batches: Sequence[Batch], rank: int, memory: str, *, checkpointing: bool = False) -> None:
-    """lora_one's gradients, low-rank steps and LoRA-One's factors."""
+    """Compute gradients, low-rank steps and LoRA-One's factors with lora_one."""
 
     def consume(_: str, step: LowRank) -> None:
         descent_factors(step, normalize="s0")
@@ -82,18 +82,19 @@ def steps(at: Subject, batches: Sequence[Batch], rank: int, memory: str, *, chec
 
 
 def low_rank_alone(gradients: dict[str, Tensor], rank: int) -> None:
+    """Compute the low-rank steps of given gradients."""
     for name, G in gradients.items():
         factorised(name, G, StepSettings(singular=rank, seed=SEED))
 
 
 def products(pairs: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype) -> None:
-    """dY^T X of some layers, as ``mean_gradients`` takes it from tensors of that dtype."""
+    """Compute dY^T X of some layers, as ``mean_gradients`` does with tensors of this dtype."""
     for X, dY in pairs:
         dY.to(dtype).T @ X.to(dtype)
 
 
 def by_the_library(at: Subject, rank: int, **options: Any) -> Row:
-    """``initialize_adapters`` from the bare model to the adapted one; the model is bare again afterwards."""
+    """Measure ``initialize_adapters``; the adapters are removed after each run."""
     found: list[Any] = []
 
     def once() -> None:
@@ -110,8 +111,8 @@ def by_the_library(at: Subject, rank: int, **options: Any) -> Row:
 
 
 def by_peft(at: Subject, rank: int) -> Row:
-    """PEFT's LoRA-GA on 8 batches of 1. It changes the base a little each time, which its cost does not depend on."""
-    from peft import LoraGAConfig  # older versions have none
+    """Measure PEFT's LoRA-GA on 8 batches of 1. Each run changes the base a little, which does not change the time."""
+    from peft import LoraGAConfig  # not in older versions
     from peft.tuners.lora import preprocess_loraga
 
     def once() -> None:
@@ -131,11 +132,12 @@ def by_peft(at: Subject, rank: int) -> Row:
 
 
 def official(at: Subject, measured: int, sample: int) -> Row:
-    """Every parameter asks, gradients go to the CPU and are summed there after each example, then 512 columns and 16
-    iterations a matrix; ``measured`` of the examples and ``sample`` matrices of each shape are timed and scaled up."""
+    """Measure the official setting: gradients of all parameters, summed on the CPU after each example, then
+    svd_lowrank(q=512, niter=16). Only ``measured`` examples and ``sample`` matrices per shape are timed and scaled up.
+    """
     totals: dict[str, Tensor] = {}
     turns: list[float] = []
-    with asking(list(at.model.parameters())):
+    with requiring_gradients(list(at.model.parameters())):
         for batch in at.micro[:measured]:
             began = synchronized()
             at.model(**batch, use_cache=False).loss.backward()
@@ -144,7 +146,7 @@ def official(at: Subject, measured: int, sample: int) -> Row:
                 totals[name] = totals[name].add_(gradient) if name in totals else gradient
                 parameter.grad = None
             turns.append(synchronized() - began)
-    later = turns[-1]  # the first one adds nothing up, and warms up
+    later = turns[-1]  # the first one is the warm-up and sums nothing
     gradients = turns[0] + (len(at.micro) - 1) * later
     by_shape: dict[tuple[int, ...], list[str]] = {}
     for name, layer in at.layers.items():
@@ -162,17 +164,17 @@ def official(at: Subject, measured: int, sample: int) -> Row:
 
 
 def gradients_of(at: Subject) -> dict[str, Tensor]:
-    """Target weights' gradients over the 8 batches, in the model's dtype."""
+    """Return the gradients of the target weights over the 8 batches, in the model's dtype."""
     found: dict[str, Tensor] = {}
     weights = {name: layer.weight for name, layer in at.layers.items()}
-    with asking(list(weights.values())):
+    with requiring_gradients(list(weights.values())):
         backward(at.model, at.micro)
         found.update({name: weight.grad for name, weight in weights.items()})
     return found
 
 
 def measure(table: Table, shape: Shape, device: str, ranks: Sequence[int]) -> None:
-    """All rows, the ones that the bars are about first."""
+    """Measure all rows, the most important ones first."""
     at = subject(shape, device, torch.bfloat16)
     one_batch = {MICRO: at.micro, WHOLE: at.whole}
     first, *others = ranks
@@ -219,7 +221,7 @@ def measure(table: Table, shape: Shape, device: str, ranks: Sequence[int]) -> No
 
 
 def product_rows(table: Table, at: Subject) -> None:
-    """What dY^T X costs in fp32 and in the model's dtype, one decoder layer's, times the layers."""
+    """Measure dY^T X in fp32 and in bf16 for one decoder layer, times the number of decoder layers."""
     blocks = len(at.layers) // len(TARGETS)
     tokens = at.whole[0]["input_ids"].numel()
     generator = torch.Generator(at.model.device).manual_seed(SEED)
@@ -244,7 +246,7 @@ def product_rows(table: Table, at: Subject) -> None:
 
 
 def small_rows(table: Table, shape: Shape, device: str, ranks: Sequence[int]) -> None:
-    """The small operations that low-rank steps are made of, of which every layer needs dozens; mean of 20 calls."""
+    """Measure the small operations of a low-rank step (dozens per layer), as the mean of 20 calls."""
     for rank in ranks:
         columns = rank + 8
         block = torch.randn(shape.hidden, columns, device=device)
@@ -269,14 +271,14 @@ def each_of(operation: Callable[[], Any], calls: int = 20) -> Row:
 
 
 def cholesky_qr(block: Tensor) -> Tensor:
-    """Orthonormal columns by the Cholesky factor of the Gram matrix in fp64."""
+    """Orthonormalise the columns with the Cholesky factor of their Gram matrix, in fp64."""
     wide = block.double()
     triangle, _ = torch.linalg.cholesky_ex(wide.mT @ wide)
     return torch.linalg.solve_triangular(triangle.mT, wide, upper=True, left=False).float()
 
 
 def ratios(table: Table, ranks: Sequence[int]) -> dict[str, float | None]:
-    """Beside its floor, and the official way beside ours."""
+    """Return the ratios to the floor, and of the official setting to ours."""
     found: dict[str, float | None] = {}
 
     def ratio(one: str, other: str) -> None:

@@ -1,4 +1,4 @@
-"""The part ``optimizer`` of gpu.py: one step of fused AdamW, of ours and of PEFT's preconditioner in front of it."""
+"""The part ``optimizer`` of gpu.py: one step of fused AdamW alone, with our preconditioner, and with PEFT's."""
 
 import warnings
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ WARM, TURNS = 3, 21
 
 
 def measure(table: Table, shape: Shape, device: str, ranks: Sequence[int]) -> None:
-    """Rows for every rank: milliseconds of a step, on fp32 factors of every linear layer and random gradients."""
+    """Measure a step at every rank, on fp32 factors of every linear layer with random gradients."""
     for rank in ranks:
         for name, make in makers(device).items():
             table.row(
@@ -23,7 +23,7 @@ def measure(table: Table, shape: Shape, device: str, ranks: Sequence[int]) -> No
 
 
 def step(shape: Shape, rank: int, device: str, name: str, make: Make) -> Row:
-    """error: of the preconditioned gradient against eq. 9 in fp64, the largest of all factors, relative."""
+    """Measure one optimizer. error: largest relative error of the preconditioned gradient against eq. 9 in fp64."""
     torch.manual_seed(0)
     with torch.device(device):
         model: nn.Module = adapters(shape, rank)
@@ -35,7 +35,7 @@ def step(shape: Shape, rank: int, device: str, name: str, make: Make) -> Row:
     turns: list[float] = []
 
     def turn() -> None:
-        gradients.put_back()
+        gradients.restore()
         began = synchronized()
         optimizer.step()
         turns.append(synchronized() - began)

@@ -1,4 +1,4 @@
-"""A plugin of pytest for gpu.py: one line of JSON for each test, as soon as its outcome is known, in $GPU_OUTCOMES."""
+"""A pytest plugin for gpu.py: append the outcome of each test to the file $GPU_OUTCOMES, as a line of JSON."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import pytest
 
 
 class Outcomes:
-    """Of a test's setup, call and teardown the first that did not pass counts, else the call."""
+    """Write the outcome of a test: of the first phase (setup, call, teardown) that did not pass, else of the call."""
 
     def __init__(self, file: str):
         self.file = file
@@ -26,5 +26,5 @@ class Outcomes:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if not hasattr(config, "workerinput"):  # of several processes the first hears of every report
+    if not hasattr(config, "workerinput"):  # with pytest-xdist, the main process receives every report
         config.pluginmanager.register(Outcomes(os.environ["GPU_OUTCOMES"]))

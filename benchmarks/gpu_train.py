@@ -1,8 +1,8 @@
-"""The part ``train`` of gpu.py: tokens a second and peak memory beside plain Trainer + PEFT, on one model.
+"""The part ``train`` of gpu.py: tokens per second and peak memory, compared with plain Trainer + PEFT.
 
-Random weights, random examples of one length, LoRA at its usual start. Every optimizer step is over 4 examples, cut
-into micro-batches as the row says. A step's time is taken when its loss is logged, which waits for the GPU in both; the
-first steps are left out.
+Random weights, random examples of one length, LoRA at its default start. Every optimizer step is over 4 examples, in
+micro-batches of the size that the row names. The time of a step is taken when its loss is logged, which waits for the
+GPU in both cases; the first steps are left out.
 """
 
 import argparse
@@ -26,24 +26,23 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from lora_one.adaptation.selection import adaptation_of
 from lora_one.adaptation.wrapping import quiet_peft
 from lora_one.config import RunConfig
 from lora_one.data.encode import Encoded
 from lora_one.initialization.methods import build_init
 from lora_one.initialization.start import attach_adapters
-from lora_one.records.folder import RunFolder
 from lora_one.records.tracking import Tracker
 from lora_one.runs import cli
-from lora_one.runs.parts import adaptation_of
 from lora_one.training.job import TrainingJob
 from lora_one.training.loop import train
 
-NO_RUN = RunFolder(Path("no run"))  # nothing is read there
+NO_FILE = Path("no run")  # initial factors that do not exist
 WARM, STEPS, GLOBAL, PAD = 3, 12, 4, 0
 
 
 class Stamps(Tracker):
-    """When each step's loss was logged, and the losses."""
+    """A tracker that keeps the losses of all steps, and the times at which they were logged."""
 
     def __init__(self, path: Path):
         super().__init__(path)
@@ -58,7 +57,7 @@ class Stamps(Tracker):
 
 
 class Stamper(TrainerCallback):
-    """The same for plain Trainer."""
+    """The same as a callback of the plain Trainer."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -71,7 +70,7 @@ class Stamper(TrainerCallback):
 
 
 def main(chosen: argparse.Namespace, _: str) -> int:
-    """Rows for 4 x 1, 1 x 4, 2 x 2 examples and, for ours alone, packed and with checkpointing."""
+    """Measure micro-batches of 1, 4 and 2 examples, and lora_one also with packing and with checkpointing."""
     shape = SHAPES["small" if chosen.small else "llama2-7b"]
     rank = 4 if chosen.small else 8
     settings = {"shape": "small" if chosen.small else "llama2-7b", "rank": rank, "length": shape.length}
@@ -107,7 +106,7 @@ def run_of(shape: Shape, rank: int, size: int, **changes: Any) -> RunConfig:
 
 def ours(base: nn.Module, examples: list[Encoded], shape: Shape, rank: int, size: int, **changes: Any) -> Row:
     run = run_of(shape, rank, size, **changes)
-    model, _ = attach_adapters(base, adaptation_of(run, NO_RUN), build_init(run.init), None, seed=0)
+    model, _ = attach_adapters(base, adaptation_of(run, NO_FILE), build_init(run.init), None, seed=0)
     try:
         with tempfile.TemporaryDirectory() as folder, quiet():
             stamps = Stamps(Path(folder) / "metrics.jsonl")
@@ -116,7 +115,7 @@ def ours(base: nn.Module, examples: list[Encoded], shape: Shape, rank: int, size
             train(
                 model,
                 examples,
-                TrainingJob(run, adaptation_of(run, NO_RUN), checkpoints=points, pad_id=PAD, tracker=stamps),
+                TrainingJob(run, adaptation_of(run, NO_FILE), checkpoints=points, pad_id=PAD, tracker=stamps),
             )
             return measured(stamps, shape)
     finally:
@@ -125,7 +124,7 @@ def ours(base: nn.Module, examples: list[Encoded], shape: Shape, rank: int, size
 
 
 def plain(base: nn.Module, examples: list[Encoded], shape: Shape, rank: int, size: int) -> Row:
-    """transformers' Trainer with an adapter of PEFT's in fp32 (its default), its loss, its order, bf16 autocast."""
+    """Train with the Trainer and a PEFT adapter in fp32 (the default), with its loss and order, and bf16 autocast."""
     settings = run_of(shape, rank, size).model
     alike = {"lora_alpha": 2 * rank, "use_rslora": True, "target_modules": TARGETS, "task_type": "CAUSAL_LM"}
     with quiet_peft():
@@ -180,7 +179,7 @@ def begun() -> None:
 
 
 def measured(stamps: Stamps | Stamper, shape: Shape) -> Row:
-    """Tokens of the steps after the warm-up over their seconds, of the median step."""
+    """Return the time, the tokens per second and the peak memory of the median step after the warm-up."""
     turns = [after - before for before, after in zip(stamps.times[WARM - 1 :], stamps.times[WARM:], strict=False)]
     found = {"seconds": median(turns), "slowest": max(turns), "fastest": min(turns), "turns": turns}
     found |= {"tokens_per_second": GLOBAL * shape.length / median(turns), "losses": stamps.losses}

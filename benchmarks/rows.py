@@ -1,4 +1,4 @@
-"""A table that grows row by row on disk: resumable, within a budget of seconds, and no row's error loses another."""
+"""A table that is written to disk row by row: resumable, with a time limit, and robust against errors in a row."""
 
 import gc
 import json
@@ -22,10 +22,10 @@ Row = dict[str, Any]
 
 
 class Table:
-    """The rows of one part in ``folder/name.json``, written again after every row.
+    """The rows of one part in ``folder/name.json``, which is written after every row.
 
-    A row that was measured before, with the same settings, device and versions, is kept and not measured again; one
-    that failed is tried again. settings: what all rows share.  seconds: no row begins later than this.
+    A row that was already measured with the same settings, device and versions is not measured again; a row that
+    failed is. settings: those that all rows share.  seconds: no row starts after this time.
     """
 
     def __init__(self, folder: Path, name: str, device: str, settings: Row, seconds: float):
@@ -44,7 +44,7 @@ class Table:
         return self.result["rows"]
 
     def row(self, name: str, work: Callable[[], Row], **columns: Any) -> Row | None:
-        """The row of that name: known already, or what ``work`` measures; None where it failed or time is over."""
+        """Return the row with this name, measured by ``work`` unless known; None: it failed, or the time is over."""
         known = next((row for row in self.rows if row["name"] == name), None)
         if known is not None:
             return known
@@ -56,7 +56,7 @@ class Table:
         row: Row = {"name": name, **columns}
         try:
             row |= work()
-        except Exception as error:  # of a library or ours: the row says which, and the next one is measured
+        except Exception as error:  # the error is recorded in the row, and the next row is measured
             row |= {"error": f"{type(error).__name__}: {error}"[:2000], "traceback": traceback.format_exc()}
             row["traceback"] = row["traceback"][-6000:]
             traceback.print_exc()
@@ -69,11 +69,11 @@ class Table:
         return None if "error" in row else row
 
     def value(self, name: str, key: str = "seconds") -> float | None:
-        """A number of a row that was measured, else None."""
+        """Return a value of a row; None: the row was not measured."""
         return next((row.get(key) for row in self.rows if row["name"] == name), None)
 
     def write(self, **more: Any) -> None:
-        """more: further entries beside the rows, such as ratios."""
+        """Write the table as JSON and Markdown. more: further entries besides the rows, for example ratios."""
         self.result |= more | {"not_measured_for_want_of_time": self.left}
         hidden = self.file.with_suffix(".partial")
         hidden.write_text(json.dumps(self.result, indent=1, default=str) + "\n")
@@ -82,24 +82,24 @@ class Table:
 
 
 def freed() -> None:
-    """Give back what a row has left: reference cycles of trainers, and the allocator's cache."""
+    """Free the memory that a row still holds: reference cycles of trainers, and the allocator's cache."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def synchronized() -> float:
-    """The time, after all work of the GPU is done."""
+    """Return the time after all work of the GPU is done."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def timed(work: Callable[[], Any], *, repeats: int = 3, seconds: float = 6.0, warm_up: bool = True) -> Row:
-    """Median seconds of ``work`` after one warm-up, and the peak of GPU memory in GiB, in all and beyond the start.
+    """Return the median seconds of ``work``, and the peak of GPU memory in GiB, in total and beyond that at the start.
 
-    At least one measurement; further ones while they fit in ``seconds``. Work that takes longer than that in the
-    warm-up is not done again: the warm-up is its measurement.
+    There is a warm-up, then at least one measurement, and more while they fit in ``seconds``. If the warm-up takes
+    longer than that, it is the only measurement.
     """
     on_gpu = torch.cuda.is_available()
     freed()
@@ -126,6 +126,7 @@ def timed(work: Callable[[], Any], *, repeats: int = 3, seconds: float = 6.0, wa
 
 
 def versions() -> dict[str, str]:
+    """Return the versions of the installed packages."""
     found = {}
     for name in PACKAGES:
         try:
@@ -136,7 +137,7 @@ def versions() -> dict[str, str]:
 
 
 def described(device: str) -> Row:
-    """The machine; on a GPU also its memory and CUDA's version."""
+    """Describe the machine; with a GPU also its memory and the version of CUDA."""
     found = machine(device)
     if device.startswith("cuda"):
         memory = torch.cuda.get_device_properties(device).total_memory / GIB
@@ -151,23 +152,23 @@ TITLES = {
     "outcome": ("outcome", "{}"),
     "seconds": ("seconds", "{:.4g}"),
     "milliseconds": ("ms", "{:.3g}"),
-    "ratio_to_floor": ("to its floor", "{:.2f}"),
+    "ratio_to_floor": ("ratio to floor", "{:.2f}"),
     "ratio": ("ratio", "{:.2f}"),
     "tokens_per_second": ("tokens/s", "{:.0f}"),
     "examples_per_second": ("examples/s", "{:.2f}"),
     "peak_gib": ("peak GiB", "{:.1f}"),
-    "extra_gib": ("beyond the start GiB", "{:.1f}"),
+    "extra_gib": ("GiB beyond the start", "{:.1f}"),
     "loss": ("loss", "{:.4f}"),
     "validation_loss": ("validation loss", "{:.4f}"),
     "accuracy": ("accuracy", "{:.2%}"),
     "interval": ("95% interval", "{}"),
-    "agreement": ("answers alike", "{:.0%}"),
+    "agreement": ("equal answers", "{:.0%}"),
     "note": ("note", "{}"),
 }
 
 
 def as_markdown(result: Row) -> str:
-    """A part for readers: where and when, its rows, its ratios, what failed and what is missing."""
+    """Return a part as Markdown: machine and date, rows, ratios, failures, and rows that are missing."""
     rows = result["rows"]
     keys = [key for key in TITLES if any(row.get(key) is not None for row in rows)]
     lines = [[TITLES[key][0] for key in keys]]
@@ -179,7 +180,7 @@ def as_markdown(result: Row) -> str:
     text += [f"- {name}: {value:.2f}" for name, value in result.get("ratios", {}).items() if value is not None]
     text += [f"- failed: {row['name']}: {one_line(row['error'])}" for row in rows if "error" in row]
     left = result.get("not_measured_for_want_of_time")
-    text += [f"- not measured for want of time: {', '.join(left)}"] if left else []
+    text += [f"- not measured before the time limit: {', '.join(left)}"] if left else []
     return "\n".join(text).rstrip() + "\n"
 
 

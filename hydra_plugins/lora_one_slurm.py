@@ -63,7 +63,7 @@ if importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher"):  # otherwi
             return False
 
         def _submit(self, numbered: Sequence[tuple[int, list[str]]]) -> dict[Any, str]:
-            """Submit the jobs; return {job: name}. Raises UsageError: a value has a wrong type; RunError: sbatch failed."""
+            """Submit the jobs; return {job: name}. Raises UsageError: a wrong type of value. RunError: sbatch fails."""
             import submitit
             from hydra.core.singleton import Singleton
             from submitit.core.utils import FailedJobError, FailedSubmissionError
@@ -100,7 +100,7 @@ if importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher"):  # otherwi
 
 
 def wait_for(jobs: dict[Any, str]) -> Iterator[tuple[Any, str]]:
-    """Yield (job, name) when a job ends: it has a result, or is missing in two queries in a row (results can be late)."""
+    """Yield (job, name) when a job ends: it has a result, or two queries in a row lack it (results can be late)."""
     left, missing, queried = dict(jobs), set(), time.monotonic()
     while left:
         lost = set()

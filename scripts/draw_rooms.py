@@ -1,9 +1,9 @@
-"""Draw the rooms of lora_one, from its import statements, to docs/rooms.svg.
+"""Draw the rooms of lora_one as docs/rooms.svg, from its import statements.
 
-python scripts/draw_rooms.py            writes docs/rooms.svg, which docs/design.md shows
+python scripts/draw_rooms.py            writes docs/rooms.svg, the picture in docs/design.md
 
-A room is a package or a file directly in lora_one/. It is drawn above every room that it imports. Arrows that follow
-from a chain of other arrows are left out (transitive reduction).
+A room is a package or a file directly in lora_one/. It is drawn above every room that it imports. An arrow that is
+implied by a chain of other arrows is left out (transitive reduction).
 """
 
 import ast
@@ -19,11 +19,12 @@ Graph = dict[str, set[str]]  # room -> rooms that it imports
 
 
 def room_of(file: Path) -> str:
+    """Return the room that a file belongs to."""
     return file.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
 def imported_rooms(file: Path) -> set[str]:
-    """Return the rooms of lora_one that a file imports, anywhere in it."""
+    """Return the rooms that a file imports, also within functions."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module == "lora_one":
@@ -34,7 +35,7 @@ def imported_rooms(file: Path) -> set[str]:
 
 
 def graph_of_rooms() -> Graph:
-    """Return which room imports which; lora_one/__init__.py, which only exports public names, is left out."""
+    """Return the rooms that each room imports, without lora_one/__init__.py, which only exports public names."""
     files = [file for file in sorted(PACKAGE.rglob("*.py")) if file != PACKAGE / "__init__.py"]
     graph: Graph = {room_of(file): set() for file in files}
     for file in files:

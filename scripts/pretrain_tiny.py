@@ -1,9 +1,9 @@
-"""Pretrain the tiny Llama, with its tokenizer, that is bundled in lora_one/assets/tiny.
+"""Pretrain the bundled model, a tiny Llama with its tokenizer, in lora_one/assets/tiny.
 
     python scripts/pretrain_tiny.py                  # reproduces the shipped model
-    python scripts/pretrain_tiny.py --steps 20 --out /tmp/tiny     # a quick trial
+    python scripts/pretrain_tiny.py --steps 20 --out /tmp/tiny     # a quick test
 
-It is trained on the families of `PRETRAIN_FAMILIES`, and not on `TARGET_FAMILY`.
+It is trained on the problems of `PRETRAIN_FAMILIES`, but not on those of `TARGET_FAMILY`.
 """
 
 import argparse
@@ -30,7 +30,7 @@ IGNORED = -100  # label of the tokens without a loss, the default of cross_entro
 
 
 class Encoded(NamedTuple):
-    """Token ids, and as labels the same ids or IGNORED."""
+    """Token ids, and labels: the same ids, or IGNORED for tokens without a loss."""
 
     ids: list[int]
     labels: list[int]
@@ -38,26 +38,31 @@ class Encoded(NamedTuple):
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ASSETS, help="folder to write")
+    parser.add_argument("--out", type=Path, default=ASSETS, help="output folder")
     parser.add_argument("--steps", type=int, default=2000, help="optimizer steps")
-    parser.add_argument("--calculation-steps", type=int, default=1000, help="first steps, half on calculations")
-    parser.add_argument("--batch-size", type=int, default=32, help="problems, or pages of calculations, per step")
+    parser.add_argument(
+        "--calculation-steps",
+        type=int,
+        default=1000,
+        help="first steps, with half calculations",
+    )
+    parser.add_argument("--batch-size", type=int, default=32, help="problems or pages of calculations per step")
     parser.add_argument("--train-size", type=int, default=60_000, help="different problems to train on")
     parser.add_argument("--test-size", type=int, default=200, help="held-out problems per family")
     parser.add_argument(
         "--learning-rate",
         type=float,
         default=3e-3,
-        help="peak, after a linear warmup and before a cosine decay to zero",
+        help="peak of the schedule: linear warmup, then cosine decay to zero",
     )
-    parser.add_argument("--vocabulary", type=int, default=448, help="maximal number of tokens, with the special ones")
+    parser.add_argument("--vocabulary", type=int, default=448, help="maximum number of tokens, including special ones")
     parser.add_argument("--hidden", type=int, default=128, help="width of the residual stream")
     parser.add_argument("--intermediate", type=int, default=320, help="width of the MLP")
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--threads", type=int, default=1, help="CPU threads; they change the rounding and so the weights"
+        "--threads", type=int, default=1, help="CPU threads; their number changes the rounding, and so the weights"
     )
     return parser.parse_args()
 
@@ -119,7 +124,7 @@ def encode_answers(tokenizer: PreTrainedTokenizerFast, pairs: list[tuple[str, st
 
 
 def encode_pages(tokenizer: PreTrainedTokenizerFast, pages: list[str]) -> list[Encoded]:
-    """Encode pages of `14+23=37` lines; only the results have a loss, as the operands are random."""
+    """Encode pages of lines like `14+23=37`; only the results have a loss, because the operands are random."""
     equals, newline = (tokenizer(sign, add_special_tokens=False)["input_ids"][0] for sign in "=\n")
     encoded = []
     for ids in tokenizer(pages)["input_ids"]:
@@ -132,14 +137,14 @@ def encode_pages(tokenizer: PreTrainedTokenizerFast, pages: list[str]) -> list[E
 
 
 def calculation_pages(answers: list[str], calculations: int = 8) -> list[str]:
-    """Return pages of `14+23=37` lines, the calculations of the answers without their text."""
+    """Return pages of lines like `14+23=37`: the calculations in the answers, without the text."""
     lines = [line for answer in answers for line in re.findall(r"<<(.*?)>>", answer)]
     random.Random(0).shuffle(lines)
     return ["\n".join(lines[start : start + calculations]) for start in range(0, len(lines), calculations)]
 
 
 def batches(encoded: list[Encoded], size: int, seed: int) -> Iterator[list[Encoded]]:
-    """Yield shuffled batches of examples of similar length, which need little padding, epoch after epoch."""
+    """Yield shuffled batches of examples of similar length, for little padding, in endless epochs."""
     rng = random.Random(seed)
     while True:
         order = sorted(encoded, key=lambda sequence: len(sequence.ids) + rng.random() * 4)
@@ -149,7 +154,7 @@ def batches(encoded: list[Encoded], size: int, seed: int) -> Iterator[list[Encod
 
 
 def mixed(problems: Iterator[list[Encoded]], pages: Iterator[list[Encoded]]) -> Iterator[list[Encoded]]:
-    """Yield batches made of one half problems and one half pages."""
+    """Yield batches of which one half are problems and the other half pages."""
     for some_problems, some_pages in zip(problems, pages, strict=True):
         half = len(some_problems) // 2
         yield some_problems[:half] + some_pages[half:]
@@ -174,7 +179,7 @@ def train(
     pairs: list[tuple[str, str]],
     arguments: argparse.Namespace,
 ) -> None:
-    """Train in place with AdamW: first on half calculations, half pairs, then on the (prompt, answer) pairs only."""
+    """Train in place with AdamW: first on calculations and (prompt, answer) pairs, half each, then on pairs only."""
     pages = encode_pages(tokenizer, calculation_pages([answer for _, answer in pairs]))
     problem_stream = batches(encode_answers(tokenizer, pairs), arguments.batch_size, arguments.seed)
     page_stream = batches(pages, arguments.batch_size, arguments.seed)
@@ -184,7 +189,7 @@ def train(
     began = time.perf_counter()
     for step in range(arguments.steps):
         ids, labels = collate(next(stream), tokenizer.pad_token_id)
-        # No attention mask: padding is on the right, which causal attention does not read.
+        # no attention mask, because causal attention does not read padding on the right
         logits = model(input_ids=ids).logits[:, :-1]
         loss = cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
         loss.backward()
@@ -198,7 +203,7 @@ def train(
 
 @torch.no_grad()
 def measure(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, rows: list[dict]) -> tuple[float, float]:
-    """Return the shares of greedy answers that are right and that end in a number, `#### <number>`."""
+    """Return the shares of greedy answers that are correct, and that end in a number, `#### <number>`."""
     prompts, answers = zip(*as_text(rows), strict=True)
     inputs = tokenizer(list(prompts), padding=True, padding_side="left", return_tensors="pt")
     ids = model.generate(
@@ -261,7 +266,7 @@ def main() -> None:
     train_rows = generate(PRETRAIN_FAMILIES, arguments.train_size, arguments.seed)
     pairs = as_text(train_rows)
     tokenizer = train_tokenizer([prompt + answer for prompt, answer in pairs], arguments.vocabulary)
-    tokenizer.save_pretrained(arguments.out)  # before any call with padding, which would be saved as a setting
+    tokenizer.save_pretrained(arguments.out)  # before any call with padding, because that setting would be saved too
     model = build_model(arguments, tokenizer)
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens", flush=True)
     train(model, tokenizer, pairs, arguments)

@@ -1,12 +1,12 @@
-"""Record what small runs produce, bit for bit, before and after a change of the code, and compare the recordings.
+"""Record the results of small runs bit for bit, before and after a change of the code, and compare the recordings.
 
 python scripts/record_behaviour.py record FOLDER [--repository PATH] [--inputs FOLDER] [--jobs N]
 python scripts/record_behaviour.py compare BEFORE.json AFTER.json [--folders-may-differ]
 
-``record`` runs the command lines of recording/runs.txt with the code of a repository (default: this one), on the CPU
+``record`` runs the command lines in recording/runs.txt with the code of a repository (default: this one), on the CPU
 with one thread each, and writes FOLDER/behaviour.json. Models and data are created once, in FOLDER/../inputs, and
-reused. ``compare`` prints a line for each difference, listing differences of folders and configuration hashes
-separately; its exit code is 1 if there are any. This script imports nothing from lora_one.
+reused. ``compare`` prints one line per difference, with those of folders and configuration hashes listed separately;
+its exit code is 1 if there are any. This script imports nothing from lora_one.
 """
 
 import argparse
@@ -31,11 +31,11 @@ from recording.inputs import make_inputs
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "CUDA_VISIBLE_DEVICES": ""}
 ENVIRONMENT |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 LIST = Path(__file__).parent / "recording" / "runs.txt"
-WRONG = "wrong"  # the group whose runs are recorded only by their exit codes
+WRONG = "wrong"  # group of commands that must fail; only their exit codes are recorded
 
 
 def commands() -> dict[str, dict[str, list[str]]]:
-    """Return group -> name -> the words of the command; the name of an unnamed line is the command itself."""
+    """Return group -> name -> words of the command; a line without a name has the command as its name."""
     settings: dict[str, list[str]] = {}
     groups: dict[str, dict[str, list[str]]] = {}
     group: dict[str, list[str]] = {}
@@ -65,17 +65,17 @@ def main() -> int:
     ways = parser.add_subparsers(dest="way", required=True, metavar="record or compare")
     recorder, comparer, worker = (ways.add_parser(name) for name in ("record", "compare", "work"))
     for made in (recorder, worker):
-        made.add_argument("folder", type=Path, help="folder of the recording; new or empty")
+        made.add_argument("folder", type=Path, help="new or empty folder for the recording")
         made.add_argument(
             "--repository", type=Path, default=Path(__file__).parents[1], help="repository whose code is run"
         )
-        made.add_argument("--inputs", type=Path, help="models and data; default: inputs, next to the recording")
-    recorder.add_argument("--jobs", type=int, default=2, help="processes at a time (%(default)s)")
+        made.add_argument("--inputs", type=Path, help="models and data (default: inputs, next to the recording)")
+    recorder.add_argument("--jobs", type=int, default=2, help="number of parallel processes (%(default)s)")
     worker.add_argument("--group", required=True)
     comparer.add_argument("before", type=Path)
     comparer.add_argument("after", type=Path)
     comparer.add_argument(
-        "--folders-may-differ", action="store_true", help="exit code 0 if only folders and hashes differ"
+        "--folders-may-differ", action="store_true", help="return exit code 0 if only folders and hashes differ"
     )
     options = parser.parse_args()
     if options.way == "compare":
@@ -86,6 +86,7 @@ def main() -> int:
 
 
 def record(options: argparse.Namespace) -> int:
+    """Run all groups in parallel processes and write behaviour.json; return the exit code."""
     folder, started = options.folder, time.perf_counter()
     if folder.exists() and any(folder.iterdir()):
         print(f"error: {folder} is not empty: pass a new folder", file=sys.stderr)
@@ -126,7 +127,7 @@ def record(options: argparse.Namespace) -> int:
 
 
 def work(options: argparse.Namespace) -> int:
-    """Run the commands of one group one by one; write each outcome before the next command starts."""
+    """Run the commands of one group in order; write each outcome before the next command starts."""
     folder, outcomes = options.folder, {}
     for name, words in commands()[options.group].items():
         log = folder / "logs" / f"{options.group}-{len(outcomes):02d}.txt"
@@ -139,29 +140,29 @@ def work(options: argparse.Namespace) -> int:
         (folder / "outcomes" / f"{options.group}.json").write_text(json.dumps(outcomes))
     here = Path(sys.modules["lora_one"].__file__).resolve()
     if not here.is_relative_to(options.repository):
-        raise SystemExit(f"error: the code of {here} ran, not that of {options.repository}")
+        raise SystemExit(f"error: lora_one was imported from {here}, not from {options.repository}")
     return 0
 
 
 def results(folder: Path, name: str) -> Path:
-    """Return the results folder of a command: its name without characters that are special in a configuration."""
+    """Return the results folder of a command: its name without characters that Hydra treats specially."""
     return folder / "runs" / re.sub(r"[^\w.-]+", "_", name)
 
 
 def filled(word: str, options: argparse.Namespace, here: Path) -> str:
-    """Fill in the placeholders of a word. Raises ValueError: a named run did not leave exactly one run.json."""
+    """Replace the placeholders in a word. Raises ValueError: the named command did not write exactly one run.json."""
     for name, path in (("{inputs}", options.inputs), ("{folder}", options.folder), ("{here}", here)):
         word = word.replace(name, str(path))
     if wanted := re.search(r"\{run:(.+)\}", word):
         found = list(results(options.folder, wanted[1]).rglob("run.json"))
         if len(found) != 1:
-            raise ValueError(f"{wanted[1]} left {len(found)} runs, one was wanted")
+            raise ValueError(f"{wanted[1]} wrote {len(found)} runs instead of one")
         word = word.replace(wanted[0], str(found[0].parent))
     return word
 
 
 def outcome(words: list[str], repository: Path, log: Path) -> dict[str, Any]:
-    """Run a command, in this process or (torchrun) in two others; return its exit code and the last error line."""
+    """Run a command in this process, or in two others with torchrun; return its exit code and the last error line."""
     script, *arguments = words
     with log.open("w") as said:
         print(shlex.join(words), file=said, flush=True)
@@ -188,6 +189,7 @@ def outcome(words: list[str], repository: Path, log: Path) -> dict[str, Any]:
 
 
 def compare(before: Path, after: Path, folders_may_differ: bool) -> int:
+    """Print the differences of two recordings; return the exit code."""
     one, two = (json.loads(file.read_text()) for file in (before, after))
     every = list(differences(one, two, ""))
     places = [line for path, line in every if "/place/" in path]
@@ -204,7 +206,7 @@ def compare(before: Path, after: Path, folders_may_differ: bool) -> int:
 
 
 def differences(one: Any, two: Any, path: str) -> Iterator[tuple[str, str]]:
-    """Yield (path, a line with the path and both values) for each difference."""
+    """Yield (path, line with the path and both values) for each difference."""
     if isinstance(one, dict) and isinstance(two, dict):
         for key in {**one, **two}:
             yield from differences(one.get(key, "(nothing)"), two.get(key, "(nothing)"), f"{path}/{key}")

@@ -160,7 +160,7 @@ def write(
         f"Each method: every grid point with seeds {numbers(comparison.tuning_seeds)}, then the point with the lowest "
         f"validation loss with seeds {numbers(comparison.seeds)}; mean +- sample standard deviation over these seeds.",
         f"Test: {held_out.counts['examples']} examples ({held_out.counts['tokens']} tokens) that are in neither "
-        "training nor validation. (lowest), (highest), (only): the chosen value is at an end of those tried, or the only one.",
+        "training nor validation. (lowest), (highest), (only): position of the chosen value among those tried.",
         f"{where['cpu']}, {where['threads']} of {where['cores']} cores, on {where['device']}; torch {used['torch']}, "
         f"transformers {used['transformers']}, peft {used['peft']}; runs at commit {', '.join(commits)}; {today}.",
         *uneven,

@@ -1,4 +1,4 @@
-"""Read the content of run and evaluation folders, without what differs between equal runs (``LEFT_OUT``)."""
+"""Read the content of run and evaluation folders, without the entries that differ between equal runs (LEFT_OUT)."""
 
 import csv
 import hashlib
@@ -38,19 +38,23 @@ def content_of(folder: Path) -> dict[str, Any]:
 
 
 def without_hash(name: str) -> str:
+    """Return the path of a run without the hash of its configuration."""
     return re.sub(r"-[0-9a-f]{8}(?=/|$)", "", name)
 
 
 def name_in(folder: Path, file: Path) -> str:
+    """Return the path of a file within a folder, without hashes."""
     return without_hash(file.relative_to(folder).as_posix())
 
 
 def content_of_run(run: Path, results: Path) -> dict[str, Any]:
-    told = read(run / "run.json")
-    place = {"folder": run.relative_to(results).as_posix(), "config_hash": told.pop("config_hash", None)}
+    """Return the content of a run's folder: its files, run.json, metrics, tensors and evaluations."""
+    record = read(run / "run.json")
+    place = {"folder": run.relative_to(results).as_posix(), "config_hash": record.pop("config_hash", None)}
     files = {name_in(run, file): file for file in sorted(run.rglob("*")) if file.is_file()}
     found: dict[str, Any] = {"place": place, "files": list(files)}
-    found["run.json"] = {key: without(value, ["seconds"]) for key, value in without(told, LEFT_OUT["run.json"]).items()}
+    entries = without(record, LEFT_OUT["run.json"])
+    found["run.json"] = {key: without(value, ["seconds"]) for key, value in entries.items()}
     for name, file in files.items():
         if file.suffix == ".safetensors":
             found[name] = tensors_in(file)
@@ -68,6 +72,7 @@ def content_of_run(run: Path, results: Path) -> dict[str, Any]:
 
 
 def evaluations_in(folder: Path) -> dict[str, Any]:
+    """Return the metrics and the completions of all evaluations in a folder."""
     found: dict[str, Any] = {}
     for file in sorted(folder.rglob("*.json*")):
         name = name_in(folder, file)
@@ -80,18 +85,19 @@ def evaluations_in(folder: Path) -> dict[str, Any]:
 
 
 def tensors_in(file: Path) -> dict[str, str]:
-    """Return name -> dtype, shape and sha256 of a tensor's bytes, read after the header of the file."""
+    """Return name -> dtype, shape and sha256 of the bytes of each tensor in a safetensors file."""
     content = file.read_bytes()
     begin = 8 + int.from_bytes(content[:8], "little")
-    told = without(json.loads(content[8:begin]), ["__metadata__"])
+    header = without(json.loads(content[8:begin]), ["__metadata__"])
     return {
         name: f"{tensor['dtype']} {tensor['shape']} "
         + sha256(content[begin + tensor["data_offsets"][0] : begin + tensor["data_offsets"][1]])
-        for name, tensor in sorted(told.items())
+        for name, tensor in sorted(header.items())
     }
 
 
 def without(values: Any, keys: list[str]) -> Any:
+    """Return a dictionary without some keys; other values unchanged."""
     return {key: value for key, value in values.items() if key not in keys} if isinstance(values, dict) else values
 
 

@@ -1,4 +1,4 @@
-"""Create the small random models and data files that scripts/record_behaviour.py uses; always the same bytes."""
+"""Create the small random models and data files for scripts/record_behaviour.py; their bytes are always the same."""
 
 import json
 import random
@@ -23,7 +23,7 @@ methods:
 
 
 def make_inputs(place: Path, repository: Path) -> None:
-    """Write models with their tokenizers, and data; the folder is renamed to its place when it is complete."""
+    """Write models, tokenizers and data to a folder, which gets its final name when it is complete."""
     scratch = place.with_name(f".{place.name}")
     shutil.rmtree(scratch, ignore_errors=True)
     make_models(scratch, repository / "lora_one" / "assets" / "tiny")
@@ -32,6 +32,7 @@ def make_inputs(place: Path, repository: Path) -> None:
 
 
 def make_models(place: Path, bundled: Path) -> None:
+    """Write one model of each kind with its tokenizer."""
     import torch
     import transformers
 
@@ -61,7 +62,7 @@ def make_models(place: Path, bundled: Path) -> None:
 
 
 def problems(count: int, seed: int) -> list[tuple[str, int]]:
-    """Draw questions with their answers."""
+    """Return random questions with their answers."""
     draw = random.Random(seed)
     found = []
     for _ in range(count):
@@ -71,6 +72,7 @@ def problems(count: int, seed: int) -> list[tuple[str, int]]:
 
 
 def make_data(place: Path) -> None:
+    """Write data files in the formats of the data sets and the benchmarks."""
     rows, others = problems(60, 0), problems(20, 1)
     write(place / "gsm8k.jsonl", ({"question": ask, "answer": f"They add up.\n#### {say}"} for ask, say in rows))
     write(place / "clean.jsonl", ({"question": ask, "answer": f"#### {say}"} for ask, say in [*others, *rows[:3]]))
