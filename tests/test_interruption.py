@@ -155,7 +155,7 @@ def test_a_signal_ends_training_after_its_step_with_a_resume_point(
         signal_at(patch, FineTuner, "compute_loss", 3, number)
         assert launched(monkeypatch, *command) == 128 + number
     assert signal.getsignal(number) is before
-    assert f"ended by {number.name}: the same command (without overwrite=true) goes on" in capsys.readouterr().err
+    assert f"stopped by {number.name}: the same command (without overwrite=true) continues" in capsys.readouterr().err
     (file,) = tmp_path.rglob("run.json")
     folder = RunFolder(file.parent)
     assert folder.read()["status"] == "interrupted" and number.name in folder.read()["error"]
@@ -241,7 +241,7 @@ def test_a_broken_resume_point_is_named_with_the_way_out(stopped, straight, monk
                 (point / name).unlink()
                 if cut is not None:
                     (point / name).write_bytes(cut)
-                with pytest.raises(RunError, match=r"checkpoint-4 is broken \(.*remove that folder, or add overwrite"):
+                with pytest.raises(RunError, match=r"checkpoint-4 is damaged \(.*delete that folder, or add overwrite"):
                     experiment.execute(run)
                 (point / name).write_bytes(whole)
     (point / ADAPTER).write_bytes(b"")
@@ -269,7 +269,7 @@ def test_no_room_for_a_resume_point_leaves_the_older_one(largest, stopped, strai
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_save_checkpoint", full)
-        with pytest.raises(RunError, match=r"checkpoint-6 cannot be written \(.*free space, and the same command"):
+        with pytest.raises(RunError, match=r"checkpoint-6 cannot be written \(.*free disk space; the same command"):
             experiment.execute(run)
     assert [point.name for point in folder.checkpoints.iterdir()] == ["checkpoint-4"]
     assert older == {file.name: file.read_bytes() for file in (folder.checkpoints / "checkpoint-4").iterdir()}

@@ -27,6 +27,7 @@ from lora_one.initialization.gradients import mean_gradients
 from lora_one.initialization.methods.peft_methods import one_by_one
 from lora_one.losses import loss_count, loss_sum, mean_loss, model_logits, targets
 from lora_one.models import kind_of, load_skeleton, load_tokenizer, padded_with
+from lora_one.records.folder import RunFolder
 from lora_one.runs.plan import plan
 from lora_one.runs.saving import merge_run
 from lora_one.types import Example
@@ -343,7 +344,7 @@ def test_dry_run_counts_whatever_trains(changes, tokenizer, tmp_path):
         "peft.lora_r=2",
         *changes,
     )
-    said = plan(run, tmp_path).partition(" trainable parameters")[0].rpartition(" ")[2]
+    said = plan(run, RunFolder(tmp_path)).partition(" trainable parameters")[0].rpartition(" ")[2]
     assert int(said.replace(",", "")) == finish(run).read()["trainable_parameters"]
 
 

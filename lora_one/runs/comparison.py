@@ -204,7 +204,7 @@ def plan(comparison: Comparison, compose: Compose) -> str:
         elif not any(job.error for job in known):
             further = len(set(comparison.seeds) - set(comparison.tuning_seeds))
             starts = len(comparison.seeds)
-            lines.append(f"{method}: then the best point with {further} more seeds, and {starts} runs without training")
+            lines.append(f"{method}: then the best point (further seeds: {further}, runs without training: {starts})")
             trained, untrained = trained + further, untrained + len(comparison.seeds)
         lines += [describe(job) for job in known]
         missing = [job.stage for job in known if job.error is None and not job.finished]

@@ -58,7 +58,7 @@ def test_no_row_begins_when_time_is_over(tmp_path):
     late = table(tmp_path, seconds=-1.0)
     assert late.row("one", failing) is None
     assert on_disk(tmp_path)["rows"] == [] and on_disk(tmp_path)["not_measured_for_want_of_time"] == ["one"]
-    assert "not measured for want of time: one" in (tmp_path / "part.md").read_text()
+    assert "not measured before the time limit: one" in (tmp_path / "part.md").read_text()
 
 
 def test_slow_work_is_not_done_again_after_its_warm_up():
@@ -123,7 +123,7 @@ def test_slices_of_gemma_share_the_runs_out(tmp_path):
         slices.append({row["name"] for row in json.loads((tmp_path / f"gemma-{number}of2.json").read_text())["rows"]})
     assert len(slices[0]) == len(slices[1]) == 6 and not slices[0] & slices[1]
     whole = gpu("gemma", "--small", "--device=cpu", f"--out={tmp_path}")
-    assert whole.stdout.count("finished before:") == 12
+    assert whole.stdout.count("already finished:") == 12
     rows = json.loads((tmp_path / "gemma.json").read_text())["rows"]
     assert {row["name"] for row in rows} > slices[0] | slices[1]
 

@@ -5,7 +5,7 @@ import pytest
 from lora_one.config.aliases import DIRECTIONS, OPTIONAL, keys_of
 from lora_one.config.methods import METHODS
 from lora_one.errors import UsageError
-from lora_one.records.folder import placed
+from lora_one.records.folder import locate
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import run_config
 
@@ -215,7 +215,7 @@ def test_a_hash_is_taken_over_the_published_form(overrides):
 @pytest.mark.parametrize("published", SAME)
 def test_both_spellings_have_one_folder(published):
     one, two = (run_config(*overrides.split()) for overrides in (published, SAME[published]))
-    assert one == two and placed(one).folder.path == placed(two).folder.path
+    assert one == two and locate(one).folder.path == locate(two).folder.path
 
 
 def test_every_method_has_a_file_of_its_name():

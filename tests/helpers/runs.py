@@ -9,6 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from lora_one.adaptation.protocol import Adaptation
+from lora_one.adaptation.selection import adaptation_of
 from lora_one.config import RunConfig
 from lora_one.data.encode import batches_of
 from lora_one.initialization.low_rank_step import StepSettings, factorised
@@ -17,7 +18,6 @@ from lora_one.initialization.start import Probe, attach_adapters
 from lora_one.models import BUNDLED
 from lora_one.records.folder import RunFolder
 from lora_one.runs import experiment, initial_model
-from lora_one.runs.parts import adaptation_of
 from lora_one.training.callbacks import Recorder
 from tests.helpers.examples import examples
 from tests.helpers.models import random_llama
@@ -117,7 +117,7 @@ def adaptation_for(run: RunConfig, dtype: str | None = None) -> Adaptation:
     """What the run trains, with adapters of that dtype (None: the run's), outside a run's folder."""
     if dtype is not None:
         run = dataclasses.replace(run, init=dataclasses.replace(run.init, dtype=dtype))
-    return adaptation_of(run, RunFolder(Path("no run")))
+    return adaptation_of(run, Path("no run"))
 
 
 def finish(run: RunConfig) -> RunFolder:

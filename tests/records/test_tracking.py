@@ -29,7 +29,7 @@ def test_lines_are_plain_json(tmp_path):
 
 
 def test_a_full_disk_is_one_message_with_the_way_out():
-    with pytest.raises(RunError, match=r"/dev/full cannot be written \(No space left on device\): free space; the"):
+    with pytest.raises(RunError, match=r"/dev/full cannot be written \(No space left on device\): free disk space"):
         tracking.Tracker(Path("/dev/full")).log(1, {"loss": 2.0})
 
 
@@ -288,7 +288,7 @@ def test_a_server_that_goes_away_holds_up_the_end_no_longer_than_its_time(tmp_pa
 def test_a_server_out_of_reach_leaves_an_offline_run(tmp_path, server, monkeypatch):
     server.stop()
     monkeypatch.setattr(tracking, "START_TIMEOUT", 1)
-    with pytest.warns(UserWarning, match="could not start online, the run is kept offline: .*refused"):
+    with pytest.warns(UserWarning, match="could not start online and logs offline: .*refused"):
         run = tracking.Wandb.opened("online", project="p", id="abc", dir=tmp_path)
     run.log(1, {"loss": 2.0})
     run.finish()
@@ -321,5 +321,5 @@ def test_a_tracker_that_fails_on_the_way_warns_once(tmp_path, failing):
         tracker.log(1, {"loss": 2.0})
         tracker.log(2, {"loss": 1.0})
         tracker.finish({"status": "finished"})
-    assert [str(warning.message) for warning in caught] == ["W&B failed, the run continues without it: broken pipe"]
+    assert [str(warning.message) for warning in caught] == ["W&B failed; the run continues without it: broken pipe"]
     assert len(tracking.read_metrics(tracker.path)) == 2

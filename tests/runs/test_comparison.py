@@ -211,13 +211,16 @@ def test_every_method_sees_the_same_examples_in_the_same_order(asked, tmp_path, 
     ("changes", "message"),
     [
         ({"methods": {"LoRA": "init=default"}}, "methods.LoRA='init=default' must be a list of overrides"),
-        ({"methods": {}}, "names none"),
+        ({"methods": {}}, "contains no method"),
         ({"seeds": [1, 1]}, r"seeds=\[1, 1\] must be a list of different integers"),
         ({"test_examples": 0}, "test_examples=0 must be at least 1"),
         ({"grid": {RATE: ["a"]}}, r"model.learning_rate=\['a'\] must be a list of different numbers"),
-        ({"grid": {"model.epochs": [1, 2]}}, "model.epochs is the same for every method; move it to common"),
-        ({"own_grid": {"LoRA": {RATE: [1e-3]}}}, "1 values of model.learning_rate, 2 for the others"),
-        ({"own_grid": {"LoRa": {RATE: [1e-3, 1]}}}, "own_grid.LoRa is not a method; did you mean LoRA?"),
+        ({"grid": {"model.epochs": [1, 2]}}, "model.epochs must be the same for every method; move it to common"),
+        ({"own_grid": {"LoRA": {RATE: [1e-3]}}}, "1 values of model.learning_rate, but 2 for the other"),
+        (
+            {"own_grid": {"LoRa": {RATE: [1e-3, 1]}}},
+            "own_grid.LoRa is not a method of this comparison; did you mean LoRA?",
+        ),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -233,7 +236,7 @@ def test_method_with_other_data_or_more_steps_is_not_run(asked):
 
 
 def test_test_examples_that_were_trained_on_are_refused(asked, data, tmp_path):
-    with pytest.raises(UsageError, match="10 of the 10 test examples are training or validation examples"):
+    with pytest.raises(UsageError, match="10 of the 10 test examples are also training or validation examples"):
         comparison.compare(dataclasses.replace(asked, test=[]), compose, Counting(), tmp_path)
 
 
@@ -257,8 +260,8 @@ def test_dry_run_lists_every_run_and_runs_none(compared, asked, monkeypatch):
     said = comparison.plan(dataclasses.replace(asked, seconds_per_run=30), compose).splitlines()
     assert said[1].startswith("broken, learning_rate 0.001, seed 1: to do, ")
     assert sum(": finished, " in line for line in said) == 2 * (2 + 2 + 2)
-    assert "CorDA: not run here, no attrs" in said
-    assert said[-1] == "3 runs with training and 2 without to do, about 2 minutes at 30 s a trained one"
+    assert "CorDA: not run here: no attrs" in said
+    assert said[-1] == "to do: 3 runs with training and 2 without, about 2 minutes (30 s per run with training)"
 
 
 @pytest.fixture
@@ -274,8 +277,8 @@ def test_script_takes_overrides_after_the_file_s_own_and_runs_none_in_a_dry_run(
     assert script([str(file), "--only", "LoRA", results, "--dry-run", "wandb.project=mine"]) == 0
     further, *jobs, last = capsys.readouterr().out.splitlines()
     assert len(jobs) == 2 and all(f"to do, {tmp_path}/elsewhere/mine_gsm8k/LoRA-kaiming-r8" in line for line in jobs)
-    assert further == "LoRA: then the chosen point, 1 more seeds and 2 starts"
-    assert last == "3 runs with training and 2 without to do"
+    assert further == "LoRA: then the best point (further seeds: 1, runs without training: 2)"
+    assert last == "to do: 3 runs with training and 2 without"
     assert not (tmp_path / "elsewhere").exists()
 
 
@@ -284,7 +287,7 @@ def test_script_takes_overrides_after_the_file_s_own_and_runs_none_in_a_dry_run(
     [
         (["no.yaml"], "error: no.yaml cannot be read"),
         (["two.yaml", "--only", "LoRa"], "error: --only=LoRa is not a method of this comparison; did you mean LoRA?"),
-        (["two.yaml", "inti=default"], "error: unknown key inti: nothing here reads it; did you mean init?"),
+        (["two.yaml", "inti=default"], "error: unknown key inti; did you mean init?"),
     ],
     ids=lambda value: str(value)[:40],
 )

@@ -18,7 +18,7 @@ def test_wrong_comparison_file(tmp_path):
     wrong = {
         "metods: {}": "unknown key metods.*did you mean methods",
         "a: [": "is not valid YAML",
-        "- a": "holds no keys",
+        "- a": "contains no keys",
     }
     for text, message in wrong.items():
         (tmp_path / "file.yaml").write_text(text)

@@ -94,7 +94,7 @@ def test_the_same_command_again_does_nothing(finished, monkeypatch, capsys):
     }
     monkeypatch.setattr("lora_one.models.load_model", None)
     finish(run)
-    assert "finished before" in (printed := capsys.readouterr().out)
+    assert "already finished" in (printed := capsys.readouterr().out)
     assert printed.rstrip().endswith(f"run: {folder.run_json}")
     assert before == {file: file.stat().st_mtime_ns for file in before}
 

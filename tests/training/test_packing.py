@@ -16,7 +16,7 @@ def test_packing_is_refused_where_attention_would_cross(llama, monkeypatch):
     check_packing(llama, examples(3))
     original = llama.forward
     monkeypatch.setattr(llama, "forward", lambda position_ids, **inputs: original(**inputs))
-    with pytest.raises(UsageError, match=r"model.packing=true: two examples in one row .* drop model.packing"):
+    with pytest.raises(UsageError, match=r"model.packing=true is not supported by this model.* drop model.packing"):
         check_packing(llama, examples(3))
 
 

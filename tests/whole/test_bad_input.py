@@ -35,7 +35,7 @@ EVAL = "--data_path={files}/gsm8k.jsonl --output_dir={results}"
 CONFIGURATION = [
     # keys
     ("++init.gama=1", "unknown key init.gama", "nothing here reads it", "did you mean stable_gamma?"),
-    ("init.foo=1", "unknown key init.foo", "nothing here reads it", "valid: bsz, cache, corda_method"),
+    ("init.foo=1", "unknown key init.foo", "valid: bsz, cache, corda_method"),
     ("peft.lora_rr=4", "unknown key peft.lora_rr", "did you mean lora_r?"),
     ("fooo=1", "unknown key fooo", "valid: dataset, dry_run, init"),
     ("++sed=1", "unknown key sed", "did you mean seed?"),
@@ -50,7 +50,7 @@ CONFIGURATION = [
     ("dataset=gsm9k", "dataset=gsm9k", "did you mean gsm8k? valid: alpaca, alpaca_gpt4, arithmetic"),
     ("++dataset_name=gsm9k", "dataset=gsm9k", "did you mean gsm8k?"),
     ("peft=", "peft= is not a choice of conf/peft", "valid: adalora, all, all_w_emb, dora, full_ft"),
-    ("init=null", "init=null", "a group takes the name of a file in its folder of conf/"),
+    ("init=null", "init=null", "the value of a group is the name of a file in conf/"),
     ("dataset.name=gsm9k", "dataset.name=gsm9k is not a data set", "did you mean gsm8k?"),
     ("init.mode=gradiant", "init.mode=gradiant is not a kind of initialisation", "did you mean gradient?"),
     ("init=pissa init.method=pisa", "init.method=pisa is not an initialisation;", "did you mean pissa?"),
@@ -74,9 +74,9 @@ CONFIGURATION = [
     ),
     ("optimizer=scaled_gd ++optimizer.eps=1", "unknown key optimizer.eps", "valid: damping, momentum, name, order"),
     # the form of an argument
-    ("model.epochs", "model.epochs cannot be understood", "settings are key=value"),
-    ("model.epochs=[1", "model.epochs=[1 cannot be understood", "settings are key=value"),
-    ("=3", "=3: a group takes the name of a file"),
+    ("model.epochs", "model.epochs cannot be parsed", "write key=value"),
+    ("model.epochs=[1", "model.epochs=[1 cannot be parsed", "write key=value"),
+    ("=3", "=3: the value of a group is the name of a file"),
     ("seed=${foo}", "seed: Interpolation key 'foo' not found", "give a value"),
     # types
     ("model.learning_rate=abc", "model.learning_rate='abc' has the wrong type", "float is wanted"),
@@ -154,7 +154,7 @@ CONFIGURATION = [
     ("peft=full_ft wandb.diagnostics_every=1", "wandb.diagnostics_every=1 is for adapters", "drop one of them"),
     ("wandb.diagnostics_every=often", "wandb.diagnostics_every='often' has the wrong type", "int is wanted"),
     ("results_dir=", "results_dir='' is no folder", "set results_dir="),
-    ("results_dir=null", "results_dir=null is no folder", "set results_dir="),
+    ("results_dir=null", "results_dir=null is not a folder", "set results_dir="),
     (
         "dataset.decontaminate=gsm9k",
         "gsm9k is not a file or folder here",
@@ -489,7 +489,7 @@ def test_a_run_folder_held_by_another_process(tmp_path, program, no_weights):
         fcntl.flock(lock, fcntl.LOCK_EX)
         line = f"model.name={run.model.name} dataset.train_size=48 dataset.validation_size=8 model.real_batch_size=8"
         code, said, _ = program(f"{line} model.per_device_batch_size=8")
-    is_one_line(said, ("another process is running in", str(folder), "wait for it"), alone=True)
+    is_one_line(said, ("another process is running in", str(folder), "wait until it ends"), alone=True)
     assert code == FAILURE and not (folder / "run.json").exists()
 
 

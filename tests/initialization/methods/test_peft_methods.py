@@ -12,7 +12,7 @@ from lora_one.errors import RunError, UsageError
 from lora_one.initialization.methods import build_init
 from lora_one.initialization.methods import peft_methods as from_peft
 from lora_one.initialization.start import Probe, attach_adapters
-from lora_one.records.folder import placed
+from lora_one.records.folder import locate
 from lora_one.runs.experiment import execute
 from tests.helpers.examples import autograd_gradients, examples
 from tests.helpers.models import random_llama
@@ -243,7 +243,7 @@ def test_a_missing_package_is_named_before_old_results_are_deleted(option, tmp_p
     """A dry run says so, too."""
     find_spec = importlib.util.find_spec
     run = small_run(tmp_path, "bundled/tiny", "init=corda", option)
-    adapter = placed(run).folder.adapter / "adapter_model.safetensors"
+    adapter = locate(run).folder.adapter / "adapter_model.safetensors"
     adapter.parent.mkdir(parents=True)
     adapter.write_text("of a finished run")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "attr" else find_spec(name, *a))
