@@ -16,10 +16,10 @@ class OwnDataConfig(DatasetConfig):
     def check(self) -> None:
         """Check that a local file is set. Raises UsageError: there is none."""
         if self.path is None:
-            raise UsageError(f"dataset={self.name} needs a local file: add dataset.path=<file.jsonl>")
+            raise UsageError(f"dataset={self.name} reads a local file: add dataset.path=<file.jsonl>")
 
 
 def own_rows(config: OwnDataConfig) -> list[Example]:
-    """Return all rows; those with an empty prompt or response are kept here and counted by the encoding."""
+    """Return the examples of all rows; the encoding drops and counts those with an empty prompt or response."""
     rows = read_rows(None, config.path, "train", [config.prompt, config.response])
     return [Example(row[config.prompt], row[config.response]) for row in rows]
