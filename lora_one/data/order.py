@@ -56,7 +56,7 @@ def order_of(count: int, seed: int, epoch: int) -> list[int]:
 
 
 def fitting(order: Sequence[int], lengths: Sequence[int], tokens: int) -> Sequence[int]:
-    """Return the first examples of an order that have at most ``tokens`` tokens including padding; at least one example.
+    """Return the first examples of an order that have at most ``tokens`` tokens with padding; at least one example.
 
     order: descending in length, so the first example determines the padded length.
     """

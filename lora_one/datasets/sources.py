@@ -97,8 +97,7 @@ def split_files(path: Path, split: str) -> list[Path]:
         )
     if len(found) > 1 and not all(re.search(r"-\d+-of-\d+", file.name) for file in found):
         raise UsageError(
-            f"{path} has several files for {split!r} ({', '.join(f.name for f in found)}): pass the path of one of "
-            "them"
+            f"{path} has several files for {split!r} ({', '.join(f.name for f in found)}): pass the path of one of them"
         )
     return found
 
