@@ -16,7 +16,7 @@ class OwnDataConfig(DatasetConfig):
     def check(self) -> None:
         """Check that a local file is set. Raises UsageError: there is none."""
         if self.path is None:
-            raise UsageError(f"dataset={self.name} reads a local file: add dataset.path=<file.jsonl>")
+            raise UsageError(f"dataset={self.name} needs a local file: add dataset.path=<file.jsonl>")
 
 
 def own_rows(config: OwnDataConfig) -> list[Example]:

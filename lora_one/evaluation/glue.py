@@ -81,7 +81,7 @@ class Glue(ModelBenchmark[GlueOptions]):
         if options.rescore:
             return options
         if options.dataset is None:
-            raise UsageError(f"--dataset is missing: pass one of {', '.join(SETS)}")
+            raise UsageError(f"no set is chosen: pass --dataset=<name>, one of {', '.join(SETS)}")
         if options.dataset not in SETS:
             raise UsageError(
                 f"--dataset={options.dataset} is not a set of GLUE or SuperGLUE: {nearest(options.dataset, SETS)}"
