@@ -22,10 +22,11 @@ import psutil
 from common import Clock, write_result
 
 from lora_one.data import encoded_cache
-from lora_one.data.contamination import Questions, questions_of
+from lora_one.data.contamination import Questions
 from lora_one.data.encode import Encoder
 from lora_one.datasets import DATASETS
 from lora_one.datasets.arithmetic import FAMILIES
+from lora_one.datasets.questions import questions_of
 from lora_one.models import load_tokenizer
 
 CASES = ("lists", "packed, nothing kept yet", "kept before")
@@ -58,7 +59,7 @@ def measure(case: str, chosen: argparse.Namespace, folder: str) -> dict[str, Any
     if case == "contamination":
         before, clock = process.memory_info().rss, Clock()
         questions = Questions(list(questions_of(chosen.decontaminate)))
-        held = sum(questions.held_by(f"{example.prompt}\n{example.response}") for example in examples)
+        held = sum(questions.occur_in(f"{example.prompt}\n{example.response}") for example in examples)
         name, tokens, content = f"{held} rows with a question among {questions.count}", None, None
     else:
         tokenizer = load_tokenizer(chosen.model)

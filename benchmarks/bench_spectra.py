@@ -36,7 +36,7 @@ def spectrum(G: Tensor) -> dict[str, float]:
     return {"s1/s9": float((squares[0] / squares[8]).sqrt())} | energies
 
 
-def rows_of(found: dict[str, dict[str, float]]) -> list[dict[str, str | int]]:
+def rows_by_layer_type(found: dict[str, dict[str, float]]) -> list[dict[str, str | int]]:
     """Return a row for each type of layer (the last part of its name), and one for all layers."""
     types: dict[str, list[dict[str, float]]] = {}
     for name, values in found.items():
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     figures = {"layers": ("layers", "{}")} | {name: (f"{name}: min / median / max", "{}") for name in QUANTITIES}
     shape = {"name": chosen.model or chosen.shape, "examples": report.examples, "tokens": report.tokens}
     ratios = {f"{name}, all layers, median": median(row[name] for row in found.values()) for name in QUANTITIES}
-    write_result(chosen, {"shape": shape, "rows": rows_of(found), "layers": found, "ratios": ratios}, figures)
+    write_result(chosen, {"shape": shape, "rows": rows_by_layer_type(found), "layers": found, "ratios": ratios}, figures)
 
 
 if __name__ == "__main__":

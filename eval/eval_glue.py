@@ -1,4 +1,4 @@
-"""Score a merged checkpoint or an adapter on a GLUE set: eval/eval_glue.py --dataset=cola --model_name=<folder>"""
+"""Score a checkpoint or an adapter on a GLUE set: python eval/eval_glue.py --dataset=cola --model_name=<folder>"""
 
 import sys
 

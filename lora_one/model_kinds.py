@@ -1,17 +1,18 @@
-"""The kinds of models that can be trained, and every fact about each. Nothing here imports torch."""
+"""The kinds of models that can be trained, and all facts about each. This file does not import torch."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
 class ModelKind:
-    """Everything about a kind of model that other rooms ask for.
+    """All facts about one kind of model that other modules need.
 
-    name: the value of ``model.type``.  auto_class: the class of transformers that loads it.  task_type: PEFT's word.
-    has_decoder: prompt and response are separate, and the decoder has inputs of its own.
-    head_modules: where transformers keeps a classification head, by the first part of a module's name; empty: the
-    model writes text.  label_dimensions: of a batch's labels.
+    name: the value of ``model.type``.  auto_class: the class of transformers that loads it.  task_type: PEFT's name.
+    has_decoder: the prompt is the encoder's input, and the decoder writes the response.
+    head_modules: first parts of the names that transformers gives to the modules of a classification head; empty: the
+    model generates text.  label_dimensions: number of dimensions of a batch's labels.
     """
 
     name: str
@@ -23,7 +24,7 @@ class ModelKind:
 
     @property
     def has_head(self) -> bool:
-        """Return whether the model chooses a class instead of writing text."""
+        """Return whether the model chooses a class instead of generating text."""
         return bool(self.head_modules)
 
 
@@ -40,8 +41,8 @@ MODEL_KINDS = {kind.name: kind for kind in (CAUSAL, ENCODER_DECODER, CLASSIFIER)
 BY_TASK_TYPE = {kind.task_type: kind for kind in MODEL_KINDS.values()}
 
 
-def kind_by_architecture(class_names: Iterable[str], *, encoder_decoder: bool) -> ModelKind:
-    """Return the kind of a model of transformers, by the names of its classes and what its configuration says."""
+def kind_by_architecture(class_names: Iterable[str], config: Any) -> ModelKind:
+    """Return the kind of a model of transformers, given the names of its classes and its configuration."""
     if any(name.endswith(f"For{CLASSIFIER.name}") for name in class_names):
         return CLASSIFIER
-    return ENCODER_DECODER if encoder_decoder else CAUSAL
+    return ENCODER_DECODER if getattr(config, "is_encoder_decoder", False) else CAUSAL

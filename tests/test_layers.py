@@ -1,11 +1,13 @@
 """Each room of lora_one imports only rooms below it; files and functions are short; names stay in their rooms."""
 
 import ast
+import re
 import runpy
 
 import pytest
 
 from lora_one.config.methods import METHODS
+from lora_one.evaluation import BENCHMARKS
 from tests.helpers.paths import ROOT
 
 ORDER = [  # from the bottom
@@ -107,21 +109,34 @@ OWNERS = (
     "datasets",
     "evaluation",
 )
-WORDS = {"default", "gradient", "lora_xs"}  # also the names of other things
-CHOICES = {path.stem for group in ("init", "dataset") for path in (ROOT / "conf" / group).glob("[!_]*.yaml")} - WORDS
+WORDS = {"default", "gradient", "lora", "lora_xs", "json", "math"}  # also the names of other things
+CHOICES = {path.stem for group in ("init", "dataset") for path in (ROOT / "conf" / group).glob("[!_]*.yaml")}
+NAMES = ((CHOICES | set(BENCHMARKS)) - WORDS) | {f"eval_{name}.py" for name in BENCHMARKS}
 TITLES = {method.title for method in METHODS.values() if "-" in method.title or method.title == "LoftQ"}
+SHARED = {"__init__", "description", "questions", "settings", "sources"}
+FILES_OF_CHOICES = {f"datasets.{path.stem}" for path in (ROOT / "lora_one/datasets").glob("*.py")}
+FILES_OF_CHOICES -= {f"datasets.{name}" for name in SHARED}
+FILES_OF_CHOICES |= {f"evaluation.{name}" for name in BENCHMARKS}
+OTHERS = [path for path in FILES if not path.relative_to(ROOT / "lora_one").as_posix().startswith(OWNERS)]
 
 
-@pytest.mark.parametrize(
-    "path",
-    [path for path in FILES if not path.relative_to(ROOT / "lora_one").as_posix().startswith(OWNERS)],
-    ids=lambda p: str(p.relative_to(ROOT)),
-)
-def test_no_method_and_no_data_set_is_named_outside_its_room(path):
-    tree = ast.parse(path.read_text())
+def strings(tree):
+    """Yield (line, text) of each string, and of each part of an f-string, except docstrings."""
     documented = [node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)]
     docstrings = {id(node.body[0].value) for node in documented if node.body and isinstance(node.body[0], ast.Expr)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
-            assert node.value not in CHOICES, node.lineno
-            assert not [title for title in TITLES if title in node.value], node.lineno
+            yield node.lineno, node.value
+
+
+@pytest.mark.parametrize("path", OTHERS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_method_data_set_or_benchmark_is_named_outside_its_room(path):
+    """Neither as a string, nor as a word of a message (dataset=squad, eval_mmlu.py), nor by an import of its file."""
+    tree = ast.parse(path.read_text())
+    for line, text in strings(tree):
+        assert not NAMES.intersection(re.findall(r"[\w.]+", text)), line
+        assert not [title for title in TITLES if title in text], line
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            modules = {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            assert not FILES_OF_CHOICES & {module.removeprefix("lora_one.") for module in modules}, node.lineno

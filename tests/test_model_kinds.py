@@ -172,7 +172,9 @@ def llama_head():
 
 def test_a_type_that_does_not_fit_the_model_is_refused(tokenizer, tmp_path):
     t5 = str(folder_of(random_t5(len(tokenizer)), tokenizer, tmp_path / "t5"))
-    with pytest.raises(UsageError, match=r"model\.type=CausalLM does not fit .* a t5, .*ConditionalGeneration"):
+    with pytest.raises(
+        UsageError, match=r"model\.type=CausalLM is not possible .* a t5 model; use model\.type=ConditionalGeneration"
+    ):
         load_skeleton(t5)
     with pytest.raises(UsageError, match=r"needs classes, and dataset=arithmetic has texts to write: .*cola"):
         run_config("model.type=SequenceClassification")
@@ -206,7 +208,7 @@ def test_a_layer_that_the_checkpoint_lacks_is_refused_beneath_adapters(tokenizer
     base = folder_of(BertForMaskedLM(random_bert(len(tokenizer)).config), tokenizer, tmp_path / "bert")
     settings = ("dataset=cola", f"dataset.path={rows_of_cola(tmp_path / 'cola')}", "model=roberta_large")
     run = run_config(f"results_dir={tmp_path}", *settings, f"model.name={base}", "model.max_length=48")
-    with pytest.raises(RunError, match=r"lacks bert\.pooler\.dense\.bias and 1 more.*peft=full_ft"):
+    with pytest.raises(RunError, match=r"lacks bert\.pooler\.dense\.bias and 1 other.*peft=full_ft"):
         finish(run)
 
 

@@ -19,13 +19,13 @@ from lora_one.types import Example
 
 
 def head_labels(model_type: str, name: str) -> tuple[str, ...] | None:
-    """The words of a classification head's outputs; None for a model that writes text."""
+    """Return the words of a classification head's outputs; None: the model generates text."""
     return labels_of(name) if MODEL_KINDS[model_type].has_head else None
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Disjoint encoded training and validation examples, their texts, and counts of dropped or shortened examples."""
+    """Encoded training and validation examples (disjoint), their texts, and counts of dropped or shortened examples."""
 
     train: Sequence[Encoded]
     validation: Sequence[Encoded]
@@ -35,12 +35,12 @@ class Splits:
 
 
 def load_dataset(config: DatasetConfig, encoder: Encoder, max_length: int) -> Splits:
-    """Read a data set, leave out rows with an evaluation's questions, order, filter by length, split and encode.
+    """Read a data set, remove rows with an evaluation's questions, order, filter by length, split and encode.
 
-    The order is that of the file, or shuffled by ``shuffle_seed``. The first ``train_size`` examples are for training,
-    the next ``validation_size`` for validation; if there are fewer, they are split in that proportion. Both are then
-    cut to ``max_train_samples`` and ``max_eval_samples``. Without ``validation_size`` the validation examples are the
-    source's own split, if it has one; a ``path`` to a single file has none.
+    The order is that of the file, or shuffled with ``shuffle_seed``. The first ``train_size`` examples are for
+    training, the next ``validation_size`` for validation; if there are fewer, they are split in that proportion. Both
+    are then cut to ``max_train_samples`` and ``max_eval_samples``. Without ``validation_size``, the validation examples
+    are those of the source's validation split, if it has one; a ``path`` to a single file has none.
     Raises RunError: no training example is left, before or after encoding.
     """
     rows = DATASETS[config.name].train(config)
@@ -53,9 +53,9 @@ def load_dataset(config: DatasetConfig, encoder: Encoder, max_length: int) -> Sp
         examples, found = [*examples, *validation], found + more
     if not train:
         raise RunError(
-            f"dataset={config.name}: none of {found} usable rows is left to train on "
-            f"(dataset.max_tokens={config.max_tokens}, dataset.decontaminate={config.decontaminate}); check the file "
-            "or raise dataset.max_tokens"
+            f"dataset={config.name}: none of the {found} usable rows is left for training "
+            f"(dataset.max_tokens={config.max_tokens}, dataset.decontaminate={config.decontaminate}): check the file, "
+            "or increase dataset.max_tokens"
         )
     train = train[: config.max_train_samples]
     validation = validation[: config.max_eval_samples]
@@ -100,9 +100,9 @@ def prepared(examples: list[Example], config: DatasetConfig, encoder: Encoder) -
 def split(
     examples: list[Example], train_size: int | None, validation_size: float | None
 ) -> tuple[list[Example], list[Example]]:
-    """Return the first examples for training and the next for validation, in proportion if there are too few for both.
+    """Return the first examples for training and the next ones for validation; too few are split in proportion.
 
-    validation_size: a number of examples, or below 1 a fraction of all. train_size: null = all the others.
+    validation_size: a number of examples, or below 1 a fraction of all.  train_size: None: all other examples.
     """
     validation_size = validation_size or 0
     held_out = int(len(examples) * validation_size) if validation_size < 1 else int(validation_size)
@@ -116,5 +116,5 @@ def split(
 
 def encoded_cache_for(config: DatasetConfig, encoder: Encoder, **settings: Any) -> EncodedCache:
     """Return the cache of this encoder's results; the encoder's class and all its fields are part of the key."""
-    own = {field.name: getattr(encoder, field.name) for field in fields(encoder) if field.name != "tokenizer"}
-    return EncodedCache(config.cache, encoder.tokenizer, settings | own | {"encoder": type(encoder).__name__})
+    values = {field.name: getattr(encoder, field.name) for field in fields(encoder) if field.name != "tokenizer"}
+    return EncodedCache(config.cache, encoder.tokenizer, settings | values | {"encoder": type(encoder).__name__})

@@ -9,28 +9,20 @@ that occurs in more than 10 questions is part of their format and is ignored.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from lora_one.datasets import mmlu
-from lora_one.datasets.questions import EVALUATIONS, evaluations_in
-from lora_one.datasets.sources import read_rows
+from lora_one.datasets.questions import evaluations_in, questions_of
 from lora_one.distributed import Processes
-from lora_one.errors import UsageError
 from lora_one.types import Example
 
 WORDS, FEWEST = 13, 8
-FORMAT = 10  # an n-gram in more questions than this is their format
+FORMAT = 10  # an n-gram that occurs in more questions than this is part of their format
 WORD = re.compile(r"[^\W_]+")
-QUESTIONS = ("question", "problem", "prompt", "instruction")  # columns of local files; the first that exists is read
-COMMONSENSE = re.compile(
-    r"Please (?:answer|choose) the [^:]*: (.*?)(?:\n\n|\Z)", re.DOTALL
-)  # between its opening and its options
 
 
 class Questions:
-    """The questions of one evaluation as n-grams; ``held_by(text)`` returns whether a text contains one of them.
+    """The questions of one evaluation as n-grams.
 
     count: number of questions.  short: number of those with too few words to be searched for.
     """
@@ -48,7 +40,8 @@ class Questions:
             if questions <= FORMAT:
                 self.by_length.setdefault(len(words), set()).add(words)
 
-    def held_by(self, text: str) -> bool:
+    def occur_in(self, text: str) -> bool:
+        """Return whether a text contains one of the questions."""
         words = words_of(text)
         return any(not sought.isdisjoint(in_a_row(words, length)) for length, sought in self.by_length.items())
 
@@ -70,46 +63,19 @@ def in_a_row(words: list[str], length: int) -> Iterable[tuple[str, ...]]:
 def without_questions(examples: list[Example], decontaminate: Any) -> tuple[list[Example], dict[str, int]]:
     """Return the examples without an evaluation's question, in order, and the number removed for each evaluation.
 
-    decontaminate: as in the configuration.  A row is counted once, for the first evaluation found in it.
+    decontaminate: the value of the configuration.  A row is counted once, for the first evaluation found in it.
     Raises UsageError: a local file has no column of questions; RunError: a file cannot be read.
     """
     dropped = {}
     for evaluation in dict.fromkeys(evaluations_in(decontaminate)):
         questions = Questions(list(questions_of(evaluation)))
-        clean = [example for example in examples if not questions.held_by(f"{example.prompt}\n{example.response}")]
+        clean = [example for example in examples if not questions.occur_in(f"{example.prompt}\n{example.response}")]
         dropped[evaluation] = len(examples) - len(clean)
         if Processes.current().rank == 0:
-            short = f"; {questions.short} of them, of fewer than {FEWEST} words, are not looked for"
+            short = f"; {questions.short} questions of fewer than {FEWEST} words were not searched for"
             print(
-                f"data: {dropped[evaluation]} of {len(examples)} training rows hold one of the {questions.count} "
-                f"questions of {evaluation} and are left out{short if questions.short else ''}"
+                f"data: {dropped[evaluation]} of {len(examples)} training rows contain one of the {questions.count} "
+                f"questions of {evaluation} and were removed{short if questions.short else ''}"
             )
         examples = clean
     return examples, dropped
-
-
-def questions_of(evaluation: str) -> Iterator[str]:
-    """Yield the questions of an evaluation's test split, without template and options.
-
-    evaluation: a name in EVALUATIONS (read from the hub), or a local file or folder, also MMLU's folder of csv files or
-    the folder of the commonsense sets.
-    """
-    if evaluation in EVALUATIONS:
-        source = EVALUATIONS[evaluation]
-        for hub in source.hubs:
-            yield from (row[source.column] for row in read_rows(hub, None, "test", [source.column]))
-        return
-    place = Path(evaluation).expanduser()
-    if any(place.glob("test/*_test.csv")):
-        yield from (row[0] for rows in mmlu.read_questions(evaluation, "test").values() for row in rows)
-        return
-    for part in sorted(folder for folder in place.glob("*/") if any(folder.glob("test.*"))) or [place]:
-        for row in read_rows(None, str(part), "test", [], optional=QUESTIONS):
-            text = next((row[column] for column in QUESTIONS if column in row), None)
-            if text is None:
-                raise UsageError(
-                    f"dataset.decontaminate: {part} has no column {', '.join(QUESTIONS)}: rename the column of the "
-                    "questions to one of these"
-                )
-            opened = COMMONSENSE.match(text)
-            yield opened[1] if opened else text

@@ -1,8 +1,8 @@
-"""One encoding for training, gradient and evaluation, in three forms: for causal models, encoder-decoders and heads."""
+"""The encoding of examples, the same for training, gradient and evaluation; one encoder for each kind of model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 
@@ -10,7 +10,7 @@ from lora_one.config.schemas import ModelConfig
 from lora_one.datasets.settings import DatasetConfig
 from lora_one.errors import RunError, UsageError
 from lora_one.losses import IGNORED, Batch
-from lora_one.model_kinds import CAUSAL, ModelKind
+from lora_one.model_kinds import CAUSAL, CLASSIFIER, ENCODER_DECODER, ModelKind
 from lora_one.models import load_config, load_tokenizer
 from lora_one.types import Example
 
@@ -19,11 +19,11 @@ ANCHOR = "\n"
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of one example and what is to be predicted.
+    """Token ids of one example and its labels.
 
     labels: for a causal model as long as input_ids, -100 at prompt positions; for an encoder-decoder the response with
-    its EOS, and decoder_ids what the decoder reads in front of each of them; for a head the index of the class.
-    token_types: of two texts, for models that tell them apart so.
+    EOS; for a head the index of the class.  decoder_ids: inputs of the decoder, labels shifted right by one position.
+    token_types: 0 for the first of two texts and 1 for the second, for models with token types.
     """
 
     input_ids: list[int]
@@ -33,13 +33,13 @@ class Encoded:
 
     @property
     def tokens(self) -> int:
-        """How many tokens the model reads, encoder and decoder together."""
+        """Return the number of tokens that the model reads, encoder and decoder together."""
         return len(self.input_ids) + len(self.decoder_ids or ())
 
 
 @dataclass(frozen=True)
 class EncodingCounts:
-    """What became of the examples: kept whole, kept with a text cut short, or dropped (nothing to learn left)."""
+    """Numbers of examples that were kept whole, kept with a shortened text, or dropped because no label was left."""
 
     whole: int
     shortened: int
@@ -47,78 +47,85 @@ class EncodingCounts:
 
 
 def prompt_ids(tokenizer: Any, prompts: Sequence[str], *, chat: bool = False) -> list[list[int]]:
-    """Token ids of prompts as the model sees them before a response: BOS where the tokenizer puts one, no EOS.
+    """Return the token ids of prompts as the model reads them: with BOS if the tokenizer adds it, without EOS.
 
-    chat: wrap each prompt in the tokenizer's chat format, up to where the assistant speaks.
-    Raises UsageError: chat wanted of a tokenizer that has no chat format.
+    chat: wrap each prompt in the tokenizer's chat template, including the start of the assistant's turn.
+    Raises UsageError: the tokenizer has no chat template.
     """
     if not chat:
         ids = tokenizer(list(prompts), verbose=False)["input_ids"]
     elif tokenizer.chat_template is None:
         raise UsageError(
-            "dataset.chat_template=true, but this tokenizer has no chat format; drop it, or take a chat model"
+            "dataset.chat_template=true, but the model's tokenizer has no chat template: use "
+            "dataset.chat_template=false, or choose a chat model"
         )
     else:
         turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
         texts = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]  # the format holds its own BOS
+        ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]  # the template contains BOS
     eos = tokenizer.eos_token_id
     return [row[:-1] if len(row) > 1 and row[-1] == eos else row for row in ids]
 
 
 def response_ids(tokenizer: Any, responses: Sequence[str]) -> list[list[int]]:
-    """Token ids of responses as they continue a prompt, without EOS.
+    """Return the token ids of responses as they continue a prompt, without EOS.
 
-    SentencePiece tokenizers put a space in front of a text; behind an anchor they do not, so the tokens of
-    prompt and response together spell the two texts and nothing between them.
+    SentencePiece tokenizers add a space at the start of a text. Each response is therefore tokenized after an anchor,
+    whose tokens are removed, so that nothing is inserted between prompt and response.
     """
     anchor = tokenizer(ANCHOR, add_special_tokens=False)["input_ids"]
     anchored = tokenizer([ANCHOR + text for text in responses], add_special_tokens=False, verbose=False)["input_ids"]
-    grown = [text for text, ids in zip(responses, anchored, strict=True) if ids[: len(anchor)] != anchor]  # together
-    alone = iter(tokenizer(grown, add_special_tokens=False, verbose=False)["input_ids"] if grown else ())
+    # A tokenizer may merge the anchor with the response; such responses are tokenized alone
+    merged = [text for text, ids in zip(responses, anchored, strict=True) if ids[: len(anchor)] != anchor]
+    alone = iter(tokenizer(merged, add_special_tokens=False, verbose=False)["input_ids"] if merged else ())
     return [ids[len(anchor) :] if ids[: len(anchor)] == anchor else next(alone) for ids in anchored]
 
 
 def embedded(rows: list[list[int]], vocabulary: int | None) -> list[list[int]]:
-    """The rows of token ids, all of them below ``vocabulary``, the number of the model's embeddings (None: any).
+    """Return the rows of token ids, after checking that each token has an embedding.
 
+    vocabulary: the number of the model's embeddings; None: unknown, so nothing is checked.
     Raises UsageError: a token has no embedding.
     """
     largest = max((max(row, default=0) for row in rows), default=0)
     if vocabulary is not None and largest >= vocabulary:
         raise UsageError(
-            f"the tokenizer gives the token id {largest}, but the model has embeddings for {vocabulary} tokens alone: "
-            "give the tokenizer that belongs to the model, or call resize_token_embeddings and save the model again"
+            f"the tokenizer produces the token id {largest}, but the model has only {vocabulary} embeddings: use the "
+            "tokenizer that belongs to the model, or call resize_token_embeddings and save the model again"
         )
     return rows
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """Encodes examples for a causal model: tokens of the prompt, then tokens of the response, then EOS.
+    """Encodes examples for a causal model: the tokens of the prompt, the tokens of the response, EOS.
 
-    chat: wrap prompts in the tokenizer's chat format.  vocabulary: the number of the model's embeddings.
-    All methods raise UsageError where a token has no embedding.
+    chat: wrap prompts in the tokenizer's chat template.  vocabulary: the number of the model's embeddings.
+    All methods raise UsageError if a token has no embedding.
     """
 
     tokenizer: Any
     chat: bool = False
     vocabulary: int | None = None
 
+    @classmethod
+    def build(cls, tokenizer: Any, config: Any, vocabulary: int | None, *, chat: bool) -> Self:
+        """Return the encoder for a model with this configuration of transformers."""
+        return cls(tokenizer, chat, vocabulary)
+
     @property
     def pad_id(self) -> int:
         return pad_id_of(self.tokenizer)
 
     def prompts(self, examples: Sequence[Example]) -> list[list[int]]:
-        """What the model is given to answer."""
+        """Return the token ids of each prompt."""
         prompts = [example.prompt for example in examples]
         return embedded(prompt_ids(self.tokenizer, prompts, chat=self.chat), self.vocabulary) if examples else []
 
     def encode(self, examples: Sequence[Example], max_length: int) -> tuple[list[Encoded], EncodingCounts]:
-        """Encode examples, cut at max_length tokens from the right.
+        """Encode examples, each truncated to its first max_length tokens.
 
-        An example with nothing left to learn within max_length is dropped and counted; one of which a part is cut is
-        kept and counted.
+        An example without a label within max_length is dropped. The counts say how many were shortened or dropped.
         """
         rows = self.rows(examples, max_length) if examples else []
         kept = [row for row, _ in rows if row is not None]
@@ -126,7 +133,7 @@ class Encoder:
         return kept, EncodingCounts(len(kept) - shortened, shortened, len(rows) - len(kept))
 
     def rows(self, examples: Sequence[Example], max_length: int) -> list[tuple[Encoded | None, bool]]:
-        """Each example, None where it is dropped, and whether it was cut. An answer that is cut has no EOS."""
+        """Return each encoded example (None: dropped) and whether it was truncated; truncation removes EOS."""
         found: list[tuple[Encoded | None, bool]] = []
         responses = embedded(response_ids(self.tokenizer, [row.response for row in examples]), self.vocabulary)
         for prompt, response in zip(self.prompts(examples), responses, strict=True):
@@ -138,27 +145,38 @@ class Encoder:
         return found
 
     def sizes(self, examples: Sequence[Example]) -> list[int]:
-        """Tokens of prompt and response."""
+        """Return the number of tokens of prompt and response of each example."""
         responses = response_ids(self.tokenizer, [example.response for example in examples])
         return [len(prompt) + len(response) for prompt, response in zip(self.prompts(examples), responses, strict=True)]
 
     def nothing_left(self, examples: Sequence[Example], max_length: int) -> RunError:
-        """The error to raise where encoding leaves nothing."""
+        """Return the error to raise if encoding drops every example."""
         return RunError(
-            f"none of the {len(examples)} examples has an answer token within max_length={max_length}: their prompts "
-            f"are too long or their answers empty (shortest prompt: {min(map(len, self.prompts(examples)))} tokens); "
-            "raise model.max_length (or init.max_length)"
+            f"none of the {len(examples)} examples has a response token within max_length={max_length}: the prompts "
+            f"are too long or the responses empty (shortest prompt: {min(map(len, self.prompts(examples)))} tokens); "
+            "increase model.max_length (or init.max_length)"
         )
 
 
 @dataclass(frozen=True)
 class EncoderDecoderEncoder(Encoder):
-    """Prompt and response apart, each with its EOS, each cut at max_length: for T5 and its like.
+    """Encodes examples for an encoder-decoder such as T5: prompt and response separately, each with EOS.
 
-    start: the token in front of what the decoder writes.
+    Both are truncated to max_length.  start: the first token that the decoder reads.
     """
 
     start: int = 0
+
+    @classmethod
+    def build(cls, tokenizer: Any, config: Any, vocabulary: int | None, *, chat: bool) -> Self:
+        """Return the encoder for a model. Raises UsageError: the configuration has no token for the decoder's start."""
+        start = getattr(config, "decoder_start_token_id", None)
+        if start is None:
+            raise UsageError(
+                f"model.type={ENCODER_DECODER.name}, but the config.json of {config.name_or_path} has no "
+                f"decoder_start_token_id: use model.type={CAUSAL.name}, or add that token to the file"
+            )
+        return cls(tokenizer, chat, vocabulary, start)
 
     def prompts(self, examples: Sequence[Example]) -> list[list[int]]:
         return [[*ids, self.tokenizer.eos_token_id] for ids in super().prompts(examples)]
@@ -178,10 +196,15 @@ class EncoderDecoderEncoder(Encoder):
 
 @dataclass(frozen=True)
 class ClassEncoder(Encoder):
-    """The texts of a classification set, one or a pair, as the tokenizer joins them; the class is the label.
+    """Encodes the texts of a classification set, one text or a pair, joined by the tokenizer; the label is the class.
 
-    What goes beyond a pair is joined to its second text.
+    If there are more than two texts, all after the first form the second one.
     """
+
+    @classmethod
+    def build(cls, tokenizer: Any, config: Any, vocabulary: int | None, *, chat: bool) -> Self:
+        """Return the encoder for a model; a classification head reads texts without a chat template."""
+        return cls(tokenizer, vocabulary=vocabulary)
 
     def rows(self, examples: Sequence[Example], max_length: int) -> list[tuple[Encoded | None, bool]]:
         first = [example.texts[0] for example in examples]
@@ -195,37 +218,35 @@ class ClassEncoder(Encoder):
         ]
 
 
-def encoder_of(kind: ModelKind, tokenizer: Any, config: Any, *, chat: bool = False) -> Encoder:
-    """Return the encoder of a kind of model; config: the model's, of transformers.
+ENCODERS: dict[ModelKind, type[Encoder]] = {
+    CAUSAL: Encoder,
+    ENCODER_DECODER: EncoderDecoderEncoder,
+    CLASSIFIER: ClassEncoder,
+}
 
-    Raises UsageError: an encoder-decoder that does not say what its decoder starts with; padding without an embedding.
+
+def encoder_of(kind: ModelKind, tokenizer: Any, config: Any, *, chat: bool = False) -> Encoder:
+    """Return the encoder for a model of this kind; config: the model's configuration (of transformers).
+
+    Raises UsageError: the padding token has no embedding, or an encoder-decoder has no start token for its decoder.
     """
     vocabulary = getattr(config.get_text_config(), "vocab_size", None)
     embedded([[pad_id_of(tokenizer)]], vocabulary)
-    if kind is CAUSAL:
-        return Encoder(tokenizer, chat, vocabulary)
-    if kind.has_head:
-        return ClassEncoder(tokenizer, vocabulary=vocabulary)
-    start = getattr(config, "decoder_start_token_id", None)
-    if start is None:
-        raise UsageError(
-            f"model.type={kind.name}, but {config.name_or_path} has no decoder_start_token_id in its config.json: take "
-            f"model.type={CAUSAL.name}, or set that token there"
-        )
-    return EncoderDecoderEncoder(tokenizer, chat, vocabulary, start)
+    return ENCODERS[kind].build(tokenizer, config, vocabulary, chat=chat)
 
 
 def encoder_for(model: ModelConfig, dataset: DatasetConfig) -> Encoder:
-    """The same for a run. Raises RunError: tokenizer or configuration cannot be loaded."""
+    """Return the encoder of a run. Raises RunError: tokenizer or configuration cannot be loaded."""
     tokenizer = load_tokenizer(model.name, model.revision, model.type)
     config = load_config(model.name, model.revision)
     return encoder_of(model.kind, tokenizer, config, chat=dataset.chat_template)
 
 
 def collate(examples: Sequence[Encoded], pad_id: int, side: Literal["left", "right"] = "right") -> Batch:
-    """Pad to the longest: input_ids, attention_mask and labels (batch, length), int64; padding has label -100.
+    """Return a batch padded to its longest example: input_ids, attention_mask, labels (batch, length), int64.
 
-    For an encoder-decoder labels and decoder_input_ids have a length of their own, for a head labels are (batch,).
+    Padding has the label -100. For an encoder-decoder, labels and decoder_input_ids (batch, response length) are padded
+    separately; for a head, labels are (batch,).
     """
     batch = {
         "input_ids": padded([example.input_ids for example in examples], pad_id, side),
@@ -241,6 +262,7 @@ def collate(examples: Sequence[Encoded], pad_id: int, side: Literal["left", "rig
 
 
 def padded(rows: list[list[int]], filler: int, side: Literal["left", "right"] = "right") -> torch.Tensor:
+    """Return the rows as one int64 tensor (rows, longest row), filled up with ``filler`` on one side."""
     longest = max(map(len, rows))
     fill = [[filler] * (longest - len(row)) for row in rows]
     pairs = zip(rows, fill, strict=True)
@@ -248,10 +270,10 @@ def padded(rows: list[list[int]], filler: int, side: Literal["left", "right"] = 
 
 
 def pack(examples: Sequence[Encoded]) -> Batch:
-    """One behind the other in one row without padding: input_ids, position_ids and labels (1, length), int64.
+    """Concatenate examples in one row without padding: input_ids, position_ids and labels (1, length), int64.
 
-    Positions begin anew with every example; from them, where no attention_mask is given, the attention of
-    transformers takes its boundaries. No token predicts the first one of the next example.
+    Positions start at 0 in every example. Without an attention_mask, transformers derives the boundaries of attention
+    from them. The last token of an example does not predict the first token of the next one.
     """
     return {
         "input_ids": torch.tensor([[token for example in examples for token in example.input_ids]]),
@@ -261,11 +283,11 @@ def pack(examples: Sequence[Encoded]) -> Batch:
 
 
 def batches_of(examples: Sequence[Encoded], size: int, pad_id: int) -> list[Batch]:
-    """Collated batches of ``size`` examples in order; the last may be smaller."""
+    """Return collated batches of ``size`` examples, in order; the last batch may be smaller."""
     return [collate(examples[start : start + size], pad_id) for start in range(0, len(examples), size)]
 
 
 def pad_id_of(tokenizer: Any) -> int:
-    """The id of the padding token, else of EOS, else of the separator: all padding is masked, so any token serves."""
+    """Return the id of the padding token, else of EOS, else of the separator: padding is masked, so any token works."""
     ids = (getattr(tokenizer, f"{name}_token_id") for name in ("pad", "eos", "sep"))
     return next(token for token in ids if token is not None)

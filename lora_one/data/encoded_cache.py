@@ -1,4 +1,4 @@
-"""Cache of encoded large sets: written by the first process, packed in a few tensors, keyed by all they depend on."""
+"""Cache of encoded large data sets: packed in a few tensors, with a key of everything that determines them."""
 
 import dataclasses
 import hashlib
@@ -22,17 +22,17 @@ from lora_one.data.encode import Encoded, EncodingCounts
 from lora_one.distributed import Processes
 from lora_one.types import Example
 
-SMALL = 4096  # examples; up to this number they are encoded each time, in a second or two
-TOGETHER = 4096  # examples that are held as lists of integers at a time
+SMALL = 4096  # examples; up to this number they are encoded each time, which takes a second or two
+TOGETHER = 4096  # examples that are in memory as lists of integers at a time
 UNREAD = 90 * 86400  # seconds after which an entry that was not read is deleted
 Tensors = dict[str, Tensor]
 Encode = Callable[[Sequence[Example]], tuple[list[Encoded], EncodingCounts]]
 
 
 class Packed(Sequence[Encoded]):
-    """Encoded examples in one int32 tensor per field: 4 bytes per integer, where a list takes 8 to 36.
+    """Encoded examples in one int32 tensor per field: 4 bytes per integer, whereas a list needs 8 to 36.
 
-    tensors: for each field of the examples its integers, concatenated, and the end of each example
+    tensors: for each field of the examples, its integers, concatenated, and the end of each example
     (``<field>.ends``); without ends, the field has one integer per example.
     """
 
@@ -77,9 +77,10 @@ def packed(encode: Encode, examples: Sequence[Example]) -> Tensors:
 
 @dataclasses.dataclass(frozen=True)
 class EncodedCache:
-    """Cache of encodings and lengths of large sets in ``folder`` (None: no cache), keyed by all they depend on.
+    """Cache of encodings and lengths of large sets in ``folder`` (None: no cache).
 
-    settings: what an encoding depends on besides tokenizer, examples, code and versions.
+    The key of an entry contains tokenizer, examples, code, versions, and ``settings``: everything else that determines
+    an encoding.
     With several processes, the first one computes a missing entry; the others wait and read it, or compute it
     themselves if they cannot read it. Entries are written atomically, so several runs may share the folder. A broken
     entry is computed again; if the folder cannot be written, a note is printed and the run continues.
@@ -122,31 +123,35 @@ class EncodedCache:
             return find()
         key = json.dumps(self.key | {"what": what, "examples": content_of(examples)}, sort_keys=True)
         file = Path(self.folder).expanduser() / f"{what}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
-        processes, said = Processes.current(), f"data: {len(examples)} examples {what}"
+        processes, message = Processes.current(), f"data: {len(examples)} examples {what}"
         found = read(file)
         try:
             if processes.rank == 0 and found is None:
-                found = found_and_written(file, find, said)
+                found = found_and_written(file, find, message)
             elif processes.rank == 0:
-                print(f"{said}, from {file}", flush=True)
+                print(f"{message}, from {file}", flush=True)
         finally:  # also if the first process fails: the others must not wait forever
             processes.meet()
         found = read(file) if found is None else found
         return find() if found is None else found
 
 
-def found_and_written(file: Path, find: Callable[[], Tensors], said: str) -> Tensors:
-    print(f"{said} anew: {file} {'is broken' if file.exists() else 'does not exist'}", flush=True)
+def found_and_written(file: Path, find: Callable[[], Tensors], message: str) -> Tensors:
+    """Compute an entry and write it to the cache; print why, and a note if it cannot be written."""
+    print(f"{message} anew: {file} {'is broken' if file.exists() else 'does not exist'}", flush=True)
     found = find()
     try:
         write(file, found)
     except (OSError, SafetensorError) as error:
-        print(f"note: dataset.cache={file.parent} cannot be written ({error}): choose a writable folder, or null")
+        print(
+            f"note: dataset.cache={file.parent} cannot be written ({error}), so the run continues without a cache: "
+            "choose a writable folder, or dataset.cache=null"
+        )
     return found
 
 
 def read(file: Path) -> Tensors | None:
-    """Return the tensors of a file, memory-mapped and so shared by processes; None: it is missing or broken."""
+    """Return the tensors of a file, memory-mapped, so processes share them; None: it is missing or broken."""
     try:
         with safe_open(file, "pt") as opened:
             found = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
@@ -173,7 +178,7 @@ def write(file: Path, tensors: Tensors) -> None:
 
 
 def content_of(examples: Sequence[Example]) -> str:
-    """Return the sha256 of all that an encoding can read of the examples, in order."""
+    """Return the sha256 of all fields of the examples that an encoding can read, in order."""
     total = hashlib.sha256()
     for example in examples:
         total.update(json.dumps([example.prompt, example.response, example.texts, example.label]).encode() + b"\n")
@@ -186,7 +191,7 @@ def content_of_tokenizer(tokenizer: Any) -> str | None:
     if core is None:
         return None
     told = json.loads(core.to_str())
-    for name in ("truncation", "padding"):  # of its last call
+    for name in ("truncation", "padding"):  # state of the last call, not part of the definition
         told.pop(name, None)
     told |= {
         "class": type(tokenizer).__name__,

@@ -15,7 +15,7 @@ class MicroBatches:
 
     Each pair of seed and epoch has its own order. Every ``global_size`` consecutive examples of it are a global batch,
     independent of the micro-batch size and the number of processes. A global batch is sorted by length, the longest
-    first, so that micro-batches, also those of all processes at the same step, have little padding.
+    first, so that micro-batches have little padding, also across the processes at the same step.
 
     lengths: tokens of each example.  size: examples of a micro-batch; global_size is a multiple of size times the
     number of processes.  The last global batch of an epoch may be smaller: every process gets the same number of
@@ -38,7 +38,7 @@ class MicroBatches:
         return full * self.each(self.global_size) + self.each(rest)
 
     def each(self, examples: int) -> int:
-        """Return the number of micro-batches per process for a global batch of so many examples."""
+        """Return the number of micro-batches per process for a global batch with this number of examples."""
         return -(-examples // (self.size * self.processes.count))
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -56,8 +56,8 @@ def order_of(count: int, seed: int, epoch: int) -> list[int]:
 
 
 def fitting(order: Sequence[int], lengths: Sequence[int], tokens: int) -> Sequence[int]:
-    """Return the first examples of an order that together have at most so many tokens with padding; at least one.
+    """Return the first examples of an order that have at most ``tokens`` tokens with padding; at least one example.
 
-    order: descending in length, so the first example sets the padded length.
+    order: descending in length, so the first example determines the padded length.
     """
     return order[: max(1, tokens // lengths[order[0]])]

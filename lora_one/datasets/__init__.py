@@ -1,4 +1,4 @@
-"""Data sets: one file for each source of rows, one line for each data set in DATASETS. Nothing here imports torch."""
+"""Data sets: one file per source of rows, one line per data set in DATASETS. This package does not import torch."""
 
 from lora_one.datasets import (
     arithmetic_problems,
@@ -40,5 +40,5 @@ CLASSIFIED = tuple(sorted(name for name, dataset in DATASETS.items() if dataset.
 
 
 def labels_of(name: str) -> tuple[str, ...] | None:
-    """Return the words of a classification set, by class index; None for any other set."""
+    """Return the words of a classification set, ordered by class index; None for other sets."""
     return DATASETS[name].labels

@@ -31,8 +31,8 @@ GAINS = ("buys {} more.", "finds {} more.", "gets {} more.")
 LOSSES = ("loses {}.", "gives away {}.", "sells {}.")
 TOTALS = ("How many {} do they have in total?", "How many {} do they have together?")
 
-# Every result is between 2 and 99: at most two digits, and never "1 apples". One-digit changes keep the number of
-# different calculations near a thousand, few enough for a model of half a million parameters.
+# Every result is between 2 and 99, so it has at most two digits and "1 apples" never occurs. With one-digit changes
+# there are about a thousand different calculations, few enough for a model with half a million parameters.
 STARTS = range(11, 40)
 CHANGES = range(2, 10)
 
@@ -43,7 +43,7 @@ MOST = 100_000
 
 @dataclass(frozen=True)
 class Scene:
-    """Who has what: `start` items to begin with and a smaller `change`, which can be added or subtracted."""
+    """Two people and an item; `start` items and a smaller `change`, which is added or subtracted."""
 
     name: str
     other: str
@@ -129,7 +129,7 @@ def comparison(rng: random.Random) -> tuple[str, str]:
 
 
 def comparison_total(rng: random.Random) -> tuple[str, str]:
-    """Draw a comparison that asks for the sum of both holdings."""
+    """Draw a comparison that asks how many items both people have together."""
     s = draw_scene(rng)
     word, operator = pick(rng, (("more", "+"), ("fewer", "-")))
     asked = pick(rng, TOTALS).format(s.item)
@@ -151,7 +151,7 @@ def gain_then_loss(rng: random.Random) -> tuple[str, str]:
 
 
 def reverse_comparison_total(rng: random.Random) -> tuple[str, str]:
-    """Draw a problem with start - change for "more", start + change for "fewer", then the sum of both holdings."""
+    """Draw a problem with start - change for "more" and start + change for "fewer"; the answer is the sum of both."""
     s = draw_scene(rng)
     word, operator = pick(rng, (("more", "-"), ("fewer", "+")))
     relation = pick(
@@ -168,7 +168,7 @@ def reverse_comparison_total(rng: random.Random) -> tuple[str, str]:
 
 
 def total_answer(opening: str, s: Scene, operator: str) -> str:
-    """Return the answer in two steps: the other's holding, start (operator) change, then the sum of both."""
+    """Return the answer in two steps: the other person's items, start (operator) change, then the sum of both."""
     owned, calculation = compute(s.start, operator, s.change)
     value, total = compute(s.start, "+", owned)
     return finish([f"{opening}{calculation} {s.item}.", f"They have {total} {s.item}."], value)
@@ -198,7 +198,7 @@ def generate(families: Sequence[str], size: int, seed: int, exclude: Collection[
     """
     check_request(families, size)
     if size > MOST * len(set(families)):
-        raise ValueError(f"size={size} is more than {MOST} for each family named: lower it or name more families")
+        raise ValueError(f"size={size} is more than {MOST} for each family: lower it, or name more families")
     rng = random.Random(seed)
     used = set(exclude)
     rows = []
@@ -220,7 +220,7 @@ def check_request(families: Sequence[str], size: int) -> None:
 def check_size(size: int) -> None:
     """Raise ValueError for a negative number of rows."""
     if size < 0:
-        raise ValueError(f"size must be at least 0, got {size}; it is the number of rows to generate")
+        raise ValueError(f"size={size} must be at least 0: pass the number of rows to generate")
 
 
 def draw_new(
@@ -233,8 +233,8 @@ def draw_new(
             used.add(question)
             return question, answer
     raise ValueError(
-        f"{described_as} gave no new question in {MAX_FRUITLESS_DRAWS} draws with {len(used)} used or "
-        "excluded, and questions must be distinct; ask for a smaller size, exclude fewer or add families"
+        f"{described_as} gave no new question in {MAX_FRUITLESS_DRAWS} draws ({len(used)} questions are used or "
+        "excluded, and all must be different): lower the size, exclude fewer questions, or add families"
     )
 
 
@@ -245,9 +245,9 @@ META_MATH_TYPES = ("GSM_AnsAug", "GSM_Rephrased", "MATH_AnsAug")
 def generate_meta_math(size: int, seed: int) -> list[dict[str, str]]:
     """Generate `size` rows in MetaMathQA's format, the types of `META_MATH_TYPES` in round-robin order.
 
-    Returns rows {"query", "response", "type", "original_question"} with different original questions; a
-    response is a GSM8K answer and the line `The answer is: value`. Only a GSM_Rephrased query differs from
-    its original question.
+    Returns rows {"query", "response", "type", "original_question"} with different original questions. A
+    response consists of a GSM8K answer and the line `The answer is: value`. Only a GSM_Rephrased query
+    differs from its original question.
     Raises ValueError: a negative size, or no new question left.
     """
     check_size(size)

@@ -15,26 +15,27 @@ class ArithmeticConfig(DatasetConfig):
     data_seed: int  # of the generated problems
 
     def check(self) -> None:
-        """Check the numbers of generated problems. Raises UsageError: one is missing."""
+        """Check the numbers of problems to generate. Raises UsageError: one is missing."""
         for key in ("train_size", "validation_size"):
             size = getattr(self, key)
             if self.path is None and (size is None or size < 1):
                 shown = "null" if size is None else size
                 raise UsageError(
-                    f"dataset.{key}={shown}: generated problems need a number; set dataset.{key}=<examples>"
+                    f"dataset.{key}={shown}: the number of problems to generate is missing: set "
+                    f"dataset.{key}=<number of examples>"
                 )
 
 
 def problems(config: ArithmeticConfig) -> list[Example]:
-    """Return train_size + validation_size distinct problems, drawn with ``data_seed``, or the rows of ``path``.
+    """Return train_size + validation_size different problems, drawn with ``data_seed``, or the rows of ``path``.
 
-    Raises UsageError: an unknown family, or one with fewer problems than asked for.
+    Raises UsageError: an unknown family, or more problems than a family has.
     """
     if config.path is not None:
         return read_problems(config.path, "train")
     for family in config.families:
         if family not in FAMILIES:
-            raise UsageError(f"dataset.families: {family} is not a family of problems; {nearest(family, FAMILIES)}")
+            raise UsageError(f"dataset.families: {family} is not a family of problems: {nearest(family, FAMILIES)}")
     try:
         rows = generate(config.families, config.train_size + int(config.validation_size), config.data_seed)
     except ValueError as error:

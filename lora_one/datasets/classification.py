@@ -1,4 +1,4 @@
-"""Classification sets: a prompt and a word for a model that writes text, texts and an index for a head."""
+"""Classification sets: a prompt and a word for a model that generates text, texts and a class index for a head."""
 
 from dataclasses import dataclass, field
 
@@ -12,9 +12,9 @@ from lora_one.types import Example
 class Task:
     """One classification set.
 
-    columns: the text columns, with their names on the hub and in ``prompt``.  labels: the words, by index.
-    held_out: the hub's validation split; None: there is none.  other_names: column -> its name in GLUE's own TSV.
-    headless: the columns of GLUE's own TSV, if that has no header.
+    columns: the text columns, named as on the hub and in ``prompt``.  labels: the words of the classes, by index.
+    held_out: the hub's validation split; None: there is none.  other_names: column -> its name in GLUE's TSV files.
+    headless: the columns of GLUE's TSV file, if it has no header.
     """
 
     hub: Hub
@@ -39,14 +39,14 @@ class Task:
         return [self.example_of(row, f"{where} {number}") for number, row in enumerate(rows, start=1)]
 
     def example_of(self, row: dict[str, str], where: str) -> Example:
-        """Return a row's example; its label may be the word or the index. Raises UsageError: it is neither."""
+        """Return a row's example; its label is the word or the index of a class. Raises UsageError: it is neither."""
         indices = {str(index): index for index in range(len(self.labels))}
         indices |= {word: index for index, word in enumerate(self.labels)}
         label = indices.get(row["label"])
         if label is None:
             raise UsageError(
                 f"{where}: the label {row['label']!r} is not one of {', '.join(self.labels)} or 0 to "
-                f"{len(self.labels) - 1}: pass a split of this data set that has labels"
+                f"{len(self.labels) - 1}: pass a split of this data set with labels"
             )
         word, texts = self.labels[label], tuple(row[column] for column in self.columns)
         return Example(self.prompt.format(**row), word, gold=word, texts=texts, label=label)

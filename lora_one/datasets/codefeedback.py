@@ -1,4 +1,4 @@
-"""CodeFeedback: answers with code, cut after their first code block."""
+"""CodeFeedback: answers with code, truncated after their first code block."""
 
 from lora_one.datasets.instruct import PROMPT
 from lora_one.datasets.settings import DatasetConfig
@@ -10,7 +10,7 @@ FENCE = "```"
 
 
 def code_answers(config: DatasetConfig) -> list[Example]:
-    """Return the rows whose answer has a code block."""
+    """Return the examples of all rows whose answer has a code block."""
     rows = read_rows(SOURCE, config.path, "train", ["query", "answer"])
     return [
         Example(PROMPT.format(instruction=row["query"]), first_block(row["answer"]))
@@ -20,7 +20,7 @@ def code_answers(config: DatasetConfig) -> list[Example]:
 
 
 def first_block(answer: str) -> str:
-    """Return the answer up to the end of its first code block, which is closed if it is open.
+    """Return the answer up to the end of its first code block; a block that is not closed gets a closing fence.
 
     >>> first_block("Try ```x``` or ```y```.")
     'Try ```x```'

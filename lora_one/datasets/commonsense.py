@@ -3,6 +3,7 @@
 ``PROMPT`` is the published evaluation prompt, including the space after "request."; training must use it too.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ PROMPT = (
     "### Instruction:\n{instruction}\n\n### Response:\n"
 )
 RESPONSE = "the correct answer is {word}"
+INSTRUCTION = re.compile(r"Please (?:answer|choose) the [^:]*: (.*?)(?:\n\n|\Z)", re.DOTALL)
 ANSWERS = tuple(f"answer{number}" for number in range(1, 6))
 WORDS = {
     "boolq": ("true", "false"),
@@ -27,7 +29,7 @@ WORDS = {
     "ARC-Challenge": ANSWERS,
     "openbookqa": ANSWERS,
 }
-"""Set -> its possible answers, the words that the published extraction searches for."""
+"""Set -> its possible answers: the words that the published extraction searches for."""
 
 
 def read_set(path: Path, name: str, split: str) -> list[Example]:
@@ -40,12 +42,22 @@ def read_set(path: Path, name: str, split: str) -> list[Example]:
         word = row["answer"]
         if word not in WORDS[name]:
             raise RunError(
-                f"{path}, row {number + 1}: the answer {word!r} is not one of {', '.join(WORDS[name])}, those of "
-                f"{name}: pass the file of this set"
+                f"{path}, row {number + 1}: the answer {word!r} is not an answer of {name} "
+                f"({', '.join(WORDS[name])}): pass the file of this set"
             )
         prompt = PROMPT.format(instruction=row["instruction"])
         examples.append(Example(prompt, RESPONSE.format(word=word), word, f"{name}/{number}"))
     return examples
+
+
+def question_in(instruction: str) -> str:
+    """Return the question of an instruction, without the opening and the options; other texts are returned unchanged.
+
+    >>> question_in("Please answer the following question, question: is it?\\n\\nAnswer format: true/false")
+    'is it?'
+    """
+    found = INSTRUCTION.match(instruction)
+    return found[1] if found else instruction
 
 
 def folder_of_set(data_path: Path, name: str, *, alone: bool) -> Path:
@@ -69,8 +81,8 @@ class CommonsenseConfig(DatasetConfig):
         """Check that a local path is set. Raises UsageError: there is none."""
         if self.path is None:
             raise UsageError(
-                f"dataset={self.name} is not on the hub: add dataset.path=<commonsense_170k.json, or the folder of the "
-                "sets with their train.json>"
+                f"dataset={self.name} is not on the hub: add dataset.path=<commonsense_170k.json, or a folder with a "
+                "subfolder for each set and a train.json in each>"
             )
 
 
@@ -85,7 +97,8 @@ def train(config: CommonsenseConfig) -> list[Example]:
     )
     if not places:
         raise UsageError(
-            f"{path} has no folder with a train.json: pass the file commonsense_170k.json, or the folder of the sets"
+            f"{path} has no subfolder with a train.json: pass the file commonsense_170k.json, or a folder with a "
+            "subfolder for each set"
         )
     rows = [
         row for place in places for row in read_rows(None, str(place), "train", ["instruction", "output", "answer"])

@@ -1,4 +1,4 @@
-"""The description of one data set: all its facts in one object."""
+"""The description of a data set: all facts about it in one object."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ Rows = Callable[[Any], list[Example]]  # takes the settings of the data set
 class DataSet:
     """All facts about a data set that other modules need.
 
-    train: returns the training rows.  validation: returns the rows of the set's own validation split; None: it has
-    none, and validation examples are held out of train.  settings: the class of its settings.
-    labels: the words of the classes, by index; None: the answers are texts. A generated answer is scored by its word if
-    there are labels, otherwise by its final number.
-    evaluation: the script in eval/, with arguments, that scores a model on this kind of data.
+    train: returns the training examples.  validation: returns the examples of the set's own validation split; None: it
+    has none, so validation examples are held out of the training split.  settings: the class of its settings.
+    labels: the words of the classes, by index; None: not a classification set. With labels, a generated answer is
+    correct if it is the word of the example's class; without labels, if its final number is the right one.
+    evaluation: the script in eval/, with arguments, that scores a model trained on this data set.
     nested: a local path is a folder with a subfolder for each part; the fingerprint includes their contents.
     generated: the rows are generated on this machine, so nothing is downloaded.
     """

@@ -1,4 +1,4 @@
-"""GLUE, from the hub or its own TSV files; evaluated on the validation split, as the test labels are not public."""
+"""GLUE, from the hub or its TSV files; evaluated on the validation split, because the test labels are not public."""
 
 from lora_one.datasets.classification import Task
 

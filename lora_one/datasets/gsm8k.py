@@ -21,7 +21,7 @@ def gold_of(answer: str) -> str | None:
 
 
 def train(config: DatasetConfig) -> list[Example]:
-    """Return the train split, from which validation is held out; the test split is only for evaluation."""
+    """Return the training split; validation examples are held out of it, the test split is only for evaluation."""
     return read_problems(config.path, "train")
 
 

@@ -1,4 +1,7 @@
-"""MetaMathQA, all of it or its GSM8K part. Responses are cut before "The answer is:"; GSM8K's end in ``#### N``."""
+"""MetaMathQA, whole or only its GSM8K part.
+
+Responses are cut before "The answer is:"; those of the GSM8K part then end in ``#### <number>``.
+"""
 
 from typing import Any
 

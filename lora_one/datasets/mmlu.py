@@ -12,7 +12,7 @@ ROW = tuple[str, ...]  # question, four options, letter
 
 
 def read_questions(data_path: str | None, split: str) -> dict[str, list[ROW]]:
-    """Return subject -> its rows, from the hub or from ``<split>/<subject>_<split>.csv``; {} if there is no dev/.
+    """Return subject -> its rows, from the hub or from ``<split>/<subject>_<split>.csv``; {}: there is no dev/.
 
     Raises UsageError: no test/ in the folder; RunError: a row has another form.
     """
@@ -30,20 +30,21 @@ def read_questions(data_path: str | None, split: str) -> dict[str, list[ROW]]:
 
 
 def read_csv(file: Path) -> list[ROW]:
-    """Read every cell as text, also "None". Raises RunError: a row without six cells, or without a letter."""
+    """Return the rows of a file; every cell is text, also "None". Raises RunError: a row is not a question."""
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
             rows = [checked(tuple(row), f"{file}, row {number}") for number, row in enumerate(csv.reader(stream), 1)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise RunError(f"{file} cannot be read as csv ({error}): check the file") from error
     if not rows:
-        raise RunError(f"{file} holds no rows: give a file with questions")
+        raise RunError(f"{file} has no rows: pass a file with questions")
     return rows
 
 
 def checked(row: ROW, where: str) -> ROW:
+    """Return the row. Raises RunError: it does not have six cells, or the last one is not a letter."""
     if len(row) != 6 or row[5] not in tuple(LETTERS):
         raise RunError(
-            f"{where}: {row!r:.80} is not a question, four options and a letter of {LETTERS}: check the file"
+            f"{where}: {row!r:.80} must be a question, four options and one of the letters {LETTERS}: check the file"
         )
     return row

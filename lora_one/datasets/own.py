@@ -20,6 +20,6 @@ class OwnDataConfig(DatasetConfig):
 
 
 def own_rows(config: OwnDataConfig) -> list[Example]:
-    """Return all rows; those with an empty prompt or response are kept here and counted by the encoding."""
+    """Return the examples of all rows; the encoding drops and counts those with an empty prompt or response."""
     rows = read_rows(None, config.path, "train", [config.prompt, config.response])
     return [Example(row[config.prompt], row[config.response]) for row in rows]

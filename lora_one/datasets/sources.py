@@ -31,9 +31,9 @@ def read_rows(
 ) -> list[dict[str, Any]]:
     """Return the rows of ``split``, with ``columns`` as text, from a local file or folder or (path None) from the hub.
 
-    other_names: column -> its alternative name in local files.  headless: the columns of a .tsv whose first line
-    contains none of their names.  nested: columns kept unchanged.  optional: columns that are read if they exist.
-    first: maximal number of rows; None: all.
+    other_names: column -> its alternative name in local files.  headless: the columns of a .tsv file without a header,
+    that is, if its first line contains none of their names.  nested: columns kept unchanged.  optional: columns that
+    are read if they exist.  first: maximal number of rows; None: all.
     Raises UsageError: no such file, an unknown format, a missing column.  RunError: the file is unreadable or empty,
     or the hub cannot be reached.
     """
@@ -50,9 +50,9 @@ def read_rows(
     missing = [column for column in columns if column not in names]
     if missing:
         raise UsageError(
-            f"{where} has no column {', '.join(missing)}; it has {', '.join(names)}: "
-            f"{', '.join(columns)} are read; rename the columns, or use dataset=json with dataset.prompt=<column> "
-            "and dataset.response=<column>"
+            f"{where} has no column {', '.join(missing)}; its columns are {', '.join(names)}, required are "
+            f"{', '.join(columns)}: rename the columns, or use dataset=json with dataset.prompt=<column> and "
+            "dataset.response=<column>"
         )
     columns = [*columns, *(column for column in optional if column in names)]
     if path is None:
@@ -71,7 +71,8 @@ def as_text(value: Any, column: str, where: str) -> str:
     """
     if isinstance(value, (list, dict)):
         raise UsageError(
-            f"{where}: column {column} holds {type(value).__name__}s, but text is needed: choose another column"
+            f"{where}: column {column} must contain text, but a value is a {type(value).__name__}: choose another "
+            "column"
         )
     if value is None:
         return ""
@@ -81,8 +82,8 @@ def as_text(value: Any, column: str, where: str) -> str:
 def split_files(path: Path, split: str) -> list[Path]:
     """Return the file itself, or the folder's file of the split (``train.jsonl``, ``train.json.gz``) or its shards.
 
-    ``dev`` is accepted for ``validation``.
-    Raises UsageError: the folder has none, or several that are not shards of one table.
+    A file ``dev`` counts as ``validation``.
+    Raises UsageError: the folder has no such file, or several that are not shards of one table.
     """
     if path.is_file():
         return [path]
@@ -91,17 +92,18 @@ def split_files(path: Path, split: str) -> list[Path]:
     if not found:
         names = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
         raise UsageError(
-            f"{path} has no file that begins with {split!r} and ends in one of {', '.join(FORMATS)} "
-            f"(.gz too); it holds {names}: pass the file itself"
+            f"{path} has no file whose name begins with {split!r} and ends in {', '.join(FORMATS)} (also .gz); it "
+            f"contains {names}: pass the path of the file"
         )
     if len(found) > 1 and not all(re.search(r"-\d+-of-\d+", file.name) for file in found):
         raise UsageError(
-            f"{path} has several files for {split!r} ({', '.join(f.name for f in found)}): pass one of them"
+            f"{path} has several files for {split!r} ({', '.join(f.name for f in found)}): pass the path of one of them"
         )
     return found
 
 
 def format_of(file: Path) -> str | None:
+    """Return json, csv or parquet, by the file's name; None: another format."""
     endings = [ending.lstrip(".") for ending in file.suffixes if ending not in {".gz", ".bz2", ".xz"}]
     return FORMATS.get(endings[-1]) if endings else None
 
@@ -111,7 +113,7 @@ def _local(path: Path, split: str, headless: Sequence[str]) -> list[dict[str, An
     rows: list[dict[str, Any]] = []
     for file in files:
         if format_of(file) is None:
-            raise UsageError(f"{file}: unknown format; rows are read from {', '.join(FORMATS)} (.gz too)")
+            raise UsageError(f"{file} has an unknown format: pass a file of the type {', '.join(FORMATS)} (also .gz)")
         try:
             rows += READERS[format_of(file)](file, headless)
         except (OSError, ValueError, EOFError) as error:
@@ -137,12 +139,12 @@ def _json_rows(file: Path, _: Sequence[str]) -> list[dict[str, Any]]:
             except ValueError as error:
                 raise ValueError(f"line {number}: {error}") from error
     if not all(isinstance(row, dict) for row in rows):
-        raise ValueError("rows must be objects, {column: value}")
+        raise ValueError("each row must be an object {column: value}")
     return rows
 
 
 def _csv_rows(file: Path, headless: Sequence[str]) -> list[dict[str, Any]]:
-    """Read every cell as text: None, NA and 007 are not special values. Quotes are text in a .tsv."""
+    """Read every cell as text: None, NA and 007 stay as written. In a .tsv, quotes are part of the text."""
     import pandas
 
     tabs = ".tsv" in file.suffixes
@@ -158,7 +160,7 @@ def _csv_rows(file: Path, headless: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _parquet_rows(file: Path, _: Sequence[str]) -> list[dict[str, Any]]:
-    """Read a parquet file. Raises ValueError: it is not one."""
+    """Read a parquet file. Raises ValueError: it cannot be read."""
     import pyarrow.parquet
 
     try:
@@ -188,6 +190,6 @@ def from_hub(name: str, subset: str | None, split: str, first: int | None = None
         return datasets.Dataset.from_list(list(stream.take(first)))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise RunError(
-            f"dataset {name} cannot be loaded from the hub ({' '.join(str(error).split())[:160]}): without "
-            "a network, pass a local file or folder (dataset.path=, dataset.decontaminate=, --data_path=)"
+            f"dataset {name} cannot be loaded from the hub ({' '.join(str(error).split())[:160]}): if there is no "
+            "network, pass a local file or folder (dataset.path=, dataset.decontaminate=, --data_path=)"
         ) from error

@@ -1,4 +1,4 @@
-"""SuperGLUE's classification sets; RTE can also be read from GLUE's own TSV files."""
+"""SuperGLUE's classification sets; RTE can also be read from GLUE's TSV files."""
 
 from lora_one.datasets.classification import Task
 

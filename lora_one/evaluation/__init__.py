@@ -1,4 +1,4 @@
-"""Benchmarks: one a file, each an object of the class ``benchmark.Benchmark``."""
+"""Benchmarks: one per file, each an instance of a subclass of ``benchmark.Benchmark``."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Batches of an evaluation: which of several processes takes which, and what becomes of one that memory cannot hold."""
+"""Batches of an evaluation: divided among the processes, and made smaller if they do not fit in memory."""
 
 from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any, TypeVar
@@ -11,16 +11,16 @@ from lora_one.distributed import Processes
 from lora_one.errors import RunError
 
 T = TypeVar("T")
-AUTOMATIC = {"cpu": 16}  # prompts at a time; on an accelerator FIRST_TRY, halved until it fits
+AUTOMATIC = {"cpu": 16}  # prompts in a batch; on an accelerator FIRST_TRY, halved until a batch fits
 FIRST_TRY = 128
-TOKENS = {"cpu": 2**11}  # of a batch for the loss, with padding; on an accelerator MANY_TOKENS, halved until it fits
+TOKENS = {"cpu": 2**11}  # tokens of a batch for the loss, with padding; on an accelerator MANY_TOKENS, halved likewise
 MANY_TOKENS = 2**14
-LOGITS = {"cpu": 2**29}  # bytes of that batch's logits in fp32
+LOGITS = {"cpu": 2**29}  # bytes of the logits of that batch in fp32
 MANY_LOGITS = 2**31
 
 
 def automatic(model: nn.Module) -> int:
-    """Where no batch size is asked for: a small one on a CPU, whose memory no error guards, else one to be halved."""
+    """Return the default batch size: small on a CPU, which raises no out-of-memory error, else one to be halved."""
     return AUTOMATIC.get(next(model.parameters()).device.type, FIRST_TRY)
 
 
@@ -31,10 +31,11 @@ def each_batch(
     done: Container[int] = (),
     processes: Processes = Processes(),  # noqa: B008 (frozen)
 ) -> Iterator[tuple[Sequence[int], T]]:
-    """(batch, work(batch)) of this process's batches, those left out that are done.
+    """Yield (batch, work(batch)) for this process's batches; batches whose items are all in ``done`` are left out.
 
-    Batches are cut from the whole order, so neither what is done nor who asks changes their company. One that does not
-    fit in memory is halved, and so are those behind it. Raises RunError: a single item does not fit.
+    Batches are cut from the whole order, so a batch has the same items whatever is done and whichever process computes
+    it. A batch that does not fit in memory is halved, and so are all later ones.
+    Raises RunError: a single item does not fit.
     """
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     fits = batch_size
@@ -49,20 +50,20 @@ def each_batch(
             except torch.OutOfMemoryError as error:
                 if len(part) == 1:
                     raise RunError(
-                        "the device's memory does not hold one prompt: take --dtype=bf16, fewer --max_new_tokens, or a "
-                        "larger device"
+                        "a single prompt does not fit in the device's memory: use --dtype=bf16, a smaller "
+                        "--max_new_tokens, or a device with more memory"
                     ) from error
                 fits = len(part) // 2
             else:
                 yield part, found
                 start += len(part)
                 continue
-            if torch.cuda.is_available():  # outside the handler, whose traceback holds the tensors that did not fit
+            if torch.cuda.is_available():  # after the handler, because its traceback refers to the tensors
                 torch.cuda.empty_cache()
 
 
 def automatic_tokens(model: nn.Module, outputs: int) -> int:
-    """How many tokens a batch for the loss may hold; outputs: logits per token."""
+    """Return the maximal number of tokens in a batch for the loss; outputs: logits per token."""
     device = next(model.parameters()).device.type
     return min(TOKENS.get(device, MANY_TOKENS), LOGITS.get(device, MANY_LOGITS) // (4 * outputs))
 
@@ -70,10 +71,10 @@ def automatic_tokens(model: nn.Module, outputs: int) -> int:
 def each_that_fits(
     order: Sequence[int], lengths: Sequence[int], tokens: int, work: Callable[[Sequence[int]], T]
 ) -> Iterator[T]:
-    """``work(batch)`` for consecutive batches of at most ``tokens`` tokens with padding; order: the longest first.
+    """Yield ``work(batch)`` for consecutive batches of at most ``tokens`` tokens with padding; order: longest first.
 
-    Where the memory does not hold a batch, it and those after it hold half the tokens.
-    Raises RunError: the memory does not hold a single example.
+    If a batch does not fit in memory, the maximal number of tokens is halved for it and all later ones.
+    Raises RunError: a single example does not fit.
     """
     while order:
         batch = fitting(order, lengths, tokens)
@@ -82,13 +83,13 @@ def each_that_fits(
         except torch.OutOfMemoryError as error:
             if len(batch) == 1:
                 raise RunError(
-                    f"the device's memory does not hold one example of {lengths[batch[0]]} tokens for its loss: lower "
-                    "model.max_length, or take a larger device"
+                    f"the loss of a single example of {lengths[batch[0]]} tokens does not fit in the device's memory: "
+                    "lower model.max_length, or use a device with more memory"
                 ) from error
             tokens = len(batch) // 2 * lengths[batch[0]]
         else:
             yield found
             order = order[len(batch) :]
             continue
-        if torch.cuda.is_available():  # outside the handler, whose traceback holds the tensors that did not fit
+        if torch.cuda.is_available():  # after the handler, because its traceback refers to the tensors
             torch.cuda.empty_cache()

@@ -19,23 +19,22 @@ Options = TypeVar("Options", bound=EvaluationOptions)
 
 
 class Benchmark(ABC, Generic[Options]):
-    """A benchmark without state; ``examples``, ``score`` and ``summarize`` are required, the rest has defaults.
+    """A benchmark; it has no state. ``examples``, ``score`` and ``summarize`` are required, the rest has defaults.
 
-    options: the class of its options; EvaluationOptions, or a frozen subclass with further fields.
+    options: the class of its options: EvaluationOptions, or a frozen subclass with more fields.
     """
 
     options: ClassVar[type[EvaluationOptions]] = EvaluationOptions
 
     @abstractmethod
     def examples(self, options: Options) -> Sequence[Example]:
-        """Return all examples; ``gold`` is what ``score`` compares with. Raises UsageError, RunError: unusable data."""
+        """Return all examples; ``score`` gets their ``gold``. Raises UsageError, RunError: the data cannot be used."""
 
     @abstractmethod
     def score(self, example_id: Any, prompt: str, completion: str, gold: Any) -> Prediction:
-        """Return one line of predictions.jsonl: id, prompt, completion, prediction, gold, correct, and more.
+        """Return one line of predictions.jsonl: the fields of ``scoring.prediction_line``, possibly more.
 
-        ``correct`` is None where ``judge`` decides. Raises ValueError, KeyError, TypeError or AttributeError: not an
-        id or gold answer of this benchmark.
+        Raises ValueError, KeyError, TypeError or AttributeError: not an id or gold answer of this benchmark.
         """
 
     @abstractmethod
@@ -43,10 +42,10 @@ class Benchmark(ABC, Generic[Options]):
         """Return (metrics, counts); each metric is followed by its standard error as ``<metric>_stderr``."""
 
     def add_spellings(self, parser: argparse.ArgumentParser) -> None:
-        """Add published names of options that exist under another name."""
+        """Add the published names of options that have another name here."""
 
     def check(self, options: Options) -> Options:
-        """Check the options and return them, with what the benchmark itself fills in. Raises UsageError, RunError."""
+        """Check the options; return them with the fields set by the benchmark. Raises UsageError, RunError."""
         return options
 
     def folder(self, task: str, options: Options) -> str:
@@ -66,7 +65,7 @@ class Benchmark(ABC, Generic[Options]):
         return engines.generated(examples, requests, options)
 
     def judge(self, predictions: Sequence[Prediction], options: Options, output: Path) -> Sequence[Prediction]:
-        """Return the predictions with ``correct`` filled in, where they are judged all at once."""
+        """Return the predictions with ``correct`` filled in, if ``score`` has left it None."""
         return predictions
 
     def remarks(self, predictions: Sequence[Prediction]) -> dict[str, int]:
@@ -75,18 +74,18 @@ class Benchmark(ABC, Generic[Options]):
 
 
 class ModelBenchmark(Benchmark[Options]):
-    """A benchmark that needs the model itself, for likelihoods or a head, and not only an engine that generates."""
+    """A benchmark that needs the model itself, for likelihoods or a head, not only an engine that generates text."""
 
     @abstractmethod
     def answers(
         self, loaded: "LoadedModel", examples: Sequence[Any], options: Options, done: Collection[int]
     ) -> Iterator[tuple[int, "Completion"]]:
-        """Yield (index, completion) of each example. ``done``: the indices that already have one."""
+        """Yield (index, completion) of each example that is not in ``done``, the indices that already have one."""
 
     def completions(
         self, examples: Sequence[Example], requests: Sequence[Request], done: Collection[Request], options: Options
     ) -> Iterator[tuple[Request, "Completion"]]:
-        """Yield the answers of the model, which is loaded only if a request is left."""
+        """Yield the answers of the model; it is loaded only if there are requests."""
         from lora_one.evaluation import loading
 
         if requests:

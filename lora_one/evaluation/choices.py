@@ -1,8 +1,9 @@
-"""Log-likelihoods of answers after prompts; what the prompts have in common goes through the model once."""
+"""Log-likelihoods of answers after prompts; the tokens that all prompts begin with are read only once."""
 
 import copy
-from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from math import isfinite
 from typing import Any
 
@@ -15,28 +16,31 @@ from lora_one.distributed import Processes
 from lora_one.errors import RunError, UsageError
 from lora_one.evaluation.batches import each_batch
 from lora_one.losses import evaluating, keeps_logits
+from lora_one.model_kinds import CAUSAL
+from lora_one.models import kind_of
 
-ENDING = 4  # tokens
+ENDING = 4  # the last tokens of a prompt, which determine how an answer after it is tokenized
 
 
 @dataclass(frozen=True)
 class Question:
-    """Token ids of what stands before the answers, and of each answer as it goes on from there; none is empty."""
+    """Token ids of a prompt (``context``) and of each answer that may follow it; none of them is empty."""
 
     context: list[int]
     answers: list[list[int]]
 
     @property
     def length(self) -> int:
-        """Positions the model must have: an answer's last token is predicted, not read."""
+        """Return the number of positions that the model needs; the last token of an answer is not an input."""
         return len(self.context) + max(map(len, self.answers)) - 1
 
 
 def question_of(tokenizer: Any, prompt: str, answers: Sequence[str]) -> Question:
-    """Tokenize the prompt with each answer as one text; an answer is what follows the tokens they share.
+    """Tokenize the prompt with each answer as one text; an answer is the part after the tokens that all texts share.
 
-    That is what a model would have to produce there, whether the tokenizer puts the space of " A" into the letter's
-    token, before it or nowhere; where an answer changes the prompt's last token, that token belongs to the answer.
+    These are the tokens that a model would have to generate, whether the tokenizer puts the space of " A" into the
+    letter's token, before it or nowhere. If an answer changes the last token of the prompt, this token is part of the
+    answer.
     """
     texts = prompt_ids(tokenizer, [prompt, *(prompt + answer for answer in answers)])
     shared = len(common_beginning(texts))
@@ -44,9 +48,10 @@ def question_of(tokenizer: Any, prompt: str, answers: Sequence[str]) -> Question
 
 
 def questions_of(tokenizer: Any, prompts: Sequence[str], answers: Sequence[str]) -> list[Question]:
-    """The same for many prompts, each tokenized once: where their last tokens agree, so do the answers behind them.
+    """Return ``question_of`` for many prompts, but tokenize each prompt only once.
 
-    That is how far tokenizers look. Where an answer changes the prompt's last token nothing is taken over.
+    If the last tokens of two prompts are equal, so are the tokens of the answers after them, because tokenizers do not
+    look further back. Answers that change the last token of a prompt are tokenized with each prompt.
     """
     found: list[Question] = []
     known: dict[tuple[int, ...], list[list[int]]] = {}
@@ -62,24 +67,66 @@ def questions_of(tokenizer: Any, prompts: Sequence[str], answers: Sequence[str])
 
 
 def common_beginning(rows: Sequence[list[int]]) -> list[int]:
-    """The tokens with which all rows begin."""
-    first, last = min(rows), max(rows)  # in order of tokens, so every other row lies between them
+    """Return the tokens that all rows begin with."""
+    first, last = min(rows), max(rows)  # in lexicographic order all other rows are between these two
     differ = (place for place, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
     return first[: next(differ, len(first))]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a batch: tokens behind the shared prefix, and which answers can be read off where.
+    """One row of a batch: the tokens after the shared prefix, and the answers whose likelihoods are read from it.
 
-    ``ask``: for each answer of the question that this row serves, its place among them and its tokens; the first of
-    them is predicted at position ``first`` of the row.
+    question: index of the question.  first: the position in ``tokens`` whose logits predict the first token of each
+    answer.  answers: the place of each answer in its question, and its tokens.
     """
 
     question: int
     tokens: list[int]
     first: int
-    ask: list[tuple[int, list[int]]]
+    answers: list[tuple[int, list[int]]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Tokens that have been read already, with their states.
+
+    length: number of tokens; 0 without a cache.  cache: the states of one row, of transformers; None: there are none.
+    shared: every batch uses the cache itself, which no forward pass changes; otherwise each batch gets a copy.
+    """
+
+    length: int = 0
+    cache: Any = None
+    shared: bool = False
+
+    def options(self, rows: int, device: torch.device) -> dict[str, Any]:
+        """Return the options of a forward pass on ``rows`` rows that continue the prefix."""
+        if self.cache is None:
+            return {}
+        if self.shared:
+            return {"past_key_values": self.cache}
+        copied = copy.deepcopy(self.cache)
+        copied.reorder_cache(torch.zeros(rows, dtype=torch.long, device=device))  # repeats the one row
+        return {"past_key_values": copied}
+
+
+@dataclass(frozen=True)
+class AnswerScorer:
+    """Computes the log-likelihoods of the answers of one batch of questions at a time."""
+
+    model: nn.Module
+    questions: Sequence[Question]
+    prefix: Prefix
+
+    def __call__(self, batch: Sequence[int]) -> dict[int, list[float]]:
+        """Return question index -> [log p(answer | context) of each answer], for the questions of a batch."""
+        rows = [row for index in batch for row in question_rows(index, self.questions[index], self.prefix.length)]
+        found = {index: [0.0] * len(self.questions[index].answers) for index in batch}
+        options = self.prefix.options(len(rows), next(self.model.parameters()).device)
+        for row, values in zip(rows, scores(self.model, rows, **options), strict=True):
+            for (place, _), value in zip(row.answers, values, strict=True):
+                found[row.question][place] = value
+        return found
 
 
 @torch.no_grad()
@@ -91,75 +138,74 @@ def log_likelihoods(
 ) -> Iterator[tuple[int, list[float]]]:
     """Yield (index, [log p(answer | context) of each answer]), ``batch_size`` questions at a time, longest first.
 
-    Of several processes each has its share of the batches.
+    With several processes, each one yields the results of its own batches.
 
-    The tokens with which all contexts begin are read once; the rest of each goes behind their keys and values,
-    padded on the right, where causal attention never looks from a real token, so positions need no correction.
-    Batches are made of all questions, so that those in ``done``, which are not yielded, leave the others' batches,
-    hence their last digits, as they are.
-    Raises RunError: the model gives no finite number. UsageError: it is no causal model, or a token has no embedding.
+    The tokens that all contexts begin with are read once. The rest of each context is read after their keys and values
+    and padded on the right; causal attention ignores that padding, so positions need no correction.
+    Questions in ``done`` are not yielded, but they are part of the batches, so the results of the others do not depend
+    on them, not even in the last digits.
+    Raises RunError: a log-likelihood is not finite. UsageError: not a causal model, or a token has no embedding.
     """
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise UsageError("likelihoods of answers are read off causal models, and this is an encoder-decoder: take one")
+    kind = kind_of(model)
+    if kind is not CAUSAL:
+        raise UsageError(
+            f"likelihoods of answers need a causal model (model.type={CAUSAL.name}), but this one is of the type "
+            f"{kind.name}: evaluate a causal model"
+        )
     tokens = [row for question in questions for row in (question.context, *question.answers)]
     embedded(tokens, model.get_input_embeddings().num_embeddings)
     order = sorted(range(len(questions)), key=lambda index: -questions[index].length)
     if all(index in done for index in order):
         return
-    prefix = common_beginning([question.context for question in questions])
-    prefix = prefix[: min(len(question.context) for question in questions) - 1]  # each reads at least one token
+    beginning = common_beginning([question.context for question in questions])
+    beginning = beginning[: min(len(question.context) for question in questions) - 1]  # each reads one token or more
     with evaluating(model):
-        cache_for = prefilled(model, prefix)
-        read = len(prefix) if cache_for else 0
-
-        def compared(batch: Sequence[int]) -> dict[int, list[float]]:
-            rows = [row for index in batch for row in rows_to_read(index, questions[index], read)]
-            found = {index: [0.0] * len(questions[index].answers) for index in batch}
-            shared = {"past_key_values": cache_for(len(rows))} if cache_for else {}
-            for row, values in zip(rows, scores(model, rows, **shared), strict=True):
-                for (place, _), value in zip(row.ask, values, strict=True):
-                    found[row.question][place] = value
-            return found
-
-        for _, found in each_batch(order, batch_size, compared, done, Processes.current()):
+        scorer = AnswerScorer(model, questions, prefilled(model, beginning))
+        for _, found in each_batch(order, batch_size, scorer, done, Processes.current()):
             yield from ((index, values) for index, values in found.items() if index not in done)
 
 
-def rows_to_read(index: int, question: Question, read: int) -> list[Row]:
-    """The fewest rows that hold every answer but its last token: for letters one, whatever their tokens."""
+def question_rows(index: int, question: Question, read: int) -> list[Row]:
+    """Return the fewest rows that contain every answer without its last token; single-token answers share one row.
+
+    read: the number of tokens of the context that have been read already.
+    """
     rest = question.context[read:]
     rows: list[Row] = []
     for place, answer in sorted(enumerate(question.answers), key=lambda answer: -len(answer[1])):
         needed = rest + answer[:-1]
         row = next((row for row in rows if row.tokens[: len(needed)] == needed), None)
         if row is None:
-            row = Row(index, needed, len(rest) - 1, [])
+            row = Row(index, needed, len(rest) - 1)
             rows.append(row)
-        row.ask.append((place, answer))
+        row.answers.append((place, answer))
     return rows
 
 
-def scores(model: nn.Module, rows: Sequence[Row], **shared: Any) -> Iterator[list[float]]:
-    """For each row the log-likelihoods of its answers, summed over their tokens in fp32.
+def scores(model: nn.Module, rows: Sequence[Row], **options: Any) -> Iterator[list[float]]:
+    """Yield for each row the log-likelihoods of its answers, summed over their tokens in fp32.
 
-    Raises RunError: the model gives a number that is not finite.
+    options: of the forward pass.  Raises RunError: a log-likelihood is not finite.
     """
     longest = max(len(row.tokens) for row in rows)
     ids = torch.tensor([row.tokens + [0] * (longest - len(row.tokens)) for row in rows])
     places = sorted({place for row in rows for place in range(row.first, len(row.tokens))})
-    logits = logits_at(model, ids, places, **shared)  # (rows, places, vocabulary)
-    where = {place: column for column, place in enumerate(places)}
+    logits = logits_at(model, ids, places, **options)  # (rows, places, vocabulary)
+    column_of = {place: column for column, place in enumerate(places)}
     for row, line in zip(rows, logits, strict=True):
-        columns = [where[place] for place in range(row.first, len(row.tokens))]
+        columns = [column_of[place] for place in range(row.first, len(row.tokens))]
         log_p = line[columns].float().log_softmax(-1)
-        values = [float(log_p[range(len(answer)), answer].sum()) for _, answer in row.ask]
+        values = [float(log_p[range(len(answer)), answer].sum()) for _, answer in row.answers]
         if not all(map(isfinite, values)):
-            raise RunError(f"the model gives log-likelihoods {values}: try --dtype=fp32, or check the checkpoint")
+            raise RunError(
+                f"the model computes log-likelihoods that are not finite ({values}): try --dtype=fp32, or check the "
+                "checkpoint"
+            )
         yield values
 
 
 def logits_at(model: nn.Module, ids: Tensor, places: list[int], **options: Any) -> Tensor:
-    """Logits (rows, places, vocabulary); the others are not even computed where the model can leave them out."""
+    """Return the logits (rows, places, vocabulary); if the model supports it, only these are computed."""
     device = next(model.parameters()).device
     ids = ids.to(device)
     if keeps_logits(model):
@@ -167,38 +213,33 @@ def logits_at(model: nn.Module, ids: Tensor, places: list[int], **options: Any) 
     return model(input_ids=ids, **options).logits[:, places]
 
 
-def prefilled(model: nn.Module, prefix: list[int]) -> Callable[[int], Any] | None:
-    """Read the prefix; give what makes its cache for a number of rows, or None where there is nothing to reuse.
+def prefilled(model: nn.Module, tokens: list[int]) -> Prefix:
+    """Read the tokens and return their states; without tokens or a cache, return an empty prefix.
 
-    Keys and values are lent to every batch: a layer hands them out in front of the new ones and keeps nothing, so the
-    memory is that of one row. States of other kinds (recurrent layers) are copied for each batch.
+    Keys and values are stored for one row only. Every layer joins them with those of a batch and stores nothing new. A
+    cache with other states (recurrent layers) is copied for each batch.
     """
-    if not prefix:
-        return None
+    if not tokens:
+        return Prefix()
     device = next(model.parameters()).device
     few = {"logits_to_keep": 1} if keeps_logits(model) else {}
-    output = model(input_ids=torch.tensor([prefix], device=device), use_cache=True, **few)
+    output = model(input_ids=torch.tensor([tokens], device=device), use_cache=True, **few)
     cache = getattr(output, "past_key_values", None)
     if cache is None:
-        return None
-    if all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers):
+        return Prefix()
+    shared = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
+    if shared:
         for layer in cache.layers:
-            layer.update = lender(layer.keys, layer.values)
-        return lambda rows: cache
-
-    def copied(rows: int) -> Any:
-        own = copy.deepcopy(cache)
-        own.reorder_cache(torch.zeros(rows, dtype=torch.long, device=device))
-        return own
-
-    return copied
+            layer.update = partial(joined, layer.keys, layer.values)
+    return Prefix(len(tokens), cache, shared)
 
 
-def lender(*kept: Tensor) -> Callable[..., tuple[Tensor, ...]]:
-    """A cache layer's update that does not keep what it is given: (1, heads, prefix, size) before (rows, ...)."""
-
-    def update(*new: Tensor, **_: Any) -> tuple[Tensor, ...]:
-        pairs = zip(kept, new[: len(kept)], strict=True)
-        return tuple(torch.cat([old.expand(len(fresh), -1, -1, -1), fresh], dim=-2) for old, fresh in pairs)
-
-    return update
+def joined(
+    old_keys: Tensor, old_values: Tensor, keys: Tensor, values: Tensor, *_: Any, **__: Any
+) -> tuple[Tensor, Tensor]:
+    """Return keys and values (rows, heads, prefix + length, size): the old ones, of one row, before the new ones."""
+    rows = len(keys)
+    return (
+        torch.cat([old_keys.expand(rows, -1, -1, -1), keys], dim=-2),
+        torch.cat([old_values.expand(rows, -1, -1, -1), values], dim=-2),
+    )

@@ -1,10 +1,11 @@
 """The class that a model chooses: by its classification head, or by the first tokens of the classes' words."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora_one.data.encode import Encoded, Encoder, collate
 from lora_one.distributed import Processes
@@ -19,19 +20,52 @@ from lora_one.types import Example
 
 
 def words_of(config: Any, labels: Sequence[str]) -> list[str]:
-    """Return the word of each output of a head: the checkpoint's own names if these are the set's, in any case; else
-    the words in the set's order.
+    """Return the word of each output of a head.
 
+    If the names in the checkpoint's configuration are the labels, in any case and order, their order is used, otherwise
+    that of the labels.
     Raises UsageError: the head has another number of outputs.
     """
-    own = [config.id2label[place] for place in range(config.num_labels)]
-    if len(own) != len(labels):
+    names = [config.id2label[place] for place in range(config.num_labels)]
+    if len(names) != len(labels):
         raise UsageError(
-            f"the model's head has {len(own)} outputs, and this set {len(labels)} classes ({', '.join(labels)}): give "
-            "a model that was trained on it"
+            f"the model's head has {len(names)} outputs, but this set has {len(labels)} classes ({', '.join(labels)}): "
+            "pass a model that was trained on it"
         )
-    own = [str(name).lower() for name in own]
-    return own if set(own) == set(labels) else list(labels)
+    names = [str(name).lower() for name in names]
+    return names if set(names) == set(labels) else list(labels)
+
+
+@dataclass(frozen=True)
+class HeadChooser:
+    """Chooses the output of a classification head with the largest logit, for a batch of rows."""
+
+    model: nn.Module
+    rows: Mapping[int, Encoded]
+    pad_id: int
+
+    def __call__(self, batch: Sequence[int]) -> list[int]:
+        return largest(model_logits(self.model, collate([self.rows[index] for index in batch], self.pad_id)))
+
+
+@dataclass(frozen=True)
+class FirstTokenChooser:
+    """Chooses the class whose token is likeliest at one position after the prompt, for a batch of rows.
+
+    tokens: the token of each class.  skipped: tokens of the response before that position.
+    """
+
+    model: nn.Module
+    rows: Mapping[int, Encoded]
+    pad_id: int
+    tokens: list[int]
+    skipped: int
+
+    def __call__(self, batch: Sequence[int]) -> list[int]:
+        collated = collate([self.rows[index] for index in batch], self.pad_id)
+        place = (targets(collated) != IGNORED).int().argmax(dim=1) + self.skipped
+        logits = model_logits(self.model, collated)
+        return largest(logits[range(len(batch)), place][:, self.tokens])
 
 
 def by_head(
@@ -39,65 +73,68 @@ def by_head(
 ) -> Iterator[tuple[int, int, dict[str, Any]]]:
     """Yield (index, the output with the largest logit, details), longest texts first.
 
-    Of several processes each has its share. A text is cut at max_length, or at what positions the model has learnt;
-    the details say so.
+    With several processes, each one yields its share. A text is truncated to max_length tokens, or to the number of
+    positions that the model has learnt; the details say so.
     """
     found = encoder.rows(examples, min(max_length, learnt_positions(loaded.model) or max_length))
-    rows = [row for row, _ in found]
-    cut = [{"shortened": True} if short else {} for _, short in found]
-
-    def chosen(batch: Sequence[int]) -> list[int]:
-        return largest(model_logits(loaded.model, collate([rows[index] for index in batch], encoder.pad_id)))
-
-    for index, place in in_batches(loaded, dict(enumerate(rows)), chosen, done):
+    rows = dict(enumerate(row for row, _ in found))
+    details = [{"shortened": True} if short else {} for _, short in found]
+    for index, place in in_batches(loaded, rows, HeadChooser(loaded.model, rows, encoder.pad_id), done):
         if index not in done:
-            yield index, place, cut[index]
+            yield index, place, details[index]
 
 
 def by_first_token(
     loaded: LoadedModel, encoder: Encoder, examples: Sequence[Example], labels: Sequence[str], done: Collection[int]
 ) -> dict[int, dict[str, Any]]:
-    """Return index -> the class whose word's first token is likeliest after the prompt, of those of all words.
+    """Return index -> the class whose word has the likeliest first token after the prompt.
 
-    The published comparison, which is of two words, holds with any number of them; tokens with which all words begin
-    (an encoder-decoder's BOS, say) are read first. Raises UsageError: two words do not differ at the next one.
+    This is the published comparison, which has two words, for any number of words. Tokens that all words begin with
+    (an encoder-decoder's BOS, for example) are read first, and the next token is compared.
+    Raises UsageError: two words have the same token there.
     """
-    as_answers = encoder.encode([Example(examples[0].prompt, word) for word in labels], 1 << 30)[0]
-    wanted = targets(collate(as_answers, encoder.pad_id))
-    words = [row[row != IGNORED].tolist() for row in wanted]
-    alike = len(common_beginning(words))
-    tokens = [word[alike] for word in words]
-    if len(set(tokens)) < len(tokens):
-        raise UsageError(
-            f"--first_token cannot tell {', '.join(labels)} apart: for this tokenizer two of them begin with "
-            "the same token; leave it out"
-        )
+    tokens, skipped = first_tokens(encoder, examples[0].prompt, labels)
     context = context_length(loaded.model)
-    kept = [index for index, ids in enumerate(encoder.prompts(examples)) if len(ids) + max(alike, 1) <= context]
+    kept = [index for index, ids in enumerate(encoder.prompts(examples)) if len(ids) + max(skipped, 1) <= context]
     encoded = encoder.encode([examples[index] for index in kept], context)[0] if kept else []
     rows = dict(zip(kept, encoded, strict=True))
-
-    def compared(batch: Sequence[int]) -> list[int]:
-        together = collate([rows[index] for index in batch], encoder.pad_id)
-        first = (targets(together) != IGNORED).int().argmax(dim=1) + alike
-        logits = model_logits(loaded.model, together)
-        return largest(logits[range(len(batch)), first][:, tokens])
-
     nothing = {"prediction_first_token": None, "correct_first_token": False}
     found: dict[int, dict[str, Any]] = dict.fromkeys(set(range(len(examples))) - set(kept), nothing)
-    for index, place in in_batches(loaded, rows, compared, done):
+    chooser = FirstTokenChooser(loaded.model, rows, encoder.pad_id, tokens, skipped)
+    for index, place in in_batches(loaded, rows, chooser, done):
         word = labels[place]
         found[index] = {"prediction_first_token": word, "correct_first_token": word == examples[index].gold}
     return {index: line for part in Processes.current().gathered(found) for index, line in part.items()}
 
 
+def first_tokens(encoder: Encoder, prompt: str, labels: Sequence[str]) -> tuple[list[int], int]:
+    """Return the first token in which the words differ, for each word, and the number of tokens before it.
+
+    Raises UsageError: two words have the same token there.
+    """
+    responses = encoder.encode([Example(prompt, word) for word in labels], 1 << 30)[0]
+    wanted = targets(collate(responses, encoder.pad_id))
+    words = [row[row != IGNORED].tolist() for row in wanted]
+    alike = len(common_beginning(words))
+    tokens = [word[alike] for word in words]
+    if len(set(tokens)) < len(tokens):
+        raise UsageError(
+            f"--first_token cannot distinguish {', '.join(labels)}: with this tokenizer, two of these words begin with "
+            "the same token; leave the option out"
+        )
+    return tokens, alike
+
+
 def in_batches(
     loaded: LoadedModel,
-    rows: dict[int, Encoded],
+    rows: Mapping[int, Encoded],
     choose: Callable[[Sequence[int]], list[int]],
     done: Collection[int],
 ) -> Iterator[tuple[int, int]]:
-    """Yield (index, what ``choose`` returns for it), longest rows first; each of several processes has its share."""
+    """Yield (index, what ``choose`` returns for it), longest rows first; with several processes, only this one's share.
+
+    Batches that consist of indices in ``done`` are left out.
+    """
     order = sorted(rows, key=lambda index: -len(rows[index].input_ids))
     with torch.no_grad(), evaluating(loaded.model):
         for batch, places in each_batch(order, loaded.batch_size, choose, done, Processes.current()):
@@ -105,7 +142,7 @@ def in_batches(
 
 
 def largest(logits: Tensor) -> list[int]:
-    """Return the class with the largest logit in each row. Raises RunError: a logit is not finite."""
+    """Return the index of the largest logit in each row. Raises RunError: a logit is not finite."""
     if not logits.isfinite().all():
         raise RunError("the model computes logits that are not finite: try --dtype=fp32, or check the checkpoint")
     return logits.argmax(-1).tolist()

@@ -27,25 +27,25 @@ from lora_one.records.provenance import provenance
 
 
 def main(task: str, arguments: Sequence[str]) -> int:
-    """Evaluate, write metrics.json and predictions.jsonl, print; return the exit code."""
+    """Evaluate a model, write metrics.json and predictions.jsonl, print the metrics; return the exit code."""
     return exit_code(lambda: evaluate(task, arguments))
 
 
 def exit_code(work: Callable[[], int]) -> int:
-    """Do the work of a command line; print an error as one line and return its code."""
+    """Run a command and return its exit code; an error is printed as one line."""
     try:
         return work()
     except (UsageError, RunError) as error:
         print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
-        print("error: interrupted; run the same command again to continue", file=sys.stderr)
+        print("error: interrupted: run the same command again to continue", file=sys.stderr)
         return 130
 
 
 def evaluate(task: str, arguments: Sequence[str]) -> int:
-    """Evaluate a model from the command line to the results on disk; return the exit code."""
-    from lora_one.distributed import Processes  # torch is imported after the command line is checked
+    """Evaluate a model, from the command line to the results on disk; return the exit code."""
+    from lora_one.distributed import Processes  # imported here, as it imports torch: options are checked first
 
     benchmark = BENCHMARKS[task]
     options = checked_options(task, benchmark, arguments)
@@ -55,7 +55,10 @@ def evaluate(task: str, arguments: Sequence[str]) -> int:
     finished = finished_report(output, options)
     if finished:
         if processes.rank == 0:
-            print(f"{output / 'metrics.json'} is there already, of the same model and settings (--overwrite to redo)")
+            print(
+                f"{output / 'metrics.json'} already exists, with the same model and settings (--overwrite evaluates "
+                "again)"
+            )
             show(task, finished)
         return 0
     check_writable(output)
@@ -70,7 +73,7 @@ def evaluate(task: str, arguments: Sequence[str]) -> int:
         return 0
     predictions = benchmark.judge(predictions, options, output)
     if options.no_score:
-        print(f"{len(predictions)} completions in {output}; the same command without --no_score scores them")
+        print(f"{len(predictions)} completions are in {output}: run the command without --no_score to score them")
         return 0
     report = report_of(task, benchmark, options, predictions)
     report |= {"seconds": time.perf_counter() - started, "provenance": provenance(fingerprints)}
@@ -85,14 +88,17 @@ def evaluate(task: str, arguments: Sequence[str]) -> int:
 
 
 def checked_options(task: str, benchmark: Benchmark[Any], arguments: Sequence[str]) -> EvaluationOptions:
-    """Parse the command line, check it, and let the benchmark fill in its own choices. Raises UsageError, RunError."""
+    """Return the checked options of a command line, with the fields that the benchmark sets.
+
+    Raises UsageError, RunError.
+    """
     options = parsed(parser_of(task, benchmark), benchmark.options, arguments)
     check_options(options)
     return benchmark.check(options)
 
 
 def parser_of(task: str, benchmark: Benchmark[Any]) -> argparse.ArgumentParser:
-    """Return the parser with the shared options and the benchmark's own."""
+    """Return the parser of a benchmark's options."""
     parser = argparse.ArgumentParser(prog=f"eval_{task}.py", description=f"Evaluate a model on {task}.")
     add_options(parser, benchmark.options)
     benchmark.add_spellings(parser)
@@ -102,7 +108,7 @@ def parser_of(task: str, benchmark: Benchmark[Any]) -> argparse.ArgumentParser:
 def report_of(
     task: str, benchmark: Benchmark[Any], options: EvaluationOptions, predictions: Sequence[Prediction]
 ) -> dict[str, Any]:
-    """Return the content of metrics.json, without the time and the provenance."""
+    """Return the content of metrics.json, except time and provenance."""
     metrics, counts = benchmark.summarize(predictions)
     remarks = remarks_of(benchmark, predictions)
     return {
@@ -116,7 +122,7 @@ def report_of(
 
 
 def track(task: str, options: EvaluationOptions, report: dict[str, Any], output: Path) -> None:
-    """Log the results as a W&B run, if --wandb_name or --wandb_mode asks for one."""
+    """Log the results as a W&B run, if --wandb_name or --wandb_mode is given."""
     if not (options.wandb_name or options.wandb_mode):
         return
     from lora_one.records.tracking import log_evaluation

@@ -1,7 +1,8 @@
-"""The eight commonsense sets: a generated answer, and the word that is found in it.
+"""The eight commonsense sets: the model generates an answer, which contains one of the set's words.
 
-Protocol of the published script: its prompt, 32 new tokens, four beams whose continuations are sampled; the first of
-the set's words in the completion is the answer. ``accuracy`` reads it in any case, ``accuracy_official`` as published.
+Protocol of the published script: its prompt, 32 new tokens, four beams whose continuations are sampled; the answer is
+the first of the set's words in the completion. ``accuracy`` ignores upper and lower case, ``accuracy_official`` is the
+published comparison.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from lora_one.datasets.commonsense import RESPONSE, WORDS, folder_of_set, read_s
 from lora_one.errors import UsageError, nearest
 from lora_one.evaluation.benchmark import ModelBenchmark
 from lora_one.evaluation.options import EvaluationOptions, filled_in, option
+from lora_one.evaluation.scoring import prediction_line
 from lora_one.evaluation.shares import by_kind, counts_of, share_of, shares
 from lora_one.types import Example
 
@@ -25,14 +27,14 @@ if TYPE_CHECKING:
 
 PUBLISHED = {"temperature": 0.1, "top_p": 0.75}
 BEAMS, TOP_K = 4, 40
-TOGETHER = 16  # prompts that share their random numbers, unless --batch_size says otherwise
-PUBLISHED_PLACE = Path("dataset")  # where the published script looks
+TOGETHER = 16  # prompts that share their random numbers, unless --batch_size is given
+PUBLISHED_PLACE = Path("dataset")  # the folder of the published script
 FORMAT = re.compile(r"Answer format: (\S+)")
 KINDS = {"accuracy": "correct", "accuracy_official": "correct_official", "accuracy_likelihood": "correct_likelihood"}
 
 
 def sets_of(chosen: str) -> list[str]:
-    """Return the names in a comma list, or all eight. Raises UsageError: not one of them."""
+    """Return the names of the sets in a comma-separated list, or of all sets. Raises UsageError: an unknown name."""
     names = list(WORDS) if chosen == "all" else list(dict.fromkeys(chosen.split(",")))
     for name in names:
         if name not in WORDS:
@@ -41,14 +43,14 @@ def sets_of(chosen: str) -> list[str]:
 
 
 def published_decoding(options: "CommonsenseOptions") -> "CommonsenseOptions":
-    """Return the options with sampled beams; temperature, top_p and batch size as published where none is given."""
+    """Return the options with sampled beams; temperature, top_p and batch size are the published ones if not given."""
     unset = {name: value for name, value in PUBLISHED.items() if getattr(options, name) is None}
-    together = options.batch_size or TOGETHER  # it decides which prompts share random numbers
+    together = options.batch_size or TOGETHER  # the prompts of a batch share random numbers
     return replace(options, **unset, beams=BEAMS, top_k=TOP_K, batch_size=together, drawn_together=together)
 
 
 def test_rows(data_path: str | None, dataset: str = "all", limit: int | None = None) -> list[Example]:
-    """Return the test rows of the chosen sets, one set after the other, the first ``limit`` of each."""
+    """Return the test examples of the chosen sets, one set after the other; of each set the first ``limit``."""
     place, names = Path(data_path or PUBLISHED_PLACE).expanduser(), sets_of(dataset)
     folders = {name: folder_of_set(place, name, alone=len(names) == 1) for name in names}
     return [example for name in names for example in read_set(folders[name], name, "test")[:limit]]
@@ -57,18 +59,18 @@ def test_rows(data_path: str | None, dataset: str = "all", limit: int | None = N
 def by_likelihood(
     loaded: "LoadedModel", examples: Sequence[Example], done: Collection[int]
 ) -> dict[int, dict[str, Any]]:
-    """Return index -> the log-likelihood of each allowed response, and the choice of the likeliest.
+    """Return index -> the log-likelihood of each allowed response, and the word of the likeliest response.
 
-    A response is the whole sentence of the training data, "the correct answer is <word>", its log-likelihood the plain
-    sum over its tokens: not divided by their number, which differs in boolq alone, if at all. Words are those
-    that the question's "Answer format:" allows. A question beyond the model's context has no choice.
+    A response is the whole sentence of the training data, "the correct answer is <word>". Its log-likelihood is the sum
+    over its tokens, not divided by their number, which differs at most in boolq. The words are those that the
+    question's "Answer format:" allows. For a question longer than the model's context, no word is chosen.
     """
     from lora_one.distributed import Processes
     from lora_one.evaluation.choices import log_likelihoods, questions_of
     from lora_one.evaluation.generate import context_length
 
     context = context_length(loaded.model)
-    groups: dict[tuple[str, ...], list[int]] = {}  # those of one set and the same words share the prompt's beginning
+    groups: dict[tuple[str, ...], list[int]] = {}  # with the same set and words, prompts begin with the same tokens
     for index, example in enumerate(examples):
         name = set_of(example.id)
         groups.setdefault((name, *allowed_words(name, example.prompt)), []).append(index)
@@ -91,14 +93,14 @@ def by_likelihood(
 
 
 def allowed_words(name: str, prompt: str) -> list[str]:
-    """Return the words after the last "Answer format:", else all of the set's."""
+    """Return the words after the last "Answer format:" of the prompt; without one, all words of the set."""
     formats = FORMAT.findall(prompt)
     words = formats[-1].split("/") if formats else []
     return words if words and set(words) <= set(WORDS[name]) else list(WORDS[name])
 
 
 def set_of(example_id: Any) -> str:
-    """Return the set of an id ``<set>/<number>``. Raises KeyError: no such set."""
+    """Return the set of an id ``<set>/<number>``. Raises KeyError: there is no such set."""
     name = str(example_id).partition("/")[0]
     if name not in WORDS:
         raise KeyError(name)
@@ -106,7 +108,7 @@ def set_of(example_id: Any) -> str:
 
 
 def parse(completion: str, name: str) -> str | None:
-    """Return the first of the set's words in the completion, in any case, or None: unparsed.
+    """Return the first of the set's words in the completion, in upper or lower case; None: unparsed.
 
     >>> parse("The correct answer is True, not false", "boolq"), parse("yes", "boolq")
     ('true', None)
@@ -116,26 +118,28 @@ def parse(completion: str, name: str) -> str | None:
 
 
 def parse_published(completion: str, name: str) -> str | None:
-    """Return what the published script reads: exact case, after the last "### Response:", if the model wrote one."""
+    """Return the word as the published script does: in exact case, after the last "### Response:" if there is one."""
     found = re.search("|".join(WORDS[name]), completion.rpartition("### Response:")[2])
     return found[0] if found else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class CommonsenseOptions(EvaluationOptions):
-    """Options of the commonsense sets; beams, top_k and drawn_together are those of the published decoding."""
+    """Options of the commonsense sets; beams, top_k and drawn_together describe the published decoding."""
 
     max_new_tokens: int = option(32, help="per completion (%(default)s)", decides="completions")
     dataset: str = option(
         "all",
-        help="a set, several with commas, or all; --limit counts in each (%(default)s)",
+        help="a set, several with commas, or all; --limit applies to each set (%(default)s)",
         decides="completions",
     )
     greedy: bool = option(
-        False, help="instead of the published sampled beams, which depend on --batch_size", decides="completions"
+        False,
+        help="greedy decoding instead of the published sampled beams, which depend on --batch_size",
+        decides="completions",
     )
     likelihood: bool = option(
-        False, help="also choose by the likelihood of each answer, as a second column", decides="completions"
+        False, help="also choose the answer with the largest likelihood, as a second metric", decides="completions"
     )
     beams: int | None = filled_in(None, decides="completions")
     top_k: int | None = filled_in(None, decides="completions")
@@ -154,9 +158,9 @@ class Commonsense(ModelBenchmark[CommonsenseOptions]):
         add("--name", dest="wandb_name", default=argparse.SUPPRESS, help="the published name of --wandb_name")
 
     def check(self, options: CommonsenseOptions) -> CommonsenseOptions:
-        """Fill in the published decoding and the published place of the data.
+        """Fill in the published decoding and the published folder of the data.
 
-        Raises UsageError: not a set, or options that contradict each other.
+        Raises UsageError: an unknown set, no data, or options that contradict each other.
         """
         sets_of(options.dataset)
         if options.rescore:
@@ -170,59 +174,50 @@ class Commonsense(ModelBenchmark[CommonsenseOptions]):
         if options.data_path is None:
             if not PUBLISHED_PLACE.is_dir():
                 raise UsageError(
-                    "the commonsense sets are files of the LLM-Adapters repository (dataset/<set>/test.json): "
-                    "give --data_path=<the folder that holds the sets>"
+                    "the commonsense sets are not on the hub: download them from the LLM-Adapters repository "
+                    "(dataset/<set>/test.json) and pass --data_path=<the folder with a subfolder for each set>"
                 )
             options = replace(options, data_path=str(PUBLISHED_PLACE))
         return options
 
     def folder(self, task: str, options: CommonsenseOptions) -> str:
-        """Return a folder for each choice of sets."""
+        """Return a different folder for each choice of sets."""
         return task if options.dataset == "all" else f"{task}/{'+'.join(sets_of(options.dataset))}"
 
     def examples(self, options: CommonsenseOptions) -> list[Example]:
-        """Return the test rows of the chosen sets."""
+        """Return the test examples of the chosen sets."""
         return test_rows(options.data_path, options.dataset)
 
     def limited_examples(self, options: CommonsenseOptions) -> list[Example]:
-        """Return the first --limit rows of each set."""
+        """Return the first --limit examples of each set."""
         return test_rows(options.data_path, options.dataset, options.limit)
 
     def answers(
         self, loaded: "LoadedModel", examples: Sequence[Example], options: CommonsenseOptions, done: Collection[int]
     ) -> Iterator[tuple[int, "Completion"]]:
-        """Yield (index, the completion); its details hold the choice by likelihood, if that is asked for."""
-        from lora_one.data.encode import encoder_of
+        """Yield (index, the completion); with --likelihood, its details contain the likeliest answer."""
         from lora_one.evaluation.generate import Decoding, complete
-        from lora_one.models import kind_of
 
-        model, tokenizer = loaded.model, loaded.tokenizer
         likely = by_likelihood(loaded, examples, done) if options.likelihood else {}
         sampling = (options.temperature, options.top_p, options.seed)
         decoding = Decoding(options.max_new_tokens, *sampling, beams=options.beams or 1, top_k=options.top_k or 0)
-        prompts = encoder_of(kind_of(model), tokenizer, model.config).prompts(examples)
-        names = [example.id for example in examples]
-        for index, completion in complete(model, tokenizer, prompts, decoding, loaded.batch_size, names, done):
+        prompts, names = loaded.encoder.prompts(examples), [example.id for example in examples]
+        asked = (prompts, decoding, loaded.batch_size, names, done)
+        for index, completion in complete(loaded.model, loaded.tokenizer, *asked):
             yield index, replace(completion, details=likely.get(index, {}))
 
     def score(self, example_id: Any, prompt: str, completion: str, gold: str) -> dict[str, Any]:
-        """Return one line of predictions.jsonl. Raises KeyError: the id is of none of the sets."""
+        """Return one line of predictions.jsonl. Raises KeyError: the id does not begin with the name of a set."""
         name = set_of(example_id)
         prediction = parse(completion, name)
-        return {
-            "id": example_id,
-            "prompt": prompt,
-            "completion": completion,
-            "prediction": prediction,
-            "gold": gold,
-            "correct": prediction == gold,
-            "correct_official": parse_published(completion, name) == gold,
-        }
+        line = prediction_line(example_id, prompt, completion, gold, prediction, correct=prediction == gold)
+        return line | {"correct_official": parse_published(completion, name) == gold}
 
     def summarize(self, predictions: Sequence[dict[str, Any]]) -> tuple[dict[str, float], dict[str, int]]:
-        """(metrics, counts): each kind of accuracy over all examples and, of several sets, by set and their plain mean.
+        """Return (metrics, counts): each kind of accuracy over all examples.
 
-        Standard errors are sqrt(p (1 - p) / n), of the mean over sets sqrt(sum of squares) / sets.
+        With several sets, also by set, and the unweighted mean over the sets. Standard errors are sqrt(p (1 - p) / n),
+        for that mean sqrt(sum of squares) / sets.
         """
         metrics: dict[str, float] = {}
         names = [set_of(line["id"]) for line in predictions]

@@ -1,24 +1,22 @@
-"""Engines: what generates completions for the benchmarks that only generate.
+"""Engines generate the completions of benchmarks that need nothing else from a model.
 
-A new engine is a class here, or in a file of its own, and a line in ENGINES. Benchmarks that read likelihoods or a
-head need the model itself and do not use an engine.
+A new engine is a class here, or in a new file, and a line in ENGINES. Benchmarks that use likelihoods or a head need
+the model itself and no engine.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
-from lora_one.data.encode import encoder_of
 from lora_one.evaluation import loading
 from lora_one.evaluation.benchmark import Request
 from lora_one.evaluation.generate import Completion, Decoding, complete
 from lora_one.evaluation.options import EvaluationOptions
-from lora_one.models import kind_of
 from lora_one.types import Example
 
 
 class Engine(Protocol):
-    """Generates completions. With several processes, an engine itself divides the prompts among them."""
+    """Generates completions; with several processes, ``complete`` generates only this process's share."""
 
     @classmethod
     def serves(cls, options: EvaluationOptions) -> bool:
@@ -34,29 +32,28 @@ class Engine(Protocol):
     def complete(
         self, prompts: Sequence[Sequence[int]], decoding: Decoding, streams: Sequence[str]
     ) -> Iterator[tuple[int, Completion]]:
-        """Yield (index, completion) of each prompt, in any order; streams as in the function ``generate.complete``."""
+        """Yield (index, completion) of each prompt, in any order; ``streams``: as in ``generate.complete``."""
 
 
 @dataclass(frozen=True)
 class Transformers:
-    """The model on this process's device, run by transformers."""
+    """Runs the model with transformers on this process's device."""
 
     loaded: loading.LoadedModel
 
     @classmethod
     def serves(cls, options: EvaluationOptions) -> bool:
-        """Return True: every model."""
+        """Return True: this engine runs every model."""
         return True
 
     @classmethod
     def start(cls, options: EvaluationOptions) -> Self:
-        """Load the checkpoint, with its adapter."""
+        """Load the checkpoint, with its adapter if there is one."""
         return cls(loading.load_evaluated(options))
 
     def prompts(self, examples: Sequence[Example]) -> list[list[int]]:
-        """Return the token ids of each prompt, as in training."""
-        model = self.loaded.model
-        return encoder_of(kind_of(model), self.loaded.tokenizer, model.config).prompts(examples)
+        """Return the token ids of each prompt, the same as in training."""
+        return self.loaded.encoder.prompts(examples)
 
     def complete(
         self, prompts: Sequence[Sequence[int]], decoding: Decoding, streams: Sequence[str]
@@ -66,7 +63,7 @@ class Transformers:
         return complete(loaded.model, loaded.tokenizer, prompts, decoding, loaded.batch_size, streams)
 
 
-# The first engine that serves the options generates; the last one serves all.
+# The first engine that serves the options is used; the last one serves all options.
 ENGINES: dict[str, type[Engine]] = {
     "transformers": Transformers,
 }
@@ -80,7 +77,7 @@ def engine_for(options: EvaluationOptions) -> Engine:
 def generated(
     examples: Sequence[Example], requests: Sequence[Request], options: EvaluationOptions
 ) -> Iterator[tuple[Request, Completion]]:
-    """Yield (request, completion) of each request, in any order; without requests nothing is loaded."""
+    """Yield (request, completion) of each request, in any order; without requests no model is loaded."""
     if not requests:
         return
     engine = engine_for(options)

@@ -1,7 +1,7 @@
 """Compare LaTeX answers for mathematical equality (math-verify), in processes with a time limit.
 
 Answers are untrusted: ``9^{9^{9^9}}`` keeps the interpreter inside one multiplication, which neither a thread nor a
-signal handler can stop. So the kernel's alarm ends the process, and a new process compares the remaining pairs.
+signal handler can stop. Therefore the kernel's alarm ends the process, and a new process compares the remaining pairs.
 """
 
 import logging
@@ -19,7 +19,7 @@ MEMORY_BYTES = 4 << 30  # of each process
 
 
 def equal(gold: str, answer: str) -> bool:
-    """Return whether math-verify finds the answer equal to the gold one, without a time limit."""
+    """Return whether math-verify considers the answer equal to the gold answer; there is no time limit here."""
     from math_verify import parse, verify
 
     truth, found = (parse(f"${text}$", parsing_timeout=None) for text in (gold, answer))
@@ -27,9 +27,9 @@ def equal(gold: str, answer: str) -> bool:
 
 
 def compared(pairs: Sequence[tuple[str, str]], seconds: float, workers: int) -> Iterator[tuple[int, bool | None]]:
-    """Yield (index, equal) for each pair (gold, answer) as it is decided; None: undecided, its process was ended.
+    """Yield (index, equal) for each pair (gold, answer), in the order of completion; None: the time limit was exceeded.
 
-    Raises RunError: a process ends before its first pair.
+    seconds: time limit for a pair.  workers: number of processes.  Raises RunError: a process does not start.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "math_verify"])
@@ -45,7 +45,10 @@ def compared(pairs: Sequence[tuple[str, str]], seconds: float, workers: int) -> 
                     outcome = None
                     judge.end()
                     if judge.index is None:
-                        raise RunError("a process that compares answers does not start: see above") from None
+                        raise RunError(
+                            "a process that compares answers does not start: see its error above, or score again with "
+                            "fewer --workers"
+                        ) from None
                     judges[place] = Judge(context, seconds)
                 if judge.index is not None:
                     yield judge.index, outcome
@@ -60,7 +63,7 @@ def compared(pairs: Sequence[tuple[str, str]], seconds: float, workers: int) -> 
 
 
 class Judge:
-    """A process that compares one pair at a time; ``index`` is that of its pair, None before the first."""
+    """A process that compares one pair at a time; ``index``: of its pair, None before the first pair."""
 
     def __init__(self, context: multiprocessing.context.BaseContext, seconds: float):
         self.pipe, other = context.Pipe()
@@ -76,7 +79,7 @@ class Judge:
 
 
 def serve(pipe: Connection, seconds: float) -> None:
-    """Report readiness, then answer pairs until the pipe closes; an unhandled SIGALRM ends the process on timeout."""
+    """Send None when ready, then the result of each pair until the pipe closes; on timeout SIGALRM ends the process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, resource.RLIM_INFINITY))

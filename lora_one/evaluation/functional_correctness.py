@@ -1,4 +1,4 @@
-"""Score existing HumanEval samples: run them, write the result of each, print pass@k."""
+"""Score existing HumanEval samples: run the programs, write the result of each, print pass@k."""
 
 import argparse
 import gzip
@@ -20,12 +20,12 @@ from lora_one.records.provenance import fingerprint, provenance
 
 @dataclass(frozen=True, kw_only=True)
 class SampleOptions(humaneval.SandboxOptions):
-    """Options of the scoring of samples."""
+    """Options for scoring samples."""
 
-    sample_file: str = option(help="samples.jsonl: task_id and completion a line (.gz too)")
+    sample_file: str = option(help="samples.jsonl with task_id and completion in each line (also .gz)")
     k: str | None = option(
         None,
-        help="one or several, as 1,10; at most the samples of a problem (default: 1, 10, 100 as far as these go)",
+        help="one or several numbers, such as 1,10, at most the samples per problem (default: 1, 10, 100 if possible)",
     )
     data_path: str | None = option(None, spellings=["--problem_file"], help="local HumanEval file instead of the hub's")
     allow_missing: bool = option(False, help="score only the problems that have samples")
@@ -46,6 +46,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def evaluate(arguments: Sequence[str]) -> int:
+    """Score the samples, from the command line to the results on disk; return the exit code."""
     options = parsed(parser(), SampleOptions, arguments)
     ks = given_ks(options.k)
     check_path("data_path", options.data_path or None)
@@ -55,8 +56,8 @@ def evaluate(arguments: Sequence[str]) -> int:
     fewest = check_samples(samples, problems, file, allow_missing=options.allow_missing)
     if any(k > fewest for k in ks):
         raise UsageError(
-            f"--k={max(ks)} is more than the {fewest} samples that every problem of {file} has: pass --k={fewest} or "
-            "less, or more samples"
+            f"--k={max(ks)} is more than {fewest}, the smallest number of samples of a problem in {file}: pass "
+            f"--k={fewest} or less, or a file with more samples"
         )
     ks = ks or [k for k in humaneval.USUAL_K if k <= fewest]
     check_writable(file.parent)
@@ -89,7 +90,7 @@ def evaluate(arguments: Sequence[str]) -> int:
 
 
 def given_ks(text: str | None) -> list[int]:
-    """Return the numbers of a list such as ``1,10``, ascending; [] for None. Raises UsageError: not such a list."""
+    """Return the numbers in a text such as ``1,10``, ascending; [] for None. Raises UsageError: another form."""
     try:
         ks = sorted({int(part) for part in text.split(",")}) if text is not None else []
     except ValueError:
@@ -100,9 +101,12 @@ def given_ks(text: str | None) -> list[int]:
 
 
 def read_samples(file: Path) -> list[dict[str, Any]]:
-    """Return the samples of a file. Raises UsageError: not a file, or a line is not a sample; RunError: unreadable."""
+    """Return the samples of a file.
+
+    Raises UsageError: not a file, or a line is not a sample; RunError: the file cannot be read.
+    """
     if not file.is_file():
-        raise UsageError(f"--sample_file={file} is not a file: give the samples.jsonl of an evaluation")
+        raise UsageError(f"--sample_file={file} is not a file: pass the samples.jsonl of an evaluation")
     opener = gzip.open if file.suffix == ".gz" else open
     try:
         with opener(file, "rt", encoding="utf-8") as stream:
@@ -122,8 +126,8 @@ def read_samples(file: Path) -> list[dict[str, Any]]:
             problem = repr(error)
         if problem:
             raise UsageError(
-                f"--sample_file={file}, line {number}: not a sample ({problem}); each line needs task_id and "
-                "completion, both text"
+                f"--sample_file={file}, line {number} is not a sample ({problem}): each line needs the texts task_id "
+                "and completion"
             )
         samples.append(sample)
     if not samples:
@@ -134,22 +138,25 @@ def read_samples(file: Path) -> list[dict[str, Any]]:
 def check_samples(
     samples: Sequence[dict[str, Any]], problems: dict[str, Any], file: Path, *, allow_missing: bool
 ) -> int:
-    """Return the least number of samples of a problem. Raises UsageError: unknown problems, or some without any."""
+    """Return the smallest number of samples of a problem.
+
+    Raises UsageError: a problem is unknown, or one has no sample and ``allow_missing`` is False.
+    """
     counts: dict[str, int] = {}
     for sample in samples:
         name = sample["task_id"]
         if name not in problems:
             near = nearest(name, problems).partition(" valid:")[0] if len(problems) > 8 else nearest(name, problems)
             raise UsageError(
-                f"--sample_file={file} has a sample of {name!r}, which is not one of the {len(problems)} "
-                f"problems; {near}"
+                f"--sample_file={file} has a sample for {name!r}, which is not one of the {len(problems)} "
+                f"problems: {near}"
             )
         counts[name] = counts.get(name, 0) + 1
     missing = [name for name in problems if name not in counts]
     if missing and not allow_missing:
         raise UsageError(
             f"--sample_file={file} has no sample for {len(missing)} of the {len(problems)} problems "
-            f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}): a missing answer is not a wrong one; "
-            "add them, or --allow_missing to score the others alone"
+            f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}): add the samples, or pass "
+            "--allow_missing to score only the other problems"
         )
     return min(counts.values())

@@ -1,4 +1,4 @@
-"""Batched generation whose result does not depend on the batch."""
+"""Batched generation; the completion of a prompt does not depend on the other prompts of its batch."""
 
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,16 +20,17 @@ from lora_one.distributed import Processes
 from lora_one.errors import RunError
 from lora_one.evaluation.batches import each_batch
 from lora_one.losses import evaluating
+from lora_one.models import kind_of
 from lora_one.seeding import generator_for
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How completions are drawn. Greedy unless a temperature is given; tokens are counted per completion.
+    """How completions are chosen: greedily, or sampled if a temperature is given.
 
-    beams: above 1, that many are kept, and with a temperature their continuations are sampled, as transformers does.
-    top_k is read with beams alone.
-    stop: texts before the first of which a completion ends; beams are cut there only when all is generated.
+    max_new_tokens: of each completion.  beams: above 1, beam search of transformers with this number of beams; with a
+    temperature, their continuations are sampled.  top_k: used only with beams.
+    stop: a completion ends before the first of these texts; beams are truncated there after the whole generation.
     """
 
     max_new_tokens: int
@@ -41,22 +42,24 @@ class Decoding:
     stop: tuple[str, ...] = ()
 
     def beam_options(self) -> dict[str, Any]:
+        """Return the options of transformers' ``generate`` for beam search."""
         sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
         chosen = {"do_sample": True, **sampling} if self.temperature is not None else {}
         return GREEDY | chosen | {"num_beams": self.beams, "early_stopping": False, "length_penalty": 1.0}
 
 
-# Every choice is explicit; those of a checkpoint's generation_config.json are not used. Draw does the sampling.
+# All options are explicit, so a checkpoint's generation_config.json has no effect. The class Draw does the sampling.
 GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "num_beams": 1}
 BEGINNING = ("bos_token_id", "decoder_start_token_id", "forced_bos_token_id")
 
 
 @dataclass(frozen=True)
 class Completion:
-    """Text after the prompt, up to EOS or a stop text. ``too_long``: the prompt leaves no room in the model's context.
+    """The text after a prompt, up to EOS or a stop text.
 
-    details: what else a benchmark wants in the line of predictions.jsonl; plain JSON.
-    room: the tokens that the context leaves, where these are fewer than max_new_tokens.
+    too_long: the prompt fills the model's context, so the text is empty.
+    details: more fields for the line of predictions.jsonl, as plain JSON.
+    room: the number of tokens that the context leaves, if it is below max_new_tokens; otherwise None.
     """
 
     text: str
@@ -69,7 +72,8 @@ class Completion:
 class BatchGenerator:
     """Generates the completions of one batch of prompts at a time.
 
-    context: positions of the model. separate: an encoder-decoder's prompt takes no room from its completion.
+    context: number of positions of the model.  separate: the model is an encoder-decoder, so the prompt uses no
+    positions of the completion.
     """
 
     model: nn.Module
@@ -81,7 +85,7 @@ class BatchGenerator:
     separate: bool
 
     def __call__(self, chosen: Sequence[int]) -> list[tuple[int, Completion]]:
-        """Return (index, completion) of these prompts; the first is the longest."""
+        """Return (index, completion) of the prompts with these indices, of which the first is the longest."""
         rooms = [self.room(index) for index in chosen]
         stop = stop_ids(self.model, self.tokenizer, self.decoding.stop)
         rows = self.generated(chosen, max(rooms), stop)
@@ -94,22 +98,20 @@ class BatchGenerator:
         ]
 
     def room(self, index: int) -> int:
-        """Return how many tokens the completion of this prompt may have."""
-        taken = 1 if self.separate else len(self.prompts[index])
-        return min(self.decoding.max_new_tokens, self.context - taken)
+        """Return the maximal number of tokens of a prompt's completion."""
+        used = 1 if self.separate else len(self.prompts[index])
+        return min(self.decoding.max_new_tokens, self.context - used)
 
     def generated(self, chosen: Sequence[int], new_tokens: int, stop: list[int]) -> list[list[int]]:
-        """Return the tokens after each prompt, which may go on beyond its end."""
+        """Return the new tokens of each prompt, possibly with further tokens after the end of the completion."""
         prompts = [list(self.prompts[index]) for index in chosen]
         longest, pad = len(prompts[0]), pad_id_of(self.tokenizer)
         device = next(self.model.parameters()).device
         ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts])
         mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        begin = (
-            1 if self.separate else longest
-        )  # where generated tokens begin in a row; a decoder starts with one token
+        begin = 1 if self.separate else longest  # first generated token in a row; a decoder's row has a start token
         options = self.choosing([self.streams[index] for index in chosen], begin)
-        with choosing_nothing(self.model), within(self.context, self.model):
+        with default_generation(self.model), clamped_positions(self.model, self.context):
             return self.model.generate(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
@@ -120,7 +122,7 @@ class BatchGenerator:
             )[:, begin:].tolist()
 
     def choosing(self, names: Sequence[str], begin: int) -> dict[str, Any]:
-        """Return the options of ``generate`` that choose the tokens; sampled beams seed torch's own generator here."""
+        """Return the options of ``generate`` that choose the tokens; for beams, seed torch's global generator."""
         decoding = self.decoding
         processors, options, criteria = [Numbers()], GREEDY, []
         if decoding.stop and decoding.beams == 1:
@@ -146,18 +148,18 @@ def complete(
     streams: Sequence[str] | None = None,
     done: Container[int] = (),
 ) -> Iterator[tuple[int, Completion]]:
-    """Yield (index, completion) of each prompt, longest prompts first; each of several processes has its share.
+    """Yield (index, completion) of each prompt, longest prompts first; with several processes, only this one's share.
 
-    Prompts are padded on the left and masked; a completion is cut where its own prompt and max_new_tokens fill
-    the context, whatever else is in the batch. An encoder-decoder's prompt takes no room from its completion.
-    streams names the random numbers of each prompt, by default its index: what is sampled depends on that name and
-    decoding.seed, not on the other prompts. Only sampled beams share the numbers of their batch, so they depend on
-    batch_size; prompts in ``done``, which are not yielded, still have their place in it.
+    Prompts are padded on the left and masked. A completion ends after max_new_tokens tokens or when it fills the
+    context with its own prompt, whatever else is in the batch; the prompt of an encoder-decoder uses none of it.
+    streams: names of the random numbers of each prompt, by default its index. What is sampled depends only on that name
+    and decoding.seed. Sampled beams are an exception: the prompts of a batch share their random numbers, so the result
+    depends on batch_size. Prompts in ``done`` are not yielded, but they remain part of their batch.
     Raises RunError: the model computes scores that are not numbers.
     """
     processes = Processes.current()
     context = context_length(model)
-    separate = bool(getattr(model.config, "is_encoder_decoder", False))
+    separate = kind_of(model).has_decoder
     streams = streams or [str(index) for index in range(len(prompts))]
     too_long = (index for index, prompt in enumerate(prompts) if len(prompt) >= context and index not in done)
     if processes.rank == 0:
@@ -171,34 +173,34 @@ def complete(
 
 
 @contextmanager
-def choosing_nothing(model: nn.Module) -> Iterator[None]:
-    """Ignore the checkpoint's own generation settings, except the tokens that a text begins with.
+def default_generation(model: nn.Module) -> Iterator[None]:
+    """Ignore the checkpoint's generation settings, except the tokens that a text begins with.
 
-    These are a repetition penalty, a minimum length, forbidden words, and more.
+    Such settings are a repetition penalty, a minimal length or forbidden words, for example.
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # inside an adapter
-    given = inner.generation_config
-    inner.generation_config = GenerationConfig(**{name: getattr(given, name, None) for name in BEGINNING})
+    saved = inner.generation_config
+    inner.generation_config = GenerationConfig(**{name: getattr(saved, name, None) for name in BEGINNING})
     try:
         yield
     finally:
-        inner.generation_config = given
+        inner.generation_config = saved
 
 
 @contextmanager
-def within(context: int, model: nn.Module) -> Iterator[None]:
-    """Clamp positions to the context: a model with learnt positions has none beyond it.
+def clamped_positions(model: nn.Module, context: int) -> Iterator[None]:
+    """Clamp positions to the context, because a model with learnt positions has no embeddings for larger ones.
 
-    A batch continues until its last row is finished; what a row gets after it has filled its context is discarded, so
-    any position will do.
+    A batch is generated until its last row is finished. Tokens after a row has filled its context are discarded, so
+    their positions do not matter.
     """
 
-    def bounded(_: nn.Module, arguments: tuple[Any, ...], given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def clamped(_: nn.Module, arguments: tuple[Any, ...], given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         places = given.get("position_ids")
         return arguments, given if places is None else given | {"position_ids": places.clamp(max=context - 1)}
 
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    hook = inner.register_forward_pre_hook(bounded, with_kwargs=True)
+    hook = inner.register_forward_pre_hook(clamped, with_kwargs=True)
     try:
         yield
     finally:
@@ -206,7 +208,7 @@ def within(context: int, model: nn.Module) -> Iterator[None]:
 
 
 class Numbers(LogitsProcessor):
-    """Returns the scores unchanged. Raises RunError: a score is not a number, so the largest one would be arbitrary."""
+    """Return the scores unchanged. Raises RunError: a score is not a number, so the largest one would be arbitrary."""
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         if scores.isnan().any():
@@ -215,11 +217,11 @@ class Numbers(LogitsProcessor):
 
 
 class Draw(LogitsProcessor):
-    """Sampling as a greedy choice: every token but the one drawn gets the score -inf.
+    """Sample a token in each row; all other tokens get the score -inf, so greedy decoding chooses it.
 
-    A row's token is the inverse of its distribution function at a number in [0, 1), one for each step from the
-    row's own stream: softmax(logits / temperature), cut to the fewest tokens that hold top_p of the probability,
-    likeliest first.
+    The distribution is softmax(logits / temperature), restricted to the fewest tokens with a total probability of
+    top_p, likeliest first. The token is the inverse of the distribution function at a random number in [0, 1), which
+    comes from the row's stream, one number per step.
     """
 
     def __init__(self, decoding: Decoding, streams: Sequence[str], prompt_length: int):
@@ -230,21 +232,21 @@ class Draw(LogitsProcessor):
         )  # (rows, steps)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """scores (rows, vocabulary), any float dtype: 0 at the token drawn, -inf elsewhere."""
+        """Return scores (rows, vocabulary) of the same dtype: 0 at the sampled token, -inf elsewhere."""
         likely, tokens = (scores.float() / self.temperature).softmax(-1).sort(descending=True, stable=True)
         likely = likely.where(likely.cumsum(-1) - likely < self.top_p, 0.0)
         below = likely.cumsum(-1)
         number = self.numbers[:, input_ids.shape[1] - self.prompt_length].to(scores.device)
         place = (below <= number[:, None] * below[:, -1:]).sum(-1)
-        place = place.minimum((likely > 0).sum(-1) - 1)  # rounding must not carry it beyond the last
+        place = place.minimum((likely > 0).sum(-1) - 1)  # rounding must not move it after the last token
         return torch.full_like(scores, -torch.inf).scatter(1, tokens.gather(1, place[:, None]), 0.0)
 
 
 class AtText(StoppingCriteria):
-    """A row is finished when what it has generated holds a stop text; the others go on.
+    """Stop a row when its generated text contains a stop text; the other rows continue.
 
-    A text of n bytes lies within n tokens, as each has a byte or more, so only the last are read at each step. What a
-    finished row is padded with follows the stop text and is cut off with it.
+    Every token has at least one byte, so a stop text of n bytes is within the last n tokens, and only these are decoded
+    at each step. The padding of a finished row comes after the stop text and is removed with it.
     """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str], prompt_length: int):
@@ -252,7 +254,7 @@ class AtText(StoppingCriteria):
         self.reach = max(len(text.encode()) for text in stop)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
-        """input_ids (rows, prompt and generated tokens); (rows,), true where a row is finished."""
+        """Return (rows,) bool, True for finished rows; input_ids: (rows, prompt and generated tokens)."""
         last = input_ids[:, self.prompt_length :][:, -self.reach :].tolist()
         texts = [self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in last]
         return torch.tensor([before(text, self.stop) != text for text in texts], device=input_ids.device)
@@ -270,17 +272,17 @@ def until(tokens: list[int], stop: Sequence[int]) -> list[int]:
 
 
 def stop_ids(model: nn.Module, tokenizer: Any, texts: Sequence[str] = ()) -> list[int]:
-    """Return EOS of the checkpoint and of the tokenizer, and stop texts that are single tokens.
+    """Return the ids of EOS, of the checkpoint and the tokenizer, and of stop texts that are special tokens.
 
-    Special tokens do not appear in the decoded text, so they must be recognised as tokens.
+    Special tokens do not appear in the decoded text, so they must be recognised by their ids.
     """
     given = getattr(model.generation_config, "eos_token_id", None)
     given = given if isinstance(given, list) else [given]
     added = tokenizer.get_added_vocab() if texts else {}
-    own = [added[text] for text in texts if text in added]
-    return sorted({token for token in (*given, *own, tokenizer.eos_token_id) if token is not None})
+    single = [added[text] for text in texts if text in added]
+    return sorted({token for token in (*given, *single, tokenizer.eos_token_id) if token is not None})
 
 
 def context_length(model: nn.Module) -> int:
-    """Return the positions the model was built for; without such a limit, a number that no prompt reaches."""
+    """Return the maximal number of positions of the model; without a limit, a number that no prompt reaches."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30

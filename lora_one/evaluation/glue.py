@@ -1,7 +1,7 @@
-"""GLUE's and SuperGLUE's classification sets, on their validation splits: by a head, or by the word a model writes.
+"""GLUE's and SuperGLUE's classification sets, on their validation splits, for heads and for models that generate text.
 
-A head answers with its likeliest class. A model that writes text is asked as in training, and what it writes must be
-the word of a class; ``--first_token`` adds the published comparison of the words' first tokens.
+A head answers with its likeliest class. A model that generates text gets the prompt of training, and its completion
+must be the word of a class; ``--first_token`` adds the published comparison of the words' first tokens.
 """
 
 from collections import Counter
@@ -14,6 +14,7 @@ from lora_one.errors import UsageError, nearest
 from lora_one.evaluation.benchmark import ModelBenchmark
 from lora_one.evaluation.glue_measures import MEASURES, Pairs, jackknife
 from lora_one.evaluation.options import EvaluationOptions, option
+from lora_one.evaluation.scoring import class_line
 from lora_one.evaluation.shares import by_kind, counts_of, shares
 from lora_one.types import Example
 
@@ -25,7 +26,7 @@ MAX_NEW_TOKENS = 16
 MAX_LENGTH = 512
 SETS = glue.TASKS | super_glue.TASKS
 UNREAD_BY_HEAD = {"first_token": False, "max_new_tokens": MAX_NEW_TOKENS}
-UNREAD_BY_WRITER = {"max_length": MAX_LENGTH}
+UNREAD_BY_GENERATION = {"max_length": MAX_LENGTH}
 KINDS = {"accuracy": "correct", "accuracy_first_token": "correct_first_token"}
 
 
@@ -35,31 +36,33 @@ def set_of(example_id: Any) -> str:
 
 
 def labels_of(example_id: Any) -> tuple[str, ...]:
-    """Return the words of the classes of an example's set."""
+    """Return the words of the classes of an example's set. Raises KeyError: not a set of GLUE or SuperGLUE."""
     return SETS[set_of(example_id)].labels
 
 
 def validation_rows(data_path: str | None, dataset: str) -> list[Example]:
-    """Return the validation split, with ids ``<set>/<number>``: the labels of the test splits are not public."""
+    """Return the validation split, with ids ``<set>/<number>``; the labels of the test splits are not public."""
     found = SETS[dataset].read_split(data_path, SETS[dataset].held_out)
     return [replace(example, id=f"{dataset}/{number}") for number, example in enumerate(found)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GlueOptions(EvaluationOptions):
-    """Options of the GLUE and SuperGLUE sets."""
+    """Options of the sets of GLUE and SuperGLUE."""
 
     max_new_tokens: int = option(MAX_NEW_TOKENS, help="per completion (%(default)s)", decides="completions")
     dataset: str | None = option(None, help=f"one of {', '.join(SETS)}", decides="completions")
     first_token: bool = option(
         False, help="also compare the first tokens of the words, as published", decides="completions"
     )
-    max_length: int = option(MAX_LENGTH, help="tokens a head reads of an example (%(default)s)", decides="completions")
+    max_length: int = option(
+        MAX_LENGTH, help="tokens of an example that a head reads (%(default)s)", decides="completions"
+    )
 
 
 def check_read(options: GlueOptions, *, head: bool) -> None:
-    """Raise UsageError: an option is given that this kind of model does not read."""
-    for name, default in (UNREAD_BY_HEAD if head else UNREAD_BY_WRITER).items():
+    """Raise UsageError if an option is given that has no effect on this kind of model."""
+    for name, default in (UNREAD_BY_HEAD if head else UNREAD_BY_GENERATION).items():
         if getattr(options, name) != default:
             reader = "a model that generates text" if head else "a classification head"
             raise UsageError(f"--{name}={getattr(options, name)} applies only to {reader}: leave it out")
@@ -73,26 +76,26 @@ class Glue(ModelBenchmark[GlueOptions]):
     def check(self, options: GlueOptions) -> GlueOptions:
         """Fill in the words of the set's classes.
 
-        Raises UsageError: not a set, a value out of range, or an option of sampling.
+        Raises UsageError: an unknown set, a value out of range, or an option of sampling.
         """
         if options.rescore:
             return options
         if options.dataset is None:
-            raise UsageError(f"no set is named: give --dataset=<one of {', '.join(SETS)}>")
+            raise UsageError(f"no set is chosen: pass --dataset=<name>, one of {', '.join(SETS)}")
         if options.dataset not in SETS:
             raise UsageError(
                 f"--dataset={options.dataset} is not a set of GLUE or SuperGLUE: {nearest(options.dataset, SETS)}"
             )
         if options.temperature is not None:
             raise UsageError(
-                f"--temperature={options.temperature} is not read here: a class is not sampled; leave it out"
+                f"--temperature={options.temperature} has no effect, because classes are not sampled: leave it out"
             )
         if options.max_length < 2:
-            raise UsageError(f"--max_length={options.max_length} must be at least 2 tokens: give a larger number")
+            raise UsageError(f"--max_length={options.max_length} must be at least 2 tokens: pass a larger number")
         return replace(options, labels=SETS[options.dataset].labels)
 
     def folder(self, task: str, options: GlueOptions) -> str:
-        """Return a folder for each set."""
+        """Return a different folder for each set."""
         return f"{task}/{options.dataset}"
 
     def examples(self, options: GlueOptions) -> list[Example]:
@@ -102,15 +105,11 @@ class Glue(ModelBenchmark[GlueOptions]):
     def answers(
         self, loaded: "LoadedModel", examples: Sequence[Example], options: GlueOptions, done: Collection[int]
     ) -> Iterator[tuple[int, "Completion"]]:
-        """Yield (index, the word of the class that a head chooses, or what the model writes)."""
-        from lora_one.data.encode import encoder_of
+        """Yield (index, completion): the word of the class that a head chooses, or the generated text."""
         from lora_one.evaluation.class_choice import by_first_token, by_head, words_of
         from lora_one.evaluation.generate import Completion, Decoding, complete
-        from lora_one.models import kind_of
 
-        model, tokenizer = loaded.model, loaded.tokenizer
-        encoder = encoder_of(kind_of(model), tokenizer, model.config)
-        head = kind_of(model).has_head
+        model, encoder, head = loaded.model, loaded.encoder, loaded.kind.has_head
         check_read(options, head=head)
         if head:
             words = words_of(model.config, options.labels)
@@ -120,35 +119,27 @@ class Glue(ModelBenchmark[GlueOptions]):
         first = by_first_token(loaded, encoder, examples, options.labels, done) if options.first_token else {}
         decoding = Decoding(options.max_new_tokens)
         prompts = encoder.prompts(examples)
-        for index, completion in complete(model, tokenizer, prompts, decoding, loaded.batch_size, done=done):
+        for index, completion in complete(model, loaded.tokenizer, prompts, decoding, loaded.batch_size, done=done):
             yield index, replace(completion, details=first.get(index, {}))
 
     def score(self, example_id: Any, prompt: str, completion: str, gold: str) -> dict[str, Any]:
-        """Return one line of predictions.jsonl; a text that is not a word of the set's classes is unparsed.
+        """Return one line of predictions.jsonl; a text that is not the word of one of the set's classes is unparsed.
 
-        Raises KeyError: the id names no set; ValueError: gold is not a word of its classes.
+        Raises KeyError: the id does not begin with the name of a set; ValueError: gold is not the word of a class.
         """
-        written, labels = completion.strip(), labels_of(example_id)
-        if gold not in labels:
-            raise ValueError(f"the gold answer {gold!r} is not one of {', '.join(labels)}")
-        prediction = written if written in labels else None
-        return {
-            "id": example_id,
-            "prompt": prompt,
-            "completion": completion,
-            "prediction": prediction,
-            "gold": gold,
-            "correct": prediction == gold,
-        }
+        return class_line(example_id, prompt, completion, gold, labels_of(example_id))
 
     def summarize(self, predictions: Sequence[dict[str, Any]]) -> tuple[dict[str, float], dict[str, int]]:
-        """(metrics, counts): accuracy, for CoLA Matthews' coefficient and for MRPC and QQP F1, as GLUE defines them.
+        """Return (metrics, counts): accuracy; as GLUE defines, also Matthews' coefficient of CoLA, F1 of MRPC and QQP.
 
-        Standard errors: of a share sqrt(p (1 - p) / n), else the jackknife's. Raises UsageError: lines of several sets.
+        Standard errors are sqrt(p (1 - p) / n) for accuracy and those of the jackknife for the others.
+        Raises UsageError: the lines belong to several sets.
         """
         names = sorted({set_of(line["id"]) for line in predictions})
         if len(names) > 1:
-            raise UsageError(f"these predictions are of several sets ({', '.join(names)}): score each by itself")
+            raise UsageError(
+                f"the predictions belong to several sets ({', '.join(names)}): score those of each set separately"
+            )
         labels = labels_of(predictions[0]["id"])
         places = {word: place for place, word in enumerate(labels)}
         pairs: Pairs = Counter((places[line["gold"]], places.get(line["prediction"], -1)) for line in predictions)
@@ -158,5 +149,5 @@ class Glue(ModelBenchmark[GlueOptions]):
         return metrics, counts_of(predictions)
 
     def remarks(self, predictions: Sequence[dict[str, Any]]) -> dict[str, int]:
-        """Count the texts that a head has read only in part."""
+        """Count the texts that were truncated for a head."""
         return {"texts_shortened": sum("shortened" in line for line in predictions)}

@@ -1,4 +1,4 @@
-"""GSM8K: extraction and comparison of final answers, ours and the published ones; zero-shot or after examples."""
+"""GSM8K, zero-shot or few-shot: extract and compare the final numbers, by our rules and by the published ones."""
 
 import re
 from collections.abc import Sequence
@@ -11,20 +11,21 @@ from lora_one.errors import RunError, UsageError
 from lora_one.evaluation.benchmark import Benchmark
 from lora_one.evaluation.gsm8k_shots import SHOTS
 from lora_one.evaluation.options import EvaluationOptions, option
+from lora_one.evaluation.scoring import prediction_line
 from lora_one.evaluation.shares import by_kind, counts_of, shares
 from lora_one.types import Example
 
-STOP = ("Q:", "</s>", "<|im_end|>")  # where a completion after solved examples ends
+STOP = ("Q:", "</s>", "<|im_end|>")  # stop texts of few-shot completions
 MARKERS = ("####", "The answer is")
 NUMBER = re.compile(
     r"""\s*:?\s*
     (?P<sign>[-+\u2212]?)\s*\$?\s*(?P<sign2>[-+\u2212]?)
     (?P<digits>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)
-    (?!\d|[,./:^-]\d|[ ]\d|[eE][-+]?\d|[\u00bc-\u00be\u2150-\u215e])  # goes on in a form that is not one of ours""",
+    (?!\d|[,./:^-]\d|[ ]\d|[eE][-+]?\d|[\u00bc-\u00be\u2150-\u215e])  # not followed by the rest of another notation""",
     re.VERBOSE,
 )
 PUBLISHED = re.compile(r"####\s*(\d+)")
-# lm_eval's task gsm8k_cot, version 3: its two filters, and what its comparison leaves out
+# The task gsm8k_cot of lm_eval, version 3: its two filters, and the parts of a text that its comparison ignores
 STRICT = re.compile(r"The answer is (\-?[0-9\.\,]+).")
 FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 IGNORED = tuple(map(re.compile, (",", r"\$", r"(?s).*#### ", r"\.$")))
@@ -32,9 +33,9 @@ KINDS = {"accuracy": "correct", "accuracy_official": "correct_official", "accura
 
 
 def test_problems(data_path: str | None, num_fewshot: int = 0) -> list[Example]:
-    """Return the test split, of the hub or of a local file or folder; zero-shot prompts ``Q: ...\\nA: ``.
+    """Return the test split, from the hub or a local file or folder; zero-shot prompts are ``Q: ...\\nA: ``.
 
-    After solved examples the prompt ends in ``A:``, as theirs do: the space belongs to the answer.
+    Few-shot prompts end in ``A:``, because in the solved examples the space is part of the answer.
     Raises RunError: a gold answer is not a number (the row is named).
     """
     found = read_problems(data_path, "test")
@@ -46,14 +47,14 @@ def test_problems(data_path: str | None, num_fewshot: int = 0) -> list[Example]:
 
 
 def is_number(gold: str | None) -> bool:
-    """Whether predictions can be compared with it."""
+    """Return whether a gold answer is a number, so that predictions can be compared with it."""
     return gold is not None and parse(f"#### {gold}") is not None
 
 
 def parse(completion: str) -> Decimal | None:
-    """Return the number after the last ``####``, else after the last ``The answer is``, else None: unparsed.
+    """Return the number after the last ``####``, else after the last ``The answer is``; None: unparsed.
 
-    Optional are a sign, $, thousands commas, decimals, a trailing full stop or %.
+    The number may have a sign, $, commas between thousands, decimals, and a full stop or % after it.
 
     >>> parse("so 5 * 200 = 1000\\n#### $1,000."), parse("The answer is: -2.50"), parse("I think it is 7")
     (Decimal('1000'), Decimal('-2.50'), None)
@@ -68,29 +69,30 @@ def parse(completion: str) -> Decimal | None:
 
 
 def parse_published(text: str) -> int:
-    """Return what the published script reads: the first run of digits after ``####``, or 0 if there is none."""
+    """Return the number that the published script finds: the first digits after ``####``, or 0 if there are none."""
     match = PUBLISHED.search(text)
     return int(match[1]) if match else 0
 
 
 def after_examples(prompt: str) -> bool:
-    """Whether the prompt begins with the solved examples, so that lm_eval's scores are the published ones."""
+    """Return whether a prompt begins with the solved examples; the published scores are then those of lm_eval."""
     return prompt.startswith(SHOTS[0].text)
 
 
 def extracted(pattern: re.Pattern[str], text: str, place: int) -> str:
-    """As lm_eval's regex filter: the match at ``place`` (0 the first, -1 the last), else ``[invalid]``."""
+    """Return the match at ``place`` (0: first, -1: last), or ``[invalid]``, as lm_eval's regex filter does."""
     matches = list(pattern.finditer(text))
     return next(group for group in matches[place].groups() if group).strip() if matches else "[invalid]"
 
 
 def same_text(prediction: str, gold: str) -> bool:
-    """lm_eval's exact_match as gsm8k_cot sets it."""
+    """Return whether the answers are equal by lm_eval's exact_match with the settings of gsm8k_cot."""
     one, other = (compared(text) for text in (prediction, gold))
     return one == other
 
 
 def compared(text: str) -> str:
+    """Return the text in the form in which exact_match compares it."""
     for pattern in IGNORED:
         text = pattern.sub("", text)
     return text.lower()
@@ -102,7 +104,7 @@ class GSM8KOptions(EvaluationOptions):
 
     num_fewshot: int = option(
         0,
-        help="the first so many of the 8 chain-of-thought examples in front of each problem (%(default)s)",
+        help="number of chain-of-thought examples before each problem, at most 8 (%(default)s)",
         decides="completions",
     )
 
@@ -113,11 +115,11 @@ class GSM8K(Benchmark[GSM8KOptions]):
     options = GSM8KOptions
 
     def check(self, options: GSM8KOptions) -> GSM8KOptions:
-        """Fill in where a completion after solved examples ends. Raises UsageError: more examples than published."""
+        """Fill in the stop texts of few-shot completions. Raises UsageError: more examples than published."""
         if not 0 <= options.num_fewshot <= len(SHOTS):
             raise UsageError(
-                f"--num_fewshot={options.num_fewshot} must lie in [0, {len(SHOTS)}], the published examples: "
-                "give such a number or leave it out"
+                f"--num_fewshot={options.num_fewshot} must be between 0 and {len(SHOTS)}, the number of published "
+                "examples: pass another number or leave it out"
             )
         return replace(options, stop=STOP) if options.num_fewshot else options
 
@@ -126,10 +128,10 @@ class GSM8K(Benchmark[GSM8KOptions]):
         return test_problems(options.data_path, options.num_fewshot)
 
     def score(self, example_id: Any, prompt: str, completion: str, gold: str) -> dict[str, Any]:
-        """Return one line of predictions.jsonl. gold is the text after ``####``.
+        """Return one line of predictions.jsonl; gold: the text after ``####``.
 
-        ``correct_official`` is the published script's result. After solved examples it is that of lm_eval's strict
-        filter, and ``correct_flexible`` that of its flexible one.
+        ``correct_official`` is the result of the published script; for few-shot prompts, that of lm_eval's strict
+        filter. ``correct_flexible``, only for few-shot prompts, is that of its flexible filter.
         Raises ValueError: gold is not a number.
         """
         truth = parse(f"#### {gold}")
@@ -143,16 +145,10 @@ class GSM8K(Benchmark[GSM8KOptions]):
             }
         else:
             official = {"correct_official": parse_published(completion) == parse_published(f"#### {gold}")}
-        return {
-            "id": example_id,
-            "prompt": prompt,
-            "completion": completion,
-            "prediction": None if prediction is None else str(prediction),
-            "gold": gold,
-            "correct": prediction is not None and prediction == truth,
-            **official,
-        }
+        written = None if prediction is None else str(prediction)
+        correct = prediction is not None and prediction == truth
+        return prediction_line(example_id, prompt, completion, gold, written, correct=correct) | official
 
     def summarize(self, predictions: Sequence[dict[str, Any]]) -> tuple[dict[str, float], dict[str, int]]:
-        """(metrics, counts): each kind of accuracy that all lines have, with its standard error sqrt(p (1 - p) / n)."""
+        """Return (metrics, counts): each kind of accuracy that all lines have, with sqrt(p (1 - p) / n)."""
         return shares(by_kind(predictions, KINDS)), counts_of(predictions)

@@ -11,7 +11,7 @@ class Shot:
 
     @property
     def text(self) -> str:
-        """As it stands in the prompt, with the blank line behind it."""
+        """Return the example as part of a prompt, with the blank line after it."""
         return f"Q: {self.question}\nA: {self.reasoning} The answer is {self.answer}.\n\n"
 
 

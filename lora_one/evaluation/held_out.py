@@ -1,4 +1,4 @@
-"""The loss, of what a run has trained or of the base alone, on examples that nothing was trained on or chosen by."""
+"""The loss of a run's result, or of its base, on examples that were used neither for training nor for choices."""
 
 import json
 import time
@@ -23,13 +23,15 @@ from lora_one.seeding import seed_everything
 
 
 class HeldOut:
-    """``held_out(place, trained)``: the mean loss, encoded, averaged and in the numbers of the run's own validation.
+    """Measures the mean loss on held-out examples: ``held_out(place, trained)``.
 
-    trained: an adapter, or the whole model that full fine-tuning left; None: the base, a new head drawn by the seed.
-    run: whose model, length and loss these are.  dataset: where the examples come from; the first ``limit`` are taken.
-    The report lies in ``<place>/loss-<hash8>/metrics.json``, the hash over model, data and settings; where it is
-    there already, nothing is computed.
-    Raises RunError: no example has an answer token within model.max_length.
+    Examples are encoded and averaged as in the run's validation.
+    run: its model, maximal length and loss are used.  dataset: the source of the examples, of which the first ``limit``
+    are used.  trained: the folder of an adapter, or of the whole model after full fine-tuning; None: the base, whose
+    new head is drawn with the run's seed.
+    The report is written to ``<place>/loss-<hash8>/metrics.json``, with a hash over model, data and settings. If this
+    file exists, nothing is computed.
+    Raises RunError: no example has a response token within model.max_length.
     """
 
     def __init__(self, run: RunConfig, dataset: DatasetConfig, limit: int):
@@ -42,7 +44,7 @@ class HeldOut:
         if not encoded:
             raise encoder.nothing_left(self.texts, run.model.max_length)
         self.pad_id = encoder.pad_id
-        self.batches = batches_of(encoded, 1, encoder.pad_id)  # one by one, for the standard error
+        self.batches = batches_of(encoded, 1, encoder.pad_id)  # one example each, for the standard error
         self.counts = {"examples": len(encoded), "shortened": counts.shortened, "dropped": counts.dropped}
         self.counts["tokens"] = sum(loss_count(targets(batch), "token") for batch in self.batches)
         model = {key: getattr(run.model, key) for key in ("name", "revision", "type", "max_length", "loss")}
@@ -51,12 +53,14 @@ class HeldOut:
         self.identity = config_hash(self.settings, self.fingerprints)
 
     def __call__(self, place: Path, trained: Path | None = None) -> float:
+        """Return the mean loss; it is computed only if there is no report yet."""
         file = place / f"loss-{self.identity[:8]}" / "metrics.json"
         if not file.exists():
             write_json(file, self.report(trained))
         return json.loads(file.read_text())["metrics"]["loss"]
 
     def loaded(self, trained: Path | None) -> nn.Module:
+        """Load the adapter on its base, the whole model, or (None) the base."""
         whole = trained is not None and not (trained / "adapter_config.json").exists()
         name, revision = (str(trained), None) if whole else (self.model.name, self.model.revision)
         options = {"dtype": self.dtype, "model_type": self.model.type, "labels": self.labels, "pad_id": self.pad_id}
@@ -65,7 +69,7 @@ class HeldOut:
         return model if whole or trained is None else load_adapter(model, trained).eval()
 
     def report(self, trained: Path | None) -> dict[str, Any]:
-        """The measured loss with its standard error, as every evaluation reports."""
+        """Measure the loss; return it with its standard error in the form of every evaluation's metrics.json."""
         started = time.perf_counter()
         model = self.loaded(trained)
         weights = [loss_count(targets(batch), self.model.loss) for batch in self.batches]
@@ -83,9 +87,9 @@ class HeldOut:
 
 
 def weighted_mean(values: list[float], weights: list[int]) -> tuple[float, float | None]:
-    """sum w_i x_i / sum w_i over independent examples, and its standard error as a ratio of two sums.
+    """Return sum w_i x_i / sum w_i over independent examples, and its standard error as a ratio of two sums.
 
-    With equal weights that is sd / sqrt(n); None for a single example.
+    With equal weights the standard error is sd / sqrt(n); it is None for a single example.
     """
     total, n = sum(weights), len(values)
     center = sum(value * weight for value, weight in zip(values, weights, strict=True)) / total

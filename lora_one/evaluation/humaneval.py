@@ -1,7 +1,7 @@
-"""HumanEval: functions written from their docstring, run against their tests; pass@k.
+"""HumanEval: the model writes a function from its docstring, and tests are run on it; the metric is pass@k.
 
-Protocol of the published script: its prompt, its post-processing, 512 new tokens; what comes out is a whole
-function, which is appended to the problem's own prompt and run in the sandbox.
+Protocol of the published script: its prompt, its post-processing, 512 new tokens. The completion is a whole function;
+it is appended to the problem's prompt and run in the sandbox.
 """
 
 import re
@@ -18,12 +18,13 @@ from lora_one.evaluation.benchmark import Benchmark, Prediction
 from lora_one.evaluation.options import EvaluationOptions, option
 from lora_one.evaluation.output import write_lines
 from lora_one.evaluation.sandbox import Limits, Program, check_isolation, cores, run_programs
+from lora_one.evaluation.scoring import prediction_line
 from lora_one.types import Example
 
 COLUMNS = ("task_id", "prompt", "entry_point", "test")
 USUAL_K = (1, 10, 100)
-SAMPLING = {"temperature": 0.8, "top_p": 0.95}  # of several samples, where nothing else is asked for
-# The published prompt, to the letter: the space after the first line break and the one after "code:" included.
+SAMPLING = {"temperature": 0.8, "top_p": 0.95}  # defaults for several samples
+# The exact published prompt, including the space after the first line break and the one after "code:"
 PROMPT = """Below is an instruction that describes a task.
  Write a response that appropriately completes the request.
 
@@ -47,21 +48,24 @@ UNPARSED = ("failed: SyntaxError", "failed: IndentationError", "failed: TabError
 
 
 def problems(data_path: str | None) -> dict[str, dict[str, str]]:
-    """Return the 164 problems by task_id, of the hub or of a local file. Raises UsageError: a task_id occurs twice."""
+    """Return task_id -> problem, from the hub or a local file. Raises UsageError: a task_id occurs twice."""
     found: dict[str, dict[str, str]] = {}
     for row in read_rows(SOURCE, data_path, "test", COLUMNS):
         if row["task_id"] in found:
-            raise UsageError(f"{data_path or SOURCE[0]} holds task_id {row['task_id']} twice: give each its own")
+            raise UsageError(
+                f"{data_path or SOURCE[0]} contains the task_id {row['task_id']} twice: pass a file with a different "
+                "task_id for each problem"
+            )
         found[row["task_id"]] = row
     return found
 
 
 def program_text(completion: str) -> str:
-    """Return the function in a completion, as the published script reads it.
+    """Return the function in a completion, extracted as in the published script.
 
-    Fences go, tabs become four spaces, triple-quoted strings go, blank lines go. Then the indentation is made anew:
-    the first line with "def" in it and what is no deeper stand at the margin; each further width that occurs is one
-    level of four spaces.
+    Fences, triple-quoted strings and blank lines are removed, and tabs are replaced by four spaces. Then the
+    indentation is set anew: the first line that contains "def" and all lines that are not indented more get none; each
+    larger indentation that occurs becomes one more level of four spaces.
 
     >>> program_text("  def f(x):\\n    return x\\n```")
     'def f(x):\\n    return x'
@@ -77,13 +81,19 @@ def program_text(completion: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class SandboxOptions:
-    """How programs are run."""
+    """Options for running programs."""
 
     timeout: float = option(
-        Limits.seconds, type=float, help="seconds a program may take (%(default)s)", decides="score"
+        Limits.seconds, type=float, help="time limit of a program in seconds (%(default)s)", decides="score"
     )
-    memory_mb: int = option(Limits.memory_bytes >> 20, help="of each of its processes (%(default)s)", decides="score")
-    workers: int = option(cores(), spellings=["--n_workers"], help="programs at a time (the cores: %(default)s)")
+    memory_mb: int = option(
+        Limits.memory_bytes >> 20,
+        help="memory limit of each process of a program, in MiB (%(default)s)",
+        decides="score",
+    )
+    workers: int = option(
+        cores(), spellings=["--n_workers"], help="programs that run at a time (default: one per core, %(default)s)"
+    )
     unsafe: bool = option(
         False, help="run programs without isolation, with your files, network and rights", decides="score"
     )
@@ -94,7 +104,7 @@ def program_of(problem: dict[str, str], completion: str) -> Program:
 
 
 def results_of(programs: Sequence[Program], options: SandboxOptions) -> list[str]:
-    """Return ``passed``, ``timed out`` or ``failed: <why>`` of each program, in order."""
+    """Run the programs; return ``passed``, ``timed out`` or ``failed: <reason>`` for each, in order."""
     from tqdm import tqdm
 
     results = [""] * len(programs)
@@ -117,10 +127,11 @@ def counts_of(results: Sequence[str]) -> dict[str, int]:
 
 
 def pass_at(outcomes: Iterable[Sequence[bool]], ks: Sequence[int]) -> dict[str, float]:
-    """pass@k over problems, each given by whether its samples passed, with standard errors.
+    """Return pass@k for each k, averaged over problems, with its standard error.
 
-    The unbiased estimate of a problem with c of n samples right is 1 - C(n - c, k) / C(n, k), arXiv:2107.03374; the
-    standard error is that of the mean over problems, sd / sqrt(problems): for one sample sqrt(p (1 - p) / problems).
+    outcomes: for each problem, whether each of its samples passed. The unbiased estimate for a problem with c of n
+    samples passed is 1 - C(n - c, k) / C(n, k), arXiv:2107.03374. The standard error is sd / sqrt(problems), which for
+    one sample is sqrt(p (1 - p) / problems).
     """
     counts = [(len(passed), sum(passed)) for passed in outcomes]
     metrics = {}
@@ -133,13 +144,19 @@ def pass_at(outcomes: Iterable[Sequence[bool]], ks: Sequence[int]) -> dict[str, 
 
 
 def check_sandbox(options: SandboxOptions) -> None:
-    """Raises UsageError: a value out of range; RunError: programs cannot be isolated here."""
+    """Check the options. Raises UsageError: a value out of range; RunError: programs cannot be isolated here."""
     if not 0 < options.timeout <= 3600:
-        raise UsageError(f"--timeout={options.timeout} must lie in (0, 3600] seconds: 3 is the published limit")
+        raise UsageError(
+            f"--timeout={options.timeout} must be greater than 0 and at most 3600 seconds: the published limit is 3"
+        )
     if options.memory_mb < 64:
-        raise UsageError(f"--memory_mb={options.memory_mb} must be at least 64: the interpreter itself needs that")
+        raise UsageError(
+            f"--memory_mb={options.memory_mb} must be at least 64, which the interpreter needs: pass a larger number"
+        )
     if options.workers < 1:
-        raise UsageError(f"--workers={options.workers} must be at least 1: leave it out for one a core")
+        raise UsageError(
+            f"--workers={options.workers} must be at least 1: pass a larger number, or leave it out for one per core"
+        )
     if not options.unsafe:
         check_isolation(limits_of(options))
 
@@ -154,10 +171,10 @@ class HumanEvalOptions(SandboxOptions, EvaluationOptions):
 
     num_sample: int = option(
         1,
-        help="completions per problem; several are sampled, at temperature 0.8, top_p 0.95 unless given (%(default)s)",
+        help="completions per problem; several are sampled, by default at temperature 0.8, top_p 0.95 (%(default)s)",
         decides="completions",
     )
-    no_score: bool = option(False, help="only generate; run nothing")
+    no_score: bool = option(False, help="only generate completions, without running the programs")
 
 
 class HumanEval(Benchmark[HumanEvalOptions]):
@@ -166,13 +183,13 @@ class HumanEval(Benchmark[HumanEvalOptions]):
     options = HumanEvalOptions
 
     def check(self, options: HumanEvalOptions) -> HumanEvalOptions:
-        """Fill in the sampling of several samples.
+        """Fill in the sampling settings if there are several samples.
 
         Raises UsageError: a value out of range; RunError: programs cannot be isolated here.
         """
         if options.num_sample < 1:
             raise UsageError(
-                f"--num_sample={options.num_sample} must be at least 1: give a larger number or leave it out"
+                f"--num_sample={options.num_sample} must be at least 1: pass a larger number or leave it out"
             )
         if options.num_sample > 1 and options.temperature is None:
             options = replace(options, **SAMPLING)
@@ -183,7 +200,7 @@ class HumanEval(Benchmark[HumanEvalOptions]):
         return options
 
     def examples(self, options: HumanEvalOptions) -> list[Example]:
-        """Return the problems in the published prompt; ``gold`` holds what the tests need."""
+        """Return the problems in the published prompt; ``gold`` is the problem with its tests."""
         rows = problems(options.data_path).values()
         return [Example(PROMPT.format(problem=row["prompt"]), "", row) for row in rows]
 
@@ -194,18 +211,11 @@ class HumanEval(Benchmark[HumanEvalOptions]):
         """
         problem = {column: gold[column] for column in COLUMNS}
         if not all(isinstance(text, str) for text in problem.values()):
-            raise TypeError("the problem holds a value that is not text")
-        return {
-            "id": example_id,
-            "prompt": prompt,
-            "completion": completion,
-            "prediction": program_text(completion),
-            "gold": problem,
-            "correct": None,
-        }
+            raise TypeError("a field of the problem is not text")
+        return prediction_line(example_id, prompt, completion, problem, program_text(completion), correct=None)
 
     def judge(self, predictions: Sequence[Prediction], options: HumanEvalOptions, output: Path) -> list[Prediction]:
-        """Write samples.jsonl, then run the programs (unless --no_score): fill in ``correct`` and ``result``."""
+        """Write samples.jsonl and, unless --no_score, run the programs and fill in ``correct`` and ``result``."""
         samples = [{"task_id": line["gold"]["task_id"], "completion": line["prediction"]} for line in predictions]
         output.mkdir(parents=True, exist_ok=True)
         write_lines(output / "samples.jsonl", samples)
@@ -219,7 +229,7 @@ class HumanEval(Benchmark[HumanEvalOptions]):
         ]
 
     def summarize(self, predictions: Sequence[dict[str, Any]]) -> tuple[dict[str, float], dict[str, int]]:
-        """(metrics, counts): pass@k for k in 1, 10, 100 and n, as far as n samples go; counts of programs."""
+        """Return (metrics, counts): pass@n for n samples per problem and pass@k for k in 1, 10, 100 up to n."""
         outcomes: dict[Any, list[bool]] = {}
         for line in predictions:
             outcomes.setdefault(line["id"], []).append(line["correct"])

@@ -1,4 +1,4 @@
-"""The model that an evaluation loads: a checkpoint, or an adapter on its base."""
+"""Load the model of an evaluation: a checkpoint, or an adapter on its base."""
 
 import json
 from dataclasses import dataclass
@@ -11,20 +11,37 @@ from lora_one.evaluation.options import EvaluationOptions
 if TYPE_CHECKING:
     from torch import nn
 
+    from lora_one.data.encode import Encoder
+    from lora_one.model_kinds import ModelKind
+
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in evaluation mode, its tokenizer, and how many prompts it reads at a time."""
+    """A model in evaluation mode, its tokenizer, and the number of prompts in a batch."""
 
     model: "nn.Module"
     tokenizer: Any
     batch_size: int
 
+    @property
+    def kind(self) -> "ModelKind":
+        """Return the kind of the model."""
+        from lora_one.models import kind_of
+
+        return kind_of(self.model)
+
+    @property
+    def encoder(self) -> "Encoder":
+        """Return the encoder of the model, the same as in training."""
+        from lora_one.data.encode import encoder_of
+
+        return encoder_of(self.kind, self.tokenizer, self.model.config)
+
 
 def load_evaluated(options: EvaluationOptions) -> LoadedModel:
-    """Load the model of --model_name and --adapter; the batch size is chosen by the device if none is given.
+    """Load the model of --model_name and --adapter; without --batch_size, the batch size depends on the device.
 
-    Raises UsageError: an adapter without a configuration, or a classification head where text is generated.
+    Raises UsageError: an adapter without a configuration, or a classification head although text must be generated.
     """
     from lora_one.adaptation.checkpoints import kind_of_adapter, load_adapter
     from lora_one.data.encode import pad_id_of
@@ -37,8 +54,8 @@ def load_evaluated(options: EvaluationOptions) -> LoadedModel:
     kind = (kind_of_adapter(adapter) if adapter is not None else None) or kind_of_checkpoint(name)
     if kind.has_head and options.labels is None:
         raise UsageError(
-            f"{options.model} has a classification head and generates no text: give a model that generates, or "
-            "score it with eval_glue.py"
+            f"{options.model} has a classification head and cannot generate text: pass a model that generates text, or "
+            "evaluate this one with eval_glue.py"
         )
     labels = options.labels if adapter is not None and kind.has_head else None
     tokenizer = load_tokenizer(name, model_type=kind.name)
@@ -52,8 +69,8 @@ def load_evaluated(options: EvaluationOptions) -> LoadedModel:
 
 
 def base_name(adapter: Path | None) -> str:
-    """Return the base model that an adapter names. Raises UsageError: it has no configuration."""
+    """Return the name of an adapter's base model. Raises UsageError: the folder has no adapter_config.json."""
     config = (adapter or Path()) / "adapter_config.json"
     if not config.exists():
-        raise UsageError(f"--adapter={adapter} holds no adapter_config.json: give the adapter/ folder of a run")
+        raise UsageError(f"--adapter={adapter} has no adapter_config.json: pass the adapter/ folder of a run")
     return json.loads(config.read_text())["base_model_name_or_path"]

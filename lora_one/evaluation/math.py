@@ -1,8 +1,8 @@
 """MATH: competition problems whose answer is in the last ``\\boxed{}``.
 
-Protocol of the published script (arXiv:2411.19557): its prompt, greedy, 512 new tokens, stop words.
-``accuracy`` is mathematical equality
-(math-verify), ``accuracy_official`` equality of the texts after the data set's own normalisation.
+Protocol of the published script (arXiv:2411.19557): its prompt, greedy decoding, 512 new tokens, stop words.
+``accuracy`` counts answers that are mathematically equal (math-verify), ``accuracy_official`` texts that are equal
+after the data set's normalisation.
 """
 
 import importlib.util
@@ -21,6 +21,7 @@ from lora_one.evaluation.benchmark import Benchmark, Prediction
 from lora_one.evaluation.equality import compared
 from lora_one.evaluation.options import EvaluationOptions, option
 from lora_one.evaluation.sandbox import cores
+from lora_one.evaluation.scoring import prediction_line
 from lora_one.evaluation.shares import counts_of, shares
 from lora_one.types import Example
 
@@ -29,22 +30,23 @@ PROMPT = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{problem}\n\n### Response: Let's think step by step."
 )
-STOP_WORDS = re.compile("Instruction|Response")  # the published ones with a colon begin with these
+STOP_WORDS = re.compile("Instruction|Response")  # the published list also has them with a colon
 BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])")
 RESULTS = {True: "equal", False: "different", None: "undecided"}
 
 
 def problems(data_path: str | None) -> list[Example]:
-    """Return the test problems, of the hub or of a local file or folder; ``gold`` holds answer, level and type.
+    """Return the test problems, from the hub or a local file or folder; ``gold``: answer, level and type.
 
-    Raises RunError: a solution without a boxed answer (the row is named).
+    Raises RunError: a solution has no boxed answer (the row is named).
     """
     found = []
     for number, row in enumerate(problem_rows(data_path), start=1):
         answer = last_boxed(row["solution"])
         if not answer:
             raise RunError(
-                f"row {number}: the solution {row['solution'][-60:]!r} has no \\boxed answer: check the file"
+                f"row {number}: the solution has no \\boxed answer (it ends in {row['solution'][-60:]!r}): check the "
+                "file"
             )
         gold = {"answer": answer} | {name: row[name] for name in GROUPS if row.get(name)}
         found.append(Example(PROMPT.format(problem=row["problem"]), row["solution"], gold))
@@ -52,8 +54,8 @@ def problems(data_path: str | None) -> list[Example]:
 
 
 def problem_rows(data_path: str | None) -> list[dict[str, str]]:
-    """Return the rows of a file, of a folder with the test split, or of one with a folder a subject, as published."""
-    if data_path is None:  # one configuration a subject; not run yet
+    """Return the rows of the test split: of the hub, a file, a folder, or a folder with one subfolder per subject."""
+    if data_path is None:  # the hub has one configuration per subject; not run yet
         return [row for name in SUBJECTS for row in read_rows((HUB, name), None, "test", COLUMNS, optional=GROUPS)]
     place = Path(data_path).expanduser()
     place = place / "test" if (place / "test").is_dir() else place
@@ -64,10 +66,9 @@ def problem_rows(data_path: str | None) -> list[dict[str, str]]:
 
 
 def subject_rows(folder: Path) -> list[dict[str, str]]:
-    """Return the problems of a subject, one a file ``<number>.json``, in the order of the numbers.
+    """Return the problems of a subject from its files ``<number>.json``, in the order of the numbers.
 
-    Without such files: the test split of a copy of the hub's.
-
+    Without such files, the folder must be a copy of the hub's, whose test split is read.
     Raises RunError: a file is not a problem.
     """
     files = sorted((file for file in folder.glob("*.json") if file.stem.isdecimal()), key=lambda file: int(file.stem))
@@ -81,13 +82,13 @@ def subject_rows(folder: Path) -> list[dict[str, str]]:
             rows.append({name: kept.pop(name) for name in COLUMNS} | kept)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(
-                f"{file} is not a problem ({error!r}); required are {', '.join(COLUMNS)}: check it"
+                f"{file} is not a problem ({error!r}); required are {', '.join(COLUMNS)}: check the file"
             ) from error
     return rows
 
 
 def parse(completion: str) -> str | None:
-    """Return the boxed answer before the first stop word; None: unparsed.
+    """Return the last boxed answer before the first stop word; None: unparsed.
 
     >>> parse(r"First \\boxed{1}, so \\boxed{\\frac{1}{2}}. ### Instruction: \\boxed{3}"), parse("2")
     ('\\\\frac{1}{2}', None)
@@ -96,9 +97,10 @@ def parse(completion: str) -> str | None:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What the last ``\boxed{...}`` or ``\fbox{...}`` holds; of ``\boxed 5`` what follows, up to $ or the line's end.
+    r"""Return the content of the last ``\boxed{...}`` or ``\fbox{...}``.
 
-    None: no box, or the last one is not closed. Escaped braces do not count.
+    After ``\boxed 5`` without braces, the content ends before $ or at the end of the line. Escaped braces are ignored.
+    None: there is no box, or the last one is not closed.
     """
     boxes = list(BOX.finditer(text))
     if not boxes:
@@ -115,11 +117,11 @@ def last_boxed(text: str) -> str | None:
 
 
 def normalized(answer: str) -> str:
-    r"""The answer as the data set's own comparison (``is_equiv``) writes it; a text that is no fraction stays.
+    r"""Return the answer in the form in which the data set's comparison (``is_equiv``) compares it.
 
-    Gone are spaces, ``\!``, ``\left`` and ``\right``, degrees, dollars, percents, a unit behind ``\text{ ``, and a
-    short ``x =`` in front; ``.5`` becomes ``0.5``, ``\dfrac`` ``\frac``; ``\frac12``, ``1/2`` and ``0.5`` become
-    ``\frac{1}{2}``.
+    Removed are spaces, ``\!``, ``\left``, ``\right``, signs of degrees, dollars and percent, a unit after ``\text{ ``,
+    and a short ``x =`` at the start. ``.5`` becomes ``0.5`` and ``\dfrac`` becomes ``\frac``; ``\frac12``, ``1/2`` and
+    ``0.5`` become ``\frac{1}{2}``.
 
     >>> normalized(r"x = \dfrac12"), normalized(r"90^\circ"), normalized(r"2\sqrt3\text{ cm}")
     ('\\frac{1}{2}', '90', '2\\sqrt{3}')
@@ -146,9 +148,9 @@ class MathOptions(EvaluationOptions):
     """Options of MATH."""
 
     timeout: float = option(
-        10, type=float, help="seconds to compare an answer with the gold one (%(default)s)", decides="score"
+        10, type=float, help="time limit for comparing two answers, in seconds (%(default)s)", decides="score"
     )
-    workers: int = option(cores(), help="comparisons at a time (the cores: %(default)s)")
+    workers: int = option(cores(), help="comparisons that run at a time (default: one per core, %(default)s)")
 
 
 class Math(Benchmark[MathOptions]):
@@ -157,11 +159,16 @@ class Math(Benchmark[MathOptions]):
     options = MathOptions
 
     def check(self, options: MathOptions) -> MathOptions:
-        """Raise UsageError: a value out of range, or math-verify is not installed."""
+        """Check the options. Raises UsageError: a value out of range, or math-verify is not installed."""
         if not 0 < options.timeout <= 3600:
-            raise UsageError(f"--timeout={options.timeout} must lie in (0, 3600] seconds: leave it out for 10")
+            raise UsageError(
+                f"--timeout={options.timeout} must be greater than 0 and at most 3600 seconds: the default is 10"
+            )
         if options.workers < 1:
-            raise UsageError(f"--workers={options.workers} must be at least 1: leave it out for one a core")
+            raise UsageError(
+                f"--workers={options.workers} must be at least 1: pass a larger number, or leave it out for one per "
+                "core"
+            )
         if importlib.util.find_spec("math_verify") is None:
             raise UsageError("MATH is scored by math-verify, which is not installed: pip install 'lora-one[math]'")
         return options
@@ -173,21 +180,14 @@ class Math(Benchmark[MathOptions]):
     def score(self, example_id: Any, prompt: str, completion: str, gold: dict[str, str]) -> dict[str, Any]:
         """Return one line of predictions.jsonl; ``correct`` is None until judge has compared the answers.
 
-        Raises KeyError, TypeError, AttributeError: gold holds no answer, or one that is not text.
+        Raises KeyError, TypeError, AttributeError: gold has no answer, or one that is not text.
         """
         prediction, truth = parse(completion), normalized(gold["answer"])
-        return {
-            "id": example_id,
-            "prompt": prompt,
-            "completion": completion,
-            "prediction": prediction,
-            "gold": gold,
-            "correct": None,
-            "correct_official": prediction is not None and normalized(prediction) == truth,
-        }
+        line = prediction_line(example_id, prompt, completion, gold, prediction, correct=None)
+        return line | {"correct_official": prediction is not None and normalized(prediction) == truth}
 
     def judge(self, predictions: Sequence[Prediction], options: MathOptions, output: Path) -> list[Prediction]:
-        """Compare the answers: fill in ``correct`` and ``result`` (equal, different, undecided, unparsed)."""
+        """Compare the answers and fill in ``correct`` and ``result`` (equal, different, undecided, unparsed)."""
         from tqdm import tqdm
 
         judged = [line | {"correct": False, "result": "unparsed"} for line in predictions]
@@ -199,7 +199,7 @@ class Math(Benchmark[MathOptions]):
         return judged
 
     def summarize(self, predictions: Sequence[dict[str, Any]]) -> tuple[dict[str, float], dict[str, int]]:
-        """(metrics, counts): accuracy by level and by subject where they are known, both accuracies over all.
+        """Return (metrics, counts): both accuracies over all problems; accuracy also by level and subject, if known.
 
         Standard errors are sqrt(p (1 - p) / n).
         """
@@ -215,5 +215,5 @@ class Math(Benchmark[MathOptions]):
         return shares(hits), counts_of(predictions)
 
     def remarks(self, predictions: Sequence[dict[str, Any]]) -> dict[str, int]:
-        """Count the answers that are wrong because their comparison did not finish."""
+        """Count the answers that are counted as wrong because their comparison exceeded the time limit."""
         return {"undecided": sum(line["result"] == "undecided" for line in predictions)}

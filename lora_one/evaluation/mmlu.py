@@ -1,6 +1,6 @@
-"""MMLU: four choices after a few solved examples of the same subject; the likeliest letter is the answer.
+"""MMLU: four-way multiple choice after solved examples of the same subject; the answer is the likeliest letter.
 
-The prompt is that of the benchmark's own code; its two spaces before the subject are the published ones.
+The prompt is that of the benchmark's published code, including the two spaces before the subject.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from lora_one.errors import UsageError, nearest
 from lora_one.evaluation.benchmark import ModelBenchmark
 from lora_one.evaluation.mmlu_subjects import CATEGORIES, SUBJECTS
 from lora_one.evaluation.options import EvaluationOptions, option
+from lora_one.evaluation.scoring import prediction_line
 from lora_one.evaluation.shares import counts_of, shares
 from lora_one.types import Example
 
@@ -26,38 +27,41 @@ HEADER = "The following are multiple choice questions (with answers) about  {sub
 
 @dataclass(frozen=True)
 class Problem(Example):
-    """A question as the prompt's end, and what may stand before it; ``prompt`` is all of it."""
+    """A question (``body``) with the parts of its prompt: header, solved examples (``shots``), body."""
 
     header: str = ""
     shots: tuple[str, ...] = ()
     body: str = ""
 
     def prompt_without(self, lost: int) -> str:
-        """The prompt without the first ``lost`` of the solved examples."""
+        """Return the prompt without the first ``lost`` solved examples."""
         return self.header + "".join(self.shots[lost:]) + self.body
 
 
 def test_questions(data_path: str | None, ntrain: int = 5) -> list[Problem]:
     """Return the test questions by subject, in the order of the files, with ids ``<subject>/<number>``.
 
-    From the hub, or from a folder with ``test/<subject>_test.csv`` and ``dev/<subject>_dev.csv`` (no header; question,
+    Source: the hub, or a folder with ``test/<subject>_test.csv`` and ``dev/<subject>_dev.csv`` (no header; question,
     four options, letter).
-    Raises UsageError: not such a folder, or fewer solved examples than asked for; RunError: a row of another form.
+    Raises UsageError: another folder, or fewer than ``ntrain`` solved examples; RunError: a row has another form.
     """
     tests, solved = (read_questions(data_path, split) for split in ("test", "dev"))
     for subject in {**tests, **solved}:
         if subject not in SUBJECTS:
-            raise UsageError(f"{data_path}: {subject} is not a subject of MMLU; {nearest(subject, SUBJECTS)}")
+            raise UsageError(f"{data_path}: {subject} is not a subject of MMLU: {nearest(subject, SUBJECTS)}")
     found = []
     for subject, rows in tests.items():
         shots = solved.get(subject, [])[:ntrain]
         if len(shots) < ntrain:
-            raise UsageError(f"--ntrain={ntrain}, but {subject} has {len(shots)} solved examples: lower it")
+            raise UsageError(
+                f"--ntrain={ntrain} is more than the {len(shots)} solved examples of {subject}: pass a smaller number"
+            )
         found += problems_of(subject, rows, shots)
     return found
 
 
 def problems_of(subject: str, rows: Sequence[ROW], shots: Sequence[ROW]) -> list[Problem]:
+    """Return the problems of a subject; shots: the rows of its solved examples."""
     header = HEADER.format(subject=subject.replace("_", " "))
     solved = tuple(f"{body_of(shot)} {shot[5]}\n\n" for shot in shots)
     problems = []
@@ -70,6 +74,7 @@ def problems_of(subject: str, rows: Sequence[ROW], shots: Sequence[ROW]) -> list
 
 
 def body_of(row: ROW) -> str:
+    """Return a question with its options, up to ``Answer:``."""
     options = "".join(f"\n{letter}. {text}" for letter, text in zip(LETTERS, row[1:5], strict=True))
     return f"{row[0]}{options}\nAnswer:"
 
@@ -79,7 +84,7 @@ def likeliest_letters(
 ) -> Iterator[tuple[int, "Completion"]]:
     """Yield (index, the likeliest letter), subject by subject.
 
-    Questions with equally many solved examples share their cache.
+    Questions of a subject with the same number of solved examples share the states of these examples.
     """
     from lora_one.evaluation.choices import log_likelihoods
     from lora_one.evaluation.generate import Completion, context_length
@@ -104,9 +109,9 @@ def likeliest_letters(
 
 
 def fit(tokenizer: Any, problems: Sequence[Problem], context: int) -> list[tuple["Question", dict[str, Any]]]:
-    """Return each question with as many solved examples as the context holds; the first ones are dropped first.
+    """Return each question with as many solved examples as fit in the context, and details of what was removed.
 
-    One that is too long by itself loses its first tokens, which are counted. The details say what was lost.
+    The first examples are removed first. A question that is too long even without examples loses its first tokens.
     """
     from lora_one.evaluation.choices import Question, questions_of
 
@@ -138,7 +143,7 @@ def subject_of(example_id: Any) -> str:
 
 
 def parts_of(example_id: Any) -> tuple[str, str, str, str]:
-    """Return the names under which a question counts, from its subject to all."""
+    """Return the metrics that a question contributes to: its subject, subcategory, category, and accuracy."""
     subject = subject_of(example_id)
     subcategory = SUBJECTS[subject]
     category = CATEGORIES[subcategory]
@@ -150,7 +155,7 @@ class MMLUOptions(EvaluationOptions):
     """Options of MMLU."""
 
     max_new_tokens: int = option(1, help="per completion (%(default)s)", decides="completions")
-    ntrain: int = option(5, help="solved examples in front of a question (%(default)s)", decides="completions")
+    ntrain: int = option(5, help="solved examples before each question (%(default)s)", decides="completions")
 
 
 class MMLU(ModelBenchmark[MMLUOptions]):
@@ -159,21 +164,23 @@ class MMLU(ModelBenchmark[MMLUOptions]):
     options = MMLUOptions
 
     def add_spellings(self, parser: argparse.ArgumentParser) -> None:
-        """Add the model as a positional argument, as the published script has it."""
+        """Add the model as a positional argument, as in the published script."""
         parser.add_argument(
             "model_name", nargs="?", default=argparse.SUPPRESS, metavar="model", help="the same as --model_name"
         )
 
     def check(self, options: MMLUOptions) -> MMLUOptions:
-        """Raise UsageError: a value out of range, or an option of generation."""
+        """Check the options. Raises UsageError: a value out of range, or an option of generation."""
         if options.ntrain < 0:
-            raise UsageError(f"--ntrain={options.ntrain} must be at least 0: the benchmark has 5 examples a subject")
+            raise UsageError(
+                f"--ntrain={options.ntrain} must be at least 0: the benchmark has 5 solved examples per subject"
+            )
         unread = {"temperature": None, "top_p": None, "max_new_tokens": MMLUOptions.max_new_tokens}
         for name, default in unread.items():
             if getattr(options, name) != default:
                 raise UsageError(
-                    f"--{name}={getattr(options, name)} is not read by MMLU, which generates nothing and compares the "
-                    "likelihoods of its letters: leave it out"
+                    f"--{name}={getattr(options, name)} has no effect on MMLU, which compares the likelihoods of the "
+                    "letters and generates no text: leave it out"
                 )
         return options
 
@@ -188,24 +195,20 @@ class MMLU(ModelBenchmark[MMLUOptions]):
         return likeliest_letters(loaded, examples, done)
 
     def score(self, example_id: Any, prompt: str, completion: str, gold: str) -> dict[str, Any]:
-        """Return one line of predictions.jsonl. Raises KeyError: the id names no subject; ValueError: not a letter."""
+        """Return one line of predictions.jsonl.
+
+        Raises KeyError: the id does not begin with a subject; ValueError: the completion is not a letter.
+        """
         subject_of(example_id)
         prediction = completion.strip()
         if prediction not in tuple(LETTERS):
-            raise ValueError(f"the completion {completion!r} is not a letter of {LETTERS}")
-        return {
-            "id": example_id,
-            "prompt": prompt,
-            "completion": completion,
-            "prediction": prediction,
-            "gold": gold,
-            "correct": prediction == gold,
-        }
+            raise ValueError(f"the completion {completion!r} is not one of the letters {LETTERS}")
+        return prediction_line(example_id, prompt, completion, gold, prediction, correct=prediction == gold)
 
     def summarize(self, predictions: Sequence[dict[str, Any]]) -> tuple[dict[str, float], dict[str, int]]:
-        """(metrics, counts): the share of right answers in each subject, subcategory and category, and in all.
+        """Return (metrics, counts): accuracy by subject, subcategory and category, and over all questions.
 
-        Micro-averages, each with its standard error sqrt(p (1 - p) / n).
+        All are micro-averages, with the standard error sqrt(p (1 - p) / n).
         """
         hits: dict[str, list[bool]] = {}
         for level in range(4):
@@ -214,6 +217,6 @@ class MMLU(ModelBenchmark[MMLUOptions]):
         return shares(hits), counts_of(predictions)
 
     def remarks(self, predictions: Sequence[dict[str, Any]]) -> dict[str, int]:
-        """Count the prompts that lost solved examples to the context, and the questions that lost their beginning."""
+        """Count the prompts that lost solved examples and the questions that lost tokens to fit in the context."""
         shortened = sum(line.get("shots_lost", 0) > 0 for line in predictions)
         return {"prompts_shortened": shortened, "questions_cut": sum("tokens_cut" in line for line in predictions)}

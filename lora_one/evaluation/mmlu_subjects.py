@@ -1,4 +1,4 @@
-"""What the MMLU benchmark says of its 57 subjects: the subcategory of each, and the four categories of those."""
+"""The 57 subjects of MMLU with their subcategories, and the four categories of the subcategories."""
 
 SUBJECTS = {
     "abstract_algebra": "math",

@@ -1,8 +1,8 @@
-"""Options of an evaluation: frozen records whose fields are the command line.
+"""Options of an evaluation: frozen records whose fields are the options of the command line.
 
 A field made by ``option`` is an option of the command line; one made by ``filled_in`` is set by a benchmark's check.
-``decides`` says what a field determines: "completions", "score", or None, which is where and how fast.
-torch is not imported here, so that --help and a mistyped option answer at once.
+``decides``: what the value determines, "completions" or "score"; None: only where results are written or how fast.
+torch is not imported here, so --help and mistyped options are answered at once.
 """
 
 import argparse
@@ -29,10 +29,10 @@ def option(
     spellings: Sequence[str] = (),
     decides: Decides | None = None,
 ) -> Any:
-    """Return a dataclass field that is an option of the command line; ``--<name>`` and its other spellings.
+    """Return a dataclass field that is an option of the command line: ``--<name>``, and its other spellings.
 
-    Without a default the option is required. A default of False makes a flag. ``type`` reads the text; without it the
-    type of the default does, and text is kept where the default is None.
+    Without a default, the option is required. With the default False, it is a flag. ``type`` converts the text; the
+    default is the type of the default value, or str if that is None.
     """
     argument: dict[str, Any] = {"help": help}
     if default is False:
@@ -45,7 +45,7 @@ def option(
 
 
 def filled_in(default: Any, *, decides: Decides | None = None) -> Any:
-    """Return a dataclass field that the command line does not have: a benchmark's check sets it."""
+    """Return a dataclass field that is not an option of the command line; a benchmark's check sets it."""
     return dataclasses.field(default=default, metadata={"decides": decides})
 
 
@@ -54,31 +54,34 @@ class EvaluationOptions:
     """Options that all benchmarks share."""
 
     model_name: str | None = option(
-        None, help="merged checkpoint, other local folder or hub id; the adapter's own base if left out"
+        None, help="merged checkpoint, another local folder, or a hub id (default: the base of --adapter)"
     )
     data_path: str | None = option(
         None, help="local file or folder instead of the hub's test split", decides="completions"
     )
-    limit: int | None = option(None, type=int, help="only the first so many examples", decides="completions")
+    limit: int | None = option(None, type=int, help="evaluate only the first LIMIT examples", decides="completions")
     adapter: str | None = option(
-        None, help="adapter/ folder of a run, scored unmerged on --model_name", decides="completions"
+        None, help="adapter/ folder of a run, evaluated on --model_name without merging", decides="completions"
     )
     output_dir: str | None = option(
         None,
-        help="default: eval/<task> in the run's folder (of its epochs/<n>: eval/epochs/<n>/<task>), "
+        help="default: eval/<task> in the run's folder (for its epochs/<n>: eval/epochs/<n>/<task>), "
         "else eval_results/<model>/<task>",
     )
     batch_size: int | None = option(
         None,
         type=int,
-        help="prompts at a time; it does not change the result (default: 16 on a CPU, else as many as fit)",
+        help="prompts in a batch; it does not change the result (default: 16 on a CPU, else as many as fit)",
     )
     max_new_tokens: int = option(512, help="per completion (%(default)s)", decides="completions")
     temperature: float | None = option(
-        None, type=float, help="sample with this temperature; greedy if left out", decides="completions"
+        None, type=float, help="sample with this temperature (default: greedy decoding)", decides="completions"
     )
     top_p: float | None = option(
-        None, type=float, help="with --temperature: sample from this much probability", decides="completions"
+        None,
+        type=float,
+        help="with --temperature: sample from the likeliest tokens with this total probability",
+        decides="completions",
     )
     seed: int = option(0, help="of the sampling (%(default)s)", decides="completions")
     dtype: str = option(
@@ -87,14 +90,14 @@ class EvaluationOptions:
         help="auto: as the checkpoint is stored",
         decides="completions",
     )
-    device: str | None = option(None, help="cuda, cuda:1, mps, cpu; default: an accelerator if there is one")
+    device: str | None = option(None, help="cuda, cuda:1, mps or cpu (default: the accelerator if there is one)")
     wandb_name: str | None = option(
-        None, help="name of the W&B run (default with --wandb_mode: of the run evaluated, and the task)"
+        None, help="name of the W&B run (default with --wandb_mode: name of the evaluated run, and the task)"
     )
     wandb_mode: str | None = option(
         None,
         choices=["online", "offline", "disabled"],
-        help="make a W&B run, in the group of the run evaluated (default: offline with --wandb_name, else none)",
+        help="log a W&B run in the group of the evaluated run (default: offline with --wandb_name, else no run)",
     )
     rescore: str | None = option(
         None, metavar="PREDICTIONS", help="score the completions of this predictions.jsonl again, without a model"
@@ -102,25 +105,26 @@ class EvaluationOptions:
     overwrite: bool = option(False, help="replace other results in --output_dir")
     num_sample: int = filled_in(1)
     no_score: bool = filled_in(False)
-    stop: tuple[str, ...] = filled_in(())  # texts at which a completion ends
+    stop: tuple[str, ...] = filled_in(())  # a completion ends before the first of these texts
     labels: tuple[str, ...] | None = filled_in(None)  # words of the classes, for a model with a classification head
 
     @property
     def model(self) -> str:
-        """The name of what is evaluated, as metrics.json gives it."""
+        """Return the name of the evaluated model for metrics.json."""
         return self.model_name or self.adapter or f"completions of {self.rescore}"
 
     def deciding(self, what: Decides) -> dict[str, Any]:
-        """The options that determine the completions or the score, with their values."""
+        """Return the options that determine the completions or the score, with their values."""
         return {field.name: getattr(self, field.name) for field in fields_deciding(type(self), what)}
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What identifies the results, for metrics.json; saved completions are identified by their own file."""
+        """Return the options that determine the results, for metrics.json; with --rescore, only those of the score."""
         return ({} if self.rescore else self.deciding("completions")) | self.deciding("score")
 
 
 def fields_deciding(options: type, what: Decides) -> list[dataclasses.Field[Any]]:
+    """Return the fields of a class of options that determine the completions or the score."""
     return [field for field in dataclasses.fields(options) if field.metadata.get("decides") == what]
 
 
@@ -135,22 +139,29 @@ def add_options(parser: argparse.ArgumentParser, options: type) -> None:
 
 
 def parsed(parser: argparse.ArgumentParser, options: type[Options], arguments: Sequence[str]) -> Options:
-    """Parse the command line into a record of this class."""
+    """Return the options of a command line as an instance of this class."""
     return options(**vars(parser.parse_args(arguments)))
 
 
 def check_options(options: EvaluationOptions) -> None:
-    """Check the shared options before anything is loaded. Raises UsageError."""
+    """Check the shared options before anything is loaded. Raises UsageError: a value is not allowed."""
     if not (options.model_name or options.adapter or options.rescore):
-        raise UsageError("nothing to evaluate: give --model_name=<folder or hub id>, --adapter=<folder>, or --rescore")
+        raise UsageError(
+            "there is nothing to evaluate: pass --model_name=<folder or hub id>, --adapter=<folder>, or "
+            "--rescore=<predictions.jsonl>"
+        )
     for name in ("limit", "batch_size", "max_new_tokens"):
         value = getattr(options, name)
         if value is not None and value < 1:
-            raise UsageError(f"--{name}={value} must be at least 1: give a larger number or leave it out")
+            raise UsageError(f"--{name}={value} must be at least 1: pass a larger number or leave it out")
     if options.temperature is not None and not (0 < options.temperature < math.inf):
-        raise UsageError(f"--temperature={options.temperature} must be positive; leave it out for greedy decoding")
-    if options.top_p is not None and not (options.temperature and 0 < options.top_p <= 1):
-        raise UsageError(f"--top_p={options.top_p} must lie in (0, 1] and needs --temperature")
+        raise UsageError(
+            f"--temperature={options.temperature} must be a positive number: leave it out for greedy decoding"
+        )
+    if options.top_p is not None and not options.temperature:
+        raise UsageError(f"--top_p={options.top_p} needs --temperature: add it, or leave --top_p out")
+    if options.top_p is not None and not 0 < options.top_p <= 1:
+        raise UsageError(f"--top_p={options.top_p} must be greater than 0 and at most 1: pass another number")
     for name in ("adapter", "data_path", "rescore"):
         check_path(name, getattr(options, name))
     if options.rescore:
@@ -158,17 +169,17 @@ def check_options(options: EvaluationOptions) -> None:
 
 
 def check_path(name: str, value: str | None) -> None:
-    """Raises UsageError: the path of an option does not exist."""
+    """Raise UsageError if the path of an option does not exist."""
     if value is not None and not Path(value).expanduser().exists():
-        raise UsageError(f"--{name}={value} does not exist (looked in {Path.cwd()}): pass an existing path")
+        raise UsageError(f"--{name}={value} does not exist (the working folder is {Path.cwd()}): pass an existing path")
 
 
 def check_rescored(options: EvaluationOptions) -> None:
-    """Raises UsageError: an option that only a model would need, or the path is not a file."""
+    """Raise UsageError if --rescore is not a file, or is given with an option of generation."""
     for field in fields_deciding(type(options), "completions"):
         if getattr(options, field.name) not in (None, field.default):
             raise UsageError(
-                f"--{field.name} is not read with --rescore, which scores every saved completion: leave it out"
+                f"--{field.name} has no effect with --rescore, which scores saved completions: leave it out"
             )
     if not Path(options.rescore or "").is_file():
-        raise UsageError(f"--rescore={options.rescore} is not a file: give the predictions.jsonl of an evaluation")
+        raise UsageError(f"--rescore={options.rescore} is not a file: pass the predictions.jsonl of an evaluation")

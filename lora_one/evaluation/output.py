@@ -1,4 +1,4 @@
-"""The folder of an evaluation's results: where it is, what identifies it, and whether it is finished."""
+"""The folder of an evaluation's results: where it is, and whether it contains a finished evaluation."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from lora_one.records.provenance import fingerprint
 
 
 def output_folder(task: str, options: EvaluationOptions) -> Path:
-    """Return --output_dir, else a folder in the run that is evaluated, else one named after the model."""
+    """Return --output_dir, else a folder inside the evaluated run, else a folder named after the model."""
     if options.output_dir:
         return Path(options.output_dir).expanduser()
     if options.rescore:
@@ -28,7 +28,7 @@ def output_folder(task: str, options: EvaluationOptions) -> Path:
 
 
 def evaluated_run(options: EvaluationOptions) -> tuple[RunFolder, Path] | None:
-    """Return the run that saved the adapter or the model, and the path of that; None if no run did."""
+    """Return the run that saved the adapter or the model, and the path of that; None: it is not part of a run."""
     for given in (options.adapter, options.model_name):
         run = run_of(Path(given)) if given else None
         if run is not None:
@@ -37,24 +37,27 @@ def evaluated_run(options: EvaluationOptions) -> tuple[RunFolder, Path] | None:
 
 
 def finished_report(output: Path, options: EvaluationOptions) -> dict[str, Any] | None:
-    """Return the report of the same evaluation if it is finished, else None.
+    """Return the report of the same evaluation if it has finished, else None.
 
-    Raises UsageError: the folder holds the results of another evaluation, or the file that is rescored.
+    Raises UsageError: the folder contains the results of another evaluation, or the file of --rescore.
     """
     file = output / "metrics.json"
     if options.rescore and (output / "predictions.jsonl").resolve() == Path(options.rescore).resolve():
-        raise UsageError(f"--output_dir={output} holds the file that is rescored: give another folder")
+        raise UsageError(
+            f"--output_dir={output} contains the file of --rescore, which would be overwritten: pass another folder"
+        )
     if options.overwrite or not file.exists():
         return None
     try:
         report = json.loads(file.read_text())
     except ValueError as error:
-        raise UsageError(f"{file} is not valid JSON ({error}): move it away, or --overwrite") from error
+        raise UsageError(f"{file} is not valid JSON ({error}): remove it, or pass --overwrite") from error
     same = report["model"] == options.model and report["settings"] == options.settings
     if same and report["provenance"]["fingerprints"] == data_fingerprints(options):
         return report
     raise UsageError(
-        f"{file} holds the results of another model or other settings: give --output_dir=<folder> or --overwrite"
+        f"{file} contains results of another model or other settings: pass --output_dir=<another folder>, or "
+        "--overwrite to replace them"
     )
 
 
@@ -66,16 +69,17 @@ def data_fingerprints(options: EvaluationOptions) -> dict[str, str]:
 
 
 def check_writable(output: Path) -> None:
-    """Raise RunError if the folder cannot be written; called before the work, not after it."""
-    there = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
+    """Raise RunError if the folder cannot be written; called before the evaluation, so no work is lost."""
+    existing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise RunError(
-            f"{output} cannot be written ({there} is not a writable folder): give --output_dir=<a writable folder>"
+            f"{output} cannot be written, because {existing} is not a writable folder: pass --output_dir=<a writable "
+            "folder>"
         )
 
 
 def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
-    """Write one JSON object a line."""
+    """Write one JSON object per line."""
     write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 

@@ -1,4 +1,4 @@
-"""Completions of an unfinished evaluation, on disk."""
+"""Files with the completions of an unfinished evaluation."""
 
 import json
 from pathlib import Path
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class PartialResults:
-    """Completions saved while an evaluation runs, so that an interrupted one continues.
+    """Completions that are saved while an evaluation runs, so an interrupted evaluation can continue.
 
-    Each of several processes has its own file; any number of processes can continue from them. The first line holds
-    the model and the settings. Raises UsageError: the files belong to another evaluation.
+    Each process writes one file; any number of processes can continue from these files. The first line contains the
+    model and the settings. Reading raises UsageError if the files belong to another evaluation.
     """
 
     def __init__(self, path: Path, identity: dict[str, Any], processes: "Processes"):
@@ -30,15 +30,16 @@ class PartialResults:
         return sorted(self.first.parent.glob(f"{self.first.stem}*.jsonl"))
 
     def read(self, *, overwrite: bool) -> dict[Request, "Completion"]:
-        """Return the completions that any process has saved."""
+        """Return the completions saved by all processes; overwrite: remove them first."""
         if overwrite and self.processes.rank == 0:
             self.remove()
         self.processes.meet()
         found = self.gathered()
-        self.processes.meet()  # before anyone adds to it
+        self.processes.meet()  # all processes have read the files before one of them writes
         return found
 
     def gathered(self) -> dict[Request, "Completion"]:
+        """Return the completions in all files."""
         return {request: completion for file in self.files for request, completion in self.lines(file).items()}
 
     def lines(self, path: Path) -> dict[Request, "Completion"]:
@@ -51,17 +52,18 @@ class PartialResults:
             first, *lines = map(json.loads, whole.split("\n")[:-1])
             found = {(example, sample): Completion(*completion) for example, sample, *completion in lines}
         except (ValueError, TypeError) as error:
-            raise UsageError(f"{path} is broken ({error}): move it away, or --overwrite") from error
+            raise UsageError(f"{path} is broken ({error}): remove it, or pass --overwrite") from error
         if first != self.identity:
             raise UsageError(
-                f"{path} holds the unfinished results of another model or other settings: give "
-                "--output_dir=<folder> or --overwrite"
+                f"{path} contains unfinished results of another model or other settings: pass "
+                "--output_dir=<another folder>, or --overwrite to remove them"
             )
         if whole != text and self.processes.rank == 0:
             write_whole(path, whole)
         return found
 
     def add(self, request: Request, completion: "Completion") -> None:
+        """Append a completion to this process's file."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         line = json.dumps([*request, completion.text, completion.too_long, completion.details, completion.room]) + "\n"
         with self.path.open("a") as stream:

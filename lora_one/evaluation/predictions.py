@@ -1,4 +1,4 @@
-"""Predictions of an evaluation: completions that are generated, or saved ones, each scored."""
+"""Predictions of an evaluation: scores of generated or of saved completions."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class ScoredCompletions:
-    """Completions and their scores as they arrive; ``bar`` shows the accuracy so far."""
+    """Scores completions one by one; ``bar``: the progress bar, which shows the accuracy so far."""
 
     benchmark: Benchmark[Any]
     examples: Sequence[Example]
@@ -29,7 +29,7 @@ class ScoredCompletions:
     correct: int = 0
 
     def add(self, request: Request, completion: "Completion") -> None:
-        """Score a completion."""
+        """Score a completion and keep the prediction."""
         line = prediction_of(self.benchmark, self.examples[request[0]], request[0], completion)
         self.predictions[request] = line
         self.too_long += completion.too_long
@@ -40,7 +40,7 @@ class ScoredCompletions:
 
 
 def prediction_of(benchmark: Benchmark[Any], example: Example, index: int, completion: "Completion") -> Prediction:
-    """Return the line of predictions.jsonl: the benchmark's score, then what the completion says of itself."""
+    """Return the line of predictions.jsonl: the benchmark's score, then the facts about the completion."""
     number = index if example.id is None else example.id
     line = benchmark.score(number, example.prompt, completion.text, example.gold) | completion.details
     line |= {"too_long": True} if completion.too_long else {}
@@ -50,10 +50,10 @@ def prediction_of(benchmark: Benchmark[Any], example: Example, index: int, compl
 def generated_predictions(
     benchmark: Benchmark[Any], options: EvaluationOptions, partial: PartialResults
 ) -> list[Prediction]:
-    """Generate the completions that are not saved yet, and score all.
+    """Generate the completions that are not saved yet, score all, and return the predictions.
 
-    In the order of the data, the samples of an example together. With several processes each generates its share; the
-    first process returns all predictions, the others none.
+    They are in the order of the data, the samples of an example together. With several processes, each one generates
+    its share; the first process returns all predictions, the others return none.
     """
     from tqdm import tqdm
 
@@ -77,18 +77,18 @@ def generated_predictions(
                 scored.add(request, completion)
     if scored.too_long:
         print(
-            f"warning: {scored.too_long} completions are empty, their prompts leave no room in the model's context",
+            f"warning: {scored.too_long} completions are empty, because their prompts fill the model's context",
             file=sys.stderr,
         )
     return [scored.predictions[request] for request in requests]
 
 
 def rescored_predictions(benchmark: Benchmark[Any], file: Path) -> list[Prediction]:
-    """Score the completions of a predictions.jsonl again. Raises UsageError: a line lacks what is scored."""
+    """Score the completions of a predictions.jsonl again. Raises UsageError: a line is not a prediction."""
     try:
         lines = file.read_text().rstrip("\n").split("\n")
     except UnicodeDecodeError as error:
-        raise UsageError(f"--rescore={file} is not a text file: give the predictions.jsonl of an evaluation") from error
+        raise UsageError(f"--rescore={file} is not a text file: pass the predictions.jsonl of an evaluation") from error
     return [rescored(benchmark, file, number, text) for number, text in enumerate(lines, start=1)]
 
 
@@ -102,13 +102,16 @@ def rescored(benchmark: Benchmark[Any], file: Path, number: int, text: str) -> P
         return line | benchmark.score(line["id"], line["prompt"], line["completion"], line["gold"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
-            f"--rescore={file}, line {number}: not a prediction ({error!r}); required are id, prompt, completion, gold"
+            f"--rescore={file}, line {number} is not a prediction of this benchmark ({error!r}); required are id, "
+            "prompt, completion, gold: pass the predictions.jsonl of an evaluation"
         ) from error
 
 
 def remarks_of(benchmark: Benchmark[Any], predictions: Sequence[Prediction]) -> dict[str, int]:
-    """Count the prompts that left no room in the context, or less than max_new_tokens, if any; then the benchmark's
-    own remarks."""
+    """Return the counts of prompts that fill the context or leave less room than max_new_tokens, if there are any.
+
+    The benchmark's remarks are added.
+    """
     found = {
         "too_long": sum("too_long" in line for line in predictions),
         "cut_to_context": sum("room" in line for line in predictions),

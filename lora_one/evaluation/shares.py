@@ -1,4 +1,4 @@
-"""The figures that every benchmark reports: shares of correct answers with standard errors, and counts."""
+"""Metrics of every benchmark: shares of correct answers with standard errors, and counts."""
 
 from collections.abc import Sequence
 from math import sqrt
@@ -20,13 +20,13 @@ def shares(hits: dict[str, Sequence[bool]]) -> dict[str, float]:
 
 
 def by_kind(predictions: Sequence[dict[str, Any]], kinds: dict[str, str]) -> dict[str, list[bool]]:
-    """Return metric -> the hits of all lines, for metrics whose field every line has; kinds: metric -> field."""
-    there = {metric: field for metric, field in kinds.items() if all(field in line for line in predictions)}
-    return {metric: [line[field] for line in predictions] for metric, field in there.items()}
+    """Return metric -> the hits of all lines, for metrics whose field all lines have; kinds: metric -> field."""
+    complete = {metric: field for metric, field in kinds.items() if all(field in line for line in predictions)}
+    return {metric: [line[field] for line in predictions] for metric, field in complete.items()}
 
 
 def counts_of(predictions: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """Return how many answers are correct, wrong, or unparsed (no answer found in the text)."""
+    """Return the numbers of answers that are correct, wrong, or unparsed (no answer was found in the completion)."""
     total, correct = len(predictions), sum(line["correct"] for line in predictions)
     unparsed = sum(line["prediction"] is None for line in predictions)
     return {"correct": correct, "wrong": total - correct - unparsed, "unparsed": unparsed, "total": total}

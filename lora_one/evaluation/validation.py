@@ -1,4 +1,4 @@
-"""Validation along a run: the mean loss on held-out examples and, where it has a meaning, the accuracy."""
+"""Validation during a run: the mean loss on held-out examples and, if the examples have gold answers, the accuracy."""
 
 import dataclasses
 import math
@@ -14,18 +14,20 @@ from lora_one.data import Splits
 from lora_one.data.encode import Encoded, Encoder, collate
 from lora_one.datasets import labels_of
 from lora_one.distributed import Processes
-from lora_one.evaluation import glue, gsm8k
+from lora_one.evaluation import gsm8k
 from lora_one.evaluation.batches import automatic_tokens, each_that_fits
-from lora_one.evaluation.generate import Decoding, complete
+from lora_one.evaluation.benchmark import Prediction
+from lora_one.evaluation.generate import Completion, Decoding, complete
+from lora_one.evaluation.scoring import class_line
 from lora_one.evaluation.shares import share_of
 from lora_one.losses import IGNORED, batch_loss, evaluating
 
-GENERATION_BATCH = 8  # prompts at a time for one training micro-batch's memory
+GENERATION_BATCH = 8  # prompts in a batch; they need about the memory of a micro-batch in training
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Sum of losses and their number over some examples; hits: of a head, whether each example's class was found."""
+    """Sum and number of the losses of some examples; hits: for a head, whether each example's class is right."""
 
     total: float
     count: int
@@ -33,12 +35,12 @@ class Measured:
 
 
 class Validation:
-    """``validation(model)``: {eval_loss, eval_accuracy, eval_parsed}, the same on every process.
+    """Measures {eval_loss, eval_accuracy, eval_parsed} of a model, with equal results on all processes.
 
-    Several processes share the examples out. Batches are sorted by length, and memory decides how many examples they
-    hold; neither changes the loss by more than rounding.
-    Accuracy is that of a classification head on every example; else of completions, where accuracy_examples asks for
-    them and the answer is a number or the word of a class.
+    The examples are divided among the processes. Batches are sorted by length, and their size depends on the memory;
+    this changes the loss only by rounding.
+    The accuracy of a classification head is measured on all examples. That of generated answers is measured on the
+    first dataset.accuracy_examples examples whose gold answer is a number or the word of a class.
     """
 
     def __init__(self, run: RunConfig, splits: Splits, encoder: Encoder):
@@ -47,10 +49,9 @@ class Validation:
         self.sharded, self.micro_batch = run.model.sharded, run.model.per_device_batch_size
         self.reduction = run.model.loss
         self.head = run.model.kind.has_head
-        words = labels_of(run.dataset.name) is not None
-        self.benchmark = glue.Glue() if words else gsm8k.GSM8K()
-        answerable = [example for example in splits.validation_texts if words or gsm8k.is_number(example.gold)]
-        self.asked = [] if self.head else answerable[: run.dataset.accuracy_examples]
+        self.labels = labels_of(run.dataset.name)
+        scorable = [text for text in splits.validation_texts if self.labels or gsm8k.is_number(text.gold)]
+        self.asked = [] if self.head else scorable[: run.dataset.accuracy_examples]
         self.prompts = encoder.prompts(self.asked)
         self.dataset, self.tokenizer = run.dataset.name, encoder.tokenizer
         self.decoding = Decoding(run.dataset.max_new_tokens)
@@ -61,20 +62,22 @@ class Validation:
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         metrics: dict[str, Any] = self.loss(model) if self.examples else {}
-        if self.asked and math.isfinite(metrics.get("eval_loss", 0.0)):  # a model that has diverged writes nothing
+        if self.asked and math.isfinite(metrics.get("eval_loss", 0.0)):  # a diverged model cannot generate text
             completions = complete(model, self.tokenizer, self.prompts, self.decoding, self.generation_batch)
-            share = [
-                self.benchmark.score(f"{self.dataset}/{index}", "", completion.text, self.asked[index].gold)
-                for index, completion in completions
-            ]
+            share = [self.scored(index, completion) for index, completion in completions]
             lines = [line for part in Processes.current().gathered(share) for line in part]
             metrics["eval_accuracy"], metrics["eval_accuracy_stderr"] = share_of([line["correct"] for line in lines])
             metrics["eval_parsed"] = sum(line["prediction"] is not None for line in lines) / len(lines)
         return metrics
 
+    def scored(self, index: int, completion: Completion) -> Prediction:
+        """Score a generated answer: by the word of its class if the data set has classes, otherwise by its number."""
+        line = (f"{self.dataset}/{index}", "", completion.text, self.asked[index].gold)
+        return gsm8k.GSM8K().score(*line) if self.labels is None else class_line(*line, self.labels)
+
     @torch.no_grad()
     def loss(self, model: nn.Module) -> dict[str, float]:
-        """The mean loss over all examples and, of a head, its accuracy."""
+        """Return the mean loss over all examples and, for a head, the accuracy."""
         with evaluating(model):
             mine = list(self.in_step(model) if self.sharded else self.by_memory(model))
         parts = [part for share in Processes.current().gathered(mine) for part in share]
@@ -85,7 +88,7 @@ class Validation:
         return metrics
 
     def by_memory(self, model: nn.Module) -> Iterator[Measured]:
-        """This process's share, in batches as large as memory holds."""
+        """Yield the losses of this process's share, in batches as large as the memory allows."""
         processes = Processes.current()
         outputs = 1 if self.head else model.config.get_text_config().vocab_size
         return each_that_fits(
@@ -96,19 +99,22 @@ class Validation:
         )
 
     def in_step(self, model: nn.Module) -> Iterator[Measured]:
-        """This process's share of a sharded model's work, whose passes all processes must do together.
+        """Yield the losses of this process's share for a sharded model, whose passes all processes must run together.
 
-        Every process does as many passes, of micro-batches that training holds; an example too many counts for nothing.
+        Every process runs the same number of passes, with the micro-batches of training. Examples that only fill up a
+        process's share have no labels.
         """
         share = list(Processes.current().share(self.longest_first()))
-        mine = [self.examples[index] if weight else nothing_counts(self.examples[index]) for index, weight in share]
+        mine = [self.examples[index] if weight else without_labels(self.examples[index]) for index, weight in share]
         for start in range(0, len(mine), self.micro_batch):
             yield self.measured(model, mine[start : start + self.micro_batch])
 
     def longest_first(self) -> list[int]:
+        """Return the indices of all examples, the longest first."""
         return sorted(range(len(self.examples)), key=lambda index: -self.lengths[index])
 
     def measured(self, model: nn.Module, examples: Sequence[Encoded]) -> Measured:
+        """Run one forward pass on a batch of examples."""
         batch = collate(examples, self.pad_id)
         loss, count, logits = batch_loss(model, batch, self.reduction)
         hits: list[bool] = []
@@ -118,7 +124,7 @@ class Validation:
         return Measured(float(loss), count, hits)
 
 
-def nothing_counts(example: Encoded) -> Encoded:
-    """The same input without anything to predict."""
+def without_labels(example: Encoded) -> Encoded:
+    """Return the example with ignored labels, so it does not count in the loss."""
     labels = IGNORED if isinstance(example.labels, int) else [IGNORED] * len(example.labels)
     return dataclasses.replace(example, labels=labels)

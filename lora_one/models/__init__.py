@@ -1,7 +1,7 @@
-"""Models and tokenizers from the hub, a local folder or the bundled tiny one; and whether they fit this machine.
+"""Models and tokenizers from the hub or a local folder, or the bundled tiny model.
 
-location: where a model is.  loading: tokenizer, configuration, weights.  requirements: does it fit this machine.
-inspection: what is known of a model: its kind, width, positions, weights as stored.
+location: where a model is.  loading: tokenizer, configuration, weights.  requirements: whether this machine can train
+a model.  inspection: facts about a model: its kind, width, positions, stored weights.
 """
 
 from lora_one.models.inspection import (

@@ -16,23 +16,19 @@ from lora_one.models.location import local_folder
 
 
 def kind_of(model: nn.Module) -> ModelKind:
-    """Return the kind of a loaded model, inside an adapter too."""
+    """Return the kind of a loaded model, with or without an adapter."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return kind_by_architecture(
-        [type(inner).__name__], encoder_decoder=getattr(inner.config, "is_encoder_decoder", False)
-    )
+    return kind_by_architecture([type(inner).__name__], inner.config)
 
 
 def kind_of_checkpoint(name: str, revision: str | None = None) -> ModelKind:
-    """Return the kind of a saved model, by its configuration."""
+    """Return the kind of a saved model, from its configuration."""
     config = load_config(name, revision)
-    return kind_by_architecture(
-        config.architectures or (), encoder_decoder=getattr(config, "is_encoder_decoder", False)
-    )
+    return kind_by_architecture(config.architectures or (), config)
 
 
 def with_rank(run: RunConfig) -> RunConfig:
-    """The run with the rank that ``peft.lora_relative_r`` gives: that share of the model's width, at least 1."""
+    """Return the run with the rank set by ``peft.lora_relative_r``: this fraction of the model's width, at least 1."""
     share = run.peft.lora_relative_r
     if share is None:
         return run
@@ -42,33 +38,33 @@ def with_rank(run: RunConfig) -> RunConfig:
 
 
 def check_positions(model: nn.Module, settings: ModelConfig) -> None:
-    """Raises UsageError: the model has learnt its positions, and fewer than ``model.max_length``."""
+    """Raise UsageError if the model has learnt position embeddings, but fewer than ``model.max_length``."""
     places = learnt_positions(model)
     if places is not None and settings.max_length > places:
         raise UsageError(
-            f"model.max_length={settings.max_length} exceeds the {places} positions that {settings.name} has learnt: "
-            "lower it"
+            f"model.max_length={settings.max_length} is more than the {places} position embeddings of "
+            f"{settings.name}: set model.max_length={places} or less"
         )
 
 
 def learnt_positions(model: nn.Module) -> int | None:
-    """Positions with an embedding of their own, None where positions are computed."""
+    """Return the number of learnt position embeddings; None: the model computes its positions."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in ("position_embeddings", "wpe"):
-            before = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa counts from there
-            return module.num_embeddings - before
+            unused = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa's positions start there
+            return module.num_embeddings - unused
     return None
 
 
 def weight_shape(layer: nn.Module) -> tuple[int, int]:
-    """(m, n), whatever the orientation the weight is stored in: transformers' Conv1D keeps W^T."""
+    """Return (m, n) of a layer's W, also for the Conv1D of transformers, which stores W^T."""
     return (layer.nf, layer.nx) if hasattr(layer, "nf") else (layer.out_features, layer.in_features)
 
 
 def original_weights(name: str, revision: str | None = None) -> Callable[[str], Tensor]:
-    """Gives a layer's weight by the layer's name, fp32, as it stands in the model's safetensors files.
+    """Return a function that reads a layer's weight W (m, n), fp32, from the model's safetensors files, by its name.
 
-    Raises RunError: the files hold no such weight.
+    That function raises RunError: the files do not contain the weight.
     """
     folder = local_folder(name)
     if folder is None:
@@ -83,7 +79,10 @@ def original_weights(name: str, revision: str | None = None) -> Callable[[str], 
     def weight(layer: str) -> Tensor:
         key = f"{layer}.weight"
         if key not in files:
-            raise RunError(f"{folder} holds no {key} in its safetensors files: save the model with this transformers")
+            raise RunError(
+                f"the safetensors files in {folder} do not contain {key}: save the model again with the installed "
+                "version of transformers"
+            )
         with safe_open(files[key], "pt") as opened:
             return opened.get_tensor(key).float()
 

@@ -1,4 +1,4 @@
-"""Load tokenizers, configurations and models, quantised or in parts where asked."""
+"""Load tokenizers, configurations and models, optionally quantised or sharded."""
 
 import importlib
 import importlib.util
@@ -18,19 +18,21 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def device(wanted: str | None = None) -> torch.device:
-    """The accelerator if there is one. Raises UsageError: the wanted device is not there."""
+    """Return the wanted device, by default the accelerator if there is one. Raises UsageError: it is not available."""
     if wanted is not None:
         try:
             return torch.empty(0, device=wanted).device
         except (RuntimeError, AssertionError) as error:
-            raise UsageError(f"device {wanted} is not available here: cpu always is") from error
+            raise UsageError(
+                f"device {wanted} is not available on this machine: choose another one (cpu always works)"
+            ) from error
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
 
 
 def attention_of(dtype: torch.dtype | str, where: torch.device) -> str:
-    """flash_attention_2 where its package, a CUDA device and a 16-bit dtype are there, else torch's own."""
+    """Return flash_attention_2 if it is installed, the device is CUDA and the dtype has 16 bits; else torch's sdpa."""
     flash = importlib.util.find_spec("flash_attn") and where.type == "cuda"
     return "flash_attention_2" if flash and dtype in (torch.bfloat16, torch.float16) else "sdpa"
 
@@ -38,7 +40,8 @@ def attention_of(dtype: torch.dtype | str, where: torch.device) -> str:
 def load_tokenizer(name: str, revision: str | None = None, model_type: str = CAUSAL.name) -> Any:
     """Load the tokenizer of a model.
 
-    Raises RunError: not found, or without an end-of-sequence token. For a classification head a separator is enough.
+    Raises RunError: it cannot be loaded, or it has no end-of-sequence token (for a classification head, a separator
+    token is enough).
     """
     from transformers import AutoTokenizer
 
@@ -50,14 +53,14 @@ def load_tokenizer(name: str, revision: str | None = None, model_type: str = CAU
     separated = MODEL_KINDS[model_type].has_head and tokenizer.sep_token_id is not None
     if tokenizer.eos_token_id is None and not separated:
         raise RunError(
-            f"the tokenizer of model {name} has no end-of-sequence token, which model.type={model_type} needs: set one "
-            "in its folder, or take another model"
+            f"the tokenizer of model {name} has no end-of-sequence token, which model.type={model_type} needs: set "
+            "eos_token in the tokenizer's files, or choose another model"
         )
     return tokenizer
 
 
 def load_config(name: str, revision: str | None = None) -> Any:
-    """The model's configuration, of transformers. Raises RunError: not found or broken."""
+    """Return the model's configuration (of transformers). Raises RunError: it is missing or broken."""
     from transformers import AutoConfig
 
     source, options = source_of(name, revision)
@@ -79,13 +82,14 @@ def load_model(
     pad_id: int | None = None,
     shards: int = 1,
 ) -> nn.Module:
-    """Load a frozen model onto a device, in fp32, bf16, fp16 or ("auto") as it is stored.
+    """Load a frozen model in evaluation mode.
 
-    model_type: a name in MODEL_KINDS.  labels: the words of a classification head, one for each output; None: as the
-    checkpoint says. A head that the checkpoint lacks is drawn by torch's random numbers.
-    pad_id: the padding token of the batches, which a classification head is told.
-    quantization: "nf4" (bitsandbytes' 4 bit, blocks of 64) or "int8" of the linear layers but the head.
-    shards: processes that hold a part of the weights each (FSDP), all there are; each reads its own only.
+    dtype: fp32, bf16, fp16, or "auto" for the stored one.  where: the device; None: the accelerator if there is one.
+    model_type: a name in MODEL_KINDS.  labels: the words of a classification head, one for each output; None: those
+    of the checkpoint. If the checkpoint has no head, it is initialised with torch's random numbers.
+    pad_id: the padding token of the batches; only a classification head needs it.
+    quantization: "nf4" (4 bit, blocks of 64) or "int8", by bitsandbytes, of all linear layers except the head.
+    shards: the number of processes, each of which loads one part of the weights (FSDP).
     Raises UsageError: a folder without weights.  RunError: not found, broken, or too large for the device.
     """
     from transformers.distributed import DistributedConfig
@@ -98,17 +102,19 @@ def load_model(
     options |= {"distributed_config": DistributedConfig(fsdp_size=shards)} if shards > 1 else {}
     target, number_type = device(where), DTYPES.get(dtype, dtype)
     options |= quantized(quantization, dtype, target) | {"dtype": number_type, "output_loading_info": True}
-    kind, attention = auto_class(model_type), attention_of(number_type, target)
+    loader, attention = auto_class(model_type), attention_of(number_type, target)
     try:
         try:
-            model, loaded = kind.from_pretrained(source, attn_implementation=attention, **options)
+            model, loaded = loader.from_pretrained(source, attn_implementation=attention, **options)
         except ValueError as error:
             if "scaled_dot_product_attention" not in str(error):
                 raise
-            model, loaded = kind.from_pretrained(source, attn_implementation="eager", **options)
+            model, loaded = loader.from_pretrained(source, attn_implementation="eager", **options)
         model = model if quantization or shards > 1 else model.to(target)
     except torch.OutOfMemoryError as error:
-        raise RunError(f"model {name} does not fit on {target}: take bf16 or a smaller model") from error
+        raise RunError(
+            f"model {name} does not fit into the memory of {target}: use bf16 or choose a smaller model"
+        ) from error
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise RunError(cannot_load(name, "weights", error)) from error
     model.drawn_at_random = sorted(loaded["missing_keys"])
@@ -118,29 +124,34 @@ def load_model(
 
 
 def padded_with(model: nn.Module, pad_id: int) -> nn.Module:
-    """Set the padding token of the batches in the model: a causal model's head reads the last token before it."""
+    """Set the padding token in the model's configuration and return the model.
+
+    The classification head of a causal model reads the last token before the padding.
+    """
     model.config.get_text_config().pad_token_id = pad_id
     return model
 
 
 def refuse_drawn_layers(model: nn.Module, name: str) -> None:
-    """Raise RunError where a frozen layer outside the new head was not in the checkpoint.
+    """Raise RunError if the checkpoint lacks a frozen layer that is not part of the new head.
 
-    It would be drawn anew at every loading, and an adapter saved for one draw is wrong for another.
+    Such a layer would get other random values at every loading, and a saved adapter fits only one of them.
     """
     drawn = [key for key in model.drawn_at_random if key.partition(".")[0] not in CLASSIFIER.head_modules]
     if drawn:
         raise RunError(
-            f"model {name} lacks {drawn[0]}{f' and {len(drawn) - 1} more' if len(drawn) > 1 else ''}, which a "
-            "classification model needs and an adapter does not save: take a checkpoint that has it, or peft=full_ft"
+            f"the checkpoint of model {name} lacks {drawn[0]}"
+            f"{f' and {len(drawn) - 1} other weights' if len(drawn) > 1 else ''}, which a classification model needs "
+            "and an adapter does not save: choose a checkpoint that contains them, or peft=full_ft"
         )
 
 
 def kept_sharded(model: nn.Module) -> nn.Module:
-    """The model; a sharded one is in parts whenever it does not compute, and nobody thinks that it is saved.
+    """Return the model; a sharded one releases the gathered weights after every forward pass and is never saved whole.
 
-    Otherwise the first process, saving the adapters alone, would leave the others with layers in another state, PEFT
-    would gather the base at every save, and the Trainer refuse resume points, of which ours hold the adapters only.
+    Otherwise the process that saves the adapters would have layers in another state than the other processes, PEFT
+    would gather the whole base at every save, and the Trainer would refuse resume points, which here contain only the
+    adapters.
     """
     if getattr(model, "is_distributed_loading_by_transformers", False):
         model.set_reshard_after_forward(True)
@@ -149,10 +160,10 @@ def kept_sharded(model: nn.Module) -> nn.Module:
 
 
 def never_repacked(model: nn.Module) -> nn.Module:
-    """The model, whose 4-bit layers keep their layout on CPUs with AVX512-BF16.
+    """Prevent bitsandbytes from repacking the 4-bit layers, and return the model.
 
-    There bitsandbytes repacks a layer in its first forward pass without gradients and rounds its scales to bf16: the
-    function changes between two passes, and the layout is one that nothing dequantises.
+    On CPUs with AVX512-BF16 it would repack a layer in the first forward pass without gradients and round the scales
+    to bf16. The outputs would then change between two passes, and no function dequantises the repacked layout.
     """
     for layer in model.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
@@ -161,7 +172,7 @@ def never_repacked(model: nn.Module) -> nn.Module:
 
 
 def quantized(kind: str | None, dtype: str, where: torch.device) -> dict[str, Any]:
-    """What makes transformers quantise a model as it loads it; products are taken in ``dtype``."""
+    """Return the options that make transformers quantise a model while loading; ``dtype``: of matrix products."""
     if kind is None:
         return {}
     from transformers import BitsAndBytesConfig
@@ -178,10 +189,10 @@ def quantized(kind: str | None, dtype: str, where: torch.device) -> dict[str, An
 def load_skeleton(
     name: str, revision: str | None = None, model_type: str = CAUSAL.name, labels: Sequence[str] | None = None
 ) -> nn.Module:
-    """The model's layers without weights (meta device): names and shapes, from config.json alone.
+    """Return the model without weights (meta device), built from config.json: names and shapes of its layers.
 
-    labels: the words of a classification head; None: as the configuration says.
-    Raises UsageError: transformers has no model of that type for this configuration.
+    labels: the words of a classification head; None: those of the configuration.
+    Raises UsageError: transformers has no model of this type for the configuration.
     """
     config = load_config(name, revision)
     if labels is not None:
@@ -190,11 +201,11 @@ def load_skeleton(
         with torch.device("meta"):
             return auto_class(model_type).from_config(config)
     except ValueError as error:
-        fitting = kind_by_architecture((), encoder_decoder=getattr(config, "is_encoder_decoder", False)).name
-        other = f"take model.type={fitting}" if model_type != fitting else "take another model.name"
+        fitting = kind_by_architecture((), config).name
+        other = f"use model.type={fitting}" if model_type != fitting else "choose another model.name"
         raise UsageError(
-            f"model.type={model_type} does not fit {name}, a {config.model_type}, for which transformers has no "
-            f"{MODEL_KINDS[model_type].auto_class}: {other}"
+            f"model.type={model_type} is not possible for {name}: transformers has no "
+            f"{MODEL_KINDS[model_type].auto_class} for a {config.model_type} model; {other}"
         ) from error
 
 
@@ -205,6 +216,6 @@ def auto_class(model_type: str) -> Any:
 def cannot_load(name: str, what: str, error: Exception) -> str:
     reason = shorten(" ".join(str(error).split()), width=200, placeholder=" ...")
     return (
-        f"{what} of model {name} cannot be loaded ({reason}): give a local folder, or a hub id where there is a "
-        "network (and, for gated models, a login)"
+        f"{what} of model {name} cannot be loaded ({reason}): pass a local folder, or a hub id on a machine with a "
+        "network (gated models also need a login)"
     )

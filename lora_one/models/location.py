@@ -1,4 +1,4 @@
-"""Where a model is: the hub, a local folder, or one of the bundled models."""
+"""Where a model is: on the hub, in a local folder, or among the bundled models."""
 
 from pathlib import Path
 from typing import Any
@@ -9,36 +9,38 @@ BUNDLED = Path(__file__).parents[1] / "assets"
 
 
 def local_folder(name: str) -> Path | None:
-    """The folder that a model name stands for on this machine, or None for a hub id.
+    """Return the local folder of a model name; None: the name is a hub id.
 
-    Raises UsageError: the name looks like a path and there is no such folder, or it holds no config.json; it is a file.
+    Raises UsageError: the name looks like a path but there is no such folder, the folder has no config.json, or the
+    path is a file.
     """
     path = BUNDLED / name.removeprefix("bundled/") if name.startswith("bundled/") else Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").exists():
             raise UsageError(
-                f"model.name={name}: the folder {path} holds no config.json; give a Hugging Face model folder"
+                f"model.name={name}: the folder {path} has no config.json: pass a Hugging Face model folder"
             )
         return path
     if path.is_file() or name.lower().endswith(".gguf"):
         raise UsageError(
-            f"model.name={name}: a file, such as a GGUF, is not trained; give a Hugging Face model folder (a GGUF "
-            "becomes one by from_pretrained(<folder>, gguf_file=<file>), then save_pretrained, of transformers)"
+            f"model.name={name}: a single file, such as a GGUF file, cannot be trained: pass a Hugging Face model "
+            "folder (transformers converts a GGUF file: from_pretrained(<folder>, gguf_file=<file>), then "
+            "save_pretrained)"
         )
     looks_local = name.startswith(("/", ".", "~", "bundled/")) or name.count("/") > 1
     if looks_local:
         known = ", ".join(f"bundled/{folder.name}" for folder in sorted(BUNDLED.iterdir()))
-        raise UsageError(f"model.name={name}: no such folder; give a hub id, a folder, or {known}")
+        raise UsageError(f"model.name={name}: there is no such folder: pass an existing folder, a hub id, or {known}")
     return None
 
 
 def check_weights(name: str) -> None:
-    """Raises UsageError: the name is that of a local folder that holds no weights."""
+    """Raise UsageError if the name is that of a local folder without weights."""
     folder = local_folder(name)
     if folder and not any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir()):
         raise UsageError(
-            f"model.name={name}: the folder {folder} holds a config.json and no weights (model.safetensors): fetch "
-            "them, or give another model folder"
+            f"model.name={name}: the folder {folder} has a config.json but no weights (model.safetensors): download "
+            "them into it, or pass another model folder"
         )
 
 

@@ -15,8 +15,8 @@ Grid = Mapping[str, Sequence[float]]  # key of the configuration -> values tried
 Point = dict[str, float]  # one value for each key
 RATE = "model.learning_rate"
 
-# figure -> stage of the runs it is read from, title of its column in the Markdown table. Seconds are read from the
-# untrained runs, which are the last of their method, so that they do not include the time of first imports
+# Figure -> (stage of the runs that it is taken from, title of its column in the Markdown table). The seconds are those
+# of the untrained runs, which are the last runs of a method, so they do not include the time of first imports
 FIGURES = {
     "validation_loss": ("final", "validation loss"),
     "init_loss": ("start", "test loss after init"),
@@ -74,7 +74,7 @@ def choose(points: Sequence[Point], tuning: Sequence[Run]) -> Point | None:
 
 
 def edges(point: Point, grid: Grid) -> dict[str, str]:
-    """Return the keys whose value is an end of its list; a better value may lie beyond it.
+    """Return the keys whose value is the lowest or highest of its list, where a better value may be outside the list.
 
     >>> edges({"a": 1, "b": 2, "c": 5}, {"a": [1, 2, 3], "b": [1, 2, 3], "c": [5]})
     {'a': 'lowest', 'c': 'only'}
@@ -89,7 +89,7 @@ def edges(point: Point, grid: Grid) -> dict[str, str]:
 
 
 def method_row(method: str, runs: Sequence[Run], chosen: Point | None, grid: Grid, pretrained: float) -> dict[str, Any]:
-    """Return one flat row from all runs of a method; mean and sample standard deviation (n - 1) of finished runs.
+    """Return the row of a method from all its runs: mean and sample standard deviation (n - 1) of finished runs.
 
     pretrained: the test loss without an adapter.
     """
@@ -146,9 +146,9 @@ def uneven(runs: Sequence[Run]) -> list[str]:
 
 
 def as_markdown(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> str:
-    """Return a Markdown table: mean +- standard deviation, and a mark at chosen values that are an end of their list.
+    """Return a Markdown table with mean +- standard deviation; chosen values at an end of their list are marked.
 
-    keys: the keys of all grids, in the order of their columns.
+    keys: the keys of all grids, in the order of the columns.
     """
     names = ["learning rate" if key == RATE else key.rpartition(".")[2] for key in keys]
     header = ["method", *names, "points", "seeds", "trainable", "test loss pretrained"]
@@ -175,7 +175,7 @@ def mean_cell(average: float | None, deviation: float | None) -> str:
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return a CSV table with one column for each figure; missing figures are empty."""
+    """Return a CSV table with one column per figure; missing figures are empty."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")

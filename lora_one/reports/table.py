@@ -22,6 +22,7 @@ COLUMNS = {
 
 
 def entry(record: dict[str, Any], path: Sequence[str]) -> float | None:
+    """Return the value at a path of keys; None: it does not exist."""
     value: Any = record
     for key in path:
         value = value.get(key) if isinstance(value, dict) else None
@@ -39,9 +40,9 @@ Runs = Sequence[tuple[Path, dict[str, Any]]]  # (folder, run.json)
 
 
 def grouped(runs: Runs) -> tuple[list[str], dict[str, list[list[float]]], dict[str, int]]:
-    """Return the columns that any run has, each configuration's values of them over its seeds, and its seed count.
+    """Return the columns that any run has, and for each configuration its values per column and its number of seeds.
 
-    Runs belong to one configuration if their folders have the same parent.
+    Runs with the same parent folder belong to one configuration.
     """
     configurations: dict[str, list[dict[str, Any]]] = {}
     for folder, record in runs:
@@ -64,7 +65,7 @@ def sweep_table(runs: Runs) -> str:
 
 
 def sweep_csv(runs: Runs) -> str:
-    """Return the same table as CSV in full precision, each mean followed by its standard deviation ("sd")."""
+    """Return the same table as CSV in full precision; each mean is followed by its standard deviation ("sd")."""
     columns, values, seeds = grouped(runs)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -76,7 +77,7 @@ def sweep_csv(runs: Runs) -> str:
 
 
 def save_sweep(runs: Runs, results: Path) -> Path:
-    """Write sweep-<hash>.csv and .md, the hash over the runs in them; return the path of the .md. Raises OSError."""
+    """Write sweep-<hash>.csv and .md, with a hash over the runs; return the path of the .md. Raises OSError."""
     names = sorted(str(folder.relative_to(results)) for folder, _ in runs)
     path = results / f"sweep-{hashlib.sha256(chr(10).join(names).encode()).hexdigest()[:8]}.md"
     write_whole(path, sweep_table(runs) + "\n")

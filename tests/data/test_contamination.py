@@ -5,15 +5,13 @@ import gzip
 import json
 
 import pytest
-from datasets import Dataset
 
 from lora_one.data import contamination, load_dataset
-from lora_one.data.contamination import FORMAT, Questions, questions_of, without_questions
+from lora_one.data.contamination import FORMAT, Questions, without_questions
 from lora_one.data.encode import Encoder
-from lora_one.datasets import DATASETS, sources
-from lora_one.datasets.questions import EVALUATIONS
+from lora_one.datasets import DATASETS
+from lora_one.datasets.questions import questions_of
 from lora_one.errors import UsageError
-from lora_one.evaluation import BENCHMARKS, humaneval, math
 from lora_one.records.provenance import config_hash, local_fingerprints
 from lora_one.types import Example
 from tests.helpers.paths import SHARED, shared
@@ -54,31 +52,31 @@ def write(path, rows):
     ],
 )
 def test_thirteen_words_in_a_row_hold_a_question(text, held):
-    assert Questions([QUESTION]).held_by(text) is held
+    assert Questions([QUESTION]).occur_in(text) is held
 
 
 def test_a_short_question_is_looked_for_whole_and_a_shorter_one_not():
     eight, seven = "Why does the sky look blue at noon?", "What is the capital city of France?"
     questions = Questions([eight, seven])
     assert (questions.count, questions.short) == (2, 1)
-    assert questions.held_by(f"Tell me: {eight.lower()}") and not questions.held_by(eight.replace("noon", "night"))
-    assert not questions.held_by(seven)
+    assert questions.occur_in(f"Tell me: {eight.lower()}") and not questions.occur_in(eight.replace("noon", "night"))
+    assert not questions.occur_in(seven)
 
 
 def test_words_of_many_questions_are_their_format():
     opening = "Read what follows with care and then choose the best one of these four options, please:"
     many = [f"{opening} number {i}" for i in range(FORMAT + 1)]
-    assert not Questions(many).held_by(opening) and Questions(many[:-1]).held_by(opening)
-    assert Questions([*many, QUESTION]).held_by(QUESTION)
+    assert not Questions(many).occur_in(opening) and Questions(many[:-1]).occur_in(opening)
+    assert Questions([*many, QUESTION]).occur_in(QUESTION)
 
 
 def test_a_program_s_docstring_alone_gives_it_away():
     questions = Questions([PROGRAM])
-    assert questions.held_by(
+    assert questions.occur_in(
         "Write a function to give the number that stands in the middle of a list once it is sorted"
     )
-    assert questions.held_by(f"Complete this:\n```python\n{PROGRAM}```")
-    assert not questions.held_by(
+    assert questions.occur_in(f"Complete this:\n```python\n{PROGRAM}```")
+    assert not questions.occur_in(
         "def middle(numbers: List[int]) -> int:\n    return sorted(numbers)[len(numbers) // 2]"
     )
 
@@ -91,8 +89,8 @@ def test_rows_go_in_order_and_each_is_counted_once(capsys, tmp_path):
     assert clean == examples[2:] and dropped == {str(one): 1, str(two): 1}
     out = capsys.readouterr().out.splitlines()
     assert out == [
-        f"data: 1 of 4 training rows hold one of the 1 questions of {one} and are left out",
-        f"data: 1 of 3 training rows hold one of the 2 questions of {two} and are left out",
+        f"data: 1 of 4 training rows contain one of the 1 questions of {one} and were removed",
+        f"data: 1 of 3 training rows contain one of the 2 questions of {two} and were removed",
     ]
     assert without_questions(examples, None) == (examples, {})
 
@@ -126,43 +124,9 @@ def test_a_validation_split_that_stands_apart_stays(tmp_path, tokenizer):
 def test_nothing_left_is_an_error(tmp_path, tokenizer):
     rows = write(tmp_path / "test.jsonl", [{"question": QUESTION, "answer": "3"}])
     with pytest.raises(
-        RuntimeError, match=r"none of 1 usable rows is left.*dataset\.decontaminate=\['.*test\.jsonl'\]"
+        RuntimeError, match=r"none of the 1 usable rows is left.*dataset\.decontaminate=\['.*test\.jsonl'\]"
     ):
         load_dataset(config("gsm8k", rows, rows), Encoder(tokenizer), 128)
-
-
-def test_evaluations_of_the_hub(monkeypatch):
-    asked = []
-
-    def from_hub(name, subset, split, first=None):
-        asked.append((name, subset, split))
-        return Dataset.from_list([{"question": QUESTION, "prompt": PROGRAM, "problem": f"{subset}"}])
-
-    monkeypatch.setattr(sources, "from_hub", from_hub)
-    assert set(EVALUATIONS) <= set(BENCHMARKS)
-    assert list(questions_of("humaneval")) == [PROGRAM] and list(questions_of("gsm8k")) == [QUESTION]
-    assert list(questions_of("math")) == list(math.SUBJECTS) and list(questions_of("mmlu")) == [QUESTION]
-    assert asked[0] == (*humaneval.SOURCE, "test") and asked[2] == (math.HUB, math.SUBJECTS[0], "test")
-
-
-def test_local_folders_of_evaluations(tmp_path):
-    """MMLU's files without a header; the commonsense sets without their template and options."""
-    for name, text in (
-        (
-            "boolq",
-            "Please answer the following question with true or false, question: is it?\n\nAnswer format: true/false",
-        ),
-        ("hellaswag", "Please choose the correct ending to complete the given sentence: Roof: A man\n\nEnding1: sits"),
-        ("own", "A question: with a colon"),
-    ):
-        (tmp_path / "sets" / name).mkdir(parents=True)
-        (tmp_path / "sets" / name / "test.json").write_text(json.dumps([{"instruction": text, "answer": "true"}]))
-    assert list(questions_of(str(tmp_path / "sets"))) == ["is it?", "Roof: A man", "A question: with a colon"]
-    (tmp_path / "mmlu" / "test").mkdir(parents=True)
-    (tmp_path / "mmlu" / "test" / "virology_test.csv").write_text('"One,\ntwo?",1,2,3,4,A\nThree?,1,2,3,4,B\n')
-    assert list(questions_of(str(tmp_path / "mmlu"))) == ["One,\ntwo?", "Three?"]
-    with pytest.raises(UsageError, match=r"has no column question, problem, prompt, instruction: rename the column"):
-        list(questions_of(str(write(tmp_path / "a.jsonl", [{"text": "a"}]))))
 
 
 @pytest.mark.parametrize("value", ["gsm9k", "[gsm8k,nowhere.jsonl]", "5", "[[gsm8k]]"])
@@ -220,9 +184,9 @@ def test_every_humaneval_problem_is_found_in_the_form_of_codefeedback():
     problems = list(questions_of(str(shared("data/humaneval/HumanEval.jsonl.gz"))))
     questions = Questions(problems)
     assert len(problems) == 164 and questions.short == 0
-    assert all(questions.held_by(f"Complete the function.\n\n{problem}\n\n### Response:\n") for problem in problems)
+    assert all(questions.occur_in(f"Complete the function.\n\n{problem}\n\n### Response:\n") for problem in problems)
     told = [problem.rpartition("def ")[2].split("\n", 1)[1] for problem in problems]
-    assert sum(questions.held_by(" ".join(text.split())) for text in told) >= 155
+    assert sum(questions.occur_in(" ".join(text.split())) for text in told) >= 155
 
 
 def test_doctests():

@@ -64,7 +64,7 @@ def test_no_example_left_is_an_error_that_says_how_long_they_are(tokenizer):
     encoded, counts = Encoder(tokenizer).encode(EXAMPLES[:1], max_length=3)
     assert encoded == [] and counts.dropped == 1
     error = Encoder(tokenizer).nothing_left(EXAMPLES[:1], 3)
-    assert isinstance(error, RunError) and "max_length=3: their prompts are too long" in str(error)
+    assert isinstance(error, RunError) and "max_length=3: the prompts are too long" in str(error)
     assert f"shortest prompt: {size} tokens" in str(error)
 
 

@@ -125,16 +125,18 @@ def test_unknown_or_no_families_are_refused_with_the_known_ones(families):
 
 
 def test_a_negative_size_is_refused():
-    with pytest.raises(ValueError, match="at least 0, got -1"):
+    with pytest.raises(ValueError, match="size=-1 must be at least 0"):
         generate(["gain"], -1, seed=0)
-    with pytest.raises(ValueError, match="at least 0, got -1"):
+    with pytest.raises(ValueError, match="size=-1 must be at least 0"):
         generate_meta_math(-1, seed=0)
 
 
 def test_a_family_without_new_questions_is_refused(monkeypatch):
     monkeypatch.setitem(FAMILIES, "constant", lambda rng: ("What is 1+1?", "1+1=<<1+1=2>>2\n#### 2"))
     assert len(generate(["constant"], 1, seed=0)) == 1
-    with pytest.raises(ValueError, match=f"'constant' gave no new question in {MAX_FRUITLESS_DRAWS} draws.*smaller"):
+    with pytest.raises(
+        ValueError, match=f"'constant' gave no new question in {MAX_FRUITLESS_DRAWS} draws.*lower the size"
+    ):
         generate(["constant"], 2, seed=0)
 
 

@@ -172,7 +172,7 @@ def test_a_file_alone_has_no_validation_and_a_folder_needs_its_train_file(tokeni
         512,
     )
     assert splits.counts["rows"] == 5463 and splits.validation == []
-    with pytest.raises(UsageError, match="has no file that begins with 'train'"):
+    with pytest.raises(UsageError, match="has no file whose name begins with 'train'"):
         load_dataset(named_dataset("qnli", f"dataset.path={folder}"), Encoder(tokenizer), 512)
 
 
@@ -181,7 +181,7 @@ def test_a_file_alone_has_no_validation_and_a_folder_needs_its_train_file(tokeni
     [
         ({"sentence": "a", "label": 2}, "train row 1: the label '2' is not one of negative, positive"),
         ({"sentence": "a", "label": "good"}, "the label 'good' is not one of"),
-        ({"text": "a", "label": 1}, "has no column sentence; it has text, label"),
+        ({"text": "a", "label": 1}, "has no column sentence; its columns are text, label"),
     ],
 )
 def test_wrong_classification_rows(row, message, tmp_path):

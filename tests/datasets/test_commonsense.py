@@ -28,7 +28,7 @@ def test_commonsense_folders_are_read_together_in_the_evaluation_s_prompt(tmp_pa
     before = local_fingerprints({"dataset": {"name": "commonsense_reasoning", "path": str(tmp_path)}}, None)
     (tmp_path / "piqa" / "train.json").write_text("[]")
     assert before != local_fingerprints({"dataset": {"name": "commonsense_reasoning", "path": str(tmp_path)}}, None)
-    with pytest.raises(UsageError, match=r"has no folder with a train\.json"):
+    with pytest.raises(UsageError, match=r"has no subfolder with a train\.json"):
         DATASETS["commonsense_reasoning"].train(
             named_dataset("commonsense_reasoning", f"dataset.path={tmp_path / 'piqa'}")
         )

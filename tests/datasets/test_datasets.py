@@ -4,7 +4,7 @@ import doctest
 
 import pytest
 
-from lora_one.datasets import DATASETS, codefeedback, labels_of
+from lora_one.datasets import DATASETS, codefeedback, commonsense, labels_of
 from tests.helpers.datasets import ALPACA, hub_of, named_dataset
 from tests.helpers.paths import ROOT
 
@@ -67,7 +67,7 @@ def test_written_answers(name, rows, expected, monkeypatch):
 
 
 def test_doctests():
-    assert doctest.testmod(codefeedback).failed == 0
+    assert all(doctest.testmod(module).failed == 0 for module in (codefeedback, commonsense))
 
 
 def test_every_data_set_has_its_configuration():

@@ -61,5 +61,5 @@ def test_cells_are_the_text_they_are(tmp_path, name, text, expected):
 
 def test_nested_cells_are_refused(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "a", "response": ["b"]}])
-    with pytest.raises(UsageError, match="column response holds lists, but text is needed"):
+    with pytest.raises(UsageError, match="column response must contain text, but a value is a list"):
         read_rows(None, str(path), "train", ["prompt", "response"])

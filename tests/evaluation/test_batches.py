@@ -53,7 +53,7 @@ def test_one_prompt_beyond_memory_is_an_error():
     def work(part):
         raise torch.OutOfMemoryError("no memory")
 
-    with pytest.raises(RunError, match="does not hold one prompt"):
+    with pytest.raises(RunError, match=r"a single prompt does not fit.*--dtype=bf16"):
         list(each_batch([0, 1], 2, work))
 
 

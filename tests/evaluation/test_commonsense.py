@@ -250,9 +250,12 @@ def test_the_published_command_line(script, tmp_path, model_folder, data, monkey
         (["--dataset=bolq"], "--dataset=bolq is not a commonsense set: did you mean boolq? valid: ARC-Challenge"),
         (["--dataset=boolq,"], "--dataset= is not a commonsense set"),
         (["--greedy", "--temperature=0.5"], "--greedy and --temperature=0.5 contradict each other"),
-        ([], "give --data_path="),
+        ([], "pass --data_path="),
         (["--data_path=."], "has no folder boolq with a test.json"),
-        (["--data_path=boolq.json", "--dataset=piqa"], "row 1: the answer 'true' is not one of solution1, solution2"),
+        (
+            ["--data_path=boolq.json", "--dataset=piqa"],
+            "row 1: the answer 'true' is not an answer of piqa (solution1, solution2)",
+        ),
     ],
 )
 def test_wrong_options_are_one_message(options, words, tmp_path, monkeypatch, capsys):

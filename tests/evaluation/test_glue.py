@@ -229,9 +229,9 @@ def test_an_adapter_is_scored_as_its_merged_checkpoint_and_goes_on_where_it_stop
     ("options", "message"),
     [
         (["--dataset", "stsb"], "--dataset=stsb is not a set of GLUE"),
-        (["--dataset", "cola", "--temperature", "0.5"], "a class is not sampled"),
+        (["--dataset", "cola", "--temperature", "0.5"], "--temperature=0.5 has no effect"),
         (["--dataset", "cola", "--max_length", "1"], "must be at least 2 tokens"),
-        (["--dataset", "mnli"], "the model's head has 2 outputs, and this set 3 classes"),
+        (["--dataset", "mnli"], "head has 2 outputs, but this set has 3 classes"),
     ],
 )
 def test_wrong_use_is_one_line(options, message, tokenizer, tmp_path, capsys):

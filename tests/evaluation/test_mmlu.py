@@ -184,11 +184,16 @@ def test_rows_of_the_hub_have_the_same_form(monkeypatch):
 @pytest.mark.parametrize(
     ("file", "text", "error", "words"),
     [
-        ("test/virology_test.csv", "Four?,1,2,3,4\n", RunError, "row 1: .* is not a question, four options"),
+        ("test/virology_test.csv", "Four?,1,2,3,4\n", RunError, "row 1: .* must be a question, four options"),
         ("test/virology_test.csv", "Four?,1,2,3,4,D\nFive?,1,2,3,4,E\n", RunError, "row 2: "),
-        ("test/virology_test.csv", "", RunError, "holds no rows"),
+        ("test/virology_test.csv", "", RunError, "has no rows"),
         ("test/virolgy_test.csv", "Four?,1,2,3,4,D\n", UsageError, "did you mean virology"),
-        ("dev/virology_dev.csv", "Four?,1,2,3,4,D\n", UsageError, "--ntrain=3, but virology has 1"),
+        (
+            "dev/virology_dev.csv",
+            "Four?,1,2,3,4,D\n",
+            UsageError,
+            "--ntrain=3 is more than the 1 solved examples of virology",
+        ),
     ],
 )
 def test_broken_data_is_named(file, text, error, words, tmp_path, data):
@@ -253,8 +258,8 @@ def test_interrupted_it_goes_on_and_ends_the_same(kept, tmp_path, llama_folder, 
     ("options", "words"),
     [
         (["--ntrain=-1"], "--ntrain=-1 must be at least 0"),
-        (["--temperature=0.5"], "--temperature=0.5 is not read by MMLU"),
-        (["--max_new_tokens=9"], "--max_new_tokens=9 is not read by MMLU"),
+        (["--temperature=0.5"], "--temperature=0.5 has no effect on MMLU"),
+        (["--max_new_tokens=9"], "--max_new_tokens=9 has no effect on MMLU"),
         (["--data_path=."], "has no test/"),
     ],
 )

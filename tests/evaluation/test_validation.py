@@ -3,13 +3,18 @@
 import pytest
 import torch
 
+from lora_one.data import Splits
 from lora_one.data.encode import batches_of
+from lora_one.datasets import CLASSIFIED, labels_of
 from lora_one.errors import RunError
-from lora_one.evaluation import batches
+from lora_one.evaluation import batches, validation
+from lora_one.evaluation.generate import Completion
 from lora_one.losses import mean_loss
+from lora_one.types import Example
 from tests.helpers.examples import examples
 from tests.helpers.models import random_llama, random_roberta, random_t5
-from tests.helpers.validation import apart, counting, heads, validation_of
+from tests.helpers.runs import run_config
+from tests.helpers.validation import ENCODER, apart, counting, heads, validation_of
 
 KINDS = {
     "CausalLM": (random_llama, examples),
@@ -36,6 +41,17 @@ def test_accuracy_of_a_head():
         right = [model(torch.tensor([e.input_ids])).logits.argmax().item() == e.labels for e in data]
     found = validation_of(data)(model)
     assert found["eval_accuracy"] == pytest.approx(sum(right) / 12) and 0 < sum(right) < 12
+
+
+@pytest.mark.parametrize("name", sorted(CLASSIFIED))
+def test_generated_answers_of_every_classification_set_are_scored_by_the_words_of_its_classes(name, monkeypatch):
+    words = labels_of(name)
+    texts = [Example("Which class?", words[0], gold=words[0])] * 4
+    written = [f" {words[0]}\n", words[1], "neither", words[0]]
+    monkeypatch.setattr(validation, "complete", lambda *_: enumerate(map(Completion, written)))
+    run = run_config("init=default", f"dataset={name}", "model=tiny", "dataset.accuracy_examples=4")
+    found = validation.Validation(run, Splits([], [], [], texts, {}), ENCODER)(model=None)
+    assert (found["eval_accuracy"], found["eval_parsed"]) == (0.5, 0.75)
 
 
 def test_batches_hold_examples_of_like_length(monkeypatch):
@@ -68,5 +84,5 @@ def test_what_memory_cannot_hold_is_halved_and_no_example_counts_twice():
 def test_one_example_beyond_memory_is_an_error():
     model = random_llama()
     counting(model, most=20)
-    with pytest.raises(RunError, match=r"does not hold one example of 24 tokens .* lower model.max_length"):
+    with pytest.raises(RunError, match=r"a single example of 24 tokens does not fit.* lower model.max_length"):
         validation_of(examples(6))(model)

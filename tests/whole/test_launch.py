@@ -158,7 +158,7 @@ def test_what_a_sharded_base_cannot_do_is_refused(override, reason):
 
 
 def test_a_sharded_base_wants_several_processes():
-    with pytest.raises(UsageError, match=r"model\.sharded=True shares the base out among processes: start several"):
+    with pytest.raises(UsageError, match=r"model\.sharded=True distributes the base.*start several"):
         experiment.execute(run_config("model.sharded=true", "dataset.accuracy_examples=0"))
 
 

@@ -1,11 +1,11 @@
-"""Run untrusted programs in isolation and return a verdict on each that the program cannot forge.
+"""Run untrusted programs in isolation and return a verdict on each, which the program cannot forge.
 
     for index, result in run_programs(programs, Limits(), workers=4): ...
 
-A program gets a fresh ``python -I -S``, an empty environment, an empty working folder in memory, and the interpreter's
-own files, read-only. It has no network, no other processes or files, no /proc and no /dev. Its resources are limited,
-and all of its processes end with its verdict. launcher.py describes how the verdict is found, isolation.py how the
-program is isolated. Linux only; as root or as any user who may create user namespaces.
+A program gets a fresh ``python -I -S``, an empty environment, an empty working folder in memory, and read-only access
+to the interpreter's files. It has no network, no access to other processes or files, no /proc and no /dev. Its
+resources are limited, and all of its processes end with its verdict. launcher.py describes how the verdict is found,
+isolation.py how the program is isolated. This works only on Linux, as root or as a user who may create user namespaces.
 
 The memory limit is per process: a program can use up to ``processes`` times as much until its time is up.
 """
@@ -25,14 +25,14 @@ from lora_one.evaluation.sandbox.isolation import interpreter
 
 START = "import sys; sys.path.insert(0, sys.argv[1]); import launcher; launcher.main()"
 NO_ISOLATION = (
-    "no isolation here, {reason}: score on a machine that allows user namespaces, or add --unsafe to run the programs "
-    "with this user's rights, files and network"
+    "programs cannot be isolated on this machine, {reason}: score on a machine that allows user namespaces, or pass "
+    "--unsafe to run the programs with your rights, files and network"
 )
 
 
 @dataclass(frozen=True)
 class Program:
-    """One candidate: prompt + completion define ``entry_point``; test defines ``check(candidate)`` with assertions."""
+    """One program: prompt + completion define ``entry_point``; test defines ``check(candidate)`` with assertions."""
 
     prompt: str
     completion: str
@@ -42,7 +42,10 @@ class Program:
 
 @dataclass(frozen=True)
 class Limits:
-    """Resource limits of a program. seconds: wall clock after the interpreter has started; processes: with threads."""
+    """Resource limits of a program.
+
+    seconds: wall-clock time after the interpreter has started.  processes: including threads.
+    """
 
     seconds: float = 3.0
     memory_bytes: int = 1 << 30
@@ -61,22 +64,25 @@ class Launcher:
         try:
             self.process = subprocess.Popen(command, **pipes, env={}, start_new_session=True)
         except OSError as error:
-            raise RunError(f"programs cannot run on this machine, the interpreter does not start ({error})") from error
+            raise RunError(
+                f"programs cannot run on this machine, because {command[0]} does not start ({error}): install Python "
+                "there, or use another machine"
+            ) from error
         try:
             answer = self.ask({**asdict(limits), "isolated": not unsafe})
             if "refused" in answer:
-                raise RunError(NO_ISOLATION.format(reason=f"the kernel refuses it ({answer['refused']})"))
+                raise RunError(NO_ISOLATION.format(reason=f"because the kernel refuses it ({answer['refused']})"))
         except BaseException:
             self.close()
             raise
 
     def run(self, program: Program) -> str:
-        """Return ``passed``, ``timed out`` or ``failed: <why>``. Raises RunError: no verdict for an external reason."""
+        """Return ``passed``, ``timed out`` or ``failed: <reason>``. Raises RunError: the program could not be run."""
         answer = self.ask(asdict(program))
         if "broken" in answer:
             raise RunError(
-                f"a program could not be run, {answer['broken']} (out of memory or processes?): score again with "
-                "fewer --workers"
+                f"a program could not be run, because {answer['broken']} (possibly out of memory or processes): score "
+                "again with fewer --workers"
             )
         return answer["result"]
 
@@ -89,12 +95,15 @@ class Launcher:
         except OSError:
             line = b""
         if not line:
-            raise RunError("the sandbox's launcher ended unexpectedly (killed, or out of memory): score again")
+            raise RunError(
+                "the sandbox's launcher process ended unexpectedly (it was killed or out of memory): score again, with "
+                "fewer --workers if memory is short"
+            )
         return json.loads(line)
 
     def close(self) -> None:
         """End the launcher and its program, with all their processes and files."""
-        with suppress(OSError):  # it may have ended already
+        with suppress(OSError):  # the launcher may have ended already
             self.process.stdin.close()
         self.process.stdout.close()
         self.process.wait()
@@ -114,15 +123,13 @@ def check_isolation(limits: Limits) -> None:
     finally:
         launcher.close()
     if answer != {"result": "passed"}:
-        raise RunError(
-            NO_ISOLATION.format(reason=f"a trivial program does not run in it ({', '.join(answer.values())})")
-        )
+        raise RunError(NO_ISOLATION.format(reason=f"because a trivial program fails ({', '.join(answer.values())})"))
 
 
 def run_programs(
     programs: Sequence[Program], limits: Limits, *, workers: int | None = None, unsafe: bool = False
 ) -> Iterator[tuple[int, str]]:
-    """Yield (index, result) as programs end; ``workers`` of them (default: one per core) run at a time.
+    """Yield (index, result) in the order in which programs end; ``workers`` run at a time (default: one per core).
 
     unsafe: run without namespaces, with this user's rights, files and network.
     Raises RunError: programs cannot be isolated on this machine.

@@ -1,6 +1,6 @@
-"""The code in a program's own process: load the program, answer calls. Also the encoding of values between processes.
+"""Code of the process that runs a program: it loads the program and answers calls; it also encodes the values.
 
-Nothing in this process is trusted or secret: the tests are in the judge, another process. A program that takes control
+Nothing in this process is trusted or secret: the tests are in another process, the judge. A program that takes control
 of this code can only answer calls, with plain data.
 
 Values are sent as Python literals of exact None, bool, int, str and (kind, content) pairs, so the judge rebuilds them
@@ -88,7 +88,7 @@ REBUILD = {
 
 
 def described(error):
-    """Return ``TypeError: message`` in one line; str() of a hostile exception may itself raise."""
+    """Return ``TypeError: message`` in one line; str() of a hostile exception may raise another exception."""
     try:
         text = " ".join(str(error).split())
     except BaseException:
@@ -97,7 +97,7 @@ def described(error):
 
 
 def main():
-    """Send UP; load the program; answer this and each call with ("value", result) or ("raised", why)."""
+    """Send UP, load the program, then answer calls; each answer is ("value", result) or ("raised", reason)."""
     os.environ.clear()
     requests, replies = os.fdopen(CHANNEL, "rb"), os.fdopen(os.dup(CHANNEL), "wb")
 

@@ -4,7 +4,7 @@ This file runs in the launcher, separate from the rest of the project, and impor
 
     private_machine    once per launcher: mount, network and host name namespaces; a root with the interpreter in it
     other_user         per program: an unprivileged user, then user and pid namespaces
-    private_root       per program: mount and IPC namespaces, the root with a fresh working folder and nothing else
+    private_root       per program: mount and IPC namespaces; the root with only a fresh working folder
     set_limits         per program: resource limits
 """
 
@@ -38,7 +38,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def call(name: str, *arguments: int | str | None) -> None:
-    """Call a function of libc. Raises OSError: it fails, or libc has no such function."""
+    """Call a function of libc. Raises OSError: the call fails, or libc has no such function."""
     function = getattr(libc, name, None)
     if function is None:
         raise OSError(f"{name}: not on this system")
@@ -54,7 +54,10 @@ def interpreter() -> str:
 
 
 def private_machine() -> None:
-    """Leave the host's mounts and network; build the programs' root, read-only, at BOX. Raises OSError: refused."""
+    """Leave the host's mounts and network, and build the read-only root of the programs at BOX.
+
+    Raises OSError: the kernel refuses it.
+    """
     try:
         call("unshare", NEW_MOUNTS | NEW_NETWORK | NEW_HOST_NAME)
     except PermissionError:  # an ordinary user, or root without the capability: create a user namespace first
@@ -103,7 +106,7 @@ def drop_root() -> None:
 
 
 def enter_user_namespace(others: int) -> None:
-    """Enter a user namespace, and ``others`` owned by it, in which this user is nobody with all capabilities."""
+    """Enter a new user namespace, as nobody with all capabilities, and the namespaces ``others`` that it owns."""
     user, group = os.geteuid(), os.getegid()
     call("unshare", NEW_USER | others)
     for name, line in (("setgroups", "deny"), ("uid_map", f"{NOBODY} {user} 1"), ("gid_map", f"{NOBODY} {group} 1")):
@@ -111,7 +114,7 @@ def enter_user_namespace(others: int) -> None:
 
 
 def other_user() -> None:
-    """Drop the rights outside; the next child is the first process of a pid namespace."""
+    """Drop all rights outside the sandbox; the next child is the first process of a new pid namespace."""
     drop_root()
     enter_user_namespace(NEW_PIDS)
 

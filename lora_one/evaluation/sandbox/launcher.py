@@ -13,7 +13,7 @@ kernel ends all others in it.
 import ast
 import json
 import os
-import random  # noqa: F401 (like typing: prompts and tests import it, so it is loaded once for all judges)
+import random  # noqa: F401 (prompts and tests import it and typing, so both are loaded once for all judges)
 import select
 import shutil
 import signal
@@ -29,12 +29,12 @@ import isolation
 LONGEST_REPLY = 1 << 24  # bytes of one packed result
 NO_VERDICT = "failed: the judge ended without a verdict"
 START_SECONDS = 60.0
-UP = b"+"  # from the judge, before its verdict: the program's process has started, so the time limit begins
+UP = b"+"  # the judge sends it when the program's process has started, where the time limit begins
 INSIDE = Path(inside.__file__).read_text()
 
 
 def main() -> None:
-    """Read the settings, then requests from stdin; answer on stdout. Ends at the end of stdin, even in a program."""
+    """Read the settings, then requests, from stdin; answer on stdout. The end of stdin also ends a running program."""
     requests, replies = os.dup(0), os.dup(1)
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 0)
@@ -58,6 +58,7 @@ def main() -> None:
 
 
 def answer(replies: int, content: dict[str, typing.Any]) -> None:
+    """Write one answer."""
     os.write(replies, json.dumps(content).encode() + b"\n")
 
 
@@ -66,9 +67,9 @@ class NotStarted(Exception):
 
 
 def result_of(request: dict[str, str], settings: dict[str, typing.Any], requests: int) -> str:
-    """Return ``passed``, ``timed out`` or ``failed: why``; all processes and files of the program are then removed.
+    """Return ``passed``, ``timed out`` or ``failed: <reason>``, and remove all processes and files of the program.
 
-    Raises NotStarted: there is no memory, process or namespace left, which is not a failure of the program.
+    Raises NotStarted: memory, processes or namespaces are exhausted, which is not a failure of the program.
     """
     folder = None if settings["isolated"] else tempfile.mkdtemp(prefix="program-")
     ours, theirs = os.pipe()
@@ -92,15 +93,15 @@ def result_of(request: dict[str, str], settings: dict[str, typing.Any], requests
 
 
 def heard(judge_says: int, requests: int, seconds: float, size: int) -> bytes | None:
-    """Return what the judge sends within some seconds, b"" if it has ended; None: the time is up."""
+    """Return what the judge sends within ``seconds``, b"" if it has ended; None: the time is up."""
     ready, _, _ = select.select([judge_says, requests], [], [], seconds)
-    if ready == [requests]:  # no request is sent before this one's answer, so stdin is closed: the scorer has ended
+    if ready == [requests]:  # the next request comes after this answer, so stdin is closed and the scorer has ended
         raise SystemExit
     return os.read(judge_says, size) if ready else None
 
 
 def in_child(work: typing.Callable[[], None]) -> typing.NoReturn:
-    """Do the work of a forked process and end it without running the parent's clean-up."""
+    """Run ``work`` in a forked process and end the process without the clean-up functions of the parent."""
     try:
         work()
     except BaseException as error:
@@ -122,11 +123,12 @@ def kill_descendants() -> None:
 
 
 def children() -> list[int]:
+    """Return the process ids of this process's children."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:  # it ended in the meantime
+        except OSError:  # the process has ended in the meantime
             continue
         if int(fields[1]) == os.getpid():
             found.append(int(stat.parent.name))
@@ -213,7 +215,7 @@ class Candidate:
             kind, content = ast.literal_eval(line.decode())
             value = inside.unpacked(content)
         except Exception as error:  # the answer is untrusted and may fail in any way
-            raise Ended("the program's answer is no value") from error
+            raise Ended("the program's answer is not a valid value") from error
         if kind == "raised":
             raise Raised(str(value))
         return value
@@ -222,7 +224,7 @@ class Candidate:
 def tested(request: dict[str, str], candidate: Candidate) -> str:
     """Run the tests on the candidate and return the verdict.
 
-    The tests may use the names that the prompt defines; the prompt runs here, and its function is the candidate.
+    The tests may use names that the prompt defines, so the prompt is run here, with the candidate as its function.
     """
     namespace: dict[str, typing.Any] = {}
     try:
