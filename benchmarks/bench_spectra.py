@@ -80,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     figures = {"layers": ("layers", "{}")} | {name: (f"{name}: min / median / max", "{}") for name in QUANTITIES}
     shape = {"name": chosen.model or chosen.shape, "examples": report.examples, "tokens": report.tokens}
     ratios = {f"{name}, all layers, median": median(row[name] for row in found.values()) for name in QUANTITIES}
-    write_result(chosen, {"shape": shape, "rows": rows_by_layer_type(found), "layers": found, "ratios": ratios}, figures)
+    rows = rows_by_layer_type(found)
+    write_result(chosen, {"shape": shape, "rows": rows, "layers": found, "ratios": ratios}, figures)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,6 @@ def test_what_a_killed_process_left_half_written_goes(tmp_path):
 
 def test_broken_run_json_is_not_overwritten(tmp_path):
     (tmp_path / "run.json").write_text("{")
-    with pytest.raises(RunError, match="is not valid JSON .*move it away"):
+    with pytest.raises(RunError, match=r"is not valid JSON .*move it away"):
         RunFolder(tmp_path).update(status="running")
     assert (tmp_path / "run.json").read_text() == "{"
