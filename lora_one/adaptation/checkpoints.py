@@ -150,8 +150,8 @@ def load_adapter(base: nn.Module, path: Path) -> PeftModel:
     without, beyond = (sum("lora_" in name for name in names) for names in (found.missing_keys, found.unexpected_keys))
     if without or beyond:
         raise UsageError(
-            f"the adapter in {path} does not fit this model ({beyond} of its tensors are not in the model, {without} of "
-            "the model's tensors are not in the adapter): use the base that it was trained on"
+            f"the adapter in {path} does not fit this model ({beyond} of its tensors are not in the model, {without} "
+            "tensors of the model are not in it): use the base that it was trained on"
         )
     return model
 
@@ -175,8 +175,8 @@ def restore_adapter(model: PeftModel, path: Path) -> None:
 def merge_adapter(model: PeftModel) -> nn.Module:
     """Return the plain model with W + s B A in every adapted layer, in the base's dtype.
 
-    The sum is computed in fp32 (fp64 for an fp64 base), layer by layer, and rounded once. The given model cannot be used
-    afterwards.
+    The sum is computed in fp32 (fp64 for an fp64 base), layer by layer, and rounded once. The given model cannot be
+    used afterwards.
     """
     for layer in lora_layers(model).values():
         base = layer.get_base_layer()

@@ -17,7 +17,7 @@ class Adaptation(ABC):
 
     The abstract methods are required; the others have a default.
 
-    own_start: name, in run.json, of an initialisation that is part of this class; None: a method of ``init`` computes it.
+    own_start: name in run.json of an initialisation by this class itself; None: a method of ``init`` computes it.
     artifact: folder of the run that contains the result of training.
     state_file: file in a resume point for ``state``.
     """
@@ -76,7 +76,7 @@ class Adaptation(ABC):
             save_file(tensors, folder / self.state_file)
 
     def load_state(self, model: nn.Module, folder: Path) -> bool:
-        """Write the values of a resume point into the model; return False to let the Trainer load them."""
+        """Write the values of a resume point, ``state`` included, into the model; False: the Trainer loads them."""
         return False
 
     def untrained_base(self, model: nn.Module) -> nn.Module | None:

@@ -133,8 +133,8 @@ def unwrapped_on_error(model: PeftModel, trained: Sequence[nn.Parameter]) -> Ite
 def quiet_peft() -> Iterator[None]:
     """Suppress two warnings that need no action.
 
-    transformers warns that PEFT uses a deprecated attribute. PEFT warns about trainable biases, which still have the
-    values of the base before training.
+    transformers warns that PEFT uses a deprecated attribute. PEFT warns that trainable biases are not reset when the
+    adapters are switched off; before training they are equal to the base's.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
