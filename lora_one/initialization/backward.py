@@ -162,7 +162,7 @@ def _require_gradient(_module: nn.Module, _inputs: Any, output: Tensor) -> Tenso
 
 @contextmanager
 def _checkpointed(model: nn.Module, wanted: bool) -> Iterator[None]:
-    """Return a context in which each block is checkpointed, if wanted; transformers' option would enable dropout too."""
+    """Return a context that checkpoints each block, if wanted; the option of transformers would also enable dropout."""
     blocks = blocks_of(model) if wanted else []
     own = [vars(block).get("forward") for block in blocks]  # set on an instance by accelerate's device placement
     for block in blocks:

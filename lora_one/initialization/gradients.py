@@ -185,7 +185,7 @@ def refuse_unused(layers: dict[str, nn.Module], used: AbstractSet[str]) -> None:
     somewhere = set().union(*Processes.current().gathered(set(used)))
     unused = [name for name in layers if name not in somewhere]
     if unused:
-        more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
+        more = f" (and {len(unused) - 1} more)" if len(unused) > 1 else ""
         raise ValueError(
             f"layer {unused[0]}{more} got no gradient, because the loss on the initialisation examples does not depend "
             "on it: use more examples (init.iters), or remove it from peft.lora_target_modules"

@@ -185,8 +185,8 @@ def take(
     contents = Processes.current().gathered(content_of([*own, *(others or ())]))
     if len(set(contents)) > 1:
         raise UsageError(
-            "batches: they differ between processes, but each process must pass the same ones: use a data loader that is "
-            "not sharded"
+            "batches: they differ between processes, but each process must pass the same ones; use a data loader that "
+            "is not sharded"
         )
     if wanted is not None and count < wanted:
         warnings.warn(f"batches contains {count} examples, fewer than examples={wanted}: all are used", stacklevel=3)

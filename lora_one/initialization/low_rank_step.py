@@ -157,11 +157,11 @@ def warn_of_missing_directions(found: Mapping[str, int], settings: StepSettings)
     wanted = {name: settings.singular_of(name) for name in found}
     short = [f"{name} ({k} of {wanted[name]})" for name, k in found.items() if k < wanted[name]]
     if short and Processes.current().rank == 0:
-        more = f" and {len(short) - 3} more" if len(short) > 3 else ""
+        more = f" and {len(short) - 3} more layers" if len(short) > 3 else ""
         warnings.warn(
-            f"the gradients of {len(short)} of {len(found)} layers have too low a rank: {', '.join(short[:3])}{more} "
-            "usable directions. The missing directions are random orthonormal vectors, which do not change the model's "
-            "function; to avoid this, use more examples (init.iters) or a lower rank (peft.lora_r)",
+            f"the gradients of {len(short)} of {len(found)} layers have fewer usable directions than needed: "
+            f"{', '.join(short[:3])}{more}. The missing directions are random orthonormal vectors, which do not change "
+            "the model's function; to avoid this, use more examples (init.iters) or a lower rank (peft.lora_r)",
             stacklevel=3,
         )
 

@@ -72,7 +72,7 @@ def warn_of_experts(base: nn.Module) -> None:
         share = sum(map(nn.Parameter.numel, experts.values())) / sum(map(nn.Parameter.numel, base.parameters()))
         warnings.warn(
             f"{len(experts)} tensors of fused experts, {share:.0%} of the parameters, are not adapted, because only "
-            f"linear layers are (the first one is {next(iter(experts))})",
+            f"linear layers can be (the first tensor is {next(iter(experts))})",
             stacklevel=3,
         )
 
