@@ -64,7 +64,7 @@ class Counted:
 def counted_of(wanted: Tensor, reduction: Reduction, position_ids: Tensor | None = None) -> Counted:
     """Return the counted positions of ``targets`` of a batch.
 
-    position_ids: (batch, length), 0 where an example begins; only if a row holds several examples.
+    position_ids: (batch, length), 0 where an example begins; only if a row contains several examples.
     """
     rows, columns = (wanted != IGNORED).nonzero(as_tuple=True)
     sizes, count = None, len(rows)

@@ -62,24 +62,24 @@ class Cache:
     def read(self) -> Solution | None:
         """Return the cached solution; None: it is missing or cannot be read."""
         try:
-            told = json.loads(self.file.with_suffix(".json").read_text())
+            saved = json.loads(self.file.with_suffix(".json").read_text())
             tensors = load_file(self.file)
             factors = {
                 name: AdapterFactors(tensors[f"{name}.B"], tensors[f"{name}.A"], shifted, tensors.get(f"{name}.R"))
-                for name, shifted in told["layers"].items()
+                for name, shifted in saved["layers"].items()
             }
-            examples = GradientReport(**told["examples"]) if told["examples"] else None
-            searched = {float(gamma): loss for gamma, loss in told["searched"].items()}
+            examples = GradientReport(**saved["examples"]) if saved["examples"] else None
+            searched = {float(gamma): loss for gamma, loss in saved["searched"].items()}
             return Solution(
                 factors,
-                told["energies"],
+                saved["energies"],
                 examples,
-                told["predicted_decrease"],
+                saved["predicted_decrease"],
                 searched,
-                told["gamma"],
-                loss=told["loss"],
-                searched_on=told["searched_on"],
-                vectors={name: (tensors[f"{name}.U"], tensors[f"{name}.Vh"]) for name in told["vectors"]},
+                saved["gamma"],
+                loss=saved["loss"],
+                searched_on=saved["searched_on"],
+                vectors={name: (tensors[f"{name}.U"], tensors[f"{name}.Vh"]) for name in saved["vectors"]},
             )
         except (OSError, ValueError, KeyError, SafetensorError):
             return None
@@ -94,7 +94,7 @@ class Cache:
         }
         for name, (U, Vh) in solution.vectors.items():
             tensors |= {f"{name}.U": U.contiguous(), f"{name}.Vh": Vh.contiguous()}
-        told = {
+        saved = {
             "key": self.key,
             "layers": {name: factors.shift_base for name, factors in solution.factors.items()},
             "energies": solution.energies,
@@ -113,7 +113,7 @@ class Cache:
                 file = Path(scratch) / self.file.name
                 save_file(tensors, file)
                 file.replace(self.file)
-            write_json(self.file.with_suffix(".json"), told)  # last, because it makes the entry complete
+            write_json(self.file.with_suffix(".json"), saved)  # last, because it makes the entry complete
         except (OSError, SafetensorError) as error:
             raise self.unwritable(error) from error
 
