@@ -129,7 +129,7 @@ def grouped(layers: dict[str, nn.Module], room: int | None) -> list[dict[str, nn
 
 
 def _groups(sizes: Sequence[int], room: int) -> list[list[int]]:
-    """Return indices in consecutive groups whose sizes add up to at most ``room``; a larger size forms a group alone."""
+    """Return indices in consecutive groups whose sizes add up to at most ``room``; a larger size is a group alone."""
     groups: list[list[int]] = []
     filled_to = 0
     for index, size in enumerate(sizes):

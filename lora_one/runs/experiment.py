@@ -4,7 +4,7 @@ from lora_one import models
 from lora_one.config import RunConfig
 from lora_one.distributed import Processes
 from lora_one.initialization.methods import refuse_unready
-from lora_one.optim import optimizer_class
+from lora_one.optim.optimizer_class import optimizer_class
 from lora_one.records.folder import Placed, RunFolder, first_process, placed
 from lora_one.runs.fine_tuning import fine_tune
 from lora_one.runs.initial_model import initial_model
