@@ -24,6 +24,7 @@ class Processes:
 
     @classmethod
     def current(cls) -> "Processes":
+        """Return the processes of torch.distributed; one process if it is not initialised."""
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size())
         return cls()
@@ -32,8 +33,8 @@ class Processes:
     def started(cls) -> "Processes":
         """Join the processes of a launcher (torchrun, accelerate launch; WORLD_SIZE is set) or the tasks of one srun.
 
-        Without a GPU the backend is gloo; accelerate by itself would start every process as rank 0 of 1.
-        Raises UsageError: the launcher asks for FSDP or DeepSpeed.
+        Without a GPU the backend is gloo; by default, accelerate would start every process as rank 0 of 1.
+        Raises UsageError: the launcher enables FSDP or DeepSpeed.
         """
         refuse_sharding(os.environ)
         take_slurm_tasks(os.environ)
@@ -85,10 +86,11 @@ class Processes:
         return travelling.to(tensor.device)
 
     def total(self, value: float) -> float:
+        """Return the sum of every process's value, on every process."""
         return sum(self.gathered(value))
 
     def gathered(self, value: T) -> list[T]:
-        """Return every process's value in order of rank, on every process; use it where all must decide alike."""
+        """Return every process's value in order of rank, on every process, so that all can make the same decision."""
         if self.count == 1:
             return [value]
         values: list[T] = [value] * self.count
@@ -104,8 +106,8 @@ def refuse_sharding(environment: Mapping[str, str]) -> None:
     for name in ("FSDP", "DeepSpeed"):
         if environment.get(f"ACCELERATE_USE_{name.upper()}", "").lower() == "true":
             raise UsageError(
-                f"accelerate's configuration asks for {name}, which is not supported: use "
-                "scripts/accelerate/sharded.yaml with model.sharded=true, which shards the base while loading it"
+                f"accelerate's configuration enables {name}, which is not supported: use instead "
+                "scripts/accelerate/sharded.yaml with model.sharded=true, which shards the base while it is loaded"
             )
 
 

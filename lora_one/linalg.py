@@ -11,11 +11,11 @@ EXACT_BELOW = 256  # min(m, n) up to which the exact SVD costs no more than a ra
 OVERSAMPLING = 8
 MAX_BLOCKS = 30
 PRODUCT_ERROR = 1e-5  # target of the relative Frobenius error of [M]_r ...
-PRODUCT_BLOCKS = 8  # ... and the number of blocks after which it is given up; a flat spectrum would need many more
+PRODUCT_BLOCKS = 8  # ... and the number of blocks after which it is no longer required, as for a flat spectrum
 FASTEST = 0.5  # lower bound on the assumed ratio of an error to the one half a block earlier
 NOISE = 5e-7  # S_i / S_1 at or below which direction i is a rounding error: about 4 x the precision of fp32
 LOST = 1e-3  # overlap with the known directions above which a new direction is only rounding error
-SQUARES_FIT = (1e-12, 1e12)  # norms of a matrix that need no rescaling before its entries are squared in fp32
+SQUARES_FIT = (1e-12, 1e12)  # range of norms for which the squares of a matrix's entries neither over- nor underflow
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class LowRank:
 def truncated_svd(matrix: Tensor, rank: int, *, tolerance: float, generator: Generator) -> LowRank:
     """Return the best rank-r approximation of a matrix (Eckart-Young).
 
-    Small matrices are decomposed exactly, larger ones in a block Krylov space. There each direction is accurate by
-    itself, independently of S_1: ||u_i^T M||^2 >= (1 - ``tolerance``) S_i^2 for all i <= r, by the estimate of
+    Small matrices are decomposed exactly, larger ones in a block Krylov space. Then each direction is accurate
+    independently of S_1: ||u_i^T M||^2 >= (1 - ``tolerance``) S_i^2 for all i <= r, by the estimate of
     ``KrylovSpace``. Signs: the entry of largest magnitude in each column of U is positive.
 
     matrix: (m, n), any float dtype, decomposed in at least fp32.  generator: CPU random numbers of the sketch.
@@ -48,7 +48,7 @@ def truncated_svd(matrix: Tensor, rank: int, *, tolerance: float, generator: Gen
     if not SQUARES_FIT[0] < norm < SQUARES_FIT[1]:
         largest = float(matrix.abs().max())
         if not math.isfinite(largest):
-            raise ValueError(f"matrix of shape {tuple(matrix.shape)} holds entries that are not finite")
+            raise ValueError(f"matrix of shape {tuple(matrix.shape)} contains values that are not finite")
         if largest > 0:
             step = truncated_svd(matrix / largest, rank, tolerance=tolerance, generator=generator)
             return replace(step, S=step.S * largest)
@@ -71,23 +71,26 @@ def fix_signs(step: LowRank) -> LowRank:
 
 
 def completed(step: LowRank, generator: Generator) -> LowRank:
-    """Replace directions that are rounding errors: S_i = 0, and random u_i, v_i that are orthonormal to the others.
+    """Replace directions that are rounding errors by S_i = 0 and random u_i, v_i, orthonormal to the others.
 
-    A matrix of rank k < r has only k directions; the further ones that an SVD returns depend on the machine.
+    A matrix of rank k < r has only k directions; the others that an SVD returns depend on the machine.
     """
     k, rank = usable(step.S), len(step.S)
     if k in (0, rank):
         return step
-
-    def filled(vectors: Tensor) -> Tensor:  # (rows, r)
-        drawn = torch.randn(len(vectors), rank - k, generator=generator).to(vectors)
-        return torch.cat([vectors[:, :k], orthonormal(drawn, vectors[:, :k])[0]], dim=1)
-
     S = torch.cat([step.S[:k], torch.zeros_like(step.S[k:])])
-    return LowRank(filled(step.U), S, filled(step.Vh.T).T, step.energy)
+    U, V = (with_random_columns(vectors[:, :k], rank, generator) for vectors in (step.U, step.Vh.T))
+    return LowRank(U, S, V.T, step.energy)
+
+
+def with_random_columns(basis: Tensor, columns: int, generator: Generator) -> Tensor:
+    """Extend an orthonormal basis (rows, k) by random orthonormal columns to (rows, columns)."""
+    drawn = torch.randn(len(basis), columns - basis.shape[1], generator=generator).to(basis)
+    return torch.cat([basis, orthonormal(drawn, basis)[0]], dim=1)
 
 
 def _by_krylov(matrix: Tensor, rank: int, tolerance: float, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Return U (m, r), S (r,), Vh (r, n) of a matrix in memory, by a ``KrylovSpace``."""
     space = KrylovSpace(tuple(matrix.shape), rank, tolerance)
     right = space.start(generator).to(matrix)
     while True:
@@ -157,11 +160,12 @@ class KrylovSpace:
 
     @property
     def settled(self) -> bool:
+        """Return whether no further product is needed."""
         if self.outside is None:
             return self.blocks > 0 and self.Q.shape[1] == min(self.shape)
         if self.blocks >= MAX_BLOCKS:
             return True
-        # `truncated_svd` decomposes a small matrix exactly: from products alone it must be as accurate
+        # `truncated_svd` decomposes a small matrix exactly, so products alone must give the same accuracy
         spent = self.blocks >= PRODUCT_BLOCKS and min(self.shape) > EXACT_BELOW
         product = spent or still_to_gain(self.product_errors) <= PRODUCT_ERROR
         return product and still_to_gain(self.direction_errors) <= self.tolerance
@@ -179,9 +183,9 @@ class KrylovSpace:
 def orthonormal(product: Tensor, basis: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return (Q, C) with product = [basis, Q] C, where Q is orthonormal and orthogonal to the basis.
 
-    Projected twice, because the rest of the first projection may be mostly rounding error. If a column has no rest (for
-    example, zero rows of M), the result still overlaps the basis: such columns of Q become random ones, with 0 in C.
-    C is fp64 and on the CPU.
+    It projects twice, because the remainder of the first projection may be mostly rounding error. If a column has no
+    remainder (for example, because of zero rows of M), the result still overlaps the basis; such columns of Q are
+    replaced by random ones, with 0 in C. C is fp64 and on the CPU.
     """
     if basis is None:
         Q, R = torch.linalg.qr(product)
@@ -210,6 +214,7 @@ def refilled(Q: Tensor, lost: Tensor, basis: Tensor) -> Tensor:
 
 
 def joined(blocks: Tensor | None, block: Tensor) -> Tensor:
+    """Return the columns of all blocks; None: there are none yet."""
     return block if blocks is None else torch.cat([blocks, block], dim=1)
 
 

@@ -64,7 +64,7 @@ class Counted:
 def counted_of(wanted: Tensor, reduction: Reduction, position_ids: Tensor | None = None) -> Counted:
     """Return the counted positions of ``targets`` of a batch.
 
-    position_ids: (batch, length), 0 where an example begins; only if a row holds several examples.
+    position_ids: (batch, length), 0 where an example begins; only if a row contains several examples.
     """
     rows, columns = (wanted != IGNORED).nonzero(as_tuple=True)
     sizes, count = None, len(rows)
@@ -88,7 +88,7 @@ def loss_sum(logits: Tensor, wanted: Tensor, reduction: Reduction, position_ids:
 def loss_at(logits: Tensor, counted: Counted) -> Tensor:
     """Return ``loss_sum`` at known positions, on the device of the logits, without a host synchronisation.
 
-    logits: (batch, length, vocabulary), or (batch, classes) of a classification head. They may hold only the last
+    logits: (batch, length, vocabulary), or (batch, classes) of a classification head. They may contain only the last
     positions, if no earlier one counts.  The loss is computed in at least fp32, for the counted tokens only.
     """
     logits = logits[:, None] if logits.dim() == 2 else logits
@@ -115,6 +115,7 @@ def examples_of(wanted: Tensor, position_ids: Tensor | None) -> Tensor:
 
 
 def model_logits(model: nn.Module, batch: Batch, **options: Any) -> Tensor:
+    """Return the model's logits for a batch, which is moved to the model's device."""
     device = next(model.parameters()).device
     inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
     return model(**inputs, **options, use_cache=False).logits
@@ -157,12 +158,13 @@ def keeps_logits(model: nn.Module) -> bool:
 
 @cache
 def parameters_of(kind: type[nn.Module]) -> frozenset[str]:
+    """Return the names of the arguments of a module's forward."""
     return frozenset(inspect.signature(kind.forward).parameters)
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off in the whole model; restore the mode of every module afterwards."""
+    """Return a context in which the whole model is in evaluation mode; every module's mode is restored afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

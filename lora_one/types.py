@@ -10,10 +10,14 @@ The paper's A is our B and the reverse: we keep PEFT's letters.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # the entry point imports this file before torch
     from torch import Generator, Tensor
+
+# Options of the preconditioner, read by config/optimizers.py and by optim/, neither of which imports the other.
+Damping = Literal["absolute", "relative"]  # lambda as it is, or multiplied by the mean diagonal of the Gram matrix
+Order = Literal["simultaneous", "sequential"]  # both factors step from the same point, or B after A
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ ORDER = [  # from the bottom
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 ONLY = {
     "hydra": {"runs/cli"},
-    "peft": {"adaptation", "initialization/start", "initialization/library", "initialization/methods/peft_methods"},
+    "peft": {"adaptation"}
+    | {f"initialization/{file}" for file in ("start", "scale_search", "library", "methods/peft_methods")},
     "wandb": {"records/tracking"},
     "matplotlib": {"reports"},
 }

@@ -1,1 +1,1 @@
-"""What is trained: LoRA adapters, an r x r core between frozen factors, AdaLoRA, or every weight."""
+"""The kinds of fine-tuning: LoRA adapters, an r x r core between frozen factors, AdaLoRA, and full fine-tuning."""

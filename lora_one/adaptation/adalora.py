@@ -1,18 +1,18 @@
-"""AdaLoRA (arXiv:2303.10512), whose layers share a budget of ranks: W + s/r P diag(L) Q, the least L set to zero.
+"""AdaLoRA (arXiv:2303.10512): W + s/r P diag(L) Q; the layers share a budget of ranks, and the smallest L become zero.
 
-PEFT holds the layers and moves the budget. Here is what it leaves open: its schedule in shares of a run, the penalty
-beside a loss of our own, a state that resumes, and plain LoRA factors at the end.
+PEFT implements the layers and allocates the budget. This file adds the schedule as shares of a run, the penalty for our
+own loss, a state to resume from, and the conversion to plain LoRA factors at the end.
 """
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from peft import AdaLoraConfig, LoraConfig, PeftModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lora_one.adaptation.checkpoints import write_adapter
@@ -21,18 +21,17 @@ from lora_one.adaptation.lora import Lora
 from lora_one.adaptation.wrapping import lora_config, widened, wrapped
 from lora_one.config.schemas import PeftConfig
 
-# of the paper's settings for GLUE (its Tables 8 and 9), which differ by task: about these
-FIRST_RANK = 1.5  # of the final one, before the budget falls
-WARM_UP, FINAL = 0.1, 0.5  # shares of the steps with the first budget and with the final one
+# Typical values of the paper's settings for GLUE (its Tables 8 and 9), which differ by task.
+FIRST_RANK = 1.5  # rank before the budget is reduced, as a multiple of the final rank
+WARM_UP, FINAL = 0.1, 0.5  # shares of the steps with the initial budget and with the final budget
 EVERY = 10  # steps between two allocations
 ORTHOGONAL = 0.1  # weight of the penalty
-STATE = "adalora.safetensors"  # in a resume point
 
 
 def wrap_adalora(base: nn.Module, peft: PeftConfig, dtype: str, steps: int, seed: int) -> PeftModel:
-    """The base with AdaLoRA's layers at their start, P and Q ~ N(0, 0.02^2) by the seed and L = 0.
+    """Wrap the base in AdaLoRA's layers with their initial values, P, Q ~ N(0, 0.02^2) drawn by the seed and L = 0.
 
-    steps: of the whole training.
+    steps: optimizer steps of the whole training.
     """
     plain = lora_config(base, peft)
     config = AdaLoraConfig(
@@ -54,24 +53,24 @@ def wrap_adalora(base: nn.Module, peft: PeftConfig, dtype: str, steps: int, seed
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = widened(wrapped(base, config, dtype))
-    for layer in lora_layers(model).values():  # PEFT turns this constant into a 16-bit one that trains, as the base is
+    for layer in lora_layers(model).values():  # with a 16-bit base, PEFT makes this constant 16-bit and trainable
         ranks = layer.ranknum[ADAPTER].requires_grad_(False)
         ranks.data = ranks.data.float()
     return model
 
 
 def first_rank(peft: PeftConfig) -> int:
-    """Rank of every layer before the budget falls."""
+    """Return the rank of every layer before the budget is reduced."""
     return max(peft.lora_r, round(FIRST_RANK * peft.lora_r))
 
 
 def allocate(model: PeftModel, step: int) -> None:
-    """Move the budget after an optimizer step (counted from 0), while its gradients are there."""
+    """Reallocate the budget after an optimizer step (counted from 0), while its gradients exist."""
     model.base_model.update_and_allocate(step)
 
 
 def penalty(model: PeftModel) -> Tensor:
-    """The weighted mean of ||P^T P - I||_F and ||Q Q^T - I||_F over all layers (eq. 4)."""
+    """Return the mean of ||P^T P - I||_F and ||Q Q^T - I||_F over all layers (eq. 4), times its weight."""
     terms = []
     for layer in lora_layers(model).values():
         P, Q = layer.lora_B[ADAPTER], layer.lora_A[ADAPTER]
@@ -85,7 +84,7 @@ AVERAGES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
 def state(model: PeftModel) -> dict[str, Tensor]:
-    """All that goes on from step to step: factors, averaged importances, and which ranks are in use."""
+    """Return what changes from step to step: factors, averaged importances, and which ranks are in use."""
     tensors = {
         f"layer/{name}/{part}": getattr(layer, part)[ADAPTER].detach()
         for name, layer in lora_layers(model).items()
@@ -101,7 +100,7 @@ def state(model: PeftModel) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_state(model: PeftModel, tensors: dict[str, Tensor]) -> None:
-    """Write what ``state`` gave into a model as ``wrap_adalora`` makes it."""
+    """Write the tensors of ``state`` into a model that ``wrap_adalora`` made."""
     device = next(model.parameters()).device
     for name, layer in lora_layers(model).items():
         for part in PARTS:
@@ -118,7 +117,7 @@ def load_state(model: PeftModel, tensors: dict[str, Tensor]) -> None:
 
 @contextmanager
 def unpruned(model: nn.Module) -> Iterator[None]:
-    """While PEFT saves AdaLoRA's factors: with the ranks that are not in use, which may be all of a layer's."""
+    """Let PEFT save the factors with all ranks, because those in use may be none in some layers."""
     config = model.peft_config[ADAPTER]
     pattern, config.rank_pattern = config.rank_pattern, None
     try:
@@ -128,7 +127,7 @@ def unpruned(model: nn.Module) -> Iterator[None]:
 
 
 def as_lora(model: PeftModel) -> tuple[LoraConfig, FactorPairs]:
-    """The same function as plain LoRA with s = 1: (its configuration, (B, A) of every layer), fp32."""
+    """Return the equivalent plain LoRA with s = 1: its configuration, and (B, A) of every layer in fp32."""
     config: Any = model.peft_config[ADAPTER]
     plain = LoraConfig(
         r=config.init_r,
@@ -151,9 +150,11 @@ def as_lora(model: PeftModel) -> tuple[LoraConfig, FactorPairs]:
 
 @dataclass(frozen=True)
 class AdaLora(Lora):
-    """AdaLoRA's three factors P, L and Q, which start by themselves.  seed: of their random numbers."""
+    """The three factors P, L and Q of AdaLoRA, with their own initialisation.  seed: of its random numbers."""
 
     seed: int = 0
+
+    state_file: ClassVar[str] = "adalora.safetensors"
 
     def parameters_of(self, m: int, n: int) -> int:
         return first_rank(self.peft) * (m + n + 1)
@@ -170,11 +171,11 @@ class AdaLora(Lora):
     def saving_state(self, model: nn.Module) -> AbstractContextManager[None]:
         return unpruned(model)
 
-    def save_state(self, model: nn.Module, folder: Path) -> None:
-        save_file(state(model), folder / STATE)
+    def state(self, model: nn.Module) -> dict[str, Tensor]:
+        return state(model)
 
     def load_state(self, model: nn.Module, folder: Path) -> bool:
-        load_state(model, load_file(folder / STATE))
+        load_state(model, load_file(folder / self.state_file))
         return True
 
     def save(self, model: nn.Module, place: Path, *, final: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""Adapters and merged models on disk: a folder that plain PEFT loads, a folder that anything loads."""
+"""Save and load adapters, as folders of plain PEFT, and merged models, as folders of plain transformers."""
 
 import copy
 import json
@@ -25,10 +25,10 @@ PlainLora = tuple[LoraConfig | None, FactorPairs]  # configuration (None: as PEF
 
 
 def save_adapter(model: PeftModel, path: Path | str, initial_factors: FactorPairs | None = None) -> None:
-    """Write the PEFT folder, for the original base: adapter_config.json and the factors as trained, bit for bit.
+    """Write the PEFT folder for the original base: adapter_config.json and the trained factors, bit for bit.
 
-    Where the base became W - s B0 A0 (``initial_factors``), the adapter is [B, -B0] [A; A0] of rank 2 r with the same
-    s, so that the original base with it is the trained model. A trained core is saved as (B R) A.
+    For layers whose base became W - s B0 A0 (``initial_factors``), the adapter is [B, -B0] [A; A0] of rank 2 r with the
+    same s, so that the original base with this adapter is the trained model. A trained core is saved as (B R) A.
     """
     if initial_factors:
         write_adapter(model, Path(path), for_the_original_base(model, initial_factors))
@@ -39,7 +39,7 @@ def save_adapter(model: PeftModel, path: Path | str, initial_factors: FactorPair
 
 
 def write_adapter(model: PeftModel, path: Path, plain: PlainLora | None = None) -> None:
-    """Write the PEFT folder. plain: the same function as plain LoRA, in place of the factors that PEFT would write."""
+    """Write the PEFT folder. plain: equivalent plain LoRA factors to write instead of those that PEFT would write."""
     with whole_folder(path) as folder:
         model.save_pretrained(folder)
         if plain is None:
@@ -51,7 +51,7 @@ def write_adapter(model: PeftModel, path: Path, plain: PlainLora | None = None) 
 
 
 def with_core_absorbed(model: PeftModel) -> PlainLora:
-    """Return (B R, A) of every layer, computed in fp32: the product has digits that B and R do not have."""
+    """Return (B R, A) of every layer, computed in fp32, because rounding the product to 16 bits would lose digits."""
     factors = {}
     for name, layer in lora_layers(model).items():
         up = layer.lora_B[ADAPTER]
@@ -60,7 +60,7 @@ def with_core_absorbed(model: PeftModel) -> PlainLora:
 
 
 def _write_factors(factors: FactorPairs, folder: Path) -> None:
-    """(B, A) of every layer under the names that PEFT reads, in the place of those that PEFT has written."""
+    """Replace the factors in a folder written by PEFT with (B, A) of every layer, under the names that PEFT reads."""
     file = folder / "adapter_model.safetensors"
     others = {name: tensor for name, tensor in load_file(file).items() if not any(part in name for part in FACTORS)}
     tensors = {
@@ -74,7 +74,7 @@ def _write_factors(factors: FactorPairs, folder: Path) -> None:
 def for_the_original_base(model: PeftModel, initial_factors: FactorPairs) -> PlainLora:
     """Return [B, -B0] and [A; A0] of every layer, and the configuration of rank 2 r with the same scaling."""
     config = copy.copy(model.peft_config[ADAPTER])
-    wider = 2**0.5 if config.use_rslora else 2  # s stays what it was at rank r
+    wider = 2**0.5 if config.use_rslora else 2  # keeps s as it was at rank r
     config.r, config.lora_alpha = 2 * config.r, wider * config.lora_alpha
     config.rank_pattern = {layer: 2 * rank for layer, rank in config.rank_pattern.items()}
     config.alpha_pattern = {layer: wider * alpha for layer, alpha in config.alpha_pattern.items()}
@@ -82,7 +82,7 @@ def for_the_original_base(model: PeftModel, initial_factors: FactorPairs) -> Pla
     factors = {}
     for name, layer in lora_layers(model).items():
         B, A = layer.lora_B[ADAPTER].weight.detach().cpu(), layer.lora_A[ADAPTER].weight.detach().cpu()
-        # a layer whose base stayed keeps its factors, beside zeros
+        # a layer whose base was not changed keeps its factors, padded with zeros
         B0, A0 = (
             start.to(B.dtype).cpu() for start in initial_factors.get(name, (torch.zeros_like(B), torch.zeros_like(A)))
         )
@@ -91,8 +91,10 @@ def for_the_original_base(model: PeftModel, initial_factors: FactorPairs) -> Pla
 
 
 def save_factors(initial_factors: FactorPairs, path: Path) -> None:
-    """A pair (m, r), (r, n) by layer that a resumed run needs: (B0, A0) where the base was shifted, so that it is
-    shifted again; a gradient's leading singular vectors."""
+    """Write pairs (m, r), (r, n) by layer that a resumed run needs.
+
+    They are (B0, A0), with which the base is shifted again, or the leading singular vectors of the gradients.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
         f"{name}.{letter}": factor.cpu().contiguous()
@@ -106,16 +108,16 @@ def save_factors(initial_factors: FactorPairs, path: Path) -> None:
 
 
 def load_factors(path: Path) -> FactorPairs:
-    """What ``save_factors`` wrote; empty where it wrote nothing."""
+    """Return what ``save_factors`` wrote; {} if the file does not exist."""
     tensors = load_file(path) if path.exists() else {}
     names = sorted({key.rpartition(".")[0] for key in tensors})
     return {name: (tensors[f"{name}.B"], tensors[f"{name}.A"]) for name in names}
 
 
 def kind_of_adapter(path: Path) -> ModelKind | None:
-    """Return the kind of the model that a saved adapter belongs to, None where it does not say.
+    """Return the kind of model that a saved adapter is for; None: its configuration does not contain it.
 
-    Raises UsageError: no adapter there.
+    Raises UsageError: the folder contains no adapter.
     """
     check_adapter(path)
     task = json.loads((path / "adapter_config.json").read_text()).get("task_type")
@@ -123,50 +125,58 @@ def kind_of_adapter(path: Path) -> ModelKind | None:
 
 
 def check_adapter(path: Path) -> None:
+    """Raise UsageError if the folder contains no adapter."""
     if not (path / "adapter_config.json").exists():
-        raise UsageError(f"{path} holds no adapter_config.json: give the adapter/ folder of a run")
+        raise UsageError(f"{path} contains no adapter_config.json: pass the adapter/ folder of a run")
 
 
 def load_adapter(base: nn.Module, path: Path) -> PeftModel:
-    """The base with a saved adapter. Raises UsageError: no adapter there, or one of another model."""
+    """Return the base with a saved adapter.
+
+    Raises UsageError: the folder contains no adapter, or one that does not fit the base.
+    """
     check_adapter(path)
     try:
         with quiet_peft():
             warnings.filterwarnings("ignore", message="Found missing adapter keys", category=UserWarning)
             model = PeftModel.from_pretrained(base, str(path))
-            # the same values once more: from_pretrained keeps to itself what found no place
+            # load the same values again, because from_pretrained does not report tensors that did not fit
             found = set_peft_model_state_dict(model, load_peft_weights(str(path), device="cpu"))
     except (ValueError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UsageError(
-            f"the adapter in {path} does not fit this model ({reason}): give the base it was trained on"
+            f"the adapter in {path} does not fit this model ({reason}): use the base that it was trained on"
         ) from error
     without, beyond = (sum("lora_" in name for name in names) for names in (found.missing_keys, found.unexpected_keys))
     if without or beyond:
         raise UsageError(
-            f"the adapter in {path} does not fit this model ({beyond} of its tensors have no place there, {without} "
-            "places have no tensor): give the base it was trained on"
+            f"the adapter in {path} does not fit this model ({beyond} of its tensors are not in the model, {without} "
+            "tensors of the model are not in it): use the base that it was trained on"
         )
     return model
 
 
 def restore_adapter(model: PeftModel, path: Path) -> None:
-    """Write a resume point's values into the adapter that the model has, bit for bit and in place.
+    """Write a resume point's values into the model's adapter, bit for bit and in place.
 
-    PeftModel.load_adapter would widen 16-bit factors to fp32, in new parameters that no optimizer knows.
-    Raises RunError: the resume point holds another adapter.
+    PeftModel.load_adapter would convert 16-bit factors to fp32, as new parameters that the optimizer does not have.
+    Raises RunError: the resume point contains another adapter.
     """
     tensors = load_file(path / "adapter_model.safetensors")
     if tensors.keys() != get_peft_model_state_dict(model).keys():
-        raise RunError(f"{path} holds another adapter than this run's: remove it, or add overwrite=true to start anew")
+        raise RunError(
+            f"the resume point {path} contains an adapter with other layers than this run: remove it, or add "
+            "overwrite=true to start again"
+        )
     set_peft_model_state_dict(model, tensors)
 
 
 @torch.no_grad()
 def merge_adapter(model: PeftModel) -> nn.Module:
-    """The plain model with W + s B A in every adapted layer, in the base's dtype.
+    """Return the plain model with W + s B A in every adapted layer, in the base's dtype.
 
-    The sum is taken in fp32 (fp64 for an fp64 base), layer by layer, and rounded once. The model is consumed.
+    The sum is computed in fp32 (fp64 for an fp64 base), layer by layer, and rounded once. The given model cannot be
+    used afterwards.
     """
     for layer in lora_layers(model).values():
         base = layer.get_base_layer()
@@ -182,18 +192,18 @@ def merge_adapter(model: PeftModel) -> nn.Module:
 
 
 def bare(model: PeftModel) -> nn.Module:
-    """The model without its adapters; modules that were trained whole stay as trained, in the base's dtype."""
+    """Return the model without its adapters; fully trained modules keep their trained values, in the base's dtype."""
     narrowed(model)
     return model.unload()
 
 
 def dequantized(base: nn.Module) -> nn.Module:
-    """The base with plain linear layers in the place of quantised ones, of the same values; itself if it has none."""
+    """Return the base with quantised layers converted to plain linear layers of the same values."""
     return base.dequantize(dtype=base.dtype) if getattr(base, "is_quantized", False) else base
 
 
 def save_merged(model: nn.Module, tokenizer: Any, path: Path) -> None:
-    """A plain Hugging Face folder, weights and tokenizer."""
+    """Write a plain Hugging Face folder with weights and tokenizer."""
     with whole_folder(path) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -1,11 +1,11 @@
-"""Modules of the r x r architecture: a frozen linear map, and a trained core after one."""
+"""Modules of the r x r architecture: a frozen linear map, and a frozen linear map with a trained core."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
 class Frozen(nn.Module):
-    """A linear map whose weight is a buffer: saved and loaded with the adapter, but no one can make it train."""
+    """A linear map whose weight is a buffer: saved and loaded with the adapter, but never trainable."""
 
     weight: Tensor
 
@@ -18,7 +18,7 @@ class Frozen(nn.Module):
 
 
 class Core(nn.Module):
-    """B R in the place of PEFT's B: B (m, r) is frozen, R (r, r) trains. PEFT sees one linear map of weight B R."""
+    """Replaces PEFT's B: B (m, r) is frozen, R (r, r) is trained. To PEFT it is one linear map with the weight B R."""
 
     B: Tensor
 

@@ -1,4 +1,4 @@
-"""Full fine-tuning: every weight trains, in fp32."""
+"""Full fine-tuning: every weight is trained, in fp32."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,10 @@ from lora_one.models import DTYPES
 
 @dataclass(frozen=True)
 class FullFineTuning(Adaptation):
-    """bf16: the final weights are saved in bf16; those of an epoch in fp32.  tokenizer: saved beside the weights."""
+    """Train every weight.
+
+    bf16: save the final weights in bf16; those of an epoch are saved in fp32.  tokenizer: saved with the weights.
+    """
 
     tokenizer: Any
     bf16: bool

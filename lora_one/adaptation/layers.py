@@ -26,10 +26,10 @@ FactorPairs = dict[str, tuple[Tensor, Tensor]]
 
 
 def target_layers(model: nn.Module, peft: PeftConfig, method: MethodSettings | None = None) -> dict[str, nn.Module]:
-    """Linear layers to adapt, by dotted name: all but head and embedding, or those with one of the name endings.
+    """Return the linear layers to adapt, by dotted name: all but head and embedding, or those with one of the endings.
 
-    Linear are torch's, those quantised by bitsandbytes, and GPT-2's Conv1D. Works on a skeleton too.
-    Raises UsageError: an ending matches no linear layer, or a layer has fewer singular vectors than the method takes.
+    Linear layers are torch's, those quantised by bitsandbytes, and GPT-2's Conv1D. model: may be a skeleton.
+    Raises UsageError: an ending matches no linear layer, or a layer has fewer singular vectors than the method needs.
     """
     output = model.get_output_embeddings()
     heads = kind_of(model).head_modules
@@ -46,8 +46,8 @@ def target_layers(model: nn.Module, peft: PeftConfig, method: MethodSettings | N
                 endings = {name.rpartition(".")[2] for name in linear}
                 if any(name.endswith(f".{ending}") for name in fused_experts(model)):
                     raise UsageError(
-                        f"peft.lora_target_modules: {ending} is one tensor of all experts in this model, and only "
-                        f"linear layers are adapted; {nearest(ending, endings)}"
+                        f"peft.lora_target_modules: in this model {ending} is one tensor for all experts, and only "
+                        f"linear layers can be adapted; {nearest(ending, endings)}"
                     )
                 raise UsageError(
                     f"peft.lora_target_modules: {ending} matches no linear layer of this model; "
@@ -56,7 +56,9 @@ def target_layers(model: nn.Module, peft: PeftConfig, method: MethodSettings | N
             chosen |= matched
         linear = {name: layer for name, layer in linear.items() if name in chosen}
     if not linear:
-        raise UsageError("peft.lora_target_modules=all finds no linear layer in this model: name its layers in a list")
+        raise UsageError(
+            "peft.lora_target_modules=all finds no linear layer in this model: set it to a list of layer names"
+        )
     for name, layer in linear.items():
         refuse_rank(name, layer, peft.lora_r, method)
     return linear
@@ -65,32 +67,36 @@ def target_layers(model: nn.Module, peft: PeftConfig, method: MethodSettings | N
 def refuse_rank(
     name: str, layer: nn.Module, rank: int, method: MethodSettings | None, section: str = "peft.lora_"
 ) -> None:
-    """Raises UsageError: the layer has fewer singular vectors than the method takes.
+    """Raise UsageError if the layer has fewer singular vectors than the method needs.
 
-    section: before the names of the settings to change, r and target_modules.
+    section: prefix, in the message, of the settings r and target_modules.
     """
     vectors = method.vectors if method is not None else 1
     smallest = min(weight_shape(layer))
     if vectors * rank > smallest:
-        rule = f"{section}r={rank}" + (f" x {vectors} ({method.title} takes 2 r vectors)" if vectors > 1 else "")
+        rule = f"{section}r={rank}" + (f" x {vectors} ({method.title} needs 2 r vectors)" if vectors > 1 else "")
         raise UsageError(
-            f"{rule} exceeds min(m, n)={smallest} of {name} of shape {' x '.join(map(str, weight_shape(layer)))}; "
-            f"lower {section}r or leave this layer out of {section}target_modules"
+            f"{rule} exceeds the smaller dimension {smallest} of {name}, whose shape is "
+            f"{' x '.join(map(str, weight_shape(layer)))}: lower {section}r, or remove this layer from "
+            f"{section}target_modules"
         )
 
 
 def fused_experts(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Weights of a mixture's experts that are held as one tensor (experts, rows, columns) instead of as layers."""
+    """Return the weights of a mixture of experts that are one tensor (experts, rows, columns) instead of layers."""
     return {name: weight for name, weight in model.named_parameters() if ".experts." in name and weight.dim() == 3}
 
 
 def scaling_of(peft: PeftConfig) -> float:
-    """s = alpha / sqrt(r) with rsLoRA, alpha / r without."""
+    """Return s: alpha / sqrt(r) with rsLoRA, alpha / r without."""
     return peft.lora_alpha / (peft.lora_r**0.5 if peft.use_rslora else peft.lora_r)
 
 
 def layer_view(name: str, layer: Any, seed: int, originals: Callable[[str], Tensor] | None = None) -> LayerView:
-    """What a method sees of one of PEFT's LoRA layers; originals: gives a weight as before quantisation, by name."""
+    """Return what a method can read of one of PEFT's LoRA layers.
+
+    originals: returns the weight of a layer before quantisation, by the layer's name.
+    """
     base = layer.get_base_layer()
     return LayerView(
         name=name,
@@ -104,9 +110,9 @@ def layer_view(name: str, layer: Any, seed: int, originals: Callable[[str], Tens
 
 
 def wide_weight(layer: nn.Module) -> Tensor:
-    """W (m, n) in fp32, dequantised where it is quantised."""
+    """Return W (m, n) in fp32, dequantised if it is quantised."""
     weight = layer.weight.detach()
-    if hasattr(weight, "full_tensor"):  # sharded: all processes ask together
+    if hasattr(weight, "full_tensor"):  # sharded: a collective operation of all processes
         weight = weight.full_tensor()
     if not weight.is_floating_point():
         weight = dequantize_bnb_weight(layer.weight, state=getattr(layer, "state", None))
@@ -114,7 +120,7 @@ def wide_weight(layer: nn.Module) -> Tensor:
 
 
 def lora_layers(model: PeftModel) -> dict[str, Any]:
-    """PEFT's LoRA layers by the name of the linear layer they wrap."""
+    """Return PEFT's LoRA layers, by the name of the linear layer that they wrap."""
     from peft.tuners.lora import LoraLayer
 
     prefix = "base_model.model."
@@ -126,7 +132,7 @@ def lora_layers(model: PeftModel) -> dict[str, Any]:
 
 
 def plain_layers(model: nn.Module) -> list[Any]:
-    """LoRA layers that only multiply their input by A and B: without dropout, DoRA or another variant of PEFT's."""
+    """Return the LoRA layers that only multiply their input by A and B: no dropout, DoRA or other variant of PEFT."""
     return [
         layer
         for layer in lora_layers(model).values()
@@ -136,11 +142,11 @@ def plain_layers(model: nn.Module) -> list[Any]:
 
 @contextmanager
 def inputs_not_cast(layers: Sequence[Any]) -> Iterator[None]:
-    """PEFT leaves the dtype of these ``plain_layers``' inputs alone; only for passes under autocast.
+    """Keep PEFT from casting the inputs of these ``plain_layers``; only for passes under autocast.
 
     PEFT casts an adapter's bf16 input to fp32, the dtype of A, and autocast casts it back for the product. Without
-    both casts the product is the same, and no second copy of the input is kept for the backward pass. Dropout rounds
-    differently in bf16, and DoRA takes its norms in the dtype of the input, so those layers keep the casts.
+    both casts the product is the same, and no second copy of the input is stored for the backward pass. Dropout rounds
+    differently in bf16, and DoRA computes its norms in the dtype of the input, so those layers keep the casts.
     """
     before = [layer.cast_input_dtype_enabled for layer in layers]
     for layer in layers:
@@ -154,7 +160,7 @@ def inputs_not_cast(layers: Sequence[Any]) -> Iterator[None]:
 
 @torch.no_grad()
 def shift_base(model: PeftModel, initial_factors: FactorPairs) -> None:
-    """W becomes W - s B0 A0, computed in fp32 and rounded once. Raises UsageError: W is quantised."""
+    """Change W to W - s B0 A0, computed in fp32 and rounded once. Raises UsageError: W is quantised or sharded."""
     layers = lora_layers(model)
     for name, (B, A) in initial_factors.items():
         layer = layers[name].get_base_layer()
@@ -166,13 +172,13 @@ def shift_base(model: PeftModel, initial_factors: FactorPairs) -> None:
 
 
 def refuse_quantised(name: str, layer: nn.Module) -> None:
-    """Raises UsageError: the base layer is to become W - s B A, and its weight is quantised, or sharded."""
+    """Raise UsageError if the layer's weight is quantised or sharded, so it cannot become W - s B A."""
     kind = "sharded" if hasattr(layer.weight, "full_tensor") else "quantised"
     if kind == "sharded" or not layer.weight.is_floating_point():
         raise UsageError(
-            f"the weight of {name} is {kind} ({type(layer).__name__}), and this init starts from a changed base "
-            f"W - s B A, which a {kind} W cannot hold; take {methods_with(reads_weights=False, changes_base=False)}, "
-            f"which leave W as it is, or a model.name that is not {kind}"
+            f"the weight of {name} is {kind} ({type(layer).__name__}), but this init changes the base to W - s B A, "
+            f"which is not possible for a {kind} W: set {methods_with(reads_weights=False, changes_base=False)}, which "
+            f"do not change W, or use a model that is not {kind}"
         )
 
 
@@ -180,15 +186,15 @@ def refuse_quantised(name: str, layer: nn.Module) -> None:
 def put(layer: Any, factors: AdapterFactors) -> None:
     """Write factors into a PEFT layer, in its adapter's dtype and on its device.
 
-    With DoRA (arXiv:2402.09353, eq. 5) the magnitudes become the norms of the rows of W + s B A, so that the layer
-    starts at W + s B A as without it.
+    With DoRA (arXiv:2402.09353, eq. 5) the magnitudes become the norms of the rows of W + s B A, so that the layer is
+    W + s B A at first, as without DoRA.
     """
     up, down = layer.lora_B[ADAPTER], layer.lora_A[ADAPTER]
     places = [(down.weight, factors.A)]
     if isinstance(up, Core):
         places += [(up.B, factors.B), (up.R, factors.R)]
     else:
-        assert factors.R is None, "a core needs its architecture: peft.lora_xs"
+        assert factors.R is None, "a core R needs the r x r architecture: peft.lora_xs"
         places.append((up.weight, factors.B))
     for place, value in places:
         assert place.shape == value.shape, (place.shape, value.shape)
@@ -200,7 +206,7 @@ def put(layer: Any, factors: AdapterFactors) -> None:
 
 
 def factors_of(layer: Any) -> AdapterFactors:
-    """What stands in a PEFT layer now, in its own dtype and on its device."""
+    """Return the current factors of a PEFT layer, in its dtype and on its device."""
     up, A = layer.lora_B[ADAPTER], layer.lora_A[ADAPTER].weight.detach()
     if isinstance(up, Core):
         return AdapterFactors(up.B, A, R=up.R.detach())
@@ -208,7 +214,7 @@ def factors_of(layer: Any) -> AdapterFactors:
 
 
 def relative_shift(layer: Any, factors: AdapterFactors) -> float:
-    """||s B A||_F / ||W||_F, or ||s B R A||_F / ||W||_F with a core."""
+    """Return ||s B A||_F / ||W||_F, or with a core ||s B R A||_F / ||W||_F."""
     B = factors.B if factors.R is None else factors.B @ factors.R
     # ||B A||_F^2 = tr((B^T B)(A A^T)): r x r products instead of the m x n one
     moved = ((B.T @ B) * (factors.A @ factors.A.T)).sum().clamp(min=0).sqrt()
@@ -216,4 +222,5 @@ def relative_shift(layer: Any, factors: AdapterFactors) -> float:
 
 
 def trainable_parameters(model: nn.Module) -> int:
+    """Return how many parameters of the model are trainable."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

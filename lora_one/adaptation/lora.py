@@ -16,10 +16,10 @@ from lora_one.models import weight_shape
 
 @dataclass(frozen=True)
 class Lora(Adaptation):
-    """W + s B A: the factors B (m, r) and A (r, n) train, and with DoRA m magnitudes.
+    """W + s B A: the factors B (m, r) and A (r, n) are trained, and with DoRA m magnitudes.
 
     dtype: of the adapter.  initial_factors: the file with (B0, A0) of the layers whose base became W - s B0 A0; it
-    exists only where an initialisation method changed the base.
+    exists only if an initialisation method changed the base.
     """
 
     peft: PeftConfig
@@ -34,7 +34,7 @@ class Lora(Adaptation):
         return sum(self.parameters_of(m, n) for m, n in shapes) + parameters_trained_whole(model, self.peft)
 
     def parameters_of(self, m: int, n: int) -> int:
-        """Count the trainable parameters of a layer of shape (m, n)."""
+        """Return how many parameters are trained in a layer of shape (m, n)."""
         return self.peft.lora_r * (m + n) + m * self.peft.dora
 
     def start(self, base: nn.Module, steps: int) -> nn.Module:
@@ -53,14 +53,14 @@ class Lora(Adaptation):
         save_adapter(model, place, load_factors(self.initial_factors))
 
     def untrained_base(self, model: nn.Module) -> nn.Module | None:
-        if self.initial_factors.exists():  # the base in memory is W - s B0 A0, rounded; the adapter belongs on W
-            model.to("meta")  # frees this copy before another one is loaded
+        if self.initial_factors.exists():  # the base in memory is W - s B0 A0, rounded, but the adapter is for W
+            model.to("meta")  # frees this copy before the original is loaded
             return None
         return bare(model)
 
 
 class LoraCore(Lora):
-    """W + s B R A: only the core R (r, r) trains, between frozen factors (arXiv:2411.19557, arXiv:2405.17604)."""
+    """W + s B R A: only the core R (r, r) is trained, between frozen factors (arXiv:2411.19557, arXiv:2405.17604)."""
 
     def parameters_of(self, m: int, n: int) -> int:
         return self.peft.lora_r**2

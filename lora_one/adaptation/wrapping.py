@@ -1,4 +1,4 @@
-"""Wrap a base model in PEFT's layers, and take them off again."""
+"""Wrap a base model in PEFT's layers, and remove them again."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,9 +18,9 @@ from lora_one.models import DTYPES, kind_of, never_repacked
 
 
 def lora_config(model: nn.Module, peft: PeftConfig, **further: Any) -> LoraConfig:
-    """PEFT's configuration of the adapter: plain LoRA, whatever the initialisation, so any PEFT loads it.
+    """Return PEFT's configuration of the adapter: plain LoRA for every initialisation, so any PEFT version can load it.
 
-    further: settings of one of PEFT's own initialisations, while it runs.
+    further: settings of an initialisation by PEFT, only while it runs.
     """
     layers = target_layers(model, peft)
     if peft.train_embeddings:
@@ -41,7 +41,7 @@ def lora_config(model: nn.Module, peft: PeftConfig, **further: Any) -> LoraConfi
 
 
 def embeddings_to_train(model: nn.Module) -> dict[str, Any]:
-    """PEFT's settings that train input and output embeddings, in copies of its own; tied ones stay tied."""
+    """Return the settings with which PEFT trains copies of the input and output embeddings; tied ones stay tied."""
     words, output = model.get_input_embeddings(), model.get_output_embeddings()
     tied = output is not None and output.weight is words.weight
     trained = (words,) if tied or output is None else (words, output)
@@ -50,7 +50,7 @@ def embeddings_to_train(model: nn.Module) -> dict[str, Any]:
 
 
 def parameters_trained_whole(model: nn.Module, peft: PeftConfig) -> int:
-    """Count the parameters that train whole beside the adapters: embeddings, a new head. Works on a skeleton."""
+    """Return how many parameters are trained besides the adapters: embeddings, a new head. model: may be a skeleton."""
     names = embeddings_to_train(model)["modules_to_save"] if peft.train_embeddings else []
     heads = kind_of(model).head_modules
     names = [*names, *(name for name, _ in model.named_children() if name in heads)]
@@ -58,7 +58,7 @@ def parameters_trained_whole(model: nn.Module, peft: PeftConfig) -> int:
 
 
 def wrap(base: nn.Module, peft: PeftConfig, dtype: str) -> PeftModel:
-    """Wrap the base in adapters of that dtype, whose values are still to be written."""
+    """Wrap the base in adapters of that dtype; their values must be written afterwards."""
     model = widened(wrapped(base, lora_config(base, peft), dtype))
     if peft.lora_xs:
         for layer in lora_layers(model).values():
@@ -68,32 +68,33 @@ def wrap(base: nn.Module, peft: PeftConfig, dtype: str) -> PeftModel:
 
 
 def wrapped(base: nn.Module, config: LoraConfig, dtype: str) -> PeftModel:
-    """The base with the adapters of a PEFT configuration, in that dtype."""
+    """Return the base with the adapters of a PEFT configuration, in that dtype."""
     with quiet_peft():
         model = get_peft_model(never_repacked(base), config, autocast_adapter_dtype=False)
     for name, parameter in model.named_parameters():
-        if "lora_" in name:  # whatever else trains (a head, biases) keeps the base's
+        if "lora_" in name:  # other trainable parameters (a head, biases) keep the dtype of the base
             parameter.data = parameter.data.to(DTYPES[dtype])
     return model
 
 
 def trained_copies(model: PeftModel) -> Iterator[nn.Module]:
-    """Whole modules that train beside the adapters (a new head, embeddings), which PEFT copies."""
+    """Yield PEFT's copies of the modules that are trained besides the adapters: a new head, embeddings."""
     for module in model.modules():
         if isinstance(module, ModulesToSaveWrapper):
             yield from module.modules_to_save.values()
 
 
 def widened(model: PeftModel) -> PeftModel:
-    """The model, in which they train in fp32."""
-    narrow = {module: next(module.parameters()).dtype for module in trained_copies(model)}  # tied ones share a weight
+    """Return the model, after converting its ``trained_copies`` to fp32; see ``widen``."""
+    # all dtypes before any conversion, because tied modules share a weight
+    narrow = {module: next(module.parameters()).dtype for module in trained_copies(model)}
     for module, dtype in narrow.items():
         widen(module, dtype)
     return model
 
 
 def widen(module: nn.Module, narrow: torch.dtype) -> None:
-    """Train a 16-bit module in fp32, as steps are smaller than its digits; around it everything stays ``narrow``."""
+    """Convert a 16-bit module to fp32, because 16 bits would round away small steps; its output remains ``narrow``."""
     if narrow not in (torch.bfloat16, torch.float16):
         return
 
@@ -106,7 +107,7 @@ def widen(module: nn.Module, narrow: torch.dtype) -> None:
 
 
 def narrowed(model: PeftModel) -> None:
-    """Undo ``widen``: the copies that trained are of their originals' dtype again."""
+    """Undo ``widen``: convert the trained copies back to the dtype of their originals."""
     for wrapper in model.modules():
         if isinstance(wrapper, ModulesToSaveWrapper):
             dtype = next(wrapper.original_module.parameters()).dtype
@@ -118,7 +119,7 @@ def narrowed(model: PeftModel) -> None:
 
 @contextmanager
 def unwrapped_on_error(model: PeftModel, trained: Sequence[nn.Parameter]) -> Iterator[None]:
-    """A start that fails leaves the base as it was before PEFT wrapped it, when ``trained`` were to be trained."""
+    """Return a context that unwraps the base if an error is raised, and makes the parameters ``trained`` trainable."""
     try:
         yield
     except BaseException:
@@ -130,8 +131,11 @@ def unwrapped_on_error(model: PeftModel, trained: Sequence[nn.Parameter]) -> Ite
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """PEFT still asks a model by an older name, of which transformers warns; and it warns of biases that train, whose
-    values are the base's own before training."""
+    """Suppress two warnings that need no action.
+
+    transformers warns that PEFT uses a deprecated attribute. PEFT warns that trainable biases are not reset when the
+    adapters are switched off; before training they are equal to the base's.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         warnings.filterwarnings("ignore", message="Careful, disabling adapter layers with bias", category=UserWarning)

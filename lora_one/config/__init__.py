@@ -1,8 +1,8 @@
-"""Typed, frozen settings: the composed configuration becomes a RunConfig before anything is loaded.
+"""Typed, frozen settings: the composed configuration is converted to a RunConfig before anything is loaded.
 
-One dataclass a group (schemas.py); ``init`` (methods/) and ``dataset`` have one for each choice, so a key that the
-choice does not read is refused like any other unknown one. What values must be stands in rules.py. No torch here:
-``--help`` stays fast.
+Each group has one dataclass (schemas.py); ``init`` (methods/), ``optimizer`` (optimizers.py) and ``dataset`` have one
+for each choice, so a key that the choice does not read is refused as unknown. rules.py checks the values. This package
+does not import torch, so ``--help`` stays fast.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 
 from lora_one.config.aliases import PUBLISHED_KEYS, published_form, translated
 from lora_one.config.methods import METHODS, MethodSettings
-from lora_one.config.optimizers import OPTIMIZERS
+from lora_one.config.optimizers import OPTIMIZERS, OptimizerConfig
 from lora_one.config.rules import check
 from lora_one.config.schemas import (
     ModelConfig,
@@ -31,7 +31,7 @@ class RunConfig:
     peft: PeftConfig
     init: MethodSettings
     model: ModelConfig
-    optimizer: Any
+    optimizer: OptimizerConfig
     wandb: WandbConfig
     seed: int
     results_dir: str
@@ -40,13 +40,13 @@ class RunConfig:
 
     @classmethod
     def from_hydra(cls, composed: DictConfig) -> "RunConfig":
-        """Check every key, type and value.
+        """Convert the composed configuration, checking every key, type and value.
 
-        The r x r architecture follows from the initialisation: ``peft.lora_xs`` is set where the method trains a
-        core, and alpha becomes r where the method has s = 1. A null ``init.scale`` becomes the method's own.
+        If the method trains an r x r core, ``peft.lora_xs`` is set; if it has s = 1, alpha is set to r. A null
+        ``init.scale`` is replaced by the method's default.
 
-        Raises UsageError: a key nothing reads, a value of the wrong type or out of its range, or two that
-        contradict each other.
+        Raises UsageError: an unknown key, a value of the wrong type or out of its range, or values that contradict each
+        other.
         """
         try:
             given = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
@@ -54,7 +54,7 @@ class RunConfig:
             raise UsageError(_missing(error)) from error
         except OmegaConfBaseException as error:
             key = getattr(error, "full_key", None) or "configuration"
-            raise UsageError(f"{key}: {first_line(error)}; give a value, or ${{<key>}} of a key there is") from error
+            raise UsageError(f"{key}: {first_line(error)}; set a value, or ${{<key>}} with an existing key") from error
         given.pop("hydra", None)
         refuse_unknown("", given, cls)
         sections: dict[str, Any] = {}
@@ -74,15 +74,16 @@ class RunConfig:
         return with_core(run)
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the run as nested dictionaries."""
         return dataclasses.asdict(self)
 
     def published(self) -> dict[str, Any]:
-        """Return the run as a dictionary in the published spelling, which a run's hash is taken over."""
+        """Return the run as a dictionary in the published spelling, from which the run's hash is computed."""
         return self.to_dict() | {"init": published_form(self.init)}
 
     @property
     def training_seed(self) -> int:
-        """Of dropout and of a new head."""
+        """Return the seed of dropout and of a new classification head."""
         return self.seed if self.model.seed is None else self.model.seed
 
     @property
@@ -92,14 +93,14 @@ class RunConfig:
 
     @property
     def order_seed(self) -> int:
-        """Of the order in which training examples are seen."""
+        """Return the seed of the order of the training examples."""
         return self.seed if self.model.order_seed is None else self.model.order_seed
 
 
 def method_settings(given: dict[str, Any]) -> MethodSettings:
-    """Return the settings of an initialisation, in either spelling, with the method's own values for null.
+    """Return the settings of an initialisation, given in either spelling, with defaults in place of null.
 
-    Raises UsageError: an unknown method or key, a value of the wrong type, a key that the method does not read.
+    Raises UsageError: an unknown method or key, a value of the wrong type, or a key that the method does not read.
     """
     given = translated(given)
     name = given.get("method")
@@ -110,7 +111,10 @@ def method_settings(given: dict[str, Any]) -> MethodSettings:
 
 
 def schema_of(section: str, given: Any) -> type | None:
-    """The dataclass of one section; None for a plain value."""
+    """Return the dataclass of one section; None: the section is a plain value.
+
+    Raises UsageError: an unknown data set or optimizer.
+    """
     if section == "dataset":
         name = given.get("name")
         if name not in DATASETS:
@@ -125,7 +129,7 @@ def schema_of(section: str, given: Any) -> type | None:
 
 
 def valid_keys(section: str) -> set[str]:
-    """Every key that some choice of a section reads; of the whole configuration for ``""``."""
+    """Return every key that any choice of a section reads; for ``""``, the keys of the whole configuration."""
     one_of_many = {
         "dataset": tuple({dataset.settings for dataset in DATASETS.values()}),
         "init": tuple(METHODS.values()),
@@ -143,6 +147,7 @@ def valid_keys(section: str) -> set[str]:
 
 
 def refuse_unknown(prefix: str, given: dict[str, Any], schema: type) -> None:
+    """Raise UsageError if the keys are not those of the dataclass: one is unknown or missing."""
     fields = {field.name for field in dataclasses.fields(schema)}
     for key in given:
         if key not in fields:
@@ -155,7 +160,10 @@ def refuse_unknown(prefix: str, given: dict[str, Any], schema: type) -> None:
 
 
 def typed(prefix: str, given: dict[str, Any], schema: type) -> DictConfig:
-    """Merge into the dataclass; OmegaConf's rules decide the types (``1`` is a float, ``a`` no int)."""
+    """Return the values merged into the dataclass, converted by OmegaConf's rules (``1`` is also a float).
+
+    Raises UsageError: a value of the wrong type.
+    """
     try:
         return OmegaConf.merge(OmegaConf.structured(schema), given)
     except OmegaConfBaseException as error:
@@ -163,20 +171,22 @@ def typed(prefix: str, given: dict[str, Any], schema: type) -> DictConfig:
         hint = next(field.type for field in dataclasses.fields(schema) if field.name == key)
         kind = getattr(hint, "__name__", None) or str(hint).replace("None", "null").replace(" | ", " or ")
         value = "null" if given[key] is None else repr(given[key])
-        raise UsageError(f"{prefix}{key}={value} has the wrong type: {kind} is wanted") from error
+        raise UsageError(f"{prefix}{key}={value} has the wrong type: it must be {kind}") from error
 
 
 def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message."""
     return str(error).strip().split("\n")[0]
 
 
 def _missing(error: ConfigKeyError) -> str:
+    """Return the message for a value that must be set."""
     key = getattr(error, "full_key", None) or first_line(error)
-    return f"{key} must be given and has no default: set {key}=<value>"
+    return f"{key} has no default: set {key}=<value>"
 
 
 def with_core(run: RunConfig) -> RunConfig:
-    """The run with the architecture that its initialisation chooses."""
+    """Return the run with the r x r core and the scaling that its initialisation method requires."""
     if not run.init.trains_core:
         return run
     peft = dataclasses.replace(run.peft, lora_xs=True)

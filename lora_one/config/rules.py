@@ -1,11 +1,12 @@
-"""What the values of a configuration must be: each by itself, and together."""
+"""Check the values of a configuration: each by itself, and combinations of them."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_one.config.checked import SEED, Choices, Ranges, check_values
 from lora_one.config.methods import methods_with
-from lora_one.config.methods.base import Choices, Ranges
 from lora_one.datasets import CLASSIFIED
 from lora_one.datasets.questions import EVALUATIONS, evaluations_in
 from lora_one.errors import UsageError, nearest
@@ -14,23 +15,21 @@ from lora_one.model_kinds import CAUSAL, MODEL_KINDS
 if TYPE_CHECKING:
     from lora_one.config import RunConfig
 
+# Rules of single values. Those of init and optimizer are in their settings classes.
 CHOICES: Choices = {
     "model.type": tuple(MODEL_KINDS),
     "model.quantization": ("nf4", "int8"),
     "model.scheduler": ("linear", "cosine", "constant"),
     "model.loss": ("token", "example"),
-    "optimizer.damping": ("absolute", "relative"),
-    "optimizer.order": ("simultaneous", "sequential"),
     "wandb.mode": ("online", "offline", "disabled"),
 }
 
-# key -> (the rule in words, the rule); null is always allowed. Those of init are with the methods' settings.
 RANGES: Ranges = {
-    "seed": ("an integer in [0, 2^32)", lambda v: 0 <= v < 2**32),
-    "model.seed": ("an integer in [0, 2^32)", lambda v: 0 <= v < 2**32),
-    "model.order_seed": ("an integer in [0, 2^32)", lambda v: 0 <= v < 2**32),
-    "dataset.data_seed": ("an integer in [0, 2^32)", lambda v: 0 <= v < 2**32),
-    "dataset.shuffle_seed": ("an integer in [0, 2^32)", lambda v: 0 <= v < 2**32),
+    "seed": SEED,
+    "model.seed": SEED,
+    "model.order_seed": SEED,
+    "dataset.data_seed": SEED,
+    "dataset.shuffle_seed": SEED,
     "peft.lora_r": ("at least 1", lambda v: v >= 1),
     "peft.lora_relative_r": ("in (0, 1]", lambda v: 0 < v <= 1),
     "peft.lora_alpha": ("positive", lambda v: v > 0 and math.isfinite(v)),
@@ -49,9 +48,6 @@ RANGES: Ranges = {
     "model.warmup": ("a fraction below 1 or a number of steps", lambda v: 0 <= v < 1 or (v >= 1 and v.is_integer())),
     "model.max_grad_norm": ("not negative (0 = no clipping)", lambda v: v >= 0),
     "model.save_steps": ("at least 1", lambda v: v >= 1),
-    "optimizer.betas": ("two numbers in [0, 1)", lambda v: len(v) == 2 and all(0 <= beta < 1 for beta in v)),
-    "optimizer.eps": ("positive", lambda v: v > 0 and math.isfinite(v)),
-    "optimizer.momentum": ("in [0, 1)", lambda v: 0 <= v < 1),
     "dataset.max_train_samples": ("at least 1", lambda v: v >= 1),
     "dataset.max_eval_samples": ("at least 1", lambda v: v >= 1),
     "dataset.train_size": ("at least 1", lambda v: v >= 1),
@@ -65,7 +61,7 @@ RANGES: Ranges = {
 
 
 def flatten(run: "RunConfig") -> dict[str, Any]:
-    """Dotted key -> value, one level of sections."""
+    """Return the configuration as one dictionary: dotted key -> value."""
     flat: dict[str, Any] = {}
     for key, value in run.to_dict().items():
         if isinstance(value, dict):
@@ -76,38 +72,27 @@ def flatten(run: "RunConfig") -> dict[str, Any]:
 
 
 def check(run: "RunConfig") -> None:
-    """Values against their ranges and against each other; the first violation is raised."""
-    choices, ranges = run.init.value_rules()
-    check_values(flatten(run), CHOICES | choices, RANGES | ranges)
+    """Check every value, then combinations of values. Raises UsageError for the first violation."""
+    check_values(flatten(run), CHOICES, RANGES)
+    run.init.check_values()
+    run.optimizer.check_values()
     for together in (check_batches, check_peft, check_core, check_kind, check_quantization, check_dataset, check_names):
         together(run)
     check_sharded(run)
     run.init.check()
 
 
-def check_values(flat: dict[str, Any], choices: Choices, ranges: Ranges) -> None:
-    """Check each value by itself. Raises UsageError: not one of its choices, or out of its range."""
-    for key, valid in choices.items():
-        if flat.get(key) is not None and flat[key] not in valid:
-            raise UsageError(f"{key}={flat[key]} is not a choice; {nearest(flat[key], valid)}")
-    for key, (rule, holds) in ranges.items():
-        value = flat.get(key)
-        if value is not None and not holds(value):
-            raise UsageError(f"{key}={value} is out of range: it must be {rule}")
-
-
 def check_batches(run: "RunConfig") -> None:
     real, device = run.model.real_batch_size, run.model.per_device_batch_size
     if real % device:
         raise UsageError(
-            f"model.real_batch_size={real} is not divisible by model.per_device_batch_size={device}; "
-            f"take a multiple of {device} such as {max(device, real - real % device)}, or a smaller "
-            "model.per_device_batch_size"
+            f"model.real_batch_size={real} is not divisible by model.per_device_batch_size={device}: set it to a "
+            f"multiple of {device}, such as {max(device, real - real % device)}, or lower model.per_device_batch_size"
         )
     if run.model.packing and run.model.kind is not CAUSAL:
         raise UsageError(
-            f"model.packing={run.model.packing} puts the examples of causal models in one row, not those of "
-            f"model.type={run.model.type}: drop it"
+            f"model.packing={run.model.packing} works only with causal models, not with model.type={run.model.type}: "
+            "set model.packing=false"
         )
 
 
@@ -116,84 +101,84 @@ def check_peft(run: "RunConfig") -> None:
     is_list = isinstance(targets, list) and targets and all(isinstance(name, str) for name in targets)
     if targets != "all" and not is_list:
         raise UsageError(
-            f"peft.lora_target_modules={targets!r} must be the word all or a list of layer names such as "
+            f"peft.lora_target_modules={targets!r} must be the word all or a list of layer names, such as "
             "[q_proj,v_proj]"
         )
     if run.peft.adalora:
         check_adalora(run)
     if run.peft.train_embeddings and run.model.kind.has_decoder:
         raise UsageError(
-            "peft.train_embeddings=true: the embeddings of an encoder-decoder are one weight in several places, which "
-            "PEFT does not keep tied; take peft=all, or peft=full_ft"
+            "peft.train_embeddings=True does not work with an encoder-decoder: its modules share one embedding weight, "
+            "which PEFT does not keep tied; set peft=all or peft=full_ft"
         )
     if not run.peft.use_peft:
         check_full(run)
 
 
 def check_adalora(run: "RunConfig") -> None:
-    """AdaLoRA has a start, an architecture and a scaling of its own."""
-    init, peft = run.init, run.peft
-    if not init.plain:
-        raise UsageError(f"peft.adalora=True has a start of its own, not {init.title}'s: drop init=, or take peft=all")
-    asked = {
-        "peft.dora": peft.dora,
-        "peft.lora_xs": peft.lora_xs,
-        "peft.use_loraplus": peft.use_loraplus,
-        "optimizer": run.optimizer.preconditioned,
-        "wandb.diagnostics_every": run.wandb.diagnostics_every > 0,
-    }
-    for key, unfit in asked.items():
-        if unfit:
-            value = run.optimizer.name if key == "optimizer" else flatten(run)[key]
-            raise UsageError(f"{key}={value} is for LoRA's two factors, and AdaLoRA has three: drop one of them")
+    """Refuse settings that AdaLoRA cannot use, because it has its own initialisation, factors and scaling."""
+    if not run.init.plain:
+        raise UsageError(
+            f"peft.adalora=True has its own initialisation and cannot use {run.init.title}: remove init=..., or set "
+            "peft=all"
+        )
+    refuse_for_adapters(run, "adapters of two factors, but AdaLoRA (peft.adalora=True) has three")
 
 
 def check_full(run: "RunConfig") -> None:
-    """Every weight trains: there is no adapter to start, to precondition or to quantise beneath."""
+    """Refuse settings of adapters when every weight is trained."""
     init, peft = run.init, run.peft
+    full = f"peft.use_peft={peft.use_peft} trains every weight"
     if not (init.plain and init.zero_start):
         raise UsageError(
-            f"peft.use_peft={peft.use_peft} trains every weight, and {init.title} starts adapters: drop init=, or take "
-            "peft=all"
+            f"{full}, so there are no adapters that {init.title} could initialise: remove init=..., or set peft=all"
         )
-    asked = {
-        "peft.dora": peft.dora,
-        "peft.lora_xs": peft.lora_xs,
-        "peft.use_loraplus": peft.use_loraplus,
+    more = {
         "peft.lora_relative_r": peft.lora_relative_r is not None,
         "model.quantization": run.model.quantization is not None,
+    }
+    refuse_for_adapters(run, f"adapters, but {full}", more)
+
+
+def refuse_for_adapters(run: "RunConfig", reason: str, more: Mapping[str, bool] | None = None) -> None:
+    """Raise UsageError if a setting is used that only works with LoRA's factors B and A.
+
+    reason: continues "<key>=<value> works only with".  more: further keys, and whether they are used.
+    """
+    used = {
+        "peft.dora": run.peft.dora,
+        "peft.lora_xs": run.peft.lora_xs,
+        "peft.use_loraplus": run.peft.use_loraplus,
+        **(more or {}),
         "optimizer": run.optimizer.preconditioned,
         "wandb.diagnostics_every": run.wandb.diagnostics_every > 0,
     }
-    for key, unfit in asked.items():
-        if unfit:
-            value = run.optimizer.name if key == "optimizer" else flatten(run)[key]
-            raise UsageError(
-                f"{key}={value} is for adapters, and peft.use_peft={peft.use_peft} trains every weight: drop one of "
-                "them"
-            )
+    for key in (key for key, is_used in used.items() if is_used):
+        value = run.optimizer.name if key == "optimizer" else flatten(run)[key]
+        raise UsageError(f"{key}={value} works only with {reason}: remove one of the two")
 
 
 def check_core(run: "RunConfig") -> None:
     init, peft = run.init, run.peft
     if peft.lora_xs and not init.trains_core:
         raise UsageError(
-            f"peft.lora_xs={peft.lora_xs} trains an r x r core, which {init.title} does not start: take "
-            f"{methods_with(trains_core=True)}, or drop peft=lora_xs"
+            f"peft.lora_xs={peft.lora_xs} trains an r x r core, which {init.title} does not initialise: set "
+            f"{methods_with(trains_core=True)}, or remove peft=lora_xs"
         )
-    if init.trains_core and peft.dora:
+    if not init.trains_core:
+        return
+    only_R = f"but {init.title} trains only R"
+    if peft.dora:
+        raise UsageError(f"peft.dora={peft.dora} trains magnitudes as well as B and A, {only_R}: remove peft=dora")
+    if peft.use_loraplus:
         raise UsageError(
-            f"peft.dora={peft.dora} trains magnitudes beside B and A, but {init.title} trains R alone: drop peft=dora"
+            f"peft.use_loraplus={peft.use_loraplus} sets a separate learning rate for B, {only_R}: set "
+            "peft.use_loraplus=false"
         )
-    if init.trains_core and peft.use_loraplus:
+    if run.optimizer.preconditioned:
         raise UsageError(
-            f"peft.use_loraplus={peft.use_loraplus} gives B a learning rate of its own, but {init.title} trains R "
-            "alone: drop it"
-        )
-    if init.trains_core and run.optimizer.preconditioned:
-        raise UsageError(
-            f"optimizer={run.optimizer.name} preconditions B and A by each other, but {init.title} trains R alone: "
-            "take optimizer=adamw or optimizer=sgd"
+            f"optimizer={run.optimizer.name} preconditions the gradients of B and A, {only_R}: set optimizer=adamw or "
+            "optimizer=sgd"
         )
 
 
@@ -201,62 +186,63 @@ def check_quantization(run: "RunConfig") -> None:
     init, chosen = run.init, run.model.quantization
     if chosen == "int8" and run.peft.dora:
         raise UsageError(
-            "peft.dora=True takes the norms of the base's weights at every step, which PEFT cannot do for "
-            "model.quantization=int8: take model.quantization=nf4, or drop peft=dora"
+            "peft.dora=True needs the norms of the base weights at every step, which PEFT cannot compute with "
+            "model.quantization=int8: set model.quantization=nf4, or remove peft=dora"
         )
     if chosen is not None and init.changes_base:
         raise UsageError(
-            f"{init.title} changes the base's weights, which model.quantization={chosen} cannot hold: take "
+            f"{init.title} changes the base weights, which is not possible with model.quantization={chosen}: set "
             f"{methods_with(changes_base=False)}, or model.quantization=null"
         )
 
 
 def check_kind(run: "RunConfig") -> None:
-    """What a classification head needs, and cannot use; what is for causal models alone."""
+    """Check the kind of model: the method must work with it, and a classification head excludes some settings."""
     model, dataset = run.model, run.dataset
     run.init.check_model(model)
     if not model.kind.has_head:
         return
     if dataset.name not in CLASSIFIED:
         raise UsageError(
-            f"model.type={model.type} needs classes, and dataset={dataset.name} has texts to write: take one of "
-            f"{', '.join(CLASSIFIED)}, or model.type=CausalLM"
+            f"model.type={model.type} needs a data set with classes, which dataset={dataset.name} does not have: set "
+            f"dataset to one of {', '.join(CLASSIFIED)}, or model.type={CAUSAL.name}"
         )
     if dataset.chat_template:
         raise UsageError(
-            "dataset.chat_template=true wraps prompts, and a classification head reads the bare texts: drop it"
+            f"dataset.chat_template=True formats prompts, but model.type={model.type} classifies texts without a "
+            "prompt: set dataset.chat_template=false"
         )
     if model.quantization is not None:
         raise UsageError(
-            f"model.quantization={model.quantization} would quantise the new head as well, which trains: take "
-            "model.quantization=null, or model.type=CausalLM"
+            f"model.quantization={model.quantization} would also quantise the new classification head, which is "
+            f"trained: set model.quantization=null, or model.type={CAUSAL.name}"
         )
 
 
 def check_sharded(run: "RunConfig") -> None:
-    """A sharded base is looked at and multiplied with, and stays as it is."""
+    """Refuse what does not work with a sharded base: its weights can be used, but not changed or read as a whole."""
     if not run.model.sharded:
         return
-    init = run.init
-    untouched = methods_with(reads_weights=False, changes_base=False)
-    stays = not (init.reads_weights or init.shifts_base)
-    whole = [key for key in ("train_embeddings", "adalora") if getattr(run.peft, key)]
-    reasons = {
-        f"model.type={run.model.type}: only causal models are shared out; drop it": run.model.kind is not CAUSAL,
-        "peft.use_peft=False, which trains every weight; take adapters": not run.peft.use_peft,
-        f"peft.{''.join(whole[:1])}=True, of which nobody has tried it; drop one of them": bool(whole),
-        f"init: {init.title} reads or changes the base's weights; take {untouched}": not stays,
-        "peft.dora=True takes the norms of the base's weights at every step; drop it": run.peft.dora,
-        f"model.quantization={run.model.quantization} has weights of its own kind; take one of the two": (
-            run.model.quantization is not None
+    init, peft, model = run.init, run.peft, run.model
+    without_weights = methods_with(reads_weights=False, changes_base=False)
+    examples = run.dataset.accuracy_examples
+    problems = {
+        f"model.type={model.type}: only causal models can be sharded": model.kind is not CAUSAL,
+        "peft.use_peft=False, which trains every weight: train adapters": not peft.use_peft,
+        "peft.train_embeddings=True (untested): remove one of the two": peft.train_embeddings,
+        "peft.adalora=True (untested): remove one of the two": peft.adalora,
+        f"{init.title}, which reads or changes the base weights: set {without_weights}": (
+            init.reads_weights or init.shifts_base
         ),
-        "model.saving=True needs the base whole; run scripts/merge.py on the finished run": run.model.saving,
-        f"dataset.accuracy_examples={run.dataset.accuracy_examples}: processes would generate unlike numbers of "
-        "tokens and wait for each other; set it to 0 and evaluate the adapter after": run.dataset.accuracy_examples > 0,
+        "peft.dora=True, which needs the norms of the base weights at every step: remove it": peft.dora,
+        f"model.quantization={model.quantization}: remove one of the two": model.quantization is not None,
+        "model.saving=True, which needs the whole base: run scripts/merge.py after the run": model.saving,
+        f"dataset.accuracy_examples={examples}: processes that generate different numbers of tokens would wait for "
+        "each other; set it to 0 and evaluate the adapter after the run": examples > 0,
     }
-    for reason, holds in reasons.items():
-        if holds:
-            raise UsageError(f"model.sharded=True does not go with {reason}")
+    for problem, found in problems.items():
+        if found:
+            raise UsageError(f"model.sharded=True does not work with {problem}")
 
 
 def check_dataset(run: "RunConfig") -> None:
@@ -266,24 +252,27 @@ def check_dataset(run: "RunConfig") -> None:
         path = Path(dataset.path).expanduser()
         if not path.exists():
             raise UsageError(
-                f"dataset.path={dataset.path} does not exist (looked in {Path.cwd()}); give a file or folder"
+                f"dataset.path={dataset.path} does not exist (relative to {Path.cwd()}): set it to an existing file or "
+                "folder"
             )
     if str(dataset.cache).lower() in {"true", "false", ""}:
         raise UsageError(
-            f"dataset.cache={dataset.cache} is not a folder: give one, null to keep nothing, or leave it out"
+            f"dataset.cache={dataset.cache} must be a folder: set a path, or null to cache nothing, or remove the key"
         )
     for evaluation in evaluations_in(dataset.decontaminate):
         if str(evaluation) not in EVALUATIONS and not Path(str(evaluation)).expanduser().exists():
             raise UsageError(
-                f"dataset.decontaminate: {evaluation} is not a file or folder here (looked in {Path.cwd()}) and not "
-                f"an evaluation's name; {nearest(evaluation, EVALUATIONS)}"
+                f"dataset.decontaminate={evaluation} is neither an existing file or folder (relative to {Path.cwd()}) "
+                f"nor the name of an evaluation; {nearest(evaluation, EVALUATIONS)}"
             )
 
 
 def check_names(run: "RunConfig") -> None:
-    """What becomes part of a path must be one path component."""
+    """Check that names that become folders are valid folder names."""
     for key, value in (("wandb.project", run.wandb.project), ("wandb.name", run.wandb.name)):
         if value is not None and (not value or "/" in value or value in {".", ".."} or "\0" in value):
-            raise UsageError(f"{key}={value!r} becomes a folder's name: it must be non-empty and hold no slash")
+            raise UsageError(
+                f"{key}={value!r} becomes the name of a folder: it must not be empty, . or .., or contain a slash"
+            )
     if not run.results_dir:
-        raise UsageError("results_dir='' is no folder: set results_dir=<a writable folder>, . for this one")
+        raise UsageError("results_dir='' is not a folder: set results_dir=<a writable folder>, or . for this folder")

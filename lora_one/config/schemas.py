@@ -1,6 +1,4 @@
-"""One frozen dataclass a group of the configuration, and one for each choice that reads keys of its own.
-
-Those of the initialisation methods are in methods/."""
+"""The settings of peft, model and wandb, one frozen dataclass each."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +20,7 @@ class PeftConfig:
     lora_dropout: float
     dora: bool
     adalora: bool
-    lora_xs: bool  # only an r x r core trains; see RunConfig.from_hydra
+    lora_xs: bool  # train only an r x r core; RunConfig.from_hydra sets it for methods that need it
 
     @property
     def trains_base(self) -> bool:
@@ -42,14 +40,14 @@ class ModelConfig:
     name: str  # hub id, local folder, or bundled/tiny
     type: str
     revision: str | None
-    quantization: str | None  # of the base's linear layers, by bitsandbytes
-    sharded: bool  # of several processes each holds a part of the base
+    quantization: str | None  # format of the base's linear layers in bitsandbytes; null = not quantised
+    sharded: bool  # each process stores only a part of the base
     epochs: float
     per_device_batch_size: int
     real_batch_size: int  # examples per optimizer step, over all processes
     bf16: bool
-    eval_epochs: float  # epochs between two evaluations
-    early_stopping_patience: int  # evaluations without a better loss; 0 = never stop early
+    eval_epochs: float  # epochs between evaluations
+    early_stopping_patience: int  # stop after this many evaluations without a lower loss; 0 = never
     max_length: int  # tokens
     logging_steps: int
     learning_rate: float
@@ -57,20 +55,20 @@ class ModelConfig:
     prec_reg: float
     saving: bool
     scheduler: str
-    warmup: float  # below 1 a fraction of the steps, else steps
+    warmup: float  # below 1: a fraction of all steps; otherwise a number of steps
     max_grad_norm: float
     gradient_checkpointing: bool
-    packing: bool  # the examples of a micro-batch in one row, without padding
+    packing: bool  # concatenate the examples of a micro-batch in one row, without padding
     loss: str
-    save_steps: int | None  # optimizer steps between resume points; null = an epoch, at most 500
-    preflight: bool  # refuse a model this machine cannot train
-    seed: int | None  # of dropout and a new head; null = the run's seed
+    save_steps: int | None  # optimizer steps between resume points; null = one epoch, at most 500
+    preflight: bool  # refuse a model that is too large for this machine
+    seed: int | None  # of dropout and a new classification head; null = the run's seed
     order_seed: int | None  # of the order of the training examples; null = the run's seed
-    keep_epochs: bool  # leave the adapter of every epoch in epochs/<n>/
+    keep_epochs: bool  # save the adapter of every epoch in epochs/<n>/
 
     @property
     def kind(self) -> ModelKind:
-        """Return the facts about ``type``."""
+        """Return the kind of model that ``type`` names."""
         return MODEL_KINDS[self.type]
 
 
@@ -78,8 +76,8 @@ class ModelConfig:
 class WandbConfig:
     project: str
     entity: str | None
-    name: str | None  # null = made from the method and its main knobs
+    name: str | None  # null = made from the method and its main settings
     mode: str
     group: str | None  # null = the configuration's hash, shared by its seeds
     tags: list[str]
-    diagnostics_every: int  # optimizer steps between two looks at the adapters' spectra and angles; 0 = none
+    diagnostics_every: int  # optimizer steps between records of the adapters' spectra and angles; 0 = none

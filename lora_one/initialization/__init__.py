@@ -1,1 +1,1 @@
-"""How adapters are initialised: the one-step gradient, its low-rank step, and one method per file in methods/."""
+"""Initialise adapters: the one-step gradient, its low-rank step, and the methods, one per file in methods/."""

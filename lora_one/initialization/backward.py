@@ -1,10 +1,10 @@
-"""Backward passes that give each layer's input and the gradient of its output, with every weight frozen."""
+"""Backward passes that return each layer's input and the gradient of its output, with every weight frozen."""
 
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -21,9 +21,9 @@ Receive = Callable[[str, Tensor, Tensor], None]  # (layer, X (tokens, n), dY (to
 
 @dataclass(frozen=True)
 class GradientReport:
-    """Examples and tokens (that count in the loss) of a mean gradient, and the mean loss on them.
+    """Number of examples and of tokens (with a loss) of a mean gradient, and the mean loss on them.
 
-    memory: where the gradients waited, see ``holding.Holding``; None where no gradient was taken.
+    memory: where the gradients were stored, see ``holding.Holding``; None: no gradient was computed.
     """
 
     examples: int
@@ -43,30 +43,31 @@ def backward_passes(
     checkpointing: bool = False,
     among: Processes | None = None,
 ) -> GradientReport:
-    """Forward and backward over this process's share of the batches; ``receive`` gets each layer's X and dY.
+    """Run forward and backward over this process's share of the batches; pass each layer's X and dY to ``receive``.
 
-    The loss is the mean over all batches of all processes, so dY carries its share of that mean. ``calls`` counts
-    a layer's uses in a forward pass before its backward pass begins. among: the processes that share the batches (None:
-    all).
+    The loss is the mean over the batches of all processes, and dY is the gradient of this mean.
+
+    calls: counts the uses of each layer in a forward pass, before its backward pass begins.  among: the processes that
+    share the batches; None: all.
     Raises ValueError, on every process: the loss is not finite.
     """
     processes = among or Processes.current()
     count = sum(loss_count(targets(batch), reduction) for batch in batches)
-    calls = Counter() if calls is None else calls
+    taps = Taps(receive, Counter() if calls is None else calls)
     loss = 0.0
     with (
         evaluating(model),
-        _tapped(layers, receive, calls) as forward,
+        taps.on(layers),
         gradients_from_the_embeddings(model),
         _checkpointed(model, checkpointing),
     ):
         for batch, weight in processes.share(batches):
-            with torch.enable_grad(), forward():
+            with torch.enable_grad(), taps.counting():
                 share = batch_loss(model, batch, reduction)[0] * (weight / count)
             loss += share.item()
             if processes.count == 1 and not math.isfinite(loss):
                 break
-            share.backward()  # of several processes none stops alone: the others would wait for it
+            share.backward()  # one of several processes must not stop alone, because the others would wait for it
     loss = processes.total(loss)
     if not math.isfinite(loss):
         raise ValueError(f"the loss on the initialisation examples is {loss}")
@@ -76,72 +77,75 @@ def backward_passes(
 
 
 class _Tap(torch.autograd.Function):
-    """The identity on a layer's output; its backward pass hands (X, dY) over.
+    """The identity on a layer's output; its backward pass calls ``receive`` with X and dY.
 
-    X is saved as autograd saves it, so activation checkpointing drops and recomputes it like any activation.
+    X is saved by autograd, so activation checkpointing frees and recomputes it like any activation.
     """
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, X: Tensor, hand_over: Callable[[Tensor, Tensor], None]) -> Tensor:
+    def forward(ctx: Any, output: Tensor, X: Tensor, receive: Callable[[Tensor, Tensor], None]) -> Tensor:
         ctx.save_for_backward(X)
-        ctx.hand_over = hand_over
+        ctx.receive = receive
         return output.view_as(output)
 
     @staticmethod
     def backward(ctx: Any, dY: Tensor) -> tuple[Tensor, None, None]:
         (X,) = ctx.saved_tensors
-        ctx.hand_over(X.reshape(-1, X.shape[-1]), dY.reshape(-1, dY.shape[-1]))
+        ctx.receive(X.reshape(-1, X.shape[-1]), dY.reshape(-1, dY.shape[-1]))
         return dY, None, None
 
 
-@contextmanager
-def _tapped(layers: dict[str, nn.Module], receive: Receive, calls: Counter[str]) -> Iterator[Callable[[], Any]]:
-    """Let backward passes within the block hand X and dY of each layer to ``receive``.
+@dataclass
+class Taps:
+    """Forward hooks that make backward passes call ``receive`` with X and dY of each layer.
 
-    Yields a context for the forward pass: uses are counted in it, and not when checkpointing repeats them later.
+    calls: uses of each layer in forward passes within ``counting``, but not those that checkpointing repeats later.
     """
-    counting = False
+
+    receive: Receive
+    calls: Counter[str]
+    is_counting: bool = field(default=False, init=False)
 
     @contextmanager
-    def forward() -> Iterator[None]:
-        nonlocal counting
-        counting = True
+    def on(self, layers: dict[str, nn.Module]) -> Iterator[None]:
+        """Return a context in which the layers have the hooks."""
+        handles = [layer.register_forward_hook(partial(self.after_forward, name)) for name, layer in layers.items()]
         try:
             yield
         finally:
-            counting = False
+            for handle in handles:
+                handle.remove()
 
-    def watch(name: str, _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        if counting:
-            calls[name] += 1
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Return a context in which uses are counted: the forward pass without its backward pass."""
+        self.is_counting = True
+        try:
+            yield
+        finally:
+            self.is_counting = False
+
+    def after_forward(self, name: str, _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        """Replace a layer's output by its ``_Tap``; this is a forward hook."""
+        if self.is_counting:
+            self.calls[name] += 1
         if not output.requires_grad:
             return None
-        return _Tap.apply(output, inputs[0].detach(), partial(receive, name))
-
-    handles = [layer.register_forward_hook(partial(watch, name)) for name, layer in layers.items()]
-    try:
-        yield forward
-    finally:
-        for handle in handles:
-            handle.remove()
+        return _Tap.apply(output, inputs[0].detach(), partial(self.receive, name))
 
 
 @contextmanager
 def gradients_from_the_embeddings(model: nn.Module) -> Iterator[None]:
-    """Freeze every weight within the block, and let autograd start at the embeddings' output.
+    """Return a context in which every weight is frozen and gradients are computed back to the embeddings' output.
 
-    An encoder and its decoder look words up in two modules that share a weight.
+    An encoder and its decoder may have two embedding modules that share one weight.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trainable:
         parameter.requires_grad_(False)
-
-    def start(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor | None:
-        return output.requires_grad_(True) if torch.is_grad_enabled() else None
-
     words = model.get_input_embeddings()
     alike = [module for module in model.modules() if isinstance(module, nn.Embedding) and module.weight is words.weight]
-    handles = [module.register_forward_hook(start) for module in {words, *alike}]
+    handles = [module.register_forward_hook(_require_gradient) for module in {words, *alike}]
     try:
         yield
     finally:
@@ -151,11 +155,16 @@ def gradients_from_the_embeddings(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+def _require_gradient(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor | None:
+    """Make autograd compute the gradient of a module's output; this is a forward hook."""
+    return output.requires_grad_(True) if torch.is_grad_enabled() else None
+
+
 @contextmanager
 def _checkpointed(model: nn.Module, wanted: bool) -> Iterator[None]:
-    """Checkpoint each of the model's blocks; transformers' own switch would turn dropout on with it."""
+    """Return a context that checkpoints each block, if wanted; the option of transformers would also enable dropout."""
     blocks = blocks_of(model) if wanted else []
-    own = [vars(block).get("forward") for block in blocks]  # accelerate's placement gives an instance its own
+    own = [vars(block).get("forward") for block in blocks]  # set on an instance by accelerate's device placement
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     try:
@@ -163,13 +172,13 @@ def _checkpointed(model: nn.Module, wanted: bool) -> Iterator[None]:
     finally:
         for block, before in zip(blocks, own, strict=True):
             if before is None:
-                del block.forward  # which uncovers the class's
+                del block.forward  # the method of the class is then used again
             else:
                 block.forward = before
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """Return the blocks whose inside a checkpointed forward pass computes again."""
+    """Return the model's blocks, whose activations checkpointing recomputes in the backward pass."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]

@@ -1,4 +1,4 @@
-"""Cache of solutions on disk, keyed by all they depend on: safetensors for the factors, JSON for the rest."""
+"""Cache of solutions on disk, keyed by everything they depend on: safetensors for the factors, JSON for the rest."""
 
 import dataclasses
 import hashlib
@@ -16,7 +16,7 @@ from lora_one.distributed import Processes
 from lora_one.errors import RunError
 from lora_one.files import write_json
 from lora_one.initialization.backward import GradientReport
-from lora_one.initialization.start import Solution
+from lora_one.initialization.solution import Solution
 from lora_one.losses import Batch
 from lora_one.types import AdapterFactors
 
@@ -25,14 +25,14 @@ Key = dict[str, Any]  # flat, of plain values
 
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """A folder of solutions; ``say`` prints where a solution came from, or how its key differs from the others."""
+    """A folder of solutions. say: prints that a solution was read, or how its key differs from those in the folder."""
 
     folder: Path
     key: Key
     say: Callable[[str], None] = print
 
     def __call__(self, solve: Callable[[], Solution]) -> Solution:
-        """Return the cached solution, or the one that ``solve`` computes, which is then cached.
+        """Return the cached solution; if there is none, call ``solve`` and cache its result.
 
         Either all processes read or all solve; the first one writes.
         Raises RunError: the folder cannot be written; its content is then unchanged.
@@ -40,9 +40,9 @@ class Cache:
         processes = Processes.current()
         known = self.read()
         if all(processes.gathered(known is not None)):
-            self.say(f"init.cache: from {self.file}")
+            self.say(f"init.cache: read from {self.file}")
             return dataclasses.replace(known, cached=True)
-        self.say(f"init.cache: computed anew, {self.why()}")
+        self.say(f"init.cache: computed, because {self.why()}")
         try:  # check before the computation, not after it
             self.folder.mkdir(parents=True, exist_ok=True)
             TemporaryDirectory(dir=self.folder, prefix=".").cleanup()
@@ -55,35 +55,37 @@ class Cache:
 
     @property
     def file(self) -> Path:
+        """Return the file of the factors; the JSON file next to it has the same stem."""
         digest = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()
         return self.folder / f"{digest[:16]}.safetensors"
 
     def read(self) -> Solution | None:
-        """Return the cached solution; None: it is missing or not readable."""
+        """Return the cached solution; None: it is missing or cannot be read."""
         try:
-            told = json.loads(self.file.with_suffix(".json").read_text())
+            saved = json.loads(self.file.with_suffix(".json").read_text())
             tensors = load_file(self.file)
             factors = {
                 name: AdapterFactors(tensors[f"{name}.B"], tensors[f"{name}.A"], shifted, tensors.get(f"{name}.R"))
-                for name, shifted in told["layers"].items()
+                for name, shifted in saved["layers"].items()
             }
-            examples = GradientReport(**told["examples"]) if told["examples"] else None
-            searched = {float(gamma): loss for gamma, loss in told["searched"].items()}
+            examples = GradientReport(**saved["examples"]) if saved["examples"] else None
+            searched = {float(gamma): loss for gamma, loss in saved["searched"].items()}
             return Solution(
                 factors,
-                told["energies"],
+                saved["energies"],
                 examples,
-                told["predicted_decrease"],
+                saved["predicted_decrease"],
                 searched,
-                told["gamma"],
-                loss=told["loss"],
-                searched_on=told["searched_on"],
-                vectors={name: (tensors[f"{name}.U"], tensors[f"{name}.Vh"]) for name in told["vectors"]},
+                saved["gamma"],
+                loss=saved["loss"],
+                searched_on=saved["searched_on"],
+                vectors={name: (tensors[f"{name}.U"], tensors[f"{name}.Vh"]) for name in saved["vectors"]},
             )
         except (OSError, ValueError, KeyError, SafetensorError):
             return None
 
     def write(self, solution: Solution) -> None:
+        """Write a solution. Raises RunError: the folder cannot be written."""
         tensors = {
             f"{name}.{letter}": factor.cpu().contiguous()
             for name, factors in solution.factors.items()
@@ -92,7 +94,7 @@ class Cache:
         }
         for name, (U, Vh) in solution.vectors.items():
             tensors |= {f"{name}.U": U.contiguous(), f"{name}.Vh": Vh.contiguous()}
-        told = {
+        saved = {
             "key": self.key,
             "layers": {name: factors.shift_base for name, factors in solution.factors.items()},
             "energies": solution.energies,
@@ -107,19 +109,22 @@ class Cache:
         try:
             with TemporaryDirectory(
                 dir=self.folder, prefix="."
-            ) as scratch:  # separate: two jobs may write the same start
+            ) as scratch:  # not shared, because two jobs may write the same solution
                 file = Path(scratch) / self.file.name
                 save_file(tensors, file)
                 file.replace(self.file)
-            write_json(self.file.with_suffix(".json"), told)  # last: it makes the entry complete
+            write_json(self.file.with_suffix(".json"), saved)  # last, because it makes the entry complete
         except (OSError, SafetensorError) as error:
             raise self.unwritable(error) from error
 
     def unwritable(self, error: Exception) -> RunError:
-        return RunError(f"init.cache={self.folder} cannot be written ({error}): free space or choose another folder")
+        """Return the error for a folder that cannot be written."""
+        return RunError(
+            f"init.cache={self.folder} cannot be written ({error}): free some disk space, or set it to another folder"
+        )
 
     def why(self) -> str:
-        """Return how the key differs from the nearest one in the folder."""
+        """Return why no entry was found: how the key differs from the most similar one in the folder."""
         others = []
         for path in sorted(self.folder.glob("*.json")) if self.folder.is_dir() else ():
             try:
@@ -128,16 +133,14 @@ class Cache:
                 continue
         changes = min((self._changes(other) for other in others), key=len, default=None)
         if changes is None:
-            return f"{self.folder} holds no start yet"
-        return (
-            f"of those in {self.folder} the nearest has another " + ", ".join(changes)
-            if changes
-            else (f"{self.file} is not readable")
-        )
+            return f"{self.folder} contains no initialisation yet"
+        if not changes:
+            return f"{self.file} cannot be read"
+        return f"the most similar entry of {self.folder} differs in {', '.join(changes)}"
 
     def _changes(self, other: Key) -> list[str]:
         names = [name for name in {**self.key, **other} if self.key.get(name) != other.get(name)]
-        return [f"{name} ({other.get(name)}, here {self.key.get(name)})" for name in names]
+        return [f"{name} ({other.get(name)} there, {self.key.get(name)} here)" for name in names]
 
 
 def content_of(batches: Sequence[Batch]) -> str:

@@ -18,13 +18,13 @@ FILLERS = {"input_ids": None, "decoder_input_ids": None, "attention_mask": 0, "t
 def forward_batches(model: nn.Module, batches: Sequence[Batch]) -> Sequence[Batch]:
     """Return the same examples in fewer and larger batches, for forward passes without gradients; see ``regrouped``."""
     config = model.config.get_text_config()
-    pad_id = 0 if batches[0]["labels"].dim() == 2 else config.pad_token_id  # masked, but a head looks for its token
+    pad_id = 0 if batches[0]["labels"].dim() == 2 else config.pad_token_id  # masked; a head finds its token by it
     return regrouped(batches, pad_id, config.vocab_size, Processes.current().count)
 
 
 @torch.no_grad()
 def batches_loss(model: nn.Module, batches: Sequence[Batch], reduction: Reduction) -> float:
-    """Return the mean loss, dropout off; several processes share the batches, and all get the same."""
+    """Return the mean loss without dropout; several processes share the batches and get the same result."""
     processes = Processes.current()
     total = 0.0
     with evaluating(model):
@@ -44,24 +44,25 @@ def regrouped(batches: Sequence[Batch], pad_id: int | None, vocabulary: int, at_
     """
     if pad_id is None or not all(mergeable(batch) for batch in batches):
         return batches
-    rows = sorted((row for batch in batches for row in rows_of(batch)), key=length, reverse=True)
-    most = -(-len(rows) // at_least)
+    examples = sorted((one for batch in batches for one in unpadded_examples(batch)), key=length, reverse=True)
+    most = -(-len(examples) // at_least)
     groups: list[list[Batch]] = []
-    for row in rows:
+    for example in examples:
         fits = groups and len(groups[-1]) < most and (len(groups[-1]) + 1) * length(groups[-1][0]) <= MAX_TOKENS
-        if fits and logits_of([*groups[-1], row]) * vocabulary * 4 <= MAX_LOGITS:
-            groups[-1].append(row)
+        if fits and logits_of([*groups[-1], example]) * vocabulary * 4 <= MAX_LOGITS:
+            groups[-1].append(example)
         else:
-            groups.append([row])
-    return [merged(group, pad_id) for group in groups]
+            groups.append([example])
+    return [padded_batch(group, pad_id) for group in groups]
 
 
 def causal(batch: Batch) -> bool:
+    """Return whether a batch is for a causal model."""
     return batch["labels"].dim() == 2 and "decoder_input_ids" not in batch
 
 
 def mergeable(batch: Batch) -> bool:
-    """Return whether a batch has only known tensors and only padding on the right, without labels there."""
+    """Return whether a batch has only known tensors, and padding only on the right and without labels."""
     mask = batch.get("attention_mask")
     if mask is None or mask.dim() != 2 or not batch.keys() <= FILLERS.keys():
         return False
@@ -69,33 +70,34 @@ def mergeable(batch: Batch) -> bool:
     return first_to_last and not (causal(batch) and bool((batch["labels"][mask == 0] != IGNORED).any()))
 
 
-def rows_of(batch: Batch) -> list[Batch]:
+def unpadded_examples(batch: Batch) -> list[Batch]:
     """Return each example as a batch of one, without padding."""
     of_the_input = {"input_ids", "attention_mask", "token_type_ids"} | ({"labels"} if causal(batch) else set())
-    rows = []
+    examples = []
     for index, tokens in enumerate(batch["attention_mask"].sum(dim=1).tolist()):
-        row = {name: value[index : index + 1] for name, value in batch.items()}
-        rows.append({name: value[:, :tokens] if name in of_the_input else value for name, value in row.items()})
-    return rows
+        example = {name: value[index : index + 1] for name, value in batch.items()}
+        examples.append({name: value[:, :tokens] if name in of_the_input else value for name, value in example.items()})
+    return examples
 
 
-def length(row: Batch) -> int:
-    return row["input_ids"].shape[1]
+def length(example: Batch) -> int:
+    """Return the number of input tokens of a batch of one."""
+    return example["input_ids"].shape[1]
 
 
-def logits_of(rows: Sequence[Batch]) -> int:
-    """Return the number of positions of the merged rows that get logits: all from the first counted one in any row."""
-    wanted = [targets(row) for row in rows]
+def logits_of(examples: Sequence[Batch]) -> int:
+    """Return how many positions of the examples' batch get logits: those from the first one with a loss in any row."""
+    wanted = [targets(example) for example in examples]
     longest = max(places.shape[1] for places in wanted)
     first = min(int((places != IGNORED).any(dim=0).int().argmax()) for places in wanted)
-    return len(rows) * (longest - first)
+    return len(examples) * (longest - first)
 
 
-def merged(rows: Sequence[Batch], pad_id: int) -> Batch:
-    """Concatenate batches of one, padded on the right to the longest."""
+def padded_batch(examples: Sequence[Batch], pad_id: int) -> Batch:
+    """Return one batch of the examples, padded on the right to the longest."""
     found = {}
     for name, filler in FILLERS.items():
-        values = [row[name] for row in rows if name in row]
+        values = [example[name] for example in examples if name in example]
         if values and values[0].dim() == 2:
             longest = max(value.shape[1] for value in values)
             fill = pad_id if filler is None else filler

@@ -1,7 +1,7 @@
-"""The mean gradient of the loss in the target layers' weights, without asking any weight for a gradient.
+"""The mean gradient of the loss with respect to the target layers' weights, with every weight frozen.
 
-For y = x W^T the gradient is G = dY^T X, summed over positions, so a layer's input and the gradient of its
-output are enough: weights stay frozen, and may be quantised or sharded.
+For y = x W^T the gradient is G = dY^T X, summed over positions. It needs only the layer's input and the gradient of its
+output, so the weights can be quantised or sharded.
 """
 
 from collections import Counter
@@ -33,24 +33,24 @@ def mean_gradients(
     place: Place = "device",
     checkpointing: bool = False,
 ) -> GradientReport:
-    """Hand G (m, n) of each layer to ``consume(name, G)`` and free it; fp32 (fp64 for an fp64 model).
+    """Call ``consume(name, G)`` with the gradient G (m, n) of each layer, then free G; fp32, fp64 for an fp64 model.
 
-    G is the gradient of the mean loss over all batches (``reduction``: mean over examples of their mean-token
-    losses, or over tokens), dropout off, so it depends on no batch size, no padding and no number of processes.
-    dY^T X and the sum over batches are taken in fp32 whatever the model's dtype (see ``product``), the sums of small
-    models in fp64: their order, hence the number of processes, then leaves no trace.
+    G is the gradient of the mean loss over all batches (``reduction``: mean over examples of their mean token losses,
+    or over tokens) without dropout, so it does not depend on batch size, padding or number of processes. dY^T X and the
+    sum over batches are computed in at least fp32 for every dtype of the model (see ``product``). Sums of small models
+    are in fp64, so that their order, which depends on the number of processes, makes no difference.
 
-    place: where G waits, see ``holding.Holding``; "layer" is for a single batch, and "sketch" is not for this function.
-    checkpointing: keep only the inputs of the model's blocks and compute the rest again in the backward pass.
-    Several processes share the batches, or with "layer" all take the same one; each layer's gradient is sent to one of
-    them, in round-robin order.
+    place: where G is stored, see ``holding.Holding``; "layer" needs a single batch, and "sketch" is not valid here.
+    checkpointing: store only the inputs of the model's blocks and recompute the rest in the backward pass.
+    Several processes share the batches; with "layer", all use the same batch. Each layer's gradient is sent to one
+    process, in round-robin order.
 
-    Raises ValueError, on every process: the loss is not finite, a layer took no part in it (named), or place="layer"
-    with several batches.
+    Raises ValueError, on every process: the loss is not finite, a layer took no part in it (the layer is named), or
+    place="layer" with several batches.
     """
     processes = Processes.current()
     if place == "layer" and len(batches) > 1:
-        raise ValueError(f'place="layer" is for one batch, got {len(batches)}')
+        raise ValueError(f'place="layer" needs exactly one batch, got {len(batches)}')
     owners = {name: owner for owner, name in processes.by_turns(list(layers))}
     sums = sum_dtype(model, layers) if len(batches) > 1 else wide_dtype(model)
     gradients = LayerSums(owners, processes.rank, consume) if place == "layer" else BatchSums(place, sums)
@@ -71,9 +71,9 @@ def mean_gradients(
 
 @dataclass
 class BatchSums:
-    """Sums over the batches of this process of every layer's G, on the device or on the CPU.
+    """Sums, over the batches of this process, of every layer's G, on the device or on the CPU.
 
-    calls: uses of each layer that the backward pass has not reached yet.  seen: layers that took part.
+    calls: uses of each layer whose backward pass is still to come.  seen: layers that took part in the loss.
     """
 
     place: Place
@@ -97,7 +97,7 @@ class BatchSums:
         self.totals[name] = self.totals[name].add_(G) if name in self.totals else G
 
     def take(self, name: str, layer: nn.Module) -> Tensor:
-        """Remove and return a layer's sum; zeros where the layer took part on other processes only."""
+        """Remove and return a layer's sum; zeros if the layer was used only by other processes."""
         if name in self.totals:
             return self.totals.pop(name)
         device = "cpu" if self.place == "cpu" else layer.weight.device
@@ -106,9 +106,9 @@ class BatchSums:
 
 @dataclass
 class LayerSums:
-    """G of one batch, handed over within the backward pass, so at most one gradient is in memory at a time.
+    """Gradients of one batch, consumed during the backward pass, so at most one gradient is in memory at a time.
 
-    owners: rank that consumes each layer's G.  calls, seen: as of ``BatchSums``.
+    owners: rank that consumes each layer's G.  calls, seen: see ``BatchSums``.
     """
 
     owners: dict[str, int]
@@ -119,7 +119,7 @@ class LayerSums:
     seen: set[str] = field(default_factory=set)
 
     def add(self, name: str, X: Tensor, dY: Tensor) -> None:
-        """Add dY^T X to a layer's G; a layer used several times is complete after its last use."""
+        """Add dY^T X to a layer's G, and consume G after the last use of the layer."""
         self.calls[name] -= 1
         self.seen.add(name)
         if self.owners[name] != self.rank:
@@ -135,7 +135,7 @@ class LayerSums:
 
 @contextmanager
 def without_autocast() -> Iterator[None]:
-    """Switch off torch.autocast within the block: a start is the same inside and outside of the caller's region."""
+    """Return a context without torch.autocast, so that the result does not depend on the caller's autocast region."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     with ExitStack() as stack:
         for device in ("cpu", *([accelerator.type] if accelerator else [])):
@@ -144,10 +144,10 @@ def without_autocast() -> Iterator[None]:
 
 
 def product(dY: Tensor, X: Tensor, onto: Tensor | None = None) -> Tensor:
-    """Return dY^T X (m, n) in at least fp32, added to ``onto`` in place if that is passed.
+    """Return dY^T X (m, n) in at least fp32; if ``onto`` is passed, the product is added to it in place.
 
-    A GPU multiplies 16-bit factors as they are into fp32 sums, many times faster than fp32 factors and as exactly: the
-    product of two 16-bit numbers is an fp32 number.
+    A GPU multiplies 16-bit factors into fp32 sums many times faster than fp32 factors, and as accurately, because the
+    product of two 16-bit numbers is exact in fp32.
     """
     wide = torch.promote_types(dY.dtype, torch.float32)
     if dY.dtype == X.dtype and dY.dtype in (torch.bfloat16, torch.float16) and sums_in_fp32(X.device):
@@ -159,7 +159,7 @@ def product(dY: Tensor, X: Tensor, onto: Tensor | None = None) -> Tensor:
 
 @cache
 def sums_in_fp32(device: torch.device) -> bool:
-    """Return whether the device multiplies 16-bit matrices into fp32; tried once on small ones."""
+    """Return whether the device can multiply 16-bit matrices into fp32 sums; tested once with small matrices."""
     if device.type != "cuda":
         return False
     ones = torch.ones(16, 16, dtype=torch.bfloat16, device=device)
@@ -172,15 +172,23 @@ def sums_in_fp32(device: torch.device) -> bool:
     return bool((total == 33).all())
 
 
+def zero_gradient(name: str) -> ValueError:
+    """Return the error for a layer whose gradient is zero."""
+    return ValueError(
+        f"the gradient of layer {name} is zero, so it has no leading directions: use more examples (init.iters), or "
+        "remove the layer from peft.lora_target_modules"
+    )
+
+
 def refuse_unused(layers: dict[str, nn.Module], used: AbstractSet[str]) -> None:
-    """Raise ValueError, on every process, when no process used a layer (an unused expert, for example)."""
+    """Raise ValueError, on every process, if no process used a layer, such as an unused expert."""
     somewhere = set().union(*Processes.current().gathered(set(used)))
     unused = [name for name in layers if name not in somewhere]
     if unused:
-        more = f" (nor did {len(unused) - 1} more)" if len(unused) > 1 else ""
+        more = f" (and {len(unused) - 1} more)" if len(unused) > 1 else ""
         raise ValueError(
-            f"layer {unused[0]} got no gradient{more}: it takes no part in the loss on the initialisation examples; "
-            "take more of them (init.iters), or leave it out of peft.lora_target_modules"
+            f"layer {unused[0]}{more} got no gradient, because the loss on the initialisation examples does not depend "
+            "on it: use more examples (init.iters), or remove it from peft.lora_target_modules"
         )
 
 
@@ -190,7 +198,7 @@ def wide_dtype(model: nn.Module) -> torch.dtype:
 
 
 def sum_dtype(model: nn.Module, layers: dict[str, nn.Module]) -> torch.dtype:
-    """Return the dtype of sums over batches: fp64 where all sums together are small, on a device that has it."""
+    """Return the dtype of sums over batches: fp64 if all sums together are small and the device supports it."""
     entries = sum(m * n for m, n in map(weight_shape, layers.values()))
     small = 8 * entries <= SMALL and next(model.parameters()).device.type != "mps"
     return torch.float64 if small else wide_dtype(model)

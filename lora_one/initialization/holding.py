@@ -1,4 +1,4 @@
-"""Where the gradients of all layers wait until the last batch: a choice between time and memory."""
+"""Choose where the gradients of all layers are stored until the last batch: a trade-off between time and memory."""
 
 import os
 from collections.abc import Sequence
@@ -13,23 +13,23 @@ from lora_one.distributed import Processes
 from lora_one.losses import Batch
 from lora_one.models import weight_shape
 
-Memory = Literal["auto", "fast", "low"]  # what the user asks for
-Place = Literal["layer", "device", "cpu", "sketch"]  # what it becomes; see ``Holding``
-FREE_SHARE = 0.5  # of the free memory that all gradients together may take
-SKETCH_PASSES = 11  # as Gemma 3 270M takes on 8 examples at r = 8; a flat spectrum takes 17
+Memory = Literal["auto", "fast", "low"]  # the setting init.memory
+Place = Literal["layer", "device", "cpu", "sketch"]  # the place that is chosen; see ``Holding``
+FREE_SHARE = 0.5  # largest share of the free memory for all gradients together
+SKETCH_PASSES = 11  # measured with Gemma 3 270M, 8 examples and r = 8; a flat spectrum needs 17
 
 
 @dataclass(frozen=True)
 class Holding:
-    """Where gradients wait until the last batch.
+    """Where gradients are stored until the last batch.
 
-    place     what is in memory                        passes over the batches
-    layer     one G at a time, on the model's device   one, over a single batch
-    device    every G of a group of layers, there      one for each group
-    cpu       every G, as a copy on the host           one
-    sketch    products of G with thin matrices         about SKETCH_PASSES
+    place     in memory                                            passes over the batches
+    layer     one G at a time, on the model's device               one, over a single batch
+    device    every G of a group of layers, on the model's device  one for each group
+    cpu       every G, on the host                                 one
+    sketch    products of G with thin matrices                     about SKETCH_PASSES
 
-    room: bytes of gradients at once on the device; what exceeds it needs further passes (None: all at once).
+    room: limit in bytes for the gradients of a group on the device; None: all layers are one group.
     """
 
     place: Place
@@ -38,7 +38,7 @@ class Holding:
 
 @dataclass(frozen=True)
 class Speed:
-    """Rough figures of a device and its host: flop/s of a pass, bytes/s of the link and of the host's memory."""
+    """Approximate speed of a device and its host: flop/s of a pass, bytes/s of the link and of the host's memory."""
 
     flops: float
     link: float = 2e10
@@ -49,11 +49,11 @@ SPEEDS = {"cuda": Speed(flops=2e14), "cpu": Speed(flops=5e10)}
 
 
 def how_to_hold(layers: dict[str, nn.Module], batches: Sequence[Batch], memory: Memory, *, whole: bool) -> Holding:
-    """Choose the place for the gradients of all layers, the same on every process: the least free memory decides.
+    """Choose the place for the gradients of all layers, the same on every process: the smallest free memory decides.
 
-    whole: G is needed as a whole, for a transform.
-    memory=fast: on the device.  low: layer by layer where the examples fit one batch, else as a sketch, or on the CPU
-    where G is needed whole.  auto: layer by layer for one batch, else the ``fastest`` place.
+    whole: a transform needs the whole G.
+    memory=fast: on the device.  low: layer by layer for one batch; otherwise as a sketch, or on the CPU if G is needed
+    whole.  auto: layer by layer for one batch; otherwise the ``fastest`` place.
     """
     processes = Processes.current()
     if len(batches) == 1:
@@ -89,15 +89,15 @@ def fastest(
     speed: Speed,
     whole: bool,
 ) -> Holding:
-    """Return the place with the least predicted time for several batches' gradients, of those with enough room.
+    """Return the place with the shortest predicted time for several batches, among those with enough memory.
 
     A pass takes 6 flop for each weight and token. With N bytes of gradients:
-    device: one pass for each group of layers that fits into the room there, so one where all do.
-    cpu: one pass, and N bytes over the link, read and added on the host for each batch.
-    sketch: ``SKETCH_PASSES`` passes; not where G is needed ``whole``.
-    Rough figures are enough, because the times differ by factors. Every place gives the same step.
+    device: one pass for each group of layers that fits into ``device_room``.
+    cpu: one pass; for each batch, N bytes are copied over the link and added on the host.
+    sketch: ``SKETCH_PASSES`` passes; not possible if G is needed ``whole``.
+    Approximate figures are enough, because the times differ by factors. Every place gives the same step.
 
-    sizes: bytes of each layer's gradient, fp32.  batches, tokens: of one process.
+    sizes: bytes of each layer's gradient, fp32.  batches, tokens: numbers of one process.
     """
     one_pass = 6 * sum(sizes) / 4 * tokens / speed.flops
     seconds: dict[Place, float] = {}
@@ -118,7 +118,7 @@ def gradient_bytes(layer: nn.Module) -> int:
 
 
 def grouped(layers: dict[str, nn.Module], room: int | None) -> list[dict[str, nn.Module]]:
-    """Return the layers in groups, in order, whose gradients fit into the room together; None: one group."""
+    """Return the layers, in order, in groups whose gradients fit into ``room`` bytes; None: one group."""
     if room is None:
         return [layers]
     names = list(layers)
@@ -129,7 +129,7 @@ def grouped(layers: dict[str, nn.Module], room: int | None) -> list[dict[str, nn
 
 
 def _groups(sizes: Sequence[int], room: int) -> list[list[int]]:
-    """Return indices of consecutive sizes that add up to at most ``room``; a larger size is alone."""
+    """Return indices in consecutive groups whose sizes add up to at most ``room``; a larger size is a group alone."""
     groups: list[list[int]] = []
     filled_to = 0
     for index, size in enumerate(sizes):

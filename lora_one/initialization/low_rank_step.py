@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_one.distributed import Processes
-from lora_one.initialization.gradients import GradientReport, mean_gradients, without_autocast
+from lora_one.initialization.gradients import GradientReport, mean_gradients, without_autocast, zero_gradient
 from lora_one.initialization.holding import Memory, Place, grouped, how_to_hold
 from lora_one.initialization.sketch import sketched_steps
 from lora_one.linalg import LowRank, completed, truncated_svd
@@ -22,8 +22,8 @@ from lora_one.seeding import generator_for
 class Step(LowRank):
     """The low-rank step of a gradient G.
 
-    slopes: (r,) u_i^T G v_i, what the loss changes by to first order for each unit of u_i v_i^T; S unless transformed.
-    Where G has fewer than r directions above the rounding errors, the other S_i are exactly 0 and their vectors random
+    slopes: (r,) u_i^T G v_i, the first-order change of the loss per unit of u_i v_i^T; equal to S without a transform.
+    If G has fewer than r directions above the rounding errors, the other S_i are exactly 0 and their vectors are random
     (``linalg.completed``).
     """
 
@@ -31,19 +31,22 @@ class Step(LowRank):
 
     @property
     def usable(self) -> int:
-        """Directions above the rounding errors."""
+        """Return the number of directions above the rounding errors."""
         return int((self.S > 0).sum())
 
     @classmethod
     def of(cls, low_rank: LowRank, slopes: Tensor | None = None) -> "Step":
+        """Return the step of a truncated SVD; without slopes, they are S."""
         return cls(**vars(low_rank), slopes=low_rank.S if slopes is None else slopes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepSettings:
-    """singular: values to keep, of every layer or by its name.  transform: of G, before the SVD (None: G itself).
+    """Settings of the low-rank step.
 
-    memory: see ``holding.how_to_hold``.
+    singular: number of singular values, one for all layers or by layer.  tolerance: see ``linalg.truncated_svd``.
+    transform: applied to G before the SVD; None: nothing.  memory: see ``holding.how_to_hold``.
+    checkpointing: see ``gradients.mean_gradients``.
     """
 
     singular: int | Mapping[str, int] = 8
@@ -54,6 +57,7 @@ class StepSettings:
     checkpointing: bool = False
 
     def singular_of(self, name: str) -> int:
+        """Return the number of singular values of a layer."""
         return self.singular if isinstance(self.singular, int) else self.singular[name]
 
 
@@ -66,10 +70,10 @@ def low_rank_steps(
     settings: StepSettings,
     consume: Callable[[str, Step], None],
 ) -> GradientReport:
-    """Hand the truncated SVD of each layer's (transformed) mean gradient to ``consume``, the same on every process.
+    """Pass the truncated SVD of each layer's (transformed) mean gradient to ``consume``, the same on every process.
 
-    Each layer is factorised once, on one process, with random numbers of its own name.
-    Raises ValueError, on every process: as ``mean_gradients``; a gradient that is zero or not finite (the layer is
+    Each layer is factorised once, by one process, with random numbers that depend on its name.
+    Raises ValueError, on every process: see ``mean_gradients``; or a gradient is zero or not finite (the layer is
     named).
     """
     holding = how_to_hold(layers, batches, settings.memory, whole=settings.transform is not None)
@@ -95,9 +99,9 @@ def low_rank_steps(
 
 @dataclass
 class Steps:
-    """The steps found so far, of which only the number of usable directions is kept, by layer.
+    """Collects the steps of all layers; it stores only the number of usable directions of each.
 
-    mine: steps of this process that the other processes do not have yet.  refused: errors that they do not know yet.
+    mine: steps of this process that were not sent to the others yet.  refused: errors not reported to the others yet.
     """
 
     settings: StepSettings
@@ -107,16 +111,16 @@ class Steps:
     refused: list[str] = field(default_factory=list)
 
     def add(self, name: str, step: Step) -> None:
-        """Pass a step, known to every process, on to ``consume``."""
+        """Pass a step that every process has to ``consume``."""
         self.usable[name] = step.usable
         self.consume(name, step)
 
     def add_sketched(self, name: str, low_rank: LowRank) -> None:
-        """Add the step of a gradient that was never whole."""
+        """Add a step that was computed by ``sketched_steps``."""
         self.add(name, Step.of(filled(name, low_rank, self.settings)))
 
     def factorise(self, name: str, G: Tensor) -> None:
-        """Factorise one layer's gradient on this process; an error is kept for ``share``."""
+        """Factorise one layer's gradient on this process; ``share`` raises the errors."""
         try:
             self.mine[name] = factorised(name, G, self.settings)
         except ValueError as error:
@@ -139,7 +143,7 @@ def _whole_steps(
     steps: Steps,
     place: Place,
 ) -> GradientReport:
-    """Find the steps of these layers from whole gradients, by one pass over the batches."""
+    """Compute the steps of these layers from their whole gradients, in one pass over the batches."""
     checkpointing = steps.settings.checkpointing
     report = mean_gradients(
         model, layers, batches, reduction, steps.factorise, place=place, checkpointing=checkpointing
@@ -153,17 +157,17 @@ def warn_of_missing_directions(found: Mapping[str, int], settings: StepSettings)
     wanted = {name: settings.singular_of(name) for name in found}
     short = [f"{name} ({k} of {wanted[name]})" for name, k in found.items() if k < wanted[name]]
     if short and Processes.current().rank == 0:
-        more = f" and {len(short) - 3} more" if len(short) > 3 else ""
+        more = f" and {len(short) - 3} more layers" if len(short) > 3 else ""
         warnings.warn(
-            f"the gradients of {len(short)} of {len(found)} layers have fewer usable directions than wanted: "
-            f"{', '.join(short[:3])}{more}. The missing ones start at random orthonormal vectors that do not change "
-            "the model's function; take more examples (init.iters) or a lower rank (peft.lora_r)",
+            f"the gradients of {len(short)} of {len(found)} layers have fewer usable directions than needed: "
+            f"{', '.join(short[:3])}{more}. The missing directions are random orthonormal vectors, which do not change "
+            "the model's function; to avoid this, use more examples (init.iters) or a lower rank (peft.lora_r)",
             stacklevel=3,
         )
 
 
 def filled(name: str, low_rank: LowRank, settings: StepSettings) -> LowRank:
-    """Put random vectors in place of missing directions, the same ones wherever gradients wait."""
+    """Replace missing directions by random vectors, the same ones wherever the gradients are stored."""
     return completed(low_rank, generator_for(settings.seed, f"missing directions of {name}"))
 
 
@@ -176,7 +180,7 @@ def factorised(name: str, G: Tensor, settings: StepSettings) -> Step:
     except ValueError as error:
         raise ValueError(f"layer {name}: {error}") from error
     if low_rank.S[0] == 0:
-        raise ValueError(f"the gradient of layer {name} is zero: nothing to start from")
+        raise zero_gradient(name)
     low_rank = filled(name, low_rank, settings)
     if settings.transform is None:
         return Step.of(low_rank)

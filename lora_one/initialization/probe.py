@@ -1,4 +1,4 @@
-"""Draw the initialisation examples: those of the one-step gradient and of PEFT's data-driven methods."""
+"""Draw the initialisation examples, for the one-step gradient and for PEFT's data-driven methods."""
 
 import torch
 
@@ -11,11 +11,11 @@ from lora_one.types import Example
 
 
 def probe_batches(run: RunConfig, texts: list[Example], encoder: Encoder) -> tuple[list[Batch], list[Batch] | None]:
-    """Return batches of the initialisation examples, and of those that a search for the scale uses.
+    """Return batches of the initialisation examples, and of those for the search for the scale.
 
-    All are drawn without replacement from the training texts with init.seed; the second list is None if the search
-    uses the same examples. With ``init.search_examples=null`` the search gets as many further examples as the gradient,
-    if there are enough. An example without an answer token within ``init.max_length`` is replaced by the next one.
+    All are drawn without replacement from the training texts with init.seed. The second list is None if the search uses
+    the same examples. With ``init.search_examples=null`` the search uses as many further examples as the gradient, if
+    there are enough. An example without an answer token within ``init.max_length`` is replaced by the next one.
     Raises UsageError: more examples are needed than exist, or than have an answer token.
     """
     init = run.init
@@ -25,13 +25,13 @@ def probe_batches(run: RunConfig, texts: list[Example], encoder: Encoder) -> tup
     if needed > len(texts):
         keys = f"init.sub_size={own}" if init.do_subsampling else f"init.bsz x init.iters={own}"
         keys += f" + init.search_examples={further}" if needed > own else ""
-        raise UsageError(f"{keys} exceeds the {len(texts)} training examples: lower it")
+        raise UsageError(f"{keys} exceeds the number of training examples, {len(texts)}: lower it")
     max_length = init.max_length or run.model.max_length
     drawn = draw(texts, own + further, max_length, run.init_seed, encoder)
     if len(drawn) < needed and (wanted is not None or needed > own):
         raise UsageError(
-            f"the initialisation needs {needed} examples, but only {len(drawn)} of {len(texts)} have an answer "
-            f"token within max_length={max_length}: raise init.max_length or use fewer examples"
+            f"the initialisation needs {needed} examples, but only {len(drawn)} of the {len(texts)} training examples "
+            f"have an answer token within init.max_length={max_length}: raise init.max_length, or use fewer examples"
         )
     size = init.bsz or run.model.per_device_batch_size
     others = drawn[own:] if 0 < further == len(drawn) - own else []

@@ -1,14 +1,14 @@
-"""Line search: find the size of a step along a known direction with a few evaluations of the loss."""
+"""Line search: choose the size of a step in a given direction with a few evaluations of the loss."""
 
 import math
 from collections.abc import Callable
 
 EVALUATIONS = 4
-FIRST = 1.25  # first-order decrease of the first trial, in units of the loss itself
+FIRST = 1.25  # first-order decrease at the first size tried, as a multiple of the loss
 UP, DOWN = 1.4, 2.0  # factors to the next size if the lowest loss is at the largest, or the smallest, size tried
 ENOUGH = 1e-3  # smallest relative gain for another evaluation
-RESCUE = 16.0  # largest factor down to a smaller size
-MAX_RESCUES = 4  # further evaluations while no size has lowered the loss
+RESCUE = 16.0  # largest factor between a size and the next smaller one
+MAX_RESCUES = 4  # maximal number of further evaluations if no size has lowered the loss
 
 
 def line_search(

@@ -1,4 +1,4 @@
-"""Does a start harm the model? Warnings for the screen and run.json, an error where a loss is not finite."""
+"""Check whether an initialisation harms the model: warnings for the screen and run.json, or an error."""
 
 import math
 from collections.abc import Mapping
@@ -7,14 +7,14 @@ from typing import Any
 from lora_one.config.methods import MethodSettings
 from lora_one.errors import RunError
 
-RISE = 1e-3  # of the loss before: less is rounding of a 16-bit base
+RISE = 1e-3  # relative; a smaller increase of the loss is rounding in a 16-bit base
 
 
 def start_warnings(init: MethodSettings, record: Mapping[str, Any]) -> list[str]:
-    """Return one sentence where the start raised the loss on its examples or took a step that was too large.
+    """Return a warning if the initialisation raised the loss on its examples or was too large a step; otherwise [].
 
-    A step is too large where its first-order decrease exceeds the loss itself: no model can lose more. A scale that
-    was searched for is judged by the measured loss alone.
+    A step is too large if its first-order decrease exceeds the loss itself, because the loss cannot become negative.
+    This is not checked after a search for the scale, which measured the loss.
     record: ``init`` of run.json (method, examples, loss_before, loss_after, predicted_decrease, searched).
     """
     before, after, predicted = (record[key] for key in ("loss_before", "loss_after", "predicted_decrease"))
@@ -22,20 +22,20 @@ def start_warnings(init: MethodSettings, record: Mapping[str, Any]) -> list[str]
         return []
     if after > before * (1 + RISE):
         return [
-            f"the start of {record['method']} raised the loss on its {record['examples']} examples from {before:.4f} "
-            f"to {after:.4f}: {init.remedy()}"
+            f"the initialisation by {record['method']} raised the loss on its {record['examples']} examples from "
+            f"{before:.4f} to {after:.4f}: {init.remedy()}"
         ]
     if predicted is not None and predicted > before and not record["searched"]:
         return [
-            f"the start of {record['method']} goes beyond the range in which the first order holds: it predicts a "
-            f"decrease by {predicted:.4f}, more than the loss itself ({before:.4f} before, {after:.4f} after). "
-            f"To choose the scale by the measured loss, {init.remedy()}"
+            f"the initialisation by {record['method']} is too large a step for a first-order approximation, which "
+            f"predicts that the loss decreases by {predicted:.4f}, more than its value (it was {before:.4f} before and "
+            f"{after:.4f} after). To choose the scale by the measured loss, {init.remedy()}"
         ]
     return []
 
 
 def refuse_not_finite(init: MethodSettings, method: str, figures: Mapping[str, float | None]) -> None:
-    """Raise RunError where a figure of the start is NaN or infinite (named)."""
+    """Raise RunError if a figure of the initialisation is NaN or infinite (the figure is named)."""
     for name, value in figures.items():
         if value is not None and not math.isfinite(value):
-            raise RunError(f"the {name} is {value} after the start of {method}: {init.remedy()}")
+            raise RunError(f"the {name} is {value} after the initialisation by {method}: {init.remedy()}")

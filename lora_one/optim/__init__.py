@@ -1,13 +1,13 @@
-"""Build an optimiser by its name; the scaled ones precondition the gradients of the LoRA factors."""
+"""Build an optimizer by its name; the scaled ones precondition the gradients of the LoRA factors."""
 
 import dataclasses
-import importlib
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from lora_one.optim.adamw import AdamW
+from lora_one.optim.optimizer_class import arguments_of, optimizer_class
 from lora_one.optim.param_groups import param_groups
 from lora_one.optim.scaled import create_scaled_optimizer
 
@@ -17,17 +17,18 @@ if TYPE_CHECKING:
 __all__ = ["AdamW", "build_optimizer", "create_scaled_optimizer"]
 
 
-def build_optimizer(model: nn.Module, run: "RunConfig") -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, run: "RunConfig") -> Optimizer:
     """Return the optimizer that ``optimizer.name`` names, over the trainable parameters of the model.
 
-    The other keys of ``optimizer`` are its arguments. Raises UsageError: see `param_groups`, `create_scaled_optimizer`.
+    The other keys of ``optimizer`` are its arguments. Raises UsageError: see `optimizer_class`, `param_groups`,
+    `create_scaled_optimizer`.
     """
+    chosen = optimizer_class(run.optimizer)
     groups = param_groups(model, run.model.learning_rate, run.model.weight_decay, run.peft)
-    on_gpu = any(parameter.is_cuda for group in groups for parameter in group["params"])
-    options = dataclasses.asdict(run.optimizer) | {"lr": run.model.learning_rate, "fused": on_gpu}
+    options = dataclasses.asdict(run.optimizer) | {"lr": run.model.learning_rate}
     del options["name"]
-    module, _, name = run.optimizer.implementation.rpartition(".")
-    chosen = getattr(importlib.import_module(module), name)
+    if "fused" in arguments_of(chosen):
+        options["fused"] = any(parameter.is_cuda for group in groups for parameter in group["params"])
     if run.optimizer.preconditioned:
         return create_scaled_optimizer(model, chosen, reg=run.model.prec_reg, params=groups, **options)
     return chosen(groups, **options)

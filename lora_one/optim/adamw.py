@@ -23,7 +23,7 @@ class AdamW(torch.optim.AdamW):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for group in self.param_groups:
-            group.setdefault("correct_bias", True)  # a state that torch's own AdamW saved
+            group.setdefault("correct_bias", True)  # missing in a state that torch's AdamW saved
 
     def _init_group(self, group: dict[str, Any], *collected: Any) -> bool:
         fresh = [p for p in group["params"] if p.grad is not None and not self.state[p]]

@@ -14,7 +14,7 @@ class Pair(NamedTuple):
 
 
 def lora_pairs(model: nn.Module) -> list[Pair]:
-    """Return the trainable pairs of a model, found by the module that holds both factors.
+    """Return the trainable pairs of a model, found by the module that contains both factors.
 
     A module's ``lora_A`` and ``lora_B`` map an adapter's name to a linear layer. Not a pair: factors that are not both
     trainable matrices (frozen factors, with or without an r x r core; convolutions), and all other parameters

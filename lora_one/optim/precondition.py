@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lora_one.errors import RunError
 
-LEAST_DAMPING = 1e-30  # for a zero factor and lambda = 0: the partner's gradient is zero, and stays zero
+LEAST_DAMPING = 1e-30  # for a zero factor and lambda = 0; the gradient of the other factor is zero and stays zero
 
 
 class Half(NamedTuple):
@@ -38,7 +38,8 @@ class Half(NamedTuple):
 
 
 def widened(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor if tensor.dtype == dtype else tensor.to(dtype)  # an idle `to` costs a tenth of a small step
+    """Return the tensor in a wider dtype."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)  # a `to` without effect costs a tenth of a small step
 
 
 @torch.no_grad()
@@ -75,24 +76,26 @@ def precondition_in_stacks(halves: Sequence[Half], reg: float, dtype: torch.dtyp
     for half in halves:
         alike.setdefault((half.is_A, half.factor.shape, half.partner.shape), []).append(half)
     groups = list(alike.values())
-
-    def gram(group: Sequence[Half]) -> Tensor:
-        partners = widened(torch.stack([half.partner for half in group]), dtype)
-        return partners.mT @ partners if group[0].is_A else partners @ partners.mT
-
     names = [half.partner_name for group in groups for half in group]
-    inverses = damped_inverses(torch.cat([gram(group) for group in groups]), reg, names, relative=relative)
-    for group, own in zip(groups, inverses.split([len(group) for group in groups]), strict=True):
+    grams = torch.cat([stacked_grams(group, dtype) for group in groups])
+    inverses = damped_inverses(grams, reg, names, relative=relative)
+    for group, inverse in zip(groups, inverses.split([len(group) for group in groups]), strict=True):
         gradients = [half.factor.grad for half in group]
         wide = widened(torch.stack(gradients), dtype)
-        torch._foreach_copy_(gradients, list((own @ wide if group[0].is_A else wide @ own).unbind()))
+        torch._foreach_copy_(gradients, list((inverse @ wide if group[0].is_A else wide @ inverse).unbind()))
+
+
+def stacked_grams(group: Sequence[Half], dtype: torch.dtype) -> Tensor:
+    """Return the Gram matrices (k, r, r) of k halves of one shape, by one batched product."""
+    partners = widened(torch.stack([half.partner for half in group]), dtype)
+    return partners.mT @ partners if group[0].is_A else partners @ partners.mT
 
 
 def damped_inverses(grams: Tensor, reg: float, names: Sequence[str], *, relative: bool = False) -> Tensor:
     """Return (K + lambda I)^-1 of each Gram matrix K (k, r, r), overwriting ``grams``; see `precondition` for reg.
 
-    If the Cholesky decomposition of K + lambda I fails because of rounding, lambda grows by sqrt(eps of the dtype)
-    times K's mean diagonal, and a warning names the matrix. Raises RunError: K is not finite.
+    If the Cholesky decomposition of K + lambda I fails because of rounding, lambda is increased by sqrt(eps of the
+    dtype) times K's mean diagonal, and a warning names the matrix. Raises RunError: K is not finite.
     """
     diagonals = grams.diagonal(dim1=-2, dim2=-1)
     sizes = diagonals.mean(-1, keepdim=True)
@@ -105,10 +108,11 @@ def damped_inverses(grams: Tensor, reg: float, names: Sequence[str], *, relative
         extra = torch.diag_embed((share * sizes[failed]).expand_as(diagonals[failed]))
         triangles[failed], failures = torch.linalg.cholesky_ex(grams[failed] + extra)
         if failures.any():
-            raise RunError(f"the Gram matrix of {those} is not finite: training has diverged, lower the learning rate")
+            raise RunError(f"the Gram matrix of {those} is not finite: training has diverged; lower the learning rate")
         warnings.warn(
-            f"the Gram matrix of {those} is singular to {grams.dtype} with lambda = {reg:g}: lambda is raised by "
-            f"{share:.0e} of its mean diagonal for this step; a larger lambda (reg, model.prec_reg) avoids that",
+            f"the Gram matrix of {those} is singular in {grams.dtype} with lambda = {reg:g}: for this step, "
+            f"{share:.0e} times its mean diagonal is added to lambda; to avoid this, raise lambda (model.prec_reg, or "
+            "the argument reg)",
             stacklevel=2,
         )
     identity = torch.eye(grams.shape[-1], dtype=grams.dtype, device=grams.device)
@@ -118,7 +122,7 @@ def damped_inverses(grams: Tensor, reg: float, names: Sequence[str], *, relative
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Multiply fp32 matrices in fp32 inside this context, without autocast and TF32."""
+    """Return a context in which fp32 matrices are multiplied in fp32, without autocast and TF32."""
     backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
     before = [backend.fp32_precision for backend in backends]
     for backend in backends:

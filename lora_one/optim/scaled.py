@@ -1,4 +1,4 @@
-"""Any torch optimiser on preconditioned gradients: scaled AdamW, scaled gradient descent and others."""
+"""Any torch optimizer on preconditioned gradients: scaled AdamW, scaled gradient descent and others."""
 
 import inspect
 import math
@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import nn
@@ -15,9 +15,7 @@ from torch.optim import Optimizer
 from lora_one.errors import RunError, UsageError, nearest
 from lora_one.optim.pairs import Pair, lora_pairs
 from lora_one.optim.precondition import Half, precondition
-
-DAMPINGS = ("absolute", "relative")
-ORDERS = ("simultaneous", "sequential")
+from lora_one.types import Damping, Order
 
 
 def create_scaled_optimizer(
@@ -26,15 +24,15 @@ def create_scaled_optimizer(
     *,
     lr: float,
     reg: float = 1e-6,
-    damping: str = "absolute",
-    order: str = "simultaneous",
+    damping: Damping = "absolute",
+    order: Order = "simultaneous",
     params: Iterable[Any] | None = None,
     **kwargs: Any,
 ) -> Optimizer:
     """Return an ``optimizer_cls`` that uses g_A <- (B^T B + lambda I)^-1 g_A and g_B <- g_B (A A^T + lambda I)^-1.
 
     Source: arXiv:2402.02347, eq. 9 of arXiv:2502.01235. The signature extends PEFT's create_riemannian_optimizer.
-    AdamW's moments are those of the preconditioned gradient, which ``grad`` holds after a step. Parameters outside of
+    AdamW's moments are those of the preconditioned gradient, which ``grad`` contains after a step. Parameters outside
     pairs of LoRA factors (see `lora_pairs`) are stepped by ``optimizer_cls`` without a preconditioner.
 
     reg: lambda.  damping: ``absolute``, lambda is ``reg``; ``relative``, ``reg`` times the Gram matrix's mean diagonal.
@@ -42,19 +40,19 @@ def create_scaled_optimizer(
     matrix of the new A, as in the published code.  params: parameters or groups; default: all trainable ones.
     kwargs: arguments of optimizer_cls.  Every group has the entries ``reg`` and ``relative_reg``.
     Raises UsageError (a ValueError): a negative or infinite reg, an unknown damping or order, no pair to precondition,
-    an optimiser that needs a closure. TypeError: optimizer_cls is not an optimiser class.
+    an optimizer that needs a closure. TypeError: optimizer_cls is not an optimizer class.
     """
     if not (isinstance(optimizer_cls, type) and issubclass(optimizer_cls, Optimizer)):
         raise TypeError(f"optimizer_cls must be a subclass of torch.optim.Optimizer, not {optimizer_cls!r}")
     closure = inspect.signature(optimizer_cls.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise UsageError(
-            f"{optimizer_cls.__name__} evaluates the loss several times per step, and the preconditioner would change "
-            "in between: choose an optimizer whose step needs no closure, such as AdamW or SGD"
+            f"{optimizer_cls.__name__} evaluates the loss several times in a step, between which the preconditioner "
+            "would change: use an optimizer whose step needs no closure, such as AdamW or SGD"
         )
-    for name, value, valid in (("damping", damping, DAMPINGS), ("order", order, ORDERS)):
-        if value not in valid:
-            raise UsageError(f"{name}={value} is not a choice; {nearest(value, valid)}")
+    for name, value, kind in (("damping", damping, Damping), ("order", order, Order)):
+        if value not in get_args(kind):
+            raise UsageError(f"{name}={value} is not a choice; {nearest(value, get_args(kind))}")
     if params is None:
         params = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return scaled(optimizer_cls)(
@@ -69,10 +67,10 @@ def create_scaled_optimizer(
 
 
 class Scaled(Optimizer):
-    """Base of the scaled optimisers: precondition the gradients of LoRA pairs before each step.
+    """Base of the scaled optimizers, which precondition the gradients of LoRA pairs before each step.
 
     The damping is an entry of the parameter groups, so it is saved, loaded and changed like a learning rate. The pairs
-    hold the parameters themselves, so pickle and deepcopy include them.
+    refer to the parameters themselves, so pickle and deepcopy include them.
     """
 
     inner: ClassVar[type[Optimizer]]
@@ -92,7 +90,7 @@ class Scaled(Optimizer):
         pairs = [pair for pair in pairs if id(pair.A) in mine and id(pair.B) in mine]
         if not pairs:
             raise UsageError(
-                "no layer has both its LoRA factors, lora_A and lora_B, among the parameters to train, so there is "
+                "no layer has both of its LoRA factors, lora_A and lora_B, among the parameters to train, so there is "
                 f"nothing to precondition: use {self.inner.__name__} itself"
             )
         self.halves = [half for layer, A, B in pairs for half in (Half(layer, A, B, True), Half(layer, B, A, False))]
@@ -113,7 +111,7 @@ class Scaled(Optimizer):
             up = [half.factor for half in self.halves if not half.is_A]
             known = {id(parameter) for parameter in up}
             others = [p for group in self.param_groups for p in group["params"] if id(p) not in known]
-            for later in (up, others):  # A and all else first, then B
+            for later in (up, others):  # first A and all other parameters, then B
                 with without_gradients(later):
                     self._precondition()
                     self._inner_step()
@@ -129,8 +127,8 @@ class Scaled(Optimizer):
             factor, group = half.factor, groups.get(id(half.factor))
             if group is None:
                 raise RunError(
-                    f"the factors of {half.layer} are no longer parameters of this optimizer: create it after the "
-                    "model is wrapped or sharded, not before"
+                    f"the factors of {half.layer} are no longer parameters of this optimizer: wrap or shard the model "
+                    "first, then create the optimizer"
                 )
             if factor.grad is not None:
                 rank = factor.shape[0 if half.is_A else 1]
@@ -139,7 +137,7 @@ class Scaled(Optimizer):
             precondition(batch, reg, relative=relative)
 
     def _inner_step(self) -> None:
-        # torch wraps the step of a class with hooks when an instance is created; only the outer step may run hooks
+        # torch wraps the step of an optimizer class in one that runs hooks; only the outer step may run them
         step = super().step
         step.__wrapped__(self) if getattr(step, "hooked", False) else step()
 
@@ -148,7 +146,7 @@ class Scaled(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._complete_groups()  # a state that a plain optimiser saved
+        self._complete_groups()  # for a state that a plain optimizer saved
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _bare, (self.inner,), self.__getstate__()
@@ -156,7 +154,7 @@ class Scaled(Optimizer):
 
 @cache
 def scaled(optimizer_cls: type[Optimizer]) -> type[Scaled]:
-    """Return the subclass of `Scaled` and of that optimiser's class."""
+    """Return the subclass of `Scaled` and of the optimizer's class."""
     return type(f"Scaled{optimizer_cls.__name__}", (Scaled, optimizer_cls), {"inner": optimizer_cls})
 
 
@@ -167,7 +165,7 @@ def _bare(optimizer_cls: type[Optimizer]) -> Scaled:
 
 @contextmanager
 def without_gradients(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Exclude parameters from an optimiser's step by removing their gradients inside this context."""
+    """Exclude parameters from an optimizer's step by removing their gradients inside this context."""
     gradients = [parameter.grad for parameter in parameters]
     for parameter in parameters:
         parameter.grad = None

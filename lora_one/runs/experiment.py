@@ -4,6 +4,7 @@ from lora_one import models
 from lora_one.config import RunConfig
 from lora_one.distributed import Processes
 from lora_one.initialization.methods import refuse_unready
+from lora_one.optim.optimizer_class import optimizer_class
 from lora_one.records.folder import LocatedRun, RunFolder, first_process, locate
 from lora_one.runs.fine_tuning import fine_tune
 from lora_one.runs.initial_model import initial_model
@@ -40,6 +41,7 @@ def execute(run: RunConfig) -> RunFolder | None:
     processes = Processes.started()
     models.preflight(run.model, processes.count, full=run.peft.trains_base)
     refuse_unready(run.init)
+    optimizer_class(run.optimizer)  # raises UsageError if its settings name a wrong class
     located = locate(run)
     run, folder = located.run, located.folder
     if processes.count > 1:

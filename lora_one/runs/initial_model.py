@@ -13,7 +13,8 @@ from lora_one.adaptation.layers import trainable_parameters
 from lora_one.distributed import Processes
 from lora_one.initialization.cache import Cache, content_of
 from lora_one.initialization.methods import build_init
-from lora_one.initialization.start import Start, attach_adapters, probe_loss
+from lora_one.initialization.solution import Start
+from lora_one.initialization.start import attach_adapters, probe_loss
 from lora_one.initialization.start_warnings import refuse_not_finite, start_warnings
 from lora_one.models import original_weights
 from lora_one.records.provenance import source_fingerprint

@@ -17,7 +17,7 @@ from lora_one.evaluation.generate import context_length
 from lora_one.evaluation.validation import Validation
 from lora_one.initialization.low_rank_step import StepSettings
 from lora_one.initialization.probe import probe_batches
-from lora_one.initialization.start import Probe
+from lora_one.initialization.solution import Probe
 from lora_one.records.folder import RunFolder
 from lora_one.seeding import seed_everything
 from lora_one.training.resume_points import check_resume_point, last_checkpoint

@@ -238,14 +238,14 @@ def test_a_key_that_the_direction_does_not_read_is_refused_unless_unset(directio
     if read:
         run_config(f"init.direction={direction}", f"init.{key}={value}")
         return
-    with pytest.raises(UsageError, match=rf"init\.{key}={value} is read only by LoRA.*, not by {direction}: drop it"):
+    with pytest.raises(UsageError, match=rf"init\.{key}={value} is used only by LoRA.*, not by {direction}: remove it"):
         run_config(f"init.direction={direction}", f"init.{key}={value}")
 
 
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        ("init=gradient ++init.method=lora_one", "unknown key init.method: init.mode=gradient does not read it"),
+        ("init=gradient ++init.method=lora_one", "unknown key init.method: init.mode=gradient does not use it"),
         ("init=gradient init.direction=[LoRA-One]", "init.direction=.*is not a choice"),
     ],
 )

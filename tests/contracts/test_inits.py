@@ -13,7 +13,8 @@ from lora_one.adaptation.wrapping import wrap
 from lora_one.data.encode import batches_of
 from lora_one.errors import UsageError
 from lora_one.initialization.methods import build_init
-from lora_one.initialization.start import Probe, attach_adapters
+from lora_one.initialization.solution import Probe
+from lora_one.initialization.start import attach_adapters
 from lora_one.types import LayerView
 from tests.helpers.examples import examples
 from tests.helpers.models import quantized_llama, random_llama

@@ -28,7 +28,7 @@ def project(tmp_path):
 
 
 def follow(recipe, project):
-    """Write what each step of a section shows: a new file, or an import and a line of a table in an existing one."""
+    """Write what each step of a section shows: a new file, or an addition to an existing one; see ``with_line``."""
     text = (ROOT / "docs/design.md").read_text().split(f"### {recipe}\n")[1].split("\n### ")[0]
     steps = STEP.findall(text)
     for name, shown in steps:
@@ -38,9 +38,12 @@ def follow(recipe, project):
 
 
 def with_line(existing, shown):
-    imported, table, entry = re.fullmatch(r"(from .*\n)\n(\w.*\{\n)(.*\n)", shown).groups()
+    """Add a line to a table, after what it needs: an import among the imports, or a class before the table."""
+    needed, table, entry = re.fullmatch(r"(.*?\n)(\w[^\n]*\{\n)([^\n]*\n)", shown, re.DOTALL).groups()
     assert existing.count(table) == 1, table
-    return existing.replace("\nfrom ", f"\n{imported}from ", 1).replace(table, table + entry)
+    if needed.startswith("from "):
+        return existing.replace("\nfrom ", f"\n{needed.rstrip()}\nfrom ", 1).replace(table, table + entry)
+    return existing.replace(table, needed + table + entry)
 
 
 def run(project, *overrides):
@@ -75,3 +78,29 @@ def test_a_data_set_takes_three_places(project):
     (record,) = (project / "results").glob("lora-one_mine/*/*/run.json")
     record = json.loads(record.read_text())
     assert record["train"]["steps"] == 3 and record["data"]["validation"]["whole"] == 2
+
+
+def test_an_optimizer_takes_three_places(project):
+    """It trains; a wrong value, and a wrong class in the settings, are refused."""
+    places = follow("An optimizer", project)
+    assert len(places) == 3
+    small = ("init=lora", "dataset.train_size=16", "dataset.validation_size=4", "dataset.accuracy_examples=0")
+    steps = (
+        "model.real_batch_size=8",
+        "model.per_device_batch_size=8",
+        "dataset.cache=null",
+        "model.learning_rate=1e-3",
+    )
+    done = run(project, "optimizer=mine", "optimizer.momentum=0.8", *small, *steps)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (record,) = (project / "results").glob("*/LoRA-kaiming-r8-a16-mine-*/*/run.json")
+    record = json.loads(record.read_text())
+    assert record["train"]["steps"] == 2 and record["config"]["optimizer"] == {"name": "mine", "momentum": 0.8}
+    refused = run(project, "optimizer=mine", "optimizer.momentum=1")
+    assert refused.returncode == 2 and "optimizer.momentum=1.0 is out of range" in refused.stderr
+    settings = project / places[1]
+    settings.write_text(settings.read_text().replace("lora_one.optim.mine.Mine", "lora_one.optim.mine.Mime"))
+    refused = run(project, "optimizer=mine")
+    assert refused.returncode == 2 and "no attribute 'Mime'" in refused.stderr
+    assert "Loading weights" not in refused.stderr
+    assert "correct MineConfig.implementation in lora_one/config/optimizers.py" in refused.stderr

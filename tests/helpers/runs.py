@@ -14,7 +14,8 @@ from lora_one.config import RunConfig
 from lora_one.data.encode import batches_of
 from lora_one.initialization.low_rank_step import StepSettings, factorised
 from lora_one.initialization.methods import build_init
-from lora_one.initialization.start import Probe, attach_adapters
+from lora_one.initialization.solution import Probe
+from lora_one.initialization.start import attach_adapters
 from lora_one.models import BUNDLED
 from lora_one.records.folder import RunFolder
 from lora_one.runs import experiment, initial_model

@@ -43,7 +43,8 @@ def test_cached_start_is_the_one_found_before(tmp_path, monkeypatch, overrides):
         known.relative_shift == pytest.approx(start.relative_shift)
         and known.initial_factors.keys() == start.initial_factors.keys()
     )
-    assert said == [f"init.cache: computed anew, {tmp_path} holds no start yet", f"init.cache: from {cache.file}"]
+    computed = f"init.cache: computed, because {tmp_path} contains no initialisation yet"
+    assert said == [computed, f"init.cache: read from {cache.file}"]
 
 
 def test_changed_key_is_computed_anew_and_says_why(tmp_path):
@@ -52,7 +53,10 @@ def test_changed_key_is_computed_anew_and_says_why(tmp_path):
     attach_llama(cached=Cache(tmp_path, one, said.append))
     attach_llama(cached=Cache(tmp_path, one | {"init.seed": 2, "model.name": "b", "init.gamma": 3}, said.append))
     attach_llama(cached=Cache(tmp_path, one | {"init.seed": 2}, said.append))
-    assert said[2] == f"init.cache: computed anew, of those in {tmp_path} the nearest has another init.seed (1, here 2)"
+    assert (
+        said[2]
+        == f"init.cache: computed, because the most similar entry of {tmp_path} differs in init.seed (1 there, 2 here)"
+    )
     assert len(list(tmp_path.glob("*.safetensors"))) == 3
 
 
@@ -63,9 +67,9 @@ def test_half_an_entry_is_none(tmp_path, suffix):
     model, _ = attach_llama(cached=cache)
     cache.file.with_suffix(suffix).write_bytes(cache.file.with_suffix(suffix).read_bytes()[:40])
     again, _ = attach_llama(cached=cache)
-    assert said[1].startswith("init.cache: computed anew")
+    assert said[1].startswith("init.cache: computed")
     attach_llama(cached=cache)
-    assert said[2].startswith("init.cache: from")
+    assert said[2].startswith("init.cache: read from")
     assert all(torch.equal(value, lora_tensors(again)[name]) for name, value in lora_tensors(model).items())
 
 
@@ -80,14 +84,14 @@ def test_two_jobs_may_find_one_start(tmp_path):
 
     model, _ = attach_llama(cached=lambda solve: Cache(tmp_path, key, said.append)(solve_slowly))
     again, start = attach_llama(cached=inner)
-    assert [text.split(",")[0] for text in said[:2]] == ["init.cache: computed anew"] * 2
+    assert [text.split(",")[0] for text in said[:2]] == ["init.cache: computed"] * 2
     assert start.solution.cached and sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".safetensors"]
     assert all(torch.equal(value, lora_tensors(again)[name]) for name, value in lora_tensors(model).items())
 
 
 def test_cache_that_cannot_be_written_is_one_message(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(RunError, match=r"init\.cache=.*file cannot be written .*choose another folder"):
+    with pytest.raises(RunError, match=r"init\.cache=.*file cannot be written .*another folder"):
         Cache(tmp_path / "file", {}, lambda text: None)(never)  # before the work, not after it
 
 
@@ -112,7 +116,7 @@ def test_key_knows_what_the_factors_depend_on(tmp_path, llama_folder, capsys):
         finish(small_run(tmp_path, llama_folder, *cache, *change.split()))
         shown = capsys.readouterr().out
         told = next((line for line in shown.splitlines() if line.startswith("init.cache")), shown)
-        assert (" from " in told) if key is None else ("computed anew" in told and key in told), (change, told)
+        assert ("read from" in told) if key is None else ("computed" in told and key in told), (change, told)
 
 
 def test_changed_code_is_another_key(tmp_path, llama_folder, monkeypatch, capsys):
@@ -120,7 +124,7 @@ def test_changed_code_is_another_key(tmp_path, llama_folder, monkeypatch, capsys
     finish(small_run(tmp_path, llama_folder, *cache))
     monkeypatch.setattr(initial_model, "source_fingerprint", lambda: "other")
     finish(small_run(tmp_path, llama_folder, *cache, "overwrite=true"))
-    assert "the nearest has another code (" in capsys.readouterr().out
+    assert "differs in code (" in capsys.readouterr().out
 
 
 def test_content_tells_batches_apart():

@@ -8,7 +8,7 @@ import torch
 from lora_one.data.encode import Encoded, batches_of, collate
 from lora_one.initialization import start as start_room
 from lora_one.initialization.forward_batches import regrouped
-from lora_one.initialization.start import Probe
+from lora_one.initialization.solution import Probe
 from lora_one.losses import mean_loss
 from tests.helpers.examples import examples
 from tests.helpers.models import random_llama, random_t5

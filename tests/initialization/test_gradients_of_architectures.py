@@ -13,7 +13,8 @@ from lora_one.data.encode import batches_of
 from lora_one.errors import UsageError
 from lora_one.initialization.low_rank_step import StepSettings, low_rank_steps
 from lora_one.initialization.methods import build_init
-from lora_one.initialization.start import Probe, attach_adapters
+from lora_one.initialization.solution import Probe
+from lora_one.initialization.start import attach_adapters
 from tests.helpers.examples import HOLDS, RANK, assert_same, autograd, examples, gradients, linear_layers
 from tests.helpers.models import Experts, Shared, random_gpt2, random_llama, random_mixtral
 from tests.helpers.runs import adaptation_for, run_config
@@ -140,7 +141,7 @@ def test_checkpointing_leaves_a_block_as_it_was():
 def test_fused_experts_are_named_not_skipped_in_silence():
     run, model = run_config(), random_mixtral()
     probe = Probe(batches_of(examples(), 2, 0), "example")
-    with pytest.warns(UserWarning, match=r"2 tensors of fused experts are left.*experts\.gate_up_proj is the first"):
+    with pytest.warns(UserWarning, match=r"2 tensors of fused experts, .* are not adapted, .*experts\.gate_up_proj"):
         model, _ = attach_adapters(model, adaptation_for(run), build_init(run.init), probe, seed=0)
     assert {name.rpartition(".")[2] for name in adapters.lora_layers(model)} == {"q_proj", "k_proj", "v_proj", "o_proj"}
     with pytest.raises(UsageError, match=r"gate_up_proj is one tensor of all experts in this model.*valid: k_proj"):
@@ -153,7 +154,7 @@ def test_unused_expert_is_named(memory, batch_size):
     model = Experts()
     layers = {f"experts.{index}": expert for index, expert in enumerate(model.experts)}
     batches = batches_of(examples(vocabulary=64), batch_size, 0)
-    message = r"experts\.1 got no gradient \(nor did 1 more\): .*take more of them \(init\.iters\), or leave it out"
+    message = r"experts\.1 \(and 1 more\) got no gradient, .*use more examples \(init\.iters\), or remove it"
     with pytest.raises(ValueError, match=message):
         low_rank_steps(
             model, layers, batches, "example", StepSettings(singular=RANK, memory=memory), lambda n, step: None

@@ -17,7 +17,8 @@ from lora_one.adaptation import layers as adapters
 from lora_one.data.encode import Encoded, batches_of
 from lora_one.errors import RunError, UsageError
 from lora_one.initialization.methods import build_init
-from lora_one.initialization.start import Probe, attach_adapters
+from lora_one.initialization.solution import Probe
+from lora_one.initialization.start import attach_adapters
 from lora_one.training.arguments import CHECKPOINTING
 from tests.helpers.examples import autograd_gradients, examples
 from tests.helpers.models import random_llama, random_mixtral, random_roberta, random_t5
@@ -155,7 +156,7 @@ def test_takes_as_many_examples_as_asked_for():
         assert len(drawn) == taken and found[-1].solution.searched_on == others
     for name, value in factors_of(one).items():
         torch.testing.assert_close(value, factors_of(two)[name], rtol=1e-3, atol=1e-5, msg=name)
-    with pytest.warns(UserWarning, match="5 examples instead of the 8 asked for"):
+    with pytest.warns(UserWarning, match="batches contains 5 examples, fewer than examples=8"):
         initialize_adapters(random_llama(), lora(), batches())
 
 
@@ -283,23 +284,26 @@ def test_trl_trains_from_the_start(tmp_path, tokenizer):
 
 
 WRONG = [
-    ({"method": "LoRA-Two"}, "init.direction=LoRA-Two is not a choice;"),
-    ({"method": "LoRA-SB"}, "method=LoRA-SB is not one of this function's"),
+    ({"method": "LoRA-Two"}, "method=LoRA-Two is not supported .*valid: LoRA-GA, LoRA-One"),
+    ({"method": "LoRA-SB"}, "method=LoRA-SB is not supported by this function"),
     ({"scale": "stabel"}, "init.scale=stabel is not a choice"),
     ({"stable_gamma": -1.0}, "init.stable_gamma=-1.0 is out of range: it must be positive"),
-    ({"scale": "search", "method": "LoRA-GA"}, "LoRA-GA's start leaves the function"),
-    ({"config": lora(r=64)}, r"^r=64 exceeds min\(m, n\)=32"),
-    ({"config": lora(r=20), "method": "LoRA-GA"}, r"^r=20 x 2 .* exceeds min\(m, n\)=32"),
-    ({"config": lora(init_lora_weights="pissa")}, "LoraConfig.init_lora_weights='pissa' asks PEFT for a start"),
+    ({"scale": "search", "method": "LoRA-GA"}, "init.scale=search .*set init.scale=stable"),
+    ({"config": lora(r=64)}, "^r=64 exceeds the smaller dimension 32 of .*: lower r"),
+    ({"config": lora(r=20), "method": "LoRA-GA"}, "^r=20 x 2 .* exceeds the smaller dimension 32"),
+    (
+        {"config": lora(init_lora_weights="pissa")},
+        "LoraConfig.init_lora_weights='pissa' selects another initialisation",
+    ),
     ({"config": lora(target_modules=["embed_tokens"])}, "matches no linear layer"),
     ({"config": lora(target_modules=["no_such"])}, "LoraConfig: .*no_such"),
     ({"config": lora(target_modules=["q_proj", "embed_tokens"]), "method": "LoRA-GA"}, "layers that are not linear"),
     ({"config": LoHaConfig(target_modules=TARGETS)}, "config is a LoHaConfig"),
-    ({"examples": 0}, "examples=0 is out of range: at least 1"),
+    ({"examples": 0}, "examples=0 is out of range: it must be at least 1"),
     ({"batches": [{"input_ids": IDS, "labels": torch.full_like(IDS, -100)}]}, "every label is -100"),
     ({"batches": [{"input_ids": IDS, "labels": torch.tensor([1])}]}, r"labels have shape \(1,\)"),
-    ({"batches": []}, "batches: there are none"),
-    ({"batches": [{"input_ids": IDS}]}, "batches: labels are missing among input_ids"),
+    ({"batches": []}, "batches contains no examples"),
+    ({"batches": [{"input_ids": IDS}]}, "a batch has input_ids but no labels"),
 ]
 
 
@@ -339,7 +343,7 @@ def test_encoder_decoders_and_heads_start_from_their_own_loss(kind):
 
 
 def test_labels_of_another_kind_of_model_are_refused():
-    with pytest.raises(UsageError, match=r"labels have shape \(5, \d+\); this model's are \(batch,\)"):
+    with pytest.raises(UsageError, match=r"labels have shape \(5, \d+\), but this kind of model needs \(batch,\)"):
         initialize_adapters(random_roberta(), lora(target_modules=["query"]), batches(size=5), examples=None)
 
 
@@ -365,7 +369,7 @@ def test_parts_in_training_stay_so_and_others_do_not_begin(scale):
 
 @pytest.mark.filterwarnings("ignore:The following .*_pattern keys")  # PEFT's default for it
 def test_fused_experts_are_named():
-    with pytest.warns(UserWarning, match="2 tensors of fused experts are left as they are"):
+    with pytest.warns(UserWarning, match="2 tensors of fused experts, .* are not adapted"):
         initialize_adapters(random_mixtral(), lora(target_modules="all-linear"), batches(), examples=None)
 
 
@@ -378,7 +382,7 @@ def test_a_failure_on_the_way_leaves_the_model_alone_too():
     assert all(parameter.requires_grad for parameter in base.parameters())
     assert list(dict(base.named_modules())) == names
     wrapped = initialize_adapters(random_llama(), lora(), batches(), examples=None)
-    with pytest.raises(UsageError, match="model is a PeftModel already"):
+    with pytest.raises(UsageError, match="model is already a PeftModel"):
         initialize_adapters(wrapped, lora(), batches(), examples=None)
 
 

@@ -44,13 +44,13 @@ def test_subsample_and_whole_set(tokenizer, texts):
 
 
 def test_more_than_there_are(tokenizer, texts):
-    with pytest.raises(UsageError, match=r"init\.bsz x init\.iters=61 exceeds the 60 training examples"):
+    with pytest.raises(UsageError, match=r"init\.bsz x init\.iters=61 exceeds the number of training examples, 60"):
         rows(tokenizer, texts, "init.iters=61")
 
 
 def test_too_few_with_an_answer_token_is_an_error_and_not_fewer(tokenizer, texts):
     long = [Example(text.prompt * 4, text.response) for text in texts]
-    with pytest.raises(UsageError, match="needs 8 examples, but only 3 of 63"):
+    with pytest.raises(UsageError, match="needs 8 examples, but only 3 of the 63"):
         rows(tokenizer, [*long, *texts[:3]], "init.max_length=100")
 
 

@@ -7,7 +7,7 @@ import torch
 
 from lora_one.data.encode import batches_of
 from lora_one.errors import RunError
-from lora_one.initialization import start as start_room
+from lora_one.initialization import scale_search
 from lora_one.initialization.search import line_search
 from lora_one.losses import mean_loss
 from tests.helpers.examples import examples
@@ -80,13 +80,13 @@ def test_searched_gamma_is_as_if_it_had_been_given(peft):
 @pytest.mark.parametrize("fatal", [False, True])
 def test_search_past_losses_that_are_no_numbers_in_a_run(tmp_path, llama_folder, monkeypatch, fatal):
     """They are null in run.json; where none is a number, the run says so."""
-    real, tried = start_room.batches_loss, []
+    real, tried = scale_search.batches_loss, []
 
     def loss(model, batches, reduction):
         tried.append(batches)
         return math.nan if fatal or len(tried) == 1 else real(model, batches, reduction)
 
-    monkeypatch.setattr(start_room, "batches_loss", loss)
+    monkeypatch.setattr(scale_search, "batches_loss", loss)
     own = ("init.scale=search", "init.search_examples=0")
     run = small_run(tmp_path, llama_folder, "model.epochs=0", *own, "dataset.accuracy_examples=0")
     if fatal:

@@ -62,7 +62,7 @@ def test_directions_that_a_gradient_lacks_are_named_and_not_noise(memory, count)
     model = random_roberta(64).requires_grad_(False)
     layers = {"classifier.dense": model.classifier.dense, "query": model.roberta.encoder.layer[0].attention.self.query}
     batches, expected, found = rows_of_a_head(model, count), {}, {}
-    message = rf"1 of 2 layers have fewer usable directions than wanted: classifier\.dense \({count} of {RANK}\)\."
+    message = rf"1 of 2 layers have fewer usable directions than needed: classifier\.dense \({count} of {RANK}\)\."
     for mode, steps_found in (("fast", expected), (memory, found)):
         with pytest.warns(UserWarning, match=message) as raised:
             settings = StepSettings(singular=RANK, memory=mode)

@@ -19,7 +19,8 @@ from lora_one.initialization import low_rank_step as steps
 from lora_one.initialization.gradients import mean_gradients
 from lora_one.initialization.low_rank_step import StepSettings, low_rank_steps
 from lora_one.initialization.methods import build_init
-from lora_one.initialization.start import Probe, attach_adapters
+from lora_one.initialization.solution import Probe
+from lora_one.initialization.start import attach_adapters
 from lora_one.losses import loss_count, loss_sum, targets
 from lora_one.optim import AdamW, create_scaled_optimizer
 from tests.helpers.examples import autograd_gradients, examples, linear_layers

@@ -12,8 +12,8 @@ from tests.helpers.runs import finish, run_config, small_run
     ("overrides", "said"),
     [
         (("init.stable_gamma=2",), "raised the loss on its 8 examples from"),
-        (("init.stable_gamma=2",), "leave out init.stable_gamma (the scale is then searched for), or raise it (now 2)"),
-        (("init.scale=unit",), "leave out init.scale=unit (the scale is then searched for)"),
+        (("init.stable_gamma=2",), "remove init.stable_gamma (the scale is then searched for), or raise it (now 2)"),
+        (("init.scale=unit",), "remove init.scale=unit (the scale is then searched for)"),
         (("init.direction=LoRA-SB", "init.eta=1"), "lower init.eta (now 1)"),
     ],
 )
@@ -49,10 +49,10 @@ def test_a_default_start_warns_of_nothing(tmp_path, llama_folder, overrides):
 @pytest.mark.parametrize(
     ("overrides", "remedy"),
     [
-        (("init.stable_gamma=1e-30",), "leave out init.stable_gamma"),
+        (("init.stable_gamma=1e-30",), "remove init.stable_gamma"),
         (("init=gaussian", "init.lora_A_std=1e30", "init.lora_B_std=1e30", "init.lora_B=gaussian"), "lora_A_std"),
     ],
 )
 def test_a_start_that_is_not_finite_is_one_message(tmp_path, llama_folder, overrides, remedy):
-    with pytest.raises(RunError, match=rf"is (nan|inf) after the start of .*{remedy}"):
+    with pytest.raises(RunError, match=rf"is (nan|inf) after the initialisation by .*{remedy}"):
         finish(small_run(tmp_path, llama_folder, "model.epochs=0", *overrides))

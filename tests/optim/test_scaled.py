@@ -236,7 +236,7 @@ def test_singular_in_fp32_is_damped_by_name_and_the_others_are_not():
     layers[2].A.data[1] = layers[2].A.data[0] = 1e3 * layers[2].A.data[0]
     before = copy.deepcopy(layers)
     backward(layers)
-    with pytest.warns(UserWarning, match=r"lora_A of 2 is singular to torch.float32 with lambda = 1e-06"):
+    with pytest.warns(UserWarning, match=r"lora_A of 2 is singular in torch.float32 with lambda = 1e-06"):
         create_scaled_optimizer(layers, torch.optim.SGD, lr=1.0).step()
     for i, (old, new) in enumerate(zip(before, layers, strict=True)):
         B, A, target = old.B.double(), old.A.double(), layers.targets[i].double()
@@ -499,7 +499,7 @@ def test_parameters_that_were_replaced_are_not_passed_over_in_silence():
     layers = random_layers()
     optimizer = create_scaled_optimizer(layers, torch.optim.SGD, lr=0.1)
     optimizer.param_groups[0]["params"] = [nn.Parameter(p.detach().clone()) for p in layers.parameters()]
-    with pytest.raises(RunError, match=r"factors of 0 are no longer parameters .* after the model is wrapped"):
+    with pytest.raises(RunError, match=r"factors of 0 are no longer parameters .* wrap or shard the model first"):
         optimizer.step()
 
 
@@ -524,7 +524,7 @@ def test_wrong_use_is_one_clear_message(cls, options, error, said):
 
 
 def test_a_model_without_lora_is_refused():
-    with pytest.raises(UsageError, match=r"no layer has both its LoRA factors.*use AdamW itself"):
+    with pytest.raises(UsageError, match=r"no layer has both of its LoRA factors.*use AdamW itself"):
         create_scaled_optimizer(nn.Linear(3, 3), torch.optim.AdamW, lr=0.1)
 
 

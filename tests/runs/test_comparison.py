@@ -118,7 +118,7 @@ def test_failed_method_is_in_the_table_and_the_others_too(compared):
     broken, *others, absent = record["rows"]
     assert not succeeded
     assert broken["method"] == "broken" and broken["failed_runs"] == 2 and broken["final_loss_mean"] is None
-    assert "failed, 2 of 2 runs: peft.lora_r=5000 exceeds min(m, n)=32" in broken["note"]
+    assert "failed, 2 of 2 runs: peft.lora_r=5000 exceeds the smaller dimension 32" in broken["note"]
     assert all(row["note"] == "" and row["seeds"] == 2 and row["final_loss_sd"] is not None for row in others)
     assert absent == {"method": "CorDA", "note": "not run here: no attrs"}
     written = (output / "comparison.md").read_text()

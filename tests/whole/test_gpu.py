@@ -30,7 +30,8 @@ from lora_one.initialization.gradients import product as product_of_layer
 from lora_one.initialization.holding import how_to_hold
 from lora_one.initialization.low_rank_step import StepSettings, low_rank_steps
 from lora_one.initialization.methods import build_init
-from lora_one.initialization.start import Probe, attach_adapters
+from lora_one.initialization.solution import Probe
+from lora_one.initialization.start import attach_adapters
 from lora_one.losses import mean_loss
 from lora_one.models import BUNDLED, load_model, load_tokenizer
 from lora_one.optim import AdamW, create_scaled_optimizer

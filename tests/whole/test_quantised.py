@@ -15,7 +15,8 @@ from lora_one.errors import UsageError
 from lora_one.evaluation.command import main as evaluate
 from lora_one.initialization.low_rank_step import StepSettings, low_rank_steps
 from lora_one.initialization.methods import build_init
-from lora_one.initialization.start import Probe, attach_adapters
+from lora_one.initialization.solution import Probe
+from lora_one.initialization.start import attach_adapters
 from lora_one.losses import loss_sum, model_logits, targets
 from lora_one.models import load_model, load_tokenizer
 from lora_one.records.folder import base_of

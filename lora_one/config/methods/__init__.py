@@ -1,6 +1,6 @@
-"""Initialisation methods: a settings class owns every fact about its method.
+"""Initialisation methods: a settings class contains every fact about its method.
 
-To add one: a settings class here, its line in METHODS, its function in initialization/methods/, conf/init/<name>.yaml.
+docs/design.md describes how to add one.
 """
 
 from typing import Any
@@ -34,7 +34,7 @@ METHODS: dict[str, type[MethodSettings]] = {
 
 
 def methods_with(**facts: Any) -> str:
-    """Return the choices of ``init`` whose facts have these values, for a message: ``init=lora, lora_one or lora_sb``.
+    """Return, for a message, the choices of ``init`` whose class attributes have these values.
 
     >>> methods_with(trains_core=True)
     'init=lora_sb or lora_xs'

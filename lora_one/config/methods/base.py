@@ -1,97 +1,88 @@
-"""What the settings of every initialisation method have in common: the facts about a method, and their defaults."""
+"""Base classes of the methods' settings: the facts that a method states about itself, with their defaults."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from lora_one.config.checked import SEED, CheckedSettings, Choices, Ranges
 from lora_one.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from lora_one.config.schemas import ModelConfig
-
-Choices = dict[str, tuple[str, ...]]  # key -> the values it may have
-Ranges = dict[str, tuple[str, Callable[[Any], bool]]]  # key -> (the rule in words, the rule)
 
 TOLERANCE: Ranges = {"tolerance": ("in (0, 1)", lambda v: 0 < v < 1)}
 GA_DIRECTIONS: Choices = {"ga_direction": ("ArB2r", "A2rBr", "ArBr", "random")}
 
 
 @dataclass(frozen=True)
-class MethodSettings:
-    """The keys that every method reads. A class attribute is a fact about the method; a subclass states its own."""
+class MethodSettings(CheckedSettings):
+    """The keys that every method reads. Class attributes are facts about the method, which a subclass can override."""
 
     method: str  # the key of the table METHODS
     dtype: str  # of the adapter
     seed: int | None  # null = the run's seed
-    cache: str | None  # a folder of factors that were found earlier, see initialization.cache
+    cache: str | None  # a folder in which factors are stored and looked up, see initialization.cache
 
+    section: ClassVar[str] = "init"
     title: ClassVar[str]  # in run.json, tables and messages
     vectors: ClassVar[int] = 1  # leading singular vectors of the gradient, as a multiple of the rank
-    needs_gradient: ClassVar[bool] = False  # the mean gradient over training examples, reduced to a low-rank step
-    needs_examples: ClassVar[bool] = False  # training examples, for a gradient or otherwise
-    gradient_by_peft: ClassVar[bool] = False  # PEFT computes a gradient of its own from the examples
+    needs_gradient: ClassVar[bool] = False  # uses the low-rank step of the mean gradient over training examples
+    needs_examples: ClassVar[bool] = False  # uses training examples, for a gradient or for something else
+    gradient_by_peft: ClassVar[bool] = False  # PEFT computes a gradient from the examples, with its own code
     transform: ClassVar[str | None] = None  # function of the method's module, applied to the gradient before its SVD
-    reads_weights: ClassVar[bool] = False  # every layer's whole weight
-    changes_base: ClassVar[bool] = False  # the base becomes W - s B A, with the values of the method's own file
-    trains_core: ClassVar[bool] = False  # only an r x r core between frozen factors
-    unit_scaling: ClassVar[bool] = False  # s = 1: alpha becomes r, without rsLoRA
-    plain: ClassVar[bool] = False  # random adapters without a start: accepted where no adapter is started
-    choices: ClassVar[Choices] = {"dtype": ("fp32", "bf16")}  # of this class's keys; see value_rules
-    ranges: ClassVar[Ranges] = {"seed": ("an integer in [0, 2^32)", lambda v: 0 <= v < 2**32)}
-    extra: ClassVar[str] = ""  # of lora-one, where packages are needed
-    packages: ClassVar[dict[str, str]] = {}  # needed by the method: package -> its module
-
-    @classmethod
-    def value_rules(cls) -> tuple[Choices, Ranges]:
-        """Return what the values may be, by ``init.<key>``, from this class and those it derives from."""
-        kinds = [kind for kind in cls.__mro__ if issubclass(kind, MethodSettings)]
-        choices = {f"init.{key}": rule for kind in kinds for key, rule in vars(kind).get("choices", {}).items()}
-        ranges = {f"init.{key}": rule for kind in kinds for key, rule in vars(kind).get("ranges", {}).items()}
-        return choices, ranges
+    reads_weights: ClassVar[bool] = False  # needs the whole weight of every layer
+    changes_base: ClassVar[bool] = False  # the base becomes W - s B A, with the values in conf/init/<method>.yaml
+    trains_core: ClassVar[bool] = False  # only an r x r core between frozen factors is trained
+    unit_scaling: ClassVar[bool] = False  # s = 1: alpha is set to r, and rsLoRA is off
+    plain: ClassVar[bool] = False  # plain random adapters: also accepted by AdaLoRA and full fine-tuning
+    choices: ClassVar[Choices] = {"dtype": ("fp32", "bf16")}
+    ranges: ClassVar[Ranges] = {"seed": SEED}
+    extra: ClassVar[str] = ""  # the optional dependencies of lora-one that contain ``packages``
+    packages: ClassVar[dict[str, str]] = {}  # packages that the method needs: name -> module
 
     @property
     def module(self) -> str:
-        """File in initialization/methods/ that computes the factors."""
+        """Return the file in initialization/methods/ that computes the factors."""
         return self.method
 
     @property
     def by_peft(self) -> bool:
-        """Whether PEFT computes the factors of all layers at once."""
+        """Return whether PEFT computes the factors of all layers at once."""
         return False
 
     @property
     def shifts_base(self) -> bool:
-        """Whether the base becomes W - s B A with these settings."""
+        """Return whether the base becomes W - s B A with these settings."""
         return self.changes_base
 
     @property
     def zero_start(self) -> bool:
-        """Whether B is zero by its settings, so there is no start to speak of."""
+        """Return whether the settings make B zero, so that the adapters do not change the model at first."""
         return False
 
     @property
     def search_from(self) -> float | None:
-        """Return the gamma from which the least loss is searched for; None where the scale is given."""
+        """Return the gamma at which the search for the scale starts; None: the scale is fixed."""
         return None
 
     @property
     def further_examples(self) -> int:
-        """Number of training examples besides the method's own that a search looks at, if there are so many."""
+        """Return how many further training examples a search uses, if there are that many."""
         return 0
 
     @property
     def required_further(self) -> int:
-        """Number of those that the settings ask for explicitly."""
+        """Return how many of the further examples must exist, because the settings ask for them explicitly."""
         return 0
 
     @property
     def short_name(self) -> str:
-        """The method's part of a folder name."""
+        """Return the name of the method in a folder name."""
         return self.title
 
     def with_dora(self, name: str) -> str:
-        """Return the method's name where the adapters are DoRA's."""
+        """Return a name of the method for use with DoRA."""
         return f"DoRA-{name}"
 
     def title_with(self, dora: bool) -> str:
@@ -99,31 +90,34 @@ class MethodSettings:
         return self.with_dora(self.title) if dora else self.title
 
     def folder_parts(self, alpha: float) -> list[str]:
-        """Return the main settings as a folder name shows them, alpha among them."""
+        """Return the main settings, and alpha, as they appear in a folder name."""
         return [f"a{alpha:g}"]
 
     def resolved(self) -> Self:
-        """Fill in the values that null stands for, so that equal runs have equal settings and one folder."""
+        """Return the settings with defaults in place of null, so that equal runs have equal settings and one folder."""
         return self
 
     def completed(self, first_step_size: Callable[[], float]) -> Self:
-        """Fill in what is known only with the training data: the size of the first optimizer step."""
+        """Return the settings with the values that depend on the training data, such as the first step's size."""
         return self
 
     def remedy(self) -> str:
-        """Say which key makes a start smaller that raised the loss."""
-        return "set model.bf16=false: a base in 16 bits rounds W - s B A"
+        """Return the advice for an initialisation that raised the loss."""
+        return "set model.bf16=false, because a base in 16 bits rounds W - s B A"
 
     def check(self) -> None:
         """Check the values together. Raises UsageError."""
 
     def check_model(self, model: "ModelConfig") -> None:
-        """Check what the method needs of the model. Raises UsageError."""
+        """Check that the method works with the model. Raises UsageError."""
 
 
 @dataclass(frozen=True)
 class ExampleSettings(MethodSettings):
-    """Of a method that looks at bsz x iters training examples (or sub_size with do_subsampling; or all with null)."""
+    """Settings of a method that uses training examples.
+
+    It uses bsz x iters examples; with do_subsampling, sub_size; if bsz and iters are null, the whole training set.
+    """
 
     bsz: int | None
     iters: int | None
@@ -141,7 +135,7 @@ class ExampleSettings(MethodSettings):
 
     @property
     def examples_wanted(self) -> int | None:
-        """Number of examples; None for the whole training set."""
+        """Return the number of examples; None: the whole training set."""
         if self.do_subsampling:
             return self.sub_size
         return None if self.bsz is None else self.bsz * self.iters
@@ -149,26 +143,28 @@ class ExampleSettings(MethodSettings):
     def check(self) -> None:
         super().check()
         if self.do_subsampling and self.sub_size is None:
-            raise UsageError("init.do_subsampling=true needs a size: set init.sub_size=<number of examples>")
+            raise UsageError(
+                "init.do_subsampling=true needs the number of examples: set init.sub_size=<number of examples>"
+            )
         if self.sub_size is not None and not self.do_subsampling:
             raise UsageError(
-                f"init.sub_size={self.sub_size} is read only with init.do_subsampling=true: add it, or drop "
+                f"init.sub_size={self.sub_size} is used only with init.do_subsampling=true: add that, or remove "
                 "init.sub_size"
             )
         if not self.do_subsampling and (self.bsz is None) != (self.iters is None):
             raise UsageError(
-                f"init.bsz={self.bsz} with init.iters={self.iters}: give both (bsz x iters examples) or set both to "
-                "null (the whole training set)"
+                f"init.bsz={self.bsz} and init.iters={self.iters}: set both to numbers (bsz x iters examples), or both "
+                "to null (the whole training set)"
             )
 
 
 @dataclass(frozen=True)
 class GradientSettings(ExampleSettings):
-    """Of a method that starts from the mean gradient over the examples."""
+    """Settings of a method that uses the mean gradient over the examples."""
 
     reduction: str
     tolerance: float  # share of sigma_i^2 that each direction i of the low-rank step may miss
-    memory: str  # where gradients wait: see initialization.holding.how_to_hold
+    memory: str  # where gradients are stored: see initialization.holding.how_to_hold
 
     needs_gradient: ClassVar[bool] = True
     choices: ClassVar[Choices] = {"reduction": ("example", "token"), "memory": ("auto", "fast", "low")}
@@ -177,7 +173,7 @@ class GradientSettings(ExampleSettings):
 
 @dataclass(frozen=True)
 class PeftSettings(MethodSettings):
-    """Of a method that PEFT computes, from the whole weights."""
+    """Settings of a method that PEFT computes, from the whole weights."""
 
     reads_weights: ClassVar[bool] = True
 
@@ -192,10 +188,10 @@ class PeftSettings(MethodSettings):
 
 @dataclass(frozen=True)
 class ScaledSettings(MethodSettings):
-    """Of a method whose factors are multiplied by a scale, one kind of which divides by sqrt(gamma)."""
+    """Settings of a method whose factors are multiplied by a scale; scale=stable divides by sqrt(gamma)."""
 
-    scale: str | None  # null = the method's own, see resolved
-    stable_gamma: float | None  # of scale=stable; null = the method's own
+    scale: str | None  # null = the method's default, see resolved
+    stable_gamma: float | None  # gamma of scale=stable; null = default_gamma
 
     scales: ClassVar[tuple[str, ...]] = ("stable", "gd", "unit", "weightS")
     default_gamma: ClassVar[float] = 16.0
@@ -210,7 +206,7 @@ class ScaledSettings(MethodSettings):
 
     def remedy(self) -> str:
         if self.scale == "stable" and not self.by_peft:
-            return f"raise init.stable_gamma (now {self.gamma:g}), or set model.bf16=false where the base is in 16 bits"
+            return f"raise init.stable_gamma (now {self.gamma:g}), or set model.bf16=false if the base is in 16 bits"
         return super().remedy()
 
     def check(self) -> None:
@@ -220,13 +216,16 @@ class ScaledSettings(MethodSettings):
             )
         if self.scale != "stable" and self.stable_gamma is not None:
             raise UsageError(
-                f"init.stable_gamma={self.stable_gamma} is read only with init.scale=stable, and "
-                f"init.scale={self.scale} chooses the scale itself: drop one of the two"
+                f"init.stable_gamma={self.stable_gamma} is used only with init.scale=stable, but "
+                f"init.scale={self.scale}: remove one of the two"
             )
         super().check()
 
 
 def filled_in(settings: Any, automatic: str) -> dict[str, Any]:
-    """Return scale and gamma of a scaled method with their nulls filled in."""
+    """Return scale and gamma of a method's settings, with defaults in place of null.
+
+    automatic: the default of ``scale``.
+    """
     scale = settings.scale or automatic
     return {"scale": scale, "stable_gamma": settings.gamma if scale == "stable" else settings.stable_gamma}

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from lora_one.config.methods.base import GA_DIRECTIONS, Choices, ExampleSettings, PeftSettings, Ranges, ScaledSettings
+from lora_one.config.checked import Choices, Ranges
+from lora_one.config.methods.base import GA_DIRECTIONS, ExampleSettings, PeftSettings, ScaledSettings
 from lora_one.errors import UsageError
 from lora_one.model_kinds import CAUSAL
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 class EvaSettings(PeftSettings, ExampleSettings):
     """EVA (arXiv:2410.07170)."""
 
-    tau: float  # cosine similarity of a component with itself one batch earlier at which it counts as settled
+    tau: float  # a component has converged if its cosine similarity with the one a batch earlier is at least this
     whiten: bool
 
     title: ClassVar[str] = "eva"
@@ -24,8 +25,8 @@ class EvaSettings(PeftSettings, ExampleSettings):
     def check_model(self, model: "ModelConfig") -> None:
         if model.kind is not CAUSAL:
             raise UsageError(
-                f"init=eva looks at the answers' tokens in the layers of causal models, not in those of "
-                f"model.type={model.type}: take init=pissa, corda or lora_one"
+                f"init=eva works only with causal models, not with model.type={model.type}: set init=pissa, corda or "
+                "lora_one"
             )
 
 
@@ -44,7 +45,7 @@ class CordaSettings(PeftSettings, ExampleSettings):
 
 @dataclass(frozen=True)
 class PeftLoraGASettings(ScaledSettings, PeftSettings, ExampleSettings):
-    """LoRA-GA as PEFT has it."""
+    """LoRA-GA as implemented in PEFT."""
 
     ga_direction: str  # which singular vectors each factor gets
 

@@ -1,26 +1,27 @@
-"""Methods that start from the one-step gradient."""
+"""Methods that use the one-step gradient."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
-from lora_one.config.methods.base import GA_DIRECTIONS, Choices, GradientSettings, Ranges, ScaledSettings, filled_in
+from lora_one.config.checked import Choices, Ranges
+from lora_one.config.methods.base import GA_DIRECTIONS, GradientSettings, ScaledSettings, filled_in
 from lora_one.errors import UsageError
 
 
 @dataclass(frozen=True)
 class LoraOneSettings(ScaledSettings, GradientSettings):
-    """LoRA-One (arXiv:2502.01235). A null scale searches for the scale, unless a gamma is given."""
+    """LoRA-One (arXiv:2502.01235). If scale is null, it is searched for, unless gamma is set."""
 
-    search_examples: int | None  # of scale=search: further examples, 0 = the gradient's own; null = as many as those
-    normalize: str  # of the singular values: by the largest, or not at all
+    search_examples: int | None  # further examples for scale=search; 0: the gradient's; null: as many as the gradient's
+    normalize: str  # s0: divide the singular values by the largest; none: keep them
 
     title: ClassVar[str] = "LoRA-One"
     scales: ClassVar[tuple[str, ...]] = (*ScaledSettings.scales, "search")
     default_gamma: ClassVar[float] = 128.0
     choices: ClassVar[Choices] = {"normalize": ("s0", "none")}
-    ranges: ClassVar[Ranges] = {"search_examples": ("0 (the gradient's own examples) or more", lambda v: v >= 0)}
+    ranges: ClassVar[Ranges] = {"search_examples": ("0 (use the gradient's examples) or more", lambda v: v >= 0)}
 
     @property
     def search_from(self) -> float | None:
@@ -44,23 +45,23 @@ class LoraOneSettings(ScaledSettings, GradientSettings):
 
     def remedy(self) -> str:
         if self.scale == "search":
-            return "look at more examples (init.iters) or set init.stable_gamma to a large number"
+            return "use more examples (init.iters), or set init.stable_gamma to a large number"
         if self.scale == "stable":
-            return f"leave out init.stable_gamma (the scale is then searched for), or raise it (now {self.gamma:g})"
-        return f"leave out init.scale={self.scale} (the scale is then searched for), or give a large init.stable_gamma"
+            return f"remove init.stable_gamma (the scale is then searched for), or raise it (now {self.gamma:g})"
+        return f"remove init.scale={self.scale} (the scale is then searched for), or set a large init.stable_gamma"
 
     def check(self) -> None:
         super().check()
         if self.search_examples is not None and self.scale != "search":
             raise UsageError(
-                f"init.search_examples={self.search_examples} is read only with init.scale=search, not with "
-                f"init.scale={self.scale}: drop one of the two"
+                f"init.search_examples={self.search_examples} is used only with init.scale=search, not with "
+                f"init.scale={self.scale}: remove one of the two"
             )
 
 
 @dataclass(frozen=True)
 class LoraGASettings(ScaledSettings, GradientSettings):
-    """LoRA-GA (arXiv:2407.05000), as in its authors' code."""
+    """LoRA-GA (arXiv:2407.05000), as in the authors' code."""
 
     ga_direction: str  # which singular vectors each factor gets
 
@@ -75,8 +76,8 @@ class LoraGASettings(ScaledSettings, GradientSettings):
     def check(self) -> None:
         if self.scale == "search":
             raise UsageError(
-                "init.scale=search looks for the gamma with the least loss after the start, and LoRA-GA's start leaves "
-                "the function and the loss as they are: take init.scale=stable with init.stable_gamma"
+                "init.scale=search compares the loss at several gammas, but with LoRA-GA the loss after the "
+                "initialisation does not depend on gamma: set init.scale=stable and init.stable_gamma"
             )
         super().check()
 
@@ -94,7 +95,7 @@ class LoraSBSettings(GradientSettings):
     ranges: ClassVar[Ranges] = {"eta": ("positive", lambda v: v > 0 and math.isfinite(v))}
 
     def folder_parts(self, alpha: float) -> list[str]:
-        """Return eta where it is given; alpha is not read."""
+        """Return eta if it is set; alpha has no effect."""
         return [] if self.eta is None else [f"eta{self.eta:g}"]
 
     def completed(self, first_step_size: Callable[[], float]) -> Self:

@@ -1,21 +1,25 @@
-"""LoRA as published: factors drawn at random."""
+"""LoRA as published, with random factors."""
 
 import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lora_one.config.methods.base import Choices, MethodSettings, Ranges
+from lora_one.config.checked import Choices, Ranges
+from lora_one.config.methods.base import MethodSettings
 
 DISTRIBUTIONS = ("kaiming", "fan_out_kaiming", "gaussian", "xavier", "orthogonal", "unit", "zeros")
 
 
 @dataclass(frozen=True)
 class LoraSettings(MethodSettings):
-    """LoRA (arXiv:2106.09685) and its relatives: each factor from a distribution. The base moves if B A is not zero."""
+    """LoRA (arXiv:2106.09685) and variants: each factor is drawn from a distribution.
+
+    If B A is not zero, the base becomes W - s B A.
+    """
 
     lora_A: str
     lora_B: str
-    lora_A_std: float  # of gaussian
+    lora_A_std: float  # standard deviation of gaussian
     lora_B_std: float
 
     title: ClassVar[str] = "LoRA"
@@ -39,4 +43,4 @@ class LoraSettings(MethodSettings):
         return f"LoRA-{self.lora_A}"
 
     def remedy(self) -> str:
-        return "lower init.lora_A_std and init.lora_B_std, or take init=lora"
+        return "lower init.lora_A_std and init.lora_B_std, or set init=lora"

@@ -1,10 +1,11 @@
-"""Methods that start from each layer's own weight."""
+"""Methods that use the weight of each layer."""
 
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from lora_one.config.methods.base import TOLERANCE, MethodSettings, PeftSettings, Ranges, ScaledSettings
+from lora_one.config.checked import Ranges
+from lora_one.config.methods.base import TOLERANCE, MethodSettings, PeftSettings, ScaledSettings
 from lora_one.errors import UsageError
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SvdSettings(ScaledSettings):
-    """Singular vectors of the weight at a chosen scale."""
+    """Singular vectors of the weight, with a choice of scales."""
 
     tolerance: float  # share of sigma_i^2 that each direction i of the randomised SVD may miss
 
@@ -26,15 +27,15 @@ class SvdSettings(ScaledSettings):
 
 @dataclass(frozen=True)
 class PissaSettings(PeftSettings):
-    """PiSSA (arXiv:2404.02948), by our SVD or one of PEFT's."""
+    """PiSSA (arXiv:2404.02948), with our SVD or one of PEFT's."""
 
-    niter: int | str | None  # null = our SVD; "exact" = PEFT's exact one; a number = power iterations of PEFT's other
+    niter: int | str | None  # null = our SVD; "exact" = PEFT's exact SVD; a number = power iterations of its fast SVD
     tolerance: float  # of our SVD: share of sigma_i^2 that each direction i may miss
 
     title: ClassVar[str] = "pissa"
     ranges: ClassVar[Ranges] = TOLERANCE | {
         "niter": (
-            "exact or a number that is not negative",
+            "exact, or an integer that is not negative",
             lambda v: v == "exact" or (isinstance(v, int) and v >= 0),
         )
     }
@@ -59,7 +60,7 @@ class OloraSettings(PeftSettings):
 
 @dataclass(frozen=True)
 class LoftqSettings(MethodSettings):
-    """LoftQ (arXiv:2310.08659): from what quantising the weight lost."""
+    """LoftQ (arXiv:2310.08659): compensates the quantisation error of the weight."""
 
     tolerance: float
 
@@ -68,19 +69,19 @@ class LoftqSettings(MethodSettings):
     reads_weights: ClassVar[bool] = True
 
     def remedy(self) -> str:
-        return "take init=lora"
+        return "set init=lora"
 
     def check_model(self, model: "ModelConfig") -> None:
         if model.quantization is None:
             raise UsageError(
-                "init=loftq makes up for what quantising the base lost, and model.quantization=null leaves the base "
-                "as it is: add model.quantization=nf4, or take init=pissa"
+                "init=loftq compensates the quantisation error of the base, but model.quantization=null: add "
+                "model.quantization=nf4, or set init=pissa"
             )
 
 
 @dataclass(frozen=True)
 class LoraXsSettings(MethodSettings):
-    """LoRA-XS (arXiv:2405.17604): frozen factors from the weight's singular vectors, and a small random core."""
+    """LoRA-XS (arXiv:2405.17604): frozen factors from the weight's singular vectors, with a small random core."""
 
     lora_R_std: float
     tolerance: float

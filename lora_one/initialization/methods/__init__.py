@@ -1,6 +1,6 @@
-"""Initialisation methods: a pure function from a layer (and the low-rank step of its gradient) to the factors.
+"""Initialisation methods: pure functions from a layer (and the low-rank step of its gradient) to its factors.
 
-Each is the function ``factors(settings, layer, step)`` of the file that its settings name, see config/methods. Those
+Each is the function ``factors(settings, layer, step)`` in the file that its settings name, see config/methods. Methods
 that PEFT computes for all layers at once are in peft_methods.py.
 """
 
@@ -21,9 +21,9 @@ from lora_one.types import AdapterFactors, LayerView
 class Method:
     """A configured initialisation: its settings and the functions that compute the factors.
 
-    factors: of one layer; the step is None unless a gradient is needed.
-    of_all_layers: set instead of ``factors`` where PEFT finds the factors of all layers, see ``peft_methods``.
-    transform: applied to the gradient before it is factorised (None: the gradient itself).
+    factors: returns those of one layer; the step is None if the method uses no gradient.
+    of_all_layers: set instead of ``factors`` if PEFT computes the factors of all layers, see ``peft_methods``.
+    transform: applied to the gradient before it is factorised; None: nothing.
     """
 
     settings: MethodSettings
@@ -46,10 +46,10 @@ def build_init(settings: MethodSettings) -> Method:
 
 
 def refuse_unready(settings: MethodSettings) -> None:
-    """Raise UsageError where a package that the method needs is not installed."""
+    """Raise UsageError if a package that the method needs is not installed."""
     missing = [package for package, module in settings.packages.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise UsageError(
-            f"init={settings.method} needs {' and '.join(missing)}, not installed here: "
-            f"pip install 'lora-one[{settings.extra}]'"
+            f"init={settings.method} needs {' and '.join(missing)}, not installed here: run pip install "
+            f"'lora-one[{settings.extra}]'"
         )

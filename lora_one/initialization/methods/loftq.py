@@ -1,4 +1,4 @@
-"""LoftQ (arXiv:2310.08659): the adapter makes up for what quantising the base lost."""
+"""LoftQ (arXiv:2310.08659): the adapter compensates the quantisation error of the base."""
 
 from lora_one.config.methods.weights import LoftqSettings
 from lora_one.linalg import truncated_svd
@@ -6,12 +6,12 @@ from lora_one.types import AdapterFactors, LayerView
 
 
 def factors(settings: LoftqSettings, layer: LayerView, step: None = None) -> AdapterFactors:
-    """With Q the quantised weight: s B A = [W - Q]_r = U diag(S) Vh, B = U (S / s)^1/2, A = (S / s)^1/2 Vh.
+    """Return B = U (S / s)^1/2 and A = (S / s)^1/2 Vh with s B A = [W - Q]_r = U diag(S) Vh, Q the quantised weight.
 
-    That is the paper's Algorithm 1 with T = 1: with more rounds Q would be that of another matrix than W, and the
-    adapter would belong to no base that anyone else can quantise. PEFT's LoftQ leaves s out of its product.
+    This is the paper's Algorithm 1 with T = 1. With more rounds, Q would be the quantisation of another matrix than W,
+    and the adapter would not fit the quantised base that others get. PEFT's LoftQ omits s from its product.
 
-    Returns B (m, r), A (r, n), fp32; Q is not changed.
+    B (m, r) and A (r, n) are fp32; Q is not changed.
     """
     quantised = layer.weight()
     residual = layer.original().to(quantised.device) - quantised

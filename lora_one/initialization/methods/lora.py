@@ -1,4 +1,4 @@
-"""LoRA as published (A Kaiming, B zero; arXiv:2106.09685) and its relatives: factors drawn by name."""
+"""LoRA as published (A Kaiming, B zero; arXiv:2106.09685) and variants with other distributions of the factors."""
 
 import math
 from collections.abc import Callable
@@ -22,9 +22,10 @@ DISTRIBUTIONS: dict[str, Callable[[Tensor, float, Generator], Tensor]] = {
 
 
 def factors(settings: LoraSettings, layer: LayerView, step: None = None) -> AdapterFactors:
-    """B (m, r) and A (r, n), fp32, each from its distribution; ``lora_A_std`` and ``lora_B_std`` are of "gaussian".
+    """Return B (m, r) and A (r, n), fp32, each drawn from its distribution.
 
-    Where B A is not zero, W becomes W - s B A: the function starts unchanged.
+    ``lora_A_std`` and ``lora_B_std`` are the standard deviations of "gaussian". If B A is not zero, W becomes
+    W - s B A, so the function does not change.
     """
     rows, columns = layer.shape
     A = DISTRIBUTIONS[settings.lora_A](torch.empty(layer.rank, columns), settings.lora_A_std, layer.generator)

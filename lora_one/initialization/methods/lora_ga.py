@@ -1,4 +1,4 @@
-"""LoRA-GA (arXiv:2407.05000) as its authors' code: singular vectors of the gradient, the base moved to match."""
+"""LoRA-GA (arXiv:2407.05000) as in the authors' code: singular vectors of the gradient, and the base W - s B A."""
 
 import torch
 
@@ -9,14 +9,14 @@ from lora_one.types import AdapterFactors, LayerView
 
 
 def factors(settings: LoraGASettings, layer: LayerView, step: LowRank) -> AdapterFactors:
-    """Orthonormal factors times one scale c; W becomes W - s B A, so the function starts unchanged.
+    """Return orthonormal factors times a scale c; W becomes W - s B A, so the function does not change.
 
-    With G = U diag(S) Vh, ``init.ga_direction`` says which of the 2 r leading vectors each factor gets:
+    With G = U diag(S) Vh, ``init.ga_direction`` chooses which of the 2 r leading vectors each factor gets:
     ArB2r: A = Vh[:r], B = U[r:2r].  A2rBr: A = Vh[r:2r], B = U[:r].  ArBr: A the odd ones, B the even ones
     (0, 2, ...).  random: disjoint random halves.
-    c by ``init.scale`` (stable: m^1/4 / gamma^1/2, for both factors).
-    Where G has fewer than 2 r directions the other vectors are random and orthonormal to those (``linalg.completed``):
-    they train like the rest, since the shifted base keeps the function.
+    ``init.scale`` chooses c (stable: m^1/4 / gamma^1/2, for both factors).
+    If G has fewer than 2 r directions, the other vectors are random and orthonormal to them (``linalg.completed``).
+    They are trained like the rest, and do not change the function either, because the base is changed.
 
     step: [G]_2r.  Returns B (m, r), A (r, n), fp32.
     """

@@ -1,4 +1,4 @@
-"""LoRA-SB (arXiv:2411.19557): one sign step's singular vectors, frozen; only the r x r core between them trains."""
+"""LoRA-SB (arXiv:2411.19557): frozen singular vectors of one sign step; only the r x r core between them is trained."""
 
 import torch
 from torch import Tensor
@@ -9,17 +9,17 @@ from lora_one.types import AdapterFactors, LayerView
 
 
 def descent_signs(G: Tensor) -> Tensor:
-    """-sign(G): the direction of Adam's first step."""
+    """Return -sign(G), the direction of Adam's first step."""
     return -torch.sign(G)
 
 
 def factors(settings: LoraSBSettings, layer: LayerView, step: LowRank) -> AdapterFactors:
-    """B R A = [dW]_r with dW = -eta sign(G) = U diag(S) Vh: B = U_r, R = diag(S_r), A = Vh_r; W is not changed.
+    """Return B = U_r, R = diag(S_r) and A = Vh_r, so B R A = [dW]_r with dW = -eta sign(G) = U diag(S) Vh.
 
-    B and A are orthonormal and stay; R trains, with s = 1.  ``init.eta`` must be a number: a run fills in
-    null (training.loop.first_step_size).
+    B and A are orthonormal and frozen; R is trained, with s = 1. W is not changed. ``init.eta`` must be a number: a run
+    replaces null (training.schedule.first_step_size).
 
-    step: [-sign(G)]_r, so its singular values are those of dW over eta.  Returns B (m, r), A (r, n), R (r, r), fp32.
+    step: [-sign(G)]_r, whose singular values are those of dW divided by eta.  B (m, r), A (r, n) and R (r, r) are fp32.
     """
-    assert settings.eta is not None, "the run knows the learning rate of its first step"
+    assert settings.eta is not None, "a run sets eta with settings.completed"
     return AdapterFactors(step.U, step.Vh, R=torch.diag(settings.eta * step.S))

@@ -1,4 +1,4 @@
-"""LoRA-XS (arXiv:2405.17604): the weight's own singular vectors, frozen; only the r x r core between them trains."""
+"""LoRA-XS (arXiv:2405.17604): frozen singular vectors of the weight; only the r x r core between them is trained."""
 
 import torch
 
@@ -8,9 +8,9 @@ from lora_one.types import AdapterFactors, LayerView
 
 
 def factors(settings: LoraXsSettings, layer: LayerView, step: None = None) -> AdapterFactors:
-    """With W = U diag(S) Vh: B = U_r, A = diag(S_r) Vh_r, R ~ N(0, ``lora_R_std``^2); W is not changed.
+    """Return B = U_r, A = diag(S_r) Vh_r and R ~ N(0, ``lora_R_std``^2) with W = U diag(S) Vh; W is not changed.
 
-    The singular values sit in A, as in the authors' code.  Returns B (m, r), A (r, n), R (r, r), fp32.
+    The singular values are part of A, as in the authors' code.  B (m, r), A (r, n) and R (r, r) are fp32.
     """
     W = truncated_svd(layer.weight(), layer.rank, tolerance=settings.tolerance, generator=layer.generator)
     R = settings.lora_R_std * torch.randn(layer.rank, layer.rank, generator=layer.generator)

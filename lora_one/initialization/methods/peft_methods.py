@@ -1,7 +1,7 @@
-"""What PEFT initialises itself: its own entry points, on our examples.
+"""Methods that PEFT computes, by its own entry points and with our examples.
 
-PEFT wraps the base, finds B and A and, for most methods, makes the base W - s B A. The factors are read, the wrapper
-is removed and W restored; from there on these methods are treated like ours.
+PEFT wraps the base, computes B and A and, for most methods, changes the base to W - s B A. We read the factors, remove
+the wrapper and restore W. From then on, these methods are treated like the others.
 """
 
 import warnings
@@ -17,19 +17,21 @@ from torch import Tensor, nn
 
 from lora_one.config.methods.base import PeftSettings
 from lora_one.distributed import Processes
+from lora_one.initialization.gradients import zero_gradient
 from lora_one.losses import IGNORED, Batch, batch_loss, model_logits
 from lora_one.seeding import seed_everything
 from lora_one.types import AdapterFactors
 
-EVA_PASSES = 100  # over the batches, after which components that still turn are given up
-GA_SCALES = {"stable": "stable", "gd": "gd_scale", "unit": "unit", "weightS": "weight_svd"}  # ours, PEFT's
+EVA_PASSES = 100  # maximal number of passes over the batches until the components must have converged
+GA_SCALES = {"stable": "stable", "gd": "gd_scale", "unit": "unit", "weightS": "weight_svd"}  # our name -> PEFT's name
 
 
 @dataclass(frozen=True)
 class EntryPoint:
-    """lora_config: settings of LoraConfig, from the method's.  shift_base: the base becomes W - s B A.
+    """How PEFT computes a method.
 
-    before, after: what PEFT wants called on the bare model and on the wrapped one, with the examples.
+    lora_config: returns settings of LoraConfig, from those of the method.  shift_base: the base becomes W - s B A.
+    before, after: functions to call with the base and with the wrapped model, and the examples.
     """
 
     lora_config: Callable[[Any], dict[str, Any]]
@@ -46,15 +48,16 @@ def factors_of_all_layers(
     batches: Sequence[Batch],
     seed: int,
 ) -> dict[str, AdapterFactors]:
-    """B (m, r) and A (r, n) of every layer, fp32, as PEFT starts them; the base is left as it was.
+    """Return B (m, r) and A (r, n) of every layer, fp32, as PEFT initialises them; the base is not changed.
 
-    configure: LoraConfig of this adapter with further settings.  PEFT draws from the global random numbers, so they
-    are seeded.  Every process looks at all examples; the first one's factors count.
-    Raises ValueError: a weight or a factor that is not finite, a layer that takes no part, examples that do not do.
+    configure: returns the LoraConfig of this adapter with further settings.
+    PEFT uses the global random numbers, so they are seeded. Every process uses all examples, and the factors of the
+    first process are taken.
+    Raises ValueError: a weight or a factor is not finite, a layer is not used, or the examples are not suitable.
     """
     for name, layer in layers.items():
         if not torch.isfinite(layer.weight).all():
-            raise ValueError(f"the weight of layer {name} holds values that are not finite")
+            raise ValueError(f"the weight of layer {name} contains values that are not finite")
     entry = ENTRY_POINTS[settings.method]
     config = configure(**entry.lora_config(settings))
     original = {name: layer.weight.detach().to("cpu", copy=True) for name, layer in layers.items()}
@@ -62,8 +65,8 @@ def factors_of_all_layers(
     seed_everything(seed)
     if entry.before:
         entry.before(base, config, batches)
-    later = entry.after is not None  # the factors come then, so nothing is allocated before
-    with warnings.catch_warnings():  # PEFT still asks the model by an older name
+    later = entry.after is not None  # it computes the factors, so nothing is allocated before
+    with warnings.catch_warnings():  # PEFT uses a deprecated attribute of the model
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         model = get_peft_model(base, config, autocast_adapter_dtype=False, low_cpu_mem_usage=later)
     if entry.after:
@@ -78,6 +81,7 @@ def factors_of_all_layers(
 
 
 def _read(name: str, model: PeftModel, entry: EntryPoint) -> AdapterFactors:
+    """Return the factors of one layer, those of the first process. Raises ValueError: they are not finite."""
     layer = model.base_model.model.get_submodule(name)
     B, A = (part[model.active_adapter].weight.detach().float().clone() for part in (layer.lora_B, layer.lora_A))
     if not (torch.isfinite(B).all() and torch.isfinite(A).all()):
@@ -87,11 +91,14 @@ def _read(name: str, model: PeftModel, entry: EntryPoint) -> AdapterFactors:
 
 
 def one_by_one(batches: Sequence[Batch]) -> Iterator[Batch]:
-    """Each example alone and without padding: CorDA's hook takes a batch's first dimension for one example, and the
-    mean over equal examples is that of our own gradient."""
+    """Yield each example as a batch of one, without padding.
+
+    CorDA's hook treats the first dimension of a batch as one example. With batches of one, the mean that PEFT computes
+    weights all examples equally, as our gradient does.
+    """
     for batch in batches:
         for row, real in enumerate(batch["attention_mask"].bool()):
-            written = batch["labels"][row] != IGNORED  # what a decoder reads and writes has a padding of its own
+            written = batch["labels"][row] != IGNORED  # a decoder's input and labels have another padding
             places = dict.fromkeys(("decoder_input_ids", "labels"), written) if "decoder_input_ids" in batch else {}
             yield {
                 name: value[row : row + 1] if value.dim() == 1 else value[row][places.get(name, real)][None]
@@ -99,8 +106,11 @@ def one_by_one(batches: Sequence[Batch]) -> Iterator[Batch]:
             }
 
 
-def look_for_corda(base: nn.Module, config: LoraConfig, batches: Sequence[Batch]) -> None:
-    """Covariances of the layers' inputs over all tokens of the examples."""
+def prepare_corda(base: nn.Module, config: LoraConfig, batches: Sequence[Batch]) -> None:
+    """Compute the covariances of the layers' inputs over all tokens of the examples.
+
+    Raises ValueError: a layer is not used.
+    """
     from peft.tuners.lora.corda import preprocess_corda
 
     def run_model() -> None:
@@ -110,79 +120,94 @@ def look_for_corda(base: nn.Module, config: LoraConfig, batches: Sequence[Batch]
     try:
         preprocess_corda(base, config, run_model=run_model)
     except ZeroDivisionError as error:
-        raise ValueError("a target layer takes no part in the forward pass: leave it out") from error
+        raise ValueError(
+            "the forward pass does not use one of the target layers: remove it from peft.lora_target_modules"
+        ) from error
 
 
-def look_for_lora_ga(base: nn.Module, config: LoraConfig, batches: Sequence[Batch]) -> None:
-    """Mean gradient of the examples' mean-token losses, summed by PEFT in the weights' dtype; dropout off."""
+def prepare_lora_ga(base: nn.Module, config: LoraConfig, batches: Sequence[Batch]) -> None:
+    """Compute the mean gradient of the examples' mean token losses, summed by PEFT in the weights' dtype; no dropout.
+
+    Raises ValueError: the gradient of a layer is zero.
+    """
 
     def train_step() -> None:
         base.eval()
         for example in one_by_one(batches):
             batch_loss(base, example, "example")[0].backward()
 
-    with warnings.catch_warnings():  # PEFT's hook counts calls; the first layers' inputs need no gradient for that
+    with warnings.catch_warnings():  # PEFT's hooks only count calls, which also works without gradients of the inputs
         warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
         preprocess_loraga(base, config, train_step)
     for name, layer in base.named_modules():
         gradient = getattr(layer, "_peft_loraga_grad", None)
         if gradient is not None and not gradient.any():
-            raise ValueError(f"the gradient of layer {name} is zero: nothing to start from")
+            raise zero_gradient(name)
 
 
-def look_for_eva(model: PeftModel, config: LoraConfig, batches: Sequence[Batch]) -> None:
-    """Principal components of the layers' inputs at the answers' tokens, updated batch by batch until they settle."""
+def initialize_eva(model: PeftModel, config: LoraConfig, batches: Sequence[Batch]) -> None:
+    """Compute the principal components of the layers' inputs at the answer tokens, batch by batch until convergence.
+
+    Raises ValueError: no batch has enough answer tokens, or the components do not converge.
+    """
     usable = [batch for batch in batches if int((batch["labels"] != IGNORED).sum()) > config.r]
     if not usable:
         raise ValueError(
-            f"EVA needs more than peft.lora_r={config.r} answer tokens in a batch and no batch has them: raise init.bsz"
+            f"EVA needs a batch with more answer tokens than peft.lora_r={config.r}, but no batch has so many: raise "
+            "init.bsz"
         )
-    steps = 0
-
-    def forward(model: nn.Module, batch: Batch) -> Tensor:
-        nonlocal steps
-        steps += 1
-        if steps > EVA_PASSES * len(usable):
-            raise ValueError(
-                f"EVA's components still turn after {EVA_PASSES} passes over the examples: lower init.tau or "
-                "peft.lora_r, or raise init.bsz"
-            )
-        return model_logits(model, batch)
-
+    forward = LimitedForward(EVA_PASSES * len(usable))
     initialize_lora_eva_weights(
         model, usable, forward_fn=forward, gather_distributed_inputs=False, show_progress_bar=False
     )
 
 
+@dataclass
+class LimitedForward:
+    """The forward pass that EVA calls for each batch. Raises ValueError: more than ``limit`` calls."""
+
+    limit: int
+    calls: int = 0
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        self.calls += 1
+        if self.calls > self.limit:
+            raise ValueError(
+                f"EVA's components have not converged after {EVA_PASSES} passes over the examples: lower init.tau or "
+                "peft.lora_r, or raise init.bsz"
+            )
+        return model_logits(model, batch)
+
+
 ENTRY_POINTS = {
     "pissa": EntryPoint(
-        # niter=null is our SVD, pissa.py
+        # niter=null is in pissa.py
         lambda settings: {
             "init_lora_weights": "pissa" if settings.niter == "exact" else f"pissa_niter_{settings.niter}"
         }
     ),
     "olora": EntryPoint(lambda settings: {"init_lora_weights": "olora"}),
     "eva": EntryPoint(
-        # rho = 1: every layer keeps the rank it was given
+        # rho = 1: every layer keeps its configured rank
         lambda settings: {
             "init_lora_weights": "eva",
             "eva_config": EvaConfig(rho=1.0, tau=settings.tau, whiten=settings.whiten),
         },
         shift_base=False,
-        after=look_for_eva,
+        after=initialize_eva,
     ),
     "corda": EntryPoint(
         lambda settings: {
             "init_lora_weights": "corda",
             "corda_config": CordaConfig(corda_method=settings.corda_method),
         },
-        before=look_for_corda,
+        before=prepare_corda,
     ),
     "lora_ga_peft": EntryPoint(
         lambda settings: {
             "init_lora_weights": "lora_ga",
             "lora_ga_config": LoraGAConfig(settings.ga_direction, GA_SCALES[settings.scale], settings.gamma),
         },
-        before=look_for_lora_ga,
+        before=prepare_lora_ga,
     ),
 }

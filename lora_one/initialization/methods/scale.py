@@ -1,4 +1,4 @@
-"""Scales that the gradient methods share."""
+"""The scale of the factors, for the methods that use a gradient."""
 
 import torch
 
@@ -8,9 +8,9 @@ from lora_one.types import LayerView
 
 
 def factor_scale(settings: LoraOneSettings | LoraGASettings, layer: LayerView, stable: float) -> float:
-    """What each of the two factors is multiplied by, as in the methods' released code.
+    """Return the factor by which both B and A are multiplied, as in the methods' published code.
 
-    stable, and where a search starts: the method's own value.  gd: 1/s.  unit: 1.
+    stable, search: the argument ``stable``, which a search then changes.  gd: 1/s.  unit: 1.
     weightS: the mean over i <= r of (sigma_i(W) / s)^1/2.
     """
     if settings.scale in {"stable", "search"}:

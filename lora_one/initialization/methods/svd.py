@@ -1,4 +1,4 @@
-"""From the weight's own leading singular vectors, at several scales; scale=default is PiSSA (arXiv:2404.02948)."""
+"""Leading singular vectors of the weight, with several scales; scale=default is PiSSA (arXiv:2404.02948)."""
 
 from lora_one.config.methods.weights import SvdSettings
 from lora_one.linalg import truncated_svd
@@ -6,7 +6,7 @@ from lora_one.types import AdapterFactors, LayerView
 
 
 def factors(settings: SvdSettings, layer: LayerView, step: None = None) -> AdapterFactors:
-    """With W = U diag(S) Vh: B = U_r diag(b), A = diag(a) Vh_r; W becomes W - s B A.
+    """Return B = U_r diag(b) and A = diag(a) Vh_r with W = U diag(S) Vh; W becomes W - s B A.
 
     default: a = b = (S / s)^1/2, so s B A = [W]_r, see ``principal_factors``.
     stable: b = m^1/4 / gamma^1/2, a = n^1/4 / gamma^1/2.  unit: a = b = 1.
@@ -26,7 +26,7 @@ def factors(settings: SvdSettings, layer: LayerView, step: None = None) -> Adapt
 
 
 def principal_factors(layer: LayerView, tolerance: float) -> AdapterFactors:
-    """s B A = [W]_r with B = U_r (S / s)^1/2 and A = (S / s)^1/2 Vh_r; W becomes W - s B A."""
+    """Return B = U_r (S / s)^1/2 and A = (S / s)^1/2 Vh_r, so s B A = [W]_r; W becomes W - s B A."""
     W = truncated_svd(layer.weight(), layer.rank, tolerance=tolerance, generator=layer.generator)
     root = (W.S / layer.scaling).sqrt()
     return AdapterFactors(W.U * root, (W.Vh.T * root).T, shift_base=True)

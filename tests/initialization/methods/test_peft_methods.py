@@ -11,7 +11,8 @@ from lora_one.data.encode import Encoded, batches_of
 from lora_one.errors import RunError, UsageError
 from lora_one.initialization.methods import build_init
 from lora_one.initialization.methods import peft_methods as from_peft
-from lora_one.initialization.start import Probe, attach_adapters
+from lora_one.initialization.solution import Probe
+from lora_one.initialization.start import attach_adapters
 from lora_one.records.folder import locate
 from lora_one.runs.experiment import execute
 from tests.helpers.examples import autograd_gradients, examples
@@ -229,7 +230,7 @@ def test_start_depends_on_its_seed_alone(choice):
 @pytest.mark.parametrize(
     ("choice", "module", "said"),
     [
-        ("corda", "attr", r"init=corda needs attrs, not installed here: pip install 'lora-one\[corda\]'"),
+        ("corda", "attr", r"init=corda needs attrs, not installed here: run pip install 'lora-one\[corda\]'"),
     ],
 )
 def test_missing_package_is_named(choice, module, said, monkeypatch):
@@ -254,13 +255,13 @@ def test_a_missing_package_is_named_before_old_results_are_deleted(option, tmp_p
 
 def test_eva_needs_answer_tokens():
     data = [Encoded(list(range(3, 12)), [-100] * 5 + [8, 9, 10, 11])] * 2
-    with pytest.raises(RunError, match=r"init: EVA needs more than peft\.lora_r=8 answer tokens.*raise init\.bsz"):
+    with pytest.raises(RunError, match=r"init: EVA needs .* more answer tokens than peft\.lora_r=8.*raise init\.bsz"):
         attach("eva", data=data)
 
 
 def test_eva_does_not_turn_for_ever(monkeypatch):
     monkeypatch.setattr(from_peft, "EVA_PASSES", 1)
-    with pytest.raises(RunError, match=r"init: EVA's components still turn after 1 passes.*lower init\.tau"):
+    with pytest.raises(RunError, match=r"init: EVA's components have not converged after 1 passes.*lower init\.tau"):
         attach("eva", "init.tau=0.9999999", "peft.lora_r=7", data=examples(20))
 
 
