@@ -144,7 +144,7 @@ def test_fused_experts_are_named_not_skipped_in_silence():
     with pytest.warns(UserWarning, match=r"2 tensors of fused experts, .* are not adapted, .*experts\.gate_up_proj"):
         model, _ = attach_adapters(model, adaptation_for(run), build_init(run.init), probe, seed=0)
     assert {name.rpartition(".")[2] for name in adapters.lora_layers(model)} == {"q_proj", "k_proj", "v_proj", "o_proj"}
-    with pytest.raises(UsageError, match=r"gate_up_proj is one tensor of all experts in this model.*valid: k_proj"):
+    with pytest.raises(UsageError, match=r"gate_up_proj is one tensor for all experts.*valid: k_proj"):
         adapters.target_layers(random_mixtral(), run_config("peft.lora_target_modules=[gate_up_proj]").peft)
 
 

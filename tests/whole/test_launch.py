@@ -143,17 +143,17 @@ def test_a_sharded_base_gives_what_a_whole_one_gives(tmp_path, interrupted):
 @pytest.mark.parametrize(
     ("override", "reason"),
     [
-        ("init.direction=LoRA-GA", "LoRA-GA reads or changes"),
-        ("init=pissa", "pissa reads or changes"),
-        ("init=gaussian init.lora_B=gaussian", "LoRA reads or changes"),
-        ("peft=dora", "takes the norms"),
-        ("model.quantization=nf4", "weights of its own kind"),
+        ("init.direction=LoRA-GA", "LoRA-GA, which reads or changes"),
+        ("init=pissa", "pissa, which reads or changes"),
+        ("init=gaussian init.lora_B=gaussian", "LoRA, which reads or changes"),
+        ("peft=dora", "needs the norms"),
+        ("model.quantization=nf4", "remove one of the two"),
         ("model.saving=true", "run scripts/merge.py"),
         ("dataset.accuracy_examples=8", "set it to 0"),
     ],
 )
 def test_what_a_sharded_base_cannot_do_is_refused(override, reason):
-    with pytest.raises(UsageError, match=f"model.sharded=True does not go with .*{reason}"):
+    with pytest.raises(UsageError, match=f"model.sharded=True does not work with .*{reason}"):
         run_config("model.sharded=true", "dataset.accuracy_examples=0", *override.split())
 
 
@@ -166,7 +166,7 @@ def test_a_sharded_base_wants_several_processes():
 def test_sharding_by_accelerate_is_refused_before_anything_is_loaded(name, monkeypatch):
     monkeypatch.setenv(f"ACCELERATE_USE_{name.upper()}", "true")
     monkeypatch.setattr("lora_one.models.preflight", None)
-    with pytest.raises(UsageError, match=f"asks for {name}, which is not supported: .*model.sharded=true"):
+    with pytest.raises(UsageError, match=f"enables {name}, which is not supported: .*model.sharded=true"):
         experiment.execute(run_config())
 
 

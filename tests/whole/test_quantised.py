@@ -126,7 +126,7 @@ def test_lora_one_starts_and_trains(quantised, kind):
 )
 def test_methods_that_change_the_base_are_refused(quantised, overrides):
     before = {name: layer.weight.clone() for name, layer in linear_layers(quantised).items()}
-    with pytest.raises(UsageError, match=r"is quantised \(Linear.*bit.*W - s B A.*take init=lora, lora_one") as error:
+    with pytest.raises(UsageError, match=r"is quantised \(Linear.*bit.*W - s B A.*set init=lora, lora_one") as error:
         attach(quantised, *overrides)
     assert "\n" not in str(error.value)
     assert all(torch.equal(layer.weight, before[name]) for name, layer in linear_layers(quantised).items())
