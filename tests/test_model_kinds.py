@@ -176,7 +176,7 @@ def test_a_type_that_does_not_fit_the_model_is_refused(tokenizer, tmp_path):
         UsageError, match=r"model\.type=CausalLM is not possible .* a t5 model; use model\.type=ConditionalGeneration"
     ):
         load_skeleton(t5)
-    with pytest.raises(UsageError, match=r"needs a data set with classes, which dataset=arithmetic does not have: .*cola"):
+    with pytest.raises(UsageError, match=r"needs a data set with classes, .*dataset=arithmetic .*cola"):
         run_config("model.type=SequenceClassification")
 
 
