@@ -195,7 +195,7 @@ def test_a_broken_entry_is_made_anew(tmp_path, rows, tokenizer, harm, capsys):
     content = file.read_bytes()
     file.write_bytes({"cut": content[:-1], "empty": b"", "other": b"no tensors at all"}[harm])
     assert same(whole, load_dataset(config(tmp_path), Encoder(tokenizer), 40))
-    assert f"{file} is broken" in capsys.readouterr().out
+    assert f"{file} is damaged" in capsys.readouterr().out
     assert file.read_bytes() == content and len(list((tmp_path / "cache").iterdir())) == 1
 
 

@@ -135,7 +135,7 @@ def test_a_family_without_new_questions_is_refused(monkeypatch):
     monkeypatch.setitem(FAMILIES, "constant", lambda rng: ("What is 1+1?", "1+1=<<1+1=2>>2\n#### 2"))
     assert len(generate(["constant"], 1, seed=0)) == 1
     with pytest.raises(
-        ValueError, match=f"'constant' gave no new question in {MAX_FRUITLESS_DRAWS} draws.*lower the size"
+        ValueError, match=f"'constant' produced no new question in {MAX_FRUITLESS_DRAWS} draws.*lower the size"
     ):
         generate(["constant"], 2, seed=0)
 
