@@ -84,7 +84,7 @@ def test_questions_are_distinct_at_the_sizes_the_demonstration_needs():
         assert len({row["question"] for row in generate(families, size, seed=0)}) == size
 
 
-def test_families_take_turns():
+def test_families_alternate():
     rows = generate(["gain", "loss"], 5, seed=0)
     assert [row["family"] for row in rows] == ["gain", "loss", "gain", "loss", "gain"]
 
@@ -113,7 +113,7 @@ def test_excluded_questions_do_not_occur():
     assert not again & test_questions
 
 
-def test_nothing_is_generated_on_request():
+def test_size_zero_generates_nothing():
     assert generate(["gain"], 0, seed=0) == []
     assert generate_meta_math(0, seed=0) == []
 

@@ -586,7 +586,7 @@ def test_weights_that_do_not_load(program):
 
 
 def test_overwrite_keeps_the_finished_run_until_the_new_one_can_begin(tmp_path, program, files, monkeypatch):
-    """The data cannot be read this time: what was finished stays."""
+    """The data cannot be read this time, so the finished run is kept."""
     rows = tmp_path / "rows.jsonl"
     shutil.copy(files / "gsm8k.jsonl", rows)
     line = f"dataset=gsm8k model=tiny dataset.path={rows} model.epochs=0 model.real_batch_size=32"
