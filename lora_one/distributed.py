@@ -106,8 +106,9 @@ def refuse_sharding(environment: Mapping[str, str]) -> None:
     for name in ("FSDP", "DeepSpeed"):
         if environment.get(f"ACCELERATE_USE_{name.upper()}", "").lower() == "true":
             raise UsageError(
-                f"accelerate's configuration enables {name}, which is not supported: use instead "
-                "scripts/accelerate/sharded.yaml with model.sharded=true, which shards the base while it is loaded"
+                f"accelerate's configuration enables {name}, which is not supported: use "
+                "scripts/accelerate/sharded.yaml with model.sharded=true instead, which shards the base while it is "
+                "loaded"
             )
 
 

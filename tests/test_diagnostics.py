@@ -67,7 +67,7 @@ def test_a_small_angle_is_exact_where_its_cosine_is_rounded_to_one():
     assert float(principal_angles(P, Q)) == pytest.approx(math.degrees(angle), rel=1e-4)
 
 
-def test_columns_that_span_nothing_have_no_angle():
+def test_zero_columns_have_no_angle():
     U, Vh = vectors()
     B = torch.zeros(SHAPE[0], RANK)
     assert layer_diagnostics(AdapterFactors(B, Vh), (U, Vh))["B_angles"] == []
@@ -75,7 +75,7 @@ def test_columns_that_span_nothing_have_no_angle():
     assert layer_diagnostics(AdapterFactors(B, Vh), (U, Vh))["B_angles"] == pytest.approx([0, 0], abs=1e-2)
 
 
-def test_what_is_not_finite_has_no_diagnostics():
+def test_factors_that_are_not_finite_have_no_diagnostics():
     assert layer_diagnostics(AdapterFactors(torch.full((4, 2), torch.nan), torch.ones(2, 3))) == {}
 
 
@@ -98,7 +98,7 @@ def looks(folder):
     return [json.loads(line) for line in (folder.path / "diagnostics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_is_watched_and_not_changed(tmp_path, llama_folder):
+def test_diagnostics_do_not_change_a_run(tmp_path, llama_folder):
     """LoRA-One starts within the gradient's leading vectors; six steps, looked at every other one."""
     short = ("dataset.accuracy_examples=0", "model.save_steps=6")
     watched = finish(small_run(tmp_path / "1", llama_folder, *short, "wandb.diagnostics_every=2"))

@@ -91,7 +91,7 @@ QUICK = ("gradient: a middle layer", "checkpoint: optimizer", "merge: weights wr
 @pytest.mark.parametrize(
     "event", [event if event in QUICK else pytest.param(event, marks=pytest.mark.slow) for event in KILLS]
 )
-def test_killed_anywhere_the_same_command_ends_with_the_same_bytes(event, tmp_path, llama_folder, straight):
+def test_resumes_bitwise_after_a_kill_at_any_point(event, tmp_path, llama_folder, straight):
     run = small_run(tmp_path, llama_folder, *CHANGES)
 
     def work():
@@ -252,8 +252,8 @@ def test_a_broken_resume_point_is_named_with_the_way_out(stopped, straight, monk
 
 
 @pytest.mark.parametrize("largest", [ADAPTER, "optimizer.pt"])
-def test_no_room_for_a_resume_point_leaves_the_older_one(largest, stopped, straight, monkeypatch):
-    """Files may grow to less than this one's size: what the system answers is what a full disk answers."""
+def test_full_disk_keeps_the_previous_resume_point(largest, stopped, straight, monkeypatch):
+    """The file size limit is below this file's size; the system then reports an error like that of a full disk."""
     run, folder = stopped
     size = (folder.checkpoints / "checkpoint-4" / largest).stat().st_size
     older = {file.name: file.read_bytes() for file in (folder.checkpoints / "checkpoint-4").iterdir()}
@@ -286,7 +286,7 @@ def test_no_room_for_a_resume_point_leaves_the_older_one(largest, stopped, strai
     ],
     ids=["every weight", "embeddings", "a head"],
 )
-def test_whatever_trains_goes_on_with_the_same_bytes(changes, tmp_path, llama_folder, monkeypatch):
+def test_every_kind_of_training_resumes_bitwise(changes, tmp_path, llama_folder, monkeypatch):
     if "dataset=cola" in changes:
         rows = [f"x\t{i % 2}\t\tsentence {i} {'good' if i % 2 else 'bad'}" for i in range(48)]
         (tmp_path / "train.tsv").write_text("\n".join(rows) + "\n")

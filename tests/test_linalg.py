@@ -83,7 +83,7 @@ def captured(M, vectors, S):
 
 @pytest.mark.parametrize("first", [1.0, 30.0, 3e3, 1e5])
 @pytest.mark.parametrize("power", [0.3, 0.5, 1.0])
-def test_a_dominant_direction_hides_no_other(first, power):
+def test_dominant_direction_does_not_hide_others(first, power):
     """Each of 16 directions captures its sigma_i^2, and lies in the exact span at least as well as svd_lowrank's."""
     M, U, S, _ = dominated(600, first, power)
     step = svd(M, 16)
@@ -98,7 +98,7 @@ def test_a_dominant_direction_hides_no_other(first, power):
     assert cosine(step.U) >= cosine(rival) - 1e-4  # at 1e5 both are at fp32's own error
 
 
-def test_directions_below_the_precision_of_fp32_are_not_waited_for(monkeypatch):
+def test_stops_at_directions_below_fp32_precision(monkeypatch):
     """Of a matrix of rank 3 beside rounding errors: one block finds it, and three of the 8 values are usable."""
     monkeypatch.setattr(linalg, "MAX_BLOCKS", 2)
     M = torch.randn(400, 3, generator=generator(1)) @ torch.randn(3, 300, generator=generator(2))
@@ -110,7 +110,7 @@ def test_directions_below_the_precision_of_fp32_are_not_waited_for(monkeypatch):
 @pytest.mark.parametrize("shape", [(200, 1500), (384, 1536)])
 @pytest.mark.parametrize("rank", [1, 3])
 def test_rounding_errors_of_the_decomposition_itself_are_not_directions(shape, rank):
-    """As a head's gradient has it: a few outer products in fp32."""
+    """As in the gradient of a head, a sum of a few outer products in fp32."""
     m, n = shape
     M = torch.randn(m, rank, generator=generator(1)) @ torch.randn(rank, n, generator=generator(2))
     assert usable(svd(M, 8).S) == rank
@@ -125,7 +125,7 @@ def test_the_product_is_accurate_beyond_the_tolerance(power):
     assert (step.U.double() * step.S @ step.Vh.double() - best).norm() <= 1e-5 * best.norm()
 
 
-def test_no_decay_at_all():
+def test_flat_spectrum():
     M = torch.randn(600, 500, generator=generator())
     best = torch.linalg.svdvals(M)[:8].square().sum()
     assert (svd(M, 8).U.T @ M).square().sum() >= (1 - 2e-3) * best
@@ -133,7 +133,7 @@ def test_no_decay_at_all():
 
 @pytest.mark.parametrize("shape", [(40, 30), (400, 300)])
 @pytest.mark.parametrize("scale", [1.0, 1e-20, 1e20])
-def test_rank_below_the_one_asked_for(shape, scale):
+def test_matrix_of_lower_rank_than_requested(shape, scale):
     left, right = torch.randn(shape[0], 3, generator=generator(1)), torch.randn(3, shape[1], generator=generator(2))
     M = left @ right * scale
     step = svd(M, 8)
@@ -196,7 +196,7 @@ def test_rank_out_of_range(rank):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_not_finite(bad):
+def test_rejects_values_that_are_not_finite(bad):
     M = torch.ones(4, 6)
     M[1, 2] = bad
     with pytest.raises(ValueError, match="not finite"):
@@ -214,13 +214,13 @@ def test_not_finite(bad):
         ([0.5, 0.6], float("inf")),  # no sign of convergence yet
     ],
 )
-def test_what_is_still_to_gain_is_a_geometric_series(errors, expected):
+def test_remaining_gain_is_a_geometric_series(errors, expected):
     assert still_to_gain(errors) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("active", [17, 33, 60])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_rows_of_zeros_leave_the_rest_exact(active, transposed):
+def test_zero_rows_do_not_affect_the_others(active, transposed):
     """Units that were never active: new directions soon hold rounding errors alone, which must not count twice."""
     M = torch.zeros(300, 400)
     M[:active] = torch.randn(active, 400, generator=torch.Generator().manual_seed(0))

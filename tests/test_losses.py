@@ -98,7 +98,7 @@ def test_prompt_tokens_do_not_count(llama):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("reduction", ["token", "example"])
-def test_logits_before_the_first_that_counts_are_not_computed(llama, side, reduction):
+def test_logits_before_the_first_counted_token_are_not_computed(llama, side, reduction):
     """Neither the loss nor its gradient misses them."""
     generator = torch.Generator().manual_seed(4)
     rows = [torch.randint(2, 512, (n,), generator=generator).tolist() for n in (9, 14, 12)]

@@ -44,7 +44,7 @@ EXAMPLES = [
 
 
 def test_an_encoder_decoder_s_padding_counts_nowhere_and_its_loss_is_the_model_s_own(tokenizer):
-    """Defect 13 of the published code: padding of T5's labels was learnt."""
+    """Defect 13 of the published code: it trained on the padding of T5's labels."""
     model = random_t5(len(tokenizer))
     encoder = EncoderDecoderEncoder(tokenizer, start=0)
     encoded, counts = encoder.encode(EXAMPLES, 64)
@@ -64,7 +64,7 @@ def test_an_encoder_decoder_s_padding_counts_nowhere_and_its_loss_is_the_model_s
     assert mean_loss(model, batches_of(encoded, 2, encoder.pad_id), "token") == pytest.approx(by_token, rel=1e-5)
 
 
-def test_what_is_cut_of_an_encoder_decoder_s_example_keeps_the_prompt_s_eos(tokenizer):
+def test_truncated_encoder_decoder_prompt_keeps_its_eos(tokenizer):
     encoder = EncoderDecoderEncoder(tokenizer, start=0)
     (row,), counts = encoder.encode([Example("a long prompt of many words", "and an answer")], 6)
     assert len(row.input_ids) == len(row.labels) == 6 and counts.shortened == 1
@@ -113,7 +113,7 @@ def test_bert_reads_cls_a_sep_b_sep_with_a_type_for_each_text():
         torch.testing.assert_close(model_logits(model, batch), torch.stack(alone), rtol=1e-5, atol=1e-6)
 
 
-def test_only_a_head_does_without_an_end_of_sequence_token(tmp_path):
+def test_only_a_classification_head_needs_no_eos_token(tmp_path):
     folder = str(folder_of(random_bert(), bert_tokenizer(), tmp_path / "bert"))
     assert pad_id_of(load_tokenizer(folder, model_type="SequenceClassification")) == 0
     bare = bert_tokenizer()
@@ -125,7 +125,7 @@ def test_only_a_head_does_without_an_end_of_sequence_token(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [EncoderDecoderEncoder, ClassEncoder])
-def test_what_peft_is_shown_one_by_one_is_each_example_alone(kind, tokenizer):
+def test_one_by_one_yields_each_example_without_padding(kind, tokenizer):
     encoder = kind(tokenizer)
     encoded, _ = encoder.encode(EXAMPLES, 64)
     shown = list(one_by_one(batches_of(encoded, 3, encoder.pad_id)))
@@ -157,7 +157,7 @@ def test_gradients_are_autograd_s(tokenizer, kind, hold):
         torch.testing.assert_close(found[name], layer.weight.grad, rtol=1e-4, atol=1e-7, msg=name)
 
 
-def test_heads_and_the_output_layer_are_no_targets(tokenizer):
+def test_heads_and_the_output_layer_are_not_targets(tokenizer):
     settings = run_config("peft.lora_r=2").peft
     for model in (random_roberta(512), random_t5(512, tie_word_embeddings=False), llama_head()):
         names = set(adapters.target_layers(model, settings))
@@ -204,7 +204,7 @@ def base_folder(kind, tokenizer, place):
 
 
 def test_a_layer_that_the_checkpoint_lacks_is_refused_beneath_adapters(tokenizer, tmp_path):
-    """A BERT without its pooler: it would be drawn anew at every loading, and no adapter holds it."""
+    """A BERT without its pooler, which would be random at every loading and is not part of an adapter."""
     base = folder_of(BertForMaskedLM(random_bert(len(tokenizer)).config), tokenizer, tmp_path / "bert")
     settings = ("dataset=cola", f"dataset.path={rows_of_cola(tmp_path / 'cola')}", "model=roberta_large")
     run = run_config(f"results_dir={tmp_path}", *settings, f"model.name={base}", "model.max_length=48")
@@ -305,8 +305,8 @@ def test_real_glue_files_train_either_kind(name, folder, kind, tokenizer, tmp_pa
     assert 0 <= record["evaluation"]["final"]["eval_accuracy"] <= 1
 
 
-def test_a_kept_start_is_of_the_head_that_was_drawn(tokenizer, tmp_path):
-    """The gradient goes through the new head, so another head's start is another one."""
+def test_cached_start_belongs_to_its_random_head(tokenizer, tmp_path):
+    """The gradient depends on the new head, so another head gives another start."""
     base = base_folder("llama_head", tokenizer, tmp_path / "base")
 
     def start(*overrides):

@@ -151,7 +151,7 @@ def refuse_unknown(prefix: str, given: dict[str, Any], schema: type) -> None:
     fields = {field.name for field in dataclasses.fields(schema)}
     for key in given:
         if key not in fields:
-            raise UsageError(f"unknown key {prefix}{key}: nothing here reads it; {nearest(key, fields)}")
+            raise UsageError(f"unknown key {prefix}{key}; {nearest(key, fields)}")
     missing = dataclasses.MISSING
     required = (f.name for f in dataclasses.fields(schema) if f.default is missing and f.default_factory is missing)
     for name in required:

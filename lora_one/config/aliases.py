@@ -41,7 +41,7 @@ def translated(given: dict[str, Any]) -> dict[str, Any]:
         return {"method": MODES[mode]} | rest
     if mode != "peft":
         known = {"gradient", "peft", *MODES}
-        raise UsageError(f"init.mode={mode} is not a kind of initialisation; {nearest(mode, known)}")
+        raise UsageError(f"init.mode={mode} is not a choice; {nearest(mode, known)}")
     if rest.get("method") not in PEFT:
         method = rest.get("method")
         raise UsageError(f"init.method={method} is not an initialisation by PEFT; {nearest(method, PEFT)}")

@@ -101,8 +101,7 @@ def check_peft(run: "RunConfig") -> None:
     is_list = isinstance(targets, list) and targets and all(isinstance(name, str) for name in targets)
     if targets != "all" and not is_list:
         raise UsageError(
-            f"peft.lora_target_modules={targets!r} must be the word all or a list of layer names, such as "
-            "[q_proj,v_proj]"
+            f"peft.lora_target_modules={targets!r} must be all, or a list of layer names, such as [q_proj,v_proj]"
         )
     if run.peft.adalora:
         check_adalora(run)

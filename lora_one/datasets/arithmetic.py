@@ -198,7 +198,7 @@ def generate(families: Sequence[str], size: int, seed: int, exclude: Collection[
     """
     check_request(families, size)
     if size > MOST * len(set(families)):
-        raise ValueError(f"size={size} is more than {MOST} for each family: lower it, or name more families")
+        raise ValueError(f"size={size} exceeds the maximum of {MOST} per family: lower it, or add families")
     rng = random.Random(seed)
     used = set(exclude)
     rows = []
@@ -233,7 +233,7 @@ def draw_new(
             used.add(question)
             return question, answer
     raise ValueError(
-        f"{described_as} gave no new question in {MAX_FRUITLESS_DRAWS} draws ({len(used)} questions are used or "
+        f"{described_as} produced no new question in {MAX_FRUITLESS_DRAWS} draws ({len(used)} questions are used or "
         "excluded, and all must be different): lower the size, exclude fewer questions, or add families"
     )
 

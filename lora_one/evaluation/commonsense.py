@@ -127,10 +127,12 @@ def parse_published(completion: str, name: str) -> str | None:
 class CommonsenseOptions(EvaluationOptions):
     """Options of the commonsense sets; beams, top_k and drawn_together describe the published decoding."""
 
-    max_new_tokens: int = option(32, help="per completion (%(default)s)", decides="completions")
+    max_new_tokens: int = option(
+        32, help="maximum number of new tokens per completion (%(default)s)", decides="completions"
+    )
     dataset: str = option(
         "all",
-        help="a set, several with commas, or all; --limit applies to each set (%(default)s)",
+        help="a set, several separated by commas, or all; --limit applies to each set (%(default)s)",
         decides="completions",
     )
     greedy: bool = option(

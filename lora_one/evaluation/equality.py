@@ -46,7 +46,7 @@ def compared(pairs: Sequence[tuple[str, str]], seconds: float, workers: int) -> 
                     judge.end()
                     if judge.index is None:
                         raise RunError(
-                            "a process that compares answers does not start: see its error above, or score again with "
+                            "a process that compares answers could not start: see its error above, or score again with "
                             "fewer --workers"
                         ) from None
                     judges[place] = Judge(context, seconds)

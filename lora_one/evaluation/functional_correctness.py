@@ -56,7 +56,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     fewest = check_samples(samples, problems, file, allow_missing=options.allow_missing)
     if any(k > fewest for k in ks):
         raise UsageError(
-            f"--k={max(ks)} is more than {fewest}, the smallest number of samples of a problem in {file}: pass "
+            f"--k={max(ks)} exceeds {fewest}, the smallest number of samples of a problem in {file}: pass "
             f"--k={fewest} or less, or a file with more samples"
         )
     ks = ks or [k for k in humaneval.USUAL_K if k <= fewest]
@@ -96,7 +96,7 @@ def given_ks(text: str | None) -> list[int]:
     except ValueError:
         ks = [0]
     if ks and ks[0] < 1:
-        raise UsageError(f"--k={text} must be whole numbers of at least 1: pass --k=1 or --k=1,10")
+        raise UsageError(f"--k={text} must be positive integers: pass --k=1 or --k=1,10")
     return ks
 
 

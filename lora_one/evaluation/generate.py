@@ -155,7 +155,7 @@ def complete(
     streams: names of the random numbers of each prompt, by default its index. What is sampled depends only on that name
     and decoding.seed. Sampled beams are an exception: the prompts of a batch share their random numbers, so the result
     depends on batch_size. Prompts in ``done`` are not yielded, but they remain part of their batch.
-    Raises RunError: the model computes scores that are not numbers.
+    Raises RunError: the model computes logits that are not finite.
     """
     processes = Processes.current()
     context = context_length(model)
@@ -212,7 +212,7 @@ class Numbers(LogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         if scores.isnan().any():
-            raise RunError("the model computes scores that are not numbers: try --dtype=fp32, or check the checkpoint")
+            raise RunError("the model computes logits that are not finite: try --dtype=fp32, or check the checkpoint")
         return scores
 
 

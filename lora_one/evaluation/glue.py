@@ -50,13 +50,17 @@ def validation_rows(data_path: str | None, dataset: str) -> list[Example]:
 class GlueOptions(EvaluationOptions):
     """Options of the sets of GLUE and SuperGLUE."""
 
-    max_new_tokens: int = option(MAX_NEW_TOKENS, help="per completion (%(default)s)", decides="completions")
+    max_new_tokens: int = option(
+        MAX_NEW_TOKENS, help="maximum number of new tokens per completion (%(default)s)", decides="completions"
+    )
     dataset: str | None = option(None, help=f"one of {', '.join(SETS)}", decides="completions")
     first_token: bool = option(
         False, help="also compare the first tokens of the words, as published", decides="completions"
     )
     max_length: int = option(
-        MAX_LENGTH, help="tokens of an example that a head reads (%(default)s)", decides="completions"
+        MAX_LENGTH,
+        help="maximum length of an example for a classification head, in tokens (%(default)s)",
+        decides="completions",
     )
 
 

@@ -95,7 +95,7 @@ class SandboxOptions:
         cores(), spellings=["--n_workers"], help="programs that run at a time (default: one per core, %(default)s)"
     )
     unsafe: bool = option(
-        False, help="run programs without isolation, with your files, network and rights", decides="score"
+        False, help="run programs without isolation, with your permissions, files and network", decides="score"
     )
 
 
@@ -171,7 +171,8 @@ class HumanEvalOptions(SandboxOptions, EvaluationOptions):
 
     num_sample: int = option(
         1,
-        help="completions per problem; several are sampled, by default at temperature 0.8, top_p 0.95 (%(default)s)",
+        help="completions per problem; more than one are sampled, by default with temperature 0.8 and top_p 0.95 "
+        "(%(default)s)",
         decides="completions",
     )
     no_score: bool = option(False, help="only generate completions, without running the programs")
@@ -194,7 +195,7 @@ class HumanEval(Benchmark[HumanEvalOptions]):
         if options.num_sample > 1 and options.temperature is None:
             options = replace(options, **SAMPLING)
         if options.no_score and options.rescore:
-            raise UsageError("--no_score and --rescore leave nothing to do: drop one of them")
+            raise UsageError("--no_score and --rescore exclude each other: drop one of them")
         if not options.no_score:
             check_sandbox(options)
         return options

@@ -170,7 +170,7 @@ class Math(Benchmark[MathOptions]):
                 "core"
             )
         if importlib.util.find_spec("math_verify") is None:
-            raise UsageError("MATH is scored by math-verify, which is not installed: pip install 'lora-one[math]'")
+            raise UsageError("scoring MATH needs math-verify, which is not installed: pip install 'lora-one[math]'")
         return options
 
     def examples(self, options: MathOptions) -> list[Example]:

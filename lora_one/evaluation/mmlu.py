@@ -54,7 +54,8 @@ def test_questions(data_path: str | None, ntrain: int = 5) -> list[Problem]:
         shots = solved.get(subject, [])[:ntrain]
         if len(shots) < ntrain:
             raise UsageError(
-                f"--ntrain={ntrain} is more than the {len(shots)} solved examples of {subject}: pass a smaller number"
+                f"--ntrain={ntrain} exceeds the number of solved examples of {subject} ({len(shots)}): pass a "
+                "smaller number"
             )
         found += problems_of(subject, rows, shots)
     return found
@@ -154,8 +155,10 @@ def parts_of(example_id: Any) -> tuple[str, str, str, str]:
 class MMLUOptions(EvaluationOptions):
     """Options of MMLU."""
 
-    max_new_tokens: int = option(1, help="per completion (%(default)s)", decides="completions")
-    ntrain: int = option(5, help="solved examples before each question (%(default)s)", decides="completions")
+    max_new_tokens: int = option(
+        1, help="maximum number of new tokens per completion (%(default)s)", decides="completions"
+    )
+    ntrain: int = option(5, help="number of solved examples before each question (%(default)s)", decides="completions")
 
 
 class MMLU(ModelBenchmark[MMLUOptions]):

@@ -73,7 +73,9 @@ class EvaluationOptions:
         type=int,
         help="prompts in a batch; it does not change the result (default: 16 on a CPU, else as many as fit)",
     )
-    max_new_tokens: int = option(512, help="per completion (%(default)s)", decides="completions")
+    max_new_tokens: int = option(
+        512, help="maximum number of new tokens per completion (%(default)s)", decides="completions"
+    )
     temperature: float | None = option(
         None, type=float, help="sample with this temperature (default: greedy decoding)", decides="completions"
     )
@@ -83,11 +85,11 @@ class EvaluationOptions:
         help="with --temperature: sample from the likeliest tokens with this total probability",
         decides="completions",
     )
-    seed: int = option(0, help="of the sampling (%(default)s)", decides="completions")
+    seed: int = option(0, help="seed of the sampling (%(default)s)", decides="completions")
     dtype: str = option(
         "auto",
         choices=["auto", "fp32", "bf16", "fp16"],
-        help="auto: as the checkpoint is stored",
+        help="auto: the dtype of the checkpoint",
         decides="completions",
     )
     device: str | None = option(None, help="cuda, cuda:1, mps or cpu (default: the accelerator if there is one)")

@@ -52,7 +52,7 @@ class PartialResults:
             first, *lines = map(json.loads, whole.split("\n")[:-1])
             found = {(example, sample): Completion(*completion) for example, sample, *completion in lines}
         except (ValueError, TypeError) as error:
-            raise UsageError(f"{path} is broken ({error}): remove it, or pass --overwrite") from error
+            raise UsageError(f"{path} is damaged ({error}): remove it, or pass --overwrite") from error
         if first != self.identity:
             raise UsageError(
                 f"{path} contains unfinished results of another model or other settings: pass "

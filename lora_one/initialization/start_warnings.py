@@ -27,9 +27,9 @@ def start_warnings(init: MethodSettings, record: Mapping[str, Any]) -> list[str]
         ]
     if predicted is not None and predicted > before and not record["searched"]:
         return [
-            f"the initialisation by {record['method']} is too large a step for a first-order approximation, which "
-            f"predicts that the loss decreases by {predicted:.4f}, more than its value (it was {before:.4f} before and "
-            f"{after:.4f} after). To choose the scale by the measured loss, {init.remedy()}"
+            f"the initialisation by {record['method']} takes too large a step: its first-order approximation predicts "
+            f"that the loss decreases by {predicted:.4f}, but the loss before it was only {before:.4f} (and "
+            f"{after:.4f} after it): {init.remedy()}"
         ]
     return []
 

@@ -51,7 +51,7 @@ def preflight(model: ModelConfig, processes: int = 1, *, full: bool = False) -> 
     free = free_bytes()
     if needed > free:
         raise UsageError(
-            f"{size} and needs at least {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free on {where}: {out}"
+            f"{size} and needs at least {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free on {where}: {out}"
         )
 
 

@@ -47,7 +47,7 @@ def test_the_penalty_is_what_peft_adds_to_a_loss_of_its_own():
         assert adalora.penalty(model).item() == pytest.approx((output.loss - alone).item(), rel=1e-4)
 
 
-def test_it_starts_as_the_base_by_its_own_seed():
+def test_starts_as_the_base_and_is_reproducible():
     ids = torch.tensor([[5, 9, 7, 33]])
     one, same = wrapped(), wrapped()
     with torch.no_grad():
@@ -57,7 +57,7 @@ def test_it_starts_as_the_base_by_its_own_seed():
     assert {layer.r["default"] for layer in lora_layers(one).values()} == {6}, "half as much again at first"
 
 
-def test_the_number_of_ranks_is_no_weight_beside_a_16_bit_base_either():
+def test_rank_count_is_not_trained_beside_a_16_bit_base():
     peft = run_config("peft=adalora", "peft.lora_r=4").peft
     model = adalora.wrap_adalora(random_llama().bfloat16(), peft, "fp32", 40, seed=3)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -91,7 +91,7 @@ def test_the_budget_falls_to_the_rank_and_the_adapter_is_plain_lora_of_the_same_
 
 
 @pytest.mark.parametrize("step", [3, 13, 19])
-def test_stopped_before_within_and_after_the_allocation_it_ends_with_the_same_bytes(step, base, tmp_path, monkeypatch):
+def test_resumes_bitwise_before_during_and_after_the_allocation(step, base, tmp_path, monkeypatch):
     resumed = (*RUN, "model.save_steps=1")
     whole = finish(small_run(tmp_path / "whole", base, *resumed))
     run = small_run(tmp_path / "stopped", base, *resumed)

@@ -157,7 +157,7 @@ def test_whole_run_loads_with_plain_peft(method, tmp_path, llama_folder, monkeyp
 
 @both
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_killed_between_checkpoints_it_goes_on_and_ends_the_same(method, dtype, tmp_path, llama_folder, monkeypatch):
+def test_resumes_bitwise_after_a_kill_between_checkpoints(method, dtype, tmp_path, llama_folder, monkeypatch):
     """Two epochs with dropout, stopped after the first one's checkpoint: B, R and A come back bit for bit."""
     changes = (method, "model.epochs=2", "peft.lora_dropout=0.1", f"init.dtype={dtype}", SHORT)
     straight, resumed = straight_and_resumed(tmp_path, llama_folder, changes, monkeypatch)
@@ -197,7 +197,7 @@ def test_killed_between_checkpoints_it_goes_on_and_ends_the_same(method, dtype, 
         ([XS, "+init.eta=1"], r"unknown key init\.eta"),
     ],
 )
-def test_mixes_are_refused_with_one_line(changes, message):
+def test_rejects_contradictory_settings_with_one_line(changes, message):
     with pytest.raises(UsageError, match=message) as refused:
         run_config(*changes)
     assert "\n" not in str(refused.value)

@@ -83,7 +83,7 @@ def test_layer_with_a_zero_gradient_is_named():
         attach(model, run_config())
 
 
-def test_weights_that_are_no_numbers_are_an_error():
+def test_weights_that_are_not_finite_are_an_error():
     model = random_llama()
     model.model.layers[0].mlp.up_proj.weight[0, 0] = float("nan")
     with pytest.raises(RunError, match="init: the loss on the initialisation examples is nan"):

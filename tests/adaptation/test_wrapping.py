@@ -31,7 +31,7 @@ def test_trained_embeddings_are_saved_with_the_adapter_and_merged(tied, tokenize
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_what_trains_whole_beside_16_bit_trains_in_fp32_and_is_merged_in_16(tied, tokenizer):
+def test_whole_modules_on_a_16_bit_base_train_in_fp32_and_merge_in_16_bit(tied, tokenizer):
     model = random_llama(len(tokenizer), tie_word_embeddings=tied).bfloat16()
     peft = run_config("peft=all_w_emb", "peft.lora_r=2").peft
     ids = torch.tensor([[5, 9, 7, 33]])

@@ -39,7 +39,7 @@ def test_a_row_that_was_measured_is_not_measured_again(tmp_path):
     assert on_disk(tmp_path)["rows"][0]["seconds"] == 2.5, "of other settings it is another row"
 
 
-def test_a_row_that_fails_is_told_and_tried_again_and_loses_no_other(tmp_path):
+def test_failed_row_is_reported_and_retried_and_keeps_the_others(tmp_path):
     first = table(tmp_path)
     first.row("one", lambda: {"seconds": 1.5})
     assert first.row("two", failing) is None
@@ -54,7 +54,7 @@ def test_a_row_that_fails_is_told_and_tried_again_and_loses_no_other(tmp_path):
     assert [row["name"] for row in on_disk(tmp_path)["rows"]] == ["one", "three", "two"]
 
 
-def test_no_row_begins_when_time_is_over(tmp_path):
+def test_no_row_starts_after_the_time_limit(tmp_path):
     late = table(tmp_path, seconds=-1.0)
     assert late.row("one", failing) is None
     assert on_disk(tmp_path)["rows"] == [] and on_disk(tmp_path)["not_measured_for_want_of_time"] == ["one"]
@@ -115,7 +115,7 @@ def test_every_part_runs_small_without_a_gpu(part, tmp_path):
 
 
 @pytest.mark.slow
-def test_slices_of_gemma_share_the_runs_out(tmp_path):
+def test_gemma_slices_divide_the_runs(tmp_path):
     """Two slices hold every run once; without a slice none is trained again, and the test problems come on top."""
     slices = []
     for number in (1, 2):

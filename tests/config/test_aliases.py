@@ -232,7 +232,7 @@ def test_a_file_sets_the_keys_of_its_method(name):
 @pytest.mark.parametrize(
     ("key", "value"), [("normalize", "none"), ("ga_direction", "ArBr"), ("eta", "0.1"), ("search_examples", "3")]
 )
-def test_a_key_that_the_direction_does_not_read_is_refused_unless_unset(direction, key, value):
+def test_rejects_keys_not_used_by_the_direction(direction, key, value):
     read = key in keys_of(METHODS[DIRECTIONS[direction]])
     assert key in OPTIONAL
     if read:
@@ -249,6 +249,6 @@ def test_a_key_that_the_direction_does_not_read_is_refused_unless_unset(directio
         ("init=gradient init.direction=[LoRA-One]", "init.direction=.*is not a choice"),
     ],
 )
-def test_what_neither_spelling_has_is_refused(overrides, said):
+def test_rejects_values_unknown_to_both_spellings(overrides, said):
     with pytest.raises(UsageError, match=said):
         run_config(*overrides.split())

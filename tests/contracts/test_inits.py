@@ -85,7 +85,7 @@ def test_every_init_keeps_the_contract(choice, view):
 
 
 @pytest.mark.parametrize("choice", BY_PEFT)
-def test_every_init_of_peft_keeps_it_too(choice, attached):
+def test_every_init_of_peft_keeps_the_contract(choice, attached):
     """Also: the function starts unchanged."""
     model, start = attached(choice)
     again, _ = attached(choice)
@@ -125,7 +125,7 @@ def test_plain_peft_loads_what_was_trained(choice, tmp_path, attached, base_of):
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_a_resumed_run_stands_on_the_same_base(choice, tmp_path, attached, base_of):
+def test_resumed_run_has_the_same_base(choice, tmp_path, attached, base_of):
     """Bit for bit, from what is on disk, without initialising again."""
     model, start = attached(choice)
     save_factors(start.initial_factors, tmp_path / "kept.safetensors")

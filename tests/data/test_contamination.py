@@ -51,11 +51,11 @@ def write(path, rows):
         ("", False),
     ],
 )
-def test_thirteen_words_in_a_row_hold_a_question(text, held):
+def test_thirteen_consecutive_words_identify_a_question(text, held):
     assert Questions([QUESTION]).occur_in(text) is held
 
 
-def test_a_short_question_is_looked_for_whole_and_a_shorter_one_not():
+def test_short_question_must_match_whole_and_shorter_ones_are_ignored():
     eight, seven = "Why does the sky look blue at noon?", "What is the capital city of France?"
     questions = Questions([eight, seven])
     assert (questions.count, questions.short) == (2, 1)
@@ -63,14 +63,14 @@ def test_a_short_question_is_looked_for_whole_and_a_shorter_one_not():
     assert not questions.occur_in(seven)
 
 
-def test_words_of_many_questions_are_their_format():
+def test_words_shared_by_many_questions_are_ignored():
     opening = "Read what follows with care and then choose the best one of these four options, please:"
     many = [f"{opening} number {i}" for i in range(FORMAT + 1)]
     assert not Questions(many).occur_in(opening) and Questions(many[:-1]).occur_in(opening)
     assert Questions([*many, QUESTION]).occur_in(QUESTION)
 
 
-def test_a_program_s_docstring_alone_gives_it_away():
+def test_docstring_alone_identifies_a_program():
     questions = Questions([PROGRAM])
     assert questions.occur_in(
         "Write a function to give the number that stands in the middle of a list once it is sorted"
@@ -81,7 +81,7 @@ def test_a_program_s_docstring_alone_gives_it_away():
     )
 
 
-def test_rows_go_in_order_and_each_is_counted_once(capsys, tmp_path):
+def test_rows_are_removed_in_order_and_counted_once(capsys, tmp_path):
     one = write(tmp_path / "one.jsonl", [{"question": QUESTION}])
     two = write(tmp_path / "two.jsonl", [{"prompt": PROGRAM}, {"prompt": QUESTION}])
     examples = [Example(text, answer) for text, answer in ((QUESTION, "5"), ("a", PROGRAM), ("b", "c"), ("d", "e"))]
@@ -95,7 +95,7 @@ def test_rows_go_in_order_and_each_is_counted_once(capsys, tmp_path):
     assert without_questions(examples, None) == (examples, {})
 
 
-def test_training_and_held_out_rows_go_and_are_counted_apart_from_long_ones(tmp_path, tokenizer):
+def test_contaminated_rows_are_counted_separately_from_long_ones(tmp_path, tokenizer):
     questions = write(tmp_path / "test.jsonl", [{"question": QUESTION, "answer": "#### 3"}])
     rows = [{"question": f"How many is {i}?", "answer": f"{i}\n#### {i}"} for i in range(20)]
     rows[3]["question"] = rows[19]["question"] = QUESTION
@@ -110,7 +110,7 @@ def test_training_and_held_out_rows_go_and_are_counted_apart_from_long_ones(tmp_
     assert load_dataset(config("gsm8k", tmp_path), Encoder(tokenizer), 128).counts["contaminated"] == {}
 
 
-def test_a_validation_split_that_stands_apart_stays(tmp_path, tokenizer):
+def test_separate_validation_split_is_kept(tmp_path, tokenizer):
     """It is GLUE's evaluation itself."""
     lines = [f"{QUESTION}\t1", "a good one\t1", "a bad one\t0"]
     for name in ("train", "dev"):
@@ -130,7 +130,7 @@ def test_nothing_left_is_an_error(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize("value", ["gsm9k", "[gsm8k,nowhere.jsonl]", "5", "[[gsm8k]]"])
-def test_what_is_no_evaluation_is_refused(value):
+def test_rejects_unknown_evaluations(value):
     with pytest.raises(UsageError, match=r"dataset\.decontaminate: .* valid: gsm8k, humaneval, math, mmlu"):
         run_config(f"dataset.decontaminate={value}")
 
@@ -168,8 +168,8 @@ def test_real_training_sets_against_real_evaluations(evaluation, name, path, row
     assert len(examples) == rows and list(dropped.values()) == [contaminated] and len(clean) == rows - contaminated
 
 
-def test_real_questions_retold_backwards():
-    """All 1,270 are made of GSM8K test questions, with a number hidden; those in which 13 words are left go."""
+def test_real_backward_reasoning_questions():
+    """All 1,270 are GSM8K test questions with a hidden number; those that keep 13 consecutive words are removed."""
     with gzip.open(shared("data/instruct/GSM8K_Backward.jsonl.gz"), "rt") as stream:
         rows = [json.loads(line) for line in stream]
     questions = list(questions_of(str(SHARED / "data/gsm8k/test.jsonl")))

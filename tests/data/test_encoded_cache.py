@@ -119,7 +119,7 @@ def test_a_class_is_one_integer_and_nothing_left_is_empty():
     assert not Packed(nothing) and list(Packed(nothing)) == []
 
 
-def test_what_was_encoded_before_is_read(tmp_path, rows, tokenizer, calls, capsys):
+def test_cached_encoding_is_read(tmp_path, rows, tokenizer, calls, capsys):
     plain = load_dataset(config(tmp_path, "dataset.max_tokens=60", cache=None), Encoder(tokenizer), 40)
     assert plain.counts["train"]["shortened"] and plain.counts["too_long"]
     calls.update(encode=0, sizes=0)
@@ -133,7 +133,7 @@ def test_what_was_encoded_before_is_read(tmp_path, rows, tokenizer, calls, capsy
     assert capsys.readouterr().out.count(f", from {tmp_path / 'cache'}") == 2
 
 
-def test_few_examples_leave_nothing(tmp_path, rows, tokenizer):
+def test_few_examples_are_not_cached(tmp_path, rows, tokenizer):
     load_dataset(config(tmp_path, "dataset.max_train_samples=10"), Encoder(tokenizer), 40)
     assert not (tmp_path / "cache").exists()
 
@@ -164,7 +164,7 @@ def other_tokenizer(change):
     ],
     ids=str,
 )
-def test_an_entry_holds_for_all_it_depends_on_and_for_nothing_else(tmp_path, rows, tokenizer, change, anew):
+def test_cache_key_contains_exactly_what_the_encoding_depends_on(tmp_path, rows, tokenizer, change, anew):
     load_dataset(config(tmp_path), Encoder(tokenizer), 40)
     assert entries(tmp_path / "cache") == ["encoded"]
     file = change.get("file", "train.jsonl")
@@ -181,7 +181,7 @@ def test_code_and_versions_are_part_of_the_key(tokenizer):
     assert key["chat"] is False and len(key["code"]) == 2 and set(key["versions"]) == {"tokenizers", "transformers"}
 
 
-def test_a_tokenizer_that_does_not_show_what_it_does_keeps_nothing(tmp_path):
+def test_tokenizer_without_serialisation_is_not_cached(tmp_path):
     counts = EncodingCounts(1, 0, 0)
     unknown = EncodedCache(str(tmp_path), SimpleNamespace(chat_template=None), {})
     found, _ = unknown.encoded(lambda part: ([Encoded([1], [1])] * len(part), counts), [Example("a", "b")] * 11)
@@ -189,17 +189,17 @@ def test_a_tokenizer_that_does_not_show_what_it_does_keeps_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("harm", ["cut", "empty", "other"])
-def test_a_broken_entry_is_made_anew(tmp_path, rows, tokenizer, harm, capsys):
+def test_damaged_entry_is_recomputed(tmp_path, rows, tokenizer, harm, capsys):
     whole = load_dataset(config(tmp_path), Encoder(tokenizer), 40)
     (file,) = (tmp_path / "cache").iterdir()
     content = file.read_bytes()
     file.write_bytes({"cut": content[:-1], "empty": b"", "other": b"no tensors at all"}[harm])
     assert same(whole, load_dataset(config(tmp_path), Encoder(tokenizer), 40))
-    assert f"{file} is broken" in capsys.readouterr().out
+    assert f"{file} is damaged" in capsys.readouterr().out
     assert file.read_bytes() == content and len(list((tmp_path / "cache").iterdir())) == 1
 
 
-def test_a_folder_that_cannot_be_written_costs_a_note(tmp_path, rows, tokenizer, capsys):
+def test_unwritable_cache_folder_prints_a_note(tmp_path, rows, tokenizer, capsys):
     (tmp_path / "cache").write_text("a file")
     found = load_dataset(config(tmp_path), Encoder(tokenizer), 40)
     assert same(found, load_dataset(config(tmp_path, cache=None), Encoder(tokenizer), 40))
@@ -216,7 +216,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, rows, tokenizer, monkeypatc
     assert "No space left on device" in capsys.readouterr().out and not list((tmp_path / "cache").iterdir())
 
 
-def test_entries_that_nothing_reads_go(tmp_path, rows, tokenizer):
+def test_unused_entries_are_deleted(tmp_path, rows, tokenizer):
     load_dataset(config(tmp_path), Encoder(tokenizer), 40)
     load_dataset(config(tmp_path), Encoder(tokenizer), 41)
     first, second = sorted((tmp_path / "cache").iterdir(), key=lambda path: path.stat().st_mtime_ns)
@@ -276,8 +276,8 @@ print("told", json.dumps(told))
 """
 
 
-def test_one_process_encodes_for_all_and_none_waits_for_one_that_failed(tmp_path):
-    """Twice the same; then the first of the two fails, and the second does the work for itself."""
+def test_one_process_encodes_for_all_and_failure_does_not_block(tmp_path):
+    """Both give the same; then the first of the two fails, and the second encodes for itself."""
     commands = [[sys.executable, "-c", WORK, str(tmp_path), str(rank)] for rank in (0, 1)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for command in commands]

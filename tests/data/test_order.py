@@ -42,8 +42,8 @@ def test_no_two_seeds_or_epochs_share_an_order():
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_micro_batches_stand_by_length_within_and_beside_each_other(count):
-    """At an accumulation step no process has a longer example than any had at the step before."""
+def test_micro_batches_are_sorted_by_length(count):
+    """At each accumulation step, no process has a longer example than any process at the step before."""
     ranks = micro_batches(count)
     beside = [[LENGTHS[i] for batch in together for i in batch] for together in zip(*ranks, strict=True)]
     accumulation = 24 // (4 * count)

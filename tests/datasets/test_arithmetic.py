@@ -84,7 +84,7 @@ def test_questions_are_distinct_at_the_sizes_the_demonstration_needs():
         assert len({row["question"] for row in generate(families, size, seed=0)}) == size
 
 
-def test_families_take_turns():
+def test_families_alternate():
     rows = generate(["gain", "loss"], 5, seed=0)
     assert [row["family"] for row in rows] == ["gain", "loss", "gain", "loss", "gain"]
 
@@ -113,7 +113,7 @@ def test_excluded_questions_do_not_occur():
     assert not again & test_questions
 
 
-def test_nothing_is_generated_on_request():
+def test_size_zero_generates_nothing():
     assert generate(["gain"], 0, seed=0) == []
     assert generate_meta_math(0, seed=0) == []
 
@@ -135,7 +135,7 @@ def test_a_family_without_new_questions_is_refused(monkeypatch):
     monkeypatch.setitem(FAMILIES, "constant", lambda rng: ("What is 1+1?", "1+1=<<1+1=2>>2\n#### 2"))
     assert len(generate(["constant"], 1, seed=0)) == 1
     with pytest.raises(
-        ValueError, match=f"'constant' gave no new question in {MAX_FRUITLESS_DRAWS} draws.*lower the size"
+        ValueError, match=f"'constant' produced no new question in {MAX_FRUITLESS_DRAWS} draws.*lower the size"
     ):
         generate(["constant"], 2, seed=0)
 

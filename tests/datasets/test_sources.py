@@ -30,7 +30,7 @@ def test_local_formats_give_the_same_examples(tmp_path, tokenizer, name):
     assert texts == [Example(f"Q: How many is {i}?\nA: ", f"It is {i}.\n#### {i}", str(i)) for i in range(20)]
 
 
-def test_shards_are_read_together_and_other_doublets_refused(tmp_path, tokenizer):
+def test_shards_are_combined_and_other_duplicates_rejected(tmp_path, tokenizer):
     write_jsonl(tmp_path / "train-00000-of-00002.jsonl", qa_rows(4))
     write_jsonl(tmp_path / "train-00001-of-00002.jsonl", qa_rows(3))
     config = dataset_for(
@@ -53,7 +53,7 @@ def test_shards_are_read_together_and_other_doublets_refused(tmp_path, tokenizer
         ("a.tsv", 'prompt\tresponse\na\t"quoted\n', ['"quoted']),
     ],
 )
-def test_cells_are_the_text_they_are(tmp_path, name, text, expected):
+def test_cells_are_read_as_plain_text(tmp_path, name, text, expected):
     (tmp_path / name).write_text(text, newline="")
     rows = read_rows(None, str(tmp_path / name), "train", ["prompt", "response"])
     assert [row["response"] for row in rows] == expected

@@ -27,7 +27,7 @@ from lora_one.types import Example
 class MineOptions(EvaluationOptions):
     """Options of copying."""
 
-    max_new_tokens: int = option(4, help="per completion (%(default)s)", decides="completions")
+    max_new_tokens: int = option(4, help="new tokens per completion (%(default)s)", decides="completions")
     prefix: str = option("Copy: ", help="text in front of the word (%(default)s)", decides="completions")
 
 

@@ -30,12 +30,12 @@ def test_processes_share_the_batches(count):
         assert {tuple(batch) for batch, _ in each_batch(order, 4, len, (), Processes(rank, count))} <= whole
 
 
-def test_done_batches_are_left_out_and_the_others_keep_their_company():
+def test_finished_batches_are_skipped_and_the_others_unchanged():
     batches = [list(batch) for batch, _ in each_batch([5, 4, 3, 2, 1, 0], 2, len, done={5, 4, 3})]
     assert batches == [[3, 2], [1, 0]]
 
 
-def test_what_memory_cannot_hold_is_halved_and_so_is_what_follows():
+def test_out_of_memory_halves_this_and_all_later_batches():
     asked = []
 
     def work(part):
@@ -71,7 +71,7 @@ def test_halved_batches_give_the_same_completions(llama, tokenizer, monkeypatch)
     assert dict(complete(llama, tokenizer, prompts, Decoding(6), 5)) == expected
 
 
-def test_launched_processes_give_what_one_gives(tmp_path, llama_folder):
+def test_several_processes_give_the_results_of_one(tmp_path, llama_folder):
     """Under torchrun: one set of files, line for line those of a single process; then nothing is left to do."""
     rows = [{"question": f"How many is {i} and {i}?" * (i + 1), "answer": f"#### {2 * i}"} for i in range(7)]
     data = tmp_path / "test.jsonl"

@@ -78,7 +78,7 @@ def test_equals_the_model_on_each_text_alone(model, batch_size):
         assert found[index] == pytest.approx(alone(model, question), abs=1e-4)
 
 
-def test_questions_with_nothing_in_common_and_none_at_all():
+def test_questions_without_a_common_prefix_and_no_questions():
     model = random_llama(64)
     asked = [Question([5, 6, 7], [[8], [9]]), Question([6], [[8, 3], [9]])]
     found = dict(log_likelihoods(model, asked, 2))
@@ -87,7 +87,7 @@ def test_questions_with_nothing_in_common_and_none_at_all():
     assert list(log_likelihoods(model, [], 2)) == []
 
 
-def test_what_is_done_is_left_out_and_changes_nothing():
+def test_finished_questions_are_skipped_without_changing_the_others():
     model, asked = random_llama(64), questions()
     whole = dict(log_likelihoods(model, asked, 3))
     assert dict(log_likelihoods(model, asked, 3, {1, 2, 6})) == {i: whole[i] for i in (0, 3, 4, 5, 7)}
@@ -110,7 +110,7 @@ def test_an_answer_is_what_really_follows_the_prompt(name, request):
     assert question.context == tokenizer("Two and two?\nAnswer:")["input_ids"]
 
 
-def test_an_answer_that_changes_the_prompt_s_last_token_takes_it_along():
+def test_prompt_token_merged_with_the_answer_is_scored_with_it():
     class Pairs:
         """Two characters a token, <s> in front."""
 

@@ -60,7 +60,7 @@ def test_the_first_word_counts(name, completion, ours, published):
     assert commonsense.parse_published(completion, name) == published
 
 
-def test_a_missing_answer_is_wrong_and_counted_apart():
+def test_missing_answer_is_wrong_and_counted_separately():
     lines = [
         BENCHMARKS["commonsense"].score(f"boolq/{i}", "p", text, gold)
         for i, (text, gold) in enumerate([("true", "true"), ("True", "true"), ("true", "false"), ("?", "false")])
@@ -210,7 +210,7 @@ def test_likelihood_is_that_of_the_whole_response(tmp_path, model_folder, data, 
 
 
 @pytest.mark.parametrize("more", [("--greedy", "--likelihood"), ("--temperature=2", "--top_p=1")])
-def test_interrupted_it_goes_on_and_ends_the_same(more, tmp_path, model_folder, data, monkeypatch):
+def test_interrupted_evaluation_resumes_with_the_same_result(more, tmp_path, model_folder, data, monkeypatch):
     """Sampled beams too, which share their random numbers with the rest of their batch."""
     whole = evaluate(model_folder, data, tmp_path / "whole", "--batch_size=2", *more)
     add = PartialResults.add
@@ -258,7 +258,7 @@ def test_the_published_command_line(script, tmp_path, model_folder, data, monkey
         ),
     ],
 )
-def test_wrong_options_are_one_message(options, words, tmp_path, monkeypatch, capsys):
+def test_wrong_options_give_one_message(options, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "boolq.json").write_text('[{"instruction": "Is it?", "answer": "true"}]')
     assert main("commonsense", ["--base_model=bundled/tiny", *options]) in (1, 2)

@@ -59,7 +59,7 @@ def test_greedy_is_the_argmax_of_the_model(model, tokenizer):
     ids=lambda settings: next(iter(settings)),
 )
 @pytest.mark.parametrize("kind", ["llama", "adapter", "t5"])
-def test_checkpoint_s_generation_settings_do_not_decide(kind, settings, tokenizer):
+def test_generation_settings_of_the_checkpoint_are_ignored(kind, settings, tokenizer):
     model = random_t5(len(tokenizer), initializer_factor=3.0) if kind == "t5" else random_llama(len(tokenizer))
     model = wrap(model, run_config("init=default").peft, "fp32").eval() if kind == "adapter" else model
     decodings = (Decoding(12), Decoding(12, beams=3), SAMPLED)
@@ -92,8 +92,8 @@ def test_completion_ends_where_the_context_does(tokenizer):
     assert [c.text for c in found[2:]] == ["4", "20"]
 
 
-def test_a_row_that_fills_learnt_positions_does_not_end_the_others(tokenizer):
-    """GPT-2 has none beyond its context, where the rest of a batch goes on."""
+def test_row_that_fills_its_positions_does_not_stop_the_others(tokenizer):
+    """GPT-2 has no positions beyond its context, while the rest of a batch continues."""
     ends = {"bos_token_id": 0, "eos_token_id": 1, "initializer_range": 0.3}
     torch.manual_seed(0)
     settings = GPT2Config(vocab_size=len(tokenizer), n_positions=32, n_embd=32, n_layer=2, n_head=2, **ends)
@@ -112,8 +112,8 @@ SAMPLED = Decoding(12, temperature=1.5, top_p=0.95, seed=3)
 
 
 @pytest.mark.parametrize("batch_size", [2, 3, 7])
-def test_what_is_sampled_depends_on_neither_batch_nor_company(model, tokenizer, batch_size):
-    """So that a killed evaluation, which asks for the rest alone, comes to the same samples."""
+def test_samples_do_not_depend_on_the_batch(model, tokenizer, batch_size):
+    """A killed evaluation, which generates only the missing ones, then gives the same samples."""
     given = prompts()
     alone = run(model, tokenizer, 1, SAMPLED, given)
     assert run(model, tokenizer, batch_size, SAMPLED, given) == alone
@@ -161,7 +161,7 @@ def test_draws_stay_in_the_support_at_the_ends():
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7])
-def test_a_stop_text_ends_its_own_row_alone(model, tokenizer, batch_size):
+def test_stop_text_ends_only_its_own_row(model, tokenizer, batch_size):
     """The completion is the one without stop texts, cut there, whatever stops beside it."""
     whole = [completion.text for completion in run(model, tokenizer, 1, Decoding(12))]
     stop = (whole[0][3:5], whole[4][4:6])
@@ -184,8 +184,8 @@ def test_before():
 
 
 @pytest.mark.parametrize("stopped", [False, True])
-def test_another_engine_answers_in_the_place_of_a_model(stopped, tmp_path, monkeypatch):
-    """It is asked for what is missing alone, in any order, and nothing is loaded."""
+def test_another_engine_can_replace_the_model(stopped, tmp_path, monkeypatch):
+    """It gets only the missing prompts, in any order, and no model is loaded."""
     asked = []
 
     class Letters:

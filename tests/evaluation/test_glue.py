@@ -51,7 +51,7 @@ def test_a_head_on_a_whole_validation_split(name, folder, size, tokenizer, tmp_p
 
 
 @pytest.mark.parametrize("kind", ["t5", "llama"])
-def test_text_is_generated_and_first_tokens_compared_as_one_at_a_time(kind, tokenizer, tmp_path):
+def test_batches_give_the_same_text_and_first_tokens_as_single_prompts(kind, tokenizer, tmp_path):
     data = shared("data/glue/SST-2")
     model = random_t5(len(tokenizer), initializer_factor=3.0) if kind == "t5" else random_llama(len(tokenizer))
     base = folder_of(model, tokenizer, tmp_path / "base")
@@ -84,7 +84,7 @@ def test_text_is_generated_and_first_tokens_compared_as_one_at_a_time(kind, toke
     assert {"accuracy", "accuracy_first_token"} <= report_of(tmp_path / "7")["metrics"].keys()
 
 
-def test_the_published_comparison_is_among_three_words(tokenizer, tmp_path):
+def test_published_comparison_considers_all_three_words(tokenizer, tmp_path):
     """MNLI, with a file in which one label alone occurs: each of the three words can win."""
     model = random_llama(len(tokenizer), initializer_range=0.5)
     base = folder_of(model, tokenizer, tmp_path / "base")
@@ -103,14 +103,14 @@ def test_the_published_comparison_is_among_three_words(tokenizer, tmp_path):
     assert len({line["prediction_first_token"] for line in lines}) == 3
 
 
-def test_the_word_of_a_class_is_what_counts():
+def test_answer_is_matched_by_the_word_of_its_class():
     line = BENCHMARKS["glue"].score("rte/3", "p", " not_entailment\n", "not_entailment")
     assert line["correct"] and line["prediction"] == "not_entailment"
     assert BENCHMARKS["glue"].score("rte/3", "p", "entailment because", "entailment")["prediction"] is None
     assert not BENCHMARKS["glue"].score("cola/0", "p", "acceptable", "unacceptable")["correct"]
 
 
-def test_a_head_is_read_by_its_own_words_where_they_are_the_set_s(tmp_path):
+def test_head_outputs_are_matched_by_label_name(tmp_path):
     config = random_roberta().config
     config.id2label = {0: "acceptable", 1: "unacceptable"}
     assert class_choice.words_of(config, glue.SETS["cola"].labels) == ["acceptable", "unacceptable"]
@@ -118,15 +118,15 @@ def test_a_head_is_read_by_its_own_words_where_they_are_the_set_s(tmp_path):
     assert class_choice.words_of(config, glue.SETS["cola"].labels) == ["unacceptable", "acceptable"]
 
 
-def test_a_head_is_read_by_its_own_words_in_any_case():
+def test_head_label_names_are_case_insensitive():
     """As the checkpoints of MNLI on the hub name them, in an order of their own."""
     config = random_roberta(labels=3).config
     config.id2label = {0: "CONTRADICTION", 1: "NEUTRAL", 2: "ENTAILMENT"}
     assert class_choice.words_of(config, glue.SETS["mnli"].labels) == ["contradiction", "neutral", "entailment"]
 
 
-def test_a_head_reads_no_further_than_its_positions_and_says_so(tokenizer, tmp_path):
-    """64 of them, where --max_length is 512 by default."""
+def test_head_input_is_cut_to_its_positions_and_reported(tokenizer, tmp_path):
+    """64 positions, although --max_length is 512 by default."""
     base = folder_of(random_roberta(len(tokenizer)), tokenizer, tmp_path / "base")
     rows = [f"{'word ' * words}\t{words % 2}\n" for words in (3, 200, 5, 90)]
     (tmp_path / "dev.tsv").write_text("".join(["sentence\tlabel\n", *rows]))
@@ -139,7 +139,7 @@ def test_a_head_reads_no_further_than_its_positions_and_says_so(tokenizer, tmp_p
 
 
 def test_a_prompt_beyond_the_context_has_no_first_token_to_compare(tokenizer, tmp_path):
-    """Of a model with learnt positions, which cannot read further; the others are answered as ever."""
+    """For a model with learned positions; the other prompts are answered as usual."""
     settings = {"n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2, "bos_token_id": 0, "eos_token_id": 1}
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), initializer_range=0.3, **settings)).eval()
@@ -170,7 +170,7 @@ def test_a_prompt_beyond_the_context_has_no_first_token_to_compare(tokenizer, tm
         ("t5", ["--max_length", "64"], "--max_length=64 applies only to a classification head"),
     ],
 )
-def test_an_option_that_this_kind_of_model_does_not_read_is_refused(kind, option, reader, tokenizer, tmp_path, capsys):
+def test_rejects_options_without_effect_for_the_model_type(kind, option, reader, tokenizer, tmp_path, capsys):
     model = random_t5(len(tokenizer)) if kind == "t5" else random_roberta(len(tokenizer))
     base = folder_of(model, tokenizer, tmp_path / "base")
     data = rows_of_sst2(tmp_path / "sst2")
@@ -187,7 +187,7 @@ def rows_of_sst2(place):
     return place
 
 
-def test_an_adapter_is_scored_as_its_merged_checkpoint_and_goes_on_where_it_stopped(tokenizer, tmp_path, monkeypatch):
+def test_adapter_equals_its_merged_checkpoint_and_evaluation_resumes(tokenizer, tmp_path, monkeypatch):
     data = rows_of_sst2(tmp_path / "sst2")
     base = folder_of(random_llama(len(tokenizer)), tokenizer, tmp_path / "base")
     sizes = ("model.epochs=3", "model.per_device_batch_size=5", "model.real_batch_size=10", "model.learning_rate=1e-2")
@@ -234,7 +234,7 @@ def test_an_adapter_is_scored_as_its_merged_checkpoint_and_goes_on_where_it_stop
         (["--dataset", "mnli"], "head has 2 outputs, but this set has 3 classes"),
     ],
 )
-def test_wrong_use_is_one_line(options, message, tokenizer, tmp_path, capsys):
+def test_wrong_use_gives_one_line(options, message, tokenizer, tmp_path, capsys):
     base = folder_of(random_roberta(len(tokenizer)), tokenizer, tmp_path / "base")
     (tmp_path / "dev_matched.tsv").write_text("sentence1\tsentence2\tgold_label\na\tb\tneutral\n")
     options = [*options, "--data_path", str(tmp_path / "dev_matched.tsv"), "--output_dir", str(tmp_path / "out")]

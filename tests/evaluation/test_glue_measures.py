@@ -8,7 +8,7 @@ import pytest
 from lora_one.evaluation import glue_measures
 
 
-def test_matthews_and_f1_are_scikit_learn_s_and_an_unparsed_answer_is_a_class_of_its_own():
+def test_matthews_and_f1_equal_scikit_learn_with_unparsed_answers_as_a_class():
     metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not here: pip install -e .[dev]")
     numbers = random.Random(0)
     for classes, said in ((2, (0, 1)), (2, (-1, 0, 1)), (3, (-1, 0, 1, 2)), (2, (1,))):

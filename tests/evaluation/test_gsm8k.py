@@ -60,11 +60,11 @@ def test_parses(completion, number):
         "#### 5\u00bd",
     ],
 )
-def test_says_unparsed_rather_than_a_number(completion):
+def test_rejects_completions_without_a_clear_number(completion):
     assert gsm8k.parse(completion) is None
 
 
-def test_no_answer_is_not_the_answer_zero():
+def test_missing_answer_is_not_zero():
     assert not BENCHMARKS["gsm8k"].score(0, "p", "no idea", "0")["correct"]
     assert BENCHMARKS["gsm8k"].score(0, "p", "#### 0", "0")["correct"]
 
@@ -80,7 +80,7 @@ def test_no_answer_is_not_the_answer_zero():
         ("#### 18.00", "18", True, True),
     ],
 )
-def test_published_score_is_kept_apart(completion, gold, ours, published):
+def test_published_score_is_a_separate_metric(completion, gold, ours, published):
     line = BENCHMARKS["gsm8k"].score(0, "p", completion, gold)
     assert (line["correct"], line["correct_official"]) == (ours, published)
 
@@ -203,12 +203,12 @@ def test_few_shot_prompt_settings_and_rescoring(shots, tmp_path, llama_folder, t
 
 
 @pytest.mark.parametrize("number", [-1, 9])
-def test_number_of_examples_has_its_range(number, llama_folder, capsys):
+def test_rejects_num_fewshot_out_of_range(number, llama_folder, capsys):
     assert main("gsm8k", [f"--model_name={llama_folder}", f"--num_fewshot={number}"]) == 2
     assert f"--num_fewshot={number} must be between 0 and 8" in capsys.readouterr().err
 
 
-def test_what_the_context_leaves_no_room_for_is_counted(tmp_path, tokenizer):
+def test_completions_cut_by_the_context_are_counted(tmp_path, tokenizer):
     """256 positions: the second prompt has less room than asked for, the third none."""
     base = folder_of(random_llama(len(tokenizer)), tokenizer, tmp_path / "base")
     rows = [{"question": "x" * size, "answer": "#### 1"} for size in (3, 230, 400)]

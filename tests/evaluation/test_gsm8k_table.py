@@ -61,10 +61,10 @@ TABLE = [
 
 
 @pytest.mark.parametrize(("completion", "ours", "published"), TABLE)
-def test_both_scores_read_it_so(completion, ours, published):
+def test_parses_every_completion_of_the_table(completion, ours, published):
     assert parse(completion) == (None if ours is None else Decimal(ours))
     assert parse_published(completion) == published
 
 
-def test_table_is_as_long_as_promised():
+def test_table_has_at_least_40_completions():
     assert len({completion for completion, _, _ in TABLE}) >= 40

@@ -122,7 +122,7 @@ def test_the_164_canonical_solutions_pass_and_empty_ones_do_not(tmp_path, capsys
     assert "humaneval pass@1: 50.00 +- 0.00 %" in capsys.readouterr().out
 
 
-def test_results_name_what_became_of_each(tmp_path, problem_file):
+def test_results_contain_the_outcome_of_each_sample(tmp_path, problem_file):
     completions = [right(PROBLEMS[0]), "    while True: pass\n", "    return x +\n"]
     samples = [{"task_id": f"Mine/{i}", "completion": text, "note": i} for i, text in enumerate(completions)]
     file = tmp_path / "samples.jsonl.gz"
@@ -137,7 +137,7 @@ def test_results_name_what_became_of_each(tmp_path, problem_file):
     assert counts["unparsed"] == 1 and sum(counts.values()) == 6
 
 
-def test_some_problems_alone_if_asked_for(tmp_path, problem_file):
+def test_allow_missing_scores_only_problems_with_samples(tmp_path, problem_file):
     file = write(tmp_path / "s.jsonl", [{"task_id": "Mine/2", "completion": right(PROBLEMS[2])}] * 2)
     options = [f"--sample_file={file}", f"--data_path={problem_file}", "--k=2,1", "--timeout=60"]
     assert functional_correctness.main(options) == 2
@@ -198,7 +198,7 @@ def test_samples_are_scored_and_written(tmp_path, problem_file, monkeypatch):
     assert (again["metrics"], again["counts"]) == (report["metrics"], report["counts"])
 
 
-def test_a_killed_evaluation_goes_on_from_its_completions(tmp_path, problem_file, monkeypatch, capsys):
+def test_killed_evaluation_resumes_from_its_completions(tmp_path, problem_file, monkeypatch, capsys):
     generated = Generated(monkeypatch)
     output = tmp_path / "out"
     generated.stop_after = 4
@@ -216,7 +216,7 @@ def test_a_killed_evaluation_goes_on_from_its_completions(tmp_path, problem_file
     assert (output / "predictions.jsonl").read_text() == (whole / "predictions.jsonl").read_text()
 
 
-def test_generation_alone_and_the_score_later(tmp_path, problem_file, monkeypatch):
+def test_no_score_generates_and_a_second_call_scores(tmp_path, problem_file, monkeypatch):
     generated = Generated(monkeypatch)
     output = tmp_path / "out"
     with monkeypatch.context() as patch:

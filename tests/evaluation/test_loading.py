@@ -37,7 +37,7 @@ def data(tmp_path):
 
 
 @pytest.mark.parametrize("task", ["gsm8k", "humaneval", "math", "commonsense", "mmlu"])
-def test_a_classification_head_answers_glue_alone(task, data, tokenizer, tmp_path, capsys):
+def test_classification_head_is_evaluated_only_on_glue(task, data, tokenizer, tmp_path, capsys):
     if task == "math":
         pytest.importorskip("math_verify", reason="MATH needs math-verify: pip install -e .[math]")
     base = folder_of(random_roberta(len(tokenizer)), tokenizer, tmp_path / "base")
@@ -57,8 +57,8 @@ def test_a_classification_head_answers_glue_alone(task, data, tokenizer, tmp_pat
     ],
     ids=" ".join,
 )
-def test_a_model_that_gives_no_numbers_is_not_scored(arguments, data, tokenizer, tmp_path, capsys):
-    """As one does that overflows in fp16: the largest of its logits would be some token all the same."""
+def test_logits_that_are_not_finite_are_an_error(arguments, data, tokenizer, tmp_path, capsys):
+    """As with an overflow in fp16: argmax would still return some token."""
     task, *options = arguments
     head = "head" in options
     model = random_roberta(len(tokenizer)) if head else random_llama(len(tokenizer))
@@ -70,7 +70,7 @@ def test_a_model_that_gives_no_numbers_is_not_scored(arguments, data, tokenizer,
 
 
 @pytest.mark.parametrize("arguments", [["mmlu"], ["commonsense", "--likelihood", "--greedy"]], ids=" ".join)
-def test_likelihoods_are_of_causal_models(arguments, data, tokenizer, tmp_path, capsys):
+def test_likelihoods_need_a_causal_model(arguments, data, tokenizer, tmp_path, capsys):
     base = folder_of(random_t5(len(tokenizer)), tokenizer, tmp_path / "base")
     task, *options = arguments
     options = [*options, *data[task], "--model_name", str(base), "--output_dir", str(tmp_path / "out")]
@@ -78,8 +78,8 @@ def test_likelihoods_are_of_causal_models(arguments, data, tokenizer, tmp_path, 
     assert "of the type ConditionalGeneration: evaluate a causal model" in capsys.readouterr().err
 
 
-def test_an_adapter_that_does_not_say_its_task_is_of_the_base_s_kind(data, tokenizer, tmp_path):
-    """As PEFT saves one that was made without task_type; of a T5 here."""
+def test_adapter_without_task_type_has_the_type_of_its_base(data, tokenizer, tmp_path):
+    """An adapter of T5 that PEFT saved without task_type."""
     base = folder_of(random_t5(len(tokenizer), initializer_factor=3.0), tokenizer, tmp_path / "base")
     torch.manual_seed(1)
     lora = LoraConfig(r=2, target_modules=["q", "v"], init_lora_weights=False)

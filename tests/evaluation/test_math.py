@@ -54,7 +54,7 @@ def test_extraction(completion, answer):
     assert math.parse(completion) == answer
 
 
-def test_every_gold_and_equivalent_is_right_and_every_wrong_one_wrong():
+def test_accepts_equivalent_answers_and_rejects_wrong_ones():
     rows = read(PROBLEMS)
     assert len(rows) >= 60 and len({row["problem"] for row in rows}) == len(rows)
     assert {row["level"] for row in rows} == {f"Level {level}" for level in range(1, 6)}
@@ -67,7 +67,7 @@ def test_every_gold_and_equivalent_is_right_and_every_wrong_one_wrong():
     assert len(outcomes) == len(pairs) and not mistaken
 
 
-def test_a_comparison_that_does_not_end_is_killed_and_the_rest_goes_on():
+def test_endless_comparison_is_killed_and_the_others_are_scored():
     pairs = [("5", ENDLESS), ("1", "1"), ("5", ENDLESS), ("1", "2"), ("2", "2")]
     assert dict(compared(pairs, 3, 1)) == {0: None, 1: True, 2: None, 3: False, 4: True}
     assert not multiprocessing.active_children()
@@ -96,7 +96,7 @@ def test_a_comparison_that_does_not_end_is_killed_and_the_rest_goes_on():
         ("4,3", "3,4", False),
     ],
 )
-def test_published_comparison_is_of_texts(answer, other, same):
+def test_published_comparison_compares_texts(answer, other, same):
     assert (math.normalized(answer) == math.normalized(other)) is same
 
 
@@ -108,7 +108,7 @@ def predictions(path, answers):
     return write(path, [{"id": i, "prompt": "p", "completion": a[0], "gold": g} for i, (g, a) in enumerate(rows)])
 
 
-def test_rescore_needs_no_model_and_counts_what_was_not_decided(tmp_path, monkeypatch):
+def test_rescore_needs_no_model_and_counts_undecided_comparisons(tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "load_evaluated", None)
     answers = [
         (r"\boxed{0.25}", r"\frac14", 1),
@@ -129,7 +129,7 @@ def test_rescore_needs_no_model_and_counts_what_was_not_decided(tmp_path, monkey
     assert [line["result"] for line in lines] == ["equal", "different", "unparsed", "undecided"]
 
 
-def test_evaluation_of_a_checkpoint_goes_on_where_it_was_interrupted(tmp_path, llama_folder, monkeypatch):
+def test_interrupted_evaluation_resumes(tmp_path, llama_folder, monkeypatch):
     real, out = PartialResults.add, tmp_path / "out"
     options = [f"--model_name={llama_folder}", f"--data_path={PROBLEMS}", "--limit=4", "--max_new_tokens=4"]
     options += [f"--output_dir={out}", "--batch_size=1", "--workers=1"]
@@ -191,7 +191,7 @@ def test_bad_options(option, capsys):
     assert option.partition("=")[0] in capsys.readouterr().err
 
 
-def test_a_missing_package_is_one_line(monkeypatch, capsys):
+def test_missing_package_gives_one_line(monkeypatch, capsys):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "math_verify" else real(name))
     assert main("math", ["--model_name=m"]) == 2

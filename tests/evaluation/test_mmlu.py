@@ -42,7 +42,7 @@ def data(tmp_path_factory):
     return folder
 
 
-def test_prompt_is_the_published_one_and_none_stays_a_word(data):
+def test_prompt_is_the_published_one_and_keeps_the_word_none(data):
     found = {problem.id: problem for problem in mmlu.test_questions(str(data), ntrain=3)}
     assert list(found) == ["abstract_algebra/0", "abstract_algebra/1", "virology/0", "virology/1", "virology/2"]
     header = "The following are multiple choice questions (with answers) about  virology.\n\n"
@@ -107,7 +107,7 @@ def test_a_question_beyond_the_context_keeps_its_end(tokenizer, data):
 
 
 @pytest.mark.parametrize("name", ["tokenizer", "sentencepiece_tokenizer"])
-def test_letters_taken_over_are_those_of_each_prompt(name, data, request):
+def test_reused_letter_tokens_are_those_of_each_prompt(name, data, request):
     """Of the real prompts, where they are: one tokenization stands for those with the same ending."""
     from lora_one.evaluation.choices import question_of, questions_of
 
@@ -192,7 +192,7 @@ def test_rows_of_the_hub_have_the_same_form(monkeypatch):
             "dev/virology_dev.csv",
             "Four?,1,2,3,4,D\n",
             UsageError,
-            "--ntrain=3 is more than the 1 solved examples of virology",
+            "--ntrain=3 exceeds the number of solved examples of virology (1)",
         ),
     ],
 )
@@ -233,7 +233,7 @@ def test_the_published_command_line(tmp_path, llama_folder, data, monkeypatch, c
 
 
 @pytest.mark.parametrize("kept", [1, 3, 4])
-def test_interrupted_it_goes_on_and_ends_the_same(kept, tmp_path, llama_folder, data, monkeypatch):
+def test_interrupted_evaluation_resumes_with_the_same_result(kept, tmp_path, llama_folder, data, monkeypatch):
     common = [f"--model_name={llama_folder}", f"--data_path={data}", "--ntrain=3", "--batch_size=2"]
     assert main("mmlu", [*common, f"--output_dir={tmp_path / 'whole'}"]) == 0
     add = PartialResults.add
@@ -263,7 +263,7 @@ def test_interrupted_it_goes_on_and_ends_the_same(kept, tmp_path, llama_folder, 
         (["--data_path=."], "has no test/"),
     ],
 )
-def test_wrong_options_are_one_message(options, words, tmp_path, monkeypatch, capsys):
+def test_wrong_options_give_one_message(options, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main("mmlu", ["bundled/tiny", *options]) == 2
     (line,) = capsys.readouterr().err.splitlines()[-1:]

@@ -28,7 +28,7 @@ def written(folder, *lines):
 
 
 @pytest.mark.parametrize("task", OWN)
-def test_a_line_is_scored_by_its_own_benchmark_alone(task, tmp_path, capsys):
+def test_rejects_predictions_of_another_benchmark(task, tmp_path, capsys):
     if task == "math":
         pytest.importorskip("math_verify", reason="MATH needs math-verify: pip install -e .[math]")
     for name, (number, completion, gold) in OWN.items():
@@ -50,7 +50,7 @@ def test_a_line_is_scored_by_its_own_benchmark_alone(task, tmp_path, capsys):
 
 @pytest.mark.parametrize("task", OWN)
 @pytest.mark.parametrize("change", [{"completion": None}, {"prompt": None}, {"id": ["x"]}, {"id": None}], ids=str)
-def test_a_line_that_is_not_whole_is_refused(task, change, tmp_path, capsys):
+def test_rejects_incomplete_prediction_lines(task, change, tmp_path, capsys):
     if task == "math":
         pytest.importorskip("math_verify", reason="MATH needs math-verify: pip install -e .[math]")
     number, completion, gold = OWN[task]

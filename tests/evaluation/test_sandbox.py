@@ -126,7 +126,7 @@ def plainly(row, place, folder):
 
 
 @pytest.mark.parametrize("row", HOSTILE, ids=lambda row: row.name)
-def test_each_succeeds_under_a_plain_runner(row, place, tmp_path):
+def test_every_attack_succeeds_without_the_sandbox(row, place, tmp_path):
     if row.root and os.geteuid() != 0:
         pytest.skip("only root can do that anywhere")
     assert plainly(row, place, tmp_path)
@@ -151,14 +151,14 @@ def verdicts(isolated, place):
 
 
 @pytest.mark.parametrize("row", HOSTILE, ids=lambda row: row.name)
-def test_none_succeeds_in_the_sandbox(row, place, verdicts):
+def test_no_attack_succeeds_in_the_sandbox(row, place, verdicts):
     result = verdicts[0][row.name]
     assert result.startswith("failed: ") if row.kind != "outlasts" else result == "timed out"
     assert named(mark_of(row)) == set() and files_left(mark_of(row), place) == []
     assert not Path(place["@SCRATCH@"], "written").exists()
 
 
-def test_nothing_is_left_and_nothing_changed(verdicts):
+def test_no_process_file_or_setting_remains_changed(verdicts):
     _, before, after = verdicts
     assert after == before
 
@@ -194,8 +194,8 @@ def ended(process):
 
 
 @pytest.mark.parametrize(("isolated_too", "killed"), [(True, False), (False, False), (True, True)])
-def test_what_runs_ends_with_the_scorer_and_the_launcher(isolated_too, killed, isolated, place):
-    """A killed scorer is a closed pipe: the launcher takes along what it runs. So does a launcher that is killed."""
+def test_programs_are_killed_with_the_scorer_or_the_launcher(isolated_too, killed, isolated, place):
+    """A killed scorer closes the pipe, and the launcher then kills its programs; a killed launcher does the same."""
     row = next(row for row in HOSTILE if row.kind == "leaves" and "session" in row.name)
     process, ready = launcher(isolated=isolated_too)
     assert ready == {"ready": True}
@@ -229,7 +229,7 @@ os.execve(python, [python, *sys.argv[2:]], {})
 
 
 def test_an_ordinary_user_is_isolated_too(isolated, place, tmp_path):
-    """Root tries it as another user, who gets at the interpreter through /mnt; a user is one already."""
+    """Root tests this as another user, who reaches the interpreter through /mnt."""
     if os.geteuid() != 0:
         pytest.skip("every other test here runs as an ordinary user")
     wrapper = tmp_path / "python"
@@ -267,7 +267,7 @@ VALUES = [
 
 
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
-def test_values_arrive_as_they_are(value):
+def test_plain_values_are_transferred_unchanged(value):
     line = ascii(inside.packed(value))
     assert "\n" not in line
     arrived = inside.unpacked(ast.literal_eval(line))
@@ -275,7 +275,7 @@ def test_values_arrive_as_they_are(value):
     assert isinstance(value, type(arrived))
 
 
-def test_what_is_no_plain_data_equals_nothing():
+def test_other_objects_never_compare_equal():
     class Yes:
         def __eq__(self, _):
             return True
@@ -306,20 +306,20 @@ BABBLE = {
 
 
 @pytest.mark.parametrize("babble", BABBLE)
-def test_babble_on_the_channel_is_no_answer(babble, isolated):
+def test_invalid_bytes_on_the_result_channel_fail(babble, isolated):
     source = f"import os\nos.write(3, {BABBLE[babble]!r}.decode('unicode_escape').encode('latin-1'))\nos._exit(0)\n"
     ((_, result),) = run_programs([Program("", source, TEST, "increment")], PATIENT)
     assert result.startswith("failed: the program")
 
 
-def test_an_endless_answer_is_cut(isolated):
+def test_endless_result_is_an_error(isolated):
     source = "import os\nwhile True:\n    os.write(3, b'1' * 65536)\n"
     ((_, result),) = run_programs([Program("", source, TEST, "increment")], PATIENT)
     assert result == "failed: a result is too long"
 
 
-def test_right_answers_sent_by_hand_are_right_answers(isolated):
-    """There is no verdict to forge: all that a program can do is to compute."""
+def test_program_cannot_forge_a_verdict(isolated):
+    """A program returns only values; the verdict is computed outside."""
     source = f"{PROMPT}    return x + 1\nimport sys\nsys.stdout.write('verdict: failed')\n"
     ((_, result),) = run_programs([Program("", source, TEST, "increment")], PATIENT)
     assert result == "passed"
@@ -339,12 +339,12 @@ def test_right_answers_sent_by_hand_are_right_answers(isolated):
         ("    return input()", "failed: EOFError: EOF when reading a line"),
     ],
 )
-def test_results_say_what_happened(completion, result, isolated):
+def test_results_name_the_reason_of_a_failure(completion, result, isolated):
     ((_, found),) = run_programs([Program(PROMPT, completion, TEST, "increment")], PATIENT)
     assert found.startswith(result) and len(found) < 520 and "\n" not in found
 
 
-def test_a_program_finds_nothing_but_the_interpreter(isolated):
+def test_program_sees_only_the_interpreter(isolated):
     """An empty environment and folder, one process, no /proc, /dev or home; no user of the host's."""
     source = """    import os
     seen = sorted({"proc", "dev", "home", "tmp"} & set(os.listdir("/")))
@@ -356,13 +356,13 @@ def test_a_program_finds_nothing_but_the_interpreter(isolated):
     assert result == "passed"
 
 
-def test_without_isolation_it_stops_and_says_so(refusing_kernel):
+def test_missing_isolation_is_an_error(refusing_kernel):
     with pytest.raises(RunError, match=r"cannot be isolated.*unshare: Operation not permitted.*--unsafe"):
         list(run_programs([Program(PROMPT, HONEST, TEST, "increment")], PATIENT))
 
 
 def test_unsafe_runs_without_namespaces_and_still_cleans_up(refusing_kernel, place):
-    """No forgery passes there either, processes of other sessions are killed, and the working folders go."""
+    """Forged results fail here too, processes of other sessions are killed, and the working folders are deleted."""
     rows = [row for row in HOSTILE if row.kind in ("forges", "leaves", "crashes") and "file" not in row.name]
     programs = [Program(PROMPT, completion_of(row, place), row.test, "increment") for row in rows]
     where = "    import os\n    open('here', 'w').close()\n    raise ValueError(os.getcwd())\n"
@@ -382,8 +382,8 @@ def test_a_launcher_that_dies_is_an_error(isolated):
     started.close()
 
 
-def test_stopping_early_leaves_nothing(isolated, place):
-    """As Ctrl-C does: what still runs is not waited for."""
+def test_interrupted_scoring_leaves_no_process_or_file(isolated, place):
+    """As with Ctrl-C: running programs are killed."""
     row = next(row for row in HOSTILE if row.kind == "leaves" and "session" in row.name)
     endless = Program(PROMPT, completion_of(row, place) + "    time.sleep(600)\n", TEST, "increment")
     running = run_programs([Program(PROMPT, HONEST, TEST, "increment"), *[endless] * 3], Limits(seconds=600), workers=2)
@@ -393,7 +393,7 @@ def test_stopping_early_leaves_nothing(isolated, place):
 
 
 def test_a_program_that_could_not_be_started_has_no_verdict(isolated, monkeypatch):
-    """Not even a wrong one: it is an error of the machine's."""
+    """Not even a failure: it is an error of the machine."""
     broken = "import isolation; isolation.private_root = None; import launcher"
     monkeypatch.setattr(sandbox, "START", sandbox.START.replace("import launcher", broken))
     with pytest.raises(RunError, match=r"could not be run, because its process did not start.*fewer --workers"):

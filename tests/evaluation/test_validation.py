@@ -54,7 +54,7 @@ def test_generated_answers_of_every_classification_set_are_scored_by_the_words_o
     assert (found["eval_accuracy"], found["eval_parsed"]) == (0.5, 0.75)
 
 
-def test_batches_hold_examples_of_like_length(monkeypatch):
+def test_batches_contain_examples_of_similar_length(monkeypatch):
     monkeypatch.setitem(batches.TOKENS, "cpu", 100)
     model, data = random_llama(), examples(12)
     shapes = counting(model)
@@ -71,7 +71,7 @@ def test_large_vocabularies_get_small_batches():
     assert batches.automatic_tokens(model, 262_144) == 512  # 512 MiB of logits in fp32
 
 
-def test_what_memory_cannot_hold_is_halved_and_no_example_counts_twice():
+def test_out_of_memory_halves_batches_and_counts_each_example_once():
     model, data = random_llama(), examples(12)
     expected = mean_loss(model, batches_of(data, 1, 1), "example")
     shapes = counting(model, most=120)

@@ -27,7 +27,7 @@ def never():
         ("init=pissa",),
     ],
 )
-def test_cached_start_is_the_one_found_before(tmp_path, monkeypatch, overrides):
+def test_cached_start_is_bitwise_the_same(tmp_path, monkeypatch, overrides):
     """Bit for bit, adapters and base; nothing is computed the second time."""
     said = []
     cache = Cache(tmp_path, {"method": overrides[0]}, said.append)
@@ -47,7 +47,7 @@ def test_cached_start_is_the_one_found_before(tmp_path, monkeypatch, overrides):
     assert said == [computed, f"init.cache: read from {cache.file}"]
 
 
-def test_changed_key_is_computed_anew_and_says_why(tmp_path):
+def test_changed_key_is_recomputed_with_a_reason(tmp_path):
     said = []
     one = {"init.seed": 1, "init.gamma": 64.0, "model.name": "a"}
     attach_llama(cached=Cache(tmp_path, one, said.append))
@@ -61,7 +61,7 @@ def test_changed_key_is_computed_anew_and_says_why(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".json", ".safetensors"])
-def test_half_an_entry_is_none(tmp_path, suffix):
+def test_truncated_entry_is_recomputed(tmp_path, suffix):
     said = []
     cache = Cache(tmp_path, {"seed": 1}, said.append)
     model, _ = attach_llama(cached=cache)
@@ -73,8 +73,8 @@ def test_half_an_entry_is_none(tmp_path, suffix):
     assert all(torch.equal(value, lora_tensors(again)[name]) for name, value in lora_tensors(model).items())
 
 
-def test_two_jobs_may_find_one_start(tmp_path):
-    """The second one is done and writes while the first is still at it."""
+def test_two_jobs_may_write_the_same_entry(tmp_path):
+    """The second one finishes and writes while the first one still computes."""
     said, key = [], {"seed": 1}
     inner = Cache(tmp_path, key, said.append)
 
@@ -95,7 +95,7 @@ def test_cache_that_cannot_be_written_is_one_message(tmp_path):
         Cache(tmp_path / "file", {}, lambda text: None)(never)  # before the work, not after it
 
 
-def test_key_knows_what_the_factors_depend_on(tmp_path, llama_folder, capsys):
+def test_key_contains_what_the_factors_depend_on(tmp_path, llama_folder, capsys):
     """Learning rate and rank of the processes do not matter; examples, rank, seed and gamma do."""
     changes = {
         "model.learning_rate=1e-3": None,

@@ -28,7 +28,7 @@ def test_equals_autograd(llama, reduction, batch_size):
     assert (report.examples, report.tokens) == (5, sum(answer_tokens(e) for e in data))
 
 
-def test_no_weight_is_asked_for_a_gradient_and_none_is_left_behind(llama):
+def test_weights_get_no_gradients(llama):
     llama.model.norm.weight.requires_grad_(True)
     ours(llama, examples())
     assert all(parameter.grad is None for parameter in llama.parameters())
@@ -82,13 +82,13 @@ def test_gradients_are_handed_over_one_by_one(llama):
     assert seen == list(linear_layers(llama))
 
 
-def test_layer_without_part_in_the_loss_is_named(llama):
+def test_unused_layer_is_named(llama):
     layers = linear_layers(llama) | {"spare": torch.nn.Linear(4, 4)}
     with pytest.raises(ValueError, match="layer spare got no gradient"):
         mean_gradients(llama, layers, batches_of(examples(), 2, 0), "example", lambda n, g: None)
 
 
-def test_loss_that_is_no_number_is_refused(llama):
+def test_loss_that_is_not_finite_is_an_error(llama):
     llama.model.norm.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match="loss on the initialisation examples is nan"):
         ours(llama, examples())

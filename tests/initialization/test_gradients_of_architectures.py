@@ -57,7 +57,7 @@ def test_layers_that_share_a_weight(hold):
 
 @pytest.mark.filterwarnings("ignore:.*fewer usable directions")  # 32 are asked for, layer norms leave 31
 @pytest.mark.parametrize("hold", [*HOLDS, "sketch"])
-def test_conv1d_stores_its_weight_the_other_way_round(hold):
+def test_conv1d_weight_is_transposed(hold):
     model = random_gpt2()
     layers = adapters.target_layers(model, run_config().peft)
     assert Counter(name.rpartition(".")[2] for name in layers) == {"c_attn": 2, "c_proj": 4, "c_fc": 2}

@@ -19,7 +19,7 @@ from tests.helpers.models import random_llama, wide_llama
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("hold", HOLDS)
-def test_every_hold_gives_autograds_gradient(hold, checkpointing):
+def test_every_place_gives_autograd_s_gradient(hold, checkpointing):
     model = random_llama()
     layers = linear_layers(model)
     batches = batches_of(examples(), 5 if hold == "layer" else 2, 0)
@@ -27,8 +27,8 @@ def test_every_hold_gives_autograds_gradient(hold, checkpointing):
     assert_same(gradients(model, layers, batches, hold, checkpointing), expected)
 
 
-def test_transform_keeps_fullwhole():
-    """A transform needs G itself: with little memory and several batches they wait on the CPU."""
+def test_transform_keeps_whole_gradients():
+    """A transform needs the whole G, so with little memory and several batches the gradients are stored on the CPU."""
     model = random_llama()
     layers, batches = linear_layers(model), batches_of(examples(), 2, 0)
     settings = StepSettings(singular=RANK, memory="low", transform=torch.sign)
@@ -95,8 +95,8 @@ def test_layers_are_freed_one_by_one(hold, most, checkpointing):
     assert hold == "device" or watch.bytes <= 2 * largest
 
 
-def test_factorised_fullare_freed(monkeypatch):
-    """Through the whole low-rank step: when a layer is factorised no other layer's G is alive."""
+def test_gradients_are_freed_after_factorisation(monkeypatch):
+    """In the whole low-rank step, no other layer's G is in memory while a layer is factorised."""
     model = wide_llama()
     layers, batches = linear_layers(model), batches_of(examples(), 5, 0)
     handed, alive = [], []

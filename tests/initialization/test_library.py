@@ -41,7 +41,7 @@ def factors_of(model):
     return {name: value.detach().clone() for name, value in model.named_parameters() if "lora_" in name}
 
 
-def test_gives_what_a_run_gives():
+def test_gives_the_factors_of_a_run():
     """The same factors, bit for bit, as run_exp.py's own way with the same settings."""
     run = run_config(f"peft.lora_target_modules=[{','.join(TARGETS)}]", "peft.lora_r=4", "peft.lora_alpha=8")
     expected, _ = attach_adapters(
@@ -358,7 +358,7 @@ def test_what_trains_beside_the_adapters_keeps_the_base_s_dtype(further):
 
 
 @pytest.mark.parametrize("scale", ["stable", "search"])
-def test_parts_in_training_stay_so_and_others_do_not_begin(scale):
+def test_training_mode_of_every_module_is_kept(scale):
     base = random_llama(attention_dropout=0.3)
     base.model.layers[0].train()
     before = {name: part.training for name, part in base.named_modules()}
@@ -373,7 +373,7 @@ def test_fused_experts_are_named():
         initialize_adapters(random_mixtral(), lora(target_modules="all-linear"), batches(), examples=None)
 
 
-def test_a_failure_on_the_way_leaves_the_model_alone_too():
+def test_failure_leaves_the_model_unchanged():
     base = random_llama().requires_grad_(True)
     base.model.layers[0].mlp.up_proj.weight.data[0, 0] = float("nan")
     names = list(dict(base.named_modules()))

@@ -84,7 +84,7 @@ def test_low_rank_steps_are_taken_outside_of_autocast(memory, batch_size):
 
 @pytest.mark.parametrize("memory", ["fast", "low"])
 @pytest.mark.parametrize("batch_size", [2, 5])
-def test_gradient_that_is_zero_or_no_number_is_named(memory, batch_size):
+def test_gradient_that_is_zero_or_not_finite_is_named(memory, batch_size):
     model = Experts(used=(0, 1))
     model.head.weight.zero_()
     layers, batches = {"first": model.experts[0]}, batches_of(examples(vocabulary=64), batch_size, 0)

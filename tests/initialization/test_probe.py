@@ -43,18 +43,18 @@ def test_subsample_and_whole_set(tokenizer, texts):
     assert len(set(rows(tokenizer, texts, "init.bsz=null", "init.iters=null"))) == 60
 
 
-def test_more_than_there_are(tokenizer, texts):
+def test_rejects_more_examples_than_available(tokenizer, texts):
     with pytest.raises(UsageError, match=r"init\.bsz x init\.iters=61 exceeds the number of training examples, 60"):
         rows(tokenizer, texts, "init.iters=61")
 
 
-def test_too_few_with_an_answer_token_is_an_error_and_not_fewer(tokenizer, texts):
+def test_too_few_examples_with_an_answer_token_is_an_error(tokenizer, texts):
     long = [Example(text.prompt * 4, text.response) for text in texts]
     with pytest.raises(UsageError, match="needs 8 examples, but only 3 of the 63"):
         rows(tokenizer, [*long, *texts[:3]], "init.max_length=100")
 
 
-def test_examples_without_an_answer_token_are_passed_over(tokenizer, texts):
+def test_examples_without_an_answer_token_are_skipped(tokenizer, texts):
     long = [Example(text.prompt * 4, text.response) for text in texts]
     drawn = rows(tokenizer, [*long, *texts], "init.max_length=100")
     assert len(drawn) == 8 and all(len(row) <= 100 for row in drawn)

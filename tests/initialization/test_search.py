@@ -36,8 +36,8 @@ def test_search_finds_the_least_loss_whatever_the_unit_of_its_size(scale, loss):
     assert len(asked) == len(set(asked)) == len(losses) <= 4
 
 
-def test_search_backs_out_of_losses_that_are_no_numbers():
-    """However far the first trial lies beyond the sizes at which the loss is finite."""
+def test_search_recovers_from_losses_that_are_not_finite():
+    """However far the first trial is beyond the sizes with a finite loss."""
     for limit in (0.5, 1e-3):
         found, losses = line_search(lambda size, limit=limit: math.nan if size > limit else 2 - size / limit, 2.0, 1.0)
         assert losses[found] < 2 and any(map(math.isnan, losses.values()))
@@ -45,13 +45,13 @@ def test_search_backs_out_of_losses_that_are_no_numbers():
         line_search(lambda size: math.inf, 2.0, 1.0)
 
 
-def test_search_goes_on_until_the_loss_is_below_that_of_no_step():
-    """A first-order decrease 1000 times too large, as of a slope that holds only near zero."""
+def test_search_continues_until_the_loss_falls():
+    """The first-order decrease is 1000 times too large, as with a slope that is valid only near zero."""
     found, losses = line_search(lambda size: 2 - size + 1e4 * size**2, 2.0, 1.0)
     assert losses[found] < 2.0 and found < 1e-4
 
 
-def test_search_ends_where_the_next_size_is_one_that_it_knows():
+def test_search_ends_at_a_size_already_tried():
     """The parabola's vertex is exactly the first trial."""
     assert line_search(lambda size: 0.375, 1.0, 1.25) == (1.0, {1.0: 0.375})
 
@@ -78,7 +78,7 @@ def test_searched_gamma_is_as_if_it_had_been_given(peft):
 
 
 @pytest.mark.parametrize("fatal", [False, True])
-def test_search_past_losses_that_are_no_numbers_in_a_run(tmp_path, llama_folder, monkeypatch, fatal):
+def test_run_with_search_over_losses_that_are_not_finite(tmp_path, llama_folder, monkeypatch, fatal):
     """They are null in run.json; where none is a number, the run says so."""
     real, tried = scale_search.batches_loss, []
 
@@ -99,7 +99,7 @@ def test_search_past_losses_that_are_no_numbers_in_a_run(tmp_path, llama_folder,
     assert found["losses"][str(found["gamma"])] == min(finite)
 
 
-def test_further_examples_are_searched_on_alone(tmp_path, llama_folder):
+def test_search_examples_exclude_those_of_the_gradient(tmp_path, llama_folder):
     """The slope is the gradient's; the losses are those of other training examples, and so is the loss before."""
     short = ("model.epochs=0", "dataset.accuracy_examples=0")
     own = finish(small_run(tmp_path, llama_folder, *short, "init.search_examples=0")).read()["init"]
@@ -112,7 +112,7 @@ def test_further_examples_are_searched_on_alone(tmp_path, llama_folder):
 
 
 @pytest.mark.parametrize(("size", "others"), [(16, 8), (15, 0)])
-def test_by_default_the_search_takes_as_many_others_where_there_are_so_many(tmp_path, llama_folder, size, others):
+def test_search_uses_equally_many_other_examples_by_default(tmp_path, llama_folder, size, others):
     short = ("model.epochs=0", "dataset.accuracy_examples=0", f"dataset.max_train_samples={size}")
     record = finish(small_run(tmp_path, llama_folder, *short)).read()["init"]
     assert (record["examples"], record["searched"]["other_examples"]) == (8, others)

@@ -57,7 +57,7 @@ def rows_of_a_head(model, count):
 
 @pytest.mark.parametrize("memory", ["fast", "low"])
 @pytest.mark.parametrize("count", [1, 2])
-def test_directions_that_a_gradient_lacks_are_named_and_not_noise(memory, count):
+def test_missing_directions_are_named_and_orthonormal(memory, count):
     """S is exactly 0 there, the vectors are orthonormal, and the same wherever the gradient was held."""
     model = random_roberta(64).requires_grad_(False)
     layers = {"classifier.dense": model.classifier.dense, "query": model.roberta.encoder.layer[0].attention.self.query}

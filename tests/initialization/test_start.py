@@ -42,7 +42,7 @@ def test_predicted_decrease_is_the_first_order(overrides):
         assert real > 0 and predicted == pytest.approx(real, rel=0.02)
 
 
-def test_a_run_tells_what_its_start_did(tmp_path, llama_folder, capsys):
+def test_run_reports_the_effect_of_its_start(tmp_path, llama_folder, capsys):
     own = ("init.scale=search", "init.search_examples=0")
     run = small_run(tmp_path, llama_folder, "model.epochs=0", *own, "dataset.accuracy_examples=0")
     record = finish(run).read()["init"]

@@ -257,7 +257,7 @@ def test_every_layer_is_factorised_once_and_the_work_is_spread(ranks, count):
 
 @pytest.mark.parametrize("memory", ["fast", "low"])
 @pytest.mark.parametrize("count", [2, 3])
-def test_layer_that_takes_part_on_some_processes_only(ranks, alone, count, memory):
+def test_layer_used_on_some_processes_only(ranks, alone, count, memory):
     expected = alone[f"experts {memory}"]
     for found in (rank[f"experts {memory}"] for rank in ranks[count]):
         for name in expected:

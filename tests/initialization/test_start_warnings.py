@@ -17,8 +17,8 @@ from tests.helpers.runs import finish, run_config, small_run
         (("init.direction=LoRA-SB", "init.eta=1"), "lower init.eta (now 1)"),
     ],
 )
-def test_a_start_that_harms_says_so(tmp_path, capsys, overrides, said):
-    """On the screen, once, and in run.json, with the two losses and the key to change."""
+def test_warns_if_the_start_raises_the_loss(tmp_path, capsys, overrides, said):
+    """The warning is on the screen and in run.json, with the two losses and the key to change."""
     run = small_run(tmp_path, BUNDLED / "tiny", "model.epochs=0", "dataset.accuracy_examples=0", *overrides)
     record = finish(run).read()["init"]
     (warning,) = record["warnings"]
@@ -29,7 +29,7 @@ def test_a_start_that_harms_says_so(tmp_path, capsys, overrides, said):
     assert f"(rose by {record['loss_after'] - record['loss_before']:.4f}; the first order predicts a fall by" in shown
 
 
-def test_a_step_larger_than_the_loss_is_warned_of_even_where_the_loss_fell():
+def test_warns_if_the_predicted_decrease_exceeds_the_loss():
     record = {"method": "LoRA-One", "examples": 8, "loss_before": 2.0, "predicted_decrease": 2.5, "searched": None}
     init = run_config("init.stable_gamma=128").init
     (warning,) = start_warnings(init, record | {"loss_after": 1.9})
@@ -53,6 +53,6 @@ def test_a_default_start_warns_of_nothing(tmp_path, llama_folder, overrides):
         (("init=gaussian", "init.lora_A_std=1e30", "init.lora_B_std=1e30", "init.lora_B=gaussian"), "lora_A_std"),
     ],
 )
-def test_a_start_that_is_not_finite_is_one_message(tmp_path, llama_folder, overrides, remedy):
+def test_start_that_is_not_finite_gives_one_message(tmp_path, llama_folder, overrides, remedy):
     with pytest.raises(RunError, match=rf"is (nan|inf) after the initialisation by .*{remedy}"):
         finish(small_run(tmp_path, llama_folder, "model.epochs=0", *overrides))

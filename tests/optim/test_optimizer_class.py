@@ -31,7 +31,7 @@ def test_every_optimizer_has_a_class_that_accepts_its_keys(kind):
         ("torch.nn.Linear", "not a subclass of torch.optim.Optimizer"),
     ],
 )
-def test_a_wrong_path_is_one_message(path, reason):
+def test_wrong_class_path_gives_one_message(path, reason):
     with pytest.raises(UsageError, match=rf"optimizer=mine: {path} .*{reason}.*correct Changed\.implementation"):
         optimizer_class(settings_of(AdamConfig, path))
 

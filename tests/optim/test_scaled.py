@@ -93,7 +93,7 @@ def test_sequential_order_preconditions_b_by_the_new_a():
         torch.testing.assert_close(new.B, old.B - 0.3 * g_B)
 
 
-def test_the_product_moves_the_same_in_any_basis():
+def test_update_of_the_product_is_invariant_to_the_basis():
     """(B M, M^-1 A) with M invertible is the same B A; without damping, so is every step."""
     layers, other = random_layers(), random_layers()
     generator = torch.Generator().manual_seed(1)
@@ -109,7 +109,7 @@ def test_the_product_moves_the_same_in_any_basis():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("order", ["simultaneous", "sequential"])
-def test_factors_of_one_shape_in_a_stack_take_the_same_steps(order, dtype, monkeypatch):
+def test_batched_factors_take_the_same_steps(order, dtype, monkeypatch):
     """As on a GPU. Three shapes, one of them twice; a factor that is not finite is still named."""
     one, other = random_layers(dtype), random_layers(dtype)
     expected = steps(one, adamw(one, order=order, reg=0.1))
@@ -220,7 +220,7 @@ def test_lora_start_is_finite_and_right_from_the_first_step():
 
 
 @pytest.mark.parametrize("damping", ["absolute", "relative"])
-def test_no_damping_of_a_zero_factor_leaves_the_other_where_it_is(damping):
+def test_zero_factor_without_damping_leaves_the_other_unchanged(damping):
     layers = random_layers(torch.float32)
     layers[1].B.data.zero_()
     A = layers[1].A.detach().clone()
@@ -230,7 +230,7 @@ def test_no_damping_of_a_zero_factor_leaves_the_other_where_it_is(damping):
     assert torch.equal(layers[1].A, A) and all(p.isfinite().all() for p in layers.parameters())
 
 
-def test_singular_in_fp32_is_damped_by_name_and_the_others_are_not():
+def test_only_singular_gram_matrices_get_extra_damping():
     """Two equal rows of size 1e3 and lambda 1e-6: rounding leaves no Cholesky factor. Never the identity."""
     layers = random_layers(torch.float32)
     layers[2].A.data[1] = layers[2].A.data[0] = 1e3 * layers[2].A.data[0]
@@ -244,7 +244,7 @@ def test_singular_in_fp32_is_damped_by_name_and_the_others_are_not():
         torch.testing.assert_close(new.B.double(), B - preconditioned(B, A, target, reg)[1], rtol=1e-2, atol=1e-3)
 
 
-def test_a_gram_matrix_that_is_not_finite_stops_by_name():
+def test_gram_matrix_that_is_not_finite_is_an_error():
     layers = random_layers()
     backward(layers)
     layers[3].B.data[0, 0] = float("nan")
@@ -310,7 +310,7 @@ def test_pairs_are_preconditioned_and_everything_else_is_plain_adamw(model, pair
         assert torch.equal(one, start[name]) == (not one.requires_grad), name
 
 
-def test_factors_without_a_gradient_are_passed_over():
+def test_factors_without_a_gradient_are_skipped():
     layers = random_layers()
     backward(layers)
     layers[0].A.grad = layers[1].B.grad = None
@@ -322,7 +322,7 @@ def test_factors_without_a_gradient_are_passed_over():
 
 # An ordinary torch optimiser
 @pytest.mark.parametrize("order", ["simultaneous", "sequential"])
-def test_state_goes_through_a_file_and_comes_back(order):
+def test_state_is_saved_and_loaded_bitwise(order):
     """Saved after two steps, loaded with weights_only into a new one: the next steps are the same, bitwise."""
     layers = random_layers()
     optimizer = adamw(layers, reg=1e-3, order=order)
@@ -340,7 +340,7 @@ def test_state_goes_through_a_file_and_comes_back(order):
     assert all(map(torch.equal, steps(layers, optimizer), steps(again, resumed)))
 
 
-def test_state_of_a_plain_adamw_is_taken_over():
+def test_loads_the_state_of_a_plain_adamw():
     layers = random_layers()
     plain = torch.optim.AdamW(layers.parameters(), lr=0.1)
     steps(layers, plain, 2)
@@ -353,7 +353,7 @@ def test_state_of_a_plain_adamw_is_taken_over():
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
 @pytest.mark.parametrize("order", ["simultaneous", "sequential"])
-def test_a_copy_together_with_its_model_goes_on_alike(copied, order):
+def test_deepcopy_with_its_model_takes_the_same_steps(copied, order):
     layers = random_layers()
     optimizer = adamw(layers, order=order)
     steps(layers, optimizer, 2)
@@ -400,7 +400,7 @@ def test_closure_is_evaluated_once_and_its_gradients_are_preconditioned():
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_grad_scaler_hands_over_unscaled_gradients_and_skips_overflow(fused):
+def test_grad_scaler_passes_unscaled_gradients_and_skips_overflow(fused):
     layers, other = random_layers(torch.float32), random_layers(torch.float32)
     optimizer = create_scaled_optimizer(layers, torch.optim.AdamW, lr=0.1, fused=fused)
     expected = steps(other, create_scaled_optimizer(other, torch.optim.AdamW, lr=0.1, fused=fused), 3)
@@ -495,7 +495,7 @@ def test_accelerate_prepares_it():
     assert all(map(torch.equal, layers.parameters(), expected))
 
 
-def test_parameters_that_were_replaced_are_not_passed_over_in_silence():
+def test_replaced_parameters_are_an_error():
     layers = random_layers()
     optimizer = create_scaled_optimizer(layers, torch.optim.SGD, lr=0.1)
     optimizer.param_groups[0]["params"] = [nn.Parameter(p.detach().clone()) for p in layers.parameters()]
@@ -517,7 +517,7 @@ def test_parameters_that_were_replaced_are_not_passed_over_in_silence():
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
-def test_wrong_use_is_one_clear_message(cls, options, error, said):
+def test_wrong_use_gives_one_clear_message(cls, options, error, said):
     with pytest.raises(error, match=said) as raised:
         create_scaled_optimizer(random_layers(), cls, lr=0.1, **options)
     assert isinstance(raised.value, ValueError | TypeError)

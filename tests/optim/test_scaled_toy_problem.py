@@ -62,7 +62,7 @@ def test_reaches_the_floor_of_fp64_in_a_hundred_steps():
 
 
 @pytest.mark.parametrize("rank", [4, RANK])
-def test_condition_number_does_not_matter_as_it_does_to_plain_descent(rank):
+def test_convergence_does_not_depend_on_the_condition_number(rank):
     """Steps to a risk of 1e-8, the rank known or not; both with eta = 0.5."""
     scaled, plain = {}, {}
     for kappa in (1, 10, 100):

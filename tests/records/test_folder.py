@@ -23,7 +23,7 @@ def test_second_process_is_refused(tmp_path):
         pass
 
 
-def test_what_a_killed_process_left_half_written_goes(tmp_path):
+def test_partial_files_of_a_killed_process_are_deleted(tmp_path):
     for place in (".adapter.x", "checkpoints/.partial", "epochs/.2.x", "epochs/1"):
         (tmp_path / place).mkdir(parents=True)
     with RunFolder(tmp_path).locked():

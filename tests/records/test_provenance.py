@@ -30,7 +30,7 @@ def identity(*overrides):
         "wandb.group=other",
     ],
 )
-def test_what_only_names_writes_or_watches_does_not_enter(override):
+def test_hash_ignores_names_outputs_and_logging(override):
     assert identity(override) == identity()
 
 
@@ -48,7 +48,7 @@ def test_what_only_names_writes_or_watches_does_not_enter(override):
         "model.epochs=2",
     ],
 )
-def test_what_can_change_the_adapter_enters(override):
+def test_hash_includes_everything_that_affects_the_adapter(override):
     assert identity(override) != identity()
 
 

@@ -28,7 +28,7 @@ def test_lines_are_plain_json(tmp_path):
     assert [line["step"] for line in tracking.read_metrics(tracker.path)] == [1]
 
 
-def test_a_full_disk_is_one_message_with_the_way_out():
+def test_full_disk_gives_one_message_with_a_remedy():
     with pytest.raises(RunError, match=r"/dev/full cannot be written \(No space left on device\): free disk space"):
         tracking.Tracker(Path("/dev/full")).log(1, {"loss": 2.0})
 
@@ -124,7 +124,7 @@ def tracked(tmp_path_factory, llama_folder):
         return run, folder, offline
 
 
-def test_an_offline_run_says_what_it_is(tracked):
+def test_offline_run_contains_its_configuration(tracked):
     run, folder, offline = tracked
     record = folder.read()
     assert (offline.run.project, offline.run.entity, offline.run.job_type) == ("lora-one", "someone", "train")
@@ -173,7 +173,7 @@ def test_an_offline_run_holds_the_adapters_diagnostics(tracked):
 
 
 @pytest.mark.parametrize("given", ["merged_checkpoint", "adapter"])
-def test_an_evaluation_stands_in_its_run_s_group(tracked, tmp_path, offline, given):
+def test_evaluation_is_in_the_group_of_its_run(tracked, tmp_path, offline, given):
     _, folder, trained = tracked
     option = "--model_name" if given == "merged_checkpoint" else "--adapter"
     command = [f"{option}={folder.path / given}", f"--data_path={problems(tmp_path)}", f"--output_dir={tmp_path}"]
@@ -198,7 +198,7 @@ def problems(folder):
     ("options", "names"),
     [(["--wandb_name=mine"], ["mine"]), (["--wandb_name=x", "--wandb_mode=disabled"], []), ([], [])],
 )
-def test_an_evaluation_is_a_run_of_its_own_if_asked(tmp_path, llama_folder, offline, options, names):
+def test_evaluation_can_be_a_separate_run(tmp_path, llama_folder, offline, options, names):
     command = [f"--model_name={llama_folder}", f"--data_path={problems(tmp_path)}", f"--output_dir={tmp_path}"]
     assert main("gsm8k", [*command, "--max_new_tokens=2", *options]) == 0
     found = offline_runs(tmp_path)
@@ -249,7 +249,7 @@ def server(offline, monkeypatch, tmp_path):
     server.stop()
 
 
-def test_an_online_run_goes_on_in_the_same_place(tmp_path, llama_folder, server, monkeypatch, capfd):
+def test_online_run_resumes_under_the_same_id(tmp_path, llama_folder, server, monkeypatch, capfd):
     changes = ("wandb.mode=online", "dataset.accuracy_examples=0", "wandb.tags=[a]", "model.epochs=2")
     watched = (*changes, "wandb.diagnostics_every=2")
     straight, resumed = (f.read() for f in straight_and_resumed(tmp_path, llama_folder, watched, monkeypatch))
@@ -276,7 +276,7 @@ def test_an_online_run_goes_on_in_the_same_place(tmp_path, llama_folder, server,
         assert told[1] and told[1] == {step: value for step, value in told[0].items() if step not in missed}, name
 
 
-def test_a_server_that_goes_away_holds_up_the_end_no_longer_than_its_time(tmp_path, server, monkeypatch):
+def test_lost_server_delays_the_end_only_until_the_timeout(tmp_path, server, monkeypatch):
     monkeypatch.setattr(tracking, "FINISH_TIMEOUT", 1)
     run = tracking.Wandb.opened("online", project="p", dir=tmp_path)
     assert run.run is not None and not run.run.offline
@@ -297,7 +297,7 @@ def test_a_server_out_of_reach_leaves_an_offline_run(tmp_path, server, monkeypat
 
 
 @pytest.mark.parametrize("failing", ["log", "finish"])
-def test_a_tracker_that_fails_on_the_way_warns_once(tmp_path, failing):
+def test_tracker_failure_during_a_run_warns_once(tmp_path, failing):
     class Failing:
         url, starting_step = None, 0
 

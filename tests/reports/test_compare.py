@@ -31,7 +31,7 @@ POINTS = [{RATE: rate} for rate in (1e-3, 3e-3, 1e-2)]
     ],
     ids=["lowest", "first of equals", "failed", "no number", "infinite", "all failed"],
 )
-def test_choice_is_the_lowest_validation_loss_of_what_ran(losses, best):
+def test_choice_is_the_lowest_validation_loss(losses, best):
     tuning = [tried(point[RATE], loss) for point, loss in zip(POINTS, losses, strict=True)]
     assert choose(POINTS, tuning) == (None if best is None else {RATE: best})
 
@@ -75,7 +75,7 @@ def test_a_start_that_harmed_is_noted_in_the_row():
     assert row["note"] in table.as_markdown([row], [RATE])
 
 
-def test_unequal_training_is_said():
+def test_unequal_training_is_reported():
     point = {RATE: 1e-3}
     runs = [Run(name, "final", point, 1, None, steps=30, tokens=900) for name in "ab"]
     assert table.uneven(runs) == []

@@ -105,7 +105,7 @@ def test_help_needs_no_torch(arguments):
         (("-m", "hydra/launcher=slurm", "hydra.launcher.foo=1"), {}, "hydra.launcher.additional_parameters={option"),
     ],
 )
-def test_what_keeps_jobs_from_slurm_is_said_in_one_line(arguments, setting, message, tmp_path, monkeypatch, capsys):
+def test_unusable_slurm_gives_one_line(arguments, setting, message, tmp_path, monkeypatch, capsys):
     sbatch = tmp_path / "bin" / "sbatch"
     sbatch.parent.mkdir()
     sbatch.write_text("#!/bin/sh\nexit 9\n")

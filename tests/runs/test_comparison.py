@@ -172,7 +172,7 @@ def test_evaluation_is_kept_beside_the_run(compared):
     assert report["counts"]["examples"] == 10 == report["counts"]["examples"] + report["counts"]["dropped"]
 
 
-def test_start_is_the_start_of_the_trained_run(compared):
+def test_start_run_has_the_initialisation_of_the_trained_run(compared):
     """Also where it depends on the warm-up, of which a run without training has none."""
     _, record, _, _ = compared
     for trained, start in zip(*(runs_of(record, "LoRA-SB", stage) for stage in ("final", "start")), strict=True):
@@ -182,8 +182,8 @@ def test_start_is_the_start_of_the_trained_run(compared):
         assert trained["seed"] == start["seed"] and start["steps"] == 0
 
 
-def test_a_run_after_others_is_the_run_alone(compared, asked, tmp_path):
-    """Bit for bit: nothing of the earlier runs of the process is left in it."""
+def test_run_does_not_depend_on_earlier_runs(compared, asked, tmp_path):
+    """Bitwise: earlier runs in the same process have no effect."""
     _, record, _, _ = compared
     run = runs_of(record, "LoRA", "final")[1]
     overrides = [*asked.common, *asked.methods["LoRA"], f"{RATE}={run['point'][RATE]}", "seed=2"]
@@ -240,7 +240,7 @@ def test_test_examples_that_were_trained_on_are_refused(asked, data, tmp_path):
         comparison.compare(dataclasses.replace(asked, test=[]), compose, Counting(), tmp_path)
 
 
-def test_diverged_point_does_not_win_and_is_said(compared, asked, tmp_path):
+def test_diverged_point_is_not_chosen_and_is_reported(compared, asked, tmp_path):
     """The other point is finished already, whichever it is."""
     _, record, _, _ = compared
     best = record["rows"][1][RATE]

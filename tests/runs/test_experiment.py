@@ -108,7 +108,7 @@ def test_saving_a_finished_run_merges_without_training(tmp_path, llama_folder, m
     assert folder.read()["artifacts"]["merged_checkpoint"] == "merged_checkpoint"
 
 
-def test_overwrite_redoes_it_and_comes_to_the_same(finished, llama_folder, tmp_path):
+def test_overwrite_runs_again_with_the_same_result(finished, llama_folder, tmp_path):
     """Same configuration, same seed, another folder: bit for bit the same adapter."""
     _, folder = finished
     run = small_run(tmp_path, llama_folder, "model.eval_epochs=0.5")
@@ -140,7 +140,7 @@ def test_epochs_zero_leaves_the_spectral_initialisation_itself(tmp_path, llama_f
 @pytest.mark.parametrize(
     "start", ["init=gradient", "init=gradient peft=dora", "init=pissa", "init=lora_ga_peft", "model.quantization=nf4"]
 )
-def test_killed_between_checkpoints_it_goes_on_and_ends_the_same(tmp_path, llama_folder, monkeypatch, start):
+def test_resumes_bitwise_after_a_kill_between_checkpoints(tmp_path, llama_folder, monkeypatch, start):
     """Two epochs with dropout, stopped after the first one's checkpoint; also where the base was changed."""
     if "quantization" in start:
         quantized_llama(llama_folder)  # or skip
@@ -157,7 +157,7 @@ def test_killed_between_checkpoints_it_goes_on_and_ends_the_same(tmp_path, llama
 @pytest.mark.parametrize(
     "optimizer", ["scaled_adamw", "scaled_gd optimizer.momentum=0.9", "sgd optimizer.momentum=0.9"]
 )
-def test_every_optimizer_goes_on_bitwise_where_it_was_killed(tmp_path, llama_folder, monkeypatch, optimizer):
+def test_every_optimizer_resumes_bitwise_after_a_kill(tmp_path, llama_folder, monkeypatch, optimizer):
     """adamw: above. With LoRA+, so with two groups."""
     changes = (*f"optimizer={optimizer}".split(), "model.prec_reg=1e-3", "peft.use_loraplus=true", "model.epochs=2")
     short = ("dataset.accuracy_examples=0", "model.learning_rate=1e-3")

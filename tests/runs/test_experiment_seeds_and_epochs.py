@@ -7,7 +7,7 @@ from tests.helpers.runs import SHORT, finish, small_run
 
 
 def test_seeds_of_order_and_training_are_apart(llama_folder, tmp_path):
-    """Without dropout the training seed leaves no trace, and the order's does; the init's seed is another one."""
+    """Without dropout the training seed has no effect and the order's seed has; the init has a separate seed."""
 
     def adapter(*overrides):
         run = small_run(tmp_path, llama_folder, "init=default", "peft.lora_r=2", *SHORT, *overrides)

@@ -44,7 +44,7 @@ def really_kept(config, kind, targets, rows, length, dtype, *, checkpointing=Fal
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("full", [False, True])
-def test_the_forecast_is_what_is_kept(kind, dtype, full):
+def test_forecast_matches_the_stored_activations(kind, dtype, full):
     model = MODELS[kind]()
     targets = None if full else list(target_layers(model, run_config("peft.lora_r=2").peft))
     forecast = activation_bytes(model.config, kind, targets, 2, 48, dtype)

@@ -18,7 +18,7 @@ from tests.helpers.paths import ROOT
         ('case "$*" in *ensurepip*) exit 1;; esac', "has no venv module; install it"),
     ],
 )
-def test_one_line(tmp_path, interpreter, message):
+def test_setup_errors_are_one_line(tmp_path, interpreter, message):
     python = tmp_path / ("nothing" if interpreter is None else "python")
     if interpreter is not None:
         python.write_text(f"#!/bin/sh\n{interpreter}\n")
@@ -31,7 +31,7 @@ def test_one_line(tmp_path, interpreter, message):
 
 
 @pytest.mark.parametrize("fetched", [True, False])
-def test_ci_fetches_the_real_models_before_the_slow_tests_and_goes_on_without_them(fetched, tmp_path):
+def test_ci_downloads_models_before_slow_tests_and_tolerates_failure(fetched, tmp_path):
     (tmp_path / "project/.ci").mkdir(parents=True)
     shutil.copy(ROOT / ".ci/run", tmp_path / "project/.ci/run")
     scripts = {

@@ -27,7 +27,7 @@ def stopped_early(folder, losses):
     return train(adapted(run), examples(6), job)["steps"]
 
 
-def test_early_stopping_ends_when_the_loss_no_longer_falls(tmp_path):
+def test_early_stopping_ends_when_the_loss_stops_falling(tmp_path):
     assert stopped_early(tmp_path, iter([3.0, 2.0, 2.5, 2.4, 1.0] + 20 * [0.5])) == 4
 
 

@@ -123,7 +123,7 @@ def test_loraplus_without_a_b_that_trains_is_refused():
 
 
 def test_a_process_that_sees_several_gpus_trains_on_one(tmp_path, monkeypatch):
-    """The losses are those of one GPU, and the model always runs under autocast."""
+    """The losses equal those of one GPU, and the model always runs under autocast."""
     run = settings("model.bf16=true", "model.per_device_batch_size=2", "model.epochs=2")
     _, expected = trained(run, tmp_path / "one", examples(6))
     autocast = []
@@ -228,8 +228,8 @@ def narrow_run(monkeypatch, folder, model, changes, *, casting):
 
 
 @pytest.mark.parametrize("changes", [(), ("model.gradient_checkpointing=true",), ("init=gaussian",)], ids=str)
-def test_adapters_inputs_are_not_cast_to_and_fro_under_autocast(tmp_path, monkeypatch, changes):
-    """Not a bit differs. In each of 6 micro-batches every layer is spared two casts forward and two backward.
+def test_autocast_causes_no_redundant_casts_of_adapter_inputs(tmp_path, monkeypatch, changes):
+    """Bitwise equal. In each of 6 micro-batches, every layer saves two casts forward and two backward.
 
     Only the first block's q, k and v have no input to give a gradient to.
     """
@@ -241,7 +241,7 @@ def test_adapters_inputs_are_not_cast_to_and_fro_under_autocast(tmp_path, monkey
 
 
 @pytest.mark.parametrize("changes", [("peft.lora_dropout=0.1",), ("peft=dora",)], ids=str)
-def test_casts_that_change_the_result_stay(tmp_path, monkeypatch, changes):
+def test_casts_that_change_the_result_are_kept(tmp_path, monkeypatch, changes):
     casts = [
         narrow_run(monkeypatch, tmp_path / str(casting), random_llama(), changes, casting=casting)[2]
         for casting in (False, True)
@@ -290,8 +290,8 @@ class Waits(TorchDispatchMode):
 
 @pytest.mark.parametrize("reduction", ["token", "example"])
 @pytest.mark.parametrize("per_device", [1, 3])
-def test_the_host_waits_for_no_result_between_a_batch_and_its_gradient(tmp_path, monkeypatch, reduction, per_device):
-    """Counts and positions come from the collator; what runs on the device is never read."""
+def test_training_step_does_not_synchronise_with_the_device(tmp_path, monkeypatch, reduction, per_device):
+    """Counts and positions come from the collator; results on the device are never read."""
     waits = Waits()
 
     def watch(name):

@@ -153,7 +153,7 @@ def test_resumed_on_two_processes_ends_with_the_same_bits(ranks):
 
 
 @pytest.mark.parametrize("case", VALIDATED)
-def test_validation_is_shared_out_and_gives_the_same(ranks, case):
+def test_validation_on_two_processes_gives_the_same_result(ranks, case):
     """13 examples: one process takes 7, the other 6; on a sharded model both do as many passes."""
     expected, whole = validated(*VALIDATED[case])
     (first, mine), (second, others) = (rank[case] for rank in ranks)

@@ -34,7 +34,7 @@ EVAL = "--data_path={files}/gsm8k.jsonl --output_dir={results}"
 # Refused from the configuration alone: no model, no run folder. arguments, then what the line says, in order.
 CONFIGURATION = [
     # keys
-    ("++init.gama=1", "unknown key init.gama", "nothing here reads it", "did you mean stable_gamma?"),
+    ("++init.gama=1", "unknown key init.gama", "did you mean stable_gamma?"),
     ("init.foo=1", "unknown key init.foo", "valid: bsz, cache, corda_method"),
     ("peft.lora_rr=4", "unknown key peft.lora_rr", "did you mean lora_r?"),
     ("fooo=1", "unknown key fooo", "valid: dataset, dry_run, init"),
@@ -52,7 +52,7 @@ CONFIGURATION = [
     ("peft=", "peft= is not a choice of conf/peft", "valid: adalora, all, all_w_emb, dora, full_ft"),
     ("init=null", "init=null", "the value of a group is the name of a file in conf/"),
     ("dataset.name=gsm9k", "dataset.name=gsm9k is not a data set", "did you mean gsm8k?"),
-    ("init.mode=gradiant", "init.mode=gradiant is not a kind of initialisation", "did you mean gradient?"),
+    ("init.mode=gradiant", "init.mode=gradiant is not a choice", "did you mean gradient?"),
     ("init=pissa init.method=pisa", "init.method=pisa is not an initialisation;", "did you mean pissa?"),
     ("init=pissa init.bsz=4", "unknown key init.bsz", "another choice of init", "drop it"),
     ("optimizer.name=adam", "optimizer.name=adam is not an optimizer", "did you mean adamw?"),
@@ -120,8 +120,8 @@ CONFIGURATION = [
     ("model.scheduler=cosin", "model.scheduler=cosin is not a choice", "did you mean cosine?"),
     # values together
     ("model.real_batch_size=30", "model.real_batch_size=30 is not divisible", "=32", "multiple of 32"),
-    ("peft.lora_target_modules=q_proj", "='q_proj' must be the word all or a list", "[q_proj,v_proj]"),
-    ("peft.lora_target_modules=[]", "=[] must be the word all or a list", "[q_proj,v_proj]"),
+    ("peft.lora_target_modules=q_proj", "='q_proj' must be all, or a list", "[q_proj,v_proj]"),
+    ("peft.lora_target_modules=[]", "=[] must be all, or a list", "[q_proj,v_proj]"),
     (
         "optimizer=scaled_gd init=lora_xs",
         "optimizer=scaled_gd preconditions the gradients of B and A",
@@ -329,7 +329,7 @@ READING = [
         "lower it",
     ),
     ("init.max_length=3", FAILURE, "max_length=3", "init.max_length"),
-    ("dataset.train_size=3000000", USAGE, "size=3000008 is more than 100000 for each family", "lower it"),
+    ("dataset.train_size=3000000", USAGE, "size=3000008 exceeds the maximum of 100000 per family", "lower it"),
     ("model.name={files}/cut-header", FAILURE, "not a valid safetensors file", "download it again"),
     ("dataset.decontaminate=humaneval", FAILURE, "openai_humaneval cannot be loaded", "dataset.decontaminate="),
     ("dataset.decontaminate={files}/header.csv", FAILURE, "header.csv has no rows", "pass a file with examples"),
@@ -391,7 +391,7 @@ HUMANEVAL = [
     (MODEL + "--timeout=nan", USAGE, "--timeout=nan must be greater than 0"),
     (MODEL + "--memory_mb=8", USAGE, "--memory_mb=8 must be at least 64"),
     (MODEL + "--workers=0", USAGE, "--workers=0 must be at least 1", "leave it out"),
-    ("--rescore={files}/json.jsonl --no_score", USAGE, "leave nothing to do", "drop one"),
+    ("--rescore={files}/json.jsonl --no_score", USAGE, "--no_score and --rescore exclude each other", "drop one"),
     ("--rescore={files}/json.jsonl --num_sample=2", USAGE, "--num_sample has no effect with --rescore", "leave it out"),
     (
         "--rescore={files}/json.jsonl --unsafe",
@@ -440,15 +440,15 @@ SAMPLES = [
         "not one of the 2 problems",
         "did you mean Mine/",
     ),
-    (PROBLEMS + "--sample_file={files}/uneven.jsonl --k=2", USAGE, "--k=2 is more than 1", "pass --k=1"),
-    (PROBLEMS + "--sample_file={files}/uneven.jsonl --k=1,5", USAGE, "--k=5 is more than 1", "pass --k=1"),
+    (PROBLEMS + "--sample_file={files}/uneven.jsonl --k=2", USAGE, "--k=2 exceeds 1", "pass --k=1"),
+    (PROBLEMS + "--sample_file={files}/uneven.jsonl --k=1,5", USAGE, "--k=5 exceeds 1", "pass --k=1"),
     (
         PROBLEMS + "--sample_file={files}/uneven.jsonl --k=0",
         USAGE,
-        "--k=0 must be whole numbers of at least 1",
+        "--k=0 must be positive integers",
         "--k=1,10",
     ),
-    (PROBLEMS + "--sample_file={files}/uneven.jsonl --k=a", USAGE, "--k=a must be whole numbers", "--k=1,10"),
+    (PROBLEMS + "--sample_file={files}/uneven.jsonl --k=a", USAGE, "--k=a must be positive integers", "--k=1,10"),
     (PROBLEMS + "--sample_file={files}/uneven.jsonl --timeout=-1", USAGE, "--timeout=-1.0 must be greater than 0"),
     ("--data_path={files}/no --sample_file={files}/one.jsonl", USAGE, "--data_path=", "/no does not exist"),
     (
@@ -586,7 +586,7 @@ def test_weights_that_do_not_load(program):
 
 
 def test_overwrite_keeps_the_finished_run_until_the_new_one_can_begin(tmp_path, program, files, monkeypatch):
-    """The data cannot be read this time: what was finished stays."""
+    """The data cannot be read this time, so the finished run is kept."""
     rows = tmp_path / "rows.jsonl"
     shutil.copy(files / "gsm8k.jsonl", rows)
     line = f"dataset=gsm8k model=tiny dataset.path={rows} model.epochs=0 model.real_batch_size=32"

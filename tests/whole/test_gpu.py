@@ -239,7 +239,7 @@ def test_preconditioned_steps(order, damping):
 
 # Evaluation
 def test_a_batch_beyond_the_memory_is_halved():
-    """Down to what fits, and so are those behind it; on the CPU nothing refuses them."""
+    """It is halved until it fits, and so are all later batches; on the CPU every batch fits."""
     order, done = list(range(16)), []
     if WHERE == "cuda":
         torch.cuda.empty_cache()

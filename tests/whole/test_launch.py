@@ -48,7 +48,7 @@ def launch(name, *arguments):
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the two processes would each take a GPU; written for CPUs")
 @pytest.mark.parametrize("name", ["torchrun", "accelerate"])
-def test_two_processes_give_what_one_gives(tmp_path, name):
+def test_two_processes_give_the_results_of_one(tmp_path, name):
     """A sweep of two jobs, by torchrun and by the published line with the file for two GPUs."""
     done = launch(name, "-m", *SMALL, "seed=1,2", f"results_dir={tmp_path / 'two'}")
     assert done.returncode == 0, done.stderr
@@ -111,7 +111,7 @@ def test_a_batch_that_two_processes_cannot_share_is_refused(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the two processes would each take a GPU; written for CPUs")
 @pytest.mark.parametrize("interrupted", [False, True])
-def test_a_sharded_base_gives_what_a_whole_one_gives(tmp_path, interrupted):
+def test_sharded_base_gives_the_same_results(tmp_path, interrupted):
     """The start, every loss and the adapter; also where the run is told to end and goes on from its resume point."""
     changes = [*SMALL[1:], "dataset.accuracy_examples=0", "model.gradient_checkpointing=true", "model.epochs=3"]
     changes += ["optimizer=scaled_adamw"] if interrupted else []
@@ -152,12 +152,12 @@ def test_a_sharded_base_gives_what_a_whole_one_gives(tmp_path, interrupted):
         ("dataset.accuracy_examples=8", "set it to 0"),
     ],
 )
-def test_what_a_sharded_base_cannot_do_is_refused(override, reason):
+def test_rejects_features_not_possible_with_a_sharded_base(override, reason):
     with pytest.raises(UsageError, match=f"model.sharded=True does not work with .*{reason}"):
         run_config("model.sharded=true", "dataset.accuracy_examples=0", *override.split())
 
 
-def test_a_sharded_base_wants_several_processes():
+def test_sharded_base_needs_several_processes():
     with pytest.raises(UsageError, match=r"model\.sharded=True distributes the base.*start several"):
         experiment.execute(run_config("model.sharded=true", "dataset.accuracy_examples=0"))
 

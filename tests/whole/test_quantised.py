@@ -139,7 +139,7 @@ def test_a_resumed_run_does_not_change_a_quantised_base_either(quantised):
         adapters.shift_base(model, {name: (torch.ones(64, 2), torch.ones(2, 64))})
 
 
-def test_loftq_makes_up_for_what_quantising_lost(folder):
+def test_loftq_compensates_the_quantisation_error(folder):
     """s B A = [W - Q]_r, by the exact SVD; Q stays, and Q + s B A is nearer to W in every layer."""
     base, originals = quantized_llama(folder, **SIZES)
     run = run_config("init=loftq", "model.quantization=nf4")

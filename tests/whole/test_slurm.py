@@ -174,8 +174,8 @@ class Job:
         return self
 
 
-def test_a_job_that_slurm_has_no_longer_is_not_waited_for(tmp_path, monkeypatch):
-    """Twice asked it must be gone: results may come late, a queue that does not answer proves nothing."""
+def test_does_not_wait_for_jobs_that_left_the_slurm_queue(tmp_path, monkeypatch):
+    """It must be missing twice: results may come late, and a queue that does not answer proves nothing."""
     answers = iter([{"5_0", "5_1"}, {"5_0"}, None, {"5_0", "5_1"}, {"5_0"}, {"5_0"}, set()])
     asked = []
 
@@ -202,7 +202,7 @@ ARRAY = ["-m", "hydra/launcher=slurm", "hydra.launcher.gpus_per_node=null", "hyd
 
 @pytest.mark.slow
 def test_a_sweep_is_an_array(slurm, tmp_path):
-    """Two jobs go to SLURM; what is asked wrongly is said before."""
+    """Two jobs are submitted to SLURM; wrong settings are reported before."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install -e .[slurm]")
     results = tmp_path / "array"
     done = run([sys.executable, "run_exp.py", *ARRAY, *SMALL, "seed=1,2,-1", f"results_dir={results}"], slurm)
@@ -219,8 +219,8 @@ def test_a_sweep_is_an_array(slurm, tmp_path):
 
 
 @pytest.mark.slow
-def test_of_an_array_one_job_fails_and_one_is_queued_again(slurm, tmp_path):
-    """The last job goes by the array's own number in SLURM, under which all of them would be queued again."""
+def test_array_with_a_failed_and_a_requeued_job(slurm, tmp_path):
+    """SLURM gives the last job the number of the array, with which all jobs would be queued again."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install -e .[slurm]")
     results = tmp_path / "array"
     command = [sys.executable, "run_exp.py", *ARRAY, *LONGER, "model.max_grad_norm=0", f"results_dir={results}"]

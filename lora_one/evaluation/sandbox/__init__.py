@@ -26,7 +26,7 @@ from lora_one.evaluation.sandbox.isolation import interpreter
 START = "import sys; sys.path.insert(0, sys.argv[1]); import launcher; launcher.main()"
 NO_ISOLATION = (
     "programs cannot be isolated on this machine, {reason}: score on a machine that allows user namespaces, or pass "
-    "--unsafe to run the programs with your rights, files and network"
+    "--unsafe to run the programs with your permissions, files and network"
 )
 
 

@@ -105,7 +105,7 @@ def test_zero_gradient_is_refused_by_name():
         start(torch.zeros(M, N))
 
 
-def test_gradient_that_is_no_number_is_refused():
+def test_gradient_that_is_not_finite_is_an_error():
     G = gradient()
     G[2, 3] = float("nan")
     with pytest.raises(ValueError, match="not finite"):

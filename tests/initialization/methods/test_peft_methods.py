@@ -111,7 +111,7 @@ def test_our_pissa_is_peft_s_exact_one(hidden):
                 torch.testing.assert_close(one, two, rtol=0, atol=1e-5, msg=name)
 
 
-def test_our_pissa_asks_peft_for_nothing(monkeypatch):
+def test_our_pissa_does_not_call_peft_s_svd(monkeypatch):
     """PEFT's exact SVD of 224 large matrices takes tens of minutes."""
     monkeypatch.setattr(from_peft, "get_peft_model", lambda *_, **__: pytest.fail("PEFT was asked"))
     _, start = attach("pissa", "init.niter=null")
@@ -148,7 +148,7 @@ def test_eva_holds_the_principal_components_of_the_answers_inputs():
     assert start.initial_factors == {}
 
 
-def test_corda_splits_the_weight_where_the_inputs_are():
+def test_corda_is_the_svd_weighted_by_the_input_covariance():
     """s B A = [W C]_r C^-1 with PEFT's damped covariance C, whatever the batches are."""
     data = examples()
     model, _ = attach("corda", data=data, batch=5)
@@ -187,7 +187,7 @@ def test_peft_s_lora_ga_takes_our_mean_gradient(batch):
 # how they start, end and go on
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("choice", [*METHODS, "svd"])
-def test_what_the_base_loses_the_adapter_holds(choice, dtype):
+def test_adapter_contains_what_the_base_loses(choice, dtype):
     """W' + s B A = W also with an adapter in 16 bit, whose factors are rounded."""
     model, _ = attach(choice, dtype=dtype)
     for name, layer in adapters.lora_layers(model).items():
@@ -259,7 +259,7 @@ def test_eva_needs_answer_tokens():
         attach("eva", data=data)
 
 
-def test_eva_does_not_turn_for_ever(monkeypatch):
+def test_eva_stops_with_an_error_without_convergence(monkeypatch):
     monkeypatch.setattr(from_peft, "EVA_PASSES", 1)
     with pytest.raises(RunError, match=r"init: EVA's components have not converged after 1 passes.*lower init\.tau"):
         attach("eva", "init.tau=0.9999999", "peft.lora_r=7", data=examples(20))
@@ -273,7 +273,7 @@ def test_layer_with_a_zero_gradient_is_named():
 
 
 @pytest.mark.parametrize("choice", METHODS)
-def test_weights_that_are_no_numbers_are_an_error(choice):
+def test_weights_that_are_not_finite_are_an_error(choice):
     model = random_llama()
     model.model.layers[0].mlp.up_proj.weight[0, 0] = float("nan")
     with pytest.raises(
