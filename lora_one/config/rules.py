@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_one.config.methods import methods_with
 from lora_one.config.methods.base import Choices, Ranges
-from lora_one.datasets import CLASSIFIED
+from lora_one.datasets import CLASSIFIED, DATASETS
 from lora_one.datasets.questions import EVALUATIONS, evaluations_in
 from lora_one.errors import UsageError, nearest
 from lora_one.model_kinds import CAUSAL, MODEL_KINDS
@@ -215,6 +215,16 @@ def check_kind(run: "RunConfig") -> None:
     """What a classification head needs, and cannot use; what is for causal models alone."""
     model, dataset = run.model, run.dataset
     run.init.check_model(model)
+    if model.kind is not CAUSAL and dataset.train_on_inputs:
+        raise UsageError(
+            "dataset.train_on_inputs=True trains a causal model to write the prompt too, which "
+            f"model.type={model.type} only reads: leave it out, or use model.type=CausalLM"
+        )
+    if model.kind is not CAUSAL and DATASETS[dataset.name].conversations:
+        raise UsageError(
+            f"dataset={dataset.name} has conversations, which only causal models are trained on: use "
+            f"model.type=CausalLM instead of model.type={model.type}"
+        )
     if not model.kind.has_head:
         return
     if dataset.name not in CLASSIFIED:

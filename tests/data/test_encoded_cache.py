@@ -178,7 +178,7 @@ def test_an_entry_holds_for_all_it_depends_on_and_for_nothing_else(tmp_path, row
 
 def test_code_and_versions_are_part_of_the_key(tokenizer):
     key = EncodedCache("folder", tokenizer, {"chat": False}).key
-    assert key["chat"] is False and len(key["code"]) == 2 and set(key["versions"]) == {"tokenizers", "transformers"}
+    assert key["chat"] is False and len(key["code"]) == 3 and set(key["versions"]) == {"tokenizers", "transformers"}
 
 
 def test_a_tokenizer_that_does_not_show_what_it_does_keeps_nothing(tmp_path):

@@ -46,10 +46,18 @@ def test_what_only_names_writes_or_watches_does_not_enter(override):
         "optimizer=sgd",
         "dataset.train_size=100",
         "model.epochs=2",
+        "dataset.train_on_inputs=true",
     ],
 )
 def test_what_can_change_the_adapter_enters(override):
     assert identity(override) != identity()
+
+
+def test_a_key_that_came_later_leaves_the_hashes_of_earlier_runs():
+    run = run_config()
+    before = run.published() | {"dataset": run.to_dict()["dataset"]}
+    del before["dataset"]["train_on_inputs"]
+    assert config_hash(before, {}) == config_hash(run.published(), {})
 
 
 def test_local_models_and_data_enter_by_content(tmp_path, llama_folder):
