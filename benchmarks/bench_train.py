@@ -33,7 +33,8 @@ from transformers.trainer_callback import PrinterCallback
 from lora_one.adaptation.selection import adaptation_of
 from lora_one.config import RunConfig
 from lora_one.data import load_dataset
-from lora_one.data.encode import Encoded, encoder_for
+from lora_one.data.encode import Encoded
+from lora_one.data.encoders import encoder_for
 from lora_one.data.order import order_of
 from lora_one.initialization.methods import build_init
 from lora_one.initialization.start import attach_adapters

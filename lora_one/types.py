@@ -28,6 +28,7 @@ class Example:
     id: ``<part>/<number>`` in a benchmark of several parts; otherwise None, the position identifies the example.
     texts, label: input of a classification head, one or two sentences without a template (COPA and WiC: all their
     fields), and the index of its class.
+    messages: the turns of a conversation as (role, text); prompt and response then hold the same text, for searches.
     """
 
     prompt: str
@@ -36,6 +37,7 @@ class Example:
     id: str | None = None
     texts: tuple[str, ...] = ()
     label: int | None = None
+    messages: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

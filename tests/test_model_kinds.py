@@ -20,7 +20,8 @@ from transformers import (
 
 from lora_one.adaptation import layers as adapters
 from lora_one.data import load_dataset
-from lora_one.data.encode import ClassEncoder, EncoderDecoderEncoder, batches_of, collate, encoder_for, pad_id_of
+from lora_one.data.encode import ClassEncoder, EncoderDecoderEncoder, batches_of, collate, pad_id_of
+from lora_one.data.encoders import encoder_for
 from lora_one.errors import RunError, UsageError
 from lora_one.evaluation.held_out import HeldOut
 from lora_one.initialization.gradients import mean_gradients

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_one.config.checked import SEED, Choices, Ranges, check_values
 from lora_one.config.methods import methods_with
-from lora_one.datasets import CLASSIFIED
+from lora_one.datasets import CLASSIFIED, DATASETS
 from lora_one.datasets.questions import EVALUATIONS, evaluations_in
 from lora_one.errors import UsageError, nearest
 from lora_one.model_kinds import CAUSAL, MODEL_KINDS
@@ -199,6 +199,16 @@ def check_kind(run: "RunConfig") -> None:
     """Check the kind of model: the method must work with it, and a classification head excludes some settings."""
     model, dataset = run.model, run.dataset
     run.init.check_model(model)
+    if model.kind is not CAUSAL and dataset.train_on_inputs:
+        raise UsageError(
+            "dataset.train_on_inputs=True trains a causal model to write the prompt too, which "
+            f"model.type={model.type} only reads: leave it out, or use model.type={CAUSAL.name}"
+        )
+    if model.kind is not CAUSAL and DATASETS[dataset.name].conversations:
+        raise UsageError(
+            f"dataset={dataset.name} has conversations, which only causal models are trained on: use "
+            f"model.type={CAUSAL.name} instead of model.type={model.type}"
+        )
     if not model.kind.has_head:
         return
     if dataset.name not in CLASSIFIED:

@@ -1,6 +1,6 @@
 """Turn the rows of a data set into encoded examples: read, filter, order, split and encode."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from lora_one.data.encode import Encoded, Encoder
 from lora_one.data.encoded_cache import EncodedCache
 from lora_one.datasets import DATASETS, labels_of
 from lora_one.datasets.settings import DatasetConfig
+from lora_one.distributed import Processes
 from lora_one.errors import RunError
 from lora_one.model_kinds import MODEL_KINDS
 from lora_one.seeding import generator_for
@@ -48,15 +49,11 @@ def load_dataset(config: DatasetConfig, encoder: Encoder, max_length: int) -> Sp
     examples, _ = prepared(clean, config, encoder)
     found = len(rows)
     train, validation = split(examples, config.train_size, config.validation_size)
+    if not train:
+        raise no_training_example(config, found, sum(contaminated.values()), len(validation))
     if has_own_validation(config):
         validation, more = prepared(DATASETS[config.name].validation(config), config, encoder)
         examples, found = [*examples, *validation], found + more
-    if not train:
-        raise RunError(
-            f"dataset={config.name}: none of the {found} usable rows is left for training "
-            f"(dataset.max_tokens={config.max_tokens}, dataset.decontaminate={config.decontaminate}): check the file, "
-            "or increase dataset.max_tokens"
-        )
     train = train[: config.max_train_samples]
     validation = validation[: config.max_eval_samples]
     kept = encoded_cache_for(config, encoder, max_length=max_length)
@@ -71,7 +68,50 @@ def load_dataset(config: DatasetConfig, encoder: Encoder, max_length: int) -> Sp
         "train": asdict(train_counts),
         "validation": asdict(validation_counts),
     }
+    if Processes.current().rank == 0:
+        print("".join(f"data: {note}\n" for note in notes(config, counts, max_length)), end="", flush=True)
     return Splits(encoded_train, encoded_validation, train, validation, counts)
+
+
+def no_training_example(config: DatasetConfig, rows: int, contaminated: int, validation: int) -> RunError:
+    """Return the error to raise if no row is left for training; it names the keys that have removed the rows.
+
+    validation: the number of rows that are held out.
+    """
+    too_long = rows - contaminated - validation
+    causes = {
+        f"{contaminated} contain questions of dataset.decontaminate={config.decontaminate}": contaminated,
+        f"{too_long} have dataset.max_tokens={config.max_tokens} tokens or more": too_long,
+        f"{validation} are held out by dataset.validation_size={config.validation_size}": validation,
+    }
+    reasons = ", ".join(reason for reason, count in causes.items() if count > 0)
+    return RunError(
+        f"dataset={config.name}: none of the {rows} rows is left for training ({reasons}): change that value, or pass "
+        "a file with more rows"
+    )
+
+
+def notes(config: DatasetConfig, counts: dict[str, Any], max_length: int) -> Iterator[str]:
+    """Yield a note for each kind of rows that were removed or truncated, and if no validation example is left.
+
+    counts: those of ``Splits``.
+    """
+    if counts["too_long"]:
+        yield f"{counts['too_long']} of {counts['rows']} rows have {config.max_tokens} tokens or more and were removed"
+    for part, name in (("train", "training"), ("validation", "validation")):
+        total = sum(counts[part].values())
+        if counts[part]["dropped"]:
+            yield (
+                f"{counts[part]['dropped']} of {total} {name} examples were dropped, because the prompt or the "
+                f"response is empty or no response token is within model.max_length={max_length}"
+            )
+        if counts[part]["shortened"]:
+            yield f"{counts[part]['shortened']} of {total} {name} examples were cut to model.max_length={max_length}"
+    if config.validation_size and not sum(counts["validation"].values()):
+        yield (
+            f"WARNING: no validation example, because dataset.validation_size={config.validation_size:g} of "
+            f"{counts['rows']} rows is less than one example: raise it for a validation loss"
+        )
 
 
 def read_examples(config: DatasetConfig, encoder: Encoder) -> tuple[list[Example], int]:

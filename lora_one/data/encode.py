@@ -1,17 +1,14 @@
-"""The encoding of examples, the same for training, gradient and evaluation; one encoder for each kind of model."""
+"""The encoding of examples, the same for training, gradient and evaluation; encoders.py chooses the encoder."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import torch
 
-from lora_one.config.schemas import ModelConfig
-from lora_one.datasets.settings import DatasetConfig
 from lora_one.errors import RunError, UsageError
 from lora_one.losses import IGNORED, Batch
-from lora_one.model_kinds import CAUSAL, CLASSIFIER, ENCODER_DECODER, ModelKind
-from lora_one.models import load_config, load_tokenizer
+from lora_one.model_kinds import CAUSAL, ENCODER_DECODER
 from lora_one.types import Example
 
 ANCHOR = "\n"
@@ -21,8 +18,9 @@ ANCHOR = "\n"
 class Encoded:
     """Token ids of one example and its labels.
 
-    labels: for a causal model as long as input_ids, -100 at prompt positions; for an encoder-decoder the response with
-    EOS; for a head the index of the class.  decoder_ids: inputs of the decoder, labels shifted right by one position.
+    labels: for a causal model as long as input_ids, -100 at positions without a loss (the prompt); for an
+    encoder-decoder the response with EOS; for a head the index of the class.
+    decoder_ids: inputs of the decoder, labels shifted right by one position.
     token_types: 0 for the first of two texts and 1 for the second, for models with token types.
     """
 
@@ -101,12 +99,14 @@ class Encoder:
     """Encodes examples for a causal model: the tokens of the prompt, the tokens of the response, EOS.
 
     chat: wrap prompts in the tokenizer's chat template.  vocabulary: the number of the model's embeddings.
+    train_on_inputs: the tokens of the prompt have a loss too, except the first token, which nothing predicts.
     All methods raise UsageError if a token has no embedding.
     """
 
     tokenizer: Any
     chat: bool = False
     vocabulary: int | None = None
+    train_on_inputs: bool = False
 
     @classmethod
     def build(cls, tokenizer: Any, config: Any, vocabulary: int | None, *, chat: bool) -> Self:
@@ -135,14 +135,25 @@ class Encoder:
     def rows(self, examples: Sequence[Example], max_length: int) -> list[tuple[Encoded | None, bool]]:
         """Return each encoded example (None: dropped) and whether it was truncated; truncation removes EOS."""
         found: list[tuple[Encoded | None, bool]] = []
+        for ids, answered in self.marked(examples):
+            labels = [token if counts else IGNORED for token, counts in zip(ids, answered, strict=True)]
+            if self.train_on_inputs and any(answered):
+                labels = ids
+            row = Encoded(ids[:max_length], labels[:max_length])
+            useless = row.labels.count(IGNORED) == len(row.labels)
+            found.append((None if useless else row, len(ids) > max_length))
+        return found
+
+    def marked(self, examples: Sequence[Example]) -> Iterator[tuple[list[int], list[bool]]]:
+        """Yield the tokens of each whole example, and which of them the model learns to write.
+
+        These are the response and EOS; none if the prompt or the response is empty.
+        """
         responses = embedded(response_ids(self.tokenizer, [row.response for row in examples]), self.vocabulary)
         for prompt, response in zip(self.prompts(examples), responses, strict=True):
             ids = prompt + response + [self.tokenizer.eos_token_id]
-            labels = [IGNORED] * len(prompt) + ids[len(prompt) :]
-            useless = not prompt or not response or len(prompt) >= max_length
-            row = None if useless else Encoded(ids[:max_length], labels[:max_length])
-            found.append((row, len(ids) > max_length))
-        return found
+            learnt = bool(prompt and response)
+            yield ids, [False] * len(prompt) + [learnt] * (len(ids) - len(prompt))
 
     def sizes(self, examples: Sequence[Example]) -> list[int]:
         """Return the number of tokens of prompt and response of each example."""
@@ -216,30 +227,6 @@ class ClassEncoder(Encoder):
             (Encoded(ids, example.label, token_types=kinds), len(uncut) > max_length)
             for example, ids, kinds, uncut in zip(examples, encoded["input_ids"], types, whole, strict=True)
         ]
-
-
-ENCODERS: dict[ModelKind, type[Encoder]] = {
-    CAUSAL: Encoder,
-    ENCODER_DECODER: EncoderDecoderEncoder,
-    CLASSIFIER: ClassEncoder,
-}
-
-
-def encoder_of(kind: ModelKind, tokenizer: Any, config: Any, *, chat: bool = False) -> Encoder:
-    """Return the encoder for a model of this kind; config: the model's configuration (of transformers).
-
-    Raises UsageError: the padding token has no embedding, or an encoder-decoder has no start token for its decoder.
-    """
-    vocabulary = getattr(config.get_text_config(), "vocab_size", None)
-    embedded([[pad_id_of(tokenizer)]], vocabulary)
-    return ENCODERS[kind].build(tokenizer, config, vocabulary, chat=chat)
-
-
-def encoder_for(model: ModelConfig, dataset: DatasetConfig) -> Encoder:
-    """Return the encoder of a run. Raises RunError: tokenizer or configuration cannot be loaded."""
-    tokenizer = load_tokenizer(model.name, model.revision, model.type)
-    config = load_config(model.name, model.revision)
-    return encoder_of(model.kind, tokenizer, config, chat=dataset.chat_template)
 
 
 def collate(examples: Sequence[Encoded], pad_id: int, side: Literal["left", "right"] = "right") -> Batch:

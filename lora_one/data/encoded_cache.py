@@ -111,7 +111,7 @@ class EncodedCache:
 
     @cached_property
     def key(self) -> dict[str, Any]:
-        code = (Path(__file__), Path(__file__).with_name("encode.py"))
+        code = (Path(__file__), *(Path(__file__).with_name(name) for name in ("encode.py", "conversations.py")))
         return self.settings | {
             "tokenizer": content_of_tokenizer(self.tokenizer),
             "code": [hashlib.sha256(file.read_bytes()).hexdigest() for file in code],
@@ -181,7 +181,10 @@ def content_of(examples: Sequence[Example]) -> str:
     """Return the sha256 of all fields of the examples that an encoding can read, in order."""
     total = hashlib.sha256()
     for example in examples:
-        total.update(json.dumps([example.prompt, example.response, example.texts, example.label]).encode() + b"\n")
+        total.update(
+            json.dumps([example.prompt, example.response, example.texts, example.label, example.messages]).encode()
+            + b"\n"
+        )
     return total.hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 from lora_one.datasets import (
     arithmetic_problems,
+    chat,
     codefeedback,
     commonsense,
     emo,
@@ -20,6 +21,7 @@ DATASETS: dict[str, DataSet] = {
     "alpaca": DataSet(instruct.alpaca),
     "alpaca_gpt4": DataSet(instruct.alpaca_gpt4),
     "arithmetic": DataSet(arithmetic_problems.problems, settings=arithmetic_problems.ArithmeticConfig, generated=True),
+    "chat": DataSet(chat.conversations, settings=chat.ConversationConfig, conversations=True),
     "codefeedback": DataSet(codefeedback.code_answers),
     "commonsense_reasoning": DataSet(commonsense.train, settings=commonsense.CommonsenseConfig, nested=True),
     "flan": DataSet(flan.flan, settings=flan.StreamedConfig),

@@ -22,6 +22,7 @@ class DataSet:
     evaluation: the script in eval/, with arguments, that scores a model trained on this data set.
     nested: a local path is a folder with a subfolder for each part; the fingerprint includes their contents.
     generated: the rows are generated on this machine, so nothing is downloaded.
+    conversations: the examples have ``messages``, which the tokenizer's chat template encodes.
     """
 
     train: Rows
@@ -31,6 +32,7 @@ class DataSet:
     evaluation: str = "eval_gsm8k.py"
     nested: bool = False
     generated: bool = False
+    conversations: bool = False
 
     @classmethod
     def of_classes(cls, task: Task, evaluation: str = "eval_gsm8k.py") -> "DataSet":

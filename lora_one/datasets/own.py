@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from lora_one.datasets.gsm8k import gold_of
 from lora_one.datasets.settings import DatasetConfig
 from lora_one.datasets.sources import read_rows
 from lora_one.errors import UsageError
@@ -9,9 +10,8 @@ from lora_one.types import Example
 
 
 @dataclass(frozen=True)
-class OwnDataConfig(DatasetConfig):
-    prompt: str  # column names
-    response: str
+class LocalConfig(DatasetConfig):
+    """The settings of a data set that has no source on the hub."""
 
     def check(self) -> None:
         """Check that a local file is set. Raises UsageError: there is none."""
@@ -19,7 +19,22 @@ class OwnDataConfig(DatasetConfig):
             raise UsageError(f"dataset={self.name} needs a local file: add dataset.path=<file.jsonl>")
 
 
+@dataclass(frozen=True)
+class OwnDataConfig(LocalConfig):
+    prompt: str  # column names
+    response: str
+    answer: str | None  # column of the gold answers; null = the text after #### in the response
+
+
 def own_rows(config: OwnDataConfig) -> list[Example]:
     """Return the examples of all rows; the encoding drops and counts those with an empty prompt or response."""
-    rows = read_rows(None, config.path, "train", [config.prompt, config.response])
-    return [Example(row[config.prompt], row[config.response]) for row in rows]
+    columns = [config.prompt, config.response, *([config.answer] if config.answer else [])]
+    rows = read_rows(None, config.path, "train", columns)
+    return [
+        Example(
+            row[config.prompt],
+            row[config.response],
+            row[config.answer].strip() if config.answer else gold_of(row[config.response]),
+        )
+        for row in rows
+    ]

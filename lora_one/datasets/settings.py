@@ -17,6 +17,7 @@ class DatasetConfig:
     max_tokens: int | None  # longer examples (prompt and response) are removed
     shuffle_seed: int | None  # null = the order of the file
     chat_template: bool
+    train_on_inputs: bool  # the tokens of the prompt have a loss too
     accuracy_examples: int  # number of validation examples for exact match during the run; 0 = none
     max_new_tokens: int  # of each answer generated for exact match
     decontaminate: Any  # evaluations; training rows that contain their questions are removed, see questions.py

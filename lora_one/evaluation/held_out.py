@@ -12,7 +12,8 @@ from torch import nn
 from lora_one.adaptation.checkpoints import load_adapter
 from lora_one.config import RunConfig
 from lora_one.data import head_labels, read_examples
-from lora_one.data.encode import batches_of, encoder_for
+from lora_one.data.encode import batches_of
+from lora_one.data.encoders import encoder_for
 from lora_one.datasets.settings import DatasetConfig
 from lora_one.files import write_json
 from lora_one.losses import loss_count, mean_loss, targets

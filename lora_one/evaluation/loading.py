@@ -33,7 +33,7 @@ class LoadedModel:
     @property
     def encoder(self) -> "Encoder":
         """Return the encoder of the model, the same as in training."""
-        from lora_one.data.encode import encoder_of
+        from lora_one.data.encoders import encoder_of
 
         return encoder_of(self.kind, self.tokenizer, self.model.config)
 

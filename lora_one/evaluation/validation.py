@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -14,13 +14,15 @@ from lora_one.data import Splits
 from lora_one.data.encode import Encoded, Encoder, collate
 from lora_one.datasets import labels_of
 from lora_one.distributed import Processes
+from lora_one.errors import UsageError
 from lora_one.evaluation import gsm8k
 from lora_one.evaluation.batches import automatic_tokens, each_that_fits
 from lora_one.evaluation.benchmark import Prediction
 from lora_one.evaluation.generate import Completion, Decoding, complete
-from lora_one.evaluation.scoring import class_line
+from lora_one.evaluation.scoring import class_line, prediction_line
 from lora_one.evaluation.shares import share_of
 from lora_one.losses import IGNORED, batch_loss, evaluating
+from lora_one.types import Example
 
 GENERATION_BATCH = 8  # prompts in a batch; they need about the memory of a micro-batch in training
 
@@ -40,7 +42,8 @@ class Validation:
     The examples are divided among the processes. Batches are sorted by length, and their size depends on the memory;
     this changes the loss only by rounding.
     The accuracy of a classification head is measured on all examples. That of generated answers is measured on the
-    first dataset.accuracy_examples examples whose gold answer is a number or the word of a class.
+    first dataset.accuracy_examples examples that can be scored: with the word of a class, or see ``form_of``.
+    Raises UsageError: an accuracy is wanted, but no validation example can be scored.
     """
 
     def __init__(self, run: RunConfig, splits: Splits, encoder: Encoder):
@@ -50,8 +53,10 @@ class Validation:
         self.reduction = run.model.loss
         self.head = run.model.kind.has_head
         self.labels = labels_of(run.dataset.name)
-        scorable = [text for text in splits.validation_texts if self.labels or gsm8k.is_number(text.gold)]
+        scorable = [text for text in splits.validation_texts if self.labels or form_of(text)]
         self.asked = [] if self.head else scorable[: run.dataset.accuracy_examples]
+        if run.dataset.accuracy_examples and splits.validation_texts and not (self.asked or self.head):
+            raise nothing_scorable(run, splits.validation_texts)
         self.prompts = encoder.prompts(self.asked)
         self.dataset, self.tokenizer = run.dataset.name, encoder.tokenizer
         self.decoding = Decoding(run.dataset.max_new_tokens)
@@ -71,9 +76,15 @@ class Validation:
         return metrics
 
     def scored(self, index: int, completion: Completion) -> Prediction:
-        """Score a generated answer: by the word of its class if the data set has classes, otherwise by its number."""
-        line = (f"{self.dataset}/{index}", "", completion.text, self.asked[index].gold)
-        return gsm8k.GSM8K().score(*line) if self.labels is None else class_line(*line, self.labels)
+        """Score a generated answer: by the word of its class if the data set has classes, else in its own form."""
+        example = self.asked[index]
+        line = (f"{self.dataset}/{index}", "", completion.text, example.gold)
+        if self.labels is not None:
+            return class_line(*line, self.labels)
+        if form_of(example) == "number":
+            return gsm8k.GSM8K().score(*line)
+        answer = completion.text.strip()
+        return prediction_line(*line, answer, correct=answer == example.gold)
 
     @torch.no_grad()
     def loss(self, model: nn.Module) -> dict[str, float]:
@@ -122,6 +133,29 @@ class Validation:
             labels = batch["labels"]
             hits = (logits.argmax(-1).cpu() == labels)[labels != IGNORED].tolist()
         return Measured(float(loss), count, hits)
+
+
+def form_of(example: Example) -> Literal["number", "text"] | None:
+    """Return the form in which answers to an example are scored, the one in which its own response is right.
+
+    number: the number after ``####`` or ``The answer is``.  text: the whole answer, without spaces around it.
+    None: the example has no gold answer, or its own response would be scored as wrong.
+    """
+    if example.gold is None:
+        return None
+    if gsm8k.is_number(example.gold) and gsm8k.parse(example.response) == gsm8k.parse(f"#### {example.gold}"):
+        return "number"
+    return "text" if example.gold and example.response.strip() == example.gold else None
+
+
+def nothing_scorable(run: RunConfig, examples: Sequence[Example]) -> UsageError:
+    """Return the error to raise if an accuracy is wanted and no example can be scored."""
+    column = "dataset.answer=<column of the gold answers>, " if hasattr(run.dataset, "answer") else ""
+    return UsageError(
+        f"dataset.accuracy_examples={run.dataset.accuracy_examples}: none of the {len(examples)} validation examples "
+        "can be scored. A response must end in its gold answer as '#### <number>' or 'The answer is <number>', or be "
+        f"equal to the gold answer: set {column}dataset.accuracy_examples=0, or change the responses"
+    )
 
 
 def without_labels(example: Encoded) -> Encoded:

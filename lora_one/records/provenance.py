@@ -30,7 +30,9 @@ NOT_HASHED |= {
     f"model.{key}" for key in ("saving", "logging_steps", "keep_epochs", "save_steps", "preflight", "sharded")
 }
 NOT_HASHED |= {f"init.{key}" for key in ("cache", "memory")}
-NOT_HASHED |= {"dataset.accuracy_examples", "dataset.max_new_tokens", "dataset.cache"}
+NOT_HASHED |= {"dataset.accuracy_examples", "dataset.max_new_tokens", "dataset.answer", "dataset.cache"}
+# Newer keys and the value that changes nothing: with it, the hash is that of runs from before the key existed
+ADDED = {"dataset.train_on_inputs": False}
 
 
 def fingerprint(path: Path, *, nested: bool = False) -> str:
@@ -83,6 +85,7 @@ def config_hash(config: dict[str, Any], fingerprints: dict[str, str]) -> str:
     for section, value in config.items():
         entries = {f"{section}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {section: value}
         if section != "wandb":
+            entries = {key: item for key, item in entries.items() if key not in ADDED or item != ADDED[key]}
             hashed |= {key: fingerprints.get(key, item) for key, item in entries.items() if key not in NOT_HASHED}
     return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
 

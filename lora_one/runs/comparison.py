@@ -20,7 +20,7 @@ import torch
 
 from lora_one.config import RunConfig
 from lora_one.data import load_dataset
-from lora_one.data.encode import encoder_for
+from lora_one.data.encoders import encoder_for
 from lora_one.errors import RunError, UsageError
 from lora_one.evaluation.held_out import HeldOut
 from lora_one.files import write_json

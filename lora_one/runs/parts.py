@@ -10,7 +10,8 @@ from lora_one.adaptation.selection import adaptation_of
 from lora_one.config import RunConfig
 from lora_one.config.methods import MethodSettings
 from lora_one.data import Splits, head_labels, load_dataset
-from lora_one.data.encode import Encoder, encoder_for
+from lora_one.data.encode import Encoder
+from lora_one.data.encoders import encoder_for
 from lora_one.distributed import Processes
 from lora_one.errors import UsageError
 from lora_one.evaluation.generate import context_length

@@ -6,8 +6,9 @@ from lora_one.adaptation.layers import scaling_of
 from lora_one.adaptation.selection import adaptation_of
 from lora_one.config import RunConfig
 from lora_one.data import load_dataset
-from lora_one.data.encode import encoder_for
+from lora_one.data.encoders import encoder_for
 from lora_one.datasets import DATASETS, labels_of
+from lora_one.evaluation.validation import Validation
 from lora_one.models import (
     DTYPES,
     check_positions,
@@ -92,7 +93,9 @@ def _examples(run: RunConfig) -> tuple[int, str]:
     limits = [size for size in (dataset.max_train_samples, dataset.train_size) if size is not None]
     if limits and dataset.path is None and not DATASETS[dataset.name].generated:
         return min(limits), f"from the hub, at most {min(limits):,} training examples"
-    splits = load_dataset(dataset, encoder_for(run.model, dataset), run.model.max_length)
+    encoder = encoder_for(run.model, dataset)
+    splits = load_dataset(dataset, encoder, run.model.max_length)
+    Validation(run, splits, encoder)  # refuses an accuracy that cannot be measured
     return len(splits.train), f"{len(splits.train):,} training and {len(splits.validation):,} validation examples"
 
 

@@ -50,7 +50,8 @@ def test_full_fine_tuning_is_plain_adamw(llama_folder, tmp_path):
     tuned = AutoModelForCausalLM.from_pretrained(finish(run).merged)
 
     from lora_one.data import load_dataset
-    from lora_one.data.encode import batches_of, encoder_for
+    from lora_one.data.encode import batches_of
+    from lora_one.data.encoders import encoder_for
 
     encoder = encoder_for(run.model, run.dataset)
     (batch,) = batches_of(load_dataset(run.dataset, encoder, 64).train, 8, encoder.pad_id)

@@ -4,6 +4,7 @@ import pytest
 
 from lora_one.data import load_dataset, split
 from lora_one.data.encode import Encoder
+from lora_one.errors import RunError
 from lora_one.types import Example
 from tests.helpers.datasets import dataset_for, qa_rows, write_jsonl
 
@@ -55,3 +56,38 @@ def test_arithmetic_problems_are_distinct_and_never_in_both_splits(tokenizer):
     train, validation = ({e.prompt for e in texts} for texts in (splits.train_texts, splits.validation_texts))
     assert len(train) == 300 and len(validation) == 100 and not train & validation
     assert splits.counts["train"] == {"whole": 300, "shortened": 0, "dropped": 0}
+
+
+def rows_for(tmp_path, rows, *changes):
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    return dataset_for("dataset=json", f"dataset.path={path}", *changes)
+
+
+def test_removed_and_cut_rows_and_a_validation_that_vanishes_are_printed(tmp_path, tokenizer, capsys):
+    rows = [{"prompt": f"a{i}", "response": "b"} for i in range(26)]
+    rows += [{"prompt": "a", "response": ""}, {"prompt": "a", "response": "b " * 40}]
+    rows += [{"prompt": "a " * 40, "response": "b"}, {"prompt": "a " * 200, "response": "b"}]
+    config = rows_for(tmp_path, rows, "dataset.validation_size=0.01", "dataset.max_tokens=100")
+    load_dataset(config, Encoder(tokenizer), 32)
+    said = capsys.readouterr().out
+    assert "1 of 30 rows have 100 tokens or more and were removed" in said
+    assert "2 of 29 training examples were dropped" in said
+    assert "1 of 29 training examples were cut to model.max_length=32" in said
+    assert "no validation example, because dataset.validation_size=0.01 of 30 rows" in said
+    load_dataset(rows_for(tmp_path, rows[:26]), Encoder(tokenizer), 32)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        ("dataset.validation_size=40", "30 are held out by dataset.validation_size=40"),
+        ("dataset.max_tokens=2", "30 have dataset.max_tokens=2 tokens or more"),
+    ],
+)
+def test_the_key_that_leaves_no_row_is_named_and_no_other(change, cause, tmp_path, tokenizer):
+    config = rows_for(tmp_path, [{"prompt": f"a{i}", "response": "b"} for i in range(30)], change)
+    with pytest.raises(RunError) as refused:
+        load_dataset(config, Encoder(tokenizer), 64)
+    keys = {word.partition("=")[0] for word in str(refused.value).split() if word.startswith("dataset.")}
+    assert cause in str(refused.value) and keys == {change.partition("=")[0]}

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
-from lora_one.data.encode import Encoded, Encoder, collate, prompt_ids, response_ids
+from lora_one.data.encode import Encoded, Encoder, batches_of, collate, prompt_ids, response_ids
 from lora_one.errors import RunError
+from lora_one.losses import mean_loss
 from lora_one.types import Example
+from tests.helpers.models import random_llama
 
 EXAMPLES = [
     Example("Q: Tom has 14 apples. How many?\nA: ", "Tom has 14.\n#### 14"),
@@ -95,3 +97,27 @@ def test_chat_format_wraps_the_prompt_once(tokenizer):
     (ids,) = prompt_ids(chat, ["How many?"], chat=True)
     assert chat.decode(ids, skip_special_tokens=True) == "<user>How many?</user><assistant>"
     assert ids.count(chat.bos_token_id) == 1
+
+
+@pytest.mark.parametrize("reduction", ["token", "example"])
+def test_a_loss_on_the_prompt_too_is_that_of_every_token_but_the_first(any_tokenizer, reduction):
+    model = random_llama(len(any_tokenizer))
+    encoded, _ = Encoder(any_tokenizer, train_on_inputs=True).encode(EXAMPLES, max_length=128)
+    losses = []
+    for example in EXAMPLES:
+        (prompt,), (response,) = (
+            prompt_ids(any_tokenizer, [example.prompt]),
+            response_ids(any_tokenizer, [example.response]),
+        )
+        ids = [*prompt, *response, any_tokenizer.eos_token_id]
+        with torch.no_grad():
+            likelihoods = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        losses.append(torch.stack([-likelihoods[place, token] for place, token in enumerate(ids[1:])]))
+    by_hand = torch.cat(losses).mean() if reduction == "token" else torch.stack([row.mean() for row in losses]).mean()
+    found = mean_loss(model, batches_of(encoded, 3, any_tokenizer.eos_token_id), reduction)
+    assert found == pytest.approx(by_hand.item(), rel=1e-5)
+
+
+def test_with_a_loss_on_the_prompt_a_cut_prompt_is_kept(tokenizer):
+    _, counts = Encoder(tokenizer, train_on_inputs=True).encode([*EXAMPLES[:1], Example("Q: x\nA: ", "")], max_length=5)
+    assert (counts.whole, counts.shortened, counts.dropped) == (0, 1, 1)

@@ -6,11 +6,13 @@ import torch
 from lora_one.data import Splits
 from lora_one.data.encode import batches_of
 from lora_one.datasets import CLASSIFIED, labels_of
-from lora_one.errors import RunError
+from lora_one.datasets.own import own_rows
+from lora_one.errors import RunError, UsageError
 from lora_one.evaluation import batches, validation
 from lora_one.evaluation.generate import Completion
 from lora_one.losses import mean_loss
 from lora_one.types import Example
+from tests.helpers.datasets import write_jsonl
 from tests.helpers.examples import examples
 from tests.helpers.models import random_llama, random_roberta, random_t5
 from tests.helpers.runs import run_config
@@ -52,6 +54,36 @@ def test_generated_answers_of_every_classification_set_are_scored_by_the_words_o
     run = run_config("init=default", f"dataset={name}", "model=tiny", "dataset.accuracy_examples=4")
     found = validation.Validation(run, Splits([], [], [], texts, {}), ENCODER)(model=None)
     assert (found["eval_accuracy"], found["eval_parsed"]) == (0.5, 0.75)
+
+
+ROWS = [
+    ("after ####", "", Example("Q", "2 + 2\n#### 4", "4"), {"so #### 4": True, "4": False}),
+    ("a column of numbers", "answer", Example("Q", "The answer is: 4", "4"), {"The answer is 4.0": True, "4": False}),
+    ("a column of texts", "answer", Example("Q", "Paris ", "Paris"), {" Paris\n": True, "paris": False}),
+]
+
+
+@pytest.mark.parametrize(("column", "example", "written"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
+def test_own_data_is_scored_in_the_form_of_its_responses(column, example, written, tmp_path, monkeypatch):
+    line = {"prompt": example.prompt, "response": example.response, "answer": example.gold}
+    path = write_jsonl(tmp_path / "own.jsonl", [line] * len(written))
+    changes = ("dataset=json", "model=tiny", f"dataset.path={path}", "dataset.accuracy_examples=9")
+    run = run_config("init=default", *changes, *([f"dataset.answer={column}"] if column else []))
+    texts = own_rows(run.dataset)
+    assert texts[0] == example
+    monkeypatch.setattr(validation, "complete", lambda *_: enumerate(map(Completion, written)))
+    found = validation.Validation(run, Splits([], [], [], texts, {}), ENCODER)(model=None)
+    assert found["eval_accuracy"] == sum(written.values()) / len(written)
+
+
+@pytest.mark.parametrize("example", [Example("Q", "4"), Example("Q", "It is 4.", "4"), Example("Q", "#### 5", "4")])
+def test_an_accuracy_that_cannot_be_measured_is_refused(example, tmp_path):
+    path = write_jsonl(tmp_path / "own.jsonl", [{"prompt": "Q", "response": "4"}])
+    changes = ("dataset=json", "model=tiny", f"dataset.path={path}")
+    splits = Splits([], [], [], [example] * 3, {})
+    with pytest.raises(UsageError, match=r"none of the 3 validation examples can be scored.*set dataset.answer="):
+        validation.Validation(run_config("init=default", *changes, "dataset.accuracy_examples=2"), splits, ENCODER)
+    assert not validation.Validation(run_config("init=default", *changes), splits, ENCODER).asked
 
 
 def test_batches_contain_examples_of_similar_length(monkeypatch):

@@ -46,10 +46,18 @@ def test_hash_ignores_names_outputs_and_logging(override):
         "optimizer=sgd",
         "dataset.train_size=100",
         "model.epochs=2",
+        "dataset.train_on_inputs=true",
     ],
 )
 def test_hash_includes_everything_that_affects_the_adapter(override):
     assert identity(override) != identity()
+
+
+def test_a_key_that_came_later_leaves_the_hashes_of_earlier_runs():
+    run = run_config()
+    before = run.published() | {"dataset": run.to_dict()["dataset"]}
+    del before["dataset"]["train_on_inputs"]
+    assert config_hash(before, {}) == config_hash(run.published(), {})
 
 
 def test_local_models_and_data_enter_by_content(tmp_path, llama_folder):

@@ -16,7 +16,8 @@ from peft import LoraConfig, PeftModel
 from lora_one import initialize_adapters
 from lora_one.adaptation import layers as adapters
 from lora_one.data import load_dataset
-from lora_one.data.encode import Encoded, batches_of, encoder_for, prompt_ids
+from lora_one.data.encode import Encoded, batches_of, prompt_ids
+from lora_one.data.encoders import encoder_for
 from lora_one.datasets.arithmetic import PRETRAIN_FAMILIES, generate
 from lora_one.datasets.gsm8k import PROMPT
 from lora_one.errors import UsageError

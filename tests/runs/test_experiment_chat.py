@@ -1,0 +1,56 @@
+"""A run on conversations, and one with a loss on the prompt: start, training and validation all see the same."""
+
+import json
+
+import pytest
+
+from lora_one.records.tracking import read_metrics
+from tests.helpers.chat import chat_model, row_of
+from tests.helpers.datasets import write_jsonl
+from tests.helpers.runs import finish, run_config, small_run
+
+
+def conversations(place):
+    """30 conversations of one to three questions."""
+    rows = []
+    for i in range(30):
+        turns = [[("user", f"What is {i} + {j}?"), ("assistant", f"It is {i + j}.")] for j in range(1 + i % 3)]
+        rows.append(row_of(*(turn for pair in turns for turn in pair)))
+    return write_jsonl(place / "chat.jsonl", rows)
+
+
+@pytest.fixture
+def chat(tmp_path):
+    """Overrides of a run on the conversations."""
+    common = ("dataset=chat", "model=tiny", f"model.name={chat_model(tmp_path / 'model')}", "init=lora_one")
+    sizes = ("model.real_batch_size=8", "model.per_device_batch_size=4", "model.max_length=256")
+    return [*common, *sizes, f"dataset.path={conversations(tmp_path)}", "model.learning_rate=1e-2"]
+
+
+def losses(folder):
+    return [line["loss"] for line in read_metrics(folder.metrics) if "loss" in line]
+
+
+def test_a_run_on_conversations(chat, tmp_path):
+    record = finish(run_config(*chat, f"results_dir={tmp_path / 'results'}")).read()
+    assert record["data"]["train"] == {"whole": 27, "shortened": 0, "dropped": 0}
+    assert record["init"]["method"] == "LoRA-One" and record["init"]["loss_after"] < record["init"]["loss_before"]
+    assert (
+        record["evaluation"]["final"]["eval_loss"] > 0 and record["train"]["last_loss"] < record["train"]["first_loss"]
+    )
+
+
+def test_packing_and_micro_batches_change_no_loss(chat, tmp_path):
+    alone = finish(run_config(*chat, f"results_dir={tmp_path / 'alone'}", "model.per_device_batch_size=1"))
+    packed = finish(run_config(*chat, f"results_dir={tmp_path / 'packed'}", "model.packing=true"))
+    assert losses(packed) == pytest.approx(losses(alone), rel=1e-3)
+
+
+def test_a_loss_on_the_prompt_is_another_run_with_other_losses(tmp_path):
+    common = (tmp_path / "results", "bundled/tiny", "dataset.accuracy_examples=0", "init=lora_one")
+    answers, everything = finish(small_run(*common)), finish(small_run(*common, "dataset.train_on_inputs=true"))
+    assert answers.path != everything.path
+    found = [json.loads(folder.run_json.read_text()) for folder in (answers, everything)]
+    assert [record["config"]["dataset"]["train_on_inputs"] for record in found] == [False, True]
+    assert found[0]["init"]["loss_before"] < found[1]["init"]["loss_before"]
+    assert found[0]["evaluation"]["final"]["eval_loss"] < found[1]["evaluation"]["final"]["eval_loss"]
