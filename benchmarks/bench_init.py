@@ -243,13 +243,13 @@ def measure(at: Subject, repeats: int, skip: Sequence[str]) -> tuple[list[dict[s
         bare[name] = memory.peak
     rows: dict[str, dict[str, Any]] = {}
     times: dict[str, list[Clock]] = {}
-    for name, (work, beside) in cases.items():
+    for name, (work, floor_name) in cases.items():
         with LiveBytes() as memory:
             found = work()
         times[name] = [found.clock] if name in once else []
         row = rows[name] = {"name": name, "seconds": None, "cpu_seconds": None, "ratio_to_floor": None}
         row["energy"] = least_energy(found.right, gradients, best) if found.right else None
-        row["peak_extra_mib"] = (memory.peak - (0 if name == "low-rank step alone" else bare[beside])) / 2**20
+        row["peak_extra_mib"] = (memory.peak - (0 if name == "low-rank step alone" else bare[floor_name])) / 2**20
         if name.startswith("fused"):
             largest = max(layer.weight.numel() for layer in at.layers.values()) * 4
             row["held_to_largest_gradient"] = found.held / largest
@@ -262,8 +262,8 @@ def measure(at: Subject, repeats: int, skip: Sequence[str]) -> tuple[list[dict[s
     for name, row in rows.items():
         row["seconds"] = min(clock.seconds for clock in times[name])
         row["cpu_seconds"] = min(clock.cpu_seconds for clock in times[name])
-    for name, (_, beside) in cases.items():
-        rows[name]["ratio_to_floor"] = rows[name]["seconds"] / rows[beside]["seconds"]
+    for name, (_, floor_name) in cases.items():
+        rows[name]["ratio_to_floor"] = rows[name]["seconds"] / rows[floor_name]["seconds"]
     ratios = {f"{name} / floor": row["ratio_to_floor"] for name, row in rows.items() if not name.startswith("floor")}
     reference = rows.get("official, 8 batches of 1")
     if reference:

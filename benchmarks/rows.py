@@ -82,7 +82,7 @@ class Table:
 
 
 def freed() -> None:
-    """Free the memory that a row still holds: reference cycles of trainers, and the allocator's cache."""
+    """Free the memory that a row still uses: reference cycles of trainers, and the allocator's cache."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

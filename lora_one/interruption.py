@@ -78,6 +78,16 @@ def first_signal() -> int | None:
     return _signals.received[0] if _signals.received else None
 
 
+@contextmanager
+def sigterm_ignored() -> Iterator[None]:
+    """Ignore SIGTERM within the block. SLURM sends it to a job that it requeues, which must still print its message."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def requeue(stop: Interrupted) -> str | None:
     """After SIGUSR1 or SIGUSR2 in a SLURM job, ask SLURM to queue the job again; return the result in words.
 

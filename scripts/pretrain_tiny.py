@@ -154,7 +154,7 @@ def batches(encoded: list[Encoded], size: int, seed: int) -> Iterator[list[Encod
 
 
 def mixed(problems: Iterator[list[Encoded]], pages: Iterator[list[Encoded]]) -> Iterator[list[Encoded]]:
-    """Yield batches of which one half are problems and the other half pages."""
+    """Yield batches with problems in one half and pages in the other half."""
     for some_problems, some_pages in zip(problems, pages, strict=True):
         half = len(some_problems) // 2
         yield some_problems[:half] + some_pages[half:]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lora_one.config import RunConfig, first_line, valid_keys
 from lora_one.errors import UsageError, nearest
-from lora_one.interruption import Interrupted, caught, requeue
+from lora_one.interruption import Interrupted, caught, requeue, sigterm_ignored
 from lora_one.runs.sweep import FAILURE, INTERRUPTED, USAGE, Outcome, Sweep, print_error
 
 GROUPS = ("dataset", "model", "peft", "init", "optimizer", "wandb", "experiment")
@@ -69,11 +69,12 @@ def launch(hydra_main: Callable[[], None]) -> int:
 
 def report_signal(stop: Interrupted, sweep: Sweep) -> int:
     """Print that a signal stopped the command, requeue a SLURM job if possible, and return the exit code."""
-    requeued = None if sweep.overwriting else requeue(stop)  # a job with overwrite=true would delete its results
-    print_error(
-        f"stopped by {stop}: the same command (without overwrite=true) continues from the last resume point"
-        + (f"; {requeued}" if requeued else "")
-    )
+    with sigterm_ignored():
+        requeued = None if sweep.overwriting else requeue(stop)  # a job with overwrite=true would delete its results
+        print_error(
+            f"stopped by {stop}: the same command (without overwrite=true) continues from the last resume point"
+            + (f"; {requeued}" if requeued else "")
+        )
     return stop.exit_code
 
 

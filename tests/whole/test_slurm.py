@@ -123,15 +123,25 @@ def field(job, name, environment):
     return run(["scontrol", "show", "job", job], environment).stdout.partition(f"{name}=")[2].split()[0]
 
 
+def completed(job, log, environment):
+    """Whether a job is over; another end than a successful one fails the test."""
+    state = field(job, "JobState", environment)
+    assert state in {"PENDING", "RUNNING", "COMPLETING", "COMPLETED"}, (state, log.read_text()[-2000:])
+    return state == "COMPLETED"
+
+
 def queued_again(job, environment):
     assert field(job, "JobState", environment) != "COMPLETED", "the job finished before the signal: make it longer"
     return field(job, "Reason", environment) == "BeginTime"
 
 
-def at_once(job, environment):
-    """Wait until a job is in the queue again, and skip the two minutes that SLURM would let it wait there."""
+def start_soon(job, environment):
+    """Wait until a job is in the queue again, and let it start in 5 seconds instead of in 2 minutes.
+
+    In the second of its requeue SLURM would refuse to start it ("Job credential revoked").
+    """
     until(lambda: queued_again(job, environment))
-    assert run(["scontrol", "update", f"jobid={job}", "StartTime=now"], environment).returncode == 0
+    assert run(["scontrol", "update", f"jobid={job}", "StartTime=now+5"], environment).returncode == 0
 
 
 def logged(results, run):
@@ -153,8 +163,8 @@ def test_a_batch_job_told_of_its_end_queues_itself_again_and_finishes(slurm, tmp
     job = run(asked, slurm).stdout.strip()
     until(lambda: logged(results, "*/1"))
     run(["scancel", "--signal=USR1", job], slurm)
-    at_once(job, slurm)
-    until(lambda: field(job, "JobState", slurm) == "COMPLETED")
+    start_soon(job, slurm)
+    until(lambda: completed(job, tmp_path / "log", slurm))
     log = (tmp_path / "log").read_text()
     assert f"SLURM job {job} is queued again" in log and log.rstrip().splitlines()[-1].startswith("run: ")
     assert field(job, "Restarts", slurm) == "1" and log.count("init: LoRA-One") == 1, "what was initialised is kept"
@@ -232,7 +242,7 @@ def test_array_with_a_failed_and_a_requeued_job(slurm, tmp_path):
         until(lambda: logged(results, "*-lr0.004-*/42"))
         assert field(last, "JobId", slurm) == array
         run(["scancel", "--signal=USR2", last], slurm)
-        at_once(last, slurm)
+        start_soon(last, slurm)
         out, err = sweep.communicate(timeout=300)
     assert sweep.returncode == 1, err
     assert f"{array}_1 model.learning_rate=1e+30: the loss became nan" in err
