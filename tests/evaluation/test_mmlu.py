@@ -192,7 +192,7 @@ def test_rows_of_the_hub_have_the_same_form(monkeypatch):
             "dev/virology_dev.csv",
             "Four?,1,2,3,4,D\n",
             UsageError,
-            "--ntrain=3 exceeds the number of solved examples of virology (1)",
+            "--ntrain=3 exceeds the number of solved examples of virology",
         ),
     ],
 )
