@@ -129,7 +129,7 @@ def test_nothing_left_is_an_error(tmp_path, tokenizer):
 
 @pytest.mark.parametrize("value", ["gsm9k", "[gsm8k,nowhere.jsonl]", "5", "[[gsm8k]]"])
 def test_rejects_unknown_evaluations(value):
-    with pytest.raises(UsageError, match=r"dataset\.decontaminate: .* valid: gsm8k, humaneval, math, mmlu"):
+    with pytest.raises(UsageError, match=r"dataset\.decontaminate=.* valid: gsm8k, humaneval, math, mmlu"):
         run_config(f"dataset.decontaminate={value}")
 
 

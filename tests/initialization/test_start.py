@@ -50,8 +50,8 @@ def test_run_reports_the_effect_of_its_start(tmp_path, llama_folder, capsys):
     assert len(energies) == 14 and min(energies.values()) == record["captured_energy"]["min"]
     assert record["cached"] is False
     shown = capsys.readouterr().out
-    assert f"{record['loss_before']:.4f} -> {record['loss_after']:.4f} (fell by" in shown
-    assert f"the first order predicts a fall by {record['predicted_decrease']:.4f})" in shown
+    assert f"{record['loss_before']:.4f} -> {record['loss_after']:.4f} (lower by" in shown
+    assert f"first-order prediction: lower by {record['predicted_decrease']:.4f})" in shown
     found = record["searched"]
     assert f"searched gamma = {found['gamma']:.4g}, the lowest loss on these examples (" in shown
     assert record["loss_after"] == pytest.approx(min(found["losses"].values()), rel=1e-5)

@@ -26,7 +26,7 @@ def test_warns_if_the_start_raises_the_loss(tmp_path, capsys, overrides, said):
     assert f"{record['loss_before']:.4f}" in warning and f"{record['loss_after']:.4f}" in warning
     shown = capsys.readouterr().out
     assert shown.count(f"WARNING: {warning}") == 2, "at once, and in the summary at the end"
-    assert f"(rose by {record['loss_after'] - record['loss_before']:.4f}; the first order predicts a fall by" in shown
+    assert f"(higher by {record['loss_after'] - record['loss_before']:.4f}; first-order prediction: lower by" in shown
 
 
 def test_warns_if_the_predicted_decrease_exceeds_the_loss():
