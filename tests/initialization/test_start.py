@@ -53,7 +53,7 @@ def test_run_reports_the_effect_of_its_start(tmp_path, llama_folder, capsys):
     assert f"{record['loss_before']:.4f} -> {record['loss_after']:.4f} (lower by" in shown
     assert f"first-order prediction: lower by {record['predicted_decrease']:.4f})" in shown
     found = record["searched"]
-    assert f"searched gamma = {found['gamma']:.4g}, the lowest loss on these examples (" in shown
+    assert f"gamma = {found['gamma']:.4g} has the lowest loss on " in shown
     assert record["loss_after"] == pytest.approx(min(found["losses"].values()), rel=1e-5)
     assert record["loss_after"] == pytest.approx(found["losses"][str(found["gamma"])], rel=1e-5)
 
