@@ -19,9 +19,8 @@ from lora_one.records.folder import RunFolder
 from lora_one.records.tracking import Tracker
 from lora_one.runs import cli, experiment, initial_model, saving
 from lora_one.training import trainer
-from lora_one.training.callbacks import Recorder
 from lora_one.training.trainer import FineTuner
-from tests.helpers.runs import finish, small_run
+from tests.helpers.runs import finish, small_run, stop_at
 
 # twelve steps with dropout, a resume point every second one: the kill lies between points, in epochs, and at ends
 CHANGES = ("model.epochs=2", "model.save_steps=2", "model.saving=true", "peft.lora_dropout=0.1")
@@ -217,17 +216,6 @@ def stopped(tmp_path, llama_folder, monkeypatch):
     monkeypatch.undo()
     (file,) = tmp_path.rglob("run.json")
     return run, RunFolder(file.parent)
-
-
-def stop_at(monkeypatch, step):
-    original = Recorder.on_log
-
-    def stop(self, args, state, control, logs=None, **rest):
-        original(self, args, state, control, logs, **rest)
-        if state.global_step == step:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Recorder, "on_log", stop)
 
 
 def test_a_broken_resume_point_is_named_with_the_way_out(stopped, straight, monkeypatch):

@@ -88,7 +88,7 @@ class RunConfig:
 
     @property
     def init_seed(self) -> int:
-        """Of the initialisation: its random factors and the examples that it draws."""
+        """Return the seed of the initialisation: of its random factors and of the examples that it draws."""
         return self.seed if self.init.seed is None else self.init.seed
 
     @property

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from jinja2.exceptions import TemplateError
 
-from lora_one.data.encode import Encoder, embedded
+from lora_one.data.encode import Encoder, common_beginning, embedded
 from lora_one.errors import UsageError
 from lora_one.types import Example
 
@@ -83,7 +83,7 @@ def marked_by_turns(tokenizer: Any, messages: Messages) -> Marked:
                 "{% endgeneration %} around them in the template, or use conversations with one assistant's turn "
                 f"({described(messages)})"
             )
-        begin, end = (alike(ids, ids_of(tokenizer, text)) for text in (before, after))
+        begin, end = (len(common_beginning([ids, ids_of(tokenizer, text)])) for text in (before, after))
         answered[begin:end] = [True] * (end - begin)
     return ids, answered
 
@@ -100,18 +100,11 @@ def apply(tokenizer: Any, messages: Messages, **options: Any) -> Any:
 
 
 def described(messages: Messages) -> str:
+    """Return the roles and the first words of a conversation, by which its row can be found in the file."""
     roles = ", ".join(message["role"] for message in messages)
     return f"roles {roles}; it begins with {messages[0]['content'][:60]!r}"
 
 
 def ids_of(tokenizer: Any, text: str) -> list[int]:
+    """Return the tokens of a text that the chat template has written."""
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]  # the template contains BOS
-
-
-def alike(ids: Sequence[int], others: Sequence[int]) -> int:
-    """Return the number of tokens with which both sequences begin.
-
-    >>> alike([5, 6, 7, 8], [5, 6, 9])
-    2
-    """
-    return next((place for place, pair in enumerate(zip(ids, others, strict=False)) if pair[0] != pair[1]), len(others))

@@ -274,6 +274,13 @@ def batches_of(examples: Sequence[Encoded], size: int, pad_id: int) -> list[Batc
     return [collate(examples[start : start + size], pad_id) for start in range(0, len(examples), size)]
 
 
+def common_beginning(rows: Sequence[list[int]]) -> list[int]:
+    """Return the tokens that all rows begin with."""
+    first, last = min(rows), max(rows)  # in lexicographic order all other rows are between these two
+    differ = (place for place, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
+    return first[: next(differ, len(first))]
+
+
 def pad_id_of(tokenizer: Any) -> int:
     """Return the id of the padding token, else of EOS, else of the separator: padding is masked, so any token works."""
     ids = (getattr(tokenizer, f"{name}_token_id") for name in ("pad", "eos", "sep"))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from lora_one.data.encode import embedded, prompt_ids
+from lora_one.data.encode import common_beginning, embedded, prompt_ids
 from lora_one.distributed import Processes
 from lora_one.errors import RunError, UsageError
 from lora_one.evaluation.batches import each_batch
@@ -64,13 +64,6 @@ def questions_of(tokenizer: Any, prompts: Sequence[str], answers: Sequence[str])
         if found[-1].context == ids:
             known[ending] = found[-1].answers
     return found
-
-
-def common_beginning(rows: Sequence[list[int]]) -> list[int]:
-    """Return the tokens that all rows begin with."""
-    first, last = min(rows), max(rows)  # in lexicographic order all other rows are between these two
-    differ = (place for place, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
-    return first[: next(differ, len(first))]
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_one.data.encode import Encoded, Encoder, collate
+from lora_one.data.encode import Encoded, Encoder, collate, common_beginning
 from lora_one.distributed import Processes
 from lora_one.errors import RunError, UsageError
 from lora_one.evaluation.batches import each_batch
-from lora_one.evaluation.choices import common_beginning
 from lora_one.evaluation.generate import context_length
 from lora_one.evaluation.loading import LoadedModel
 from lora_one.losses import IGNORED, evaluating, model_logits, targets

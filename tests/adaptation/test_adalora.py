@@ -14,9 +14,8 @@ from lora_one.adaptation.layers import lora_layers
 from lora_one.records.folder import RunFolder
 from lora_one.runs import experiment
 from lora_one.runs.saving import merge_run
-from lora_one.training.callbacks import Recorder
 from tests.helpers.models import folder_of, random_llama
-from tests.helpers.runs import finish, run_config, small_run
+from tests.helpers.runs import finish, run_config, small_run, stop_at
 
 RUN = (
     "peft=adalora",
@@ -95,14 +94,7 @@ def test_resumes_bitwise_before_during_and_after_the_allocation(step, base, tmp_
     resumed = (*RUN, "model.save_steps=1")
     whole = finish(small_run(tmp_path / "whole", base, *resumed))
     run = small_run(tmp_path / "stopped", base, *resumed)
-    original = Recorder.on_log
-
-    def stop(self, args, state, control, logs=None, **rest):
-        original(self, args, state, control, logs, **rest)
-        if state.global_step == step:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Recorder, "on_log", stop)
+    stop_at(monkeypatch, step)
     with pytest.raises(KeyboardInterrupt):
         experiment.execute(run)
     monkeypatch.undo()

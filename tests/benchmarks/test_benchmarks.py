@@ -13,11 +13,10 @@ pytestmark = pytest.mark.slow
 
 
 def run(script, folder, *options):
-    """Its JSON, from the smallest shape."""
+    """Run a benchmark once; return what it prints and its JSON."""
     file = folder / f"{script}.json"
-    command = [sys.executable, f"benchmarks/{script}.py", "--shape", "small", "--repeats", "1", "--threads", "1"]
     done = subprocess.run(
-        [*command, *options, "--json", str(file), "--markdown"],
+        [sys.executable, f"benchmarks/{script}.py", "--repeats=1", *options, f"--json={file}"],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -25,9 +24,15 @@ def run(script, folder, *options):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "| case " in done.stdout
     result = json.loads(file.read_text())
     assert {"machine", "versions", "rows", "ratios"} <= result.keys()
+    return done.stdout, result
+
+
+def run_small(script, folder, *options):
+    """Run a benchmark at its smallest shape; return its JSON."""
+    printed, result = run(script, folder, "--shape=small", "--threads=1", "--markdown", *options)
+    assert "| case " in printed
     assert {"cpu", "cores", "threads"} <= result["machine"].keys() and "torch" in result["versions"]
     names = [row["name"] for row in result["rows"]]
     assert len(set(names)) == len(names)
@@ -37,7 +42,7 @@ def run(script, folder, *options):
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
-    return run("bench_init", tmp_path_factory.mktemp("benchmarks"))
+    return run_small("bench_init", tmp_path_factory.mktemp("benchmarks"))
 
 
 def test_every_way_to_an_initialisation_has_its_row(result):
@@ -60,7 +65,7 @@ def test_fused_holds_one_gradient_at_a_time(result):
 
 
 def test_spectra_of_every_type_of_layer(tmp_path):
-    result = run("bench_spectra", tmp_path)
+    result = run_small("bench_spectra", tmp_path)
     assert {row["name"]: row["layers"] for row in result["rows"]}["all"] == len(result["layers"]) == 14
     for values in result["layers"].values():
         assert values["s1/s9"] >= 1
@@ -68,7 +73,7 @@ def test_spectra_of_every_type_of_layer(tmp_path):
 
 
 def test_optimizers_are_compared_at_every_rank_and_take_the_exact_step(tmp_path):
-    result = run("bench_optimizer", tmp_path, "--ranks", "4,8")
+    result = run_small("bench_optimizer", tmp_path, "--ranks", "4,8")
     rows = {row["name"]: row for row in result["rows"]}
     for rank in (4, 8):
         for name in ("fused AdamW", "ours", "PEFT"):
@@ -83,19 +88,8 @@ def test_optimizers_are_compared_at_every_rank_and_take_the_exact_step(tmp_path)
 
 def test_ways_to_train_agree_and_are_written(tmp_path):
     """The script itself refuses losses that differ."""
-    file = tmp_path / "train.json"
-    command = [sys.executable, str(ROOT / "benchmarks/bench_train.py"), "--steps=2", "--size=8", "--repeats=1"]
-    done = subprocess.run(
-        [*command, "--threads=1", "--shape=small", "--max_length=128", f"--json={file}", "--markdown"],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    result = json.loads(file.read_text())
-    assert {"machine", "versions", "rows", "ratios"} <= result.keys()
+    options = ("--steps=2", "--size=8", "--threads=1", "--shape=small", "--max_length=128", "--markdown")
+    _, result = run("bench_train", tmp_path, *options)
     names = [row["name"] for row in result["rows"]]
     for kind in ("Trainer + PEFT, 1", "Trainer + PEFT, 8", "ours, 1", "ours, 8 at", "ours, 8 packed", "ours, 8, check"):
         assert any(name.startswith(kind) for name in names), kind
@@ -106,25 +100,8 @@ def test_ways_to_train_agree_and_are_written(tmp_path):
 
 def test_evaluations_agree_and_are_written(tmp_path):
     """The script itself refuses answers of the two ways that differ."""
-    command = [
-        sys.executable,
-        str(ROOT / "benchmarks/bench_eval.py"),
-        "--questions=3",
-        "--problems=3",
-        "--new_tokens=4",
-    ]
-    file = tmp_path / "eval.json"
-    done = subprocess.run(
-        [*command, "--repeats=1", "--threads=1", f"--json={file}"],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    result = json.loads(file.read_text())
-    assert {"machine", "versions", "rows", "ratios"} <= result.keys()
+    options = ("--questions=3", "--problems=3", "--new_tokens=4", "--threads=1")
+    _, result = run("bench_eval", tmp_path, *options)
     names = [f"{task}, {way}" for task in ("mmlu", "gsm8k") for way in ("one by one", "in batches")]
     assert [row["name"] for row in result["rows"]] == names
     assert all(row["examples_per_cpu_second"] > 0 and row["examples"] == 3 for row in result["rows"])
@@ -133,20 +110,8 @@ def test_evaluations_agree_and_are_written(tmp_path):
 
 def test_encodings_agree_and_are_written(tmp_path):
     """The script itself refuses examples that differ from case to case."""
-    file = tmp_path / "data.json"
-    command = [sys.executable, str(ROOT / "benchmarks/bench_data.py"), "--examples=200", "--repeats=1"]
-    done = subprocess.run(
-        [*command, f"--json={file}", "--markdown"],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "| case " in done.stdout
-    result = json.loads(file.read_text())
-    assert {"machine", "versions", "rows", "ratios"} <= result.keys()
+    printed, result = run("bench_data", tmp_path, "--examples=200", "--markdown")
+    assert "| case " in printed
     assert [row["name"] for row in result["rows"]] == ["lists", "packed, nothing kept yet", "kept before"]
     assert len({row["tokens"] for row in result["rows"]}) == 1 and result["rows"][0]["examples"] == 200
     assert all(isinstance(ratio, float) for ratio in result["ratios"].values())

@@ -62,21 +62,26 @@ torch.save(model(torch.arange(2, 40).reshape(1, -1)).logits.detach(), sys.argv[3
 """
 
 
-def straight_and_resumed(tmp_path, model, changes, monkeypatch):
-    """The folders of one run without interruption and of one stopped at step 9, then started again."""
-    straight = finish(small_run(tmp_path / "straight", model, *changes))
+def stop_at(monkeypatch, step):
+    """Make training raise KeyboardInterrupt after it has logged this step."""
     original = Recorder.on_log
 
     def stop(self, args, state, control, logs=None, **rest):
         original(self, args, state, control, logs, **rest)
-        if state.global_step == 9:
+        if state.global_step == step:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Recorder, "on_log", stop)
+
+
+def straight_and_resumed(tmp_path, model, changes, monkeypatch):
+    """The folders of one run without interruption and of one stopped at step 9, then started again."""
+    straight = finish(small_run(tmp_path / "straight", model, *changes))
     run = small_run(tmp_path / "stopped", model, *changes)
-    with pytest.raises(KeyboardInterrupt):
-        experiment.execute(run)
-    monkeypatch.setattr(Recorder, "on_log", original)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 9)
+        with pytest.raises(KeyboardInterrupt):
+            experiment.execute(run)
     monkeypatch.setattr(initial_model, "attach_adapters", None)  # what was initialised is not initialised again
     return straight, finish(run)
 
