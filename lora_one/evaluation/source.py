@@ -39,7 +39,7 @@ def adapter_of(given: Path) -> Path:
             raise UsageError(f"--adapter={given} is a whole model, not an adapter: pass it as --model_name")
         run = RunFolder(path)
         instead = f"it has merged_checkpoint/: pass --model_name={given}" if run.merged.exists() else None
-        raise missing("adapter", given, "adapter_config.json", instead)
+        raise missing("adapter", given, "adapter_config.json", "the adapter/ folder of a run", instead)
     if not any((found / name).exists() for name in WEIGHTS):
         raise UsageError(
             f"--adapter={given}: the folder {found} has no {WEIGHTS[0]}: copy the whole folder, or pass another one"
@@ -58,11 +58,15 @@ def model_of(given: str) -> str:
     if (path / "adapter_config.json").exists():
         raise UsageError(f"--model_name={given} is an adapter, not a whole model: pass it as --adapter")
     merge = f"pass --adapter={given}, or merge it first: python scripts/merge.py {given}"
-    raise missing("model_name", given, "config.json", merge if run.adapter.exists() else None)
+    instead = merge if run.adapter.exists() else None
+    raise missing("model_name", given, "config.json", "the merged_checkpoint/ folder of a run", instead)
 
 
-def missing(option: str, given: Path | str, file: str, instead: str | None) -> UsageError:
-    """Return the error for a folder without the model or adapter of an option. instead: what this folder has."""
+def missing(option: str, given: Path | str, file: str, wanted: str, instead: str | None) -> UsageError:
+    """Return the error for a folder without the model or adapter of an option.
+
+    wanted: the folder to pass, in words.  instead: what this folder has, and the way out.
+    """
     path = Path(given).expanduser()
     run = RunFolder(path)
     runs = sorted(folder.parent.name for folder in path.glob("*/run.json"))
@@ -70,7 +74,7 @@ def missing(option: str, given: Path | str, file: str, instead: str | None) -> U
         instead = f"the run is not finished (status: {run.read().get('status')}): run its command again to finish it"
     if instead is None and runs:
         instead = f"it contains the runs {', '.join(runs)}: pass one of them, for example --{option}={path / runs[0]}"
-    return UsageError(f"--{option}={given} has no {file}: {instead or 'pass the folder of a run or of its result'}")
+    return UsageError(f"--{option}={given} has no {file}: {instead or f'pass {wanted}, or the folder of the run'}")
 
 
 def base_name(adapter: Path) -> str:
