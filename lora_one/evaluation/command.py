@@ -22,7 +22,7 @@ from lora_one.evaluation.output import (
 )
 from lora_one.evaluation.partial_results import PartialResults
 from lora_one.evaluation.predictions import generated_predictions, remarks_of, rescored_predictions
-from lora_one.evaluation.source import located
+from lora_one.evaluation.source import check_present, located
 from lora_one.files import write_json
 from lora_one.records.provenance import provenance
 
@@ -62,6 +62,7 @@ def evaluate(task: str, arguments: Sequence[str]) -> int:
             )
             show(task, finished)
         return 0
+    check_present(options)
     check_writable(output)
     fingerprints = data_fingerprints(options)
     identity = {"model": options.model, "settings": options.deciding("completions"), "fingerprints": fingerprints}

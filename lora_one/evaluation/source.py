@@ -15,19 +15,28 @@ WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 def located(options: EvaluationOptions) -> EvaluationOptions:
     """Return the options with the adapter's and the model's own folder where a run's folder is given.
 
-    Raises UsageError: a folder, its configuration or its weights are missing.
+    Raises UsageError: a folder has no adapter or no model.
+    """
+    if options.rescore:
+        return options
+    adapter = options.adapter and str(adapter_of(Path(options.adapter)))
+    return replace(options, adapter=adapter, model_name=options.model_name and model_of(options.model_name))
+
+
+def check_present(options: EvaluationOptions) -> None:
+    """Check that the model, or the base of the adapter, is there. Raises UsageError: a folder or weights are missing.
+
+    options: as ``located`` returns them.
     """
     from lora_one.models import check_weights
 
     if options.rescore:
-        return options
-    adapter = options.adapter and str(adapter_of(Path(options.adapter)))
-    model = options.model_name and model_of(options.model_name)
-    if model is not None:
-        check_weights(model, key="--model_name")
-    elif adapter is not None:
-        check_weights(base_name(Path(adapter)), key=f"the base of --adapter={adapter}, which --model_name replaces")
-    return replace(options, adapter=adapter, model_name=model)
+        return
+    if options.model_name:
+        check_weights(options.model_name, key="--model_name")
+    elif options.adapter:
+        name = base_name(Path(options.adapter))
+        check_weights(name, key=f"the base of --adapter={options.adapter}, which --model_name replaces")
 
 
 def adapter_of(given: Path) -> Path:

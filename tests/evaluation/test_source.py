@@ -7,7 +7,7 @@ import pytest
 from lora_one.errors import UsageError
 from lora_one.evaluation.options import EvaluationOptions
 from lora_one.evaluation.output import first_difference
-from lora_one.evaluation.source import located
+from lora_one.evaluation.source import check_present, located
 
 
 def run_folder(place, *parts, status="finished", base="bundled/tiny"):
@@ -61,7 +61,7 @@ def test_wrong_folders_and_missing_bases(tmp_path):
         ({"model_name": "/no/such/model"}, "--model_name=/no/such/model: there is no such folder"),
     ):
         with pytest.raises(UsageError) as refused:
-            located(EvaluationOptions(**{name: str(path) for name, path in options.items()}))
+            check_present(located(EvaluationOptions(**{name: str(path) for name, path in options.items()})))
         assert words in str(refused.value)
 
 

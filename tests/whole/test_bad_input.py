@@ -301,7 +301,7 @@ READING = [
         "resize",
     ),
     ("model.max_length=4", FAILURE, "none of the 48 examples", "max_length=4", "increase model.max_length"),
-    ("dataset.max_tokens=2", FAILURE, "dataset.max_tokens=2", "change that value"),
+    ("dataset.max_tokens=2", FAILURE, "dataset.max_tokens=2", "increase dataset.max_tokens"),
     (JSON + "gsm8k.jsonl", USAGE, "no column prompt, response; its columns are question, answer", "dataset.prompt="),
     (JSON + "hello.txt", USAGE, "hello.txt has an unknown format", "json, jsonl, csv"),
     (
