@@ -79,15 +79,20 @@ def no_training_example(config: DatasetConfig, rows: int, contaminated: int, val
     validation: the number of rows that are held out.
     """
     too_long = rows - contaminated - validation
-    causes = {
-        f"{contaminated} contain questions of dataset.decontaminate={config.decontaminate}": contaminated,
-        f"{too_long} have dataset.max_tokens={config.max_tokens} tokens or more": too_long,
-        f"{validation} are held out by dataset.validation_size={config.validation_size}": validation,
-    }
-    reasons = ", ".join(reason for reason, count in causes.items() if count > 0)
+    causes = (
+        (contaminated, f"contain questions of dataset.decontaminate={config.decontaminate}", "check the file"),
+        (too_long, f"have dataset.max_tokens={config.max_tokens} tokens or more", "increase dataset.max_tokens"),
+        (
+            validation,
+            f"are held out by dataset.validation_size={config.validation_size}",
+            "decrease dataset.validation_size",
+        ),
+    )
+    found = [(f"{count} {reason}", way) for count, reason, way in causes if count > 0]
+    reasons, ways = (", ".join(texts) for texts in zip(*found, strict=True))
     return RunError(
-        f"dataset={config.name}: none of the {rows} rows is left for training ({reasons}): change that value, or pass "
-        "a file with more rows"
+        f"dataset={config.name}: none of the {rows} rows is left for training ({reasons}): {ways}, or pass a file with "
+        "more rows"
     )
 
 

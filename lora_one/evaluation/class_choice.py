@@ -1,5 +1,6 @@
 """The class that a model chooses: by its classification head, or by the first tokens of the classes' words."""
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,22 +18,27 @@ from lora_one.losses import IGNORED, evaluating, model_logits, targets
 from lora_one.models import learnt_positions
 from lora_one.types import Example
 
+NUMBERED = re.compile(r"(label_)?\d+")
 
-def words_of(config: Any, labels: Sequence[str]) -> list[str]:
+
+def words_of(names: Sequence[str], labels: Sequence[str]) -> list[str]:
     """Return the word of each output of a head.
 
-    If the names in the checkpoint's configuration are the labels, in any case and order, their order is used, otherwise
-    that of the labels.
-    Raises UsageError: the head has another number of outputs.
+    names: those of its configuration. If they are the labels, in any case and order, their order is used; if they are
+    only numbered (LABEL_0), that of the labels.
+    Raises UsageError: the head has another number of outputs, or outputs with other names.
     """
-    names = [config.id2label[place] for place in range(config.num_labels)]
-    if len(names) != len(labels):
-        raise UsageError(
-            f"the model's head has {len(names)} outputs, but this set has {len(labels)} classes ({', '.join(labels)}): "
-            "pass a model that was trained on it"
-        )
-    names = [str(name).lower() for name in names]
-    return names if set(names) == set(labels) else list(labels)
+    lower = [name.lower() for name in names]
+    if len(names) == len(labels):
+        if set(lower) == set(labels):
+            return lower
+        if all(NUMBERED.fullmatch(name) for name in lower):
+            return list(labels)
+    raise UsageError(
+        f"the model's head was trained for another task: its {len(names)} outputs are {', '.join(names)}, but this set "
+        f"has the {len(labels)} classes {', '.join(labels)}: pass a model that was trained on it, or the --dataset of "
+        "this model"
+    )
 
 
 @dataclass(frozen=True)

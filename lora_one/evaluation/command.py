@@ -22,6 +22,7 @@ from lora_one.evaluation.output import (
 )
 from lora_one.evaluation.partial_results import PartialResults
 from lora_one.evaluation.predictions import generated_predictions, remarks_of, rescored_predictions
+from lora_one.evaluation.source import check_present, located
 from lora_one.files import write_json
 from lora_one.records.provenance import provenance
 
@@ -61,6 +62,7 @@ def evaluate(task: str, arguments: Sequence[str]) -> int:
             )
             show(task, finished)
         return 0
+    check_present(options)
     check_writable(output)
     fingerprints = data_fingerprints(options)
     identity = {"model": options.model, "settings": options.deciding("completions"), "fingerprints": fingerprints}
@@ -94,7 +96,7 @@ def checked_options(task: str, benchmark: Benchmark[Any], arguments: Sequence[st
     """
     options = parsed(parser_of(task, benchmark), benchmark.options, arguments)
     check_options(options)
-    return benchmark.check(options)
+    return benchmark.check(located(options))
 
 
 def parser_of(task: str, benchmark: Benchmark[Any]) -> argparse.ArgumentParser:

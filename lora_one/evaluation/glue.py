@@ -16,6 +16,7 @@ from lora_one.evaluation.glue_measures import MEASURES, Pairs, jackknife
 from lora_one.evaluation.options import EvaluationOptions, option
 from lora_one.evaluation.scoring import class_line
 from lora_one.evaluation.shares import by_kind, counts_of, shares
+from lora_one.evaluation.source import head_names
 from lora_one.types import Example
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 MAX_NEW_TOKENS = 16
 MAX_LENGTH = 512
 SETS = glue.TASKS | super_glue.TASKS
+# names of the classes on the hub, which heads trained elsewhere have, where the word in the prompt is another one
+HUB_NAMES = {"mrpc": {"not_equivalent": "different"}, "qqp": {"not_duplicate": "different"}}
 UNREAD_BY_HEAD = {"first_token": False, "max_new_tokens": MAX_NEW_TOKENS}
 UNREAD_BY_GENERATION = {"max_length": MAX_LENGTH}
 KINDS = {"accuracy": "correct", "accuracy_first_token": "correct_first_token"}
@@ -78,9 +81,9 @@ class Glue(ModelBenchmark[GlueOptions]):
     options = GlueOptions
 
     def check(self, options: GlueOptions) -> GlueOptions:
-        """Fill in the words of the set's classes.
+        """Fill in the words of the set's classes, in the order of the head's outputs.
 
-        Raises UsageError: an unknown set, a value out of range, or an option of sampling.
+        Raises UsageError: an unknown set, a value out of range, an option of sampling, or a head of another task.
         """
         if options.rescore:
             return options
@@ -96,7 +99,13 @@ class Glue(ModelBenchmark[GlueOptions]):
             )
         if options.max_length < 2:
             raise UsageError(f"--max_length={options.max_length} must be at least 2 tokens: pass a larger number")
-        return replace(options, labels=SETS[options.dataset].labels)
+        labels, names = SETS[options.dataset].labels, head_names(options)
+        if names is not None:
+            from lora_one.evaluation.class_choice import words_of
+
+            hub = HUB_NAMES.get(options.dataset, {})
+            labels = tuple(words_of([hub.get(name.lower(), name) for name in names], labels))
+        return replace(options, labels=labels)
 
     def folder(self, task: str, options: GlueOptions) -> str:
         """Return a different folder for each set."""
@@ -110,15 +119,14 @@ class Glue(ModelBenchmark[GlueOptions]):
         self, loaded: "LoadedModel", examples: Sequence[Example], options: GlueOptions, done: Collection[int]
     ) -> Iterator[tuple[int, "Completion"]]:
         """Yield (index, completion): the word of the class that a head chooses, or the generated text."""
-        from lora_one.evaluation.class_choice import by_first_token, by_head, words_of
+        from lora_one.evaluation.class_choice import by_first_token, by_head
         from lora_one.evaluation.generate import Completion, Decoding, complete
 
         model, encoder, head = loaded.model, loaded.encoder, loaded.kind.has_head
         check_read(options, head=head)
         if head:
-            words = words_of(model.config, options.labels)
             for index, place, details in by_head(loaded, encoder, examples, options.max_length, done):
-                yield index, Completion(words[place], details=details)
+                yield index, Completion(options.labels[place], details=details)
             return
         first = by_first_token(loaded, encoder, examples, options.labels, done) if options.first_token else {}
         decoding = Decoding(options.max_new_tokens)

@@ -1,12 +1,12 @@
 """Load the model of an evaluation: a checkpoint, or an adapter on its base."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_one.errors import UsageError
 from lora_one.evaluation.options import EvaluationOptions
+from lora_one.evaluation.source import base_name
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,7 +41,7 @@ class LoadedModel:
 def load_evaluated(options: EvaluationOptions) -> LoadedModel:
     """Load the model of --model_name and --adapter; without --batch_size, the batch size depends on the device.
 
-    Raises UsageError: an adapter without a configuration, or a classification head although text must be generated.
+    Raises UsageError: a classification head although text must be generated.
     """
     from lora_one.adaptation.checkpoints import kind_of_adapter, load_adapter
     from lora_one.data.encode import pad_id_of
@@ -66,11 +66,3 @@ def load_evaluated(options: EvaluationOptions) -> LoadedModel:
     if adapter is not None:
         model = load_adapter(model, adapter)
     return LoadedModel(model.eval(), tokenizer, batch_size)
-
-
-def base_name(adapter: Path | None) -> str:
-    """Return the name of an adapter's base model. Raises UsageError: the folder has no adapter_config.json."""
-    config = (adapter or Path()) / "adapter_config.json"
-    if not config.exists():
-        raise UsageError(f"--adapter={adapter} has no adapter_config.json: pass the adapter/ folder of a run")
-    return json.loads(config.read_text())["base_model_name_or_path"]

@@ -52,13 +52,37 @@ def finished_report(output: Path, options: EvaluationOptions) -> dict[str, Any] 
         report = json.loads(file.read_text())
     except ValueError as error:
         raise UsageError(f"{file} is not valid JSON ({error}): remove it, or pass --overwrite") from error
-    same = report["model"] == options.model and report["settings"] == options.settings
-    if same and report["provenance"]["fingerprints"] == data_fingerprints(options):
+    wanted = {"model": options.model, "settings": options.settings, "fingerprints": data_fingerprints(options)}
+    found = {"model": report["model"], "settings": report["settings"], **report["provenance"]}
+    difference = first_difference(found, wanted)
+    if difference is None:
         return report
     raise UsageError(
-        f"{file} contains results of another model or other settings: pass --output_dir=<another folder>, or "
-        "--overwrite to replace them"
+        f"{file} contains results of another model or other settings ({difference}): pass --output_dir=<another "
+        "folder>, or --overwrite to replace them"
     )
+
+
+def first_difference(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
+    """Return in words the first difference between two evaluations; None: there is none.
+
+    found, wanted: model, settings, and the fingerprints of local files.
+
+    >>> first_difference({"model": "a", "settings": {"seed": 1}}, {"model": "a", "settings": {"seed": 2}})
+    '--seed is 1 there and 2 here'
+    """
+
+    def flat(identity: dict[str, Any]) -> dict[str, Any]:
+        settings = {f"--{name}": value for name, value in identity["settings"].items()}
+        contents = {f"the hash of --{name}'s content": text[:8] for name, text in identity["fingerprints"].items()}
+        return {"--model_name": identity["model"], **settings, **contents}
+
+    there, here = flat(found), flat(wanted)
+    for name in {**here, **there}:
+        if there.get(name) != here.get(name):
+            before, now = ("not given" if part.get(name) is None else part[name] for part in (there, here))
+            return f"{name} is {before} there and {now} here"
+    return None
 
 
 def data_fingerprints(options: EvaluationOptions) -> dict[str, str]:

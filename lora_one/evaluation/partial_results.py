@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_one.errors import UsageError
 from lora_one.evaluation.benchmark import Request
+from lora_one.evaluation.output import first_difference
 from lora_one.files import write_whole
 
 if TYPE_CHECKING:
@@ -53,9 +54,10 @@ class PartialResults:
             found = {(example, sample): Completion(*completion) for example, sample, *completion in lines}
         except (ValueError, TypeError) as error:
             raise UsageError(f"{path} is damaged ({error}): remove it, or pass --overwrite") from error
-        if first != self.identity:
+        difference = first_difference(first, self.identity)
+        if difference is not None:
             raise UsageError(
-                f"{path} contains unfinished results of another model or other settings: pass "
+                f"{path} contains unfinished results of another model or other settings ({difference}): pass "
                 "--output_dir=<another folder>, or --overwrite to remove them"
             )
         if whole != text and self.processes.rank == 0:

@@ -8,8 +8,8 @@ from lora_one.errors import UsageError
 BUNDLED = Path(__file__).parents[1] / "assets"
 
 
-def local_folder(name: str) -> Path | None:
-    """Return the local folder of a model name; None: the name is a hub id.
+def local_folder(name: str, key: str = "model.name") -> Path | None:
+    """Return the local folder of a model name; None: the name is a hub id. key: what the messages call the name.
 
     Raises UsageError: the name looks like a path but there is no such folder, the folder has no config.json, or the
     path is a file.
@@ -17,29 +17,27 @@ def local_folder(name: str) -> Path | None:
     path = BUNDLED / name.removeprefix("bundled/") if name.startswith("bundled/") else Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").exists():
-            raise UsageError(
-                f"model.name={name}: the folder {path} has no config.json: pass a Hugging Face model folder"
-            )
+            raise UsageError(f"{key}={name}: the folder {path} has no config.json: pass a Hugging Face model folder")
         return path
     if path.is_file() or name.lower().endswith(".gguf"):
         raise UsageError(
-            f"model.name={name}: a single file, such as a GGUF file, cannot be trained: pass a Hugging Face model "
+            f"{key}={name}: a single file, such as a GGUF file, cannot be loaded: pass a Hugging Face model "
             "folder (transformers converts a GGUF file: from_pretrained(<folder>, gguf_file=<file>), then "
             "save_pretrained)"
         )
     looks_local = name.startswith(("/", ".", "~", "bundled/")) or name.count("/") > 1
     if looks_local:
         known = ", ".join(f"bundled/{folder.name}" for folder in sorted(BUNDLED.iterdir()))
-        raise UsageError(f"model.name={name}: there is no such folder: pass an existing folder, a hub id, or {known}")
+        raise UsageError(f"{key}={name}: there is no such folder: pass an existing folder, a hub id, or {known}")
     return None
 
 
-def check_weights(name: str) -> None:
-    """Raise UsageError if the name is that of a local folder without weights."""
-    folder = local_folder(name)
+def check_weights(name: str, key: str = "model.name") -> None:
+    """Raise UsageError if the name is that of a local folder without weights. key: as in ``local_folder``."""
+    folder = local_folder(name, key)
     if folder and not any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir()):
         raise UsageError(
-            f"model.name={name}: the folder {folder} has a config.json but no weights (model.safetensors): download "
+            f"{key}={name}: the folder {folder} has a config.json but no weights (model.safetensors): download "
             "them into it, or pass another model folder"
         )
 

@@ -1,5 +1,7 @@
 """Rows to examples: templates, filters, splits, real files."""
 
+import re
+
 import pytest
 
 from lora_one.data import load_dataset, split
@@ -89,5 +91,5 @@ def test_the_key_that_leaves_no_row_is_named_and_no_other(change, cause, tmp_pat
     config = rows_for(tmp_path, [{"prompt": f"a{i}", "response": "b"} for i in range(30)], change)
     with pytest.raises(RunError) as refused:
         load_dataset(config, Encoder(tokenizer), 64)
-    keys = {word.partition("=")[0] for word in str(refused.value).split() if word.startswith("dataset.")}
+    keys = set(re.findall(r"dataset\.\w+", str(refused.value)))
     assert cause in str(refused.value) and keys == {change.partition("=")[0]}

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from lora_one.errors import UsageError
 from lora_one.evaluation import BENCHMARKS, class_choice, glue
 from lora_one.evaluation.command import main
 from lora_one.evaluation.partial_results import PartialResults
@@ -110,19 +111,49 @@ def test_answer_is_matched_by_the_word_of_its_class():
     assert not BENCHMARKS["glue"].score("cola/0", "p", "acceptable", "unacceptable")["correct"]
 
 
-def test_head_outputs_are_matched_by_label_name(tmp_path):
-    config = random_roberta().config
-    config.id2label = {0: "acceptable", 1: "unacceptable"}
-    assert class_choice.words_of(config, glue.SETS["cola"].labels) == ["acceptable", "unacceptable"]
-    config.id2label = {0: "LABEL_0", 1: "LABEL_1"}
-    assert class_choice.words_of(config, glue.SETS["cola"].labels) == ["unacceptable", "acceptable"]
+@pytest.mark.parametrize(
+    ("dataset", "names", "words"),
+    [
+        ("cola", ["acceptable", "unacceptable"], ["acceptable", "unacceptable"]),
+        ("cola", ["LABEL_0", "LABEL_1"], ["unacceptable", "acceptable"]),
+        # as the checkpoints of MNLI on the hub name them, in an order of their own
+        ("mnli", ["CONTRADICTION", "NEUTRAL", "ENTAILMENT"], ["contradiction", "neutral", "entailment"]),
+    ],
+)
+def test_head_outputs_are_matched_by_label_name(dataset, names, words):
+    assert class_choice.words_of(names, glue.SETS[dataset].labels) == words
 
 
-def test_head_label_names_are_case_insensitive():
-    """As the checkpoints of MNLI on the hub name them, in an order of their own."""
-    config = random_roberta(labels=3).config
-    config.id2label = {0: "CONTRADICTION", 1: "NEUTRAL", 2: "ENTAILMENT"}
-    assert class_choice.words_of(config, glue.SETS["mnli"].labels) == ["contradiction", "neutral", "entailment"]
+@pytest.mark.parametrize("names", [["negative", "positive"], ["LABEL_0", "LABEL_1", "LABEL_2"]])
+def test_head_of_another_task_is_refused_before_loading(names, tokenizer, tmp_path, capsys):
+    model = random_roberta(len(tokenizer), labels=len(names))
+    model.config.id2label = dict(enumerate(names))
+    base = folder_of(model, tokenizer, tmp_path / "base")
+    (base / "model.safetensors").write_bytes(b"")
+    assert main("glue", ["--dataset=cola", f"--model_name={base}", f"--output_dir={tmp_path / 'out'}"]) == 2
+    said = capsys.readouterr().err
+    assert f"trained for another task: its {len(names)} outputs are {', '.join(names)}" in said
+    assert "acceptable" in said and not (tmp_path / "out").exists()
+
+
+def test_head_may_have_the_label_names_of_the_hub(tokenizer, tmp_path):
+    model = random_roberta(len(tokenizer))
+    model.config.id2label = {0: "equivalent", 1: "not_equivalent"}
+    base = folder_of(model, tokenizer, tmp_path / "base")
+    options = glue.GlueOptions(model_name=str(base), dataset="mrpc")
+    assert glue.Glue().check(options).labels == ("equivalent", "different")
+
+
+def test_adapter_of_a_run_has_the_labels_of_its_data_set(tmp_path):
+    """MNLI and CB have the same classes in another order; SST-2 has others."""
+    (tmp_path / "run.json").write_text(json.dumps({"config": {"dataset": {"name": "mnli"}}}))
+    config = {"task_type": "SEQ_CLS", "base_model_name_or_path": "bundled/tiny"}
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/adapter_config.json").write_text(json.dumps(config))
+    options = glue.GlueOptions(adapter=str(tmp_path / "adapter"), dataset="cb")
+    assert glue.Glue().check(options).labels == glue.SETS["mnli"].labels
+    with pytest.raises(UsageError, match="trained for another task"):
+        glue.Glue().check(glue.GlueOptions(adapter=str(tmp_path / "adapter"), dataset="sst2"))
 
 
 def test_head_input_is_cut_to_its_positions_and_reported(tokenizer, tmp_path):
@@ -231,7 +262,7 @@ def test_adapter_equals_its_merged_checkpoint_and_evaluation_resumes(tokenizer, 
         (["--dataset", "stsb"], "--dataset=stsb is not a set of GLUE"),
         (["--dataset", "cola", "--temperature", "0.5"], "--temperature=0.5 has no effect"),
         (["--dataset", "cola", "--max_length", "1"], "must be at least 2 tokens"),
-        (["--dataset", "mnli"], "head has 2 outputs, but this set has 3 classes"),
+        (["--dataset", "mnli"], "its 2 outputs are LABEL_0, LABEL_1, but this set has the 3 classes"),
     ],
 )
 def test_wrong_use_gives_one_line(options, message, tokenizer, tmp_path, capsys):

@@ -168,7 +168,7 @@ class Generated:
 
 
 def command_of(problem_file, output, *more):
-    common = [f"--model_name={problem_file}", f"--data_path={problem_file}", f"--output_dir={output}"]
+    common = ["--model_name=bundled/tiny", f"--data_path={problem_file}", f"--output_dir={output}"]
     return [*common, "--timeout=60", "--num_sample=3", *more]
 
 

@@ -230,7 +230,11 @@ def test_wrong_comparison(changes, message, asked):
 
 
 def test_method_with_other_data_or_more_steps_is_not_run(asked):
-    for override, message in (("model.epochs=2", "epochs=2.0, the others 1.0"), ("dataset.train_size=16", "=16, the")):
+    for override, message in (
+        ("model.epochs=2", "epochs=2.0, the others 1.0"),
+        ("dataset.train_size=16", "=16, the"),
+        ("dataset.train_on_inputs=true", "train_on_inputs=True, the others False"),
+    ):
         jobs = comparison_jobs.Jobs(dataclasses.replace(asked, methods={"LoRA": ["init=default", override]}), compose)
         assert all(message in job.error and "move it to common" in job.error for job in jobs.tuning("LoRA"))
 

@@ -28,6 +28,7 @@ from tests.helpers.runs import small_run
 
 USAGE, FAILURE = 2, 1
 HEAD = "model=tiny model.type=SequenceClassification dataset=cola "
+CHAT = "dataset=chat model=tiny dataset.path={files}/gsm8k.jsonl "
 JSON = "dataset=json model=tiny dataset.path={files}/"
 EVAL = "--data_path={files}/gsm8k.jsonl --output_dir={results}"
 
@@ -182,6 +183,15 @@ CONFIGURATION = [
         "one of boolq",
     ),
     (
+        HEAD + "dataset.train_on_inputs=true",
+        "dataset.train_on_inputs=True",
+        "model.type=SequenceClassification only reads",
+    ),
+    ("dataset=mrpc model=t5base dataset.train_on_inputs=true", "dataset.train_on_inputs=True", "model.type=CausalLM"),
+    ("dataset=chat", "dataset=chat needs a local file", "add dataset.path="),
+    (CHAT + "model.type=ConditionalGeneration", "only causal models are trained on", "use model.type=CausalLM"),
+    (CHAT + "dataset.chat_template=false", "dataset.chat_template=False turns off", "leave that key out"),
+    (
         HEAD + "dataset.chat_template=true",
         "dataset.chat_template=True formats prompts",
         "set dataset.chat_template=false",
@@ -291,7 +301,7 @@ READING = [
         "resize",
     ),
     ("model.max_length=4", FAILURE, "none of the 48 examples", "max_length=4", "increase model.max_length"),
-    ("dataset.max_tokens=2", FAILURE, "dataset.max_tokens=2", "change that value"),
+    ("dataset.max_tokens=2", FAILURE, "dataset.max_tokens=2", "increase dataset.max_tokens"),
     (JSON + "gsm8k.jsonl", USAGE, "no column prompt, response; its columns are question, answer", "dataset.prompt="),
     (JSON + "hello.txt", USAGE, "hello.txt has an unknown format", "json, jsonl, csv"),
     (
