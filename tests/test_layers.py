@@ -11,8 +11,8 @@ from lora_one.evaluation import BENCHMARKS
 from tests.helpers.paths import ROOT
 
 ORDER = [  # from the bottom
-    {"types", "errors", "interruption"},
-    {"files", "datasets", "model_kinds"},
+    {"types", "errors", "progress"},
+    {"interruption", "files", "datasets", "model_kinds"},
     {"config", "linalg", "seeding", "losses", "distributed", "diagnostics"},
     {"models", "optim"},
     {"data", "records"},

@@ -40,7 +40,7 @@ def translate(arguments: Sequence[str]) -> list[str]:
 def launch(hydra_main: Callable[[], None]) -> int:
     """Run the Hydra application on sys.argv, and return the exit code.
 
-    0: success; 1: a job failed; 2: wrong usage; 130: interrupted; 143, 138, 140: stopped by SIGTERM, SIGUSR1, SIGUSR2.
+    0: success; 1: a job failed; 2: wrong usage; 130, 143, 138, 140: stopped by Ctrl-C, SIGTERM, SIGUSR1, SIGUSR2.
     """
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
