@@ -23,7 +23,7 @@ ORDER = [  # from the bottom
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 ONLY = {
-    "hydra": {"runs/cli"},
+    "hydra": {"runs/cli", "runs/planned_jobs"},
     "peft": {"adaptation"}
     | {f"initialization/{file}" for file in ("start", "scale_search", "library", "methods/peft_methods")},
     "wandb": {"records/tracking"},

@@ -39,7 +39,7 @@ class Measured:
 
 
 class Validation:
-    """Measures {eval_loss, eval_accuracy, eval_parsed} of a model, with equal results on all processes.
+    """Measures {eval_loss, eval_accuracy, eval_accuracy_n, eval_parsed} of a model, with equal results on all processes.
 
     The examples are divided among the processes. Batches are sorted by length, and their size depends on the memory;
     this changes the loss only by rounding.
@@ -78,6 +78,7 @@ class Validation:
                     shown.advance()
             lines = [line for part in Processes.current().gathered(share) for line in part]
             metrics["eval_accuracy"], metrics["eval_accuracy_stderr"] = share_of([line["correct"] for line in lines])
+            metrics["eval_accuracy_n"] = len(lines)
             metrics["eval_parsed"] = sum(line["prediction"] is not None for line in lines) / len(lines)
         return metrics
 
@@ -105,6 +106,7 @@ class Validation:
         if self.head:
             hits = [hit for part in parts for hit in part.hits]
             metrics["eval_accuracy"], metrics["eval_accuracy_stderr"] = share_of(hits)
+            metrics["eval_accuracy_n"] = len(hits)
         return metrics
 
     def mine(self, examples: Sequence[Any]) -> int:

@@ -1,5 +1,7 @@
 """Log a run's metrics to metrics.jsonl and, if asked for, to W&B. A failure of W&B never stops a run."""
 
+import csv
+import io
 import json
 import math
 import warnings
@@ -50,6 +52,27 @@ class Wandb:
     def log(self, step: int, metrics: dict[str, Any]) -> None:
         """Log the metrics of a step, unless W&B already has this step from before the run was resumed."""
         self._call(lambda run: run.log(metrics, step=step) if step >= run.starting_step else None)
+
+    def log_table(self, name: str, text: str) -> None:
+        """Log a CSV table; its cells are text."""
+        header, *rows = csv.reader(io.StringIO(text))
+
+        def log(run: Any) -> None:
+            import wandb
+
+            run.log({name: wandb.Table(columns=header, data=rows)})
+
+        self._call(log)
+
+    def log_image(self, step: int, name: str, file: Path) -> None:
+        """Log an image at a step."""
+
+        def log(run: Any) -> None:
+            import wandb
+
+            run.log({name: wandb.Image(str(file))}, step=step)
+
+        self._call(log)
 
     def summarize(self, entries: dict[str, Any]) -> None:
         """Set entries of the summary of the W&B run."""
@@ -181,6 +204,20 @@ def log_evaluation(
         config["run"] = {key: record.get(key) for key in ("config", "config_hash", "wandb_id")}
     run = Wandb.opened(mode, **place, name=name, job_type="eval", dir=folder, config=config)
     run.summarize({f"{task}/{metric}": value for metric, value in metrics.items()})
+    run.finish()
+
+
+def log_table(kind: str, name: str, text: str, record: dict[str, Any], folder: Path) -> None:
+    """Log a table, as CSV, in a W&B run of job type ``kind``, in the mode and project of one of its runs.
+
+    record: run.json of that run.
+    """
+    mode = record["config"]["wandb"]["mode"]
+    if mode == "disabled":
+        return
+    place = {key: value for key, value in place_of(record).items() if key != "group"}
+    run = Wandb.opened(mode, **place, name=name, job_type=kind, dir=folder)
+    run.log_table(kind, text)
     run.finish()
 
 
