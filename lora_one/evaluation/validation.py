@@ -39,7 +39,7 @@ class Measured:
 
 
 class Validation:
-    """Measures {eval_loss, eval_accuracy, eval_accuracy_n, eval_parsed} of a model, with equal results on all processes.
+    """Measures {eval_loss, eval_accuracy, eval_accuracy_n, eval_parsed} of a model, the same on all processes.
 
     The examples are divided among the processes. Batches are sorted by length, and their size depends on the memory;
     this changes the loss only by rounding.

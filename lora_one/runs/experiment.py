@@ -31,7 +31,7 @@ def experiment(located: LocatedRun) -> None:
         model = initial_model(parts, base, tracker)
         seed_everything(run.training_seed)  # so that dropout does not depend on the initialisation
         fine_tune(parts, model, tracker)
-        save(parts, model)
+        save(parts, model, tracker)
     print_summary(run, folder)
 
 

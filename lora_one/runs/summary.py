@@ -59,19 +59,19 @@ def print_summary(run: RunConfig, folder: RunFolder) -> None:
 
 def result_lines(run: RunConfig, record: dict[str, Any]) -> list[str]:
     """Return a table of validation loss and accuracy before, after the initialisation and after training."""
-    stages = {"start": "pretrained", "init": "after the initialisation"}
+    stages = {"start": "pretrained", "init": "after the initialisation alone"}
     stages |= {"final": "after training"} if record["train"]["steps"] else {}
     results = {title: record["evaluation"].get(stage, {}) for stage, title in stages.items()}
     results = {title: result for title, result in results.items() if result}
     scored = any("eval_accuracy" in result for result in results.values())
     if not results:
         return []
-    lines = [f"{'':26s}validation loss" + (f"  {accuracy_name(run.dataset.name)}" if scored else "")]
+    lines = [f"{'':31s}validation loss" + (f"  {accuracy_name(run.dataset.name)}" if scored else "")]
     for title, result in results.items():
         loss = f"{result['eval_loss']:15.4f}" if "eval_loss" in result else " " * 15
         known = "eval_accuracy_n" in result  # absent after a loss that is not finite
         share = f"  {percent(result['eval_accuracy'], result['eval_accuracy_n'])}" if known else ""
-        lines.append(f"{title:26s}{loss}{share}")
+        lines.append(f"{title:31s}{loss}{share}")
     return lines
 
 
@@ -82,6 +82,11 @@ def cost_lines(record: dict[str, Any]) -> list[str]:
         change = f"{done['first_loss']:.4f} -> {done['last_loss']:.4f}"
         lines.append(f"training loss {change} in {done['steps']} steps, {done['seconds']:.0f} s")
     return [*lines, f"peak memory {record['peak_memory_bytes'] / 1e9:.2f} GB"]
+
+
+def run_title(folder: RunFolder) -> str:
+    """Return the name of a run and its seed, for the title of its figure."""
+    return f"{folder.path.parent.name}, seed {folder.path.name}"
 
 
 def accuracy_name(dataset: str) -> str:

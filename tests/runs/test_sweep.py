@@ -129,7 +129,7 @@ def test_a_job_without_result_or_error_has_a_row(tmp_path, capsys):
         sweep.add(folder)
     sweep.close()
     (table,) = tmp_path.glob("sweep-*.csv")
-    rows = list(csv.DictReader(table.open()))
+    rows = list(csv.DictReader(table.read_text().splitlines()))
     assert [(row["init"], row["train s"], row["note"]) for row in rows] == [
         ("lora", "2.0", ""),
         ("svd", "", "seed 1: not run"),
