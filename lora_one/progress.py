@@ -67,12 +67,15 @@ class Progress:
         elif self.active:
             print(text, file=sys.stderr, flush=True)
 
+    def finish(self) -> None:
+        """If lines were printed, print how long the stage took."""
+        if self.lines:
+            self.note(f"{self.stage}: {self.done} {self.unit} in {duration(time.monotonic() - self.began)}")
+
     def close(self) -> None:
-        """Remove the bar; if lines were printed, print how long the stage took."""
+        """Remove the bar."""
         if self.bar is not None:
             self.bar.close()
-        elif self.lines:
-            self.note(f"{self.stage}: {self.done} {self.unit} in {duration(time.monotonic() - self.began)}")
 
 
 @contextmanager
@@ -81,6 +84,7 @@ def progress(stage: str, total: int, unit: str, done: int = 0) -> Iterator[Progr
     shown = Progress(stage, total, unit, done)
     try:
         yield shown
+        shown.finish()
     finally:
         shown.close()
 

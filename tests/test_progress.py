@@ -91,6 +91,14 @@ def test_on_a_terminal_a_bar_appears_after_a_while_and_goes(monkeypatch, seconds
     assert re.split(r"[\r\n]", written)[-1].strip() == ""
 
 
+def test_a_stage_that_fails_is_not_said_to_have_ended(clock, capsys):
+    with pytest.raises(KeyError), progress("gradient", 20, "batches") as shown:
+        clock[0] += 20
+        shown.advance()
+        raise KeyError
+    assert len(lines(capsys)) == 1
+
+
 def test_a_stage_that_fails_closes_its_bar(monkeypatch):
     monkeypatch.setattr(module.sys, "stderr", Terminal())
     with pytest.raises(KeyError), progress("gradient", 20, "batches") as shown:
