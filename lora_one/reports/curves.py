@@ -39,6 +39,7 @@ def plot_run(
         axes[1].set(xlabel="optimizer step", ylabel=f"{accuracy_name} (%)", ylim=(-3, 103))
     for axis in axes:
         axis.grid(alpha=0.3, which="both")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend()
     figure.suptitle(title)
     figure.savefig(path, dpi=120)

@@ -106,9 +106,9 @@ def sweep_table(jobs: Sequence[SweepJob]) -> str:
     columns = {key: [row.values.get(key, "-") for row in rows] for key in keys}
     columns["seeds"] = [str(len(row.records)) for row in rows]
     columns |= {COLUMNS[name].title: aligned([row.figures(name) for row in rows], COLUMNS[name]) for name in names}
-    if any(row.note for row in rows):
-        columns["note"] = [row.note.replace("|", "/") for row in rows]
     columns["configuration"] = [row.configuration or "-" for row in rows]
+    if any(row.note for row in rows):  # last, because a reason may be long
+        columns["note"] = [row.note.replace("|", "/") for row in rows]
     return markdown([list(columns), *map(list, zip(*columns.values(), strict=True))]) + f"\n\n{PLUS_MINUS}"
 
 
