@@ -38,11 +38,13 @@ if importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher"):  # otherwi
             numbered = [(number, list(job)) for number, job in enumerate(job_overrides, initial_job_idx)]
             sweep = Sweep.current()
             jobs: dict[Any, str] = {}  # submitit's job -> the overrides that differ between jobs
-            with sweep.job():
-                jobs = self._submit([job for job in numbered if self._valid(sweep, job[1])])
+            with sweep.errors():
+                valid = [job for job in numbered if self._valid(sweep, *job)]
+                jobs = self._submit(valid)
+            numbers = {job: number for job, (number, _) in zip(jobs, valid, strict=True)} if jobs else {}
             try:
                 for job, name in wait_for(jobs):
-                    with sweep.job():
+                    with sweep.job(numbers[job]):
                         outcome = outcome_of(job)
                         sweep.add_outcome(outcome)
                         print(f"{job.job_id} {name}: {'failed' if outcome.code else 'finished'}", flush=True)
@@ -54,9 +56,9 @@ if importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher"):  # otherwi
                 raise
             return [JobReturn(status=JobStatus.COMPLETED) for _ in job_overrides]
 
-        def _valid(self, sweep: Sweep, overrides: list[str]) -> bool:
+        def _valid(self, sweep: Sweep, number: int, overrides: list[str]) -> bool:
             """Check a job's configuration before it waits in a queue; return whether it is valid."""
-            with sweep.job():
+            with sweep.job(number):
                 composed = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
                 RunConfig.from_hydra(OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"]))
                 return True

@@ -1,4 +1,7 @@
-"""SIGTERM, SIGUSR1 and SIGUSR2 (preemption, a time limit) stop a run with a resume point; SLURM may requeue it."""
+"""Ctrl-C, SIGTERM, SIGUSR1 and SIGUSR2 stop a run with a resume point; SLURM may requeue it.
+
+SIGTERM announces preemption, SIGUSR1 and SIGUSR2 a time limit. A second Ctrl-C does not wait for the resume point.
+"""
 
 import os
 import shutil
@@ -10,8 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 
+from lora_one.progress import first_process
+
 WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)  # sent before a time limit, by #SBATCH --signal or by submitit (SIGUSR2)
-SIGNALS = (signal.SIGTERM, *WARNINGS)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *WARNINGS)
+WAITING = "\nstopping after the step under way, with a resume point; press Ctrl-C again to stop at once\n"
 
 
 @dataclass
@@ -40,11 +46,15 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def caught() -> Iterator[None]:
-    """Raise Interrupted if a signal arrives within the block: at once, or at the end of a ``deferred`` block."""
+    """Raise Interrupted if a signal arrives within the block: at once, or at the end of a ``deferred`` block.
+
+    A signal that the process ignores, as SIGINT in the background of a script, stays ignored.
+    """
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
-    before = {number: signal.signal(number, _on_signal) for number in SIGNALS}
+    handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, _on_signal) for number in handled}
     try:
         yield
     finally:
@@ -56,8 +66,13 @@ def caught() -> Iterator[None]:
 def _on_signal(number: int, frame: FrameType | None) -> None:
     state = _signals
     state.received.append(number)
+    if state.received.count(signal.SIGINT) > 1 and number == signal.SIGINT:
+        signal.signal(number, signal.SIG_DFL)  # a third Ctrl-C ends the process even within a library's code
+        raise Interrupted(number)
     if not state.deferring and len(state.received) == 1:  # a second one would interrupt the handling of the first
         raise Interrupted(number)
+    if number == signal.SIGINT and state.deferring and first_process():
+        os.write(2, WAITING.encode())  # print is not allowed here: it may be what the signal has interrupted
 
 
 @contextmanager

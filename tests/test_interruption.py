@@ -15,10 +15,12 @@ import run_exp
 from lora_one.errors import RunError
 from lora_one.initialization import low_rank_step as steps
 from lora_one.initialization import start
+from lora_one.interruption import caught
 from lora_one.records.folder import RunFolder
 from lora_one.records.tracking import Tracker
 from lora_one.runs import cli, experiment, initial_model, saving
 from lora_one.training import trainer
+from lora_one.training.callbacks import AfterStep
 from lora_one.training.trainer import FineTuner
 from tests.helpers.runs import finish, small_run, stop_at
 
@@ -143,7 +145,7 @@ def signal_at(monkeypatch, owner, name, call, number):
     monkeypatch.setattr(owner, name, signalling)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_ends_training_after_its_step_with_a_resume_point(
     number, tmp_path, llama_folder, straight, monkeypatch, capsys
 ):
@@ -165,9 +167,40 @@ def test_a_signal_ends_training_after_its_step_with_a_resume_point(
     assert folder.read()["status"] == "finished"
 
 
-def test_a_signal_outside_training_ends_the_run_at_once(tmp_path, llama_folder, monkeypatch):
-    signal_at(monkeypatch, steps, "factorised", 2, signal.SIGTERM)
-    assert launched(monkeypatch, *arguments_of(tmp_path, llama_folder)) == 143
+def test_a_second_ctrl_c_ends_training_at_once(tmp_path, llama_folder, straight, monkeypatch, capfd):
+    """The first one comes in the third step, the second one in its optimizer step: no resume point of step 3."""
+    command = arguments_of(tmp_path, llama_folder)
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        signal_at(patch, FineTuner, "compute_loss", 3, signal.SIGINT)
+        signal_at(patch, AfterStep, "on_optimizer_step", 3, signal.SIGINT)
+        assert launched(monkeypatch, *command) == 130
+    assert signal.getsignal(signal.SIGINT) is before
+    said = capfd.readouterr().err
+    assert said.index("press Ctrl-C again to stop at once") < said.index("the same command")
+    (file,) = tmp_path.rglob("run.json")
+    folder = RunFolder(file.parent)
+    assert folder.read()["status"] == "interrupted"
+    assert [point.name for point in folder.checkpoints.iterdir()] == ["checkpoint-2"]
+    assert launched(monkeypatch, *command) == 0
+    assert (folder.adapter / ADAPTER).read_bytes() == (straight.adapter / ADAPTER).read_bytes()
+
+
+def test_ctrl_c_that_the_process_ignores_stays_ignored(monkeypatch):
+    """As in the background of a script, where a shell lets its jobs ignore it."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with caught():
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_outside_training_ends_the_run_at_once(number, tmp_path, llama_folder, monkeypatch):
+    signal_at(monkeypatch, steps, "factorised", 2, number)
+    assert launched(monkeypatch, *arguments_of(tmp_path, llama_folder)) == 128 + number
     (file,) = tmp_path.rglob("run.json")
     assert json.loads(file.read_text())["status"] == "interrupted"
 

@@ -11,8 +11,8 @@ from lora_one.evaluation import BENCHMARKS
 from tests.helpers.paths import ROOT
 
 ORDER = [  # from the bottom
-    {"types", "errors", "interruption"},
-    {"files", "datasets", "model_kinds"},
+    {"types", "errors", "progress"},
+    {"interruption", "files", "datasets", "model_kinds"},
     {"config", "linalg", "seeding", "losses", "distributed", "diagnostics"},
     {"models", "optim"},
     {"data", "records"},
@@ -23,7 +23,7 @@ ORDER = [  # from the bottom
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 ONLY = {
-    "hydra": {"runs/cli"},
+    "hydra": {"runs/cli", "runs/planned_jobs"},
     "peft": {"adaptation"}
     | {f"initialization/{file}" for file in ("start", "scale_search", "library", "methods/peft_methods")},
     "wandb": {"records/tracking"},

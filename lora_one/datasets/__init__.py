@@ -18,23 +18,25 @@ from lora_one.datasets import (
 from lora_one.datasets.description import DataSet
 
 DATASETS: dict[str, DataSet] = {
-    "alpaca": DataSet(instruct.alpaca),
-    "alpaca_gpt4": DataSet(instruct.alpaca_gpt4),
+    "alpaca": DataSet(instruct.alpaca, evaluation="mmlu"),
+    "alpaca_gpt4": DataSet(instruct.alpaca_gpt4, evaluation="mmlu"),
     "arithmetic": DataSet(arithmetic_problems.problems, settings=arithmetic_problems.ArithmeticConfig, generated=True),
     "chat": DataSet(chat.conversations, settings=chat.ConversationConfig, conversations=True),
-    "codefeedback": DataSet(codefeedback.code_answers),
-    "commonsense_reasoning": DataSet(commonsense.train, settings=commonsense.CommonsenseConfig, nested=True),
+    "codefeedback": DataSet(codefeedback.code_answers, evaluation="humaneval"),
+    "commonsense_reasoning": DataSet(
+        commonsense.train, settings=commonsense.CommonsenseConfig, evaluation="commonsense", nested=True
+    ),
     "flan": DataSet(flan.flan, settings=flan.StreamedConfig),
     "flan_v2": DataSet(flan.flan_v2, settings=flan.StreamedConfig),
-    "gsm8k": DataSet(gsm8k.train),
+    "gsm8k": DataSet(gsm8k.train, evaluation="gsm8k"),
     "json": DataSet(own.own_rows, settings=own.OwnDataConfig),
-    "meta_math": DataSet(meta_math.gsm8k_part),
-    "meta_math_full": DataSet(meta_math.whole),
+    "meta_math": DataSet(meta_math.gsm8k_part, evaluation="gsm8k"),
+    "meta_math_full": DataSet(meta_math.whole, evaluation="gsm8k"),
     "squad": DataSet(squad.train, squad.validation),
     "wizard_lm": DataSet(instruct.wizard_lm),
     "emo": DataSet.of_classes(emo.EMO),
     **{
-        name: DataSet.of_classes(task, f"eval_glue.py --dataset={name}")
+        name: DataSet.of_classes(task, f"glue --dataset={name}")
         for name, task in (glue.TASKS | super_glue.TASKS).items()
     },
 }

@@ -19,7 +19,7 @@ class DataSet:
     has none, so validation examples are held out of the training split.  settings: the class of its settings.
     labels: the words of the classes, by index; None: not a classification set. With labels, a generated answer is
     correct if it is the word of the example's class; without labels, if its final number is the right one.
-    evaluation: the script in eval/, with arguments, that scores a model trained on this data set.
+    evaluation: the benchmark that scores a model trained on this data set, with its options; None: there is none.
     nested: a local path is a folder with a subfolder for each part; the fingerprint includes their contents.
     generated: the rows are generated on this machine, so nothing is downloaded.
     conversations: the examples have ``messages``, which the tokenizer's chat template encodes.
@@ -29,13 +29,13 @@ class DataSet:
     validation: Rows | None = None
     settings: type[DatasetConfig] = DatasetConfig
     labels: tuple[str, ...] | None = None
-    evaluation: str = "eval_gsm8k.py"
+    evaluation: str | None = None
     nested: bool = False
     generated: bool = False
     conversations: bool = False
 
     @classmethod
-    def of_classes(cls, task: Task, evaluation: str = "eval_gsm8k.py") -> "DataSet":
+    def of_classes(cls, task: Task, evaluation: str | None = None) -> "DataSet":
         """Describe a classification set."""
         validation = task.validation if task.held_out else None
         return cls(task.train, validation, labels=task.labels, evaluation=evaluation)

@@ -102,6 +102,18 @@ def split_files(path: Path, split: str) -> list[Path]:
     return found
 
 
+def evaluation_data(path: str) -> str | None:
+    """Return the folder with the test or validation split that belongs to local training data; None: none is found.
+
+    path: of the training data, a file or a folder.
+    """
+    place = Path(path).expanduser()
+    folder = place.parent if place.is_file() else place
+    splits = ("test", "validation", "dev")
+    held_out = [file for file in (*folder.iterdir(), *folder.glob("*/*")) if file.name.startswith(splits)]
+    return str(folder) if any(format_of(file) for file in held_out) else None
+
+
 def format_of(file: Path) -> str | None:
     """Return json, csv or parquet, by the file's name; None: another format."""
     endings = [ending.lstrip(".") for ending in file.suffixes if ending not in {".gz", ".bz2", ".xz"}]

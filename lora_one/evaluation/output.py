@@ -8,6 +8,7 @@ from typing import Any
 
 from lora_one.errors import RunError, UsageError
 from lora_one.evaluation.options import EvaluationOptions
+from lora_one.evaluation.shares import percent
 from lora_one.files import write_whole
 from lora_one.records.folder import RunFolder, run_of
 from lora_one.records.provenance import fingerprint
@@ -108,11 +109,16 @@ def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
 
 
 def show(task: str, report: dict[str, Any]) -> None:
-    """Print the metrics with their standard errors, the counts and the remarks."""
+    """Print the metrics, the counts and the remarks.
+
+    A share of all examples is followed by its Wilson interval, another metric by its standard error.
+    """
     metrics, counts = report["metrics"], report["counts"]
     for name, value in metrics.items():
         if not name.endswith("_stderr"):
-            print(f"{task} {name}: {100 * value:.2f} +- {100 * metrics[f'{name}_stderr']:.2f} %")
+            of_all = name.startswith("accuracy") and "/" not in name
+            error = f"{100 * value:.2f} % (standard error {100 * metrics[f'{name}_stderr']:.2f})"
+            print(f"{task} {name}: {percent(value, counts['total']).strip() if of_all else error}")
     for part in (counts, report.get("remarks", {})):
         if part:
             print("  ".join(f"{name} {count}" for name, count in part.items()))

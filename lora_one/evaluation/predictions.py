@@ -11,6 +11,7 @@ from lora_one.errors import UsageError
 from lora_one.evaluation.benchmark import Benchmark, Prediction, Request
 from lora_one.evaluation.options import EvaluationOptions
 from lora_one.evaluation.partial_results import PartialResults
+from lora_one.progress import Progress, progress
 from lora_one.types import Example
 
 if TYPE_CHECKING:
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class ScoredCompletions:
-    """Scores completions one by one; ``bar``: the progress bar, which shows the accuracy so far."""
+    """Scores completions one by one; ``shown``: the progress, with the accuracy so far."""
 
     benchmark: Benchmark[Any]
     examples: Sequence[Example]
-    bar: Any
+    shown: Progress
     predictions: dict[Request, Prediction] = field(default_factory=dict)
     too_long: int = 0
     correct: int = 0
@@ -33,10 +34,9 @@ class ScoredCompletions:
         line = prediction_of(self.benchmark, self.examples[request[0]], request[0], completion)
         self.predictions[request] = line
         self.too_long += completion.too_long
-        self.bar.update()
-        if line["correct"] is not None:
-            self.correct += line["correct"]
-            self.bar.set_postfix(accuracy=f"{self.correct / len(self.predictions):.3f}", refresh=False)
+        scored = line["correct"] is not None
+        self.correct += scored and line["correct"]
+        self.shown.advance(**{"accuracy": f"{self.correct / len(self.predictions):.3f}"} if scored else {})
 
 
 def prediction_of(benchmark: Benchmark[Any], example: Example, index: int, completion: "Completion") -> Prediction:
@@ -55,14 +55,12 @@ def generated_predictions(
     They are in the order of the data, the samples of an example together. With several processes, each one generates
     its share; the first process returns all predictions, the others return none.
     """
-    from tqdm import tqdm
-
     examples = benchmark.limited_examples(options)
     requests = [(index, sample) for index in range(len(examples)) for sample in range(options.num_sample)]
     done = partial.read(overwrite=options.overwrite)
     processes = partial.processes
-    with tqdm(total=len(requests), desc="evaluation", unit="ex", disable=processes.rank > 0) as bar:
-        scored = ScoredCompletions(benchmark, examples, bar)
+    with progress("evaluation", len(requests), "completions") as shown:
+        scored = ScoredCompletions(benchmark, examples, shown)
         for request, completion in done.items():
             scored.add(request, completion)
         asked = [request for request in requests if request not in done]

@@ -22,6 +22,7 @@ from lora_one.evaluation.generate import Completion, Decoding, complete
 from lora_one.evaluation.scoring import class_line, prediction_line
 from lora_one.evaluation.shares import share_of
 from lora_one.losses import IGNORED, batch_loss, evaluating
+from lora_one.progress import progress
 from lora_one.types import Example
 
 GENERATION_BATCH = 8  # prompts in a batch; they need about the memory of a micro-batch in training
@@ -34,10 +35,11 @@ class Measured:
     total: float
     count: int
     hits: list[bool]
+    examples: int
 
 
 class Validation:
-    """Measures {eval_loss, eval_accuracy, eval_parsed} of a model, with equal results on all processes.
+    """Measures {eval_loss, eval_accuracy, eval_accuracy_n, eval_parsed} of a model, the same on all processes.
 
     The examples are divided among the processes. Batches are sorted by length, and their size depends on the memory;
     this changes the loss only by rounding.
@@ -68,10 +70,15 @@ class Validation:
     def __call__(self, model: nn.Module) -> dict[str, float]:
         metrics: dict[str, Any] = self.loss(model) if self.examples else {}
         if self.asked and math.isfinite(metrics.get("eval_loss", 0.0)):  # a diverged model cannot generate text
-            completions = complete(model, self.tokenizer, self.prompts, self.decoding, self.generation_batch)
-            share = [self.scored(index, completion) for index, completion in completions]
+            share = []
+            with progress("validation, answers", self.mine(self.asked), "examples") as shown:
+                completions = complete(model, self.tokenizer, self.prompts, self.decoding, self.generation_batch)
+                for index, completion in completions:
+                    share.append(self.scored(index, completion))
+                    shown.advance()
             lines = [line for part in Processes.current().gathered(share) for line in part]
             metrics["eval_accuracy"], metrics["eval_accuracy_stderr"] = share_of([line["correct"] for line in lines])
+            metrics["eval_accuracy_n"] = len(lines)
             metrics["eval_parsed"] = sum(line["prediction"] is not None for line in lines) / len(lines)
         return metrics
 
@@ -89,14 +96,22 @@ class Validation:
     @torch.no_grad()
     def loss(self, model: nn.Module) -> dict[str, float]:
         """Return the mean loss over all examples and, for a head, the accuracy."""
-        with evaluating(model):
-            mine = list(self.in_step(model) if self.sharded else self.by_memory(model))
+        mine = []
+        with evaluating(model), progress("validation", self.mine(self.examples), "examples") as shown:
+            for part in self.in_step(model) if self.sharded else self.by_memory(model):
+                mine.append(part)
+                shown.advance(part.examples)
         parts = [part for share in Processes.current().gathered(mine) for part in share]
         metrics = {"eval_loss": sum(part.total for part in parts) / sum(part.count for part in parts)}
         if self.head:
             hits = [hit for part in parts for hit in part.hits]
             metrics["eval_accuracy"], metrics["eval_accuracy_stderr"] = share_of(hits)
+            metrics["eval_accuracy_n"] = len(hits)
         return metrics
+
+    def mine(self, examples: Sequence[Any]) -> int:
+        """Return about how many of these examples this process handles."""
+        return -(-len(examples) // Processes.current().count)
 
     def by_memory(self, model: nn.Module) -> Iterator[Measured]:
         """Yield the losses of this process's share, in batches as large as the memory allows."""
@@ -132,7 +147,7 @@ class Validation:
         if self.head:
             labels = batch["labels"]
             hits = (logits.argmax(-1).cpu() == labels)[labels != IGNORED].tolist()
-        return Measured(float(loss), count, hits)
+        return Measured(float(loss), count, hits, len(examples))
 
 
 def form_of(example: Example) -> Literal["number", "text"] | None:

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from lora_one.distributed import Processes
 from lora_one.initialization.holding import Place
 from lora_one.losses import Batch, Reduction, batch_loss, evaluating, loss_count, targets
+from lora_one.progress import progress
 
 Receive = Callable[[str, Tensor, Tensor], None]  # (layer, X (tokens, n), dY (tokens, m))
 
@@ -60,6 +61,7 @@ def backward_passes(
         taps.on(layers),
         gradients_from_the_embeddings(model),
         _checkpointed(model, checkpointing),
+        progress("gradient", -(-len(batches) // processes.count), "batches") as shown,
     ):
         for batch, weight in processes.share(batches):
             with torch.enable_grad(), taps.counting():
@@ -68,6 +70,7 @@ def backward_passes(
             if processes.count == 1 and not math.isfinite(loss):
                 break
             share.backward()  # one of several processes must not stop alone, because the others would wait for it
+            shown.advance()
     loss = processes.total(loss)
     if not math.isfinite(loss):
         raise ValueError(f"the loss on the initialisation examples is {loss}")

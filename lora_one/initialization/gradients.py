@@ -19,6 +19,7 @@ from lora_one.initialization.backward import GradientReport, backward_passes
 from lora_one.initialization.holding import Place
 from lora_one.losses import Batch, Reduction
 from lora_one.models import weight_shape
+from lora_one.progress import progress
 
 SMALL = 2**28  # bytes of fp64 sums of all layers together
 
@@ -61,11 +62,13 @@ def mean_gradients(
     )
     refuse_unused(layers, gradients.seen)
     if isinstance(gradients, BatchSums):
-        for name, layer in layers.items():
-            G = processes.sum_to(owners[name], gradients.take(name, layer)).to(wide_dtype(model))
-            if processes.rank == owners[name]:
-                consume(name, G)
-            del G
+        with progress("low-rank steps", len(layers), "layers") as shown:
+            for name, layer in layers.items():
+                G = processes.sum_to(owners[name], gradients.take(name, layer)).to(wide_dtype(model))
+                if processes.rank == owners[name]:
+                    consume(name, G)
+                del G
+                shown.advance()
     return report
 
 

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable
 
+from lora_one.progress import progress
+
 EVALUATIONS = 4
 FIRST = 1.25  # first-order decrease at the first size tried, as a multiple of the loss
 UP, DOWN = 1.4, 2.0  # factors to the next size if the lowest loss is at the largest, or the smallest, size tried
@@ -27,10 +29,12 @@ def line_search(
     """
     losses: dict[float, float] = {}
     size: float | None = FIRST * loss / decrease if decrease > 0 else 1.0
-    while size is not None:
-        losses[size] = loss_at(size)
-        size = next_size(losses, loss, decrease, evaluations)
-        size = None if size in losses else size
+    with progress("search for the scale", evaluations, "losses") as shown:
+        while size is not None:
+            losses[size] = loss_at(size)
+            shown.advance()
+            size = next_size(losses, loss, decrease, evaluations)
+            size = None if size in losses else size
     finite = {tried: value for tried, value in losses.items() if math.isfinite(value)}
     if not finite:
         raise ValueError(f"the loss is not finite at any of the {len(losses)} scales that init.scale=search tried")

@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import Any
 from lora_one.config import RunConfig
 from lora_one.errors import RunError
 from lora_one.files import write_json
+from lora_one.progress import first_process
 
 
 def folder_of(run: RunConfig, config_hash: str) -> Path:
@@ -144,11 +144,6 @@ class RunFolder:
             if entry.name == ".lock":
                 continue
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-
-
-def first_process() -> bool:
-    """Return whether this is the first of the processes that a launcher has started, the one that writes."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def run_of(model: Path) -> RunFolder | None:

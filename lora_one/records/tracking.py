@@ -1,5 +1,7 @@
 """Log a run's metrics to metrics.jsonl and, if asked for, to W&B. A failure of W&B never stops a run."""
 
+import csv
+import io
 import json
 import math
 import warnings
@@ -50,6 +52,27 @@ class Wandb:
     def log(self, step: int, metrics: dict[str, Any]) -> None:
         """Log the metrics of a step, unless W&B already has this step from before the run was resumed."""
         self._call(lambda run: run.log(metrics, step=step) if step >= run.starting_step else None)
+
+    def log_table(self, name: str, text: str) -> None:
+        """Log a CSV table; its cells are text."""
+        header, *rows = csv.reader(io.StringIO(text))
+
+        def log(run: Any) -> None:
+            import wandb
+
+            run.log({name: wandb.Table(columns=header, data=rows)})
+
+        self._call(log)
+
+    def log_image(self, step: int, name: str, file: Path) -> None:
+        """Log an image at a step."""
+
+        def log(run: Any) -> None:
+            import wandb
+
+            run.log({name: wandb.Image(str(file))}, step=max(step, run.starting_step))  # after a resumption
+
+        self._call(log)
 
     def summarize(self, entries: dict[str, Any]) -> None:
         """Set entries of the summary of the W&B run."""
@@ -110,7 +133,7 @@ class Tracker:
                 scratch.write_text("".join(json.dumps(line) + "\n" for line in lines))
                 scratch.replace(path)  # atomic: a kill before this line leaves the old file
         if self.wandb.run is not None and not self.wandb.run.resumed:
-            logged = [(line["step"], line) for line in read_metrics(self.path)]
+            logged = [(line["step"], grouped(line)) for line in read_metrics(self.path)]
             logged += [(line["step"], _for_wandb(line["layers"])) for line in read_metrics(self.diagnostics)]
             for number, line in sorted(logged, key=lambda pair: pair[0]):
                 self.wandb.log(number, line)
@@ -121,7 +144,7 @@ class Tracker:
             return
         line = {"step": step, **{name: _plain(value) for name, value in metrics.items()}}
         _append(self.path, line)
-        self.wandb.log(step, line)
+        self.wandb.log(step, grouped(line))
 
     def log_layers(self, step: int, layers: dict[str, dict[str, Any]]) -> None:
         """Log the result of ``diagnostics.layer_diagnostics`` for each layer after a step."""
@@ -129,6 +152,10 @@ class Tracker:
             return
         _append(self.diagnostics, {"step": step, "layers": layers})
         self.wandb.log(step, _for_wandb(layers))
+
+    def log_image(self, step: int, name: str, file: Path) -> None:
+        """Log an image to W&B."""
+        self.wandb.log_image(step, name, file)
 
     def summarize(self, entries: dict[str, Any]) -> None:
         """Set entries of the summary of the W&B run."""
@@ -184,8 +211,40 @@ def log_evaluation(
     run.finish()
 
 
+def log_table(kind: str, name: str, text: str, record: dict[str, Any], folder: Path) -> None:
+    """Log a table, as CSV, in a W&B run of job type ``kind``, in the mode and project of one of its runs.
+
+    record: run.json of that run.
+    """
+    mode = record["config"]["wandb"]["mode"]
+    if mode == "disabled":
+        return
+    place = {key: value for key, value in place_of(record).items() if key != "group"}
+    run = Wandb.opened(mode, **place, name=name, job_type=kind, dir=folder)
+    run.log_table(kind, text)
+    run.finish()
+
+
+def grouped(line: dict[str, Any]) -> dict[str, Any]:
+    """Return the metrics of a line of metrics.jsonl under their names in W&B, which groups charts by the first part.
+
+    >>> grouped({"step": 3, "loss": 2.0, "eval_loss": 2.5, "eval_accuracy": 0.5, "grad_norm": 1.0})
+    {'step': 3, 'losses/loss': 2.0, 'losses/eval_loss': 2.5, 'validation/eval_accuracy': 0.5, 'training/grad_norm': 1.0}
+    """
+
+    def group(name: str) -> str:
+        if name in ("loss", "eval_loss"):
+            return "losses/"
+        return "" if name == "step" else "validation/" if name.startswith("eval_") else "training/"
+
+    return {f"{group(name)}{name}": value for name, value in line.items()}
+
+
 def _for_wandb(layers: dict[str, dict[str, Any]]) -> dict[str, float]:
-    return {f"diagnostics/{name}": value for name, value in by_kind(layers).items()}
+    """Return the means over layers of one kind, in one group of charts each for angles, spectra and norms."""
+    groups = {"angle": "angles", "sigma": "spectra", "norm": "norms"}
+    means = by_kind(layers).items()
+    return {f"{groups[name.rpartition('/')[2].split('_')[1]]}/{name}": value for name, value in means}
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:

@@ -1,24 +1,65 @@
-"""The table of several runs: one row for each configuration, mean and standard deviation over its seeds."""
+"""The table of a sweep: one row for each configuration, mean and standard deviation over its seeds, and failed jobs."""
 
 import csv
 import hashlib
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from lora_one.files import write_whole
 
-# column -> its path in run.json
-COLUMNS = {
-    "accuracy start": ("evaluation", "start", "eval_accuracy"),
-    "after init": ("evaluation", "init", "eval_accuracy"),
-    "accuracy": ("evaluation", "final", "eval_accuracy"),
-    "val. loss": ("evaluation", "final", "eval_loss"),
-    "init s": ("init", "seconds"),
-    "train s": ("train", "seconds"),
+
+@dataclass(frozen=True)
+class Column:
+    """A figure of run.json: its path there, and its form in the printed table (times ``scale``, with ``decimals``)."""
+
+    title: str
+    path: tuple[str, ...]
+    decimals: int
+    scale: float = 1.0
+
+
+COLUMNS = {  # by their names in the csv file, which has the unscaled values
+    "accuracy start": Column("accuracy (%) pretrained", ("evaluation", "start", "eval_accuracy"), 2, 100),
+    "after init": Column("after init", ("evaluation", "init", "eval_accuracy"), 2, 100),
+    "accuracy": Column("accuracy (%)", ("evaluation", "final", "eval_accuracy"), 2, 100),
+    "val. loss": Column("val. loss", ("evaluation", "final", "eval_loss"), 4),
+    "init s": Column("init s", ("init", "seconds"), 1),
+    "train s": Column("train s", ("train", "seconds"), 1),
 }
+PLUS_MINUS = "+-: sample standard deviation over the seeds of a row"
+
+
+@dataclass(frozen=True)
+class SweepJob:
+    """One job of a sweep.
+
+    values: of the keys that differ between the jobs, without the seed.  record: run.json of the finished run, which is
+    in ``folder``; None: there is no result, and ``note`` says why.
+    """
+
+    values: dict[str, str] = field(default_factory=dict)
+    folder: Path | None = None
+    record: dict[str, Any] | None = None
+    note: str = ""
+
+
+@dataclass
+class Row:
+    """A configuration with the records of its finished seeds, or one job without a result."""
+
+    values: dict[str, str]
+    configuration: str
+    records: list[dict[str, Any]]
+    note: str = ""
+
+    def figures(self, name: str) -> list[float]:
+        """Return the values of a column, one for each seed that has it."""
+        found = (entry(record, COLUMNS[name].path) for record in self.records)
+        return [value for value in found if value is not None]
 
 
 def entry(record: dict[str, Any], path: Sequence[str]) -> float | None:
@@ -36,52 +77,85 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean(values):.4g}" + (f" +- {stdev(values):.2g}" if len(values) > 1 else "")
 
 
-Runs = Sequence[tuple[Path, dict[str, Any]]]  # (folder, run.json)
+def rows_of(jobs: Sequence[SweepJob]) -> list[Row]:
+    """Return the rows in the order of the jobs; seeds of a configuration, whose folder is the same, share a row."""
+    rows: list[Row] = []
+    finished: dict[tuple[Any, ...], Row] = {}
+    for job in jobs:
+        if job.record is None:
+            rows.append(Row(job.values, "", [], " ".join(job.note.split())))
+            continue
+        key = (*job.values.items(), job.folder.parent)
+        if key not in finished:
+            finished[key] = Row(job.values, job.folder.parent.name, [])
+            rows.append(finished[key])
+        finished[key].records.append(job.record)
+    return rows
 
 
-def grouped(runs: Runs) -> tuple[list[str], dict[str, list[list[float]]], dict[str, int]]:
-    """Return the columns that any run has, and for each configuration its values per column and its number of seeds.
+def columns_of(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
+    """Return the keys and the figures that any row has."""
+    keys = list(dict.fromkeys(key for row in rows for key in row.values))
+    return keys, [name for name in COLUMNS if any(row.figures(name) for row in rows)]
 
-    Runs with the same parent folder belong to one configuration.
+
+def sweep_table(jobs: Sequence[SweepJob]) -> str:
+    """Return a Markdown table, with the decimal points of a column below each other."""
+    rows = rows_of(jobs)
+    keys, names = columns_of(rows)
+    columns = {key: [row.values.get(key, "-") for row in rows] for key in keys}
+    columns["seeds"] = [str(len(row.records)) for row in rows]
+    columns |= {COLUMNS[name].title: aligned([row.figures(name) for row in rows], COLUMNS[name]) for name in names}
+    columns["configuration"] = [row.configuration or "-" for row in rows]
+    if any(row.note for row in rows):  # last, because a reason may be long
+        columns["note"] = [row.note.replace("|", "/") for row in rows]
+    return markdown([list(columns), *map(list, zip(*columns.values(), strict=True))]) + f"\n\n{PLUS_MINUS}"
+
+
+def aligned(cells: Sequence[Sequence[float]], column: Column) -> list[str]:
+    """Return mean and standard deviation of each cell, all with the same number of digits before and after the point.
+
+    >>> aligned([[0.05], [0.5, 0.7], []], COLUMNS["accuracy"])
+    [' 5.00', '60.00 +- 14.14', '-']
     """
-    configurations: dict[str, list[dict[str, Any]]] = {}
-    for folder, record in runs:
-        configurations.setdefault(folder.parent.name, []).append(record)
-    columns = [name for name, path in COLUMNS.items() if any(entry(record, path) is not None for _, record in runs)]
-    values = {
-        name: [
-            [value for record in records if (value := entry(record, COLUMNS[column])) is not None] for column in columns
-        ]
-        for name, records in configurations.items()
-    }
-    return columns, values, {name: len(records) for name, records in configurations.items()}
+    scaled = [[column.scale * value for value in values] for values in cells]
+    means = [f"{mean(values):.{column.decimals}f}" if values else "-" for values in scaled]
+    errors = [f"{stdev(values):.{column.decimals}f}" if len(values) > 1 else "" for values in scaled]
+    width, narrow = max(map(len, means)), max(map(len, errors))
+    return [
+        f"{center:>{width}}" + (f" +- {error:>{narrow}}" if error else "") if center != "-" else center
+        for center, error in zip(means, errors, strict=True)
+    ]
 
 
-def sweep_table(runs: Runs) -> str:
-    """Return a Markdown table with one row for each configuration."""
-    columns, values, seeds = grouped(runs)
-    rows = [[name, str(seeds[name]), *map(spread, cells)] for name, cells in values.items()]
-    return markdown([["configuration", "seeds", *columns], *rows])
-
-
-def sweep_csv(runs: Runs) -> str:
+def sweep_csv(jobs: Sequence[SweepJob]) -> str:
     """Return the same table as CSV in full precision; each mean is followed by its standard deviation ("sd")."""
-    columns, values, seeds = grouped(runs)
+    rows = rows_of(jobs)
+    keys, names = columns_of(rows)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["configuration", "seeds", *(f"{column}{part}" for column in columns for part in ("", " sd"))])
-    for name, cells in values.items():
+    titles = [f"{name}{part}" for name in names for part in ("", " sd")]
+    writer.writerow([*keys, "configuration", "seeds", *titles, "note"])
+    for row in rows:
+        cells = [row.figures(name) for name in names]
         parts = ((mean(cell) if cell else "", stdev(cell) if len(cell) > 1 else "") for cell in cells)
-        writer.writerow([name, seeds[name], *(part for pair in parts for part in pair)])
+        values = [row.values.get(key, "") for key in keys]
+        writer.writerow(
+            [*values, row.configuration, len(row.records), *(part for pair in parts for part in pair), row.note]
+        )
     return text.getvalue()
 
 
-def save_sweep(runs: Runs, results: Path) -> Path:
-    """Write sweep-<hash>.csv and .md, with a hash over the runs; return the path of the .md. Raises OSError."""
-    names = sorted(str(folder.relative_to(results)) for folder, _ in runs)
+def save_sweep(jobs: Sequence[SweepJob], results: Path) -> Path:
+    """Write sweep-<hash>.csv and .md, with a hash over the finished runs; return the path of the .md. Raises OSError.
+
+    jobs: those whose run is not in ``results`` are left out.
+    """
+    jobs = [job for job in jobs if job.folder is None or job.folder.is_relative_to(results)]
+    names = sorted({str(job.folder.relative_to(results)) for job in jobs if job.folder is not None})
     path = results / f"sweep-{hashlib.sha256(chr(10).join(names).encode()).hexdigest()[:8]}.md"
-    write_whole(path, sweep_table(runs) + "\n")
-    write_whole(path.with_suffix(".csv"), sweep_csv(runs))
+    write_whole(path, sweep_table(jobs) + "\n")
+    write_whole(path.with_suffix(".csv"), sweep_csv(jobs))
     return path
 
 

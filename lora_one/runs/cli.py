@@ -12,6 +12,7 @@ from pathlib import Path
 from lora_one.config import RunConfig, first_line, valid_keys
 from lora_one.errors import UsageError, nearest
 from lora_one.interruption import Interrupted, caught, requeue, sigterm_ignored
+from lora_one.runs.planned_jobs import MULTIRUN, planned_jobs
 from lora_one.runs.sweep import FAILURE, INTERRUPTED, USAGE, Outcome, Sweep, print_error
 
 GROUPS = ("dataset", "model", "peft", "init", "optimizer", "wandb", "experiment")
@@ -40,7 +41,7 @@ def translate(arguments: Sequence[str]) -> list[str]:
 def launch(hydra_main: Callable[[], None]) -> int:
     """Run the Hydra application on sys.argv, and return the exit code.
 
-    0: success; 1: a job failed; 2: wrong usage; 130: interrupted; 143, 138, 140: stopped by SIGTERM, SIGUSR1, SIGUSR2.
+    0: success; 1: a job failed; 2: wrong usage; 130, 143, 138, 140: stopped by Ctrl-C, SIGTERM, SIGUSR1, SIGUSR2.
     """
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -49,6 +50,7 @@ def launch(hydra_main: Callable[[], None]) -> int:
     sweep = Sweep()
     try:
         check_launcher(sys.argv[1:])
+        sweep.plan(planned_jobs(sys.argv[1:]))
         with sweep.running(), hydra_raises(sweep), caught():
             hydra_main()
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: from a group without a name
@@ -57,6 +59,7 @@ def launch(hydra_main: Callable[[], None]) -> int:
         return report_signal(stop, sweep)
     except KeyboardInterrupt:
         print_error("interrupted: the same command continues from the last resume point")
+        sweep.print_state()
         return INTERRUPTED
     except OSError as error:  # Hydra creates the results folder before the first job
         if error.filename is None:
@@ -75,6 +78,7 @@ def report_signal(stop: Interrupted, sweep: Sweep) -> int:
             f"stopped by {stop}: the same command (without overwrite=true) continues from the last resume point"
             + (f"; {requeued}" if requeued else "")
         )
+        sweep.print_state()
     return stop.exit_code
 
 
@@ -85,7 +89,7 @@ def check_launcher(arguments: Sequence[str]) -> None:
     option = "hydra/launcher=slurm"
     if importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher") is None:
         raise UsageError(f"{option} needs hydra-submitit-launcher, not installed here: pip install 'lora-one[slurm]'")
-    if not {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(arguments):
+    if not MULTIRUN & set(arguments):
         raise UsageError(f"{option} submits the jobs of a sweep: add -m, also for a single job")
     if shutil.which("sbatch") is None:
         raise UsageError(f"{option} needs sbatch, not found here: run it where jobs can be submitted, or drop it")

@@ -25,7 +25,9 @@ from lora_one.errors import RunError, UsageError
 from lora_one.evaluation.held_out import HeldOut
 from lora_one.files import write_json
 from lora_one.models import device
+from lora_one.records.folder import RunFolder
 from lora_one.records.provenance import git_commit, versions
+from lora_one.records.tracking import log_table
 from lora_one.reports import compare as table
 from lora_one.reports.compare import Run
 from lora_one.runs.comparison_file import Comparison
@@ -168,6 +170,9 @@ def write(
     text = table.as_markdown(rows, keys)
     lines = [f"# {comparison.title}", "", text, "", *(f"- {note}" for note in notes)]
     (output / "comparison.md").write_text("\n".join(lines) + "\n")
+    first = next((run for run in runs if run.path and run.error is None), None)
+    if first is not None:
+        log_table("comparison", output.name, table.as_csv(rows), RunFolder(Path(first.path)).read(), output)
     print(f"\n{text}\n\n" + "\n".join(notes) + f"\ncomparison: {output / 'comparison.md'}")
 
 

@@ -4,6 +4,7 @@ from lora_one import models
 from lora_one.config import RunConfig
 from lora_one.distributed import Processes
 from lora_one.initialization.methods import refuse_unready
+from lora_one.models.peak_memory import reset_peak_memory
 from lora_one.optim.optimizer_class import optimizer_class
 from lora_one.records.folder import LocatedRun, RunFolder, first_process, locate
 from lora_one.runs.fine_tuning import fine_tune
@@ -20,6 +21,7 @@ from lora_one.training.schedule import refuse_uneven_batch
 def experiment(located: LocatedRun) -> None:
     """Do one run: data, base, gradient, adapters, training, saving. An interrupted run continues where it stopped."""
     run, folder = located.run, located.folder
+    reset_peak_memory()
     check_before_loading(run, folder)
     parts = load_parts(run, folder)
     base = load_base(parts)
@@ -29,7 +31,7 @@ def experiment(located: LocatedRun) -> None:
         model = initial_model(parts, base, tracker)
         seed_everything(run.training_seed)  # so that dropout does not depend on the initialisation
         fine_tune(parts, model, tracker)
-        save(parts, model)
+        save(parts, model, tracker)
     print_summary(run, folder)
 
 

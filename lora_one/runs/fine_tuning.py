@@ -7,6 +7,7 @@ from torch import nn
 
 from lora_one.adaptation.checkpoints import load_factors
 from lora_one.distributed import Processes
+from lora_one.models.peak_memory import peak_memory
 from lora_one.records.tracking import Tracker, read_metrics
 from lora_one.runs.parts import RunParts
 from lora_one.training.job import TrainingJob
@@ -27,11 +28,14 @@ def fine_tune(parts: RunParts, model: nn.Module, tracker: Tracker) -> None:
     if final is None:
         final = parts.validation(model)
         tracker.log(done["steps"], final)
+    peak = max(Processes.current().gathered(peak_memory()))
     if Processes.current().rank > 0:
         return
     losses = [line["loss"] for line in lines if "loss" in line]
     evaluations = folder.read()["evaluation"]
-    folder.update(train=done | first_and_last(losses), evaluation=evaluations | {"final": final})
+    folder.update(
+        train=done | first_and_last(losses), evaluation=evaluations | {"final": final}, peak_memory_bytes=peak
+    )
 
 
 def training_job(parts: RunParts, model: nn.Module, tracker: Tracker) -> TrainingJob:

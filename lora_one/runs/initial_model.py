@@ -36,12 +36,12 @@ def initial_model(parts: RunParts, base: nn.Module, tracker: Tracker) -> nn.Modu
     if parts.resuming:
         return adaptation.resume(base, parts.steps)
     folder.update(data=parts.splits.counts)
-    evaluations = {"start": parts.validation(base)} if parts.validation.asked else {}
+    evaluations = {"start": parts.validation(base)} if parts.validation else {}
     if own_start is not None:
         model, record = adaptation.start(base, parts.steps), {"method": own_start, "seconds": 0.0}
     else:
         model, record = start_by_method(parts, base, tracker)
-        if parts.validation.asked or parts.run.model.epochs == 0:
+        if parts.validation or parts.run.model.epochs == 0:
             evaluations["init"] = evaluate_start(parts, model, tracker)
     folder.update(trainable_parameters=trainable_parameters(model), init=record, evaluation=evaluations)
     if own_start is None and Processes.current().rank == 0:

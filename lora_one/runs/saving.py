@@ -13,18 +13,26 @@ from lora_one.errors import RunError
 from lora_one.models import load_model, load_tokenizer
 from lora_one.records.folder import RunFolder
 from lora_one.records.provenance import fingerprint
-from lora_one.records.tracking import read_metrics
+from lora_one.records.tracking import Tracker, read_metrics
 from lora_one.reports.curves import plot_run
 from lora_one.runs.parts import RunParts
+from lora_one.runs.summary import accuracy_name, run_title
 
 
-def save(parts: RunParts, model: nn.Module) -> None:
-    """Write the trained model, the plot and, with model.saving, merged_checkpoint/; only the first process writes."""
+def save(parts: RunParts, model: nn.Module, tracker: Tracker) -> None:
+    """Write the trained model, the plot and, with model.saving, merged_checkpoint/; only the first process writes.
+
+    The plot is also logged to W&B.
+    """
     if Processes.current().rank > 0:
         return
     folder, adaptation = parts.folder, parts.adaptation
     adaptation.save(model, folder.path / adaptation.artifact)
-    plot_run(read_metrics(folder.metrics), folder.path / "curves.png", folder.path.parent.name)
+    record, plot = folder.read(), folder.path / "curves.png"
+    name = accuracy_name(parts.run.dataset.name)
+    pretrained = record["evaluation"].get("start")
+    plot_run(read_metrics(folder.metrics), plot, run_title(folder), pretrained=pretrained, accuracy_name=name)
+    tracker.log_image(record["train"]["steps"], "curves", plot)
     artifacts = {"plot": "curves.png", adaptation.artifact: adaptation.artifact}
     if parts.run.model.saving and folder.merged.name not in artifacts:
         base = adaptation.untrained_base(model)

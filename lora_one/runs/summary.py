@@ -1,11 +1,14 @@
 """The text that a run prints: a few lines about its start, and a summary at its end."""
 
+from pathlib import Path
 from shlex import quote
 from typing import Any
 
 from lora_one.config import RunConfig
 from lora_one.datasets import DATASETS
+from lora_one.datasets.sources import evaluation_data
 from lora_one.distributed import Processes
+from lora_one.evaluation.shares import percent
 from lora_one.records.folder import RunFolder
 
 
@@ -42,31 +45,66 @@ def print_summary(run: RunConfig, folder: RunFolder) -> None:
         return
     record = folder.read()
     print(f"\n{record['init']['method']} on {run.dataset.name}, {run.model.name}, seed {run.seed}: finished")
-    for name, title in (
-        ("start", "pretrained"),
-        ("init", "after the initialisation alone"),
-        ("final", "after training"),
-    ):
-        result = record["evaluation"].get(name, {})
-        trained = name != "final" or record["train"]["steps"] > 0
-        if "eval_accuracy" in result and trained:
-            error = 100 * result["eval_accuracy_stderr"]
-            print(f"  exact match, {title:31s} {100 * result['eval_accuracy']:6.2f} +- {error:.2f} %")
-    if record["train"]["first_loss"] is not None:
-        done = record["train"]
-        change = f"{done['first_loss']:.3f} -> {done['last_loss']:.3f}"
-        print(f"  training loss {change} in {done['steps']} steps, {done['seconds']:.0f} s")
-    if "eval_loss" in record["evaluation"]["final"]:
-        print(f"  validation loss {record['evaluation']['final']['eval_loss']:.3f}")
+    print("\n".join(f"  {line}" for line in [*result_lines(run, record), *cost_lines(record)]))
     for warning in record["init"].get("warnings", ()):
         print(f"  WARNING: {warning}")
     for name, place in record["artifacts"].items():
         print(f"  {name:18s} {folder.path / place}")
     if run.model.quantization:
         print(f"  note: adapter/ is for the base quantised to {run.model.quantization} by bitsandbytes, as in this run")
-    if "merged_checkpoint" in record["artifacts"]:
-        evaluation = DATASETS[run.dataset.name].evaluation
-        print(f"  next: python eval/{evaluation} --model_name={quote(str(folder.merged))}")
-    else:
-        print(f"  next: python scripts/merge.py {quote(str(folder.path))}")
+    if command := next_command(run, folder, record["artifacts"]):
+        print(f"  next: {command}")
     print(f"run: {folder.run_json}")
+
+
+def result_lines(run: RunConfig, record: dict[str, Any]) -> list[str]:
+    """Return a table of validation loss and accuracy before, after the initialisation and after training."""
+    stages = {"start": "pretrained", "init": "after the initialisation alone"}
+    stages |= {"final": "after training"} if record["train"]["steps"] else {}
+    results = {title: record["evaluation"].get(stage, {}) for stage, title in stages.items()}
+    results = {title: result for title, result in results.items() if result}
+    scored = any("eval_accuracy" in result for result in results.values())
+    if not results:
+        return []
+    lines = [f"{'':31s}validation loss" + (f"  {accuracy_name(run.dataset.name)}" if scored else "")]
+    for title, result in results.items():
+        loss = f"{result['eval_loss']:15.4f}" if "eval_loss" in result else " " * 15
+        known = "eval_accuracy_n" in result  # absent after a loss that is not finite
+        share = f"  {percent(result['eval_accuracy'], result['eval_accuracy_n'])}" if known else ""
+        lines.append(f"{title:31s}{loss}{share}")
+    return lines
+
+
+def cost_lines(record: dict[str, Any]) -> list[str]:
+    """Return the training loss, steps and seconds, and the peak memory."""
+    done, lines = record["train"], []
+    if done["first_loss"] is not None:
+        change = f"{done['first_loss']:.4f} -> {done['last_loss']:.4f}"
+        lines.append(f"training loss {change} in {done['steps']} steps, {done['seconds']:.0f} s")
+    return [*lines, f"peak memory {record['peak_memory_bytes'] / 1e9:.2f} GB"]
+
+
+def run_title(folder: RunFolder) -> str:
+    """Return the name of a run and its seed, for the title of its figure."""
+    return f"{folder.path.parent.name}, seed {folder.path.name}"
+
+
+def accuracy_name(dataset: str) -> str:
+    """Return what the accuracy of a data set is called: it has classes, or answers that are compared as text."""
+    return "accuracy" if DATASETS[dataset].labels else "exact match"
+
+
+def next_command(run: RunConfig, folder: RunFolder, artifacts: dict[str, str]) -> str | None:
+    """Return the command that scores the result, or merges it if no benchmark fits the data set; None: neither."""
+    merged = folder.merged.name in artifacts
+    evaluation = DATASETS[run.dataset.name].evaluation
+    if evaluation is None:
+        return None if merged else f"python scripts/merge.py {quote(str(folder.path))}"
+    benchmark, _, options = evaluation.partition(" ")
+    script = Path("eval") / f"eval_{benchmark}.py"
+    installed = not (Path(__file__).parents[2] / script).exists()  # without a checkout
+    words = [f"lora-one-eval {benchmark}" if installed else f"python {script}", *options.split()]
+    words.append(f"--model_name={quote(str(folder.merged))}" if merged else f"--adapter={quote(str(folder.adapter))}")
+    if run.dataset.path is not None:
+        words.append(f"--data_path={quote(evaluation_data(run.dataset.path) or '<file or folder of its test split>')}")
+    return " ".join(words)

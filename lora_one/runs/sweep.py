@@ -3,8 +3,9 @@
 import gc
 import os
 import sys
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -12,30 +13,57 @@ from pathlib import Path
 
 from lora_one.config import RunConfig
 from lora_one.errors import RunError, UsageError
+from lora_one.progress import duration
 from lora_one.records.folder import RunFolder, first_process
+from lora_one.runs.planned_jobs import differing
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of a job that ran in another process: its exit code and the folders of the runs it finished."""
+    """Result of a job that ran in another process: its exit code, the folders of the runs it finished, its error."""
 
     code: int
     done: tuple[Path, ...]
+    error: str | None = None
+
+
+@dataclass
+class Job:
+    """One job of a command.
+
+    overrides: those of the command line, by key; {}: unknown.  name: the overrides that differ between jobs, and the
+    seed.  folder: of the finished run.  error: why there is no result.  seconds: that it took, if it ran here.
+    """
+
+    overrides: dict[str, str] = field(default_factory=dict)
+    name: str = ""
+    folder: RunFolder | None = None
+    error: str | None = None
+    seconds: float | None = None
+
+    @property
+    def left(self) -> bool:
+        """Return whether the job has not ended."""
+        return self.folder is None and self.error is None
 
 
 @dataclass
 class Sweep:
     """Results of the jobs of one command, collected one after another; a single run is a sweep of one job.
 
-    failures: exit codes of the failed jobs.  done: folders of the finished runs.
+    jobs: all jobs that are planned or have started.  current_job: the position of the one that started last; -1: none.
+    job_began: its start, in seconds as of time.time().
+    failures: exit codes of the failed jobs.
     overwriting: a job has overwrite=true, so SLURM must not start the command again.
     tracebacks: print the traceback of every error too.
     """
 
+    jobs: list[Job] = field(default_factory=list)
+    current_job: int = -1
+    job_began: float = 0.0
     failures: list[int] = field(default_factory=list)
-    done: list[RunFolder] = field(default_factory=list)
     overwriting: bool = False
     tracebacks: bool = False
 
@@ -57,6 +85,19 @@ class Sweep:
         finally:
             _current.reset(token)
 
+    def plan(self, overrides: Sequence[dict[str, str]]) -> None:
+        """Set the planned jobs, by their overrides, in the order in which they will start."""
+        keys = differing(overrides)
+        for job in overrides:
+            parts = [f"{key}={job[key]}" for key in keys if key in job]
+            parts += [f"seed {job['seed']}"] if "seed" in job else []
+            self.jobs.append(Job(job, ", ".join(parts) or "the defaults"))
+
+    @property
+    def done(self) -> list[RunFolder]:
+        """Return the folders of the finished runs."""
+        return [job.folder for job in self.jobs if job.folder is not None]
+
     @property
     def exit_code(self) -> int:
         """0, or the highest exit code of the failed jobs."""
@@ -65,64 +106,103 @@ class Sweep:
     @property
     def outcome(self) -> Outcome:
         """Return the results so far, to be sent to another process."""
-        return Outcome(self.exit_code, tuple(folder.path for folder in self.done))
+        error = next((job.error for job in self.jobs if job.error is not None), None)
+        return Outcome(self.exit_code, tuple(folder.path for folder in self.done), error)
 
     def begin(self, run: RunConfig) -> None:
-        """Record what a signal handler must know about a job that starts."""
+        """Record what a signal handler must know about a job that starts; print which of the jobs it is."""
         self.overwriting = self.overwriting or run.overwrite
+        job = self.jobs[self.current_job]
+        if len(self.jobs) > 1 and job.overrides and first_process():
+            name = job.name if "seed" in job.overrides else f"{job.name}, seed {run.seed}"
+            print(f"\njob {self.current_job + 1} of {len(self.jobs)}: {name} ({self.remaining()})", flush=True)
+
+    def remaining(self) -> str:
+        """Return how many jobs are left, this one included, and their time, estimated from the jobs that ran here."""
+        left = sum(job.left for job in self.jobs)
+        times = [job.seconds for job in self.jobs if job.seconds is not None]
+        return f"{left} left" + (f", about {duration(left * sum(times) / len(times))}" if times else "")
 
     def add(self, folder: RunFolder | None) -> None:
-        """Add the folder of a finished run; None, from a dry run, is ignored."""
-        if folder is not None:
-            self.done.append(folder)
+        """Add the folder of the current job's finished run; None, from a dry run, is ignored."""
+        if folder is None:
+            return
+        job = self.jobs[self.current_job]
+        job.folder = folder
+        if folder.run_json.exists() and folder.run_json.stat().st_mtime >= self.job_began:  # not finished earlier
+            job.seconds = time.time() - self.job_began
 
     def add_outcome(self, outcome: Outcome) -> None:
-        """Add the result of a job that ran in another process."""
+        """Add the result of the current job, which ran in another process."""
         self.failures.append(outcome.code)
-        self.done.extend(map(RunFolder, outcome.done))
+        job = self.jobs[self.current_job]
+        job.folder = RunFolder(outcome.done[0]) if outcome.done else None
+        job.error = outcome.error
 
     @contextmanager
-    def job(self) -> Iterator[None]:
-        """Run one job within the block: an error is printed on one line and counted, and the sweep continues."""
+    def job(self, number: int | None = None) -> Iterator[None]:
+        """Run one job within the block: an error is printed on one line and counted, and the sweep continues.
+
+        number: the position of the job among the planned ones; None: the next one.
+        """
+        self.current_job = self.current_job + 1 if number is None else number
+        if self.current_job >= len(self.jobs):
+            self.jobs.append(Job())
+        self.job_began = time.time()
         gc.collect()  # the model and the trainer of the previous job reference each other
         if "torch" in sys.modules:
             sys.modules["torch"].cuda.empty_cache()
+        with self.errors(self.jobs[self.current_job]):
+            yield
+
+    @contextmanager
+    def errors(self, job: Job | None = None) -> Iterator[None]:
+        """Print an error within the block on one line, and count it. job: the job that it is an error of."""
         try:
             yield
         except UsageError as error:
-            self.fail(str(error), USAGE)
+            self.fail(str(error), USAGE, job)
         except RunError as error:
-            self.fail(str(error), FAILURE)
+            self.fail(str(error), FAILURE, job)
             _end_with_the_others()
         except Exception as error:  # a bug, here or in a library: print where it is
             if not self.tracebacks:
                 traceback.print_exc()
-            self.fail(f"{type(error).__name__}: {error}", FAILURE)
+            self.fail(f"{type(error).__name__}: {error}", FAILURE, job)
             _end_with_the_others()
 
-    def fail(self, message: str, code: int) -> None:
-        """Record a failed job, and print its error."""
+    def fail(self, message: str, code: int, job: Job | None = None) -> None:
+        """Record an error, of a job or of the whole command, and print it."""
         self.failures.append(code)
+        if job is not None:
+            job.error = message
         if self.tracebacks:
             traceback.print_exc()
         print_error(message)
 
-    def close(self) -> None:
-        """Print a table of the finished runs, if there are several, and write it to their results_dir."""
-        if len(self.done) < 2 or not first_process():
+    def print_state(self) -> None:
+        """After an interruption, list the jobs that are finished, failed and left; nothing for a single run."""
+        if len(self.jobs) < 2 or not first_process():
             return
-        from lora_one.reports.table import save_sweep, sweep_table
+        states = {"finished": [], "failed": [], "left": []}
+        for number, job in enumerate(self.jobs, start=1):
+            state = "left" if job.left else "finished" if job.folder else "failed"
+            states[state].append(f"  job {number}: {job.name}")
+        for state, names in states.items():
+            if names:
+                print("\n".join([f"{state}, {len(names)} of {len(self.jobs)} jobs:", *names]), file=sys.stderr)
 
-        runs = list({folder.path: folder.read() for folder in self.done}.items())
-        print("\n" + sweep_table(runs))
-        results = self.done[0].path.parents[2]
+    def close(self) -> None:
+        """Print a table of several jobs, if one of them is finished, and write it to their results_dir."""
+        if len(self.jobs) < 2 or not self.done or not first_process():
+            return
+        from lora_one.runs.sweep_table import publish
+
         try:
-            path = save_sweep([(path, record) for path, record in runs if path.is_relative_to(results)], results)
+            publish(self.jobs, self.done[0].path.parents[2])
         except OSError as error:
-            reason = f"the table of the sweep cannot be written to {results} ({error.strerror})"
-            self.fail(f"{reason}: free disk space, or make the folder writable", FAILURE)
-        else:
-            print(f"table: {path} and {path.with_suffix('.csv').name}")
+            reason = f"the table of the sweep cannot be written ({error.strerror})"
+            self.fail(f"{reason}: free disk space, or make the folder {error.filename or ''} writable", FAILURE)
 
 
 _current: ContextVar[Sweep | None] = ContextVar("sweep", default=None)

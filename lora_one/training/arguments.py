@@ -1,7 +1,5 @@
 """Translate the settings of a run to those of the Hugging Face Trainer."""
 
-import sys
-
 import torch
 from transformers import TrainingArguments
 
@@ -59,5 +57,5 @@ def arguments(job: TrainingJob, examples: int) -> Arguments:
         remove_unused_columns=False,
         label_names=["labels"],
         report_to="none",
-        disable_tqdm=not sys.stderr.isatty(),
+        disable_tqdm=True,  # loop.py shows the progress
     )

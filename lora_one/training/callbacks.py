@@ -1,4 +1,4 @@
-"""Callbacks of the Trainer: metrics, diagnostics, signals, early stopping, progress on the screen."""
+"""Callbacks of the Trainer: metrics, diagnostics, signals, early stopping, progress."""
 
 import math
 import time
@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import nn
 from transformers import TrainerCallback
-from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import speed_metrics
 
 from lora_one.adaptation.layers import FactorPairs, factors_of, lora_layers
@@ -16,9 +15,10 @@ from lora_one.diagnostics import layer_diagnostics
 from lora_one.distributed import Processes
 from lora_one.errors import RunError
 from lora_one.interruption import first_signal
+from lora_one.progress import Progress
 from lora_one.records.tracking import Tracker
 
-SHOWN = ("loss", "eval_loss", "eval_accuracy")  # metrics that are printed
+EVALUATED = {"eval_loss": "validation loss", "eval_accuracy": "accuracy"}  # metrics that are printed
 
 
 class Recorder(TrainerCallback):
@@ -130,22 +130,19 @@ class AfterEpoch(TrainerCallback):
             self.keep(state.global_step // self.epoch_steps)
 
 
-class ProgressLines(TrainerCallback):
-    """Print about twenty lines in total instead of a progress bar, for output that is not a terminal."""
+class TrainingProgress(TrainerCallback):
+    """Count the optimizer steps, with the last loss, and print a line for each evaluation."""
+
+    def __init__(self, shown: Progress):
+        self.shown = shown
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.shown.advance()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         logs = logs or {}
-        every = max(1, state.max_steps // 20)
-        if "eval_loss" in logs or ("loss" in logs and state.global_step % every == 0):
-            shown = [f"{name} {logs[name]:.3f}" for name in SHOWN if name in logs]
-            print(f"step {state.global_step}/{state.max_steps}  {'  '.join(shown)}", flush=True)
-
-
-class ProgressBar(ProgressCallback):
-    """The Trainer's progress bar with the last loss, instead of a printed line for every step."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        if self.training_bar is not None and logs:
-            shown = {name: f"{logs[name]:.3f}" for name in SHOWN if name in logs}
-            if shown:
-                self.training_bar.set_postfix(shown, refresh=False)
+        if "loss" in logs:
+            self.shown.facts["loss"] = f"{logs['loss']:.3f}"
+        measured = [f"{name} {logs[key]:.3f}" for key, name in EVALUATED.items() if key in logs]
+        if measured:
+            self.shown.note(f"step {state.global_step} of {state.max_steps}: {', '.join(measured)}")

@@ -7,13 +7,14 @@ from typing import Any
 
 from torch import nn
 from transformers import TrainerCallback
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import PrinterCallback
 
 from lora_one.data.encode import Encoded
 from lora_one.data.order import MicroBatches
 from lora_one.distributed import Processes
 from lora_one.interruption import Interrupted, deferred
 from lora_one.optim import build_optimizer
+from lora_one.progress import progress
 from lora_one.seeding import seed_everything, seed_for
 from lora_one.training.arguments import arguments
 from lora_one.training.batches import Collator
@@ -22,10 +23,9 @@ from lora_one.training.callbacks import (
     AfterStep,
     DiagnosticsLogger,
     EarlyStopping,
-    ProgressBar,
-    ProgressLines,
     Recorder,
     StopOnSignal,
+    TrainingProgress,
 )
 from lora_one.training.job import TrainingJob
 from lora_one.training.packing import check_packing, one_example_per_row
@@ -55,7 +55,13 @@ def train(model: nn.Module, examples: Sequence[Encoded], job: TrainingJob) -> di
         job.tracker.forget_after(step_of(last))
         if trainer.args.should_save:
             keep_only(Path(last))
-    with deferred(), nullcontext() if packing else one_example_per_row():
+    done = 0 if last is None else step_of(last)
+    with (
+        deferred(),
+        nullcontext() if packing else one_example_per_row(),
+        progress("training", trainer.args.max_steps, "steps", done) as shown,
+    ):
+        trainer.add_callback(TrainingProgress(shown))
         output = trainer.train(resume_from_checkpoint=last)
     if stopper.signal:  # of this process or of another one
         raise Interrupted(stopper.signal)
@@ -92,8 +98,6 @@ def build_trainer(model: nn.Module, examples: Sequence[Encoded], job: TrainingJo
         ],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(ProgressLines() if trainer.args.disable_tqdm else ProgressBar())
     return trainer
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 LEFT_OUT = {
-    "run.json": ["config", "provenance", "wandb_id", "seconds"],  # seconds: of the start and of the training
+    "run.json": ["config", "provenance", "wandb_id", "seconds", "peak_memory_bytes"],  # seconds: of start and training
     "metrics.jsonl": ["train_runtime", "train_tokens_per_second"],
     "metrics.json": ["task", "model", "settings", "provenance", "seconds"],
     "sweep-<hash>.csv": ["init s", "init s sd", "train s", "train s sd", "hashes in names"],

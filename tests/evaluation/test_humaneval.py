@@ -119,7 +119,7 @@ def test_the_164_canonical_solutions_pass_and_empty_ones_do_not(tmp_path, capsys
     report = json.loads((tmp_path / "s.jsonl_metrics.json").read_text())
     assert (report["metrics"]["pass@1"], report["metrics"]["pass@2"]) == (0.5, 1.0)
     assert report["counts"] == {"correct": 164, "wrong": 164, "unparsed": 0, "total": 328}
-    assert "humaneval pass@1: 50.00 +- 0.00 %" in capsys.readouterr().out
+    assert "humaneval pass@1: 50.00 % (standard error 0.00)" in capsys.readouterr().out
 
 
 def test_results_contain_the_outcome_of_each_sample(tmp_path, problem_file):

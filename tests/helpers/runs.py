@@ -136,10 +136,10 @@ def logits_at_saving(monkeypatch: pytest.MonkeyPatch, ids: torch.Tensor) -> dict
     found: dict[str, torch.Tensor] = {}
     original = experiment.save
 
-    def remember(parts, model):
+    def remember(parts, model, tracker):
         with torch.no_grad():
             found["trained"] = model.eval()(ids).logits
-        original(parts, model)
+        original(parts, model, tracker)
 
     monkeypatch.setattr(experiment, "save", remember)
     return found

@@ -141,7 +141,8 @@ def test_an_offline_run_holds_what_metrics_jsonl_holds(tracked):
     lines = tracking.read_metrics(folder.metrics)
     for name in ("loss", "learning_rate_others", "learning_rate_lora_B", "grad_norm", "eval_loss"):
         logged = {line["step"]: line[name] for line in lines if name in line}
-        assert logged and offline.series(name) == logged, name
+        (shown,) = tracking.grouped({name: 0.0})
+        assert logged and offline.series(shown) == logged, name
 
 
 def test_an_offline_run_holds_the_start_and_the_end(tracked):
@@ -163,13 +164,30 @@ def test_an_offline_run_holds_the_adapters_diagnostics(tracked):
     for matrix in ("A", "B", "BA"):
         for what in (f"{matrix}_norm", *(f"{matrix}_sigma_{place}" for place in range(1, 9))):
             name = f"q_proj/{what}"
-            logged = offline.series(f"diagnostics/{name}")
+            logged = offline.series(f"{'norms' if what.endswith('norm') else 'spectra'}/{name}")
             assert logged == {step: pytest.approx(means[name]) for step, means in expected.items()}, name
     for name in ("down_proj/A_angle_max", "down_proj/B_angle_mean"):
-        assert offline.series(f"diagnostics/{name}") == {step: means[name] for step, means in expected.items()}
-    assert {key.split("/")[1] for key in offline.summary if key.startswith("diagnostics/")} == {
-        layer.rpartition(".")[2] for layer in lines[0]["layers"]
-    }
+        assert offline.series(f"angles/{name}") == {step: means[name] for step, means in expected.items()}
+    kinds = {layer.rpartition(".")[2] for layer in lines[0]["layers"]}
+    for group in ("angles", "spectra", "norms"):
+        assert {key.split("/")[1] for key in offline.summary if key.startswith(f"{group}/")} == kinds
+
+
+def test_an_offline_run_holds_the_figure(tracked):
+    _, folder, offline = tracked
+    (file,) = folder.path.rglob(f"offline-run-*/files/{offline.summary['curves.path']}")
+    assert file.read_bytes() == (folder.path / "curves.png").read_bytes()
+
+
+def test_a_table_is_a_run_of_its_own(tmp_path, offline):
+    place = {"project": "p", "entity": None, "group": None, "tags": []}
+    record = {"config": {"wandb": {"mode": "offline", **place}}, "config_hash": "1" * 32}
+    tracking.log_table("sweep", "sweep-1", "init,seeds\nlora,2\n", record, tmp_path)
+    (found,) = offline_runs(tmp_path)
+    assert (found.run.project, found.run.job_type, found.run.display_name) == ("p", "sweep", "sweep-1")
+    (file,) = tmp_path.rglob(f"offline-run-*/files/{found.summary['sweep.path']}")
+    table = json.loads(file.read_text())
+    assert (table["columns"], table["data"]) == (["init", "seeds"], [["lora", "2"]])
 
 
 @pytest.mark.parametrize("given", ["merged_checkpoint", "adapter"])
@@ -216,9 +234,9 @@ def test_a_resumed_run_is_whole_in_its_last_offline_folder(tmp_path, llama_folde
     assert (stopped.exit_code, last.exit_code) == (1, 0) and stopped.summary["status"] == "interrupted"
     assert last.run.run_id == stopped.run.run_id == resumed.read()["wandb_id"] != whole.run.run_id
     assert last.summary["init"]["captured_energy"] == whole.summary["init"]["captured_energy"]
-    for name in ("loss", "eval_loss", "diagnostics/q_proj/BA_norm", "diagnostics/q_proj/B_angle_max"):
+    for name in ("losses/loss", "losses/eval_loss", "norms/q_proj/BA_norm", "angles/q_proj/B_angle_max"):
         assert last.series(name) == whole.series(name), name
-    assert sorted(whole.series("diagnostics/q_proj/B_angle_max")) == [0, 2, 4, 6, 8, 10, 12]
+    assert sorted(whole.series("angles/q_proj/B_angle_max")) == [0, 2, 4, 6, 8, 10, 12]
     name = "diagnostics.jsonl"
     assert (resumed.path / name).read_text() == (straight.path / name).read_text()
 
@@ -270,9 +288,9 @@ def test_online_run_resumes_under_the_same_id(tmp_path, llama_folder, server, mo
         assert run["summary"]["init"]["captured_energy"] == record["init"]["captured_energy"]
         assert run["summary"]["status"] == "finished"
     histories = [server.runs[record["wandb_id"]]["history"] for record in (straight, resumed)]
-    for name in ("loss", "eval_loss", "diagnostics/q_proj/BA_norm"):
+    for name in ("losses/loss", "losses/eval_loss", "norms/q_proj/BA_norm"):
         told = [{line["_step"]: line[name] for line in history if name in line} for history in histories]
-        missed = {9} if name == "eval_loss" else set()  # the step it was stopped in had no evaluation yet
+        missed = {9} if name == "losses/eval_loss" else set()  # the step it was stopped in had no evaluation yet
         assert told[1] and told[1] == {step: value for step, value in told[0].items() if step not in missed}, name
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import sys
 import weakref
@@ -11,7 +12,9 @@ from statistics import mean, stdev
 import pytest
 
 import run_exp
+from lora_one.records.folder import RunFolder
 from lora_one.runs import cli, experiment
+from lora_one.runs.sweep import Sweep
 from lora_one.training.trainer import FineTuner
 
 SWEEP = [
@@ -70,6 +73,15 @@ def test_interrupted_half_way_a_sweep_runs_only_what_is_missing(tmp_path, monkey
     assert launched(monkeypatch, *command) == 143
     assert sorted(record["status"] for record in records(tmp_path)) == ["finished"] * 4 + ["interrupted"]
     assert len(jobs) == 5 and not list(tmp_path.glob("sweep-*"))
+    said = capsys.readouterr()
+    assert re.findall(r"job (\d) of 8: (.*) \((\d) left", said.out)[2:4] == [
+        ("3", "init=gradient, model.learning_rate=0.005, seed 1", "6"),
+        ("4", "init=gradient, model.learning_rate=0.005, seed 2", "5"),
+    ]
+    assert re.search(r"\(5 left, about 0:\d\d\)", said.out), "from the jobs before it"
+    listed = said.err.partition("finished, 4 of 8 jobs:\n")[2].partition("left, 4 of 8 jobs:\n")
+    assert "job 4: init=gradient, model.learning_rate=0.005, seed 2" in listed[0]
+    assert listed[2].splitlines()[0] == "  job 5: init=default, model.learning_rate=0.001, seed 1"
     assert launched(monkeypatch, *command) == 0
     assert len(jobs) == 5 + 4 and len(losses) == JOBS * STEPS, "no step was taken twice"
     done = records(tmp_path)
@@ -81,20 +93,67 @@ def test_interrupted_half_way_a_sweep_runs_only_what_is_missing(tmp_path, monkey
     with table.with_suffix(".csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == 4 and {row["seeds"] for row in rows} == {"2"}
+    assert [(row["init"], row["model.learning_rate"]) for row in rows] == [
+        (init, rate) for init in ("gradient", "default") for rate in ("0.001", "0.005")
+    ]
     for row in rows:
         of = [record for record in done if record["config_hash"].startswith(row["configuration"].rpartition("-")[2])]
         values = [record["evaluation"]["final"]["eval_loss"] for record in of]
         assert {record["config"]["seed"] for record in of} == {1, 2}
         assert float(row["val. loss"]) == pytest.approx(mean(values), rel=1e-12)
         assert float(row["val. loss sd"]) == pytest.approx(stdev(values), rel=1e-12)
-        assert f"{mean(values):.4g} +- {stdev(values):.2g}" in table.read_text()
+        assert f"{mean(values):.4f} +- {stdev(values):.4f}" in table.read_text()
 
 
-def test_failed_job_does_not_stop_others_and_is_not_in_the_table(tmp_path, monkeypatch, capsys, jobs):
+def test_failed_job_does_not_stop_others_and_has_a_row_with_its_reason(tmp_path, monkeypatch, capsys, jobs):
     """The second learning rate makes the loss diverge."""
     command = [*SWEEP, "init=default", "model.learning_rate=1e-3,1e30", "model.max_grad_norm=0"]
     assert launched(monkeypatch, *command, f"results_dir={tmp_path}") == 1
     assert sorted(record["status"] for record in records(tmp_path)) == ["failed"] * 2 + ["finished"] * 2
     assert "the loss became nan" in capsys.readouterr().err
     (table,) = tmp_path.glob("sweep-*.md")
-    assert len(table.read_text().splitlines()) == 3 and "lr0.001" in table.read_text()
+    with table.with_suffix(".csv").open() as stream:
+        rows = [(row["model.learning_rate"], row["seeds"], row["note"]) for row in csv.DictReader(stream)]
+    assert rows[0] == ("0.001", "2", "")
+    for seed, (rate, seeds, note) in zip("12", rows[1:], strict=True):
+        assert (float(rate), seeds) == (1e30, "0") and note.startswith(f"seed {seed}: failed: the loss became nan")
+        assert note in table.read_text()
+
+
+def test_a_job_without_result_or_error_has_a_row(tmp_path, capsys):
+    sweep = Sweep()
+    sweep.plan([{"init": "lora", "seed": "1"}, {"init": "svd", "seed": "1"}])
+    folder = RunFolder(tmp_path / "project" / "lora-12345678" / "1")
+    folder.update(config={"wandb": {"mode": "disabled"}}, train={"seconds": 2.0})
+    with sweep.job():
+        sweep.add(folder)
+    sweep.close()
+    (table,) = tmp_path.glob("sweep-*.csv")
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert [(row["init"], row["train s"], row["note"]) for row in rows] == [
+        ("lora", "2.0", ""),
+        ("svd", "", "seed 1: not run"),
+    ]
+
+
+def test_ctrl_c_ends_a_sweep_and_lists_its_jobs(tmp_path, monkeypatch, capsys):
+    original = FineTuner.compute_loss
+
+    def loss(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGINT)
+        monkeypatch.setattr(FineTuner, "compute_loss", original)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(FineTuner, "compute_loss", loss)
+    command = [*SWEEP, "init=default", "model.learning_rate=1e-3", f"results_dir={tmp_path}"]
+    assert launched(monkeypatch, *command) == 130
+    said = capsys.readouterr().err
+    assert "left, 2 of 2 jobs:" in said and "finished," not in said
+    assert [record["status"] for record in records(tmp_path)] == ["interrupted"]
+    assert list(tmp_path.rglob("checkpoint-1"))
+
+
+def test_a_single_run_is_not_numbered(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(experiment, "execute", lambda run: None)
+    assert launched(monkeypatch, f"results_dir={tmp_path}") == 0
+    assert "job" not in capsys.readouterr().out

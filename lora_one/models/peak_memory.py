@@ -1,0 +1,29 @@
+"""Peak memory of a run: on a GPU of torch's tensors, otherwise of the whole process."""
+
+import resource
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+PROCESS = Path("/proc/self")  # of Linux
+
+
+def reset_peak_memory() -> None:
+    """Start to measure at the present use; where the system cannot, the peak is that since the process started."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return
+    with suppress(OSError):
+        (PROCESS / "clear_refs").write_text("5")
+
+
+def peak_memory() -> int:
+    """Return the largest number of bytes in use since the last reset."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    with suppress(OSError, StopIteration):
+        lines = (PROCESS / "status").read_text().splitlines()
+        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM:")))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

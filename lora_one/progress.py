@@ -1,0 +1,100 @@
+"""Progress of a long stage: a bar on a terminal, elsewhere a line now and then. It has no effect on results."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+QUIET = 2.0  # seconds; a shorter stage prints nothing
+EVERY = 10.0  # seconds between two lines off a terminal, at least; in long stages 1 % of the time elapsed
+
+
+def first_process() -> bool:
+    """Return whether this is the first of the processes that a launcher has started, the one that prints and writes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+class Progress:
+    """Counts the finished parts of a stage, and shows them with elapsed and remaining time on stderr.
+
+    total: number of parts; more may follow.  done: parts that were finished before, in a resumed run.
+    Only the first of several processes prints.
+    """
+
+    def __init__(self, stage: str, total: int, unit: str, done: int = 0):
+        self.stage, self.total, self.unit = stage, total, unit
+        self.before = self.done = done
+        self.facts: dict[str, str] = {}
+        self.began = time.monotonic()
+        self.due = self.began + QUIET  # of the next line
+        self.lines = 0
+        self.active = first_process()
+        self.bar: Any = None
+        if self.active and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            shown = {"desc": stage, "unit": f" {unit}", "initial": done, "dynamic_ncols": True}
+            self.bar = tqdm(total=total, file=sys.stderr, delay=QUIET, leave=False, **shown)
+
+    def advance(self, parts: int = 1, **facts: str) -> None:
+        """Count finished parts. facts: what is shown after the times, for example loss="1.234"; the last ones stay."""
+        self.done += parts
+        self.total = max(self.total, self.done)
+        self.facts |= facts
+        if self.bar is not None:
+            self.bar.total = self.total
+            self.bar.set_postfix(self.facts, refresh=False)
+            self.bar.update(parts)
+        elif self.active and time.monotonic() >= self.due and self.done < self.total:
+            self.print_line()
+
+    def print_line(self) -> None:
+        """Print the state of the stage, and set the time of the next line."""
+        now = time.monotonic()
+        elapsed = now - self.began
+        left = elapsed * (self.total - self.done) / max(1, self.done - self.before)
+        parts = [f"{self.done} of {self.total} {self.unit} ({100 * self.done // self.total} %)"]
+        parts += [f"{duration(elapsed)} elapsed", f"about {duration(left)} left"]
+        self.note(", ".join([f"{self.stage}: {parts[0]}", *parts[1:], *map(" ".join, self.facts.items())]))
+        self.due, self.lines = now + max(EVERY, elapsed / 100), self.lines + 1
+
+    def note(self, text: str) -> None:
+        """Print a line of text, above the bar if there is one."""
+        if self.bar is not None:
+            self.bar.write(text, file=sys.stderr)
+        elif self.active:
+            print(text, file=sys.stderr, flush=True)
+
+    def finish(self) -> None:
+        """If lines were printed, print how long the stage took."""
+        if self.lines:
+            self.note(f"{self.stage}: {self.done} {self.unit} in {duration(time.monotonic() - self.began)}")
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+@contextmanager
+def progress(stage: str, total: int, unit: str, done: int = 0) -> Iterator[Progress]:
+    """Show the progress of a stage within the block, which calls ``advance``."""
+    shown = Progress(stage, total, unit, done)
+    try:
+        yield shown
+        shown.finish()
+    finally:
+        shown.close()
+
+
+def duration(seconds: float) -> str:
+    """Return a time as minutes and seconds, or hours, minutes and seconds.
+
+    >>> duration(75), duration(3 * 3600 + 62)
+    ('1:15', '3:01:02')
+    """
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

@@ -1,0 +1,36 @@
+"""The jobs that a sweep consists of, from its command line, as Hydra's own sweeper orders them."""
+
+from collections.abc import Sequence
+
+MULTIRUN = {"-m", "--multirun", "hydra.mode=MULTIRUN"}
+
+
+def planned_jobs(arguments: Sequence[str]) -> list[dict[str, str]]:
+    """Return the overrides of each job of a sweep, by key; [] without a sweep, or if Hydra cannot list them (glob).
+
+    >>> planned_jobs(["-m", "init=lora,lora_one", "seed=1"])
+    [{'init': 'lora', 'seed': '1'}, {'init': 'lora_one', 'seed': '1'}]
+    """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    if not MULTIRUN & set(arguments):
+        return []
+    overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        jobs = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+    except (HydraException, AssertionError):  # a mistake, which Hydra reports when it starts; a glob, which it expands
+        return []
+    return [dict(override.lstrip("+").split("=", 1) for override in job if "=" in override) for job in jobs]
+
+
+def differing(jobs: Sequence[dict[str, str]]) -> list[str]:
+    """Return the keys whose values differ between jobs, without ``seed``, in the order of the command line.
+
+    >>> differing([{"init": "lora", "seed": "1", "a": "0"}, {"init": "lora_one", "seed": "2", "a": "0"}])
+    ['init']
+    """
+    keys = dict.fromkeys(key for job in jobs for key in job)
+    return [key for key in keys if key != "seed" and len({job.get(key) for job in jobs}) > 1]

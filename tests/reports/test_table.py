@@ -1,0 +1,29 @@
+"""The table of a sweep: a column for each key that differs, a row for each job without a result, aligned decimals."""
+
+import doctest
+from pathlib import Path
+
+from lora_one.reports import table as module
+from lora_one.reports.table import SweepJob, sweep_table
+
+
+def job(rate, seed, loss, accuracy):
+    record = {"evaluation": {"final": {"eval_loss": loss, "eval_accuracy": accuracy}}}
+    return SweepJob({"model.learning_rate": rate}, Path(f"results/p/lr{rate}/{seed}"), record)
+
+
+def test_decimal_points_are_below_each_other():
+    jobs = [job("1e-3", 1, 12.25, 0.05), job("1e-4", 1, 3.5, 1.0), job("1e-4", 2, 3.25, 0.5)]
+    lines = sweep_table([*jobs, SweepJob({"model.learning_rate": "1"}, note="seed 1: failed: nan | inf")]).splitlines()
+    header, _, *rows = lines[:5]
+    start = header.index("accuracy (%)")
+    assert len({row.index(".", start) for row in rows[:2]}) == 1
+    start = header.index("val. loss")
+    assert len({row.index(".", start) for row in rows[:2]}) == 1
+    assert "3.3750 +- 0.1768" in rows[1] and "75.00 +- 35.36" in rows[1]
+    assert "seed 1: failed: nan / inf" in rows[2]
+    assert "standard deviation over the seeds" in lines[-1]
+
+
+def test_doctests():
+    assert doctest.testmod(module).failed == 0

@@ -1,0 +1,21 @@
+"""The jobs of a sweep are those that Hydra runs, in its order."""
+
+import doctest
+
+from lora_one.runs import planned_jobs as module
+from lora_one.runs.planned_jobs import planned_jobs
+
+
+def test_last_key_changes_fastest_and_brackets_and_quotes_do_not_split():
+    jobs = planned_jobs(["init=lora,svd", "++seed=range(1,3)", "peft.lora_target_modules=[q,v]", "--multirun"])
+    assert [(job["init"], job["seed"]) for job in jobs] == [("lora", "1"), ("lora", "2"), ("svd", "1"), ("svd", "2")]
+    assert {job["peft.lora_target_modules"] for job in jobs} == {"[q,v]"}
+
+
+def test_without_a_sweep_with_a_mistake_or_a_glob_there_is_no_plan():
+    for arguments in (["seed=1"], ["-m", "x==,"], ["-m", "init=glob(*)"]):
+        assert planned_jobs(arguments) == []
+
+
+def test_doctests():
+    assert doctest.testmod(module).failed == 0
