@@ -1,6 +1,5 @@
 """The command line: published spellings, exit codes, and answers that need no torch."""
 
-import doctest
 import subprocess
 import sys
 
@@ -10,42 +9,19 @@ import run_exp
 from lora_one.config import RunConfig
 from lora_one.datasets import glue, super_glue
 from lora_one.runs import cli
+from lora_one.runs.overrides import translate
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import PUBLISHED, composed, run_config
 
 
-def test_doctests():
-    assert doctest.testmod(cli).failed == 0
-
-
-@pytest.mark.parametrize(
-    ("published", "ours"),
-    [
-        ("+init=gradient", "init=gradient"),
-        ("++init=gradient,default", "init=gradient,default"),
-        ("+peft=qv", "peft=qv"),
-        ("++dataset_name=meta_math", "dataset=meta_math"),
-        ("+dataset_name=a,b", "dataset=a,b"),
-        ("dataset_name=gsm8k", "dataset=gsm8k"),
-        ("++init.weight=stable", "init.scale=stable"),
-        ("++peft.lora_r=8", "++peft.lora_r=8"),
-        ("wandb.name=x=y", "wandb.name=x=y"),
-        ("-m", "-m"),
-        ("--cfg=job", "--cfg=job"),
-    ],
-)
-def test_translation(published, ours):
-    assert cli.translate([published]) == [ours]
-
-
 @pytest.mark.parametrize("command", PUBLISHED.values(), ids=PUBLISHED)
 def test_published_commands_compose(command):
-    run = RunConfig.from_hydra(composed(*cli.translate(command.split())))
+    run = RunConfig.from_hydra(composed(*translate(command.split())))
     assert run.init.title == "LoRA-One" and run.init.gamma == 128 and run.peft.use_rslora
 
 
 def test_published_meta_math_command_says_what_the_paper_ran():
-    run = RunConfig.from_hydra(composed(*cli.translate(PUBLISHED["meta_math"].split())))
+    run = RunConfig.from_hydra(composed(*translate(PUBLISHED["meta_math"].split())))
     assert (run.dataset.name, run.model.name, run.seed) == ("meta_math", "meta-llama/Llama-2-7b-hf", 9)
     assert (run.peft.lora_r, run.peft.lora_alpha, run.init.scale) == (8, 16, "stable")
     assert (run.model.real_batch_size, run.model.max_length, run.model.learning_rate) == (32, 1024, 2e-4)
