@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from lora_one.quiet import quiet_libraries
+
 if TYPE_CHECKING:
     from lora_one.adaptation.checkpoints import save_adapter
     from lora_one.initialization.library import initialize_adapters
@@ -9,6 +11,8 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = ["__version__", "initialize_adapters", "save_adapter"]
+
+quiet_libraries()
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,7 @@ from lora_one.evaluation import BENCHMARKS
 from tests.helpers.paths import ROOT
 
 ORDER = [  # from the bottom
-    {"types", "errors", "interruption", "invocation"},
+    {"types", "errors", "interruption", "invocation", "quiet"},
     {"files", "datasets", "model_kinds"},
     {"config", "linalg", "seeding", "losses", "distributed", "diagnostics"},
     {"models", "optim"},

@@ -1,5 +1,6 @@
 """The command line: published spellings, exit codes, and answers that need no torch."""
 
+import re
 import subprocess
 import sys
 
@@ -96,3 +97,19 @@ def test_unusable_slurm_gives_one_line(arguments, setting, message, tmp_path, mo
     assert cli.launch(run_exp.main) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and message in line
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-sc", "query=bash"]], ids=["help", "completion"])
+def test_files_that_others_include_are_not_offered(arguments, monkeypatch, capsys):
+    monkeypatch.setenv("COMP_LINE", "run_exp.py init=")
+    monkeypatch.setattr(sys, "argv", ["run_exp.py", *arguments])
+    cli.launch(run_exp.main)
+    said = capsys.readouterr().out
+    assert "lora_one" in said and not re.findall(r"(?<!\w)_\w+", said)
+
+
+def test_flags_after_overrides_reach_hydra(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["run_exp.py", "seed=7", "--cfg", "job", "model.epochs=2"])
+    assert cli.launch(run_exp.main) == 0
+    said = capsys.readouterr().out
+    assert "seed: 7" in said and "epochs: 2" in said
