@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -103,7 +104,8 @@ def test_unusable_slurm_gives_one_line(arguments, setting, message, tmp_path, mo
 def test_files_that_others_include_are_not_offered(arguments, monkeypatch, capsys):
     monkeypatch.setenv("COMP_LINE", "run_exp.py init=")
     monkeypatch.setattr(sys, "argv", ["run_exp.py", *arguments])
-    cli.launch(run_exp.main)
+    with suppress(SystemExit):  # Hydra ends the process after --help
+        cli.launch(run_exp.main)
     said = capsys.readouterr().out
     assert "lora_one" in said and not re.findall(r"(?<!\w)_\w+", said)
 
