@@ -9,7 +9,6 @@ Without --model: a random Llama of --shape and random examples.
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -21,10 +20,9 @@ from lora_one.adaptation.layers import target_layers
 from lora_one.initialization.gradients import mean_gradients
 from lora_one.losses import Batch
 from lora_one.records.folder import locate
-from lora_one.runs import cli
+from lora_one.runs.composition import compose
 from lora_one.runs.parts import load_base, load_parts
 
-CONF = Path(__file__).parent.parent / "conf"
 RANKS = (8, 16, 64)
 QUANTITIES = ("s1/s9", *(f"energy, r={rank}" for rank in RANKS))
 
@@ -56,7 +54,7 @@ def real(chosen: argparse.Namespace) -> tuple[nn.Module, dict[str, nn.Module], S
     """Return the model in fp32, its layers, and the examples that a run with these settings would use."""
     data = ["dataset=gsm8k", f"dataset.path={chosen.data_path}", "dataset.cache=null", f"init.iters={chosen.examples}"]
     model = [f"model.name={chosen.model}", "model=llama", "model.bf16=false", "model.max_length=512"]
-    run = cli.compose(CONF, [*data, *model, "init=gradient", "wandb.mode=disabled"])
+    run = compose([*data, *model, "init=gradient", "wandb.mode=disabled"])
     parts = load_parts(run, locate(run).folder)
     base = load_base(parts).requires_grad_(False)
     return base, target_layers(base, run.peft), parts.probe.batches

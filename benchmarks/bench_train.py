@@ -40,12 +40,11 @@ from lora_one.initialization.methods import build_init
 from lora_one.initialization.start import attach_adapters
 from lora_one.models import load_model
 from lora_one.records.tracking import Tracker, read_metrics
-from lora_one.runs import cli
+from lora_one.runs.composition import compose
 from lora_one.training.job import TrainingJob
 from lora_one.training.loop import train
 from lora_one.training.schedule import total_steps
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 NO_FILE = Path("no run")  # initial factors that do not exist
 AGREE = 1e-5  # largest relative difference of a step's loss
 FIGURES = {
@@ -250,7 +249,7 @@ def subject(chosen: argparse.Namespace) -> Subject:
     """Load the model onto the device, and as many examples as the steps need."""
     data = ["dataset=gsm8k", f"dataset.path={chosen.data_path}"] if chosen.data_path else ["dataset=arithmetic"]
     keys = [f"model.name={chosen.model}", f"model.max_length={chosen.max_length}", "model.bf16=false"]
-    run = cli.compose(CONF, [*data, "model=llama", *keys, "init=default", "wandb.mode=disabled"])
+    run = compose([*data, "model=llama", *keys, "init=default", "wandb.mode=disabled"])
     encoder = encoder_for(run.model, run.dataset)
     wanted = chosen.steps * run.model.real_batch_size
     examples = load_dataset(run.dataset, encoder, run.model.max_length).train[:wanted]

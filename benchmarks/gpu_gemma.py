@@ -16,13 +16,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from bench_train import CONF
 from rows import Row, Table
 
 from lora_one.datasets.arithmetic import PRETRAIN_FAMILIES, generate
 from lora_one.evaluation.command import main as evaluate
 from lora_one.models import BUNDLED
-from lora_one.runs import cli
+from lora_one.runs.composition import compose
 from lora_one.runs.experiment import execute
 
 METHODS = {
@@ -97,7 +96,7 @@ def trained(work: Work, out: Path, method: str, rate: float, seed: int) -> Row:
     """Do one run; return the results in its run.json."""
     overrides = [*work.overrides, *METHODS[method], f"model.learning_rate={rate}", f"seed={seed}"]
     overrides += [f"results_dir={out / 'runs'}", "dataset.cache=null", "wandb.mode=disabled"]
-    folder = execute(cli.compose(CONF, overrides))
+    folder = execute(compose(overrides))
     record = folder.read()
     init = record["init"]
     row = {"method": method, "rate": rate, "seed": seed, "adapter": str(folder.adapter)}

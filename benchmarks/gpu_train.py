@@ -17,7 +17,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from bench_train import CONF
 from common import SHAPES, Shape
 from gpu_init import TARGETS, random_llama
 from peft import LoraConfig, get_peft_model
@@ -33,7 +32,7 @@ from lora_one.data.encode import Encoded
 from lora_one.initialization.methods import build_init
 from lora_one.initialization.start import attach_adapters
 from lora_one.records.tracking import Tracker
-from lora_one.runs import cli
+from lora_one.runs.composition import compose
 from lora_one.training.job import TrainingJob
 from lora_one.training.loop import train
 
@@ -100,7 +99,7 @@ def run_of(shape: Shape, rank: int, size: int, **changes: Any) -> RunConfig:
     keys += [f"peft.lora_r={rank}", f"peft.lora_alpha={2 * rank}", f"model.max_length={shape.length}"]
     keys += [f"model.real_batch_size={GLOBAL}", f"model.per_device_batch_size={size}", "model.bf16=true"]
     keys += ["model.logging_steps=1", "model.epochs=1", "model.learning_rate=1e-5"]
-    run = cli.compose(CONF, keys)
+    run = compose(keys)
     return replace(run, model=replace(run.model, **changes))
 
 

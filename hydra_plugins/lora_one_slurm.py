@@ -11,9 +11,10 @@ from typing import Any
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
-from lora_one.config import RunConfig, first_line
+from lora_one.config import first_line
 from lora_one.errors import RunError, UsageError
 from lora_one.runs import cli
+from lora_one.runs.composition import checked
 from lora_one.runs.sweep import Outcome, Sweep, print_error
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,7 +61,7 @@ if importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher"):  # otherwi
             """Check a job's configuration before it waits in a queue; return whether it is valid."""
             with sweep.job(number):
                 composed = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
-                RunConfig.from_hydra(OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"]))
+                checked(OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"]), overrides)
                 return True
             return False
 

@@ -1,5 +1,6 @@
 """The two errors that are printed as one line instead of a traceback."""
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -15,6 +16,17 @@ class RunError(RuntimeError):
 def nearest(value: str, valid: Iterable[str]) -> str:
     """Return a hint that lists the valid names, the closest first: "did you mean a? valid: a, b, c"."""
     names = sorted(str(name) for name in valid)
-    close = get_close_matches(str(value), names, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]}? " if close else ""
+    close = closest(str(value), names)
+    hint = f"did you mean {close}? " if close else ""
     return f"{hint}valid: {', '.join(names) or 'none yet'}"
+
+
+def closest(value: str, names: Iterable[str]) -> str | None:
+    """Return the name that is most similar to the value, up to case and punctuation; None: no name is similar.
+
+    >>> closest("LoRAOne", ["lora", "lora_ga", "lora_one"])
+    'lora_one'
+    """
+    plain = {re.sub(r"[\W_]", "", name).lower(): name for name in names}
+    found = get_close_matches(re.sub(r"[\W_]", "", value).lower(), plain, n=1, cutoff=0.5)
+    return plain[found[0]] if found else None

@@ -11,7 +11,7 @@ from lora_one.evaluation import BENCHMARKS
 from tests.helpers.paths import ROOT
 
 ORDER = [  # from the bottom
-    {"types", "errors", "progress"},
+    {"types", "errors", "invocation", "progress", "quiet"},
     {"interruption", "files", "datasets", "model_kinds"},
     {"config", "linalg", "seeding", "losses", "distributed", "diagnostics"},
     {"models", "optim"},
@@ -20,10 +20,11 @@ ORDER = [  # from the bottom
     {"initialization"},
     {"training", "evaluation", "reports"},
     {"runs", "__init__"},
+    {"__main__"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 ONLY = {
-    "hydra": {"runs/cli", "runs/planned_jobs"},
+    "hydra": {"runs/cli", "runs/composition", "runs/explanations", "runs/planned_jobs"},
     "peft": {"adaptation"}
     | {f"initialization/{file}" for file in ("start", "scale_search", "library", "methods/peft_methods")},
     "wandb": {"records/tracking"},

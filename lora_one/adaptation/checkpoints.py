@@ -17,6 +17,7 @@ from lora_one.adaptation.wrapping import narrowed, quiet_peft
 from lora_one.errors import RunError, UsageError
 from lora_one.files import synced, whole_folder
 from lora_one.model_kinds import BY_TASK_TYPE, ModelKind
+from lora_one.quiet import no_weight_bars
 
 FACTORS = (".lora_A", ".lora_B", ".lora_E")
 
@@ -202,6 +203,7 @@ def dequantized(base: nn.Module) -> nn.Module:
     return base.dequantize(dtype=base.dtype) if getattr(base, "is_quantized", False) else base
 
 
+@no_weight_bars()
 def save_merged(model: nn.Module, tokenizer: Any, path: Path) -> None:
     """Write a plain Hugging Face folder with weights and tokenizer."""
     with whole_folder(path) as folder:

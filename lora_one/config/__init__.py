@@ -6,6 +6,7 @@ does not import torch, so ``--help`` stays fast.
 """
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from lora_one.config.schemas import (
     PeftConfig,
     WandbConfig,
 )
+from lora_one.config.suggestions import meant
 from lora_one.datasets import DATASETS
 from lora_one.errors import UsageError, nearest
 
@@ -56,7 +58,7 @@ class RunConfig:
             key = getattr(error, "full_key", None) or "configuration"
             raise UsageError(f"{key}: {first_line(error)}; set a value, or ${{<key>}} with an existing key") from error
         given.pop("hydra", None)
-        refuse_unknown("", given, cls)
+        refuse_unknown("", given, cls, known_keys())
         sections: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
             if field.name == "init":
@@ -66,7 +68,7 @@ class RunConfig:
             if schema is None:
                 sections[field.name] = given[field.name]
                 continue
-            refuse_unknown(f"{field.name}.", given[field.name], schema)
+            refuse_unknown(f"{field.name}.", given[field.name], schema, known_keys())
             sections[field.name] = OmegaConf.to_object(typed(f"{field.name}.", given[field.name], schema))
         typed("", {name: value for name, value in sections.items() if not dataclasses.is_dataclass(value)}, cls)
         run = cls(**sections)
@@ -106,7 +108,7 @@ def method_settings(given: dict[str, Any]) -> MethodSettings:
     name = given.get("method")
     if name not in METHODS:
         raise UsageError(f"init.method={name} is not an initialisation; {nearest(name, METHODS)}")
-    refuse_unknown("init.", given, METHODS[name])
+    refuse_unknown("init.", given, METHODS[name], known_keys())
     return OmegaConf.to_object(typed("init.", given, METHODS[name])).resolved()
 
 
@@ -146,12 +148,30 @@ def valid_keys(section: str) -> set[str]:
     return keys | PUBLISHED_KEYS if section == "init" else keys
 
 
-def refuse_unknown(prefix: str, given: dict[str, Any], schema: type) -> None:
+def known_keys() -> set[str]:
+    """Return every key that some choice reads, with its group, and the names of the groups."""
+    groups = {name: valid_keys(name) for name in ("dataset", "peft", "init", "model", "optimizer", "wandb")}
+    return valid_keys("") | {f"{group}.{name}" for group, names in groups.items() for name in names}
+
+
+def unknown_key(key: str, valid: Collection[str], elsewhere: Collection[str] = ()) -> UsageError:
+    """Return the error for a key that nothing reads.
+
+    valid: the names that its group reads.  elsewhere: keys, with their groups, that may have been meant as well.
+    """
+    section = key.rpartition(".")[0]
+    known = {f"{section}.{name}".removeprefix(".") for name in valid} | set(elsewhere)
+    found = " or ".join([] if key in known else meant(key, known))  # in known: another choice of the group reads it
+    hint = f"did you mean {found}? " if found else ""
+    return UsageError(f"unknown key {key}; {hint}valid: {', '.join(sorted(valid))}")
+
+
+def refuse_unknown(prefix: str, given: dict[str, Any], schema: type, elsewhere: Collection[str] = ()) -> None:
     """Raise UsageError if the keys are not those of the dataclass: one is unknown or missing."""
     fields = {field.name for field in dataclasses.fields(schema)}
     for key in given:
         if key not in fields:
-            raise UsageError(f"unknown key {prefix}{key}; {nearest(key, fields)}")
+            raise unknown_key(f"{prefix}{key}", fields, elsewhere)
     missing = dataclasses.MISSING
     required = (f.name for f in dataclasses.fields(schema) if f.default is missing and f.default_factory is missing)
     for name in required:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_one.errors import RunError, UsageError
+from lora_one.errors import RunError, UsageError, nearest
 from lora_one.evaluation import BENCHMARKS
 from lora_one.evaluation.benchmark import Benchmark, Prediction
 from lora_one.evaluation.options import EvaluationOptions, add_options, check_options, parsed
@@ -24,7 +24,19 @@ from lora_one.evaluation.partial_results import PartialResults
 from lora_one.evaluation.predictions import generated_predictions, remarks_of, rescored_predictions
 from lora_one.evaluation.source import check_present, located
 from lora_one.files import write_json
+from lora_one.invocation import command_name
 from lora_one.records.provenance import provenance
+
+
+def command() -> int:
+    """Run ``lora-one-eval <benchmark> <options>`` on sys.argv; return the exit code."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        benchmarks = "\n".join(f"  {benchmark}" for benchmark in BENCHMARKS)
+        print(f"usage: {command_name()} <benchmark> <options>\n\nbenchmarks:\n{benchmarks}\n")
+        print(f"{command_name()} <benchmark> --help lists the options of a benchmark.")
+        return 0
+    return main(name, arguments)
 
 
 def main(task: str, arguments: Sequence[str]) -> int:
@@ -48,6 +60,8 @@ def evaluate(task: str, arguments: Sequence[str]) -> int:
     """Evaluate a model, from the command line to the results on disk; return the exit code."""
     from lora_one.distributed import Processes  # imported here, as it imports torch: options are checked first
 
+    if task not in BENCHMARKS:
+        raise UsageError(f"{task} is not a benchmark; {nearest(task, BENCHMARKS)}")
     benchmark = BENCHMARKS[task]
     options = checked_options(task, benchmark, arguments)
     started = time.perf_counter()
@@ -101,7 +115,9 @@ def checked_options(task: str, benchmark: Benchmark[Any], arguments: Sequence[st
 
 def parser_of(task: str, benchmark: Benchmark[Any]) -> argparse.ArgumentParser:
     """Return the parser of a benchmark's options."""
-    parser = argparse.ArgumentParser(prog=f"eval_{task}.py", description=f"Evaluate a model on {task}.")
+    called = command_name()
+    prog = called if task in called else f"{called} {task}"  # eval/eval_<task>.py has the name of its benchmark
+    parser = argparse.ArgumentParser(prog=prog, description=f"Evaluate a model on {task}.")
     add_options(parser, benchmark.options)
     benchmark.add_spellings(parser)
     return parser

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lora_one.errors import UsageError
 from lora_one.evaluation.options import EvaluationOptions
+from lora_one.invocation import other_command
 from lora_one.records.folder import RunFolder
 
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -66,7 +67,7 @@ def model_of(given: str) -> str:
         return str(run.merged)
     if (path / "adapter_config.json").exists():
         raise UsageError(f"--model_name={given} is an adapter, not a whole model: pass it as --adapter")
-    merge = f"pass --adapter={given}, or merge it first: python scripts/merge.py {given}"
+    merge = f"pass --adapter={given}, or merge it first: {other_command('scripts/merge.py', 'lora-one-merge')} {given}"
     instead = merge if run.adapter.exists() else None
     raise missing("model_name", given, "config.json", "the merged_checkpoint/ folder of a run", instead)
 

@@ -45,7 +45,7 @@ class Wandb:
                 return cls.opened("offline", **options | {"id": None})  # W&B blocks an id whose start failed
             warnings.warn(f"W&B could not start; the run continues without it: {reason}", stacklevel=3)
             return cls()
-        if run.url:
+        if mode == "online" and run.url:  # asking an offline run for its address prints a warning
             print(f"W&B: {run.url}")
         return cls(run)
 

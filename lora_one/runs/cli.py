@@ -1,41 +1,43 @@
-"""The command line: translate published spellings for Hydra, and turn Hydra's errors into one line each."""
+"""The command ``lora-one`` (run_exp.py): Hydra composes each job, and errors and signals become exit codes."""
 
 import importlib.util
 import os
-import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
-from lora_one.config import RunConfig, first_line, valid_keys
-from lora_one.errors import UsageError, nearest
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+import lora_one
+from lora_one.errors import UsageError
 from lora_one.interruption import Interrupted, caught, requeue, sigterm_ignored
+from lora_one.invocation import command_name
+from lora_one.runs.composition import checked, configuration_folder
+from lora_one.runs.explanations import explain
+from lora_one.runs.overrides import translate
 from lora_one.runs.planned_jobs import MULTIRUN, planned_jobs
 from lora_one.runs.sweep import FAILURE, INTERRUPTED, USAGE, Outcome, Sweep, print_error
 
-GROUPS = ("dataset", "model", "peft", "init", "optimizer", "wandb", "experiment")
-RENAMED = {"dataset_name": "dataset", "init.weight": "init.scale"}
+
+@hydra.main(version_base="1.3", config_path=str(configuration_folder()), config_name="config")
+def main(composed: DictConfig) -> None:
+    """Do one job, with the configuration that Hydra has composed for it."""
+    sweep = Sweep.current()
+    with sweep.job():
+        overrides = OmegaConf.to_container(HydraConfig.get().overrides.task)  # as given, interpolations unresolved
+        run = checked(composed, overrides)  # checks every key, without importing torch
+        sweep.begin(run)
+        from lora_one.runs.experiment import execute  # imports torch
+
+        sweep.add(execute(run))
 
 
-def translate(arguments: Sequence[str]) -> list[str]:
-    """Translate published spellings to Hydra's: ``+init=x`` to ``init=x``, ``++dataset_name=x`` to ``dataset=x``.
-
-    Hydra refuses ``+group=`` for a group of the defaults list, and accepts ``++dataset_name=`` without any effect.
-
-    >>> translate(["-m", "+init=gradient", "++dataset_name=gsm8k,meta_math", "++init.weight=stable", "++seed=9"])
-    ['-m', 'init=gradient', 'dataset=gsm8k,meta_math', 'init.scale=stable', '++seed=9']
-    """
-    translated = []
-    for argument in arguments:
-        match = re.fullmatch(r"(\+{0,2})([\w.]+)=(.*)", argument, flags=re.DOTALL)
-        if match:
-            key = RENAMED.get(match[2], match[2])
-            if key != match[2] or key in GROUPS:
-                argument = f"{key}={match[3]}"
-        translated.append(argument)
-    return translated
+def command() -> int:
+    """Run the command ``lora-one`` on sys.argv, and return the exit code."""
+    return launch(main)
 
 
 def launch(hydra_main: Callable[[], None]) -> int:
@@ -47,11 +49,16 @@ def launch(hydra_main: Callable[[], None]) -> int:
     from omegaconf.errors import OmegaConfBaseException
 
     sys.argv[1:] = translate(sys.argv[1:])
+    if "--version" in sys.argv:
+        print(f"lora-one {lora_one.__version__}")
+        return 0
+    if {"--help", "-h"} & set(sys.argv):
+        sys.argv.append(f"hydra.help.app_name='{command_name()}'")
     sweep = Sweep()
     try:
         check_launcher(sys.argv[1:])
         sweep.plan(planned_jobs(sys.argv[1:]))
-        with sweep.running(), hydra_raises(sweep), caught():
+        with sweep.running(), hydra_raises(sweep), only_choices_listed(), caught():
             hydra_main()
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: from a group without a name
         sweep.fail(explain(error, sys.argv[1:]), USAGE)
@@ -113,28 +120,6 @@ def run_submitted(job: Callable[[], object]) -> Outcome:
     return sweep.outcome
 
 
-def compose(conf: Path, overrides: Sequence[str]) -> RunConfig:
-    """Return the checked configuration of these overrides, as ``run_exp.py <overrides>`` composes it.
-
-    conf: absolute path of the configuration folder.  Raises UsageError: Hydra or our checks refuse the overrides.
-    """
-    from hydra import compose as composed
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    arguments = translate(overrides)
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(conf), version_base="1.3"):
-            return RunConfig.from_hydra(composed("config", arguments))
-    except UsageError:
-        raise
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise UsageError(explain(error, arguments)) from error
-
-
 @contextmanager
 def hydra_raises(sweep: Sweep) -> Iterator[None]:
     """Make Hydra raise its errors within the block. If the user has set HYDRA_FULL_ERROR=1, tracebacks are printed."""
@@ -150,40 +135,18 @@ def hydra_raises(sweep: Sweep) -> Iterator[None]:
             os.environ["HYDRA_FULL_ERROR"] = before
 
 
-def explain(error: Exception, arguments: Sequence[str]) -> str:
-    """Return Hydra's error about these arguments in one line: the value, the rule, the nearest valid names."""
-    from hydra.errors import OverrideParseException
+@contextmanager
+def only_choices_listed() -> Iterator[None]:
+    """Hide files that others include, such as _base, from Hydra's help, completion and ``glob`` within the block."""
+    from hydra._internal.config_repository import ConfigRepository
 
-    text = str(error)
-    if isinstance(error, OverrideParseException):
-        return (
-            f"{error.override} cannot be parsed ({first_line(error)}): write key=value, for example model.epochs=1, "
-            "and put a value with special characters in quotes"
-        )
-    if text.startswith("Config group override must be"):
-        choices = [argument for argument in arguments if argument.partition("=")[0].lstrip("+") in ("", *GROUPS)]
-        return (
-            f"{' '.join(choices)}: the value of a group is the name of a file in conf/<group>/; groups: "
-            f"{', '.join(GROUPS)}"
-        )
-    if "interpolation '${results_dir}'" in text:
-        return "results_dir=null is not a folder: set results_dir=<a writable folder>"
-    if missing := re.search(r"Could not find '([\w/]+)/([^'/]*)'", text):
-        group, choice = missing.groups()
-        options = re.findall(r"^\t(\S+)$", text.split("Config search path")[0], flags=re.MULTILINE)
-        options = [option for option in options if not option.startswith("_")]  # _base is included by the others
-        return f"{group}={choice} is not a choice of conf/{group}; {nearest(choice, options)}"
-    if key := re.search(r"Could not override '([^']+)'", text):
-        section, _, name = key[1].partition(".")
-        if section in GROUPS and name in valid_keys(section):
-            return f"unknown key {key[1]}: only another choice of {section}= reads it; drop it, or change {section}="
-        if key[1].startswith("hydra.launcher."):
-            return (
-                f"unknown key {key[1]}: conf/hydra/launcher/slurm.yaml lists the valid keys; set other options of "
-                "sbatch with hydra.launcher.additional_parameters={option: value}"
-            )
-        if name:
-            return f"unknown key {key[1]}; {nearest(name, valid_keys(section))}"
-        return f"unknown key {section}; {nearest(section, valid_keys(''))}"
-    text = re.sub(r"\s*See https://\S+ for details", "", text)
-    return " ".join(text.split())
+    original = ConfigRepository.get_group_options
+
+    def choices(*arguments: object, **options: object) -> list[str]:
+        return [name for name in original(*arguments, **options) if not name.startswith("_")]
+
+    ConfigRepository.get_group_options = choices
+    try:
+        yield
+    finally:
+        ConfigRepository.get_group_options = original

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from lora_one.runs.overrides import is_override
+
 MULTIRUN = {"-m", "--multirun", "hydra.mode=MULTIRUN"}
 
 
@@ -17,7 +19,7 @@ def planned_jobs(arguments: Sequence[str]) -> list[dict[str, str]]:
 
     if not MULTIRUN & set(arguments):
         return []
-    overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
+    overrides = [argument for argument in arguments if is_override(argument)]
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
         jobs = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]

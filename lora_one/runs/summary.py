@@ -1,6 +1,5 @@
 """The text that a run prints: a few lines about its start, and a summary at its end."""
 
-from pathlib import Path
 from shlex import quote
 from typing import Any
 
@@ -9,6 +8,7 @@ from lora_one.datasets import DATASETS
 from lora_one.datasets.sources import evaluation_data
 from lora_one.distributed import Processes
 from lora_one.evaluation.shares import percent
+from lora_one.invocation import other_command
 from lora_one.records.folder import RunFolder
 
 
@@ -99,11 +99,9 @@ def next_command(run: RunConfig, folder: RunFolder, artifacts: dict[str, str]) -
     merged = folder.merged.name in artifacts
     evaluation = DATASETS[run.dataset.name].evaluation
     if evaluation is None:
-        return None if merged else f"python scripts/merge.py {quote(str(folder.path))}"
+        return None if merged else f"{other_command('scripts/merge.py', 'lora-one-merge')} {quote(str(folder.path))}"
     benchmark, _, options = evaluation.partition(" ")
-    script = Path("eval") / f"eval_{benchmark}.py"
-    installed = not (Path(__file__).parents[2] / script).exists()  # without a checkout
-    words = [f"lora-one-eval {benchmark}" if installed else f"python {script}", *options.split()]
+    words = [other_command(f"eval/eval_{benchmark}.py", f"lora-one-eval {benchmark}"), *options.split()]
     words.append(f"--model_name={quote(str(folder.merged))}" if merged else f"--adapter={quote(str(folder.adapter))}")
     if run.dataset.path is not None:
         words.append(f"--data_path={quote(evaluation_data(run.dataset.path) or '<file or folder of its test split>')}")

@@ -64,7 +64,7 @@ def test_a_method_takes_four_places(project):
     assert record["init"]["method"] == "Mine" and record["status"] == "finished"
     assert record["config"]["init"]["method"] == "mine" and record["config"]["init"]["size"] == 0.2
     refused = run(project, "init=mine", "++init.sise=0.2")
-    assert refused.returncode == 2 and "did you mean size?" in refused.stderr
+    assert refused.returncode == 2 and "did you mean init.size?" in refused.stderr
 
 
 def test_a_data_set_takes_three_places(project):

@@ -1,8 +1,9 @@
 """The command line: published spellings, exit codes, and answers that need no torch."""
 
-import doctest
+import re
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -10,42 +11,19 @@ import run_exp
 from lora_one.config import RunConfig
 from lora_one.datasets import glue, super_glue
 from lora_one.runs import cli
+from lora_one.runs.overrides import translate
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import PUBLISHED, composed, run_config
 
 
-def test_doctests():
-    assert doctest.testmod(cli).failed == 0
-
-
-@pytest.mark.parametrize(
-    ("published", "ours"),
-    [
-        ("+init=gradient", "init=gradient"),
-        ("++init=gradient,default", "init=gradient,default"),
-        ("+peft=qv", "peft=qv"),
-        ("++dataset_name=meta_math", "dataset=meta_math"),
-        ("+dataset_name=a,b", "dataset=a,b"),
-        ("dataset_name=gsm8k", "dataset=gsm8k"),
-        ("++init.weight=stable", "init.scale=stable"),
-        ("++peft.lora_r=8", "++peft.lora_r=8"),
-        ("wandb.name=x=y", "wandb.name=x=y"),
-        ("-m", "-m"),
-        ("--cfg=job", "--cfg=job"),
-    ],
-)
-def test_translation(published, ours):
-    assert cli.translate([published]) == [ours]
-
-
 @pytest.mark.parametrize("command", PUBLISHED.values(), ids=PUBLISHED)
 def test_published_commands_compose(command):
-    run = RunConfig.from_hydra(composed(*cli.translate(command.split())))
+    run = RunConfig.from_hydra(composed(*translate(command.split())))
     assert run.init.title == "LoRA-One" and run.init.gamma == 128 and run.peft.use_rslora
 
 
 def test_published_meta_math_command_says_what_the_paper_ran():
-    run = RunConfig.from_hydra(composed(*cli.translate(PUBLISHED["meta_math"].split())))
+    run = RunConfig.from_hydra(composed(*translate(PUBLISHED["meta_math"].split())))
     assert (run.dataset.name, run.model.name, run.seed) == ("meta_math", "meta-llama/Llama-2-7b-hf", 9)
     assert (run.peft.lora_r, run.peft.lora_alpha, run.init.scale) == (8, 16, "stable")
     assert (run.model.real_batch_size, run.model.max_length, run.model.learning_rate) == (32, 1024, 2e-4)
@@ -120,3 +98,20 @@ def test_unusable_slurm_gives_one_line(arguments, setting, message, tmp_path, mo
     assert cli.launch(run_exp.main) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and message in line
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-sc", "query=bash"]], ids=["help", "completion"])
+def test_files_that_others_include_are_not_offered(arguments, monkeypatch, capsys):
+    monkeypatch.setenv("COMP_LINE", "run_exp.py init=")
+    monkeypatch.setattr(sys, "argv", ["run_exp.py", *arguments])
+    with suppress(SystemExit):  # Hydra ends the process after --help
+        cli.launch(run_exp.main)
+    said = capsys.readouterr().out
+    assert "lora_one" in said and not re.findall(r"(?<!\w)_\w+", said)
+
+
+def test_flags_after_overrides_reach_hydra(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["run_exp.py", "seed=7", "--cfg", "job", "model.epochs=2"])
+    assert cli.launch(run_exp.main) == 0
+    said = capsys.readouterr().out
+    assert "seed: 7" in said and "epochs: 2" in said

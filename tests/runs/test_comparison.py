@@ -20,8 +20,9 @@ from lora_one.errors import RunError, UsageError
 from lora_one.records.folder import RunFolder
 from lora_one.runs import comparison, comparison_file, comparison_jobs, experiment
 from lora_one.runs.comparison_file import Comparison
+from lora_one.runs.composition import compose
 from lora_one.training import batches as collating
-from tests.helpers.comparisons import RATE, compose
+from tests.helpers.comparisons import RATE
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import composed
 

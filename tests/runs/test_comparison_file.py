@@ -8,7 +8,7 @@ from lora_one.errors import UsageError
 from lora_one.reports import compare as table
 from lora_one.runs import comparison_jobs
 from lora_one.runs.comparison_file import read_comparison
-from tests.helpers.comparisons import compose
+from lora_one.runs.composition import compose
 from tests.helpers.paths import ROOT
 
 SHIPPED = sorted((ROOT / "scripts/comparisons").glob("*.yaml"))

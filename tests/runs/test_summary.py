@@ -5,10 +5,10 @@ import shlex
 
 import pytest
 
+from lora_one import invocation
 from lora_one.datasets import DATASETS
 from lora_one.evaluation import BENCHMARKS
 from lora_one.records.folder import RunFolder
-from lora_one.runs import summary
 from lora_one.runs.summary import next_command, print_summary, result_lines
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import finish, run_config, small_run
@@ -54,7 +54,7 @@ def test_local_data_is_passed_on_as_the_folder_of_its_splits(tmp_path):
 
 
 def test_without_a_checkout_the_installed_command_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(summary, "__file__", str(tmp_path / "a/b/c.py"))
+    monkeypatch.setattr(invocation, "__file__", str(tmp_path / "lora_one" / "invocation.py"))
     assert command(tmp_path, "gsm8k").startswith("lora-one-eval gsm8k --adapter=")
 
 

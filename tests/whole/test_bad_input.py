@@ -35,9 +35,9 @@ EVAL = "--data_path={files}/gsm8k.jsonl --output_dir={results}"
 # Refused from the configuration alone: no model, no run folder. arguments, then what the line says, in order.
 CONFIGURATION = [
     # keys
-    ("++init.gama=1", "unknown key init.gama", "did you mean stable_gamma?"),
+    ("++init.gama=1", "unknown key init.gama", "did you mean init.stable_gamma?"),
     ("init.foo=1", "unknown key init.foo", "valid: bsz, cache, corda_method"),
-    ("peft.lora_rr=4", "unknown key peft.lora_rr", "did you mean lora_r?"),
+    ("peft.lora_rr=4", "unknown key peft.lora_rr", "did you mean peft.lora_r?"),
     ("fooo=1", "unknown key fooo", "valid: dataset, dry_run, init"),
     ("++sed=1", "unknown key sed", "did you mean seed?"),
     ("init=default init.direction=LoRA-One", "unknown key init.direction", "another choice of init", "drop it"),
@@ -120,7 +120,12 @@ CONFIGURATION = [
     ("optimizer=scaled_gd optimizer.order=seq", "optimizer.order=seq is not a choice", "valid: sequential, simultan"),
     ("model.scheduler=cosin", "model.scheduler=cosin is not a choice", "did you mean cosine?"),
     # values together
-    ("model.real_batch_size=30", "model.real_batch_size=30 is not divisible", "=32", "multiple of 32"),
+    (
+        "model.real_batch_size=30 model.per_device_batch_size=32",
+        "model.real_batch_size=30 is not divisible",
+        "=32",
+        "multiple of 32",
+    ),
     ("peft.lora_target_modules=q_proj", "='q_proj' must be all, or a list", "[q_proj,v_proj]"),
     ("peft.lora_target_modules=[]", "=[] must be all, or a list", "[q_proj,v_proj]"),
     (

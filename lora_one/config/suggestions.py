@@ -1,0 +1,56 @@
+"""Which key was meant by one that does not exist: one of another group, or one that other programs call so."""
+
+from collections.abc import Collection
+
+from lora_one.errors import closest
+
+OTHER_NAMES = {  # names of other programs -> our keys
+    "alpha": "peft.lora_alpha",
+    "batch_size": "model.real_batch_size",
+    "cutoff_len": "model.max_length",
+    "data_path": "dataset.path",
+    "dropout": "peft.lora_dropout",
+    "gamma": "init.stable_gamma",
+    "lr": "model.learning_rate",
+    "lr_scheduler_type": "model.scheduler",
+    "max_seq_length": "model.max_length",
+    "method": "init",
+    "micro_batch_size": "model.per_device_batch_size",
+    "model_name": "model.name",
+    "model_name_or_path": "model.name",
+    "num_epochs": "model.epochs",
+    "num_train_epochs": "model.epochs",
+    "optim": "optimizer",
+    "output_dir": "results_dir",
+    "per_device_train_batch_size": "model.per_device_batch_size",
+    "r": "peft.lora_r",
+    "rank": "peft.lora_r",
+    "target_modules": "peft.lora_target_modules",
+    "use_dora": "peft.dora",
+    "warmup_ratio": "model.warmup",
+    "warmup_steps": "model.warmup",
+}
+
+
+def meant(key: str, known: Collection[str]) -> list[str]:
+    """Return the keys that ``key`` may stand for: of the same name in another group, or of a similar name.
+
+    known: all keys, with their group.
+
+    >>> known = ["seed", "model.seed", "model.epochs", "model.learning_rate", "peft.lora_r"]
+    >>> meant("learning_rate", known), meant("model.lr", known), meant("peft.lora_rr", known)
+    (['model.learning_rate'], ['model.learning_rate'], ['peft.lora_r'])
+    """
+    section, _, name = key.rpartition(".")
+    if OTHER_NAMES.get(name) in known:
+        return [OTHER_NAMES[name]]
+    keys: dict[str, list[str]] = {}  # name without its group -> keys of this name
+    for other in sorted(known):
+        keys.setdefault(other.rpartition(".")[2], []).append(other)
+    if name in keys:
+        return keys[name]
+    near = closest(name, keys)
+    if near is None:
+        return []
+    own = f"{section}.{near}".removeprefix(".")
+    return [own] if own in keys[near] else keys[near]

@@ -1,0 +1,31 @@
+"""Output of libraries that says nothing about a run is left out; their other warnings and errors still appear."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+NOISE = {  # logger -> how its message begins
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",  # an optional kernel, when PEFT imports it
+}
+
+
+def quiet_libraries() -> None:
+    """Drop the messages in ``NOISE``. Called before the libraries are imported, because some log on import."""
+    for logger, beginning in NOISE.items():
+        logging.getLogger(logger).addFilter(lambda record, noise=beginning: not str(record.msg).startswith(noise))
+
+
+@contextmanager
+def no_weight_bars() -> Iterator[None]:
+    """Hide transformers' bars for loading and writing weights within the block; downloads keep theirs."""
+    from transformers.utils import logging as transformers_logging
+
+    def hidden(bar: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        return bar(*arguments, **options | {"disable": True})
+
+    before = transformers_logging.set_tqdm_hook(hidden)
+    try:
+        yield
+    finally:
+        transformers_logging.set_tqdm_hook(before)

@@ -1,0 +1,34 @@
+"""The command ``lora-one-merge`` (scripts/merge.py): write merged_checkpoint/ of a finished run."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from lora_one.errors import UsageError
+from lora_one.invocation import command_name
+from lora_one.records.folder import RunFolder
+from lora_one.runs.sweep import Sweep
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command, by default on sys.argv; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog=command_name(), description="Write merged_checkpoint/ of a finished run, a plain Hugging Face folder."
+    )
+    parser.add_argument("run", type=Path, help="folder of the run, or its run.json")
+    path = parser.parse_args(arguments).run
+    sweep = Sweep()
+    with sweep.job():
+        merge(path)
+    return sweep.exit_code
+
+
+def merge(path: Path) -> None:
+    """Merge the run in this folder, or of this run.json. Raises UsageError: it is not a run."""
+    from lora_one.runs.saving import merge_run  # imports torch
+
+    folder = RunFolder(path.parent if path.name == "run.json" else path)
+    if not folder.run_json.exists():
+        raise UsageError(f"{path} has no run.json: pass the folder of a run, as run_exp.py prints it")
+    with folder.locked():
+        merge_run(folder)
