@@ -39,6 +39,11 @@ def origin_of(model: PeftModel) -> Origin:
     return model.__dict__.get(KEY, Origin())
 
 
+def is_wrapped(model: Any) -> bool:
+    """Return whether a model has adapters of PEFT."""
+    return isinstance(model, PeftModel)
+
+
 def has_core(model: PeftModel) -> bool:
     """Return whether an r x r core between frozen factors is trained."""
     return any(isinstance(layer.lora_B[ADAPTER], Core) for layer in lora_layers(model).values())

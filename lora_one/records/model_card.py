@@ -133,7 +133,7 @@ def loading(config: Mapping[str, Any], base: str | None, facts: CardFacts) -> st
         [
             "```python",
             "from peft import PeftModel",
-            f"from transformers import AutoTokenizer, {kind.auto_class}",
+            f"from transformers import {kind.auto_class}, AutoTokenizer",
             "",
             f'base = {kind.auto_class}.from_pretrained("{name}"{revision}{head})',
             f'tokenizer = AutoTokenizer.from_pretrained("{name}"{revision})',

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from lora_one.adaptation.checkpoints import dequantized, load_adapter, merge_adapter, save_merged
+from lora_one.adaptation.checkpoints import dequantized, load_adapter, merge_adapter, save_merged, write_card
 from lora_one.data import head_labels
 from lora_one.data.encode import pad_id_of
 from lora_one.distributed import Processes
@@ -16,6 +16,7 @@ from lora_one.records.provenance import fingerprint
 from lora_one.records.tracking import read_metrics
 from lora_one.reports.curves import plot_run
 from lora_one.runs.parts import RunParts
+from lora_one.runs.run_card import run_facts
 
 
 def save(parts: RunParts, model: nn.Module) -> None:
@@ -24,6 +25,9 @@ def save(parts: RunParts, model: nn.Module) -> None:
         return
     folder, adaptation = parts.folder, parts.adaptation
     adaptation.save(model, folder.path / adaptation.artifact)
+    if adaptation.artifact == folder.adapter.name:
+        labels = head_labels(parts.run.model.type, parts.run.dataset.name)
+        write_card(folder.adapter, run_facts(folder.read(), len(labels) if labels else None))
     plot_run(read_metrics(folder.metrics), folder.path / "curves.png", folder.path.parent.name)
     artifacts = {"plot": "curves.png", adaptation.artifact: adaptation.artifact}
     if parts.run.model.saving and folder.merged.name not in artifacts:

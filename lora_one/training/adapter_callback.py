@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
 from transformers import TrainerCallback
 
 from lora_one.adaptation.checkpoints import save_adapter
-from lora_one.adaptation.origin import allow_plain_saving, warn_of_plain_saving
+from lora_one.adaptation.origin import allow_plain_saving, is_wrapped, warn_of_plain_saving
 
 
 class AdapterCallback(TrainerCallback):
@@ -23,7 +22,7 @@ class AdapterCallback(TrainerCallback):
         self.path, self.data = path, data
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        if isinstance(model, PeftModel):
+        if is_wrapped(model):
             allow_plain_saving(model)
 
     def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
@@ -31,12 +30,12 @@ class AdapterCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         self.save(args, state, model)
-        if isinstance(model, PeftModel):
+        if is_wrapped(model):
             warn_of_plain_saving(model)
 
     def save(self, args: Any, state: Any, model: Any) -> None:
         """Write the folder, in the first process only."""
-        if state.is_world_process_zero and isinstance(model, PeftModel):
+        if state.is_world_process_zero and is_wrapped(model):
             losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
             results = {"optimizer steps": state.global_step}
             if losses:
