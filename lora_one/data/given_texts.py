@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from lora_one.data.encode import batches_of, encoder_of
+from lora_one.data.encode import batches_of
+from lora_one.data.encoders import encoder_of
 from lora_one.errors import UsageError
 from lora_one.losses import Batch
 from lora_one.models import kind_of

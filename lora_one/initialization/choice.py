@@ -13,7 +13,7 @@ from lora_one.config.methods.base import GradientSettings, MethodSettings
 from lora_one.errors import UsageError, nearest
 from lora_one.initialization.methods import Method, build_init, refuse_unready
 from lora_one.linalg import LowRank
-from lora_one.model_kinds import ModelKind
+from lora_one.model_kinds import CAUSAL, ModelKind
 from lora_one.types import AdapterFactors, LayerView
 
 OwnMethod = Callable[[LayerView, LowRank | None], AdapterFactors]
@@ -40,31 +40,30 @@ class OwnSettings(GradientSettings):
 class Situation:
     """The facts that decide which methods are possible: about the model, the LoraConfig and the batches.
 
-    quantization: "quantised", or None.  dora, ranks_by_layer: set in the LoraConfig.  examples: there are batches.
+    dora, ranks_by_layer: set in the LoraConfig.  examples: there are batches.
     """
 
     kind: ModelKind
-    quantization: str | None
+    quantised: bool
     dora: bool
     ranks_by_layer: bool
     examples: bool
-
-    @property
-    def type(self) -> str:
-        return self.kind.name
 
     def obstacle(self, init: MethodSettings) -> str | None:
         """Return why a method is not possible; None: it is possible."""
         if init.needs_examples and not self.examples:
             return "it uses training examples: pass batches"
-        if init.changes_base and self.quantization:
+        if init.changes_base and self.quantised:
             return "it changes the base weights, but the model is quantised: load the model without quantisation"
         if init.trains_core and self.dora:
             return "it trains only an r x r core, but use_dora=True trains magnitudes: remove use_dora"
         if init.by_peft and self.ranks_by_layer:
             return "PEFT computes it with one rank for all layers: remove rank_pattern"
+        if init.causal_only and self.kind is not CAUSAL:
+            return f"it works only with causal models, but the model is {self.kind.name}"
+        if init.needs_quantised and not self.quantised:
+            return "it compensates the quantisation error, but the model is not quantised: load it in 4 bits"
         try:
-            init.check_model(self)
             refuse_unready(init)
         except UsageError as error:
             return str(error)

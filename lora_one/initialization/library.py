@@ -112,7 +112,7 @@ def situation_of(model: nn.Module, config: LoraConfig, batches: Any) -> Situatio
     """Return the facts that decide which methods are possible."""
     return Situation(
         kind=kind_of(model),
-        quantization="quantised" if getattr(model, "is_quantized", False) else None,
+        quantised=bool(getattr(model, "is_quantized", False)),
         dora=config.use_dora,
         ranks_by_layer=bool(config.rank_pattern),
         examples=batches is not None,

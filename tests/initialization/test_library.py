@@ -290,7 +290,7 @@ WRONG = [
     ({"method": "LoRA-SB"}, "method=LoRA-SB needs eta"),
     ({"method": "pissa", "eta": 1.0}, "eta=1.0 is not used by method=pissa; .*valid: dtype, niter, tolerance"),
     ({"bsz": 4}, "bsz=4 is a setting of a run: pass batches and examples="),
-    ({"method": "loftq"}, "method=loftq is not possible here: .*Possible methods: .*lora_one.*pissa"),
+    ({"method": "loftq"}, "method=loftq is not possible here: .*not quantised.*Possible methods: .*lora_one.*pissa"),
     ({"method": "eva", "batches": None}, "method=eva is not possible here: it uses training examples"),
     ({"method": "lora_xs", "config": lora(use_dora=True)}, "method=lora_xs is not possible here: .*remove use_dora"),
     ({"method": "olora", "config": lora(rank_pattern={"q_proj": 2})}, "method=olora is not possible here: .*one rank"),
@@ -351,6 +351,14 @@ def test_encoder_decoders_and_heads_start_from_their_own_loss(kind):
         expected = 8 / 4**0.5 / 64 * (U[:, :4] * S[:4] @ Vh[:4]) / S[0]
         found = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
         torch.testing.assert_close(found.detach(), expected, rtol=2e-3, atol=1e-6, msg=name)
+
+
+def test_eva_is_refused_for_an_encoder_decoder():
+    with pytest.raises(
+        UsageError, match="method=eva is not possible here: it works only with causal models"
+    ) as refusal:
+        initialize_adapters(random_t5(64), lora(target_modules=["q"]), [{}], method="eva")
+    assert "eva" not in str(refusal.value).split("Possible methods: ")[1]
 
 
 def test_labels_of_another_kind_of_model_are_refused():
