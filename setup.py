@@ -1,7 +1,7 @@
 """Packages of the distribution; everything else is in pyproject.toml.
 
 The configuration files stay in conf/, where users of a checkout edit them, and are installed as lora_one/conf/.
-``lora_one.runs.composition.configuration_folder`` finds them in both places.
+``lora_one.config.defaults.configuration_folder`` finds them in both places.
 """
 
 from setuptools import find_namespace_packages, setup

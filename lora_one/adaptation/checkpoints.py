@@ -3,6 +3,7 @@
 import copy
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ from peft import LoraConfig, PeftModel, get_peft_model_state_dict, load_peft_wei
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lora_one.adaptation.core_modules import Core
 from lora_one.adaptation.layers import ADAPTER, FactorPairs, lora_layers
+from lora_one.adaptation.origin import has_core, origin_of
 from lora_one.adaptation.wrapping import narrowed, quiet_peft
 from lora_one.errors import RunError, UsageError
-from lora_one.files import synced, whole_folder
+from lora_one.files import synced, whole_folder, write_whole
 from lora_one.model_kinds import BY_TASK_TYPE, ModelKind
 from lora_one.quiet import no_weight_bars
+from lora_one.records.model_card import CardFacts, model_card
 
 FACTORS = (".lora_A", ".lora_B", ".lora_E")
 
@@ -25,30 +27,59 @@ FACTORS = (".lora_A", ".lora_B", ".lora_E")
 PlainLora = tuple[LoraConfig | None, FactorPairs]  # configuration (None: as PEFT wrote it), (B, A) of every layer
 
 
-def save_adapter(model: PeftModel, path: Path | str, initial_factors: FactorPairs | None = None) -> None:
+def save_adapter(
+    model: PeftModel,
+    path: Path | str,
+    initial_factors: FactorPairs | None = None,
+    *,
+    data: str | None = None,
+    results: Mapping[str, Any] | None = None,
+) -> None:
     """Write the PEFT folder for the original base: adapter_config.json and the trained factors, bit for bit.
 
-    For layers whose base became W - s B0 A0 (``initial_factors``), the adapter is [B, -B0] [A; A0] of rank 2 r with the
-    same s, so that the original base with this adapter is the trained model. A trained core is saved as (B R) A.
+    For layers whose base became W - s B0 A0, the adapter is [B, -B0] [A; A0] of rank 2 r with the same s, so that the
+    original base with this adapter is the trained model. A trained core is saved as (B R) A.
+
+    initial_factors: (B0, A0) by layer; None: those that ``initialize_adapters`` has stored with the model.
+    data, results: for the model card README.md: a sentence about the training data, and measured values by name.
     """
+    origin = origin_of(model)
+    if initial_factors is None:
+        initial_factors = origin.initial_factors
     if initial_factors:
-        write_adapter(model, Path(path), for_the_original_base(model, initial_factors))
-    elif any(isinstance(layer.lora_B[ADAPTER], Core) for layer in lora_layers(model).values()):
-        write_adapter(model, Path(path), with_core_absorbed(model))
+        plain = for_the_original_base(model, initial_factors)
     else:
-        write_adapter(model, Path(path))
+        plain = with_core_absorbed(model) if has_core(model) else None
+    facts = CardFacts(
+        method=origin.title,
+        initialisation={"examples of the training data": origin.examples or None} | origin.settings,
+        data={"training data": data},
+        results=[("result", "value"), *((name, str(value)) for name, value in (results or {}).items())],
+        revision=getattr(getattr(model.get_base_model(), "config", None), "_commit_hash", None),
+        labels=getattr(getattr(model.get_base_model(), "config", None), "num_labels", None),
+    )
+    write_adapter(model, Path(path), plain, facts)
 
 
-def write_adapter(model: PeftModel, path: Path, plain: PlainLora | None = None) -> None:
-    """Write the PEFT folder. plain: equivalent plain LoRA factors to write instead of those that PEFT would write."""
+def write_adapter(model: PeftModel, path: Path, plain: PlainLora | None = None, facts: CardFacts | None = None) -> None:
+    """Write the PEFT folder. plain: equivalent plain LoRA factors to write instead of those that PEFT would write.
+
+    facts: for the model card, which replaces PEFT's template.
+    """
     with whole_folder(path) as folder:
-        model.save_pretrained(folder)
-        if plain is None:
-            return
-        config, factors = plain
-        if config is not None:
-            config.save_pretrained(folder)
-        _write_factors(factors, folder)
+        type(model).save_pretrained(model, folder)
+        if plain is not None:
+            config, factors = plain
+            if config is not None:
+                config.save_pretrained(folder)
+            _write_factors(factors, folder)
+        write_card(folder, facts or CardFacts())
+
+
+def write_card(folder: Path, facts: CardFacts) -> None:
+    """Write README.md of an adapter's folder, a model card with these facts."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    write_whole(folder / "README.md", model_card(config, facts))
 
 
 def with_core_absorbed(model: PeftModel) -> PlainLora:

@@ -60,10 +60,14 @@ def parameters_trained_whole(model: nn.Module, peft: PeftConfig) -> int:
 def wrap(base: nn.Module, peft: PeftConfig, dtype: str) -> PeftModel:
     """Wrap the base in adapters of that dtype; their values must be written afterwards."""
     model = widened(wrapped(base, lora_config(base, peft), dtype))
-    if peft.lora_xs:
-        for layer in lora_layers(model).values():
-            layer.lora_B[ADAPTER] = Core(layer.lora_B[ADAPTER].weight.detach())
-            layer.lora_A[ADAPTER] = Frozen(layer.lora_A[ADAPTER].weight.detach())
+    return with_cores(model) if peft.lora_xs else model
+
+
+def with_cores(model: PeftModel) -> PeftModel:
+    """Return the model with a trained r x r core between frozen factors in every adapted linear layer."""
+    for layer in lora_layers(model).values():
+        layer.lora_B[ADAPTER] = Core(layer.lora_B[ADAPTER].weight.detach())
+        layer.lora_A[ADAPTER] = Frozen(layer.lora_A[ADAPTER].weight.detach())
     return model
 
 

@@ -1,101 +1,97 @@
 """Initialise adapters for your own training loop, from a model, a PEFT LoraConfig and batches."""
 
-import math
-import warnings
+import dataclasses
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from functools import cache
+from typing import Any
 
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
-from torch import nn
+from torch import Tensor, nn
 
 from lora_one.adaptation.layers import ADAPTER, lora_layers, refuse_rank
-from lora_one.adaptation.wrapping import unwrapped_on_error, wrapped
-from lora_one.config import method_settings
-from lora_one.config.aliases import DIRECTIONS
-from lora_one.config.methods import METHODS, MethodSettings
-from lora_one.distributed import Processes
-from lora_one.errors import UsageError, nearest
-from lora_one.initialization.cache import content_of
+from lora_one.adaptation.origin import Origin, remember
+from lora_one.adaptation.wrapping import unwrapped_on_error, with_cores, wrapped
+from lora_one.config.methods import MethodSettings
+from lora_one.errors import UsageError
+from lora_one.initialization.choice import OwnMethod, Situation, chosen
+from lora_one.initialization.given_batches import take
 from lora_one.initialization.gradients import without_autocast
-from lora_one.initialization.holding import Memory
 from lora_one.initialization.low_rank_step import StepSettings
-from lora_one.initialization.methods import build_init
-from lora_one.initialization.solution import Probe, Start
-from lora_one.initialization.start import place, solve, warn_of_experts
-from lora_one.losses import Batch, Reduction, loss_count, targets
-from lora_one.models import kind_of
-
-SUPPORTED = tuple(title for title, name in DIRECTIONS.items() if not METHODS[name].trains_core)
+from lora_one.initialization.methods import Method
+from lora_one.initialization.solution import Probe, Solution, Start
+from lora_one.initialization.start import place, solve, solve_by_peft, warn_of_experts
+from lora_one.losses import Batch
+from lora_one.models import kind_of, original_weights
 
 
 def initialize_adapters(
     model: nn.Module,
     config: LoraConfig,
-    batches: Iterable[Batch],
+    batches: Batch | Iterable[Batch] | None = None,
     *,
-    method: str = "LoRA-One",
+    method: str | OwnMethod = "LoRA-One",
     examples: int | None = 8,
-    scale: str | None = None,
-    stable_gamma: float | None = None,
-    normalize: Literal["s0", "none"] = "s0",
-    reduction: Reduction = "example",
-    ga_direction: str = "ArB2r",
-    tolerance: float = 1e-3,
-    memory: Memory = "auto",
     checkpointing: bool = False,
-    dtype: Literal["fp32", "bf16"] = "fp32",
     seed: int = 42,
     on_start: Callable[[Start], None] | None = None,
+    **settings: Any,
 ) -> PeftModel:
-    """Wrap the model with PEFT and initialise every linear layer's adapter from the one-step gradient.
+    """Wrap the model with PEFT and initialise the adapter of every linear layer by any method of ``init``.
 
     LoRA-One (arXiv:2502.01235, Algorithm 1): s B A = s/gamma [-G]_r / sigma_1(G), with PEFT's scaling s of that layer.
     If ``stable_gamma`` is set, it is gamma (published: 128). Otherwise (``scale="search"``, the default) gamma is the
     one with the lowest loss on the next ``examples`` of ``batches`` (if there are not enough, on those of the
     gradient), found by a few forward passes. rank_pattern, alpha_pattern, use_rslora and use_dora are respected.
-    LoRA-GA (arXiv:2407.05000) changes the base to W - s B A, so save its adapter with
-    ``lora_one.save_adapter(model, path, start.initial_factors)``.
+
+    Save with ``lora_one.save_adapter(model, path)``, or train with ``lora_one.AdapterCallback()`` in a Trainer: both
+    write plain LoRA for the original base, also if the method has changed the base (LoRA-GA, PiSSA, ...) or trains
+    only an r x r core (LoRA-SB, LoRA-XS). For such a model, ``model.save_pretrained`` warns.
 
     model: of transformers, causal, an encoder-decoder or with a classification head; it may be frozen, 4-bit or 8-bit.
     It is modified in place.
-    batches: dictionaries of tensors as the model takes them, with ``labels`` (-100: no loss), such as a DataLoader. The
-    first ``examples`` are used (None: all); the batch size does not change G.
-    scale, stable_gamma, normalize, reduction, ga_direction, tolerance, memory: see conf/init/gradient.yaml.
+    batches: dictionaries of tensors as the model takes them, with ``labels`` (-100: no loss): one batch, a list, or a
+    DataLoader. The first ``examples`` are used (None: all); the batch size does not change G. Methods that use no
+    examples (LoRA, PiSSA, ...) ignore them.
+    method: the name of a file in conf/init/ (``"lora_one"``, ``"pissa"``, ``"eva"``), or its title (``"LoRA-GA"``).
+    Your own method is a function ``factors(layer, step)`` that returns ``lora_one.AdapterFactors(B, A)``: ``layer`` is
+    a ``LayerView`` (shape, weight(), rank, scaling, generator), ``step`` the low-rank step of the layer's gradient G
+    (U, S, Vh with [-G]_r = U diag(S) Vh), or None without batches.
+    settings: keys of conf/init/<method>.yaml with other values than there, such as ``scale``, ``stable_gamma``,
+    ``ga_direction``, ``tau``, ``eta`` (LoRA-SB: required), ``dtype`` of the adapter, ``memory``, ``tolerance``.
     checkpointing: store only the inputs of the model's blocks in the forward pass.
-    dtype: of the adapter.  on_start: called with the result (energies, losses, factors).
+    on_start: called with the result (energies, losses, factors).
 
-    The result does not depend on a torch.autocast region around the call.
+    The result does not depend on a torch.autocast region around the call. LoRA-SB sets alpha so that s = 1.
 
     Returns the PeftModel, for any optimizer or trainer. Several processes that train together get the same adapters if
     each passes the same batches.
-    Raises UsageError: settings that contradict each other, no linear layer, a rank above min(m, n), a quantised base
-    for LoRA-GA, or batches without labels. RunError: a gradient is zero or not finite (the layer is named).
+    Raises UsageError: settings that contradict each other, a method that is not possible for this model (the message
+    lists those that are), no linear layer, a rank above min(m, n), or batches without labels. RunError: a gradient is
+    zero or not finite (the layer is named).
     """
-    refuse_arguments(model, config, method)
-    init = gradient_settings(
-        direction=method,
-        scale=scale,
-        stable_gamma=stable_gamma,
-        normalize=normalize,
-        reduction=reduction,
-        ga_direction=ga_direction,
-        tolerance=tolerance,
-        memory=memory,
-        dtype=dtype,
-        seed=seed,
+    refuse_arguments(model, config)
+    plain = {name: value.item() if hasattr(value, "item") else value for name, value in settings.items()}  # of NumPy
+    seed = seed.item() if hasattr(seed, "item") else seed
+    way = chosen(method, plain, seed, situation_of(model, config, batches))
+    init = way.settings
+    probe = (
+        probe_of(model, batches, examples, init, checkpointing) if init.needs_examples and batches is not None else None
     )
-    own, others = take(model, batches, examples, further=init.search_from is not None)
-    settings = StepSettings(tolerance=tolerance, memory=memory, checkpointing=checkpointing)
     warn_of_experts(model)
-    wrapper, start = wrapped_and_started(model, config, init, Probe(own, reduction, settings, search=others))
+    if init.unit_scaling:
+        config = dataclasses.replace(
+            config, lora_alpha=config.r, use_rslora=False, alpha_pattern=dict(config.rank_pattern)
+        )
+    wrapper, start = wrapped_and_started(model, config, way, probe)
+    remember(wrapper, origin_of(start, init))
     if on_start is not None:
         on_start(start)
     return wrapper
 
 
-def refuse_arguments(model: nn.Module, config: LoraConfig, method: str) -> None:
-    """Raise UsageError if the model, the LoraConfig or the method cannot be used."""
+def refuse_arguments(model: nn.Module, config: LoraConfig) -> None:
+    """Raise UsageError if the model or the LoraConfig cannot be used."""
     if isinstance(model, PeftModel):
         raise UsageError("model is already a PeftModel: pass the base model, such as model.unload() returns")
     if not isinstance(config, LoraConfig):
@@ -105,33 +101,41 @@ def refuse_arguments(model: nn.Module, config: LoraConfig, method: str) -> None:
             f"model is a {type(model).__name__} without prepare_decoder_input_ids_from_labels, which computes the "
             "decoder's input: pass an encoder-decoder of transformers that has it"
         )
-    if method not in SUPPORTED:
-        raise UsageError(f"method={method} is not supported by this function; {nearest(method, SUPPORTED)}")
     if not isinstance(config.init_lora_weights, bool):
         raise UsageError(
-            f"LoraConfig.init_lora_weights={config.init_lora_weights!r} selects another initialisation: remove it"
+            f"LoraConfig.init_lora_weights={config.init_lora_weights!r} selects another initialisation: remove it, "
+            "and pass method=<name> to this function"
         )
 
 
-def gradient_settings(**given: Any) -> MethodSettings:
-    """Return the checked settings of a gradient method, given in the published spelling. Raises UsageError."""
-    unread = dict.fromkeys(
-        ("cache", "bsz", "iters", "sub_size", "max_length", "search_examples", "eta")
-    )  # the examples come from the caller's batches
-    plain = {name: value.item() if hasattr(value, "item") else value for name, value in given.items()}  # of NumPy
-    init = method_settings({"mode": "gradient", "do_subsampling": False} | unread | plain)
-    init.check_values()
-    init.check()
-    return init
+def situation_of(model: nn.Module, config: LoraConfig, batches: Any) -> Situation:
+    """Return the facts that decide which methods are possible."""
+    return Situation(
+        kind=kind_of(model),
+        quantised=bool(getattr(model, "is_quantized", False)),
+        dora=config.use_dora,
+        ranks_by_layer=bool(config.rank_pattern),
+        examples=batches is not None,
+    )
+
+
+def probe_of(model: nn.Module, batches: Any, examples: int | None, init: MethodSettings, checkpointing: bool) -> Probe:
+    """Return the examples that the method uses. Raises UsageError: see ``take``."""
+    own, others = take(model, batches, examples, further=init.search_from is not None)
+    if not init.needs_gradient:
+        return Probe(own, "example")
+    settings = StepSettings(tolerance=init.tolerance, memory=init.memory, checkpointing=checkpointing)
+    return Probe(own, init.reduction, settings, search=others)
 
 
 def wrapped_and_started(
-    model: nn.Module, config: LoraConfig, init: MethodSettings, probe: Probe
+    model: nn.Module, config: LoraConfig, method: Method, probe: Probe | None
 ) -> tuple[PeftModel, Start]:
     """Wrap the model with PEFT and initialise its adapters; if that fails, the model is unchanged.
 
     Raises the errors of ``initialize_adapters``.
     """
+    init = method.settings
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         wrapper = wrapped(model, config, init.dtype)
@@ -139,7 +143,37 @@ def wrapped_and_started(
         raise UsageError(f"LoraConfig: {' '.join(str(error).split())}") from error
     with unwrapped_on_error(wrapper, trained), without_autocast():
         refuse_layers(wrapper, config, init)
-        return wrapper, place(wrapper, solve(wrapper, build_init(init), probe, init.seed))
+        if init.by_peft:
+            solution = solved_by_peft(wrapper, config, method, probe)
+            wrapper = wrapped(model, config, init.dtype)
+        else:
+            wrapper = with_cores(wrapper) if init.trains_core else wrapper
+            solution = solve(wrapper, method, probe, init.seed, originals_of(model))
+    with unwrapped_on_error(wrapper, trained), without_autocast():
+        return wrapper, place(wrapper, solution)
+
+
+def solved_by_peft(wrapper: PeftModel, config: LoraConfig, method: Method, probe: Probe | None) -> Solution:
+    """Return the factors that PEFT computes for the layers of a wrapped model, which is unwrapped for that."""
+    layers = {name: layer.get_base_layer() for name, layer in lora_layers(wrapper).items()}
+    base = wrapper.unload()
+
+    def configure(**further: Any) -> LoraConfig:
+        return dataclasses.replace(config, **further)
+
+    return solve_by_peft(base, layers, configure, method, probe, method.settings.seed)
+
+
+def originals_of(model: nn.Module) -> Callable[[str], Tensor] | None:
+    """Return a function that reads the weight of a layer before quantisation; None: the model is not quantised."""
+    if not getattr(model, "is_quantized", False):
+        return None
+
+    @cache
+    def files() -> Callable[[str], Tensor]:
+        return original_weights(model.config._name_or_path, getattr(model.config, "_commit_hash", None))
+
+    return lambda layer: files()(layer)
 
 
 def refuse_layers(wrapper: PeftModel, config: LoraConfig, init: MethodSettings) -> None:
@@ -156,68 +190,10 @@ def refuse_layers(wrapper: PeftModel, config: LoraConfig, init: MethodSettings) 
         refuse_rank(name, layer.get_base_layer(), layer.r[ADAPTER], init, section="")
 
 
-def take(
-    model: nn.Module, batches: Iterable[Batch], wanted: int | None, *, further: bool
-) -> tuple[list[Batch], list[Batch] | None]:
-    """Return batches of the first ``wanted`` examples, and of as many following ones; None: all examples.
-
-    The second list is None unless ``further`` is set and there are enough examples. The batches of an encoder-decoder
-    get decoder_input_ids.
-    Raises UsageError: there are no examples, or no labels in the form that this kind of model needs.
-    """
-    if wanted is not None and wanted < 1:
-        raise UsageError(f"examples={wanted} is out of range: it must be at least 1, or None for all examples")
-    taken: list[Batch] = []
-    count, limit = 0, math.inf if wanted is None else wanted * (2 if further else 1)
-    for batch in batches:
-        taken.append(checked(model, batch))
-        count += len(batch["labels"])
-        if count >= limit:
-            break
-    own = rows_between(taken, 0, count if wanted is None else wanted)
-    if not count:
-        raise UsageError("batches contains no examples to compute a gradient from: pass at least one batch")
-    if not any(loss_count(targets(batch), "token") for batch in own):
-        raise UsageError("batches: every label is -100, so there is no loss; pass examples that contain an answer")
-    others = rows_between(taken, wanted, 2 * wanted) if further and count >= limit else None
-    if others and not any(loss_count(targets(batch), "token") for batch in others):
-        others = None
-    contents = Processes.current().gathered(content_of([*own, *(others or ())]))
-    if len(set(contents)) > 1:
-        raise UsageError(
-            "batches: they differ between processes, but each process must pass the same ones; use a data loader that "
-            "is not sharded"
-        )
-    if wanted is not None and count < wanted:
-        warnings.warn(f"batches contains {count} examples, fewer than examples={wanted}: all are used", stacklevel=3)
-    return own, others
-
-
-def checked(model: nn.Module, batch: Batch) -> Batch:
-    """Return the batch, for an encoder-decoder with decoder_input_ids.
-
-    Raises UsageError: it has no labels, or not in the form that this kind of model needs.
-    """
-    kind = kind_of(model)
-    dimensions, form = kind.label_dimensions, "(batch,)" if kind.has_head else "(batch, length)"
-    if "labels" not in batch:
-        raise UsageError(f"batches: a batch has {', '.join(batch)} but no labels, which the loss needs: add them")
-    if batch["labels"].dim() != dimensions:
-        raise UsageError(
-            f"batches: labels have shape {tuple(batch['labels'].shape)}, but this kind of model needs {form}"
-        )
-    if kind.has_decoder and "decoder_input_ids" not in batch:
-        return dict(batch) | {"decoder_input_ids": model.prepare_decoder_input_ids_from_labels(batch["labels"])}
-    return dict(batch)
-
-
-def rows_between(batches: Iterable[Batch], first: int, end: int) -> list[Batch]:
-    """Return the examples from number ``first`` up to, not including, ``end``, in their original batches."""
-    found, count = [], 0
-    for batch in batches:
-        rows = len(batch["labels"])
-        part = slice(max(0, first - count), max(0, end - count))
-        if len(batch["labels"][part]):
-            found.append({name: value[part] for name, value in batch.items()})
-        count += rows
-    return found
+def origin_of(start: Start, init: MethodSettings) -> Origin:
+    """Return what ``save_adapter`` needs to know about the start."""
+    examples = start.solution.examples
+    unread = {"method", "title", "cache", "bsz", "iters", "do_subsampling", "sub_size", "max_length", "needs_gradient"}
+    keys = {key: value for key, value in dataclasses.asdict(init).items() if key not in unread}
+    factors = {name: (B.cpu(), A.cpu()) for name, (B, A) in start.initial_factors.items()}
+    return Origin(factors, init.title, keys, examples.examples if examples else 0)

@@ -12,10 +12,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 import lora_one
+from lora_one.config.defaults import configuration_folder
 from lora_one.errors import UsageError
 from lora_one.interruption import Interrupted, caught, requeue, sigterm_ignored
 from lora_one.invocation import command_name
-from lora_one.runs.composition import checked, configuration_folder
+from lora_one.runs.composition import checked
 from lora_one.runs.explanations import explain
 from lora_one.runs.overrides import translate
 from lora_one.runs.planned_jobs import MULTIRUN, planned_jobs

@@ -1,24 +1,16 @@
-"""From overrides to a checked configuration: where the configuration files are, and how they are composed."""
+"""From overrides to a checked configuration, composed by Hydra."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-import lora_one
 from lora_one.config import RunConfig
+from lora_one.config.defaults import configuration_folder
 from lora_one.errors import UsageError
 from lora_one.runs.explanations import explain
 from lora_one.runs.overrides import sets, translate
 
 BATCHES = ("model.per_device_batch_size", "model.real_batch_size")
-
-
-def configuration_folder() -> Path:
-    """Return the folder of the configuration files: conf/ of a checkout, or lora_one/conf/ of an installed package."""
-    package = Path(lora_one.__file__).resolve().parent
-    installed = package / "conf"
-    return installed if installed.is_dir() else package.parent / "conf"
 
 
 def checked(composed: DictConfig, overrides: Sequence[str]) -> RunConfig:

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from lora_one.adaptation.checkpoints import dequantized, load_adapter, merge_adapter, save_merged
+from lora_one.adaptation.checkpoints import dequantized, load_adapter, merge_adapter, save_merged, write_card
 from lora_one.data import head_labels
 from lora_one.data.encode import pad_id_of
 from lora_one.distributed import Processes
@@ -16,6 +16,7 @@ from lora_one.records.provenance import fingerprint
 from lora_one.records.tracking import Tracker, read_metrics
 from lora_one.reports.curves import plot_run
 from lora_one.runs.parts import RunParts
+from lora_one.runs.run_card import run_facts
 from lora_one.runs.summary import accuracy_name, run_title
 
 
@@ -28,6 +29,9 @@ def save(parts: RunParts, model: nn.Module, tracker: Tracker) -> None:
         return
     folder, adaptation = parts.folder, parts.adaptation
     adaptation.save(model, folder.path / adaptation.artifact)
+    if adaptation.artifact == folder.adapter.name:
+        labels = head_labels(parts.run.model.type, parts.run.dataset.name)
+        write_card(folder.adapter, run_facts(folder.read(), len(labels) if labels else None))
     record, plot = folder.read(), folder.path / "curves.png"
     name = accuracy_name(parts.run.dataset.name)
     pretrained = record["evaluation"].get("start")

@@ -12,8 +12,9 @@ from omegaconf import OmegaConf
 from peft import LoHaConfig, LoraConfig, PeftModel
 from torch.utils.data import DataLoader
 
-from lora_one import initialize_adapters, save_adapter
+from lora_one import AdapterFactors, initialize_adapters, save_adapter
 from lora_one.adaptation import layers as adapters
+from lora_one.config.defaults import choices_of_init, defaults_of
 from lora_one.data.encode import Encoded, batches_of
 from lora_one.errors import RunError, UsageError
 from lora_one.initialization.methods import build_init
@@ -23,7 +24,7 @@ from lora_one.training.arguments import CHECKPOINTING
 from tests.helpers.examples import autograd_gradients, examples
 from tests.helpers.models import random_llama, random_mixtral, random_roberta, random_t5
 from tests.helpers.paths import ROOT
-from tests.helpers.runs import adaptation_for, run_config
+from tests.helpers.runs import adaptation_for, composed, run_config
 
 TARGETS = ["q_proj", "down_proj"]
 IDS = torch.arange(3, 40).reshape(1, -1)
@@ -79,10 +80,11 @@ def test_autocast_around_the_call_changes_nothing(method, memory):
 def test_defaults_are_those_of_the_configuration():
     init = OmegaConf.load(ROOT / "conf/init/gradient.yaml")
     parameters = inspect.signature(initialize_adapters).parameters
-    shared = {"scale", "stable_gamma", "normalize", "reduction", "ga_direction", "tolerance", "memory", "dtype"}
-    defaults = {name: parameters[name].default for name in shared}
-    assert defaults == {name: float(init[name]) if name == "tolerance" else init[name] for name in shared}
     assert parameters["examples"].default == init.bsz * init.iters and parameters["method"].default == init.direction
+    for path in sorted((ROOT / "conf/init").glob("[!_]*.yaml")):
+        if path.stem in choices_of_init().values():
+            composed_init = OmegaConf.to_container(composed(f"init={path.stem}").init)
+            assert defaults_of(path.stem) == composed_init, path.stem
 
 
 @pytest.mark.parametrize(("memory", "held"), [("fast", "device"), ("low", "sketch")])
@@ -284,8 +286,17 @@ def test_trl_trains_from_the_start(tmp_path, tokenizer):
 
 
 WRONG = [
-    ({"method": "LoRA-Two"}, "method=LoRA-Two is not supported .*valid: LoRA-GA, LoRA-One"),
-    ({"method": "LoRA-SB"}, "method=LoRA-SB is not supported by this function"),
+    ({"method": "LoRA-Two"}, "method=LoRA-Two is not an initialisation; .*valid: .*LoRA-One.*pissa"),
+    ({"method": "LoRA-SB"}, "method=LoRA-SB needs eta"),
+    ({"method": "pissa", "eta": 1.0}, "eta=1.0 is not used by method=pissa; .*valid: dtype, niter, tolerance"),
+    ({"bsz": 4}, "bsz=4 is a setting of a run: pass batches and examples="),
+    ({"method": "loftq"}, "method=loftq is not possible here: .*not quantised.*Possible methods: .*lora_one.*pissa"),
+    ({"method": "eva", "batches": None}, "method=eva is not possible here: it uses training examples"),
+    ({"method": "lora_xs", "config": lora(use_dora=True)}, "method=lora_xs is not possible here: .*remove use_dora"),
+    ({"method": "olora", "config": lora(rank_pattern={"q_proj": 2})}, "method=olora is not possible here: .*one rank"),
+    ({"method": lambda layer, step: None}, "returned a NoneType for model.layers.0.*return lora_one.AdapterFactors"),
+    ({"method": lambda layer, step: AdapterFactors(step.U, step.U)}, r"returned A of shape .*must be \(4, 32\)"),
+    ({"batches": ["a text"]}, "a batch is a str, but it must be a dictionary of tensors"),
     ({"scale": "stabel"}, "init.scale=stabel is not a choice"),
     ({"stable_gamma": -1.0}, "init.stable_gamma=-1.0 is out of range: it must be positive"),
     ({"scale": "search", "method": "LoRA-GA"}, "init.scale=search .*set init.scale=stable"),
@@ -340,6 +351,14 @@ def test_encoder_decoders_and_heads_start_from_their_own_loss(kind):
         expected = 8 / 4**0.5 / 64 * (U[:, :4] * S[:4] @ Vh[:4]) / S[0]
         found = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
         torch.testing.assert_close(found.detach(), expected, rtol=2e-3, atol=1e-6, msg=name)
+
+
+def test_eva_is_refused_for_an_encoder_decoder():
+    with pytest.raises(
+        UsageError, match="method=eva is not possible here: it works only with causal models"
+    ) as refusal:
+        initialize_adapters(random_t5(64), lora(target_modules=["q"]), [{}], method="eva")
+    assert "eva" not in str(refusal.value).split("Possible methods: ")[1]
 
 
 def test_labels_of_another_kind_of_model_are_refused():

@@ -9,6 +9,7 @@ from lora_one import invocation
 from lora_one.datasets import DATASETS
 from lora_one.evaluation import BENCHMARKS
 from lora_one.records.folder import RunFolder
+from lora_one.runs import summary
 from lora_one.runs.summary import next_command, print_summary, result_lines
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import finish, run_config, small_run

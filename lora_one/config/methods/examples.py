@@ -20,6 +20,7 @@ class EvaSettings(PeftSettings, ExampleSettings):
     whiten: bool
 
     title: ClassVar[str] = "eva"
+    causal_only: ClassVar[bool] = True
     ranges: ClassVar[Ranges] = {"tau": ("in [0, 1)", lambda v: 0 <= v < 1)}
 
     def check_model(self, model: "ModelConfig") -> None:

@@ -65,6 +65,7 @@ class LoftqSettings(MethodSettings):
     tolerance: float
 
     title: ClassVar[str] = "LoftQ"
+    needs_quantised: ClassVar[bool] = True
     ranges: ClassVar[Ranges] = TOLERANCE
     reads_weights: ClassVar[bool] = True
 

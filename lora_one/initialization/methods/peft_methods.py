@@ -97,7 +97,7 @@ def one_by_one(batches: Sequence[Batch]) -> Iterator[Batch]:
     weights all examples equally, as our gradient does.
     """
     for batch in batches:
-        for row, real in enumerate(batch["attention_mask"].bool()):
+        for row, real in enumerate(batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()):
             written = batch["labels"][row] != IGNORED  # a decoder's input and labels have another padding
             places = dict.fromkeys(("decoder_input_ids", "labels"), written) if "decoder_input_ids" in batch else {}
             yield {

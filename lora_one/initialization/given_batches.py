@@ -1,0 +1,85 @@
+"""The batches that a caller of ``initialize_adapters`` passes: one batch, a list or a data loader."""
+
+import math
+import warnings
+from collections.abc import Iterable, Mapping
+
+from torch import nn
+
+from lora_one.distributed import Processes
+from lora_one.errors import UsageError
+from lora_one.initialization.cache import content_of
+from lora_one.losses import Batch, loss_count, targets
+from lora_one.models import kind_of
+
+
+def take(
+    model: nn.Module, batches: Batch | Iterable[Batch], wanted: int | None, *, further: bool
+) -> tuple[list[Batch], list[Batch] | None]:
+    """Return batches of the first ``wanted`` examples, and of as many following ones; None: all examples.
+
+    The second list is None unless ``further`` is set and there are enough examples. The batches of an encoder-decoder
+    get decoder_input_ids.
+    Raises UsageError: there are no examples, or no labels in the form that this kind of model needs.
+    """
+    if wanted is not None and wanted < 1:
+        raise UsageError(f"examples={wanted} is out of range: it must be at least 1, or None for all examples")
+    taken: list[Batch] = []
+    count, limit = 0, math.inf if wanted is None else wanted * (2 if further else 1)
+    for batch in [batches] if isinstance(batches, Mapping) else batches:
+        taken.append(checked(model, batch))
+        count += len(batch["labels"])
+        if count >= limit:
+            break
+    own = rows_between(taken, 0, count if wanted is None else wanted)
+    if not count:
+        raise UsageError("batches contains no examples to compute a gradient from: pass at least one batch")
+    if not any(loss_count(targets(batch), "token") for batch in own):
+        raise UsageError("batches: every label is -100, so there is no loss; pass examples that contain an answer")
+    others = rows_between(taken, wanted, 2 * wanted) if further and count >= limit else None
+    if others and not any(loss_count(targets(batch), "token") for batch in others):
+        others = None
+    contents = Processes.current().gathered(content_of([*own, *(others or ())]))
+    if len(set(contents)) > 1:
+        raise UsageError(
+            "batches: they differ between processes, but each process must pass the same ones; use a data loader that "
+            "is not sharded"
+        )
+    if wanted is not None and count < wanted:
+        warnings.warn(f"batches contains {count} examples, fewer than examples={wanted}: all are used", stacklevel=4)
+    return own, others
+
+
+def checked(model: nn.Module, batch: Batch) -> Batch:
+    """Return the batch, for an encoder-decoder with decoder_input_ids.
+
+    Raises UsageError: it has no labels, or not in the form that this kind of model needs.
+    """
+    if not isinstance(batch, Mapping):
+        raise UsageError(
+            f"batches: a batch is a {type(batch).__name__}, but it must be a dictionary of tensors, as model(**batch) "
+            "takes it"
+        )
+    kind = kind_of(model)
+    dimensions, form = kind.label_dimensions, "(batch,)" if kind.has_head else "(batch, length)"
+    if "labels" not in batch:
+        raise UsageError(f"batches: a batch has {', '.join(batch)} but no labels, which the loss needs: add them")
+    if batch["labels"].dim() != dimensions:
+        raise UsageError(
+            f"batches: labels have shape {tuple(batch['labels'].shape)}, but this kind of model needs {form}"
+        )
+    if kind.has_decoder and "decoder_input_ids" not in batch:
+        return dict(batch) | {"decoder_input_ids": model.prepare_decoder_input_ids_from_labels(batch["labels"])}
+    return dict(batch)
+
+
+def rows_between(batches: Iterable[Batch], first: int, end: int) -> list[Batch]:
+    """Return the examples from number ``first`` up to, not including, ``end``, in their original batches."""
+    found, count = [], 0
+    for batch in batches:
+        rows = len(batch["labels"])
+        part = slice(max(0, first - count), max(0, end - count))
+        if len(batch["labels"][part]):
+            found.append({name: value[part] for name, value in batch.items()})
+        count += rows
+    return found

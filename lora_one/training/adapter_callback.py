@@ -1,0 +1,44 @@
+"""A callback of the Trainer, and of TRL's trainers, that saves the adapter for the original base."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from lora_one.adaptation.checkpoints import save_adapter
+from lora_one.adaptation.origin import allow_plain_saving, is_wrapped, warn_of_plain_saving
+
+
+class AdapterCallback(TrainerCallback):
+    """Write the adapter as plain LoRA for the original base, with each checkpoint and at the end of training.
+
+    The checkpoints of the Trainer contain the factors that are trained, as resuming needs them. For a method that
+    changes the base or trains a core, they are not for the original base; this folder is.
+
+    path: the folder; None: ``adapter`` in the Trainer's output_dir.  data: for the model card, see ``save_adapter``.
+    """
+
+    def __init__(self, path: Path | str | None = None, data: str | None = None):
+        self.path, self.data = path, data
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        if is_wrapped(model):
+            allow_plain_saving(model)
+
+    def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        self.save(args, state, model)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        self.save(args, state, model)
+        if is_wrapped(model):
+            warn_of_plain_saving(model)
+
+    def save(self, args: Any, state: Any, model: Any) -> None:
+        """Write the folder, in the first process only."""
+        if state.is_world_process_zero and is_wrapped(model):
+            losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+            results = {"optimizer steps": state.global_step}
+            if losses:
+                results |= {"first logged training loss": f"{losses[0]:.4g}", "last": f"{losses[-1]:.4g}"}
+            path = Path(args.output_dir) / "adapter" if self.path is None else self.path
+            save_adapter(model, path, data=self.data, results=results)

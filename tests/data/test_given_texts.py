@@ -1,0 +1,26 @@
+"""``encode_batches``: batches from the texts of a caller."""
+
+import pytest
+
+from lora_one import encode_batches
+from lora_one.errors import UsageError
+from tests.helpers.models import random_llama
+
+
+def test_texts_become_batches_with_a_loss_on_the_response(tokenizer):
+    model = random_llama(len(tokenizer))
+    one, two = encode_batches(
+        model, tokenizer, [("2 + 2 =", " 4"), ("A long question?", " Yes"), ("?", "!")], batch_size=2
+    )
+    assert one["input_ids"].shape[0] == 2 and two["input_ids"].shape[0] == 1
+    kept = one["labels"][0][one["labels"][0] != -100]
+    assert tokenizer.decode(kept, skip_special_tokens=True) == " 4" and kept[-1] == tokenizer.eos_token_id
+
+
+def test_rows_without_a_response_within_the_length_are_named(tokenizer):
+    model = random_llama(len(tokenizer))
+    with pytest.warns(UserWarning, match="1 of 2 rows have no response token within max_length=12"):
+        (batch,) = encode_batches(model, tokenizer, [("short", "yes"), ("long " * 30, "no")], max_length=12)
+    assert batch["labels"].shape[0] == 1
+    with pytest.raises(UsageError, match="none of the 1 rows has a response token within max_length=12"):
+        encode_batches(model, tokenizer, [("long " * 30, "no")], max_length=12)
