@@ -47,6 +47,6 @@ def test_ci_fetches_the_real_models_before_the_slow_tests_and_goes_on_without_th
     command = ["bash", str(tmp_path / "project/.ci/run")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     fetch = "fetch /home/me/.cache/real_models .venv/bin/python"
-    assert done.stdout.splitlines() == ["make lint", fetch, "make test", "make test-slow"] and done.returncode == 0
+    assert done.stdout.splitlines() == ["make lint", "make docs", fetch, "make test", "make test-slow"] and done.returncode == 0
     assert done.stderr.splitlines()[:1] == ([] if fetched else ["no network"])
     assert ("tests that need them are skipped" in done.stderr) != fetched
