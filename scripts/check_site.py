@@ -4,14 +4,16 @@ import re
 import sys
 from pathlib import Path
 
-LOADED = re.compile(r"""<(?:script|img|iframe|source)\b[^>]*\bsrc=["']?(?:https?:)?//[^"'\s>]+|"""
-                    r"""<link\b(?=[^>]*\brel=["']?(?:stylesheet|preload|preconnect|icon))[^>]*\bhref=["']?(?:https?:)?//[^"'\s>]+""")
+LOADED = re.compile(
+    r"""<(?:script|img|iframe|source)\b[^>]*\bsrc=["']?(?:https?:)?//[^"'\s>]+|"""
+    r"""<link\b(?=[^>]*\brel=["']?(?:stylesheet|preload|preconnect|icon))[^>]*\bhref=["']?(?:https?:)?//[^"'\s>]+"""
+)
 
 
 def loaded_from_the_network(page: str) -> list[str]:
-    """Return the elements of a page that load a file from another host; links that a reader clicks are not among them.
+    """Return the elements of a page that load a file from another host; links to click are not among them.
 
-    >>> loaded_from_the_network('<script src="https://a.b/c.js"></script><a href="https://a.b">a</a><script src="d.js">')
+    >>> loaded_from_the_network('<script src="https://a.b/c.js"></script><a href="https://a.b">a</a><img src="d.png">')
     ['<script src="https://a.b/c.js']
     """
     return LOADED.findall(page)

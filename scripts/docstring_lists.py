@@ -1,7 +1,7 @@
 """Extension of griffe for `make docs`: the arguments that a docstring explains become a list.
 
-Our docstrings explain an argument as ``name: what it is``, several on a line with two spaces between them. Markdown would
-join such lines to one paragraph, and read brackets as links.
+Our docstrings explain an argument as ``name: what it is``, several on a line with two spaces between them. Markdown
+would join such lines to one paragraph, and read brackets as links.
 """
 
 import re
@@ -34,15 +34,17 @@ def without_markup(text: str) -> str:
     >>> print(without_markup("B A = [-G]_r, see `a[0]`"))
     B A = \\[-G\\]\\_r, see `a[0]`
     """
+
+    def escaped(plain: str) -> str:
+        return re.sub(r"([\[\]*_])", r"\\\1", plain).replace("<", "&lt;")
+
     parts = re.split(r"(`+[^`]*`+|^    .*$)", text, flags=re.MULTILINE)
-    return "".join(part if index % 2 else re.sub(r"([\[\]*_<])", r"\\\1", part) for index, part in enumerate(parts))
+    return "".join(part if index % 2 else escaped(part) for index, part in enumerate(parts))
 
 
 def with_lists(text: str, names: set[str]) -> str:
     """Return the text with a list item for each explained name, and a paragraph for each Returns and Raises.
 
-    >>> with_lists("Add. a: first.  b: second.", {"a"})
-    'Add. a: first.  b: second.'
     >>> print(with_lists("Add.\\n\\na: the first\\nnumber.  b, c: others.\\nReturns their sum.", {"a", "b", "c"}))
     Add.
     <BLANKLINE>

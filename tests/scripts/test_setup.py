@@ -14,7 +14,7 @@ from tests.helpers.paths import ROOT
     ("interpreter", "message"),
     [
         (None, "nothing not found; install Python 3.11"),
-        ('case "$*" in --version) echo Python 3.9.2;; *) exit 1;; esac', "Python 3.9.2 is too old, Python 3.11"),
+        ('case "$*" in --version) echo Python 3.9.2;; *) exit 1;; esac', "Python 3.9.2 is too old; install Python 3.11"),
         ('case "$*" in *ensurepip*) exit 1;; esac', "has no venv module; install it"),
     ],
 )
@@ -47,6 +47,9 @@ def test_ci_fetches_the_real_models_before_the_slow_tests_and_goes_on_without_th
     command = ["bash", str(tmp_path / "project/.ci/run")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     fetch = "fetch /home/me/.cache/real_models .venv/bin/python"
-    assert done.stdout.splitlines() == ["make lint", "make docs", fetch, "make test", "make test-slow"] and done.returncode == 0
+    assert (
+        done.stdout.splitlines() == ["make lint", "make docs", fetch, "make test", "make test-slow"]
+        and done.returncode == 0
+    )
     assert done.stderr.splitlines()[:1] == ([] if fetched else ["no network"])
     assert ("tests that need them are skipped" in done.stderr) != fetched
