@@ -31,8 +31,9 @@ lint: setup
 bench: setup
 	@for file in benchmarks/bench_*.py; do echo "$$file"; $(BIN)/python "$$file" || exit 1; done
 
+# without --quiet, which would also hide the warnings from --strict
 docs: $(DOCS)/installed
-	NO_MKDOCS_2_WARNING=1 PATH="$(CURDIR)/$(DOCS)/bin:$$PATH" mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 PATH="$(CURDIR)/$(DOCS)/bin:$$PATH" mkdocs build --strict
 	$(DOCS)/bin/python scripts/check_site.py site
 	@echo "the documentation is in site/index.html"
 

@@ -5,8 +5,11 @@ import re
 import pytest
 import yaml
 
+from lora_one.errors import UsageError
 from lora_one.evaluation import BENCHMARKS
 from lora_one.evaluation.command import parser_of
+from lora_one.runs.cli import compose
+from lora_one.runs.comparison_file import read_comparison
 from tests.helpers.paths import ROOT
 
 GUIDES = ROOT / "docs/guides"
@@ -99,3 +102,27 @@ def test_keys_and_choices_of_the_documents_exist(page):
         known = parser_of(name, BENCHMARKS[name]).format_help() if name in BENCHMARKS else name
         for option in re.findall(r"--\w+", options):
             assert option in known, option
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["++learning_rate=1e-3"],
+        ["init=loraone"],
+        ["init.stable_gamma=64", "init.scale=unit"],
+        ["init=pissa", "model.quantization=nf4"],
+        ["model=roberta_large", "dataset=gsm8k"],
+    ],
+    ids=" ".join,
+)
+def test_the_answers_quote_the_messages_as_they_are(overrides):
+    quotes = re.findall(r"\*\*`([^`]*)`", (GUIDES / "faq.md").read_text())
+    with pytest.raises(UsageError) as error:
+        compose(ROOT / "conf", overrides)
+    assert any(quote in str(error.value) for quote in quotes), str(error.value)
+
+
+def test_the_file_of_the_guide_to_comparisons_is_valid(tmp_path):
+    (text,) = re.findall(r"```yaml\n(.*?)```", (GUIDES / "comparisons.md").read_text(), re.DOTALL)
+    (tmp_path / "mine.yaml").write_text(text)
+    assert set(read_comparison(tmp_path / "mine.yaml").methods) == {"LoRA-One", "LoRA"}

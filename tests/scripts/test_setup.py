@@ -14,7 +14,10 @@ from tests.helpers.paths import ROOT
     ("interpreter", "message"),
     [
         (None, "nothing not found; install Python 3.11"),
-        ('case "$*" in --version) echo Python 3.9.2;; *) exit 1;; esac', "Python 3.9.2 is too old; install Python 3.11"),
+        (
+            'case "$*" in --version) echo Python 3.9.2;; *) exit 1;; esac',
+            "Python 3.9.2 is too old; install Python 3.11",
+        ),
         ('case "$*" in *ensurepip*) exit 1;; esac', "has no venv module; install it"),
     ],
 )
