@@ -1,4 +1,4 @@
-"""Extension of griffe for `make docs`: the arguments that a docstring explains become a list.
+"""Extension of griffe for `make docs`: explained arguments become a list, and comments of fields their docstrings.
 
 Our docstrings explain an argument as ``name: what it is``, several on a line with two spaces between them. Markdown
 would join such lines to one paragraph, and read brackets as links.
@@ -7,14 +7,19 @@ would join such lines to one paragraph, and read brackets as links.
 import re
 from typing import Any
 
-from griffe import Class, Docstring, Extension, Function
+from griffe import Attribute, Class, Docstring, Extension, Function
 
 NAMES = r"[a-z_*]\w*(?:, [a-z_]\w*)*"
 OTHER = re.compile(r"^(Returns?|Raises?|Yields?|Source)\b")
 
 
 class ArgumentLists(Extension):
-    """Rewrites the docstrings of functions and classes."""
+    """Rewrites the docstrings of functions and classes, and reads the comments of fields."""
+
+    def on_attribute_instance(self, *, attr: Attribute, **_: Any) -> None:
+        found = re.search(r"  # (.*)$", attr.source)
+        if found and attr.docstring is None:
+            attr.docstring = Docstring(without_markup(found[1]), parent=attr)
 
     def on_function_instance(self, *, func: Function, **_: Any) -> None:
         rewrite(func.docstring, {parameter.name for parameter in func.parameters})

@@ -13,7 +13,7 @@ from tests.helpers.paths import ROOT
 
 def load(name, monkeypatch):
     """Import a script; griffe, which only the environment of the documents has, is replaced by empty classes."""
-    classes = {name: type(name, (), {}) for name in ("Class", "Docstring", "Extension", "Function")}
+    classes = {name: type(name, (), {}) for name in ("Attribute", "Class", "Docstring", "Extension", "Function")}
     monkeypatch.setitem(sys.modules, "griffe", types.SimpleNamespace(**classes))
     spec = importlib.util.spec_from_file_location(name, ROOT / f"scripts/{name}.py")
     module = importlib.util.module_from_spec(spec)
