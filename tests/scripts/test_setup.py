@@ -50,6 +50,9 @@ def test_ci_downloads_models_before_slow_tests_and_tolerates_failure(fetched, tm
     command = ["bash", str(tmp_path / "project/.ci/run")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     fetch = "fetch /home/me/.cache/real_models .venv/bin/python"
-    assert done.stdout.splitlines() == ["make lint", fetch, "make test", "make test-slow"] and done.returncode == 0
+    assert (
+        done.stdout.splitlines() == ["make lint", "make docs", fetch, "make test", "make test-slow"]
+        and done.returncode == 0
+    )
     assert done.stderr.splitlines()[:1] == ([] if fetched else ["no network"])
     assert ("tests that need them are skipped" in done.stderr) != fetched
