@@ -60,7 +60,7 @@ def assert_close(found, expected, bound=1e-4):
     assert (found - expected).abs().max() <= bound * expected.abs().max()
 
 
-@pytest.mark.parametrize("method", [*CHOICES, half_own], ids=str)
+@pytest.mark.parametrize("method", [*CHOICES, half_own], ids=lambda m: getattr(m, "__name__", m))
 @pytest.mark.parametrize("rslora", [True, False])
 def test_plain_peft_loads_what_every_method_trained(method, rslora, tmp_path, base_of):
     """On the original base: the logits of the trained model. Plain saving warns if its logits would be others."""
