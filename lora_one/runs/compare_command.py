@@ -5,8 +5,9 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from lora_one.interruption import Interrupted, caught
 from lora_one.invocation import command_name
-from lora_one.runs.sweep import FAILURE, INTERRUPTED, Sweep, print_error
+from lora_one.runs.sweep import FAILURE, Sweep, print_error
 
 DESCRIPTION = """\
 Compare methods in one table: tune each over its grid, then run it with several seeds, as runs of their own.
@@ -75,7 +76,8 @@ def compare(options: argparse.Namespace) -> int:
         return 0
     output = options.output or Path("results/comparisons") / options.comparison.stem
     try:
-        return 0 if comparison.compare(chosen, compose, execute, output) else FAILURE
-    except KeyboardInterrupt:
-        print_error("interrupted: the same command continues")
-        return INTERRUPTED
+        with caught():
+            return 0 if comparison.compare(chosen, compose, execute, output) else FAILURE
+    except Interrupted as stop:
+        print_error(f"stopped by {stop}: the same command continues from the last resume point")
+        return stop.exit_code

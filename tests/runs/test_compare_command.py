@@ -1,0 +1,55 @@
+"""The command of a comparison: stopped by a signal, it continues."""
+
+import os
+import signal
+
+import pytest
+import yaml
+
+from lora_one.records.folder import RunFolder
+from lora_one.runs import compare_command
+from lora_one.training.callbacks import AfterStep
+from tests.helpers.comparisons import RATE
+
+
+@pytest.fixture
+def file(tmp_path, llama_folder):
+    common = ["dataset=arithmetic", "dataset.train_size=24", "dataset.validation_size=8", "wandb.mode=disabled"]
+    common += [f"model.name={llama_folder}", "model.real_batch_size=8", "model.per_device_batch_size=8"]
+    content = {
+        "title": "One method",
+        "common": [*common, "dataset.accuracy_examples=0", f"results_dir={tmp_path / 'results'}"],
+        "test": ["dataset.data_seed=1"],
+        "test_examples": 8,
+        "tuning_seeds": [1],
+        "seeds": [1],
+        "grid": {RATE: [1e-3]},
+        "methods": {"LoRA": ["init=lora"]},
+    }
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(content))
+    return tmp_path / "one.yaml"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_resume_point_and_the_same_command_continues(number, file, tmp_path, monkeypatch, capsys):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
+    command = [str(file), "--output", str(tmp_path / "out")]
+    original = AfterStep.on_optimizer_step
+
+    def stop(self, *arguments, **options):
+        original(self, *arguments, **options)
+        os.kill(os.getpid(), number)
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(AfterStep, "on_optimizer_step", stop)
+            assert compare_command.main(command) == 128 + number
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert f"stopped by {number.name}" in capsys.readouterr().err
+    (record,) = (tmp_path / "results").rglob("run.json")
+    folder = RunFolder(record.parent)
+    assert folder.read()["status"] == "interrupted"
+    assert [point.name for point in folder.checkpoints.iterdir()] == ["checkpoint-1"]
+    assert compare_command.main(command) == 0
+    assert (tmp_path / "out" / "comparison.md").exists() and folder.read()["status"] == "finished"
