@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from importlib.machinery import ModuleSpec
@@ -21,11 +22,8 @@ from lora_one.models import load_tokenizer
 from tests.helpers.models import random_llama
 from tests.helpers.paths import shared
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("WANDB_MODE", "disabled")
-
-
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started the tests in the background
 
 
 @pytest.fixture(scope="session")

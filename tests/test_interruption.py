@@ -30,14 +30,6 @@ CHANGES = (*CHANGES, "dataset.accuracy_examples=0", "init=gradient")
 ADAPTER = "adapter_model.safetensors"
 
 
-@pytest.fixture(autouse=True)
-def ctrl_c_raises():
-    """As in a terminal; tests that a shell has started in the background ignore SIGINT."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory, llama_folder):
     return finish(small_run(tmp_path_factory.mktemp("straight"), llama_folder, *CHANGES))

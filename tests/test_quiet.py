@@ -20,13 +20,13 @@ OWN_PROGRESS = re.compile(
 
 
 @pytest.mark.parametrize("name", NOISE)
-def test_only_the_noise_of_a_logger_is_dropped(name, monkeypatch):
-    logger, printed = logging.getLogger(name), []
-    monkeypatch.setattr(logger, "disabled", False)  # other tests may have configured logging
-    monkeypatch.setattr(logger, "callHandlers", lambda record: printed.append(record.getMessage()))
-    logger.warning(NOISE[name] + " from somewhere: %s", "a reason")
-    logger.warning("a weight is not finite")
-    assert printed == ["a weight is not finite"]
+def test_only_the_noise_of_a_logger_is_dropped(name):
+    def passes(message, *arguments):
+        logger = logging.getLogger(name)
+        return bool(logger.filter(logger.makeRecord(name, logging.WARNING, "file", 1, message, arguments, None)))
+
+    assert not passes(NOISE[name] + " from somewhere: %s", "a reason")
+    assert passes("a weight is not finite")
 
 
 def test_bars_of_weights_are_hidden_and_others_come_back(capfd):

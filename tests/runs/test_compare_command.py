@@ -32,7 +32,6 @@ def file(tmp_path, llama_folder):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_resume_point_and_the_same_command_continues(number, file, tmp_path, monkeypatch, capsys):
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
     command = [str(file), "--output", str(tmp_path / "out")]
     original = AfterStep.on_optimizer_step
 
@@ -40,12 +39,9 @@ def test_a_signal_leaves_a_resume_point_and_the_same_command_continues(number, f
         original(self, *arguments, **options)
         os.kill(os.getpid(), number)
 
-    try:
-        with monkeypatch.context() as patch:
-            patch.setattr(AfterStep, "on_optimizer_step", stop)
-            assert compare_command.main(command) == 128 + number
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with monkeypatch.context() as patch:
+        patch.setattr(AfterStep, "on_optimizer_step", stop)
+        assert compare_command.main(command) == 128 + number
     assert f"stopped by {number.name}" in capsys.readouterr().err
     (record,) = (tmp_path / "results").rglob("run.json")
     folder = RunFolder(record.parent)
