@@ -13,7 +13,7 @@ from tests.helpers.paths import ROOT
 ORDER = [  # from the bottom
     {"types", "errors", "invocation", "progress", "quiet"},
     {"interruption", "files", "datasets", "model_kinds"},
-    {"config", "linalg", "seeding", "losses", "distributed", "diagnostics"},
+    {"config", "linalg", "seeding", "losses", "distributed", "diagnostics", "statistics"},
     {"models", "optim"},
     {"data", "records"},
     {"adaptation"},
@@ -29,6 +29,7 @@ ONLY = {
     | {f"initialization/{file}" for file in ("start", "scale_search", "library", "methods/peft_methods")},
     "wandb": {"records/tracking"},
     "matplotlib": {"reports"},
+    "scipy": {"statistics"},
 }
 FILES = sorted((ROOT / "lora_one").rglob("*.py"))
 

@@ -1,0 +1,1 @@
+"""Tests and intervals of a comparison, in two layers that are never mixed: training seeds, and test questions."""

@@ -1,0 +1,73 @@
+"""The layer of test questions: two evaluations of the same questions, by trained models that are taken as they are.
+
+Correct answers are arrays (seeds, questions) of bool. What is found holds for these models, not for their methods: of
+another seed's model it says nothing.
+"""
+
+from dataclasses import dataclass
+
+import numpy
+from scipy import stats
+
+RESAMPLES = 9_999
+MIN_QUESTIONS = 100  # of the simulation in tests/statistics; below it no interval
+
+
+@dataclass(frozen=True)
+class QuestionTest:
+    """Difference of two shares of correct answers, (first - second), over the same questions.
+
+    interval: 95 %, by a paired bootstrap over questions; None: fewer than MIN_QUESTIONS questions.
+    """
+
+    difference: float
+    interval: tuple[float, float] | None
+    questions: int
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """Exact test of McNemar (Psychometrika 12, 1947): the questions that only one of two models answers correctly.
+
+    p: two-sided, of a binomial test of first_only among first_only + second_only at 1/2; 1 if both are 0.
+    """
+
+    first_only: int
+    second_only: int
+    p: float
+
+
+def bootstrap(first: numpy.ndarray, second: numpy.ndarray, seed: int = 0) -> QuestionTest:
+    """Compare two arrays (seeds, questions), also of different numbers of seeds.
+
+    Resampled are whole questions with the answers of every seed (a cluster bootstrap), because the answers of several
+    models to one question are not independent. Raises ValueError: other questions, or none.
+    """
+    first, second = numpy.atleast_2d(first), numpy.atleast_2d(second)
+    if first.shape[1] != second.shape[1] or not first.shape[1]:
+        raise ValueError(f"{first.shape[1]} and {second.shape[1]} questions: compare evaluations of the same questions")
+    differences = first.mean(axis=0) - second.mean(axis=0)
+    n = len(differences)
+    if n < MIN_QUESTIONS:
+        return QuestionTest(float(differences.mean()), None, n)
+    if numpy.ptp(differences) == 0:
+        return QuestionTest(float(differences[0]), (float(differences[0]),) * 2, n)
+    found = stats.bootstrap(
+        (differences,),
+        numpy.mean,
+        n_resamples=RESAMPLES,
+        batch=max(1, 10_000_000 // n),  # numbers in memory at once
+        method="percentile",
+        rng=numpy.random.default_rng(seed),
+    )
+    low, high = found.confidence_interval
+    return QuestionTest(float(differences.mean()), (float(low), float(high)), n)
+
+
+def mcnemar(first: numpy.ndarray, second: numpy.ndarray) -> McNemar:
+    """Compare two models, each an array (questions,). Raises ValueError: other questions."""
+    if first.shape != second.shape:
+        raise ValueError(f"{first.size} and {second.size} questions: compare evaluations of the same questions")
+    one, other = int((first & ~second).sum()), int((second & ~first).sum())
+    p = stats.binomtest(one, one + other, 0.5).pvalue if one + other else 1.0
+    return McNemar(one, other, float(p))

@@ -1,0 +1,116 @@
+"""The verdict on each method against a named baseline, from the layer of seeds alone."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lora_one.statistics.seeds import MIN_SEEDS, SeedTest, detectable, interval, paired, seeds_for
+
+ALPHA = 0.05  # family-wise, over all methods of a comparison
+BETTER, WORSE, NO_DIFFERENCE, NOT_TESTED = "better", "worse", "no difference shown", "not tested"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """How a figure is printed. scale: factor before printing, digits: after the point; higher: whether more is better.
+
+    >>> POINTS.text(0.0123), NATS.text(-0.5)
+    ('+1.2 points', '-0.5000 nats')
+    """
+
+    name: str
+    scale: float
+    digits: int
+    higher: bool
+
+    def text(self, value: float, sign: str = "+") -> str:
+        return f"{value * self.scale:{sign}.{self.digits}f} {self.name}"
+
+
+POINTS = Unit("points", 100, 1, higher=True)  # shares of correct answers, in percentage points
+NATS = Unit("nats", 1, 4, higher=False)  # losses
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The verdict on one method: ``outcome``, the test that it comes from, and p after Holm's correction."""
+
+    method: str
+    baseline: str
+    outcome: str
+    test: SeedTest | None
+    p: float | None
+    sentence: str
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Return Holm's adjusted p values (Scand. J. Statist. 6, 1979): family-wise, under any dependence.
+
+    The k-th smallest of m is multiplied by m - k + 1; adjusted values never decrease, and are at most 1.
+
+    >>> holm({"a": 0.01, "b": 0.04, "c": 0.03})
+    {'a': 0.03, 'c': 0.06, 'b': 0.06}
+    """
+    adjusted, largest = {}, 0.0
+    for left, name in zip(range(len(p_values), 0, -1), sorted(p_values, key=p_values.get), strict=True):
+        largest = max(largest, min(1.0, left * p_values[name]))
+        adjusted[name] = largest
+    return adjusted
+
+
+def verdicts(figures: Mapping[str, Mapping[int, float]], baseline: str, unit: Unit) -> list[Verdict]:
+    """Return the verdict on each method but the baseline, in their order. figures: method -> seed -> value.
+
+    Only seeds that a method has in common with the baseline are used.
+    """
+    tests = {}
+    for method, values in figures.items():
+        common = [seed for seed in values if seed in figures[baseline]]
+        if method != baseline:
+            tests[method] = paired([values[seed] - figures[baseline][seed] for seed in common]) if common else None
+    adjusted = holm({method: test.p for method, test in tests.items() if test is not None and test.testable})
+    return [judged(method, baseline, test, adjusted.get(method), len(adjusted), unit) for method, test in tests.items()]
+
+
+def judged(method: str, baseline: str, test: SeedTest | None, p: float | None, family: int, unit: Unit) -> Verdict:
+    """Return the verdict of one test. p: adjusted; None: not testable.  family: number of tests corrected for."""
+    if test is None or p is None:
+        return Verdict(method, baseline, NOT_TESTED, test, None, untested(method, baseline, test, unit))
+    low, high = test.interval
+    facts = f"95 % interval {unit.text(low).split()[0]} to {unit.text(high)}, {test.n} seeds, p = {p:.2g} after Holm"
+    if p <= ALPHA:
+        outcome = BETTER if (test.mean > 0) == unit.higher else WORSE
+        sentence = f"{method} is {outcome} than {baseline}: {unit.text(test.mean)} ({facts})."
+    else:
+        outcome = NO_DIFFERENCE
+        sentence = f"{method} and {baseline}: no difference shown, {unit.text(test.mean)} ({facts}); "
+        sentence += limits(test, family, unit)
+    return Verdict(method, baseline, outcome, test, p, sentence)
+
+
+def limits(test: SeedTest, family: int, unit: Unit) -> str:
+    """Return which differences are excluded, which ones this design finds, and what half of that would need.
+
+    The level is ALPHA / family: excluded differences hold for all methods together.
+    """
+    level = ALPHA / family
+    excluded = max(map(abs, interval(test, 1 - level)))
+    smallest = detectable(test.sd, test.n, level)
+    needed = seeds_for(smallest / 2, test.sd, level)
+    return (
+        f"differences above {unit.text(excluded, '')} are excluded. {test.n} seeds find a true difference of "
+        f"{unit.text(smallest, '')} in 8 of 10 comparisons; half of that needs {needed} seeds."
+    )
+
+
+def untested(method: str, baseline: str, test: SeedTest | None, unit: Unit) -> str:
+    """Return why there is no test."""
+    if test is None:
+        return f"{method} and {baseline}: not tested, they have no seed in common."
+    if test.n < MIN_SEEDS:
+        return (
+            f"{method} and {baseline}: not tested, {test.n} seeds are too few for an interval (at least {MIN_SEEDS})."
+        )
+    return (
+        f"{method} and {baseline}: not tested, the difference is {unit.text(test.mean)} at each of {test.n} seeds, so "
+        "that its noise is unknown."
+    )

@@ -1,0 +1,145 @@
+"""Verdicts: Holm by hand, the sentence for each outcome, and simulated comparisons with known truth."""
+
+import doctest
+
+import numpy
+import pytest
+from scipy import optimize, special, stats
+
+from lora_one.statistics import verdicts as module
+from lora_one.statistics.questions import bootstrap
+from lora_one.statistics.seeds import paired, power
+from lora_one.statistics.verdicts import NATS, POINTS, holm, verdicts
+
+BASE = {1: 0.50, 2: 0.52, 3: 0.51, 4: 0.49, 5: 0.50}
+
+
+def plus(*changes):
+    return {seed: BASE[seed] + change for seed, change in zip(BASE, changes, strict=False)}
+
+
+def test_doctests():
+    assert doctest.testmod(module).failed == 0
+
+
+def test_holm_is_family_wise():
+    assert holm({"a": 0.04, "b": 0.001, "c": 0.5}) == pytest.approx({"b": 0.003, "a": 0.08, "c": 0.5})
+    assert holm({}) == {}
+
+
+def test_outcomes():
+    found = verdicts(
+        {
+            "LoRA": BASE,
+            "much better": plus(0.10, 0.11, 0.09, 0.10, 0.12),
+            "worse": plus(-0.10, -0.11, -0.09, -0.10, -0.12),
+            "noise": plus(0.01, -0.01, 0.02, -0.02, 0.005),
+            "two seeds": plus(0.10, 0.11),
+            "equal": plus(0.0, 0.0, 0.0),
+            "others": {7: 0.5},
+        },
+        "LoRA",
+        POINTS,
+    )
+    outcome = {verdict.method: verdict.outcome for verdict in found}
+    assert outcome == {
+        "much better": "better",
+        "worse": "worse",
+        "noise": "no difference shown",
+        "two seeds": "not tested",
+        "equal": "not tested",
+        "others": "not tested",
+    }
+    sentence = {verdict.method: verdict.sentence for verdict in found}
+    assert sentence["much better"].startswith(
+        "much better is better than LoRA: +10.4 points (95 % interval +9.0 to +11.8"
+    )
+    assert "differences above" in sentence["noise"] and "half of that needs" in sentence["noise"]
+    assert "2 seeds are too few" in sentence["two seeds"] and "no seed in common" in sentence["others"]
+    assert "its noise is unknown" in sentence["equal"]
+
+
+def test_a_lower_loss_is_better():
+    losses = {"LoRA": BASE, "lower": plus(-0.10, -0.11, -0.09, -0.10, -0.12)}
+    (found,) = verdicts(losses, "LoRA", NATS)
+    assert found.outcome == "better" and "-0.1040 nats" in found.sentence
+
+
+def difficulties(questions, share, spread=2.0):
+    """Logits of a correct answer, normal with this spread, whose mean share is the given one."""
+    normal = stats.norm.ppf((numpy.arange(questions) + 0.5) / questions) * spread
+    return normal + optimize.brentq(lambda mean: numpy.mean(special.expit(mean + normal)) - share, -12, 12)
+
+
+def answers(rng, n, questions, share, methods, effect=0.0):
+    """Shares of correct answers (methods, n) on fixed questions, with the noise of seeds and of answers.
+
+    A part of a seed's noise is common to all methods. The effect is on the last method, in logits.
+    """
+    logits = difficulties(questions, share) + rng.normal(0, 0.1, (n, 1)) + rng.normal(0, 0.1, (methods, n, 1))
+    logits[-1] += effect
+    return (rng.random((methods, n, questions)) < special.expit(logits)).mean(axis=2)
+
+
+CASES = [(n, questions, share) for n in (3, 5, 10) for questions in (100, 500, 1319) for share in (0.05, 0.3, 0.9)]
+
+
+def by_seed(values):
+    return dict(enumerate(values.tolist()))
+
+
+@pytest.mark.parametrize(("n", "questions", "share"), CASES)
+def test_simulated_methods_that_are_equal(n, questions, share):
+    """1,000 comparisons of 3 methods with a baseline: wrong verdicts in at most 5 %, intervals that hold the truth.
+
+    Wrong verdicts: 0.05 + 3 sqrt(.05 .95 / 1000).
+    """
+    rng = numpy.random.default_rng(n * questions)
+    wrong, covered, intervals = 0, 0, 0
+    for _ in range(1000):
+        shares = answers(rng, n, questions, share, 4)
+        figures = {f"method {k}": by_seed(values) for k, values in enumerate(shares)}
+        found = verdicts_without_sentences(figures)
+        wrong += any(p <= 0.05 for p in holm({k: test.p for k, test in found.items() if test.testable}).values())
+        intervals += sum(test.testable for test in found.values())
+        covered += sum(test.interval[0] <= 0 <= test.interval[1] for test in found.values() if test.testable)
+    assert wrong / 1000 <= 0.0707
+    assert 0.93 <= covered / intervals <= 0.97
+
+
+def verdicts_without_sentences(figures):
+    """The tests that ``verdicts`` makes; its sentences would take most of the time."""
+    return {
+        method: paired([values[seed] - figures["method 0"][seed] for seed in values])
+        for method, values in figures.items()
+        if method != "method 0"
+    }
+
+
+@pytest.mark.parametrize("n", [3, 5, 10])
+def test_a_known_effect_is_found_with_the_promised_power(n):
+    """Effect and sd are those of 4,000 seeds; 0.05 is three standard errors of 1,000 comparisons."""
+    rng = numpy.random.default_rng(n)
+    many = answers(rng, 4000, 500, 0.3, 2, effect=0.35)
+    differences = many[1] - many[0]
+    promised = power(differences.mean(), differences.std(), n, 0.05)
+    samples = [answers(rng, n, 500, 0.3, 2, effect=0.35) for _ in range(1000)]
+    found = numpy.mean([paired(shares[1] - shares[0]).p <= 0.05 for shares in samples])
+    assert found == pytest.approx(promised, abs=0.05)
+
+
+@pytest.mark.parametrize(("questions", "share"), [(q, p) for q in (100, 500, 1319) for p in (0.05, 0.3, 0.9)])
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.slow
+def test_simulated_questions(questions, share, seeds, monkeypatch):
+    """1,000 pairs of models, equal on average over questions: the interval over questions holds 0 in 93 to 97 %."""
+    monkeypatch.setattr("lora_one.statistics.questions.RESAMPLES", 999)
+    rng = numpy.random.default_rng(questions)
+    covered = 0
+    for seed in range(1000):
+        difficulty = rng.choice(difficulties(5000, share), questions)
+        own = rng.normal(0, 1.0, (2, 1, questions))  # what one model finds harder than the other one
+        first, second = rng.random((2, seeds, questions)) < special.expit(difficulty + own)
+        low, high = bootstrap(first, second, seed=seed).interval
+        covered += low - 1e-12 <= 0 <= high + 1e-12
+    assert 0.93 - 0.02 <= covered / 1000 <= 0.97 + 0.02, covered  # three standard errors of 1,000
