@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from math import inf, isfinite
 from statistics import mean, stdev
@@ -41,6 +41,7 @@ class Run:
     error: str | None = None
     validation_loss: float | None = None
     test_loss: float | None = None
+    scores: dict[str, dict[str, Any]] = field(default_factory=dict)  # evaluation -> value, metric, predictions
     init_seconds: float | None = None
     train_seconds: float | None = None
     steps: int | None = None
@@ -88,10 +89,17 @@ def edges(point: Point, grid: Grid) -> dict[str, str]:
     return found
 
 
-def method_row(method: str, runs: Sequence[Run], chosen: Point | None, grid: Grid, pretrained: float) -> dict[str, Any]:
+def method_row(
+    method: str,
+    runs: Sequence[Run],
+    chosen: Point | None,
+    grid: Grid,
+    pretrained: float,
+    evaluations: Sequence[str] = (),
+) -> dict[str, Any]:
     """Return the row of a method from all its runs: mean and sample standard deviation (n - 1) of finished runs.
 
-    pretrained: the test loss without an adapter.
+    pretrained: the test loss without an adapter.  evaluations: their names.
     """
     final = [run for run in runs if run.stage == "final" and run.error is None]
     failed = [run for run in runs if run.error is not None]
@@ -104,7 +112,7 @@ def method_row(method: str, runs: Sequence[Run], chosen: Point | None, grid: Gri
         "trainable_parameters": final[0].trainable_parameters if final else None,
         "pretrained_loss": pretrained,
     }
-    for name, values in figures(runs).items():
+    for name, values in (figures(runs) | evaluation_figures(runs, evaluations)).items():
         row |= {f"{name}_mean": mean(values) if values else None}
         row |= {f"{name}_sd": stdev(values) if len(values) > 1 else None}
     row["failed_runs"] = len(failed)
@@ -126,6 +134,16 @@ def figures(runs: Sequence[Run]) -> dict[str, list[float]]:
     return found
 
 
+def evaluation_figures(runs: Sequence[Run], evaluations: Sequence[str]) -> dict[str, list[float]]:
+    """Return the scores of each evaluation, as ``<name> after init`` and ``<name>``."""
+    stages = {"start": " after init", "final": ""}
+    return {
+        f"{name}{title}": [run.scores[name]["value"] for run in runs if run.stage == stage and name in run.scores]
+        for name in evaluations
+        for stage, title in stages.items()
+    }
+
+
 def absent_row(method: str, reason: str) -> dict[str, Any]:
     """Return the row of a method that is part of the comparison but cannot run on this machine."""
     return {"method": method, "note": f"not run here: {reason}"}
@@ -145,19 +163,21 @@ def uneven(runs: Sequence[Run]) -> list[str]:
     return found
 
 
-def as_markdown(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> str:
+def as_markdown(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], evaluations: Sequence[str] = ()) -> str:
     """Return a Markdown table with mean +- standard deviation; chosen values at an end of their list are marked.
 
-    keys: the keys of all grids, in the order of the columns.
+    keys: the keys of all grids, in the order of the columns.  evaluations: names of those, printed in percent.
     """
+    scored = [f"{name}{title}" for name in evaluations for title in (" after init", "")]
     names = ["learning rate" if key == RATE else key.rpartition(".")[2] for key in keys]
     header = ["method", *names, "points", "seeds", "trainable", "test loss pretrained"]
-    lines = [[*header, *(title for _, title in FIGURES.values()), "note"]]
+    lines = [[*header, *(title for _, title in FIGURES.values()), *(f"{name} (%)" for name in scored), "note"]]
     for row in rows:
         ends = dict(part.split("=") for part in row.get("edge", "").split())
         cells = [row["method"], *(chosen_cell(row.get(key), ends.get(key)) for key in keys)]
         cells += [cell(row.get(name)) for name in ("grid_points", "seeds", "trainable_parameters", "pretrained_loss")]
         cells += [mean_cell(row.get(f"{name}_mean"), row.get(f"{name}_sd")) for name in FIGURES]
+        cells += [percent_cell(row.get(f"{name}_mean"), row.get(f"{name}_sd")) for name in scored]
         lines.append([*cells, " ".join(row["note"].replace("|", "/").split())])
     return markdown(lines)
 
@@ -172,6 +192,12 @@ def chosen_cell(value: float | None, end: str | None) -> str:
 
 def mean_cell(average: float | None, deviation: float | None) -> str:
     return cell(average) + ("" if deviation is None else f" +- {deviation:.2g}")
+
+
+def percent_cell(average: float | None, deviation: float | None) -> str:
+    if average is None:
+        return "-"
+    return f"{100 * average:.1f}" + ("" if deviation is None else f" +- {100 * deviation:.1f}")
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:

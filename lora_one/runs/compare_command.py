@@ -2,12 +2,18 @@
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from lora_one.errors import UsageError, nearest
 from lora_one.interruption import Interrupted, caught
 from lora_one.invocation import command_name
 from lora_one.runs.sweep import FAILURE, Sweep, print_error
+
+if TYPE_CHECKING:
+    from lora_one.runs.comparison_file import Comparison
 
 DESCRIPTION = """\
 Compare methods in one table: tune each over its grid, then run it with several seeds, as runs of their own.
@@ -42,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="key=value",
         help="override of the test data, after those of the file",
     )
+    add("--task", action="append", metavar="TASK", help="run only this task of the file (may be repeated)")
     add("--only", action="append", metavar="METHOD", help="run only this method (may be repeated)")
     add("--output", type=Path, help="folder of the table (default: results/comparisons/<name of the file>)")
     add("--threads", type=int, help="torch threads (default: chosen by torch)")
@@ -68,16 +75,47 @@ def compare(options: argparse.Namespace) -> int:
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    read = comparison_file.read_comparison(options.comparison)
-    common, test = [*read.common, *options.overrides], [*read.test, *options.test]
-    chosen = dataclasses.replace(read, common=common, test=test).only(options.only)
+    tasks = chosen_tasks(comparison_file.read_comparisons(options.comparison), options)
     if options.dry_run:
-        print(comparison.plan(chosen, compose))
+        for task, chosen in tasks.items():
+            print(f"== {task}" * bool(task) + "\n" * bool(task) + comparison.plan(chosen, compose))
         return 0
     output = options.output or Path("results/comparisons") / options.comparison.stem
+    complete = True
     try:
         with caught():
-            return 0 if comparison.compare(chosen, compose, execute, output) else FAILURE
+            for task, chosen in tasks.items():
+                complete &= comparison.compare(chosen, compose, execute, output / folder_name(task))
     except Interrupted as stop:
         print_error(f"stopped by {stop}: the same command continues from the last resume point")
         return stop.exit_code
+    if "" not in tasks:
+        parts = [(output / folder_name(task) / "comparison.md").read_text() for task in tasks]
+        (output / "comparison.md").write_text("\n".join(parts))
+        print(f"\nall tasks: {output / 'comparison.md'}")
+    return 0 if complete else FAILURE
+
+
+def chosen_tasks(tasks: dict[str, "Comparison"], options: argparse.Namespace) -> dict[str, "Comparison"]:
+    """Return the tasks to run, with the overrides of the command. Raises UsageError: an unknown task or method."""
+    for name in options.task or ():
+        if name not in tasks or not name:
+            raise UsageError(
+                f"--task={name} is not a task of this comparison; {nearest(name, [t for t in tasks if t])}"
+            )
+    chosen = {name: tasks[name] for name in options.task or tasks}
+    return {
+        name: dataclasses.replace(
+            task, common=[*task.common, *options.overrides], test=[*task.test, *options.test]
+        ).only(options.only)
+        for name, task in chosen.items()
+    }
+
+
+def folder_name(task: str) -> str:
+    """Return the name of a task's folder.
+
+    >>> folder_name("SST-2, 2,000 rows")
+    'sst-2-2-000-rows'
+    """
+    return re.sub(r"[^\w-]+", "-", task).strip("-").lower()

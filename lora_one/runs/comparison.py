@@ -10,8 +10,8 @@ import os
 import platform
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,27 @@ from lora_one.records.provenance import git_commit, versions
 from lora_one.records.tracking import log_table
 from lora_one.reports import compare as table
 from lora_one.reports.compare import Run
-from lora_one.runs.comparison_file import Comparison
+from lora_one.reports.findings import as_text, findings
+from lora_one.runs.comparison_evaluations import scores_of
+from lora_one.runs.comparison_file import Comparison, Evaluation
 from lora_one.runs.comparison_jobs import Compose, Job, Jobs, start_of
 
 Execute = Callable[[RunConfig], object]
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What is measured of the chosen points: the loss on the test split, and the scores of the evaluations."""
+
+    held_out: HeldOut
+    evaluations: Mapping[str, Evaluation]
+
+    def __call__(self, folder: RunFolder) -> dict[str, Any]:
+        """Return the fields of ``Run`` that are measured after a run."""
+        return {
+            "test_loss": self.held_out(folder.path / "eval", folder.trained),
+            "scores": scores_of(folder, self.evaluations),
+        }
 
 
 def compare(comparison: Comparison, compose: Compose, execute: Execute, output: Path) -> bool:
@@ -53,9 +70,10 @@ def compare(comparison: Comparison, compose: Compose, execute: Execute, output: 
         done = [attempt(job, execute) for job in tuning]
         chosen = table.choose(table.grid_points(grid), done)
         if chosen is not None:
-            done += measured(jobs.final(tuning, chosen), execute, held_out)
+            measure = Measures(held_out, comparison.evaluations)
+            done += measured(jobs.final(tuning, chosen), execute, measure)
         runs += done
-        rows.append(table.method_row(method, done, chosen, grid, pretrained))
+        rows.append(table.method_row(method, done, chosen, grid, pretrained, list(comparison.evaluations)))
     rows += [table.absent_row(method, reason) for method, reason in comparison.not_run.items()]
     write(comparison, held_out, runs, rows, output)
     return all(run.error is None for run in runs)
@@ -83,26 +101,26 @@ def held_out_data(comparison: Comparison, jobs: Jobs) -> HeldOut:
     return held_out
 
 
-def measured(final: Sequence[Job], execute: Execute, held_out: HeldOut) -> list[Run]:
-    """Run each job with and without training, and measure the test loss of both."""
+def measured(final: Sequence[Job], execute: Execute, measure: Measures) -> list[Run]:
+    """Run each job with and without training, and measure both."""
     runs = []
     for job in final:
-        runs.append(attempt(job, execute, held_out))
+        runs.append(attempt(job, execute, measure))
         if runs[-1].error is None:
-            runs.append(attempt(start_of(job), execute, held_out))
+            runs.append(attempt(start_of(job), execute, measure))
     return runs
 
 
-def attempt(job: Job, execute: Execute, held_out: HeldOut | None = None) -> Run:
+def attempt(job: Job, execute: Execute, measure: Measures | None = None) -> Run:
     """Run a job unless it is finished; return its measurements or its error."""
-    error, loss = job.error, None
+    error, found = job.error, {}
     if error is None:
         try:
             if not job.finished:
                 print(f"\n== {job}: {job.folder.path}", flush=True)
                 execute(job.config)
                 gc.collect()  # a Trainer and its model reference each other; free them before the next run
-            loss = held_out(job.folder.path / "eval", job.folder.trained) if held_out else None
+            found = measure(job.folder) if measure else {}
         except (UsageError, RunError) as failure:
             error = str(failure)
         except Exception as failure:  # a bug, here or in a library: print where, and continue with the next run
@@ -112,11 +130,11 @@ def attempt(job: Job, execute: Execute, held_out: HeldOut | None = None) -> Run:
         print(f"failed: {job}: {error}", file=sys.stderr, flush=True)
         path = str(job.folder.path) if job.folder else None
         return Run(job.method, job.stage, job.point, job.seed, path, error)
-    return finished(job, loss)
+    return finished(job, **found)
 
 
-def finished(job: Job, test_loss: float | None = None) -> Run:
-    """Read the measurements of a finished run from its run.json."""
+def finished(job: Job, test_loss: float | None = None, scores: dict[str, dict[str, Any]] | None = None) -> Run:
+    """Read the measurements of a finished run from its run.json. test_loss, scores: of the test data."""
     record = job.folder.read()
     return Run(
         job.method,
@@ -126,6 +144,7 @@ def finished(job: Job, test_loss: float | None = None) -> Run:
         str(job.folder.path),
         validation_loss=record["evaluation"]["final"]["eval_loss"],
         test_loss=test_loss,
+        scores=scores or {},
         init_seconds=record["init"]["seconds"],
         train_seconds=record["train"]["seconds"],
         steps=record["train"]["steps"],
@@ -143,6 +162,7 @@ def write(
     keys = list(dict.fromkeys(key for method in comparison.methods for key in comparison.grid_of(method)))
     where, today = machine(), datetime.now(UTC).isoformat(timespec="seconds")
     used, uneven = versions(), table.uneven(runs)
+    found = findings(runs, comparison.baseline, list(comparison.evaluations)) if comparison.baseline else []
     commits = sorted({str(run.git_commit) for run in runs if run.error is None})
     record = {
         "title": comparison.title,
@@ -154,6 +174,7 @@ def write(
         "test": held_out.settings | {"counts": held_out.counts, "fingerprints": held_out.fingerprints},
         "uneven": uneven,
         "rows": list(rows),
+        "findings": found,
         "runs": [asdict(run) for run in runs],
     }
     write_json(output / "comparison.json", record)
@@ -167,7 +188,9 @@ def write(
         f"transformers {used['transformers']}, peft {used['peft']}; runs at commit {', '.join(commits)}; {today}.",
         *uneven,
     ]
-    text = table.as_markdown(rows, keys)
+    text = table.as_markdown(rows, keys, list(comparison.evaluations))
+    if comparison.baseline:
+        text += "\n\n" + as_text(found, comparison.baseline)
     lines = [f"# {comparison.title}", "", text, "", *(f"- {note}" for note in notes)]
     (output / "comparison.md").write_text("\n".join(lines) + "\n")
     first = next((run for run in runs if run.path and run.error is None), None)

@@ -1,15 +1,19 @@
 """The YAML file of a comparison: methods, grids and seeds, which are checked before anything runs."""
 
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field, replace
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from lora_one.config import refuse_unknown
+from lora_one.config import refuse_unknown, unknown_key
 from lora_one.errors import UsageError, nearest
+from lora_one.evaluation import BENCHMARKS
 from lora_one.reports.compare import Grid
 
 # keys that, like those of the data, must be the same for every method: amount of training and evaluation
@@ -30,6 +34,31 @@ SAME = {"seed", "results_dir", "overwrite", "dry_run"} | {
 }
 
 
+REQUIRED = {  # key -> an example of its value
+    "title": "<text>",
+    "common": "[model=<name>, dataset=<name>]",
+    "test": "[dataset.path=<test file>]",
+    "test_examples": "200",
+    "tuning_seeds": "[1]",
+    "seeds": "[1, 2, 3]",
+    "grid": "{model.learning_rate: [1e-4, 3e-4, 1e-3]}",
+    "methods": "{<name>: [init=<choice>], <other>: [init=<choice>]}",
+}
+SET_HERE = ("--model_name", "--adapter", "--output_dir", "--rescore", "--overwrite")  # options of an evaluation
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A benchmark that scores the chosen points: its name, its options as on its command line, and one of its metrics.
+
+    metric: None: the first one that it reports. Options that choose the model or the folder are not allowed.
+    """
+
+    benchmark: str
+    options: list[str] = field(default_factory=list)
+    metric: str | None = None
+
+
 @dataclass(frozen=True)
 class Comparison:
     """The content of a comparison file. Overrides are those of run_exp.py; later ones replace earlier ones."""
@@ -46,6 +75,8 @@ class Comparison:
         default_factory=dict
     )  # method -> keys that replace or extend its grid
     not_run: dict[str, str] = field(default_factory=dict)  # name -> reason why the method cannot run here
+    evaluations: dict[str, Evaluation] = field(default_factory=dict)  # name of the figure -> benchmark
+    baseline: str | None = None  # the method that the others are tested against; None: no verdicts
     seconds_per_run: float | None = None  # measured time of a run with training, for the estimate of a dry run
 
     def grid_of(self, method: str) -> Grid:
@@ -59,11 +90,16 @@ class Comparison:
                 raise UsageError(f"--only={name} is not a method of this comparison; {nearest(name, self.methods)}")
         if names is None:
             return self
-        return replace(self, methods={name: self.methods[name] for name in names}, not_run={})
+        baseline = self.baseline if self.baseline in names else None
+        return replace(self, methods={name: self.methods[name] for name in names}, not_run={}, baseline=baseline)
 
 
-def read_comparison(path: Path) -> Comparison:
-    """Read and check a comparison file. Raises UsageError: no such file, not YAML, an invalid key or value."""
+def read_comparisons(path: Path) -> dict[str, Comparison]:
+    """Read and check a comparison file: task -> comparison; without the key ``tasks``, one task with the name "".
+
+    A task has keys of the file: ``common`` comes after that of the file, mappings are merged, others replace.
+    Raises UsageError: no such file, not YAML, an invalid key or value.
+    """
     try:
         given = OmegaConf.to_container(OmegaConf.load(path))
     except OSError as error:
@@ -74,10 +110,49 @@ def read_comparison(path: Path) -> Comparison:
         ) from error
     if not isinstance(given, dict):
         raise UsageError(f"{path} contains no keys: see the examples in scripts/comparisons/")
-    refuse_unknown("", given, Comparison)
-    comparison = Comparison(**given)
+    tasks = given.pop("tasks", None) or {"": {}}
+    if not isinstance(tasks, dict) or not all(isinstance(task, dict) for task in tasks.values()):
+        raise UsageError(f"tasks={tasks!r} must be a mapping, for example <name>: {{common: [dataset=<name>]}}")
+    comparisons = {}
+    for name, task in tasks.items():
+        try:
+            comparisons[name] = comparison_of(path, given, task)
+        except UsageError as error:
+            raise UsageError(f"task {name}: {error}" if name else str(error)) from error
+        if name:
+            comparisons[name] = replace(comparisons[name], title=f"{comparisons[name].title}: {name}")
+    return comparisons
+
+
+def comparison_of(path: Path, file: dict[str, Any], task: dict[str, Any]) -> Comparison:
+    """Return the comparison of one task, checked. Raises UsageError."""
+    for key in (*file, *task):
+        if key not in Comparison.__dataclass_fields__:
+            raise unknown_key(key, [*Comparison.__dataclass_fields__, "tasks"])
+    given = file | task
+    for key, value in task.items():
+        if key == "common" and isinstance(value, list) and isinstance(file.get(key), list):
+            given[key] = [*file[key], *value]
+        elif isinstance(value, dict) and isinstance(file.get(key), dict):
+            given[key] = file[key] | value
+    missing = [name for name in REQUIRED if name not in given]
+    if missing:
+        raise UsageError(f"{path} has no key {missing[0]}: add it, for example {missing[0]}: {REQUIRED[missing[0]]}")
+    comparison = Comparison(**given | {"evaluations": evaluations_of(given.get("evaluations") or {})})
     check_comparison(comparison)
     return comparison
+
+
+def evaluations_of(given: Any) -> dict[str, Evaluation]:
+    """Return the evaluations of the file. Raises UsageError: an entry has an unknown key, or no benchmark."""
+    example = "<name>: {benchmark: <benchmark>, options: [--limit=200]}"
+    if not isinstance(given, dict) or not all(isinstance(entry, dict) for entry in given.values()):
+        raise UsageError(f"evaluations={given!r} must be a mapping of names, for example {example}")
+    for name, entry in given.items():
+        if "benchmark" not in entry:
+            raise UsageError(f"evaluations.{name} has no benchmark: write {example}")
+        refuse_unknown(f"evaluations.{name}.", entry, Evaluation)
+    return {name: Evaluation(**entry) for name, entry in given.items()}
 
 
 def check_comparison(comparison: Comparison) -> None:
@@ -101,6 +176,11 @@ def check_comparison(comparison: Comparison) -> None:
             raise UsageError(f"own_grid.{name} is not a method of this comparison; {nearest(name, comparison.methods)}")
     for name in comparison.methods:
         check_grid(comparison, name)
+    if comparison.baseline is not None and comparison.baseline not in comparison.methods:
+        known = nearest(comparison.baseline, comparison.methods)
+        raise UsageError(f"baseline={comparison.baseline} is not a method of this comparison; {known}")
+    for name, evaluation in comparison.evaluations.items():
+        check_evaluation(name, evaluation)
 
 
 def check_grid(comparison: Comparison, method: str) -> None:
@@ -117,6 +197,31 @@ def check_grid(comparison: Comparison, method: str) -> None:
                 f"grid of {method}: {len(values)} values of {key}, but {len(shared)} for the other methods; every "
                 "method must be tuned over the same number"
             )
+
+
+def check_evaluation(name: str, evaluation: Evaluation) -> None:
+    """Check an evaluation. Raises UsageError: an unknown benchmark, or an option that it does not have."""
+    from lora_one.evaluation.command import parser_of
+    from lora_one.evaluation.options import parsed
+
+    if evaluation.benchmark not in BENCHMARKS:
+        known = nearest(str(evaluation.benchmark), BENCHMARKS)
+        raise UsageError(f"evaluations.{name}: {evaluation.benchmark} is not a benchmark; {known}")
+    options = evaluation.options
+    if not isinstance(options, list) or not all(isinstance(text, str) for text in options):
+        raise UsageError(f"evaluations.{name}: options={options!r} must be a list, for example [--limit=200]")
+    for option in options:
+        if option.partition("=")[0] in SET_HERE:
+            raise UsageError(f"evaluations.{name}: {option} is set by the comparison; remove it")
+    benchmark, said = BENCHMARKS[evaluation.benchmark], StringIO()
+    try:
+        with redirect_stderr(said):
+            parsed(parser_of(evaluation.benchmark, benchmark), benchmark.options, options)
+    except SystemExit as error:  # how argparse reports a mistake
+        reason = said.getvalue().strip().splitlines()[-1].partition("error: ")[2]
+        raise UsageError(
+            f"evaluations.{name}: {reason}; lora-one-eval {evaluation.benchmark} --help lists the options"
+        ) from error
 
 
 def is_same_for_all(key: str) -> bool:

@@ -8,7 +8,7 @@ import yaml
 from lora_one.errors import UsageError
 from lora_one.evaluation import BENCHMARKS
 from lora_one.evaluation.command import parser_of
-from lora_one.runs.comparison_file import read_comparison
+from lora_one.runs.comparison_file import read_comparisons
 from lora_one.runs.composition import compose
 from tests.helpers.paths import ROOT
 
@@ -125,4 +125,4 @@ def test_the_answers_quote_the_messages_as_they_are(overrides):
 def test_the_file_of_the_guide_to_comparisons_is_valid(tmp_path):
     (text,) = re.findall(r"```yaml\n(.*?)```", (GUIDES / "comparisons.md").read_text(), re.DOTALL)
     (tmp_path / "mine.yaml").write_text(text)
-    assert set(read_comparison(tmp_path / "mine.yaml").methods) == {"LoRA-One", "LoRA"}
+    assert set(read_comparisons(tmp_path / "mine.yaml")[""].methods) == {"LoRA-One", "LoRA"}

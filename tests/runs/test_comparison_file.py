@@ -7,7 +7,7 @@ import pytest
 from lora_one.errors import UsageError
 from lora_one.reports import compare as table
 from lora_one.runs import comparison_jobs
-from lora_one.runs.comparison_file import read_comparison
+from lora_one.runs.comparison_file import read_comparisons
 from lora_one.runs.composition import compose
 from tests.helpers.paths import ROOT
 
@@ -23,19 +23,24 @@ def test_wrong_comparison_file(tmp_path):
     for text, message in wrong.items():
         (tmp_path / "file.yaml").write_text(text)
         with pytest.raises(UsageError, match=message):
-            read_comparison(tmp_path / "file.yaml")
+            read_comparisons(tmp_path / "file.yaml")
     with pytest.raises(UsageError, match="cannot be read"):
-        read_comparison(tmp_path / "no.yaml")
+        read_comparisons(tmp_path / "no.yaml")
 
 
 def shipped_methods():
-    return [(file, method) for file in SHIPPED for method in read_comparison(file).methods]
+    return [
+        (file, task, method)
+        for file in SHIPPED
+        for task, comparison in read_comparisons(file).items()
+        for method in comparison.methods
+    ]
 
 
-@pytest.mark.parametrize(("file", "method"), shipped_methods(), ids=lambda value: getattr(value, "stem", value))
-def test_shipped_comparison_composes_and_every_method_has_the_same_work(file, method, tmp_path):
+@pytest.mark.parametrize(("file", "task", "method"), shipped_methods(), ids=lambda value: getattr(value, "stem", value))
+def test_shipped_comparison_composes_and_every_method_has_the_same_work(file, task, method, tmp_path):
     """On any model and data, with the first point of the grid."""
-    shipped = read_comparison(file)
+    shipped = read_comparisons(file)[task]
     scaled = [text for text in shipped.methods[method] if text.startswith("optimizer=scaled_")]
     if scaled and not (ROOT / f"conf/{scaled[0].replace('=', '/')}.yaml").exists():
         pytest.skip(f"{scaled[0]} is not built")

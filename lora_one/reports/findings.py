@@ -1,0 +1,101 @@
+"""What a comparison shows against its baseline: verdicts from the seeds, and tests over the questions."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from lora_one.reports.compare import Run
+from lora_one.reports.predictions import common_questions, correct_answers
+from lora_one.statistics.questions import bootstrap, mcnemar
+from lora_one.statistics.verdicts import NATS, POINTS, verdicts
+
+LOSS = "test loss"
+
+
+def findings(runs: Sequence[Run], baseline: str, evaluations: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the findings of each figure: the evaluations, then the test loss. Raises UsageError: see ``questions``.
+
+    Each has ``figure``, ``verdicts`` (one for each method but the baseline) and, for an evaluation, ``questions``.
+    """
+    found = []
+    for figure in (*evaluations, LOSS):
+        values = by_seed(runs, figure)
+        if baseline in values:
+            judged = verdicts(values, baseline, NATS if figure == LOSS else POINTS)
+            part = {"figure": figure, "verdicts": [asdict(verdict) for verdict in judged]}
+            part["questions"] = [] if figure == LOSS else questions(runs, baseline, figure)
+            found.append(part)
+    return found
+
+
+def by_seed(runs: Sequence[Run], figure: str) -> dict[str, dict[int, float]]:
+    """Return method -> seed -> value of the trained chosen points."""
+    found: dict[str, dict[int, float]] = {}
+    for run in runs:
+        value = run.test_loss if figure == LOSS else run.scores.get(figure, {}).get("value")
+        if run.stage == "final" and run.error is None and value is not None:
+            found.setdefault(run.method, {})[run.seed] = value
+    return found
+
+
+def questions(runs: Sequence[Run], baseline: str, evaluation: str) -> list[dict[str, Any]]:
+    """Return the tests of each method's trained models against the baseline's, over the questions of an evaluation.
+
+    Raises UsageError: the predictions of two runs are not of the same questions.
+    """
+    files: dict[str, dict[int, Path]] = {}
+    for run in runs:
+        if run.stage == "final" and evaluation in run.scores:
+            files.setdefault(run.method, {})[run.seed] = Path(run.scores[evaluation]["predictions"])
+    return [
+        {"method": method, **compared(own, files[baseline])}
+        for method, own in files.items()
+        if method != baseline and baseline in files
+    ]
+
+
+def compared(first: Mapping[int, Path], second: Mapping[int, Path]) -> dict[str, Any]:
+    """Compare the predictions of two methods: the cluster bootstrap over all seeds, and McNemar's test seed by seed."""
+    paths = [*first.values(), *second.values()]
+    answers = {str(path): correct_answers(path) for path in paths}
+    order = common_questions(answers)
+
+    def table(files: Mapping[int, Path]) -> numpy.ndarray:
+        return numpy.array([[answers[str(path)][question] for question in order] for path in files.values()])
+
+    shared = [seed for seed in first if seed in second]
+    tests = {seed: mcnemar(table({0: first[seed]})[0], table({0: second[seed]})[0]) for seed in shared}
+    return {**asdict(bootstrap(table(first), table(second))), "mcnemar": {s: asdict(t) for s, t in tests.items()}}
+
+
+def as_text(found: Sequence[Mapping[str, Any]], baseline: str) -> str:
+    """Return the findings as Markdown."""
+    lines = [f"## Verdicts against {baseline}", ""]
+    for part in found:
+        lines += [f"**{part['figure']}**", "", *(f"- {verdict['sentence']}" for verdict in part["verdicts"]), ""]
+        if part["questions"]:
+            lines += [
+                "These trained models on these questions (share of correct answers; no statement about the methods):",
+                "",
+                *(f"- {question_sentence(entry, baseline)}" for entry in part["questions"]),
+                "",
+            ]
+    return "\n".join(lines).rstrip()
+
+
+def question_sentence(entry: Mapping[str, Any], baseline: str) -> str:
+    """Return the tests over questions of one method as a sentence."""
+    text = f"{entry['method']} minus {baseline}: {POINTS.text(entry['difference'])}"
+    if entry["interval"] is None:
+        text += f" ({entry['questions']} questions are too few for an interval)"
+    else:
+        low, high = (POINTS.text(end).split()[0] for end in entry["interval"])
+        text += f" (95 % interval over {entry['questions']} questions {low} to {high})"
+    tests = [
+        f"seed {seed}: {test['first_only']} and {test['second_only']}, p = {test['p']:.2g}"
+        for seed, test in entry["mcnemar"].items()
+    ]
+    return text + f"; McNemar, questions that only one of the two answers: {'; '.join(tests)}"

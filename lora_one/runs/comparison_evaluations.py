@@ -1,0 +1,47 @@
+"""Score a run of a comparison by benchmarks; finished evaluations are reused."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lora_one.errors import RunError, UsageError, nearest
+from lora_one.evaluation.command import evaluate
+from lora_one.records.folder import RunFolder
+from lora_one.runs.comparison_file import Evaluation
+
+
+def scores_of(folder: RunFolder, evaluations: Mapping[str, Evaluation]) -> dict[str, dict[str, Any]]:
+    """Return name -> {value, predictions} of a finished run: its metric, and the path of predictions.jsonl.
+
+    Raises UsageError, RunError: an evaluation failed (its name is in the message).
+    """
+    found = {}
+    for name, evaluation in evaluations.items():
+        try:
+            found[name] = score_of(folder, name, evaluation)
+        except (UsageError, RunError) as error:
+            raise type(error)(f"evaluation {name}: {error}") from error
+    return found
+
+
+def score_of(folder: RunFolder, name: str, evaluation: Evaluation) -> dict[str, Any]:
+    """Return value and predictions of one evaluation. Raises UsageError, RunError."""
+    output = folder_of(folder, name, evaluation)
+    if not (output / "metrics.json").exists():
+        model = ("--model_name", folder.merged) if folder.trained == folder.merged else ("--adapter", folder.trained)
+        evaluate(evaluation.benchmark, [*evaluation.options, "=".join(map(str, model)), f"--output_dir={output}"])
+    metrics = json.loads((output / "metrics.json").read_text())["metrics"]
+    metric = evaluation.metric or next(iter(metrics))
+    if metric not in metrics:
+        raise UsageError(f"{evaluation.benchmark} reports no metric {metric}; {nearest(metric, metrics)}")
+    return {"value": metrics[metric], "metric": metric, "predictions": str(output / "predictions.jsonl")}
+
+
+def folder_of(folder: RunFolder, name: str, evaluation: Evaluation) -> Path:
+    """Return the folder of the results, inside the run: its name has a hash of the benchmark and its options."""
+    asked = json.dumps([evaluation.benchmark, evaluation.options])
+    readable = re.sub(r"\W+", "-", name).strip("-").lower()
+    return folder.path / "eval" / f"{readable}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"

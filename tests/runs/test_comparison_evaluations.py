@@ -1,0 +1,152 @@
+"""Evaluations of a comparison: run once on each chosen point, in the table, in verdicts, and over questions."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from lora_one.datasets.arithmetic import generate
+from lora_one.errors import UsageError
+from lora_one.reports.predictions import correct_answers
+from lora_one.runs import comparison, comparison_evaluations, experiment
+from lora_one.runs.comparison_file import Comparison, Evaluation, read_comparisons
+from lora_one.runs.composition import compose
+from tests.helpers.comparisons import RATE
+
+SCORED = {"exact match": Evaluation("gsm8k", ["--max_new_tokens=4", "--limit=5"])}
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory, llama_folder):
+    """A method against itself with another name: the same runs, so the same answers."""
+    data = tmp_path_factory.mktemp("data")
+    rows = generate(["gain", "loss"], 24, seed=0)
+    others = generate(["gain", "loss"], 8, seed=1, exclude={row["question"] for row in rows})
+    for name, part in (("train", rows), ("test", others)):
+        (data / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    options = [*SCORED["exact match"].options, f"--data_path={data / 'test.jsonl'}"]
+    common = ["dataset=gsm8k", f"model.name={llama_folder}", "model=tiny", "wandb.mode=disabled"]
+    common += ["model.real_batch_size=8", "model.per_device_batch_size=8", "dataset.train_size=16"]
+    common += ["dataset.validation_size=8", f"results_dir={tmp_path_factory.mktemp('results')}"]
+    return Comparison(
+        title="A method against itself",
+        common=[*common, f"dataset.path={data}"],
+        test=[f"dataset.path={data / 'test.jsonl'}"],
+        test_examples=8,
+        tuning_seeds=[1],
+        seeds=[1, 2, 3],
+        grid={RATE: [1e-2]},
+        methods={"LoRA": ["init=lora"], "the same": ["init=lora"], "full": ["init=lora", "peft=full_ft"]},
+        evaluations={"exact match": Evaluation("gsm8k", options)},
+        baseline="LoRA",
+    )
+
+
+@pytest.fixture(scope="module")
+def compared(asked, tmp_path_factory):
+    output = tmp_path_factory.mktemp("table")
+    assert comparison.compare(asked, compose, experiment.execute, output)
+    return json.loads((output / "comparison.json").read_text()), (output / "comparison.md").read_text()
+
+
+def test_the_scores_are_those_of_the_command(compared):
+    """Read from the metrics and predictions that lie beside each run, trained adapters and whole models."""
+    record, _ = compared
+    scored = [run for run in record["runs"] if run["stage"] != "tuning"]
+    assert len(scored) == 3 * 6
+    for run in scored:
+        score = run["scores"]["exact match"]
+        folder = Path(score["predictions"]).parent
+        assert folder.parents[1] == Path(run["path"])
+        report = json.loads((folder / "metrics.json").read_text())
+        assert score["value"] == report["metrics"]["accuracy"] and report["counts"]["total"] == 5
+        kind = "model_name" if run["method"] == "full" else "adapter"
+        assert report["provenance"]["fingerprints"].keys() >= {kind}
+    assert all(not run["scores"] for run in record["runs"] if run["stage"] == "tuning"), (
+        "the test is for what was chosen"
+    )
+
+
+def test_the_table_and_the_verdicts(compared):
+    record, written = compared
+    assert "exact match after init (%)" in written and "## Verdicts against LoRA" in written
+    accuracy, loss = record["findings"]
+    assert (accuracy["figure"], loss["figure"]) == ("exact match", "test loss")
+    outcomes = {verdict["method"]: verdict["outcome"] for verdict in loss["verdicts"]}
+    assert outcomes["the same"] == "not tested", "equal runs have no noise"
+    same = next(entry for entry in accuracy["questions"] if entry["method"] == "the same")
+    assert same["difference"] == 0.0 and all(test["p"] == 1.0 for test in same["mcnemar"].values())
+
+
+def test_a_second_call_evaluates_nothing(compared, asked, tmp_path, monkeypatch):
+    record, _ = compared
+    monkeypatch.setattr(comparison_evaluations, "evaluate", None)
+    assert comparison.compare(asked, compose, None, tmp_path)
+    again = json.loads((tmp_path / "comparison.json").read_text())
+    assert again["runs"] == record["runs"] and again["findings"] == record["findings"]
+
+
+def test_an_evaluation_that_fails_names_itself_and_the_rest_stands(asked, tmp_path):
+    missing = Evaluation("gsm8k", ["--data_path=/no/such/file.jsonl"])
+    broken = dataclasses.replace(asked, evaluations=asked.evaluations | {"other": missing}).only(["LoRA"])
+    assert not comparison.compare(broken, compose, None, tmp_path)
+    (row,) = json.loads((tmp_path / "comparison.json").read_text())["rows"]
+    assert "evaluation other: --data_path=/no/such/file.jsonl" in row["note"]
+    assert row["validation_loss_mean"] is None and row["failed_runs"] == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("evaluations: {a: {benchmark: gsm9k}}", "gsm9k is not a benchmark; did you mean gsm8k"),
+        ("evaluations: {a: {options: []}}", "evaluations.a has no benchmark"),
+        ("evaluations: {a: {benchmark: gsm8k, option: []}}", "unknown key evaluations.a.option"),
+        (
+            "evaluations: {a: {benchmark: gsm8k, options: [--limits=3]}}",
+            "evaluations.a: unrecognized arguments: --limits=3",
+        ),
+        ("evaluations: {a: {benchmark: gsm8k, options: [--adapter=x]}}", "--adapter=x is set by the comparison"),
+        ("evaluations: [a]", "must be a mapping of names"),
+        ("baseline: LoRa", "baseline=LoRa is not a method of this comparison; did you mean LoRA"),
+        ("tasks: {T: {test: none}}", "task T: test='none' must be a list of overrides"),
+        ("tasks: {T: {tests: []}}", "task T: unknown key tests; did you mean test"),
+    ],
+)
+def test_wrong_entries_are_named(text, message, tmp_path):
+    whole = {"title": "a", "common": "[]", "test": "[]", "test_examples": 1, "tuning_seeds": "[1]", "seeds": "[1]"}
+    whole |= {"grid": f"{{{RATE}: [1e-3]}}", "methods": "{LoRA: [init=lora]}"}
+    lines = [f"{key}: {value}" for key, value in whole.items()]
+    (tmp_path / "file.yaml").write_text("\n".join([*lines, text]))
+    with pytest.raises(UsageError) as error:
+        read_comparisons(tmp_path / "file.yaml")
+    assert message in str(error.value)
+    (tmp_path / "file.yaml").write_text("\n".join(lines[1:]))
+    with pytest.raises(UsageError, match="has no key title: add it, for example title: <text>"):
+        read_comparisons(tmp_path / "file.yaml")
+
+
+def test_tasks_extend_the_file(tmp_path):
+    (tmp_path / "file.yaml").write_text(
+        "title: Both\ncommon: [a=1]\ntest: [t=1]\ntest_examples: 5\ntuning_seeds: [1]\nseeds: [1, 2, 3]\n"
+        f"grid: {{{RATE}: [1e-3]}}\nmethods: {{LoRA: [init=lora]}}\n"
+        "tasks:\n  one: {common: [b=2], evaluations: {x: {benchmark: gsm8k}}}\n  two: {test: [t=2], seeds: [7]}\n"
+    )
+    one, two = read_comparisons(tmp_path / "file.yaml").values()
+    assert one.common == ["a=1", "b=2"] and one.test == ["t=1"] and one.seeds == [1, 2, 3] and one.title == "Both: one"
+    assert two.common == ["a=1"] and two.test == ["t=2"] and two.seeds == [7] and not two.evaluations
+
+
+def test_predictions_of_other_programs_and_other_questions(tmp_path):
+    ours, theirs, other = (tmp_path / f"{name}.jsonl" for name in ("ours", "theirs", "other"))
+    ours.write_text('{"id": 0, "correct": true}\n{"id": 1, "correct": false}\n{"id": 1, "correct": true}\n')
+    assert correct_answers(ours) == {"0": True, "1": False, "1 (2)": True}
+    theirs.write_text(
+        '{"doc_id": 0, "filter": "strict", "exact_match": 1.0}\n'
+        '{"doc_id": 0, "filter": "flexible", "exact_match": 0.0}\n'
+    )
+    assert correct_answers(theirs) == {"0, strict": True, "0, flexible": False}
+    other.write_text('{"id": 0}\n')
+    for file, message in ((other, "line 1: no id or no field correct"), (tmp_path / "no", "cannot be read")):
+        with pytest.raises(UsageError, match=message):
+            correct_answers(file)
