@@ -18,7 +18,8 @@ from lora_one.errors import UsageError, nearest
 from lora_one.evaluation.benchmark import ModelBenchmark
 from lora_one.evaluation.options import EvaluationOptions, filled_in, option
 from lora_one.evaluation.scoring import prediction_line
-from lora_one.evaluation.shares import by_kind, counts_of, share_of, shares
+from lora_one.evaluation.shares import by_kind, counts_of, shares
+from lora_one.statistics.shares import share_of
 from lora_one.types import Example
 
 if TYPE_CHECKING:

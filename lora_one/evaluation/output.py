@@ -8,10 +8,10 @@ from typing import Any
 
 from lora_one.errors import RunError, UsageError
 from lora_one.evaluation.options import EvaluationOptions
-from lora_one.evaluation.shares import percent
 from lora_one.files import write_whole
 from lora_one.records.folder import RunFolder, run_of
 from lora_one.records.provenance import fingerprint
+from lora_one.statistics.shares import percent
 
 
 def output_folder(task: str, options: EvaluationOptions) -> Path:

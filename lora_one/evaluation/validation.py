@@ -20,9 +20,9 @@ from lora_one.evaluation.batches import automatic_tokens, each_that_fits
 from lora_one.evaluation.benchmark import Prediction
 from lora_one.evaluation.generate import Completion, Decoding, complete
 from lora_one.evaluation.scoring import class_line, prediction_line
-from lora_one.evaluation.shares import share_of
 from lora_one.losses import IGNORED, batch_loss, evaluating
 from lora_one.progress import progress
+from lora_one.statistics.shares import share_of
 from lora_one.types import Example
 
 GENERATION_BATCH = 8  # prompts in a batch; they need about the memory of a micro-batch in training

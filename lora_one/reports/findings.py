@@ -57,10 +57,13 @@ def questions(runs: Sequence[Run], baseline: str, evaluation: str) -> list[dict[
     ]
 
 
-def compared(first: Mapping[int, Path], second: Mapping[int, Path]) -> dict[str, Any]:
-    """Compare the predictions of two methods: the cluster bootstrap over all seeds, and McNemar's test seed by seed."""
+def compared(first: Mapping[int, Path], second: Mapping[int, Path], metric: str | None = None) -> dict[str, Any]:
+    """Compare the predictions of two methods: the cluster bootstrap over all seeds, and McNemar's test seed by seed.
+
+    metric: see ``correct_answers``.
+    """
     paths = [*first.values(), *second.values()]
-    answers = {str(path): correct_answers(path) for path in paths}
+    answers = {str(path): correct_answers(path, metric) for path in paths}
     order = common_questions(answers)
 
     def table(files: Mapping[int, Path]) -> numpy.ndarray:

@@ -20,6 +20,8 @@ Compare methods in one table: tune each over its grid, then run it with several 
 
 {command} comparison.yaml --dry-run
 {command} comparison.yaml --output results/comparisons/inits
+{command} --runs results/<...>/<one configuration> results/<...>/<another one>
+{command} --predictions one/predictions.jsonl other/predictions.jsonl
 
 An interrupted comparison continues with the same command: finished runs are not run again.
 """
@@ -34,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = made.add_argument
-    add("comparison", type=Path, help="YAML file with methods, data and grids")
+    add("comparison", type=Path, nargs="?", help="YAML file with methods, data and grids")
     add(
         "overrides",
         nargs="*",
@@ -52,6 +54,21 @@ def parser() -> argparse.ArgumentParser:
     add("--only", action="append", metavar="METHOD", help="run only this method (may be repeated)")
     add("--output", type=Path, help="folder of the table (default: results/comparisons/<name of the file>)")
     add("--threads", type=int, help="torch threads (default: chosen by torch)")
+    add(
+        "--runs",
+        nargs=2,
+        type=Path,
+        metavar=("A", "B"),
+        help="without a file: test two finished runs, or two configurations with their seeds, B being the baseline",
+    )
+    add(
+        "--predictions",
+        nargs=2,
+        type=Path,
+        metavar=("A", "B"),
+        help="without a file: test two predictions.jsonl (or samples of lm_eval) of the same questions",
+    )
+    add("--metric", help="with --predictions: the field that says whether an answer is correct")
     add("--dry-run", action="store_true", help="list the runs and estimate their time without running them")
     return made
 
@@ -67,6 +84,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def compare(options: argparse.Namespace) -> int:
     """Run or plan the comparison; return the exit code."""
+    if options.predictions or options.runs:
+        from lora_one.reports import pairs
+
+        print(pairs.compare_predictions(*options.predictions, options.metric) if options.predictions else "", end="")
+        print(pairs.compare_runs(*options.runs) if options.runs else "")
+        return 0
+    if options.comparison is None:
+        raise UsageError("nothing to compare: pass the YAML file of a comparison, --runs A B or --predictions A B")
     import torch
 
     from lora_one.runs import comparison, comparison_file

@@ -7,9 +7,9 @@ from lora_one.config import RunConfig
 from lora_one.datasets import DATASETS
 from lora_one.datasets.sources import evaluation_data
 from lora_one.distributed import Processes
-from lora_one.evaluation.shares import percent
 from lora_one.invocation import other_command
 from lora_one.records.folder import RunFolder
+from lora_one.statistics.shares import percent
 
 
 def start_lines(record: dict[str, Any]) -> str:

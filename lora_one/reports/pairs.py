@@ -1,0 +1,106 @@
+"""Tests of two finished things: two configurations with their seeds, or two files of predictions."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from lora_one.errors import UsageError
+from lora_one.records.folder import RunFolder
+from lora_one.reports.findings import compared, question_sentence
+from lora_one.reports.predictions import common_questions, correct_answers
+from lora_one.statistics.shares import percent
+from lora_one.statistics.verdicts import NATS, POINTS, Unit, verdicts
+
+VALIDATION = {"validation loss": ("eval_loss", NATS), "validation accuracy": ("eval_accuracy", POINTS)}
+
+
+def compare_predictions(first: Path, second: Path, metric: str | None = None) -> str:
+    """Return the shares of two evaluations of the same questions, and the tests of their difference.
+
+    metric: the field of a line that says whether the answer is correct; None: see ``correct_answers``.
+    Raises UsageError: a file cannot be read, or they are not of the same questions.
+    """
+    answers = {str(path): correct_answers(path, metric) for path in (first, second)}
+    if len(answers) < 2:
+        raise UsageError(f"{first} is given twice: pass two files")
+    order = common_questions(answers)
+    lines = [f"{name}: {percent(sum(a.values()) / len(order), len(order)).strip()}" for name, a in answers.items()]
+    entry = {"method": str(first), **compared({0: first}, {0: second}, metric)}
+    return "\n".join([*lines, question_sentence(entry, str(second)) + "."])
+
+
+def compare_runs(first: Path, second: Path) -> str:
+    """Return the tests of two configurations: paired by seed on validation, and on each evaluation that both have.
+
+    first, second: the folder of a run, or of a configuration with the runs of its seeds. The second is the baseline.
+    Raises UsageError: no finished run is in a folder.
+    """
+    runs = {str(path): finished_runs(path) for path in (first, second)}
+    if len(runs) < 2:
+        raise UsageError(f"{first} is given twice: pass two folders")
+    baseline = str(second)
+    lines = []
+    for figure, (key, unit) in VALIDATION.items():
+        values = {name: validation_of(found, key) for name, found in runs.items()}
+        if all(values.values()):
+            lines += section(figure, values, baseline, unit)
+    for task in sorted(set.intersection(*(evaluations_in(found) for found in runs.values()))):
+        lines += evaluation_section(task, runs, baseline)
+    return "\n".join(lines)
+
+
+def section(figure: str, values: Mapping[str, Mapping[int, float]], baseline: str, unit: Unit) -> list[str]:
+    """Return the lines of a figure: each value by seed, and the verdict."""
+    lines = [figure]
+    for name, by_seed in values.items():
+        lines.append(f"  {name}: " + ", ".join(f"{value:.4g} (seed {seed})" for seed, value in by_seed.items()))
+    return [*lines, *(f"  {verdict.sentence}" for verdict in verdicts(values, baseline, unit))]
+
+
+def evaluation_section(task: str, runs: Mapping[str, Mapping[int, RunFolder]], baseline: str) -> list[str]:
+    """Return the lines of an evaluation that both configurations have."""
+    values: dict[str, dict[int, float]] = {}
+    files: dict[str, dict[int, Path]] = {}
+    for name, found in runs.items():
+        for seed, folder in found.items():
+            place = folder.path / "eval" / task
+            if (place / "metrics.json").exists():
+                metrics = json.loads((place / "metrics.json").read_text())["metrics"]
+                values.setdefault(name, {})[seed] = next(iter(metrics.values()))
+                if (place / "predictions.jsonl").exists():
+                    files.setdefault(name, {})[seed] = place / "predictions.jsonl"
+    lines = section(task, values, baseline, NATS if task.startswith("loss-") else POINTS)
+    (method,) = set(runs) - {baseline}
+    if len(files) == 2:
+        entry = {"method": method, **compared(files[method], files[baseline])}
+        lines.append(f"  these trained models: {question_sentence(entry, baseline)}.")
+    return lines
+
+
+def finished_runs(path: Path) -> dict[int, RunFolder]:
+    """Return seed -> finished run of a folder. Raises UsageError: there is none."""
+    folders = [path] if (path / "run.json").exists() else sorted(file.parent for file in path.glob("*/run.json"))
+    found = [RunFolder(folder) for folder in folders]
+    records = {folder: folder.read() for folder in found}
+    done = {record["config"]["seed"]: folder for folder, record in records.items() if record["status"] == "finished"}
+    if not done:
+        raise UsageError(
+            f"{path} contains no finished run: pass the folder of a run, or of a configuration with the folders of its "
+            "seeds, as run_exp.py prints them"
+        )
+    return dict(sorted(done.items()))
+
+
+def validation_of(runs: Mapping[int, RunFolder], key: str) -> dict[int, float]:
+    """Return seed -> a figure of the validation after training, for the runs that have it."""
+    found = {seed: folder.read()["evaluation"].get("final", {}).get(key) for seed, folder in runs.items()}
+    return {seed: value for seed, value in found.items() if value is not None}
+
+
+def evaluations_in(runs: Mapping[int, RunFolder]) -> set[str]:
+    """Return the evaluations that a run has: the paths of their folders below eval/."""
+    return {
+        str(file.parent.relative_to(folder.path / "eval"))
+        for folder in runs.values()
+        for file in (folder.path / "eval").rglob("metrics.json")
+    }

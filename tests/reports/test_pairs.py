@@ -1,0 +1,71 @@
+"""Two finished configurations and two files of predictions, with known answers."""
+
+import json
+
+import numpy
+import pytest
+
+from lora_one.errors import UsageError
+from lora_one.reports.pairs import compare_predictions, compare_runs
+from lora_one.runs import compare_command
+
+
+def write(path, correct):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"id": i, "correct": bool(c)}) + "\n" for i, c in enumerate(correct)))
+    return path
+
+
+def configuration(folder, losses, answers=None):
+    for seed, loss in losses.items():
+        run = folder / str(seed)
+        run.mkdir(parents=True)
+        record = {"status": "finished", "config": {"seed": seed}, "evaluation": {"final": {"eval_loss": loss}}}
+        (run / "run.json").write_text(json.dumps(record))
+        if answers is not None:
+            write(run / "eval/gsm8k/predictions.jsonl", answers[seed])
+            share = {"metrics": {"accuracy": float(numpy.mean(answers[seed]))}}
+            (run / "eval/gsm8k/metrics.json").write_text(json.dumps(share))
+    return folder
+
+
+def test_predictions_by_hand(tmp_path):
+    """120 questions; 8 only the first answers, 2 only the second: p = 2 (1 + 10 + 45) / 1024 = 0.11."""
+    first = write(tmp_path / "a.jsonl", [1] * 8 + [0] * 2 + [1] * 60 + [0] * 50)
+    second = write(tmp_path / "b.jsonl", [0] * 8 + [1] * 2 + [1] * 60 + [0] * 50)
+    said = compare_predictions(first, second)
+    assert f"{first}: 56.67 %" in said and f"{second}: 51.67 %" in said
+    assert "+5.0 points" in said and "seed 0: 8 and 2, p = 0.11" in said and "over 120 questions" in said
+
+
+def test_predictions_of_other_questions_are_refused(tmp_path):
+    first, second = write(tmp_path / "a.jsonl", [1] * 5), write(tmp_path / "b.jsonl", [1] * 6)
+    with pytest.raises(UsageError, match="0 are only in the first one and 1 only in the second one, for example 5"):
+        compare_predictions(first, second)
+    with pytest.raises(UsageError, match="given twice"):
+        compare_predictions(first, first)
+
+
+def test_configurations_are_paired_by_seed(tmp_path):
+    rng = numpy.random.default_rng(0)
+    answers = {seed: rng.random(200) < 0.5 for seed in (1, 2, 3, 4)}
+    worse = {seed: hits & (rng.random(200) < 0.8) for seed, hits in answers.items()}
+    base = configuration(tmp_path / "base", {1: 1.0, 2: 1.1, 3: 0.9, 4: 1.0}, answers)
+    other = configuration(tmp_path / "other", {1: 1.2, 2: 1.31, 3: 1.09, 4: 1.2, 7: 3.0}, worse | {7: answers[1]})
+    said = compare_runs(other, base)
+    assert f"{other} is worse than {base}: +0.2000 nats" in said and "4 seeds" in said
+    assert f"{other} is worse than {base}: -" in said and "over 200 questions" in said
+    assert "validation accuracy" not in said
+
+
+def test_the_command(tmp_path, capsys):
+    first = configuration(tmp_path / "a", {1: 1.0})
+    second = configuration(tmp_path / "b", {1: 1.2})
+    assert compare_command.main(["--runs", str(first), str(second)]) == 0
+    assert "1 seeds are too few for an interval" in capsys.readouterr().out
+    files = [str(write(tmp_path / f"{name}.jsonl", [1, 0])) for name in "cd"]
+    assert compare_command.main(["--predictions", *files]) == 0
+    assert "2 questions are too few for an interval" in capsys.readouterr().out
+    assert compare_command.main([]) == 2 and compare_command.main(["--runs", str(first), str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "nothing to compare" in said and "given twice" not in said
