@@ -41,7 +41,6 @@ class Run:
     error: str | None = None
     validation_loss: float | None = None
     test_loss: float | None = None
-    scores: dict[str, dict[str, Any]] = field(default_factory=dict)  # evaluation -> value, metric, predictions
     init_seconds: float | None = None
     train_seconds: float | None = None
     steps: int | None = None
@@ -49,6 +48,7 @@ class Run:
     trainable_parameters: int | None = None
     git_commit: str | None = None
     warnings: tuple[str, ...] = ()  # of its start
+    scores: dict[str, dict[str, Any]] = field(default_factory=dict)  # evaluation -> value, metric, predictions
 
 
 def grid_points(grid: Grid) -> list[Point]:

@@ -29,6 +29,7 @@ def main(composed: DictConfig) -> None:
     sweep = Sweep.current()
     with sweep.job():
         overrides = OmegaConf.to_container(HydraConfig.get().overrides.task)  # as given, interpolations unresolved
+        sweep.started_with(overrides)
         run = checked(composed, overrides)  # checks every key, without importing torch
         sweep.begin(run)
         from lora_one.runs.experiment import execute  # imports torch
@@ -58,7 +59,7 @@ def launch(hydra_main: Callable[[], None]) -> int:
     sweep = Sweep()
     try:
         check_launcher(sys.argv[1:])
-        sweep.plan(planned_jobs(sys.argv[1:]))
+        sweep.plan(planned_jobs(sys.argv[1:]), several=bool(MULTIRUN & set(sys.argv[1:])))
         with sweep.running(), hydra_raises(sweep), only_choices_listed(), caught():
             hydra_main()
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: from a group without a name

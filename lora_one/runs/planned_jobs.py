@@ -8,7 +8,9 @@ MULTIRUN = {"-m", "--multirun", "hydra.mode=MULTIRUN"}
 
 
 def planned_jobs(arguments: Sequence[str]) -> list[dict[str, str]]:
-    """Return the overrides of each job of a sweep, by key; [] without a sweep, or if Hydra cannot list them (glob).
+    """Return the overrides of each job of a sweep, by key; [] without a sweep, or if they are not known in advance.
+
+    A glob depends on the files of a group, and a shuffle is drawn when Hydra starts.
 
     >>> planned_jobs(["-m", "init=lora,lora_one", "seed=1"])
     [{'init': 'lora', 'seed': '1'}, {'init': 'lora_one', 'seed': '1'}]
@@ -20,12 +22,19 @@ def planned_jobs(arguments: Sequence[str]) -> list[dict[str, str]]:
     if not MULTIRUN & set(arguments):
         return []
     overrides = [argument for argument in arguments if is_override(argument)]
+    if any("shuffle" in override for override in overrides):
+        return []
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
         jobs = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
     except (HydraException, AssertionError):  # a mistake, which Hydra reports when it starts; a glob, which it expands
         return []
-    return [dict(override.lstrip("+").split("=", 1) for override in job if "=" in override) for job in jobs]
+    return [by_key(job) for job in jobs]
+
+
+def by_key(overrides: Sequence[str]) -> dict[str, str]:
+    """Return the values of overrides, by key."""
+    return dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
 
 
 def differing(jobs: Sequence[dict[str, str]]) -> list[str]:

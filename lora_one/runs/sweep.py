@@ -15,7 +15,7 @@ from lora_one.config import RunConfig
 from lora_one.errors import RunError, UsageError
 from lora_one.progress import duration
 from lora_one.records.folder import RunFolder, first_process
-from lora_one.runs.planned_jobs import differing
+from lora_one.runs.planned_jobs import by_key, differing
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 
@@ -42,6 +42,7 @@ class Job:
     folder: RunFolder | None = None
     error: str | None = None
     seconds: float | None = None
+    started: bool = False
 
     @property
     def left(self) -> bool:
@@ -53,7 +54,8 @@ class Job:
 class Sweep:
     """Results of the jobs of one command, collected one after another; a single run is a sweep of one job.
 
-    jobs: all jobs that are planned or have started.  current_job: the position of the one that started last; -1: none.
+    jobs: all jobs that are planned or have started.  several: the command is a sweep.  planned: ``jobs`` has all of
+    its jobs.  current_job: the position of the one that started last; -1: none.
     job_began: its start, in seconds as of time.time().
     failures: exit codes of the failed jobs.
     overwriting: a job has overwrite=true, so SLURM must not start the command again.
@@ -61,6 +63,8 @@ class Sweep:
     """
 
     jobs: list[Job] = field(default_factory=list)
+    several: bool = False
+    planned: bool = False
     current_job: int = -1
     job_began: float = 0.0
     failures: list[int] = field(default_factory=list)
@@ -85,13 +89,28 @@ class Sweep:
         finally:
             _current.reset(token)
 
-    def plan(self, overrides: Sequence[dict[str, str]]) -> None:
-        """Set the planned jobs, by their overrides, in the order in which they will start."""
+    def plan(self, overrides: Sequence[dict[str, str]], several: bool) -> None:
+        """Set the planned jobs, by their overrides, in the order in which they will start.
+
+        overrides: [] if they cannot be planned.  several: the command is a sweep.
+        """
+        self.several, self.planned = several, bool(overrides)
         keys = differing(overrides)
         for job in overrides:
-            parts = [f"{key}={job[key]}" for key in keys if key in job]
-            parts += [f"seed {job['seed']}"] if "seed" in job else []
-            self.jobs.append(Job(job, ", ".join(parts) or "the defaults"))
+            self.jobs.append(Job(job, name_of(job, keys)))
+
+    def started_with(self, overrides: Sequence[str]) -> None:
+        """Set the overrides of the job that starts, as Hydra gives them.
+
+        If the plan has others, it is dropped: Hydra's sweep is another one, such as that of hydra.sweeper.params.
+        """
+        job = self.jobs[self.current_job]
+        if self.planned and job.overrides != by_key(overrides):
+            self.planned = False
+            self.jobs = [job for job in self.jobs if job.started]
+        job.overrides = by_key(overrides)
+        keys = differing([other.overrides for other in self.jobs if other.overrides])
+        job.name = name_of(job.overrides, keys)
 
     @property
     def done(self) -> list[RunFolder]:
@@ -113,9 +132,14 @@ class Sweep:
         """Record what a signal handler must know about a job that starts; print which of the jobs it is."""
         self.overwriting = self.overwriting or run.overwrite
         job = self.jobs[self.current_job]
-        if len(self.jobs) > 1 and job.overrides and first_process():
-            name = job.name if "seed" in job.overrides else f"{job.name}, seed {run.seed}"
-            print(f"\njob {self.current_job + 1} of {len(self.jobs)}: {name} ({self.remaining()})", flush=True)
+        if not (self.several and first_process()):
+            return
+        name = job.name if "seed" in job.overrides else f"{job.name}, seed {run.seed}"
+        number = f"job {self.current_job + 1}"
+        if not self.planned:
+            print(f"\n{number}: {name}", flush=True)
+        elif len(self.jobs) > 1:
+            print(f"\n{number} of {len(self.jobs)}: {name} ({self.remaining()})", flush=True)
 
     def remaining(self) -> str:
         """Return how many jobs are left, this one included, and their time, estimated from the jobs that ran here."""
@@ -148,6 +172,7 @@ class Sweep:
         self.current_job = self.current_job + 1 if number is None else number
         if self.current_job >= len(self.jobs):
             self.jobs.append(Job())
+        self.jobs[self.current_job].started = True
         self.job_began = time.time()
         gc.collect()  # the model and the trainer of the previous job reference each other
         if "torch" in sys.modules:
@@ -203,6 +228,13 @@ class Sweep:
         except OSError as error:
             reason = f"the table of the sweep cannot be written ({error.strerror})"
             self.fail(f"{reason}: free disk space, or make the folder {error.filename or ''} writable", FAILURE)
+
+
+def name_of(overrides: dict[str, str], keys: Sequence[str]) -> str:
+    """Return the overrides of these keys, and the seed."""
+    parts = [f"{key}={overrides[key]}" for key in keys if key in overrides]
+    parts += [f"seed {overrides['seed']}"] if "seed" in overrides else []
+    return ", ".join(parts) or "the defaults"
 
 
 _current: ContextVar[Sweep | None] = ContextVar("sweep", default=None)

@@ -122,7 +122,7 @@ def test_failed_job_does_not_stop_others_and_has_a_row_with_its_reason(tmp_path,
 
 def test_a_job_without_result_or_error_has_a_row(tmp_path, capsys):
     sweep = Sweep()
-    sweep.plan([{"init": "lora", "seed": "1"}, {"init": "svd", "seed": "1"}])
+    sweep.plan([{"init": "lora", "seed": "1"}, {"init": "svd", "seed": "1"}], several=True)
     folder = RunFolder(tmp_path / "project" / "lora-12345678" / "1")
     folder.update(config={"wandb": {"mode": "disabled"}}, train={"seconds": 2.0})
     with sweep.job():
@@ -157,3 +157,40 @@ def test_a_single_run_is_not_numbered(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(experiment, "execute", lambda run: None)
     assert launched(monkeypatch, f"results_dir={tmp_path}") == 0
     assert "job" not in capsys.readouterr().out
+
+
+@pytest.fixture
+def executed(monkeypatch):
+    """The configurations of the jobs, which are not run."""
+    runs = []
+    monkeypatch.setattr(experiment, "execute", runs.append)
+    return runs
+
+
+def test_the_names_of_shuffled_jobs_are_those_of_their_runs(tmp_path, monkeypatch, capsys, executed):
+    """Hydra draws the order when it starts, so the jobs are not known in advance."""
+    rates = [f"{rate}e-4" for rate in range(1, 10)]
+    assert (
+        launched(monkeypatch, "-m", f"model.learning_rate=shuffle({','.join(rates)})", f"results_dir={tmp_path}") == 0
+    )
+    said = re.findall(r"job (\d): (?:model.learning_rate=(\S+), |the defaults, )seed 42\n", capsys.readouterr().out)
+    assert [int(number) for number, _ in said] == list(range(1, 10))
+    assert [float(rate) for _, rate in said[1:]] == [run.model.learning_rate for run in executed[1:]]
+
+
+def test_a_glob_is_named_job_by_job(tmp_path, monkeypatch, capsys, executed):
+    assert launched(monkeypatch, "-m", "optimizer=glob(s*)", f"results_dir={tmp_path}") == 0
+    said = capsys.readouterr().out
+    assert len(executed) == 3 and "job 2: optimizer=scaled_gd, seed 42" in said and " of " not in said
+
+
+def test_a_sweep_of_an_experiment_file_replaces_the_plan(tmp_path, monkeypatch, capsys, executed):
+    (tmp_path / "mine/experiment").mkdir(parents=True)
+    (tmp_path / "mine/experiment/four.yaml").write_text(
+        "# @package _global_\nhydra: {sweeper: {params: {seed: '5,6'}}}\n"
+    )
+    arguments = ["--config-dir", str(tmp_path / "mine"), "experiment=four", "init=lora,pissa", "-m"]
+    assert launched(monkeypatch, *arguments, f"results_dir={tmp_path}") == 0
+    found = sorted((run.init.title, run.seed) for run in executed)
+    assert found == [("LoRA", 5), ("LoRA", 6), ("PiSSA", 5), ("PiSSA", 6)]
+    assert "of 2" not in capsys.readouterr().out
