@@ -28,5 +28,5 @@ def closest(value: str, names: Iterable[str]) -> str | None:
     'lora_one'
     """
     plain = {re.sub(r"[\W_]", "", name).lower(): name for name in names}
-    found = get_close_matches(re.sub(r"[\W_]", "", value).lower(), plain, n=1, cutoff=0.5)
+    found = get_close_matches(re.sub(r"[\W_]", "", value).lower(), plain, n=1, cutoff=0.6)
     return plain[found[0]] if found else None

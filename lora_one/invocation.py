@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from shlex import quote
 
 
 def command_name() -> str:
@@ -9,7 +10,7 @@ def command_name() -> str:
     program = Path(sys.argv[0])
     if program.name == "__main__.py":
         return f"python -m {program.parent.name}"
-    return f"python {program}" if program.suffix == ".py" else program.name
+    return f"python {quote(str(program))}" if program.suffix == ".py" else program.name
 
 
 def other_command(script: str, installed: str) -> str:
@@ -17,5 +18,8 @@ def other_command(script: str, installed: str) -> str:
 
     script: its path in a checkout.  installed: its command, which a program started as ``lora-one...`` names too.
     """
-    in_checkout = (Path(__file__).parents[1] / script).exists()
-    return f"python {script}" if in_checkout and not command_name().startswith("lora-one") else installed
+    place = Path(__file__).resolve().parents[1] / script
+    if not place.exists() or command_name().startswith("lora-one"):
+        return installed
+    here = Path(script).exists() and Path(script).samefile(place)
+    return f"python {script if here else quote(str(place))}"

@@ -13,7 +13,8 @@ EVERY = 10.0  # seconds between two lines off a terminal, at least; in long stag
 
 def first_process() -> bool:
     """Return whether this is the first of the processes that a launcher has started, the one that prints and writes."""
-    return os.environ.get("RANK", "0") == "0"
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))  # of srun, before RANK is derived from them
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0") if tasks > 1 else "0") == "0"
 
 
 class Progress:

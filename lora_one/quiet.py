@@ -18,14 +18,23 @@ def quiet_libraries() -> None:
 
 @contextmanager
 def no_weight_bars() -> Iterator[None]:
-    """Hide transformers' bars for loading and writing weights within the block; downloads keep theirs."""
+    """Hide transformers' bars for loading and writing weights within the block; downloads keep theirs.
+
+    Its report of weights that are not in the checkpoint is hidden too: ``load_model`` refuses them, except for a head.
+    """
     from transformers.utils import logging as transformers_logging
 
     def hidden(bar: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
         return bar(*arguments, **options | {"disable": True})
 
+    def not_report(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in str(record.msg)
+
     before = transformers_logging.set_tqdm_hook(hidden)
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(not_report)
     try:
         yield
     finally:
         transformers_logging.set_tqdm_hook(before)
+        logger.removeFilter(not_report)

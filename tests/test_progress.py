@@ -65,10 +65,23 @@ def test_facts_stay_and_more_parts_than_expected_are_no_error(clock, capsys):
     assert lines(capsys)[0].endswith("left, loss 1.5") and shown.total == 3
 
 
-def test_of_several_processes_only_the_first_prints(clock, capsys, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
+@pytest.mark.parametrize(
+    ("variables", "prints"),
+    [
+        ({"RANK": "1"}, False),
+        ({"RANK": "0", "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}, True),
+        ({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}, False),
+        ({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "1"}, True),
+    ],
+)
+def test_of_several_processes_only_the_first_prints(variables, prints, clock, capsys, monkeypatch):
+    """Those of torchrun, and the tasks of srun before RANK is derived from them."""
+    for name in ("RANK", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
     run(clock, 100, 1.0)
-    assert lines(capsys) == []
+    assert bool(lines(capsys)) == prints
 
 
 class Terminal(io.StringIO):

@@ -18,6 +18,7 @@ OTHER_NAMES = {  # names of other programs -> our keys
     "micro_batch_size": "model.per_device_batch_size",
     "model_name": "model.name",
     "model_name_or_path": "model.name",
+    "name_or_path": "model.name",
     "num_epochs": "model.epochs",
     "num_train_epochs": "model.epochs",
     "optim": "optimizer",
@@ -49,8 +50,11 @@ def meant(key: str, known: Collection[str]) -> list[str]:
         keys.setdefault(other.rpartition(".")[2], []).append(other)
     if name in keys:
         return keys[name]
+    own = {other.rpartition(".")[2]: other for other in known if section and other.startswith(f"{section}.")}
+    near = closest(name, own)
+    if near is not None:
+        return [own[near]]
     near = closest(name, keys)
     if near is None:
         return []
-    own = f"{section}.{near}".removeprefix(".")
-    return [own] if own in keys[near] else keys[near]
+    return [near] if near in known else keys[near]

@@ -138,7 +138,8 @@ class EncodedCache:
 
 def found_and_written(file: Path, find: Callable[[], Tensors], message: str) -> Tensors:
     """Compute an entry and write it to the cache; print why, and a note if it cannot be written."""
-    print(f"{message} anew: {file} {'is damaged' if file.exists() else 'does not exist'}", flush=True)
+    damaged = f" ({file} is damaged)" * file.exists()
+    print(f"{message} and kept in {file.parent}{damaged}", flush=True)
     found = find()
     try:
         write(file, found)

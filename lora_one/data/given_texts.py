@@ -1,7 +1,7 @@
 """Batches from the texts of a caller, for ``lora_one.initialize_adapters`` and an own training loop."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -17,19 +17,23 @@ from lora_one.types import Example
 def encode_batches(
     model: nn.Module,
     tokenizer: Any,
-    rows: Sequence[Example | tuple[str, str]],
+    rows: Sequence[Example | tuple[str, str] | Mapping[str, str]],
     *,
     batch_size: int = 8,
     max_length: int = 1024,
     chat_template: bool = False,
 ) -> list[Batch]:
-    """Return batches of (prompt, response) pairs as the model takes them, in order, with a loss on the response only.
+    """Return batches of rows as the model takes them, in order, with a loss on the response only.
 
-    They are encoded as in a run. ``lora_one.Example`` also describes the input of a classification head.
+    rows: (prompt, response) pairs, mappings with the keys ``prompt`` and ``response``, or Examples; they are encoded as
+    in a run. ``lora_one.Example`` also describes the input of a classification head.
     max_length: tokens; longer rows are cut, and rows without a response token within it are left out with a warning.
-    Raises UsageError: no row is left, a token has no embedding, or the tokenizer has no chat template.
+    Raises UsageError: a row is of another form, no row is left, a token has no embedding, or the tokenizer has no chat
+    template.
     """
-    examples = [row if isinstance(row, Example) else Example(*row) for row in rows]
+    examples = [example_of(row, number) for number, row in enumerate(rows)]
+    if not examples:
+        raise UsageError("there are no rows: pass (prompt, response) pairs")
     encoder = encoder_of(kind_of(model), tokenizer, model.config, chat=chat_template)
     encoded, counts = encoder.encode(examples, max_length)
     if not encoded:
@@ -43,3 +47,16 @@ def encode_batches(
             stacklevel=2,
         )
     return batches_of(encoded, batch_size, encoder.pad_id)
+
+
+def example_of(row: Any, number: int) -> Example:
+    """Return a row as an Example. number: its index. Raises UsageError: it is of another form."""
+    if isinstance(row, Example):
+        return row
+    pair = [row.get("prompt"), row.get("response")] if isinstance(row, Mapping) else row
+    if isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(text, str) for text in pair):
+        return Example(*pair)
+    raise UsageError(
+        f"row {number} is {row!r:.80}: pass a (prompt, response) pair of texts, a mapping with the keys prompt and "
+        "response, or a lora_one.Example"
+    )

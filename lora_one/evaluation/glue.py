@@ -27,7 +27,11 @@ MAX_NEW_TOKENS = 16
 MAX_LENGTH = 512
 SETS = glue.TASKS | super_glue.TASKS
 # names of the classes on the hub, which heads trained elsewhere have, where the word in the prompt is another one
-HUB_NAMES = {"mrpc": {"not_equivalent": "different"}, "qqp": {"not_duplicate": "different"}}
+HUB_NAMES = {
+    "mrpc": {"not_equivalent": "different"},
+    "qqp": {"not_duplicate": "different"},
+    "copa": {"choice1": "choice 1", "choice2": "choice 2"},
+}
 UNREAD_BY_HEAD = {"first_token": False, "max_new_tokens": MAX_NEW_TOKENS}
 UNREAD_BY_GENERATION = {"max_length": MAX_LENGTH}
 KINDS = {"accuracy": "correct", "accuracy_first_token": "correct_first_token"}

@@ -19,6 +19,7 @@ from lora_one.evaluation.options import EvaluationOptions, option
 from lora_one.evaluation.output import write_lines
 from lora_one.evaluation.sandbox import Limits, Program, check_isolation, cores, run_programs
 from lora_one.evaluation.scoring import prediction_line
+from lora_one.progress import progress
 from lora_one.types import Example
 
 COLUMNS = ("task_id", "prompt", "entry_point", "test")
@@ -105,16 +106,13 @@ def program_of(problem: dict[str, str], completion: str) -> Program:
 
 def results_of(programs: Sequence[Program], options: SandboxOptions) -> list[str]:
     """Run the programs; return ``passed``, ``timed out`` or ``failed: <reason>`` for each, in order."""
-    from tqdm import tqdm
-
     results = [""] * len(programs)
     passed = 0
-    with tqdm(total=len(programs), desc="programs", unit="prog") as bar:
+    with progress("programs", len(programs), "programs") as shown:
         for index, result in run_programs(programs, limits_of(options), workers=options.workers, unsafe=options.unsafe):
             results[index] = result
             passed += result == "passed"
-            bar.update()
-            bar.set_postfix(passed=passed, refresh=False)
+            shown.advance(passed=str(passed))
     return results
 
 

@@ -23,6 +23,7 @@ from lora_one.evaluation.options import EvaluationOptions, option
 from lora_one.evaluation.sandbox import cores
 from lora_one.evaluation.scoring import prediction_line
 from lora_one.evaluation.shares import counts_of, shares
+from lora_one.progress import progress
 from lora_one.types import Example
 
 COLUMNS, GROUPS = ("problem", "solution"), ("level", "type")
@@ -188,14 +189,14 @@ class Math(Benchmark[MathOptions]):
 
     def judge(self, predictions: Sequence[Prediction], options: MathOptions, output: Path) -> list[Prediction]:
         """Compare the answers and fill in ``correct`` and ``result`` (equal, different, undecided, unparsed)."""
-        from tqdm import tqdm
-
         judged = [line | {"correct": False, "result": "unparsed"} for line in predictions]
         parsed = [place for place, line in enumerate(judged) if line["prediction"] is not None]
         pairs = [(judged[place]["gold"]["answer"], judged[place]["prediction"]) for place in parsed]
         outcomes = compared(pairs, options.timeout, options.workers)
-        for index, outcome in tqdm(outcomes, "answers", len(pairs), unit="ans"):
-            judged[parsed[index]] |= {"correct": outcome is True, "result": RESULTS[outcome]}
+        with progress("comparison of answers", len(pairs), "answers") as shown:
+            for index, outcome in outcomes:
+                judged[parsed[index]] |= {"correct": outcome is True, "result": RESULTS[outcome]}
+                shown.advance()
         return judged
 
     def summarize(self, predictions: Sequence[dict[str, Any]]) -> tuple[dict[str, float], dict[str, int]]:

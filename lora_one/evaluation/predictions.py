@@ -1,6 +1,7 @@
 """Predictions of an evaluation: scores of generated or of saved completions."""
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,14 +30,17 @@ class ScoredCompletions:
     too_long: int = 0
     correct: int = 0
 
-    def add(self, request: Request, completion: "Completion") -> None:
-        """Score a completion and keep the prediction."""
+    def add(self, request: Request, completion: "Completion", *, generated_here: bool = True) -> None:
+        """Score a completion and keep the prediction. generated_here: not saved earlier or by another process."""
         line = prediction_of(self.benchmark, self.examples[request[0]], request[0], completion)
         self.predictions[request] = line
         self.too_long += completion.too_long
         scored = line["correct"] is not None
         self.correct += scored and line["correct"]
-        self.shown.advance(**{"accuracy": f"{self.correct / len(self.predictions):.3f}"} if scored else {})
+        if scored:
+            self.shown.facts["accuracy"] = f"{self.correct / len(self.predictions):.3f}"
+        if generated_here:
+            self.shown.advance()
 
 
 def prediction_of(benchmark: Benchmark[Any], example: Example, index: int, completion: "Completion") -> Prediction:
@@ -59,11 +63,12 @@ def generated_predictions(
     requests = [(index, sample) for index in range(len(examples)) for sample in range(options.num_sample)]
     done = partial.read(overwrite=options.overwrite)
     processes = partial.processes
-    with progress("evaluation", len(requests), "completions") as shown:
+    asked = [request for request in requests if request not in done]
+    own = math.ceil(len(asked) / processes.count)
+    with progress("evaluation", len(done) + own, "completions", len(done)) as shown:
         scored = ScoredCompletions(benchmark, examples, shown)
         for request, completion in done.items():
-            scored.add(request, completion)
-        asked = [request for request in requests if request not in done]
+            scored.add(request, completion, generated_here=False)
         for request, completion in benchmark.completions(examples, asked, done, options):
             partial.add(request, completion)
             scored.add(request, completion)
@@ -72,7 +77,7 @@ def generated_predictions(
             return []
         for request, completion in {} if processes.count == 1 else partial.gathered().items():
             if request not in scored.predictions:
-                scored.add(request, completion)
+                scored.add(request, completion, generated_here=False)
     if scored.too_long:
         print(
             f"warning: {scored.too_long} completions are empty, because their prompts fill the model's context",

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 
 from lora_one.errors import UsageError
 from lora_one.evaluation.options import EvaluationOptions
@@ -67,7 +68,8 @@ def model_of(given: str) -> str:
         return str(run.merged)
     if (path / "adapter_config.json").exists():
         raise UsageError(f"--model_name={given} is an adapter, not a whole model: pass it as --adapter")
-    merge = f"pass --adapter={given}, or merge it first: {other_command('scripts/merge.py', 'lora-one-merge')} {given}"
+    merge = other_command("scripts/merge.py", "lora-one-merge")
+    merge = f"pass --adapter={quote(given)}, or merge it first: {merge} {quote(given)}"
     instead = merge if run.adapter.exists() else None
     raise missing("model_name", given, "config.json", "the merged_checkpoint/ folder of a run", instead)
 
@@ -83,7 +85,8 @@ def missing(option: str, given: Path | str, file: str, wanted: str, instead: str
     if instead is None and run.run_json.exists():
         instead = f"the run is not finished (status: {run.read().get('status')}): run its command again to finish it"
     if instead is None and runs:
-        instead = f"it contains the runs {', '.join(runs)}: pass one of them, for example --{option}={path / runs[0]}"
+        example = quote(str(path / runs[0]))
+        instead = f"it contains the runs {', '.join(runs)}: pass one of them, for example --{option}={example}"
     return UsageError(f"--{option}={given} has no {file}: {instead or f'pass {wanted}, or the folder of the run'}")
 
 

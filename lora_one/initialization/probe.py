@@ -28,10 +28,11 @@ def probe_batches(run: RunConfig, texts: list[Example], encoder: Encoder) -> tup
         raise UsageError(f"{keys} exceeds the number of training examples, {len(texts)}: lower it")
     max_length = init.max_length or run.model.max_length
     drawn = draw(texts, own + further, max_length, run.init_seed, encoder)
+    limit = "model.max_length" if init.max_length is None else "init.max_length"
     if len(drawn) < needed and (wanted is not None or needed > own):
         raise UsageError(
             f"the initialisation needs {needed} examples, but only {len(drawn)} of the {len(texts)} training examples "
-            f"have an answer token within init.max_length={max_length}: raise init.max_length, or use fewer examples"
+            f"have an answer token within {limit}={max_length}: raise it, or lower init.iters or init.search_examples"
         )
     size = init.bsz or run.model.per_device_batch_size
     others = drawn[own:] if 0 < further == len(drawn) - own else []

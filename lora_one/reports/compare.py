@@ -178,7 +178,7 @@ def as_markdown(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], evaluati
         cells += [cell(row.get(name)) for name in ("grid_points", "seeds", "trainable_parameters", "pretrained_loss")]
         cells += [mean_cell(row.get(f"{name}_mean"), row.get(f"{name}_sd")) for name in FIGURES]
         cells += [percent_cell(row.get(f"{name}_mean"), row.get(f"{name}_sd")) for name in scored]
-        lines.append([*cells, " ".join(row["note"].replace("|", "/").split())])
+        lines.append([*cells, " ".join(row["note"].split())])
     return markdown(lines)
 
 

@@ -107,9 +107,12 @@ def sweep_table(jobs: Sequence[SweepJob]) -> str:
     columns["seeds"] = [str(len(row.records)) for row in rows]
     columns |= {COLUMNS[name].title: aligned([row.figures(name) for row in rows], COLUMNS[name]) for name in names}
     columns["configuration"] = [row.configuration or "-" for row in rows]
-    if any(row.note for row in rows):  # last, because a reason may be long
-        columns["note"] = [row.note.replace("|", "/") for row in rows]
-    return markdown([list(columns), *map(list, zip(*columns.values(), strict=True))]) + f"\n\n{PLUS_MINUS}"
+    lines = [markdown([list(columns), *map(list, zip(*columns.values(), strict=True))]), "", PLUS_MINUS]
+    for row in rows:
+        if row.note:
+            values = ", ".join(f"{key}={value}" for key, value in row.values.items())
+            lines.append(f"- {values}{', ' * bool(values)}{row.note}")
+    return "\n".join(lines)
 
 
 def aligned(cells: Sequence[Sequence[float]], column: Column) -> list[str]:
@@ -161,6 +164,7 @@ def save_sweep(jobs: Sequence[SweepJob], results: Path) -> Path:
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
     """Return rows as a Markdown table; the first row is the header."""
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")

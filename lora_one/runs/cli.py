@@ -66,6 +66,9 @@ def launch(hydra_main: Callable[[], None]) -> int:
         sweep.fail(explain(error, sys.argv[1:]), USAGE)
     except Interrupted as stop:
         return report_signal(stop, sweep)
+    except BrokenPipeError:  # the output goes to head or less, which has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILURE
     except KeyboardInterrupt:
         print_error("interrupted: the same command continues from the last resume point")
         sweep.print_state()
@@ -84,8 +87,8 @@ def report_signal(stop: Interrupted, sweep: Sweep) -> int:
     with sigterm_ignored():
         requeued = None if sweep.overwriting else requeue(stop)  # a job with overwrite=true would delete its results
         print_error(
-            f"stopped by {stop}: the same command (without overwrite=true) continues from the last resume point"
-            + (f"; {requeued}" if requeued else "")
+            f"stopped by {stop}: the same command{' (without overwrite=true)' * sweep.overwriting} continues from the "
+            "last resume point" + (f"; {requeued}" if requeued else "")
         )
         sweep.print_state()
     return stop.exit_code

@@ -77,8 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command, by default on sys.argv; return the exit code."""
     options = parser().parse_intermixed_args(arguments)
     sweep = Sweep()
-    with sweep.job():
-        return compare(options)
+    try:
+        with caught(), sweep.job():
+            return compare(options)
+    except Interrupted as stop:
+        print_error(f"stopped by {stop}: the same command continues from the last resume point")
+        return stop.exit_code
     return sweep.exit_code
 
 
@@ -107,13 +111,8 @@ def compare(options: argparse.Namespace) -> int:
         return 0
     output = options.output or Path("results/comparisons") / options.comparison.stem
     complete = True
-    try:
-        with caught():
-            for task, chosen in tasks.items():
-                complete &= comparison.compare(chosen, compose, execute, output / folder_name(task))
-    except Interrupted as stop:
-        print_error(f"stopped by {stop}: the same command continues from the last resume point")
-        return stop.exit_code
+    for task, chosen in tasks.items():
+        complete &= comparison.compare(chosen, compose, execute, output / folder_name(task))
     if "" not in tasks:
         parts = [(output / folder_name(task) / "comparison.md").read_text() for task in tasks]
         (output / "comparison.md").write_text("\n".join(parts))

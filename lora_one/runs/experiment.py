@@ -6,7 +6,7 @@ from lora_one.distributed import Processes
 from lora_one.initialization.methods import refuse_unready
 from lora_one.models.peak_memory import reset_peak_memory
 from lora_one.optim.optimizer_class import optimizer_class
-from lora_one.records.folder import LocatedRun, RunFolder, first_process, locate
+from lora_one.records.folder import LocatedRun, RunFolder, locate
 from lora_one.runs.fine_tuning import fine_tune
 from lora_one.runs.initial_model import initial_model
 from lora_one.runs.parts import check_before_loading, check_model_and_data, load_base, load_parts
@@ -15,7 +15,7 @@ from lora_one.runs.saving import merge_run, save
 from lora_one.runs.status import recorded
 from lora_one.runs.summary import print_summary
 from lora_one.seeding import seed_everything
-from lora_one.training.schedule import refuse_uneven_batch
+from lora_one.training.schedule import micro_batch
 
 
 def experiment(located: LocatedRun) -> None:
@@ -46,18 +46,19 @@ def execute(run: RunConfig) -> RunFolder | None:
     optimizer_class(run.optimizer)  # raises UsageError if its settings name a wrong class
     located = locate(run)
     run, folder = located.run, located.folder
-    if processes.count > 1:
-        refuse_uneven_batch(run.model, processes.count)
+    micro_batch(run.model, processes.count)  # raises UsageError if the batch cannot be divided
     if run.dry_run:
-        print(plan(run, folder))
+        if processes.rank == 0:
+            print(plan(run, folder))
         return None
     with folder.locked():
         finished = processes.gathered(folder.finished)[0]  # all processes must decide alike
         if finished and not run.overwrite:
-            print(f"already finished: {folder.path} (overwrite=true runs it again)")
-            if run.model.saving and not folder.merged.exists() and first_process():
-                merge_run(folder)
-            print(f"run: {folder.run_json}")
+            if processes.rank == 0:
+                print(f"already finished: {folder.path} (overwrite=true runs it again)")
+                if run.model.saving and not folder.merged.exists():
+                    merge_run(folder)
+                print(f"run: {folder.run_json}")
         else:
             experiment(located)
         processes.meet()

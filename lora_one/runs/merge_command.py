@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lora_one.errors import UsageError
+from lora_one.interruption import Interrupted, caught
 from lora_one.invocation import command_name
 from lora_one.records.folder import RunFolder
-from lora_one.runs.sweep import Sweep
+from lora_one.runs.sweep import Sweep, print_error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,8 +19,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="folder of the run, or its run.json")
     path = parser.parse_args(arguments).run
     sweep = Sweep()
-    with sweep.job():
-        merge(path)
+    try:
+        with caught(), sweep.job():
+            merge(path)
+    except Interrupted as stop:
+        print_error(f"stopped by {stop}: the same command merges again")
+        return stop.exit_code
     return sweep.exit_code
 
 

@@ -4,6 +4,8 @@ import re
 from collections.abc import Sequence
 
 GROUPS = ("dataset", "model", "peft", "init", "optimizer", "wandb", "experiment")
+WITH_VALUE = {"--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p", "--cfg", "-c"}
+WITH_VALUE |= {"--experimental-rerun"}  # flags of Hydra; the word after each belongs to it
 RENAMED = {"dataset_name": "dataset", "init.weight": "init.scale"}
 
 
@@ -16,15 +18,22 @@ def translate(arguments: Sequence[str]) -> list[str]:
     >>> translate(["+init=gradient", "++dataset_name=gsm8k,meta_math", "-m", "++init.weight=stable", "++seed=9"])
     ['-m', 'init=gradient', 'dataset=gsm8k,meta_math', 'init.scale=stable', '++seed=9']
     """
-    translated = []
-    for argument in arguments:
+    flags, overrides = [], []
+    words = iter(arguments)
+    for argument in words:
+        if argument in WITH_VALUE:
+            flags += [argument, *[word for word in [next(words, None)] if word is not None]]
+            continue
         match = re.fullmatch(r"(\+{0,2})([\w.]+)=(.*)", argument, flags=re.DOTALL)
         if match:
             key = RENAMED.get(match[2], match[2])
             if key != match[2] or key in GROUPS:
                 argument = f"{key}={match[3]}"
-        translated.append(argument)
-    return sorted(translated, key=is_override)  # a stable sort: later overrides still win
+        if is_override(argument):
+            overrides.append(argument)
+        else:  # a bare --info would take the first override as its value
+            flags.append("--info=all" if argument in ("-i", "--info") else argument)
+    return flags + overrides
 
 
 def is_override(argument: str) -> bool:

@@ -6,7 +6,7 @@ from transformers import TrainingArguments
 from lora_one.distributed import Processes
 from lora_one.training.job import TrainingJob
 from lora_one.training.resume_points import HIDDEN
-from lora_one.training.schedule import accumulation_steps, steps_per_epoch, total_steps
+from lora_one.training.schedule import accumulation_steps, micro_batch, steps_per_epoch, total_steps
 
 RESUME_EVERY = 500  # maximum of optimizer steps between two resume points, unless model.save_steps is set
 # the Trainer's argument; older versions of transformers have only the second name
@@ -34,7 +34,7 @@ def arguments(job: TrainingJob, examples: int) -> Arguments:
     epoch_steps = steps_per_epoch(examples, model)
     return Arguments(
         output_dir=str(job.checkpoints / HIDDEN),
-        per_device_train_batch_size=model.per_device_batch_size,
+        per_device_train_batch_size=micro_batch(model, Processes.current().count),
         gradient_accumulation_steps=accumulation_steps(model, Processes.current().count),
         max_steps=total_steps(examples, model),
         learning_rate=model.learning_rate,

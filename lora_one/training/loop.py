@@ -30,7 +30,7 @@ from lora_one.training.callbacks import (
 from lora_one.training.job import TrainingJob
 from lora_one.training.packing import check_packing, one_example_per_row
 from lora_one.training.resume_points import keep_only, last_checkpoint, step_of
-from lora_one.training.schedule import steps_per_epoch
+from lora_one.training.schedule import micro_batch, steps_per_epoch
 from lora_one.training.trainer import FineTuner, ignore_shards
 
 
@@ -62,6 +62,8 @@ def train(model: nn.Module, examples: Sequence[Encoded], job: TrainingJob) -> di
         progress("training", trainer.args.max_steps, "steps", done) as shown,
     ):
         trainer.add_callback(TrainingProgress(shown))
+        if done:
+            shown.note(f"continuing after step {done} of {trainer.args.max_steps}")
         output = trainer.train(resume_from_checkpoint=last)
     if stopper.signal:  # of this process or of another one
         raise Interrupted(stopper.signal)
@@ -80,7 +82,7 @@ def build_trainer(model: nn.Module, examples: Sequence[Encoded], job: TrainingJo
         MicroBatches(
             lengths=[example.tokens for example in examples],
             global_size=settings.real_batch_size,
-            size=settings.per_device_batch_size,
+            size=micro_batch(settings, Processes.current().count),
             processes=Processes.current(),
             seed=job.run.order_seed,
         ),

@@ -6,23 +6,37 @@ from lora_one.config.schemas import ModelConfig
 from lora_one.errors import UsageError
 
 
-def refuse_uneven_batch(model: ModelConfig, processes: int) -> None:
-    """Raise UsageError if a global batch cannot be divided evenly into the micro-batches of all processes."""
-    together = model.per_device_batch_size * processes
-    if model.real_batch_size % together:
+def micro_batch(model: ModelConfig, processes: int) -> int:
+    """Return the examples that each process computes at once.
+
+    It is the largest number up to ``per_device_batch_size`` that divides the share of a process of a global batch; it
+    changes speed and memory only.
+    Raises UsageError: the global batch cannot be divided evenly among the processes.
+    """
+    share, rest = divmod(model.real_batch_size, processes)
+    if rest or not share:
         raise UsageError(
-            f"model.real_batch_size={model.real_batch_size} is not divisible by model.per_device_batch_size="
-            f"{model.per_device_batch_size} x {processes} processes: set it to a multiple of {together}"
+            f"model.real_batch_size={model.real_batch_size} is not divisible by {processes} processes: set it to a "
+            f"multiple of {processes}, or start {fitting_processes(model.real_batch_size, processes)}"
         )
+    return next(size for size in range(min(model.per_device_batch_size, share), 0, -1) if share % size == 0)
+
+
+def fitting_processes(batch: int, processes: int) -> int:
+    """Return the largest number of processes, up to this one, that divides a batch.
+
+    >>> fitting_processes(8, 6)
+    4
+    """
+    return next(number for number in range(processes, 0, -1) if batch % number == 0)
 
 
 def accumulation_steps(model: ModelConfig, processes: int) -> int:
     """Return the micro-batches per optimizer step of each process; ``real_batch_size`` is over all processes.
 
-    Raises UsageError: see ``refuse_uneven_batch``.
+    Raises UsageError: see ``micro_batch``.
     """
-    refuse_uneven_batch(model, processes)
-    return model.real_batch_size // (model.per_device_batch_size * processes)
+    return model.real_batch_size // (micro_batch(model, processes) * processes)
 
 
 def steps_per_epoch(examples: int, model: ModelConfig) -> int:

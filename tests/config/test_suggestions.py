@@ -24,6 +24,8 @@ def test_doctests():
         ("lr", "model.learning_rate"),
         ("sed", "seed"),
         ("inti", "init"),
+        ("dataset.size", "dataset.train_size"),
+        ("model.name_or_path", "model.name"),
     ],
 )
 def test_the_suggestion_may_be_in_another_group(key, expected):

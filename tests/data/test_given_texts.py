@@ -1,6 +1,7 @@
 """``encode_batches``: batches from the texts of a caller."""
 
 import pytest
+import torch
 
 from lora_one import encode_batches
 from lora_one.errors import UsageError
@@ -24,3 +25,24 @@ def test_rows_without_a_response_within_the_length_are_named(tokenizer):
     assert batch["labels"].shape[0] == 1
     with pytest.raises(UsageError, match="none of the 1 rows has a response token within max_length=12"):
         encode_batches(model, tokenizer, [("long " * 30, "no")], max_length=12)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "there are no rows"),
+        (["abc"], "row 0 is 'abc': pass a"),
+        ([("a", "b"), ("a", "b", "c")], "row 1 is"),
+        ([{"prompt": "a", "answer": "b"}], "row 0 is"),
+        ([("a", 3)], "row 0 is"),
+    ],
+)
+def test_rows_of_another_form_are_refused(rows, message, tokenizer):
+    with pytest.raises(UsageError, match=message):
+        encode_batches(random_llama(), tokenizer, rows)
+
+
+def test_mappings_are_pairs(tokenizer):
+    (pairs,) = encode_batches(random_llama(), tokenizer, [("2 + 2 =", " 4")])
+    (mappings,) = encode_batches(random_llama(), tokenizer, [{"response": " 4", "prompt": "2 + 2 ="}])
+    assert pairs.keys() == mappings.keys() and all(torch.equal(pairs[key], mappings[key]) for key in pairs)

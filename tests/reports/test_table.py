@@ -14,15 +14,17 @@ def job(rate, seed, loss, accuracy):
 
 def test_decimal_points_are_below_each_other():
     jobs = [job("1e-3", 1, 12.25, 0.05), job("1e-4", 1, 3.5, 1.0), job("1e-4", 2, 3.25, 0.5)]
-    lines = sweep_table([*jobs, SweepJob({"model.learning_rate": "1"}, note="seed 1: failed: nan | inf")]).splitlines()
+    failed = SweepJob({"model.learning_rate": "1|2"}, note="seed 1: failed: nan | inf")
+    lines = sweep_table([*jobs, failed]).splitlines()
     header, _, *rows = lines[:5]
     start = header.index("accuracy (%)")
     assert len({row.index(".", start) for row in rows[:2]}) == 1
     start = header.index("val. loss")
     assert len({row.index(".", start) for row in rows[:2]}) == 1
     assert "3.3750 +- 0.1768" in rows[1] and "75.00 +- 35.36" in rows[1]
-    assert "seed 1: failed: nan / inf" in rows[2]
-    assert "standard deviation over the seeds" in lines[-1]
+    assert lines[-1] == "- model.learning_rate=1|2, seed 1: failed: nan | inf", "a reason may be long"
+    assert r"| 1\|2 " in rows[2]
+    assert "standard deviation over the seeds" in lines[-2]
 
 
 def test_doctests():

@@ -35,3 +35,16 @@ def test_translation(published, ours):
 def test_flags_may_follow_overrides_which_keep_their_order():
     given = ["seed=1", "--config-dir", "mine", "++seed=2", "-m", "~experiment", "--cfg", "job"]
     assert translate(given) == ["--config-dir", "mine", "-m", "--cfg", "job", "seed=1", "++seed=2", "~experiment"]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["init=lora", "--info"], ["--info=all", "init=lora"]),
+        (["-i", "init=lora"], ["--info=all", "init=lora"]),
+        (["seed=1", "--config-dir", "a/c=d"], ["--config-dir", "a/c=d", "seed=1"]),
+        (["-cn", "x=y", "seed=1", "-sc", "install=bash"], ["-cn", "x=y", "-sc", "seed=1", "install=bash"]),
+    ],
+)
+def test_a_flag_keeps_its_value_and_takes_no_override(given, expected):
+    assert translate(given) == expected

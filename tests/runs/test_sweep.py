@@ -192,5 +192,5 @@ def test_a_sweep_of_an_experiment_file_replaces_the_plan(tmp_path, monkeypatch, 
     arguments = ["--config-dir", str(tmp_path / "mine"), "experiment=four", "init=lora,pissa", "-m"]
     assert launched(monkeypatch, *arguments, f"results_dir={tmp_path}") == 0
     found = sorted((run.init.title, run.seed) for run in executed)
-    assert found == [("LoRA", 5), ("LoRA", 6), ("PiSSA", 5), ("PiSSA", 6)]
+    assert found == [("LoRA", 5), ("LoRA", 6), ("pissa", 5), ("pissa", 6)]
     assert "of 2" not in capsys.readouterr().out

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lora_one.errors import UsageError
-from lora_one.training.schedule import accumulation_steps, refuse_no_learning, refuse_uneven_batch, total_steps
+from lora_one.training.schedule import accumulation_steps, micro_batch, refuse_no_learning, total_steps
 from tests.helpers.examples import examples
 from tests.helpers.training import adapted, settings, trained
 
@@ -13,8 +13,14 @@ def test_steps_and_accumulation():
     model = settings("model.real_batch_size=32", "model.per_device_batch_size=4", "model.epochs=1.5").model
     assert accumulation_steps(model, 1) == 8 and accumulation_steps(model, 2) == 4
     assert total_steps(100, model) == 6  # 4 steps an epoch, the last over 4 examples
-    with pytest.raises(UsageError, match=r"32 is not divisible.*4 x 3 processes.*multiple of 12"):
-        refuse_uneven_batch(model, 3)
+    with pytest.raises(UsageError, match=r"32 is not divisible by 3 processes: set it to a multiple of 3, or start 2"):
+        micro_batch(model, 3)
+
+
+@pytest.mark.parametrize(("processes", "size", "steps"), [(1, 12, 2), (2, 12, 1), (3, 8, 1), (6, 4, 1), (24, 1, 1)])
+def test_micro_batches_fit_the_share_of_a_process(processes, size, steps):
+    model = settings("model.real_batch_size=24", "model.per_device_batch_size=12").model
+    assert micro_batch(model, processes) == size and accumulation_steps(model, processes) == steps
 
 
 def test_a_run_that_only_warms_up_is_refused(tmp_path):

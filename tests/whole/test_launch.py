@@ -102,9 +102,10 @@ def test_the_published_command_for_two_gpus(tmp_path):
 
 @pytest.mark.slow
 def test_a_batch_that_two_processes_cannot_share_is_refused(tmp_path):
-    done = launch("torchrun", *SMALL, "model.per_device_batch_size=8", f"results_dir={tmp_path}")
+    small = [change for change in SMALL if not change.startswith("model.real_batch_size")]
+    done = launch("torchrun", *small, "model.real_batch_size=7", f"results_dir={tmp_path}")
     assert done.returncode != 0
-    assert "model.real_batch_size=8 is not divisible by model.per_device_batch_size=8 x 2 processes" in done.stderr
+    assert "model.real_batch_size=7 is not divisible by 2 processes: set it to a multiple of 2" in done.stderr
     assert not list(tmp_path.rglob("run.json"))
 
 
