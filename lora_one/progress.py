@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 QUIET = 2.0  # seconds; a shorter stage prints nothing
+TOGETHER = 0.05  # seconds; parts that end within this time after each other are one batch
 EVERY = 10.0  # seconds between two lines off a terminal, at least; in long stages 1 % of the time elapsed
 
 
@@ -21,14 +22,16 @@ class Progress:
     """Counts the finished parts of a stage, and shows them with elapsed and remaining time on stderr.
 
     total: number of parts; more may follow.  done: parts that were finished before, in a resumed run.
-    Only the first of several processes prints.
+    Only the first of several processes prints. If parts end in batches, a line is about whole batches, because the
+    first part of a batch took as long as all of it.
     """
 
     def __init__(self, stage: str, total: int, unit: str, done: int = 0):
         self.stage, self.total, self.unit = stage, total, unit
         self.before = self.done = done
         self.facts: dict[str, str] = {}
-        self.began = time.monotonic()
+        self.began = self.last = time.monotonic()  # last: end of the part that ended last
+        self.batch = 0  # parts of the batch under way
         self.due = self.began + QUIET  # of the next line
         self.lines = 0
         self.active = first_process()
@@ -41,23 +44,25 @@ class Progress:
 
     def advance(self, parts: int = 1, **facts: str) -> None:
         """Count finished parts. facts: what is shown after the times, for example loss="1.234"; the last ones stay."""
-        self.done += parts
+        now, before, last_batch = time.monotonic(), (self.done, self.last), self.batch
+        begins = last_batch == 0 or now - self.last > TOGETHER
+        self.batch = 1 if begins else last_batch + 1
+        self.done, self.last = self.done + parts, now
         self.total = max(self.total, self.done)
         self.facts |= facts
         if self.bar is not None:
             self.bar.total = self.total
             self.bar.set_postfix(self.facts, refresh=False)
             self.bar.update(parts)
-        elif self.active and time.monotonic() >= self.due and self.done < self.total:
-            self.print_line()
+        elif self.active and begins and now >= self.due and self.done < self.total:
+            self.print_line(*(before if last_batch > 1 else (self.done, now)), estimate=last_batch > 0)
 
-    def print_line(self) -> None:
-        """Print the state of the stage, and set the time of the next line."""
-        now = time.monotonic()
+    def print_line(self, done: int, now: float, estimate: bool) -> None:
+        """Print the state of the stage at a time, and set the time of the next line. estimate: of the time left."""
         elapsed = now - self.began
-        left = elapsed * (self.total - self.done) / max(1, self.done - self.before)
-        parts = [f"{self.done} of {self.total} {self.unit} ({100 * self.done // self.total} %)"]
-        parts += [f"{duration(elapsed)} elapsed", f"about {duration(left)} left"]
+        left = elapsed * (self.total - done) / max(1, done - self.before)
+        parts = [f"{done} of {self.total} {self.unit} ({100 * done // self.total} %)"]
+        parts += [f"{duration(elapsed)} elapsed", *([f"about {duration(left)} left"] if estimate else [])]
         self.note(", ".join([f"{self.stage}: {parts[0]}", *parts[1:], *map(" ".join, self.facts.items())]))
         self.due, self.lines = now + max(EVERY, elapsed / 100), self.lines + 1
 

@@ -34,6 +34,11 @@ class DataSet:
     generated: bool = False
     conversations: bool = False
 
+    @property
+    def accuracy_name(self) -> str:
+        """Return what the accuracy is called: the set has classes, or answers that are compared as text."""
+        return "accuracy" if self.labels else "exact match"
+
     @classmethod
     def of_classes(cls, task: Task, evaluation: str | None = None) -> "DataSet":
         """Describe a classification set."""

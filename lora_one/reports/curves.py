@@ -29,7 +29,9 @@ def plot_run(
     figure = Figure(figsize=(10, 4.2) if columns == 2 else (6.4, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, columns, squeeze=False)[0]
-    axes[0].plot(*series(lines, "loss"), linewidth=1, alpha=0.7, label="training")
+    trained = series(lines, "loss")
+    if trained[0]:
+        axes[0].plot(*trained, linewidth=1, alpha=0.7, label="training")
     draw_validation(axes[0], series(lines, "eval_loss"), base.get("eval_loss"), "C1")
     axes[0].set(xlabel="optimizer step", ylabel="loss (nats per token)", yscale=scale_of(lines, base))
     if columns == 2:
@@ -40,7 +42,8 @@ def plot_run(
     for axis in axes:
         axis.grid(alpha=0.3, which="both")
         axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.legend()
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend()
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
 
@@ -53,7 +56,8 @@ def series(lines: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], li
 
 def draw_validation(axis: Any, points: tuple[list[int], list[float]], pretrained: float | None, color: str) -> None:
     """Draw a metric of the validation, with marks for the base model and for the model after the initialisation."""
-    axis.plot(*points, marker=".", color=color, label="validation")
+    if points[0]:
+        axis.plot(*points, marker=".", color=color, label="validation")
     if pretrained is not None:
         axis.plot([0], [pretrained], marker="x", markersize=8, linestyle="", color="black", label="pretrained")
     if points[0][:1] == [0]:

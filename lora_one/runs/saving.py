@@ -8,6 +8,7 @@ from torch import nn
 from lora_one.adaptation.checkpoints import dequantized, load_adapter, merge_adapter, save_merged, write_card
 from lora_one.data import head_labels
 from lora_one.data.encode import pad_id_of
+from lora_one.datasets import DATASETS
 from lora_one.distributed import Processes
 from lora_one.errors import RunError
 from lora_one.models import load_model, load_tokenizer
@@ -17,7 +18,7 @@ from lora_one.records.tracking import Tracker, read_metrics
 from lora_one.reports.curves import plot_run
 from lora_one.runs.parts import RunParts
 from lora_one.runs.run_card import run_facts
-from lora_one.runs.summary import accuracy_name, run_title
+from lora_one.runs.summary import run_title
 
 
 def save(parts: RunParts, model: nn.Module, tracker: Tracker) -> None:
@@ -33,7 +34,7 @@ def save(parts: RunParts, model: nn.Module, tracker: Tracker) -> None:
         labels = head_labels(parts.run.model.type, parts.run.dataset.name)
         write_card(folder.adapter, run_facts(folder.read(), len(labels) if labels else None))
     record, plot = folder.read(), folder.path / "curves.png"
-    name = accuracy_name(parts.run.dataset.name)
+    name = DATASETS[parts.run.dataset.name].accuracy_name
     pretrained = record["evaluation"].get("start")
     plot_run(read_metrics(folder.metrics), plot, run_title(folder), pretrained=pretrained, accuracy_name=name)
     tracker.log_image(record["train"]["steps"], "curves", plot)

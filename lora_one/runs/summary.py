@@ -66,7 +66,7 @@ def result_lines(run: RunConfig, record: dict[str, Any]) -> list[str]:
     scored = any("eval_accuracy" in result for result in results.values())
     if not results:
         return []
-    lines = [f"{'':31s}validation loss" + (f"  {accuracy_name(run.dataset.name)}" if scored else "")]
+    lines = [f"{'':31s}validation loss" + (f"  {DATASETS[run.dataset.name].accuracy_name}" if scored else "")]
     for title, result in results.items():
         loss = f"{result['eval_loss']:15.4f}" if "eval_loss" in result else " " * 15
         known = "eval_accuracy_n" in result  # absent after a loss that is not finite
@@ -87,11 +87,6 @@ def cost_lines(record: dict[str, Any]) -> list[str]:
 def run_title(folder: RunFolder) -> str:
     """Return the name of a run and its seed, for the title of its figure."""
     return f"{folder.path.parent.name}, seed {folder.path.name}"
-
-
-def accuracy_name(dataset: str) -> str:
-    """Return what the accuracy of a data set is called: it has classes, or answers that are compared as text."""
-    return "accuracy" if DATASETS[dataset].labels else "exact match"
 
 
 def next_command(run: RunConfig, folder: RunFolder, artifacts: dict[str, str]) -> str | None:

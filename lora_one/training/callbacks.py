@@ -18,8 +18,6 @@ from lora_one.interruption import first_signal
 from lora_one.progress import Progress
 from lora_one.records.tracking import Tracker
 
-EVALUATED = {"eval_loss": "validation loss", "eval_accuracy": "accuracy"}  # metrics that are printed
-
 
 class Recorder(TrainerCallback):
     """Write the logged metrics to the tracker, and stop a run whose loss is not finite."""
@@ -133,8 +131,8 @@ class AfterEpoch(TrainerCallback):
 class TrainingProgress(TrainerCallback):
     """Count the optimizer steps, with the last loss, and print a line for each evaluation."""
 
-    def __init__(self, shown: Progress):
-        self.shown = shown
+    def __init__(self, shown: Progress, accuracy_name: str):
+        self.shown, self.accuracy_name = shown, accuracy_name
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.shown.advance()
@@ -143,6 +141,7 @@ class TrainingProgress(TrainerCallback):
         logs = logs or {}
         if "loss" in logs:
             self.shown.facts["loss"] = f"{logs['loss']:.3f}"
-        measured = [f"{name} {logs[key]:.3f}" for key, name in EVALUATED.items() if key in logs]
+        printed = {"eval_loss": "validation loss", "eval_accuracy": self.accuracy_name}
+        measured = [f"{name} {logs[key]:.3f}" for key, name in printed.items() if key in logs]
         if measured:
             self.shown.note(f"step {state.global_step} of {state.max_steps}: {', '.join(measured)}")

@@ -11,6 +11,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from lora_one.data.encode import Encoded
 from lora_one.data.order import MicroBatches
+from lora_one.datasets import DATASETS
 from lora_one.distributed import Processes
 from lora_one.interruption import Interrupted, deferred
 from lora_one.optim import build_optimizer
@@ -61,7 +62,7 @@ def train(model: nn.Module, examples: Sequence[Encoded], job: TrainingJob) -> di
         nullcontext() if packing else one_example_per_row(),
         progress("training", trainer.args.max_steps, "steps", done) as shown,
     ):
-        trainer.add_callback(TrainingProgress(shown))
+        trainer.add_callback(TrainingProgress(shown, DATASETS[job.run.dataset.name].accuracy_name))
         if done:
             shown.note(f"continuing after step {done} of {trainer.args.max_steps}")
         output = trainer.train(resume_from_checkpoint=last)

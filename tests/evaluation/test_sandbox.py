@@ -13,6 +13,7 @@ import time
 from collections import Counter, OrderedDict
 from decimal import Decimal
 from fractions import Fraction
+from glob import glob
 from pathlib import Path
 
 import psutil
@@ -73,7 +74,7 @@ def completion_of(row, place):
 def named(mark):
     """Processes with a living thread of that name."""
     found = set()
-    for file in Path("/proc").glob("[0-9]*/task/[0-9]*/stat"):
+    for file in map(Path, glob("/proc/[0-9]*/task/[0-9]*/stat")):
         try:
             name, state = file.read_text().partition("(")[2].rpartition(")")[::2]
         except OSError:
