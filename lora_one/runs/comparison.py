@@ -187,6 +187,7 @@ def write(
         f"{where['cpu']}, {where['threads']} of {where['cores']} cores, on {where['device']}; torch {used['torch']}, "
         f"transformers {used['transformers']}, peft {used['peft']}; runs at commit {', '.join(commits)}; {today}.",
         *uneven,
+        *([f"Not the same number of tuning runs: {comparison.unequal_budgets}."] if comparison.unequal_budgets else []),
     ]
     text = table.as_markdown(rows, keys, list(comparison.evaluations))
     if comparison.baseline:

@@ -14,7 +14,7 @@ from yaml import YAMLError
 from lora_one.config import refuse_unknown, unknown_key
 from lora_one.errors import UsageError, nearest
 from lora_one.evaluation import BENCHMARKS
-from lora_one.reports.compare import Grid
+from lora_one.reports.compare import Grid, grid_points
 
 # keys that, like those of the data, must be the same for every method: amount of training and evaluation
 SAME = {"seed", "results_dir", "overwrite", "dry_run"} | {
@@ -77,6 +77,7 @@ class Comparison:
     not_run: dict[str, str] = field(default_factory=dict)  # name -> reason why the method cannot run here
     evaluations: dict[str, Evaluation] = field(default_factory=dict)  # name of the figure -> benchmark
     baseline: str | None = None  # the method that the others are tested against; None: no verdicts
+    unequal_budgets: str | None = None  # the reason why methods are tuned over different numbers of points
     seconds_per_run: float | None = None  # measured time of a run with training, for the estimate of a dry run
 
     def grid_of(self, method: str) -> Grid:
@@ -176,6 +177,7 @@ def check_comparison(comparison: Comparison) -> None:
             raise UsageError(f"own_grid.{name} is not a method of this comparison; {nearest(name, comparison.methods)}")
     for name in comparison.methods:
         check_grid(comparison, name)
+    check_budgets(comparison)
     if comparison.baseline is not None and comparison.baseline not in comparison.methods:
         known = nearest(comparison.baseline, comparison.methods)
         raise UsageError(f"baseline={comparison.baseline} is not a method of this comparison; {known}")
@@ -197,6 +199,17 @@ def check_grid(comparison: Comparison, method: str) -> None:
                 f"grid of {method}: {len(values)} values of {key}, but {len(shared)} for the other methods; every "
                 "method must be tuned over the same number"
             )
+
+
+def check_budgets(comparison: Comparison) -> None:
+    """Raise UsageError if methods are tuned over different numbers of points, and the file does not say why."""
+    points = {name: len(grid_points(comparison.grid_of(name))) for name in comparison.methods}
+    most, least = (pick(points, key=points.get) for pick in (max, min))
+    if points[most] != points[least] and not comparison.unequal_budgets:
+        raise UsageError(
+            f"{most} is tuned over {points[most]} points and {least} over {points[least]}: give every method the same "
+            "number, or say in unequal_budgets: <reason> why they differ, which is printed with the table"
+        )
 
 
 def check_evaluation(name: str, evaluation: Evaluation) -> None:

@@ -219,6 +219,10 @@ def test_every_method_sees_the_same_examples_in_the_same_order(asked, tmp_path, 
         ({"grid": {"model.epochs": [1, 2]}}, "model.epochs must be the same for every method; move it to common"),
         ({"own_grid": {"LoRA": {RATE: [1e-3]}}}, "1 values of model.learning_rate, but 2 for the other"),
         (
+            {"own_grid": {"LoRA": {"model.warmup": [0.1, 0.2]}}},
+            "LoRA is tuned over 4 points and broken over 2: give every method the same number, or say in unequal_budgets",
+        ),
+        (
             {"own_grid": {"LoRa": {RATE: [1e-3, 1]}}},
             "own_grid.LoRa is not a method of this comparison; did you mean LoRA?",
         ),
