@@ -16,6 +16,7 @@ from lora_one.config.defaults import configuration_folder
 from lora_one.errors import UsageError
 from lora_one.interruption import Interrupted, caught, requeue, sigterm_ignored
 from lora_one.invocation import command_name
+from lora_one.records.folder import RunFolder
 from lora_one.runs.composition import checked
 from lora_one.runs.explanations import explain
 from lora_one.runs.overrides import translate
@@ -24,8 +25,12 @@ from lora_one.runs.sweep import FAILURE, INTERRUPTED, USAGE, Outcome, Sweep, pri
 
 
 @hydra.main(version_base="1.3", config_path=str(configuration_folder()), config_name="config")
-def main(composed: DictConfig) -> None:
-    """Do one job, with the configuration that Hydra has composed for it."""
+def main(composed: DictConfig) -> float | None:
+    """Do one job, with the configuration that Hydra has composed for it.
+
+    Returns its validation loss after training, which sweepers such as Hydra's Optuna plugin minimise; None: there is
+    none (no validation examples, a dry run, an error).
+    """
     sweep = Sweep.current()
     with sweep.job():
         overrides = OmegaConf.to_container(HydraConfig.get().overrides.task)  # as given, interpolations unresolved
@@ -34,7 +39,15 @@ def main(composed: DictConfig) -> None:
         sweep.begin(run)
         from lora_one.runs.experiment import execute  # imports torch
 
-        sweep.add(execute(run))
+        folder = execute(run)
+        sweep.add(folder)
+        return validation_loss(folder)
+    return None
+
+
+def validation_loss(folder: RunFolder | None) -> float | None:
+    """Return the validation loss after training of a finished run; None: there is no such loss."""
+    return None if folder is None else folder.read()["evaluation"].get("final", {}).get("eval_loss")
 
 
 def command() -> int:

@@ -220,7 +220,7 @@ def test_every_method_sees_the_same_examples_in_the_same_order(asked, tmp_path, 
         ({"own_grid": {"LoRA": {RATE: [1e-3]}}}, "1 values of model.learning_rate, but 2 for the other"),
         (
             {"own_grid": {"LoRA": {"model.warmup": [0.1, 0.2]}}},
-            "LoRA is tuned over 4 points and broken over 2: give every method the same number, or say in unequal_budgets",
+            "LoRA is tuned over 4 points and broken over 2: give every method the same number, or say in unequal_",
         ),
         (
             {"own_grid": {"LoRa": {RATE: [1e-3, 1]}}},

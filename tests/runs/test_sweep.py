@@ -8,8 +8,10 @@ import signal
 import sys
 import weakref
 from statistics import mean, stdev
+from typing import ClassVar
 
 import pytest
+from hydra.experimental.callback import Callback
 
 import run_exp
 from lora_one.records.folder import RunFolder
@@ -194,3 +196,20 @@ def test_a_sweep_of_an_experiment_file_replaces_the_plan(tmp_path, monkeypatch, 
     found = sorted((run.init.title, run.seed) for run in executed)
     assert found == [("LoRA", 5), ("LoRA", 6), ("pissa", 5), ("pissa", 6)]
     assert "of 2" not in capsys.readouterr().out
+
+
+class Returned(Callback):
+    """A callback of Hydra that keeps what the jobs return."""
+
+    values: ClassVar[list] = []
+
+    def on_job_end(self, config, job_return, **_):
+        self.values.append(job_return.return_value)
+
+
+def test_a_sweeper_gets_the_validation_loss_of_each_job(tmp_path, monkeypatch):
+    command = [*SWEEP, "init=default", "seed=1", "model.learning_rate=1e-3,1e30", "model.max_grad_norm=0"]
+    callback = f"+hydra.callbacks.returned._target_={__name__}.Returned"
+    assert launched(monkeypatch, *command, callback, f"results_dir={tmp_path}") == 1
+    finished = next(record for record in records(tmp_path) if record["status"] == "finished")
+    assert Returned.values == [finished["evaluation"]["final"]["eval_loss"], None], "the second one diverges"
