@@ -72,7 +72,7 @@ def write_adapter(model: PeftModel, path: Path, plain: PlainLora | None = None, 
             config, factors = plain
             if config is not None:
                 config.save_pretrained(folder)
-            _write_factors(factors, folder)
+            _write_factors(factors, folder, shifted=config is not None)
         write_card(folder, facts or CardFacts())
 
 
@@ -91,10 +91,19 @@ def with_core_absorbed(model: PeftModel) -> PlainLora:
     return None, factors
 
 
-def _write_factors(factors: FactorPairs, folder: Path) -> None:
-    """Replace the factors in a folder written by PEFT with (B, A) of every layer, under the names that PEFT reads."""
+def _write_factors(factors: FactorPairs, folder: Path, shifted: bool) -> None:
+    """Replace the factors in a folder written by PEFT with (B, A) of every layer, under the names that PEFT reads.
+
+    shifted: the factors are for the original base, so a weight W - s B0 A0 that PEFT wrote (of an output layer) is
+    removed. A trained bias of B stays.
+    """
     file = folder / "adapter_model.safetensors"
-    others = {name: tensor for name, tensor in load_file(file).items() if not any(part in name for part in FACTORS)}
+    bases = {f"base_model.model.{name}.base_layer.weight" for name in factors} if shifted else set()
+    others = {
+        name: tensor
+        for name, tensor in load_file(file).items()
+        if name not in bases and (name.endswith(".lora_B.bias") or not any(part in name for part in FACTORS))
+    }
     tensors = {
         f"base_model.model.{name}.lora_{letter}.weight": factor.cpu().contiguous()
         for name, pair in factors.items()

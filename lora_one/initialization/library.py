@@ -9,7 +9,7 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from lora_one.adaptation.layers import ADAPTER, lora_layers, refuse_rank
+from lora_one.adaptation.layers import ADAPTER, lora_layers, refuse_rank, refuse_shared
 from lora_one.adaptation.origin import Origin, remember
 from lora_one.adaptation.wrapping import unwrapped_on_error, with_cores, wrapped
 from lora_one.config.methods import MethodSettings
@@ -114,6 +114,8 @@ def situation_of(model: nn.Module, config: LoraConfig, batches: Any) -> Situatio
         kind=kind_of(model),
         quantised=bool(getattr(model, "is_quantized", False)),
         dora=config.use_dora,
+        bias=config.lora_bias,
+        replicated=config.layer_replication is not None,
         ranks_by_layer=bool(config.rank_pattern),
         examples=batches is not None,
     )
@@ -186,6 +188,8 @@ def refuse_layers(wrapper: PeftModel, config: LoraConfig, init: MethodSettings) 
             f"LoraConfig.target_modules={config.target_modules} selects layers that are not linear, which cannot be "
             f"saved with {init.title}: remove them, or pass method='LoRA-One'"
         )
+    if init.changes_base:
+        refuse_shared(wrapper, layers)
     for name, layer in layers.items():
         refuse_rank(name, layer.get_base_layer(), layer.r[ADAPTER], init, section="")
 
