@@ -5,8 +5,9 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from lora_one.adaptation.checkpoints import save_adapter
+from lora_one.adaptation.checkpoints import folder_for_an_adapter, save_adapter
 from lora_one.adaptation.origin import allow_plain_saving, is_wrapped, warn_of_plain_saving
+from lora_one.errors import UsageError
 
 
 class AdapterCallback(TrainerCallback):
@@ -23,6 +24,7 @@ class AdapterCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         if is_wrapped(model):
+            self.folder(args)
             allow_plain_saving(model)
 
     def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
@@ -40,5 +42,15 @@ class AdapterCallback(TrainerCallback):
             results = {"optimizer steps": state.global_step}
             if losses:
                 results |= {"first logged training loss": f"{losses[0]:.4g}", "last": f"{losses[-1]:.4g}"}
-            path = Path(args.output_dir) / "adapter" if self.path is None else self.path
-            save_adapter(model, path, data=self.data, results=results)
+            save_adapter(model, self.folder(args), data=self.data, results=results)
+
+    def folder(self, args: Any) -> Path:
+        """Return the folder. Raises UsageError: it contains the Trainer's own adapter, or other files."""
+        output = Path(args.output_dir).resolve()
+        folder = folder_for_an_adapter(output / "adapter" if self.path is None else self.path)
+        if folder == output or folder in output.parents:
+            raise UsageError(
+                f"AdapterCallback: path={self.path} is the Trainer's output_dir={args.output_dir}, or a folder above "
+                "it, where the Trainer writes its own files: pass another folder, or None for output_dir/adapter"
+            )
+        return folder

@@ -37,6 +37,38 @@ def assert_close(found, expected, bound=1e-4):
     assert (found - expected).abs().max() <= bound * expected.abs().max()
 
 
+def test_saving_twice_replaces_the_adapter_and_keeps_other_files(tmp_path):
+    model = initialize_adapters(random_llama(), lora(), method="pissa")
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "checkpoint-1").mkdir()
+    for step in range(2):
+        move(model)
+        save_adapter(model, tmp_path, results={"step": step})
+        assert_close(logits(PeftModel.from_pretrained(random_llama(), tmp_path)), logits(model))
+        assert f"| step | {step} |" in (tmp_path / "README.md").read_text()
+    names = ["README.md", "adapter_config.json", "adapter_model.safetensors", "checkpoint-1", "notes.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+def test_a_readme_of_something_else_is_not_replaced(tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(UsageError, match=r"contains README.md, .* but no adapter_config.json.*: choose another folder"):
+        save_adapter(initialize_adapters(random_llama(), lora(), method="lora"), tmp_path)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("path", [".", "~/adapter", "link", "a/../b"])
+def test_every_spelling_of_a_folder_is_understood(path, tmp_path, monkeypatch):
+    (tmp_path / "target").mkdir()
+    (tmp_path / "link").symlink_to("target")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    save_adapter(initialize_adapters(random_llama(), lora(), method="lora"), path)
+    place = {".": ".", "~/adapter": "home/adapter", "link": "target", "a/../b": "b"}[path]
+    assert (tmp_path / place / "adapter_config.json").exists()
+    assert not (tmp_path / "~").exists() and (tmp_path / "link").is_symlink()
+
+
 HEAD = {"target_modules": ["q_proj", "lm_head"]}
 
 
