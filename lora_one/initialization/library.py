@@ -192,6 +192,11 @@ def refuse_layers(wrapper: PeftModel, config: LoraConfig, init: MethodSettings) 
     if init.changes_base:
         refuse_shared(wrapper, layers)
     for name, layer in layers.items():
+        if layer.get_base_layer().weight.is_meta:
+            raise UsageError(
+                f"the weight of {name} is on the meta device, so it has no values: load the model with its weights, "
+                "and without offloading, before this call"
+            )
         refuse_rank(name, layer.get_base_layer(), layer.r[ADAPTER], init, section="")
 
 

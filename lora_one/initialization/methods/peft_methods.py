@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lora_one.adaptation.structure import Structure
 from lora_one.config.methods.base import PeftSettings
 from lora_one.distributed import Processes
+from lora_one.initialization.given_batches import rows_of
 from lora_one.initialization.gradients import zero_gradient
 from lora_one.losses import IGNORED, Batch, batch_loss, model_logits
 from lora_one.seeding import seeded
@@ -109,8 +110,8 @@ def one_by_one(batches: Sequence[Batch]) -> Iterator[Batch]:
             written = batch["labels"][row] != IGNORED  # a decoder's input and labels have another padding
             places = dict.fromkeys(("decoder_input_ids", "labels"), written) if "decoder_input_ids" in batch else {}
             yield {
-                name: value[row : row + 1] if value.dim() == 1 else value[row][places.get(name, real)][None]
-                for name, value in batch.items()
+                name: value[:, places.get(name, real)] if isinstance(value, Tensor) and value.dim() > 1 else value
+                for name, value in rows_of(batch, slice(row, row + 1)).items()
             }
 
 
