@@ -1,5 +1,8 @@
 """What is saved of layers that PEFT treats differently: output layers, trained biases, weights with two users."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
@@ -48,6 +51,19 @@ def test_saving_twice_replaces_the_adapter_and_keeps_other_files(tmp_path):
         assert f"| step | {step} |" in (tmp_path / "README.md").read_text()
     names = ["README.md", "adapter_config.json", "adapter_model.safetensors", "checkpoint-1", "notes.txt"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+@pytest.mark.parametrize("method", ["lora_one", "pissa"])
+@pytest.mark.parametrize("how", ["pickle", "deepcopy"])
+def test_a_copy_of_a_model_is_saved_as_the_model(how, method, tmp_path):
+    """The copy's own values."""
+    model = initialize_adapters(random_llama(), lora(), batches_of(examples(), 2, 0), method=method, examples=None)
+    copied = copy.deepcopy(model) if how == "deepcopy" else pickle.loads(pickle.dumps(model))
+    move(copied)
+    save_adapter(copied, tmp_path)
+    assert_close(logits(PeftModel.from_pretrained(random_llama(), tmp_path)), logits(copied))
+    copied.load_adapter(tmp_path, "other")
+    assert "other" in copied.peft_config and "other" not in model.peft_config
 
 
 def test_a_readme_of_something_else_is_not_replaced(tmp_path):
