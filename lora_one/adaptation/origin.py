@@ -78,7 +78,8 @@ def load_in_the_same_dtype(model: PeftModel, *arguments: Any, **options: Any) ->
     before = {name: parameter.dtype for name, parameter in model.named_parameters() if "lora_" in name}
     found = type(model).load_adapter(model, *arguments, **options)
     for name, parameter in model.named_parameters():
-        parameter.data = parameter.data.to(before.get(name, parameter.dtype))
+        if name in before:
+            parameter.data = parameter.data.to(before[name])
     return found
 
 
