@@ -7,6 +7,7 @@ from lora_one.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from lora_one.adaptation.checkpoints import save_adapter
+    from lora_one.adaptation.resuming import start_of_checkpoint
     from lora_one.data.given_texts import encode_batches
     from lora_one.initialization.library import initialize_adapters
     from lora_one.training.adapter_callback import AdapterCallback
@@ -23,6 +24,7 @@ __all__ = [
     "encode_batches",
     "initialize_adapters",
     "save_adapter",
+    "start_of_checkpoint",
 ]
 
 WHERE = {
@@ -33,6 +35,7 @@ WHERE = {
     "encode_batches": "data.given_texts",
     "initialize_adapters": "initialization.library",
     "save_adapter": "adaptation.checkpoints",
+    "start_of_checkpoint": "adaptation.resuming",
 }
 
 quiet_libraries()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,22 +37,23 @@ def write_whole(path: Path, text: str) -> None:
 def synced(path: Path) -> None:
     """Flush a file, or a folder with its content, to the disk, so that it survives a power failure."""
     for entry in (path, *path.rglob("*")):
-        handle = os.open(entry, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        synced_entry(entry)
+
+
+def synced_entry(path: Path) -> None:
+    """Flush one file, or the list of a folder's files, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def publish(folder: Path, place: Path) -> None:
     """Flush a complete folder to the disk, then rename it to its final path. Raises OSError."""
     synced(folder)
     folder.rename(place)
-    handle = os.open(place.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    synced_entry(place.parent)
 
 
 @contextmanager
@@ -62,15 +62,51 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
     Raises RunError: it cannot be written (no space left, for example); an old folder at ``path`` is then unchanged.
     """
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
-            content = Path(scratch) / path.name
+            content, old = Path(scratch) / path.name, Path(scratch) / f"{path.name}.old"
             content.mkdir()
             yield content
-            if path.exists():
-                shutil.rmtree(path)
-            publish(content, path)
+            synced(content)
+            try:
+                if path.is_dir():
+                    path.rename(old)
+                publish(content, path)
+            except BaseException:
+                if old.exists() and not path.exists():
+                    old.rename(path)
+                raise
+
+
+@contextmanager
+def whole_files(path: Path) -> Iterator[Path]:
+    """Yield a hidden folder to write to; at the end of the block its files are moved to the folder ``path``.
+
+    A file replaces an older one of the same name atomically; other files in ``path`` stay. A new folder appears
+    complete. Raises RunError: it cannot be written; the older files are then unchanged.
+    """
+    if not path.is_dir():
+        with whole_folder(path) as content:
+            yield content
+        return
+    with writing(path), tempfile.TemporaryDirectory(dir=path, prefix=".") as scratch:
+        yield Path(scratch)
+        synced(Path(scratch))
+        for file in sorted(Path(scratch).rglob("*")):
+            place = path / file.relative_to(scratch)
+            if file.is_dir():
+                place.mkdir(exist_ok=True)
+            else:
+                file.replace(place)
+                synced_entry(place.parent)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Return a context in which a failure to write ``path`` becomes a RunError."""
+    try:
+        yield
     except (OSError, SafetensorError) as error:  # SafetensorError: a full disk
         reason = getattr(error, "strerror", None) or error
         raise RunError(f"{path} cannot be written ({reason}): free disk space, or choose another folder") from error

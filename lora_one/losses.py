@@ -117,7 +117,11 @@ def examples_of(wanted: Tensor, position_ids: Tensor | None) -> Tensor:
 def model_logits(model: nn.Module, batch: Batch, **options: Any) -> Tensor:
     """Return the model's logits for a batch, which is moved to the model's device."""
     device = next(model.parameters()).device
-    inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
+    inputs = {
+        name: value.to(device) if isinstance(value, Tensor) else value
+        for name, value in batch.items()
+        if name != "labels"
+    }
     return model(**inputs, **options, use_cache=False).logits
 
 

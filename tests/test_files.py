@@ -1,10 +1,12 @@
-"""The folder is a function of what can change the adapter, and of nothing else."""
+"""Files and folders are written completely or not at all."""
 
 import json
 
 import pytest
 
-from lora_one.files import write_json
+from lora_one import files
+from lora_one.errors import RunError
+from lora_one.files import whole_files, whole_folder, write_json
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path):
@@ -14,3 +16,63 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
         write_json(file, {"a": object()})
     assert json.loads(file.read_text()) == {"a": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def old_folder(tmp_path):
+    place = tmp_path / "adapter"
+    place.mkdir()
+    (place / "old").write_text("old")
+    return place
+
+
+def tree(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("how", "step"),
+    [(whole_folder, "synced"), (whole_folder, "publish"), (whole_folder, "synced_entry"), (whole_files, "synced")],
+)
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_the_old_folder_is_unchanged_after_an_error_in_any_step(how, step, error, tmp_path, monkeypatch):
+    place = old_folder(tmp_path)
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(files, step, fail)
+    with pytest.raises((RunError, KeyboardInterrupt)), how(place) as folder:
+        (folder / "old").write_text("new")
+    assert (place / "old").read_text() == "old" and tree(tmp_path) == ["adapter", "adapter/old"]
+
+
+def test_a_folder_is_replaced(tmp_path):
+    place = old_folder(tmp_path)
+    with whole_folder(place) as folder:
+        (folder / "new").touch()
+        assert tree(place) == ["old"]
+    assert tree(tmp_path) == ["adapter", "adapter/new"]
+
+
+def test_files_are_replaced_and_others_stay(tmp_path, monkeypatch):
+    place = old_folder(tmp_path)
+    (place / "mine").write_text("mine")
+    for path in (place, tmp_path / "new/folder"):
+        with whole_files(path) as folder:
+            (folder / "old").write_text("new")
+            (folder / "part").mkdir()
+            (folder / "part/one").touch()
+    assert tree(place) == ["mine", "old", "part", "part/one"] and (place / "old").read_text() == "new"
+    assert tree(tmp_path / "new") == ["folder", "folder/old", "folder/part", "folder/part/one"]
+    with whole_files(place) as folder:  # again
+        (folder / "part").mkdir()
+        (folder / "part/one").write_text("1")
+    assert (place / "part/one").read_text() == "1"
+
+
+@pytest.mark.parametrize("how", [whole_folder, whole_files])
+def test_a_file_at_the_place_of_a_folder_stays(how, tmp_path):
+    (tmp_path / "adapter").write_text("mine")
+    with pytest.raises(RunError, match="cannot be written"), how(tmp_path / "adapter") as folder:
+        (folder / "new").touch()
+    assert (tmp_path / "adapter").read_text() == "mine" and tree(tmp_path) == ["adapter"]

@@ -16,12 +16,13 @@ from lora_one.adaptation.layers import ADAPTER, FactorPairs, lora_layers
 from lora_one.adaptation.origin import has_core, origin_of
 from lora_one.adaptation.wrapping import narrowed, quiet_peft
 from lora_one.errors import RunError, UsageError
-from lora_one.files import synced, whole_folder, write_whole
+from lora_one.files import synced, whole_files, whole_folder, write_whole
 from lora_one.model_kinds import BY_TASK_TYPE, ModelKind
 from lora_one.quiet import no_weight_bars
 from lora_one.records.model_card import CardFacts, model_card
 
 FACTORS = (".lora_A", ".lora_B", ".lora_E")
+FILES = ("README.md", "adapter_model.safetensors")  # of an adapter's folder, besides adapter_config.json
 
 
 PlainLora = tuple[LoraConfig | None, FactorPairs]  # configuration (None: as PEFT wrote it), (B, A) of every layer
@@ -40,9 +41,13 @@ def save_adapter(
     For layers whose base became W - s B0 A0, the adapter is [B, -B0] [A; A0] of rank 2 r with the same s, so that the
     original base with this adapter is the trained model. A trained core is saved as (B R) A.
 
+    path: the folder. An adapter in it is replaced, and other files stay.
     initial_factors: (B0, A0) by layer; None: those that ``initialize_adapters`` has stored with the model.
     data, results: for the model card README.md: a sentence about the training data, and measured values by name.
+    Raises UsageError: the folder contains a README.md or weights that are not of an adapter. RunError: it
+    cannot be written; an adapter in it is then unchanged.
     """
+    path = folder_for_an_adapter(path)
     origin = origin_of(model)
     if initial_factors is None:
         initial_factors = origin.initial_factors
@@ -58,7 +63,22 @@ def save_adapter(
         revision=getattr(getattr(model.get_base_model(), "config", None), "_commit_hash", None),
         labels=getattr(getattr(model.get_base_model(), "config", None), "num_labels", None),
     )
-    write_adapter(model, Path(path), plain, facts)
+    write_adapter(model, path, plain, facts)
+
+
+def folder_for_an_adapter(path: Path | str) -> Path:
+    """Return the absolute path of a folder that an adapter can be written to.
+
+    Raises UsageError: it contains files with the names of an adapter's files, but no adapter.
+    """
+    folder = Path(path).expanduser().resolve()
+    others = [name for name in FILES if (folder / name).exists()]
+    if others and not (folder / "adapter_config.json").exists():
+        raise UsageError(
+            f"{path} contains {others[0]}, which would be replaced, but no adapter_config.json, so it is not the "
+            "folder of an adapter: choose another folder"
+        )
+    return folder
 
 
 def write_adapter(model: PeftModel, path: Path, plain: PlainLora | None = None, facts: CardFacts | None = None) -> None:
@@ -66,13 +86,13 @@ def write_adapter(model: PeftModel, path: Path, plain: PlainLora | None = None, 
 
     facts: for the model card, which replaces PEFT's template.
     """
-    with whole_folder(path) as folder:
+    with whole_files(path) as folder:
         type(model).save_pretrained(model, folder)
         if plain is not None:
             config, factors = plain
             if config is not None:
                 config.save_pretrained(folder)
-            _write_factors(factors, folder)
+            _write_factors(factors, folder, shifted=config is not None)
         write_card(folder, facts or CardFacts())
 
 
@@ -91,10 +111,19 @@ def with_core_absorbed(model: PeftModel) -> PlainLora:
     return None, factors
 
 
-def _write_factors(factors: FactorPairs, folder: Path) -> None:
-    """Replace the factors in a folder written by PEFT with (B, A) of every layer, under the names that PEFT reads."""
+def _write_factors(factors: FactorPairs, folder: Path, shifted: bool) -> None:
+    """Replace the factors in a folder written by PEFT with (B, A) of every layer, under the names that PEFT reads.
+
+    shifted: the factors are for the original base, so a weight W - s B0 A0 that PEFT wrote (of an output layer) is
+    removed. A trained bias of B stays.
+    """
     file = folder / "adapter_model.safetensors"
-    others = {name: tensor for name, tensor in load_file(file).items() if not any(part in name for part in FACTORS)}
+    bases = {f"base_model.model.{name}.base_layer.weight" for name in factors} if shifted else set()
+    others = {
+        name: tensor
+        for name, tensor in load_file(file).items()
+        if name not in bases and (name.endswith(".lora_B.bias") or not any(part in name for part in FACTORS))
+    }
     tensors = {
         f"base_model.model.{name}.lora_{letter}.weight": factor.cpu().contiguous()
         for name, pair in factors.items()

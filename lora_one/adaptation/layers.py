@@ -1,6 +1,6 @@
 """Which layers are adapted, and the parts of PEFT's LoRA layers."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -160,11 +160,16 @@ def inputs_not_cast(layers: Sequence[Any]) -> Iterator[None]:
 
 @torch.no_grad()
 def shift_base(model: PeftModel, initial_factors: FactorPairs) -> None:
-    """Change W to W - s B0 A0, computed in fp32 and rounded once. Raises UsageError: W is quantised or sharded."""
+    """Change W to W - s B0 A0, computed in fp32 and rounded once.
+
+    Raises UsageError: a W is quantised, sharded or used by two modules; no W is changed then.
+    """
     layers = lora_layers(model)
+    for name in initial_factors:
+        refuse_quantised(name, layers[name].get_base_layer())
+    refuse_shared(model, initial_factors)
     for name, (B, A) in initial_factors.items():
         layer = layers[name].get_base_layer()
-        refuse_quantised(name, layer)
         wide = torch.promote_types(layer.weight.dtype, torch.float32)
         B, A = B.to(layer.weight.device, wide), A.to(layer.weight.device, wide)
         shift = layers[name].scaling[ADAPTER] * B @ A
@@ -180,6 +185,26 @@ def refuse_quantised(name: str, layer: nn.Module) -> None:
             f"which is not possible for a {kind} W: set {methods_with(reads_weights=False, changes_base=False)}, which "
             f"do not change W, or use a model that is not {kind}"
         )
+
+
+def refuse_shared(model: PeftModel, names: Iterable[str]) -> None:
+    """Raise UsageError if another module uses the weight of one of these layers, because it would be changed, too."""
+    layers = lora_layers(model)
+    users: dict[int, set[str]] = {}  # of each module and each parameter
+    for name, module in model.named_modules():
+        for part in (*module._modules.values(), *module._parameters.values()):
+            users.setdefault(id(part), set()).add(name)
+    for name in names:
+        base = layers[name].get_base_layer()
+        own = {f"base_model.model.{name}", f"base_model.model.{name}.base_layer"}
+        others = (users[id(base)] | users[id(base.weight)]) - own
+        if others:
+            other = min(others).removeprefix("base_model.model.").removesuffix(".base_layer")
+            raise UsageError(
+                f"the weight of {name} is also used by {other}, so it cannot become W - s B A, which this init needs: "
+                f"remove {name.rpartition('.')[2]} from target_modules (and layer_replication, if it is set), or "
+                f"choose {methods_with(changes_base=False)}, which do not change W"
+            )
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 import warnings
 from dataclasses import dataclass, field
-from types import MethodType
+from functools import partial
 from typing import Any
 
 from peft import PeftModel
@@ -30,6 +30,7 @@ class Origin:
 def remember(model: PeftModel, origin: Origin) -> None:
     """Store the origin with the model; if PEFT cannot save this model as it is, let ``save_pretrained`` warn."""
     model.__dict__[KEY] = origin
+    model.__dict__["load_adapter"] = partial(load_in_the_same_dtype, model)
     if reason_to_convert(model):
         warn_of_plain_saving(model)
 
@@ -61,12 +62,25 @@ def reason_to_convert(model: PeftModel) -> str | None:
 def warn_of_plain_saving(model: PeftModel) -> None:
     """Let ``model.save_pretrained`` warn, if PEFT alone does not save this model correctly."""
     if reason_to_convert(model):
-        model.__dict__["save_pretrained"] = MethodType(save_with_warning, model)
+        model.__dict__["save_pretrained"] = partial(save_with_warning, model)
 
 
 def allow_plain_saving(model: PeftModel) -> None:
     """Let ``model.save_pretrained`` be silent, for checkpoints from which a Trainer resumes."""
     model.__dict__.pop("save_pretrained", None)
+
+
+def load_in_the_same_dtype(model: PeftModel, *arguments: Any, **options: Any) -> Any:
+    """Load an adapter as PEFT does, which converts 16-bit factors to fp32, and convert those of this model back.
+
+    A Trainer calls it to resume, before it creates the optimizer, and to load the best checkpoint.
+    """
+    before = {name: parameter.dtype for name, parameter in model.named_parameters() if "lora_" in name}
+    found = type(model).load_adapter(model, *arguments, **options)
+    for name, parameter in model.named_parameters():
+        if name in before:
+            parameter.data = parameter.data.to(before[name])
+    return found
 
 
 def save_with_warning(model: PeftModel, *arguments: Any, **options: Any) -> None:

@@ -1,7 +1,7 @@
 """Wrap a base model in PEFT's layers, and remove them again."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -119,18 +119,6 @@ def narrowed(model: PeftModel) -> None:
                 module._forward_hooks.clear()
                 module._forward_pre_hooks.clear()
                 module.to(dtype)
-
-
-@contextmanager
-def unwrapped_on_error(model: PeftModel, trained: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Return a context that unwraps the base if an error is raised, and makes the parameters ``trained`` trainable."""
-    try:
-        yield
-    except BaseException:
-        model.unload()
-        for parameter in trained:
-            parameter.requires_grad_(True)
-        raise
 
 
 @contextmanager

@@ -148,6 +148,9 @@ def content_of(batches: Sequence[Batch]) -> str:
     total = hashlib.sha256()
     for batch in batches:
         for name, values in sorted(batch.items()):
+            if not isinstance(values, torch.Tensor):
+                total.update(f"{name} {values!r}\0".encode())
+                continue
             total.update(f"{name} {tuple(values.shape)} {values.dtype}\0".encode())
             total.update(values.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return total.hexdigest()

@@ -40,12 +40,14 @@ class OwnSettings(GradientSettings):
 class Situation:
     """The facts that decide which methods are possible: about the model, the LoraConfig and the batches.
 
-    dora, ranks_by_layer: set in the LoraConfig.  examples: there are batches.
+    dora, bias (of B), replicated (layers), ranks_by_layer: set in the LoraConfig.  examples: there are batches.
     """
 
     kind: ModelKind
     quantised: bool
     dora: bool
+    bias: bool
+    replicated: bool
     ranks_by_layer: bool
     examples: bool
 
@@ -57,6 +59,12 @@ class Situation:
             return "it changes the base weights, but the model is quantised: load the model without quantisation"
         if init.trains_core and self.dora:
             return "it trains only an r x r core, but use_dora=True trains magnitudes: remove use_dora"
+        if init.trains_core and self.bias:
+            return "it trains only an r x r core, but lora_bias=True trains a bias of B: remove lora_bias"
+        if init.by_peft and self.bias:
+            return "PEFT computes it only without a bias of B: remove lora_bias"
+        if init.by_peft and self.replicated:
+            return "PEFT would replicate the layers twice: remove layer_replication"
         if init.by_peft and self.ranks_by_layer:
             return "PEFT computes it with one rank for all layers: remove rank_pattern"
         if init.causal_only and self.kind is not CAUSAL:

@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 from lora_one.distributed import Processes
 from lora_one.errors import UsageError
@@ -80,6 +80,24 @@ def rows_between(batches: Iterable[Batch], first: int, end: int) -> list[Batch]:
         rows = len(batch["labels"])
         part = slice(max(0, first - count), max(0, end - count))
         if len(batch["labels"][part]):
-            found.append({name: value[part] for name, value in batch.items()})
+            found.append(rows_of(batch, part))
         count += rows
     return found
+
+
+def rows_of(batch: Batch, part: slice) -> Batch:
+    """Return some examples of a batch, that is, these rows of its tensors; values that are not tensors stay.
+
+    Raises UsageError: a tensor does not have one row for each example, and only some of the examples are wanted.
+    """
+    count = len(batch["labels"])
+    if len(range(count)[part]) == count:
+        return dict(batch)
+    tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor) and value.dim()}
+    for name, value in tensors.items():
+        if len(value) != count:
+            raise UsageError(
+                f"batches: {name} has shape {tuple(value.shape)}, so it cannot be divided among the {count} examples "
+                "of its batch, of which only some are needed: pass batches of one example"
+            )
+    return dict(batch) | {name: value[part] for name, value in tensors.items()}

@@ -9,9 +9,10 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from lora_one.adaptation.layers import ADAPTER, lora_layers, refuse_rank
+from lora_one.adaptation.layers import ADAPTER, lora_layers, refuse_rank, refuse_shared
 from lora_one.adaptation.origin import Origin, remember
-from lora_one.adaptation.wrapping import unwrapped_on_error, with_cores, wrapped
+from lora_one.adaptation.structure import unchanged_on_error
+from lora_one.adaptation.wrapping import with_cores, wrapped
 from lora_one.config.methods import MethodSettings
 from lora_one.errors import UsageError
 from lora_one.initialization.choice import OwnMethod, Situation, chosen
@@ -22,7 +23,7 @@ from lora_one.initialization.methods import Method
 from lora_one.initialization.solution import Probe, Solution, Start
 from lora_one.initialization.start import place, solve, solve_by_peft, warn_of_experts
 from lora_one.losses import Batch
-from lora_one.models import kind_of, original_weights
+from lora_one.models import kind_of, never_repacked, original_weights
 
 
 def initialize_adapters(
@@ -114,6 +115,8 @@ def situation_of(model: nn.Module, config: LoraConfig, batches: Any) -> Situatio
         kind=kind_of(model),
         quantised=bool(getattr(model, "is_quantized", False)),
         dora=config.use_dora,
+        bias=config.lora_bias,
+        replicated=config.layer_replication is not None,
         ranks_by_layer=bool(config.rank_pattern),
         examples=batches is not None,
     )
@@ -136,27 +139,27 @@ def wrapped_and_started(
     Raises the errors of ``initialize_adapters``.
     """
     init = method.settings
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        wrapper = wrapped(model, config, init.dtype)
-    except ValueError as error:  # no such target, or one that PEFT cannot wrap
-        raise UsageError(f"LoraConfig: {' '.join(str(error).split())}") from error
-    with unwrapped_on_error(wrapper, trained), without_autocast():
+    with unchanged_on_error(model) as before, without_autocast():
+        try:
+            wrapper = wrapped(model, config, init.dtype)
+        except ValueError as error:  # no such target, or one that PEFT cannot wrap
+            raise UsageError(f"LoraConfig: {' '.join(str(error).split())}") from error
         refuse_layers(wrapper, config, init)
         if init.by_peft:
-            solution = solved_by_peft(wrapper, config, method, probe)
+            layers = {name: layer.get_base_layer() for name, layer in lora_layers(wrapper).items()}
+            before.restore()
+            solution = solved_by_peft(never_repacked(model).requires_grad_(False), layers, config, method, probe)
             wrapper = wrapped(model, config, init.dtype)
         else:
             wrapper = with_cores(wrapper) if init.trains_core else wrapper
             solution = solve(wrapper, method, probe, init.seed, originals_of(model))
-    with unwrapped_on_error(wrapper, trained), without_autocast():
         return wrapper, place(wrapper, solution)
 
 
-def solved_by_peft(wrapper: PeftModel, config: LoraConfig, method: Method, probe: Probe | None) -> Solution:
-    """Return the factors that PEFT computes for the layers of a wrapped model, which is unwrapped for that."""
-    layers = {name: layer.get_base_layer() for name, layer in lora_layers(wrapper).items()}
-    base = wrapper.unload()
+def solved_by_peft(
+    base: nn.Module, layers: dict[str, nn.Module], config: LoraConfig, method: Method, probe: Probe | None
+) -> Solution:
+    """Return the factors that PEFT computes for these layers of the base."""
 
     def configure(**further: Any) -> LoraConfig:
         return dataclasses.replace(config, **further)
@@ -186,7 +189,14 @@ def refuse_layers(wrapper: PeftModel, config: LoraConfig, init: MethodSettings) 
             f"LoraConfig.target_modules={config.target_modules} selects layers that are not linear, which cannot be "
             f"saved with {init.title}: remove them, or pass method='LoRA-One'"
         )
+    if init.changes_base:
+        refuse_shared(wrapper, layers)
     for name, layer in layers.items():
+        if layer.get_base_layer().weight.is_meta:
+            raise UsageError(
+                f"the weight of {name} is on the meta device, so it has no values: load the model with its weights, "
+                "and without offloading, before this call"
+            )
         refuse_rank(name, layer.get_base_layer(), layer.r[ADAPTER], init, section="")
 
 

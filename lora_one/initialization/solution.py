@@ -64,8 +64,3 @@ class Start:
     solution: Solution
     relative_shift: dict[str, float]
     initial_factors: FactorPairs
-
-    @property
-    def kept(self) -> FactorPairs:
-        """Return ``initial_factors``, under their earlier name."""
-        return self.initial_factors

@@ -22,7 +22,8 @@ from lora_one.adaptation.layers import (
     shift_base,
 )
 from lora_one.adaptation.lora import Lora
-from lora_one.adaptation.wrapping import lora_config, quiet_peft, unwrapped_on_error
+from lora_one.adaptation.structure import unchanged_on_error
+from lora_one.adaptation.wrapping import lora_config, quiet_peft
 from lora_one.errors import RunError, UsageError
 from lora_one.initialization.backward import GradientReport
 from lora_one.initialization.forward_batches import batches_loss, forward_batches
@@ -56,13 +57,14 @@ def attach_adapters(
     if lora.peft.lora_target_modules == "all":
         warn_of_experts(base)
     found = cached or (lambda find: find())
-    if method.of_all_layers is None:
-        model = lora.start(base, 0)
-        with unwrapped_on_error(model, ()):
+    with unchanged_on_error(base):
+        if method.of_all_layers is None:
+            model = lora.start(base, 0)
             return model, place(model, found(lambda: solve(model, method, probe, seed, originals)))
-    solution = found(lambda: solve_by_peft(base, layers, partial(lora_config, base, lora.peft), method, probe, seed))
-    model = lora.start(base, 0)
-    return model, place(model, solution)
+        configure = partial(lora_config, base, lora.peft)
+        solution = found(lambda: solve_by_peft(base, layers, configure, method, probe, seed))
+        model = lora.start(base, 0)
+        return model, place(model, solution)
 
 
 def warn_of_experts(base: nn.Module) -> None:

@@ -293,6 +293,9 @@ WRONG = [
     ({"method": "loftq"}, "method=loftq is not possible here: .*not quantised.*Possible methods: .*lora_one.*pissa"),
     ({"method": "eva", "batches": None}, "method=eva is not possible here: it uses training examples"),
     ({"method": "lora_xs", "config": lora(use_dora=True)}, "method=lora_xs is not possible here: .*remove use_dora"),
+    ({"method": "lora_xs", "config": lora(lora_bias=True)}, "method=lora_xs is not possible here: .*remove lora_bias"),
+    ({"method": "eva", "config": lora(lora_bias=True)}, "method=eva is not possible here: .*remove lora_bias"),
+    ({"method": "eva", "config": lora(layer_replication=[[0, 2], [0, 1]])}, "remove layer_replication"),
     ({"method": "olora", "config": lora(rank_pattern={"q_proj": 2})}, "method=olora is not possible here: .*one rank"),
     ({"method": lambda layer, step: None}, "returned a NoneType for model.layers.0.*return lora_one.AdapterFactors"),
     ({"method": lambda layer, step: AdapterFactors(step.U, step.U)}, r"returned A of shape .*must be \(4, 32\)"),
@@ -409,3 +412,24 @@ def test_the_package_itself_imports_nothing_heavy():
     code = "import sys, lora_one; print(lora_one.__all__, {'torch', 'peft'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "initialize_adapters" in done.stdout and "set()" in done.stdout
+
+
+@pytest.mark.parametrize("method", ["lora", "pissa", "lora_one", "olora"])
+def test_a_model_without_weights_is_refused(method):
+    with torch.device("meta"):
+        base = random_llama()
+    with pytest.raises(UsageError, match="q_proj is on the meta device, so it has no values: load the model"):
+        initialize_adapters(base, lora(), batches(), examples=None, method=method)
+    assert not any("lora" in name for name, _ in base.named_modules())
+
+
+@pytest.mark.filterwarnings("ignore:input of type .* could not be moved")  # of PEFT, for EVA
+@pytest.mark.parametrize("method", ["lora_one", "eva", "corda", "lora_ga_peft", "lora_ga"])
+@pytest.mark.usefixtures("attrs_package")
+def test_values_of_a_batch_that_are_not_tensors_are_passed_on(method):
+    found = []
+    for further in ({}, {"output_hidden_states": False}):
+        given = [batch | further for batch in batches()]
+        model = initialize_adapters(random_llama(), lora(use_rslora=False), given, examples=3, method=method)
+        found.append(factors_of(model))
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())

@@ -6,6 +6,7 @@ the wrapper and restore W. From then on, these methods are treated like the othe
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +16,13 @@ from peft.tuners.lora import LoraGAConfig, preprocess_loraga
 from peft.tuners.lora.config import CordaConfig
 from torch import Tensor, nn
 
+from lora_one.adaptation.structure import Structure
 from lora_one.config.methods.base import PeftSettings
 from lora_one.distributed import Processes
+from lora_one.initialization.given_batches import rows_of
 from lora_one.initialization.gradients import zero_gradient
 from lora_one.losses import IGNORED, Batch, batch_loss, model_logits
-from lora_one.seeding import seed_everything
+from lora_one.seeding import seeded
 from lora_one.types import AdapterFactors
 
 EVA_PASSES = 100  # maximal number of passes over the batches until the components must have converged
@@ -51,8 +54,8 @@ def factors_of_all_layers(
     """Return B (m, r) and A (r, n) of every layer, fp32, as PEFT initialises them; the base is not changed.
 
     configure: returns the LoraConfig of this adapter with further settings.
-    PEFT uses the global random numbers, so they are seeded. Every process uses all examples, and the factors of the
-    first process are taken.
+    PEFT uses the global random numbers, so they are seeded, and their states are restored at the end. Every process
+    uses all examples, and the factors of the first process are taken.
     Raises ValueError: a weight or a factor is not finite, a layer is not used, or the examples are not suitable.
     """
     for name, layer in layers.items():
@@ -60,24 +63,30 @@ def factors_of_all_layers(
             raise ValueError(f"the weight of layer {name} contains values that are not finite")
     entry = ENTRY_POINTS[settings.method]
     config = configure(**entry.lora_config(settings))
-    original = {name: layer.weight.detach().to("cpu", copy=True) for name, layer in layers.items()}
-    was_training = base.training
-    seed_everything(seed)
-    if entry.before:
-        entry.before(base, config, batches)
-    later = entry.after is not None  # it computes the factors, so nothing is allocated before
-    with warnings.catch_warnings():  # PEFT uses a deprecated attribute of the model
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-        model = get_peft_model(base, config, autocast_adapter_dtype=False, low_cpu_mem_usage=later)
-    if entry.after:
-        entry.after(model, config, batches)
-    factors = {name: _read(name, model, entry) for name in layers}
-    model.unload()
-    base.train(was_training)
-    with torch.no_grad():
-        for name, layer in layers.items():
-            layer.weight.copy_(original[name])
-    return factors
+    with restored(base, layers), seeded(seed):
+        if entry.before:
+            entry.before(base, config, batches)
+        later = entry.after is not None  # it computes the factors, so nothing is allocated before
+        with warnings.catch_warnings():  # PEFT uses a deprecated attribute of the model
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+            model = get_peft_model(base, config, autocast_adapter_dtype=False, low_cpu_mem_usage=later)
+        if entry.after:
+            entry.after(model, config, batches)
+        return {name: _read(name, model, entry) for name in layers}
+
+
+@contextmanager
+def restored(base: nn.Module, layers: dict[str, nn.Linear]) -> Iterator[None]:
+    """Return a context at whose end the base has the structure and the layers the weights that they have now."""
+    structure = Structure(base)
+    weights = {name: layer.weight.detach().to("cpu", copy=True) for name, layer in layers.items()}
+    try:
+        yield
+    finally:
+        structure.restore()
+        with torch.no_grad():
+            for name, layer in layers.items():
+                layer.weight.copy_(weights[name])
 
 
 def _read(name: str, model: PeftModel, entry: EntryPoint) -> AdapterFactors:
@@ -101,8 +110,8 @@ def one_by_one(batches: Sequence[Batch]) -> Iterator[Batch]:
             written = batch["labels"][row] != IGNORED  # a decoder's input and labels have another padding
             places = dict.fromkeys(("decoder_input_ids", "labels"), written) if "decoder_input_ids" in batch else {}
             yield {
-                name: value[row : row + 1] if value.dim() == 1 else value[row][places.get(name, real)][None]
-                for name, value in batch.items()
+                name: value[:, places.get(name, real)] if isinstance(value, Tensor) and value.dim() > 1 else value
+                for name, value in rows_of(batch, slice(row, row + 1)).items()
             }
 
 

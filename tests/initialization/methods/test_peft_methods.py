@@ -4,7 +4,6 @@ import importlib.util
 
 import pytest
 import torch
-from peft.tuners.lora import LoraLayer, LoraModel
 
 from lora_one.adaptation import layers as adapters
 from lora_one.data.encode import Encoded, batches_of
@@ -67,16 +66,15 @@ def inputs_of(data, counted=False):
 @pytest.mark.parametrize("choice", SHIFTING)
 def test_peft_s_change_of_the_base_is_the_product_of_its_factors(choice, monkeypatch):
     """PEFT's own model, before its wrapper comes off: base W - s B0 A0, so that ours is the same model."""
-    original, theirs = LoraModel.unload, {}
+    original, theirs = from_peft._read, {"base": {}}
 
     @torch.no_grad()
-    def remember(model):
+    def remember(name, model, entry):
         theirs["logits"] = model(IDS).logits
-        layers = {name.removeprefix("model."): m for name, m in model.named_modules() if isinstance(m, LoraLayer)}
-        theirs["base"] = {name: layer.get_base_layer().weight.clone() for name, layer in layers.items()}
-        return original(model)
+        theirs["base"][name] = model.get_base_model().get_submodule(name).get_base_layer().weight.clone()
+        return original(name, model, entry)
 
-    monkeypatch.setattr(LoraModel, "unload", remember)
+    monkeypatch.setattr(from_peft, "_read", remember)
     model, start = attach(choice)
     for name, W in weights().items():
         B0, A0 = start.initial_factors[name]

@@ -1,0 +1,33 @@
+"""The batches that a caller passes are divided into examples only where that is possible."""
+
+import pytest
+import torch
+
+from lora_one.errors import UsageError
+from lora_one.initialization.given_batches import rows_between
+from lora_one.initialization.methods.peft_methods import one_by_one
+
+
+def packed(rows=1):
+    ids = torch.arange(12 * rows).reshape(rows, 12)
+    return {"input_ids": ids, "labels": ids, "cu_seq_lens_q": torch.tensor([0, 5, 12]), "max_length_q": 7}
+
+
+def test_a_whole_batch_keeps_every_value():
+    """FlashAttention's boundaries of packed examples have another first dimension."""
+    for given in (rows_between([packed()], 0, 1), list(one_by_one([packed()]))):
+        assert len(given) == 1 and given[0].keys() == packed().keys() and given[0]["max_length_q"] == 7
+        assert given[0]["cu_seq_lens_q"].tolist() == [0, 5, 12] and given[0]["input_ids"].shape == (1, 12)
+
+
+def test_part_of_a_batch_keeps_what_is_not_a_tensor_of_rows():
+    batch = {"labels": torch.arange(3), "use_cache": False, "weight": torch.tensor(2.0), "names": ["a", "b"]}
+    (part,) = rows_between([batch], 1, 2)
+    assert part["labels"].tolist() == [1] and part["names"] == ["a", "b"] and not part["use_cache"]
+    assert part["weight"] == 2
+
+
+@pytest.mark.parametrize("divide", [lambda batch: rows_between([batch], 0, 1), lambda batch: list(one_by_one([batch]))])
+def test_a_tensor_that_cannot_be_divided_is_refused(divide):
+    with pytest.raises(UsageError, match=r"cu_seq_lens_q has shape \(3,\), .* the 2 examples .*: pass batches of one"):
+        divide(packed(2))
