@@ -156,7 +156,7 @@ def test_a_signal_ends_training_after_its_step_with_a_resume_point(
         signal_at(patch, FineTuner, "compute_loss", 3, number)
         assert launched(monkeypatch, *command) == 128 + number
     assert signal.getsignal(number) is before
-    assert f"stopped by {number.name}: the same command (without overwrite=true) continues" in capsys.readouterr().err
+    assert f"stopped by {number.name}: the same command continues from the last" in capsys.readouterr().err
     (file,) = tmp_path.rglob("run.json")
     folder = RunFolder(file.parent)
     assert folder.read()["status"] == "interrupted" and number.name in folder.read()["error"]

@@ -55,6 +55,7 @@ def meant(key: str, known: Collection[str]) -> list[str]:
     if near is not None:
         return [own[near]]
     near = closest(name, keys)
-    if near is None:
-        return []
-    return [near] if near in known else keys[near]
+    if near is not None:
+        return [near] if near in known else keys[near]
+    near = closest(name, OTHER_NAMES)
+    return [OTHER_NAMES[near]] if near is not None and OTHER_NAMES[near] in known else []

@@ -99,9 +99,9 @@ def report_signal(stop: Interrupted, sweep: Sweep) -> int:
     """Print that a signal stopped the command, requeue a SLURM job if possible, and return the exit code."""
     with sigterm_ignored():
         requeued = None if sweep.overwriting else requeue(stop)  # a job with overwrite=true would delete its results
+        command = "the same command" + (" (without overwrite=true)" if sweep.overwriting else "")
         print_error(
-            f"stopped by {stop}: the same command{' (without overwrite=true)' * sweep.overwriting} continues from the "
-            "last resume point" + (f"; {requeued}" if requeued else "")
+            f"stopped by {stop}: {command} continues from the last resume point" + (f"; {requeued}" if requeued else "")
         )
         sweep.print_state()
     return stop.exit_code

@@ -24,6 +24,7 @@ def test_doctests():
         ("lr", "model.learning_rate"),
         ("sed", "seed"),
         ("inti", "init"),
+        ("init.gama", "init.stable_gamma"),
         ("dataset.size", "dataset.train_size"),
         ("model.name_or_path", "model.name"),
     ],
