@@ -1,6 +1,7 @@
 """Output of libraries that says nothing about a run is left out; their other warnings and errors still appear."""
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,8 @@ NOISE = {  # logger -> how its message begins
 
 def quiet_libraries() -> None:
     """Drop the messages in ``NOISE``. Called before the libraries are imported, because some log on import."""
+    # accelerate passes it, whatever the caller sets
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     for logger, beginning in NOISE.items():
         logging.getLogger(logger).addFilter(lambda record, noise=beginning: not str(record.msg).startswith(noise))
 

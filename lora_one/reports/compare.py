@@ -5,7 +5,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from math import inf, isfinite
+from math import inf, isfinite, sqrt
 from statistics import mean, stdev
 from typing import Any
 
@@ -74,18 +74,40 @@ def choose(points: Sequence[Point], tuning: Sequence[Run]) -> Point | None:
     return best if loss(best) < inf else None
 
 
-def edges(point: Point, grid: Grid) -> dict[str, str]:
-    """Return the keys whose value is the lowest or highest of its list, where a better value may be outside the list.
+def further_points(points: Sequence[Point], best: Point) -> list[Point]:
+    """Return two more learning rates to try, with the other values of the best point.
 
-    >>> edges({"a": 1, "b": 2, "c": 5}, {"a": [1, 2, 3], "b": [1, 2, 3], "c": [5]})
+    If the best rate is the lowest or highest one tried, they are the next two beyond it, at the distance of its
+    neighbour; otherwise they are the geometric means with its neighbours, which halves the logarithmic step.
+
+    >>> tried = [{RATE: 1e-3}, {RATE: 1e-2}, {RATE: 1e-1}]
+    >>> [[point[RATE] for point in further_points(tried, {RATE: best})] for best in (1e-1, 1e-2)]
+    [[1.0, 10.0], [0.00316, 0.0316]]
+    """
+    rest = {key: value for key, value in best.items() if key != RATE}
+    rates = sorted(point[RATE] for point in points if {**point, RATE: best[RATE]} == best)
+    place = rates.index(best[RATE])
+    if place in (0, len(rates) - 1):
+        step = best[RATE] / rates[1 if place == 0 else -2]
+        new = [best[RATE] * step, best[RATE] * step**2]
+    else:
+        new = [sqrt(best[RATE] * rates[place + side]) for side in (-1, 1)]
+    return [{RATE: float(f"{rate:.3g}")} | rest for rate in new]
+
+
+def edges(chosen: Point, points: Sequence[Point]) -> dict[str, str]:
+    """Return the keys whose value is the lowest or highest one tried, so that a better value may lie beyond it.
+
+    >>> edges({"a": 1, "b": 2, "c": 5}, grid_points({"a": [1, 2, 3], "b": [1, 2, 3], "c": [5]}))
     {'a': 'lowest', 'c': 'only'}
     """
     found = {}
-    for key, value in point.items():
-        if len(grid[key]) == 1:
+    for key, value in chosen.items():
+        tried = {point[key] for point in points}
+        if len(tried) == 1:
             found[key] = "only"
-        elif value in (min(grid[key]), max(grid[key])):
-            found[key] = "lowest" if value == min(grid[key]) else "highest"
+        elif value in (min(tried), max(tried)):
+            found[key] = "lowest" if value == min(tried) else "highest"
     return found
 
 
@@ -93,21 +115,21 @@ def method_row(
     method: str,
     runs: Sequence[Run],
     chosen: Point | None,
-    grid: Grid,
+    points: Sequence[Point],
     pretrained: float,
     evaluations: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return the row of a method from all its runs: mean and sample standard deviation (n - 1) of finished runs.
 
-    pretrained: the test loss without an adapter.  evaluations: their names.
+    points: those that were tried.  pretrained: the test loss without an adapter.  evaluations: their names.
     """
     final = [run for run in runs if run.stage == "final" and run.error is None]
     failed = [run for run in runs if run.error is not None]
-    ends = edges(chosen, grid) if chosen else {}
-    row: dict[str, Any] = {"method": method, **dict.fromkeys(grid), **(chosen or {})}
+    ends = edges(chosen, points) if chosen else {}
+    row: dict[str, Any] = {"method": method, **dict.fromkeys(points[0]), **(chosen or {})}
     row |= {
         "edge": " ".join(f"{key}={place}" for key, place in ends.items()),
-        "grid_points": len(grid_points(grid)),
+        "grid_points": len(points),
         "seeds": len(final),
         "trainable_parameters": final[0].trainable_parameters if final else None,
         "pretrained_loss": pretrained,

@@ -29,7 +29,7 @@ from lora_one.records.folder import RunFolder
 from lora_one.records.provenance import git_commit, versions
 from lora_one.records.tracking import log_table
 from lora_one.reports import compare as table
-from lora_one.reports.compare import Run
+from lora_one.reports.compare import Point, Run
 from lora_one.reports.findings import as_text, findings
 from lora_one.runs.comparison_evaluations import scores_of
 from lora_one.runs.comparison_file import Comparison, Evaluation
@@ -65,18 +65,38 @@ def compare(comparison: Comparison, compose: Compose, execute: Execute, output: 
     runs: list[Run] = []
     rows = []
     for method in comparison.methods:
-        grid = comparison.grid_of(method)
-        tuning = jobs.tuning(method)
-        done = [attempt(job, execute) for job in tuning]
-        chosen = table.choose(table.grid_points(grid), done)
+        tuning, done, points = tuned(jobs, method, lambda job: attempt(job, execute))
+        chosen = table.choose(points, done)
         if chosen is not None:
             measure = Measures(held_out, comparison.evaluations)
             done += measured(jobs.final(tuning, chosen), execute, measure)
         runs += done
-        rows.append(table.method_row(method, done, chosen, grid, pretrained, list(comparison.evaluations)))
+        rows.append(table.method_row(method, done, chosen, points, pretrained, list(comparison.evaluations)))
     rows += [table.absent_row(method, reason) for method, reason in comparison.not_run.items()]
     write(comparison, held_out, runs, rows, output)
     return all(run.error is None for run in runs)
+
+
+def tuned(jobs: Jobs, method: str, run: Callable[[Job], Run | None]) -> tuple[list[Job], list[Run], list[Point]]:
+    """Run every point of a method's grid, then the rounds of ``refine``; return its jobs, runs and points.
+
+    run: None for a job that is not finished and is not to be run, which ends the tuning.
+    """
+    points: list[Point] = []
+    tuning: list[Job] = []
+    done: list[Run] = []
+    new = table.grid_points(jobs.comparison.grid_of(method))
+    for left in range(jobs.comparison.refine, -1, -1):
+        points += new
+        planned = jobs.tuning(method, new)
+        tuning += planned
+        found = [run(job) for job in planned]
+        done += [one for one in found if one is not None]
+        best = table.choose(points, done)
+        if None in found or best is None or left == 0:
+            break
+        new = table.further_points(points, best)
+    return tuning, done, points
 
 
 def held_out_data(comparison: Comparison, jobs: Jobs) -> HeldOut:
@@ -224,17 +244,22 @@ def plan(comparison: Comparison, compose: Compose) -> str:
     lines = []
     trained = untrained = 0  # numbers of runs still to do
     for method in comparison.methods:
-        known = jobs.tuning(method)
-        if all(job.finished for job in known):
-            chosen = table.choose([job.point for job in known], [finished(job) for job in known])
+        known, done, points = tuned(jobs, method, lambda job: finished(job) if job.finished else None)
+        whole = len(table.grid_points(comparison.grid_of(method))) + 2 * comparison.refine
+        rest = (whole - len(points)) * len(comparison.tuning_seeds)  # points that depend on runs still to do
+        if all(job.finished for job in known) and not rest:
+            chosen = table.choose(points, done)
             final = jobs.final(known, chosen)
             known += final + [start_of(job) for job in final if job.finished]
             untrained += sum(not job.finished for job in final)
         elif not any(job.error for job in known):
             further = len(set(comparison.seeds) - set(comparison.tuning_seeds))
             starts = len(comparison.seeds)
-            lines.append(f"{method}: then the best point (further seeds: {further}, runs without training: {starts})")
-            trained, untrained = trained + further, untrained + len(comparison.seeds)
+            rounds = f"then {rest} runs at further learning rates, " * bool(rest)
+            lines.append(
+                f"{method}: {rounds}then the best point (further seeds: {further}, runs without training: {starts})"
+            )
+            trained, untrained = trained + further + rest, untrained + starts
         lines += [describe(job) for job in known]
         missing = [job.stage for job in known if job.error is None and not job.finished]
         trained, untrained = trained + len(missing) - missing.count("start"), untrained + missing.count("start")

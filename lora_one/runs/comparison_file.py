@@ -14,7 +14,7 @@ from yaml import YAMLError
 from lora_one.config import refuse_unknown, unknown_key
 from lora_one.errors import UsageError, nearest
 from lora_one.evaluation import BENCHMARKS
-from lora_one.reports.compare import Grid, grid_points
+from lora_one.reports.compare import RATE, Grid, grid_points
 
 # keys that, like those of the data, must be the same for every method: amount of training and evaluation
 SAME = {"seed", "results_dir", "overwrite", "dry_run"} | {
@@ -77,6 +77,7 @@ class Comparison:
     not_run: dict[str, str] = field(default_factory=dict)  # name -> reason why the method cannot run here
     evaluations: dict[str, Evaluation] = field(default_factory=dict)  # name of the figure -> benchmark
     baseline: str | None = None  # the method that the others are tested against; None: no verdicts
+    refine: int = 0  # rounds of two further learning rates each, for every method; see reports.compare.further_points
     unequal_budgets: str | None = None  # the reason why methods are tuned over different numbers of points
     seconds_per_run: float | None = None  # measured time of a run with training, for the estimate of a dry run
 
@@ -170,6 +171,8 @@ def check_comparison(comparison: Comparison) -> None:
             raise UsageError(f"{key}={seeds!r} must be a list of different integers in [0, 2^32)")
     if not isinstance(comparison.test_examples, int) or comparison.test_examples < 1:
         raise UsageError(f"test_examples={comparison.test_examples!r} must be at least 1")
+    if type(comparison.refine) is not int or comparison.refine < 0:
+        raise UsageError(f"refine={comparison.refine!r} must be a number of rounds, 0 or more")
     if not comparison.methods:
         raise UsageError("methods={} contains no method: add <name>: [<overrides>]")
     for name in comparison.own_grid:
@@ -177,6 +180,8 @@ def check_comparison(comparison: Comparison) -> None:
             raise UsageError(f"own_grid.{name} is not a method of this comparison; {nearest(name, comparison.methods)}")
     for name in comparison.methods:
         check_grid(comparison, name)
+        if comparison.refine and len(comparison.grid_of(name).get(RATE, [])) < 2:
+            raise UsageError(f"refine={comparison.refine} needs at least two values of {RATE} in the grid of {name}")
     check_budgets(comparison)
     if comparison.baseline is not None and comparison.baseline not in comparison.methods:
         known = nearest(comparison.baseline, comparison.methods)

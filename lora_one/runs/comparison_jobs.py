@@ -7,7 +7,6 @@ from lora_one.config import RunConfig
 from lora_one.config.rules import flatten
 from lora_one.errors import UsageError
 from lora_one.records.folder import RunFolder, locate
-from lora_one.reports import compare as table
 from lora_one.reports.compare import Point
 from lora_one.runs.comparison_file import Comparison, is_same_for_all
 
@@ -63,10 +62,10 @@ class Jobs:
                 )
         return run
 
-    def tuning(self, method: str) -> list[Job]:
-        """Return the jobs of the whole grid with every tuning seed."""
+    def tuning(self, method: str, points: Sequence[Point]) -> list[Job]:
+        """Return the jobs of these points with every tuning seed."""
         jobs = []
-        for point in table.grid_points(self.comparison.grid_of(method)):
+        for point in points:
             seeds = self.comparison.tuning_seeds
             try:
                 run = self.configured(method, point)

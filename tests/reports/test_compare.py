@@ -7,7 +7,7 @@ import numpy
 import pytest
 
 from lora_one.reports import compare as table
-from lora_one.reports.compare import Run, choose, method_row
+from lora_one.reports.compare import Run, choose, grid_points, method_row
 from tests.helpers.comparisons import RATE
 
 
@@ -55,7 +55,7 @@ def test_row_has_mean_and_sample_deviation_and_marks_the_end_of_a_grid():
     pairs = zip(start, seconds, strict=True)
     runs += [Run("m", "start", point, seed, None, None, 5.0, *pair) for seed, pair in enumerate(pairs)]
     runs.append(Run("m", "tuning", point, 7, None, None, 0.1, 0.1, 0.1))
-    row = method_row("m", runs, point, grid, 6.0)
+    row = method_row("m", runs, point, grid_points(grid), 6.0)
     for name, values in (("final_loss", final), ("init_loss", start), ("init_seconds", seconds)):
         assert row[f"{name}_mean"] == pytest.approx(numpy.mean(values))
         assert row[f"{name}_sd"] == pytest.approx(numpy.std(values, ddof=1))

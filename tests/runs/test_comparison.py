@@ -18,6 +18,7 @@ from lora_one.config import RunConfig
 from lora_one.datasets.arithmetic import generate
 from lora_one.errors import RunError, UsageError
 from lora_one.records.folder import RunFolder
+from lora_one.reports.compare import grid_points
 from lora_one.runs import comparison, comparison_file, comparison_jobs, experiment
 from lora_one.runs.comparison_file import Comparison
 from lora_one.runs.composition import compose
@@ -222,6 +223,8 @@ def test_every_method_sees_the_same_examples_in_the_same_order(asked, tmp_path, 
             {"own_grid": {"LoRA": {"model.warmup": [0.1, 0.2]}}},
             "LoRA is tuned over 4 points and broken over 2: give every method the same number, or say in unequal_",
         ),
+        ({"refine": -1}, "refine=-1 must be a number of rounds"),
+        ({"refine": 1, "grid": {RATE: [1e-3]}}, "refine=1 needs at least two values of model.learning_rate"),
         (
             {"own_grid": {"LoRa": {RATE: [1e-3, 1]}}},
             "own_grid.LoRa is not a method of this comparison; did you mean LoRA?",
@@ -241,7 +244,10 @@ def test_method_with_other_data_or_more_steps_is_not_run(asked):
         ("dataset.train_on_inputs=true", "train_on_inputs=True, the others False"),
     ):
         jobs = comparison_jobs.Jobs(dataclasses.replace(asked, methods={"LoRA": ["init=default", override]}), compose)
-        assert all(message in job.error and "move it to common" in job.error for job in jobs.tuning("LoRA"))
+        assert all(
+            message in job.error and "move it to common" in job.error
+            for job in jobs.tuning("LoRA", grid_points(asked.grid))
+        )
 
 
 def test_test_examples_that_were_trained_on_are_refused(asked, data, tmp_path):

@@ -79,6 +79,20 @@ def test_the_table_and_the_verdicts(compared):
     assert same["difference"] == 0.0 and all(test["p"] == 1.0 for test in same["mcnemar"].values())
 
 
+def test_every_method_gets_the_same_number_of_further_learning_rates(asked, tmp_path):
+    """Two rates and one round: the best is always an end, so two more beyond it. The plan counts them in advance."""
+    refined = dataclasses.replace(asked, grid={RATE: [1e-4, 1e-3]}, refine=1, evaluations={}, seeds=[1], baseline=None)
+    refined = refined.only(["LoRA", "full"])
+    assert "LoRA: then 2 runs at further learning rates, then the best point" in comparison.plan(refined, compose)
+    assert comparison.compare(refined, compose, experiment.execute, tmp_path)
+    record = json.loads((tmp_path / "comparison.json").read_text())
+    for row in record["rows"]:
+        tried = [r["point"][RATE] for r in record["runs"] if (r["method"], r["stage"]) == (row["method"], "tuning")]
+        assert tried[:2] == [1e-4, 1e-3] and row["grid_points"] == 4
+        assert tried[2:] in ([1e-2, 1e-1], [1e-5, 1e-6]) and row[RATE] in tried
+    assert comparison.plan(refined, compose).endswith("to do: 0 runs with training and 0 without")
+
+
 def test_a_second_call_evaluates_nothing(compared, asked, tmp_path, monkeypatch):
     record, _ = compared
     monkeypatch.setattr(comparison_evaluations, "evaluate", None)
