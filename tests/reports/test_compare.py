@@ -70,7 +70,7 @@ def test_a_start_that_harmed_is_noted_in_the_row():
     point = {RATE: 1e-3}
     runs = [Run("m", "final", point, seed, None, None, 3.0, 3.0) for seed in (1, 2)]
     runs.append(Run("m", "final", point, 3, None, None, 3.0, 3.0, warnings=("the start raised the loss",)))
-    row = method_row("m", runs, point, {RATE: [1e-3]}, 6.0)
+    row = method_row("m", runs, point, [point], 6.0)
     assert row["note"] == "warning at the start, 1 of 3 seeds: the start raised the loss"
     assert row["note"] in table.as_markdown([row], [RATE])
 
