@@ -20,10 +20,11 @@ def quiet_libraries() -> None:
 
 
 @contextmanager
-def no_weight_bars() -> Iterator[None]:
-    """Hide transformers' bars for loading and writing weights within the block; downloads keep theirs.
+def quiet_weights() -> Iterator[None]:
+    """Hide what transformers prints about weight files within the block; the bars of downloads are shown.
 
-    Its report of weights that are not in the checkpoint is hidden too: ``load_model`` refuses them, except for a head.
+    These are bars for loading and writing, and a report of weights that are not in the checkpoint: ``load_model``
+    refuses them, except for a head.
     """
     from transformers.utils import logging as transformers_logging
 

@@ -10,7 +10,7 @@ import pytest
 from transformers.utils import logging as transformers_logging
 
 from lora_one.models import load_model
-from lora_one.quiet import NOISE, no_weight_bars
+from lora_one.quiet import NOISE, quiet_weights
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import SMALL
 
@@ -32,7 +32,7 @@ def test_only_the_noise_of_a_logger_is_dropped(name):
 def test_bars_of_weights_are_hidden_and_others_come_back(capfd):
     load_model("bundled/tiny")
     assert capfd.readouterr().err == ""
-    with no_weight_bars():
+    with quiet_weights():
         list(transformers_logging.tqdm(range(2)))
     assert capfd.readouterr().err == ""
     list(transformers_logging.tqdm(range(2)))

@@ -18,7 +18,7 @@ from lora_one.adaptation.wrapping import narrowed, quiet_peft
 from lora_one.errors import RunError, UsageError
 from lora_one.files import synced, whole_files, whole_folder, write_whole
 from lora_one.model_kinds import BY_TASK_TYPE, ModelKind
-from lora_one.quiet import no_weight_bars
+from lora_one.quiet import quiet_weights
 from lora_one.records.model_card import CardFacts, model_card
 
 FACTORS = (".lora_A", ".lora_B", ".lora_E")
@@ -263,7 +263,7 @@ def dequantized(base: nn.Module) -> nn.Module:
     return base.dequantize(dtype=base.dtype) if getattr(base, "is_quantized", False) else base
 
 
-@no_weight_bars()
+@quiet_weights()
 def save_merged(model: nn.Module, tokenizer: Any, path: Path) -> None:
     """Write a plain Hugging Face folder with weights and tokenizer."""
     with whole_folder(path) as folder:

@@ -82,6 +82,15 @@ def check(run: "RunConfig") -> None:
     run.init.check()
 
 
+def largest_divisor(number: int, at_most: int) -> int:
+    """Return the largest divisor of a number up to a limit.
+
+    >>> largest_divisor(24, 10)
+    8
+    """
+    return next(size for size in range(at_most, 0, -1) if number % size == 0)
+
+
 def check_batches(run: "RunConfig") -> None:
     real, device = run.model.real_batch_size, run.model.per_device_batch_size
     if real % device:

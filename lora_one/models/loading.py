@@ -13,7 +13,7 @@ from torch import nn
 from lora_one.errors import RunError, UsageError
 from lora_one.model_kinds import CAUSAL, CLASSIFIER, MODEL_KINDS, kind_by_architecture
 from lora_one.models.location import check_weights, source_of
-from lora_one.quiet import no_weight_bars
+from lora_one.quiet import quiet_weights
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -71,7 +71,7 @@ def load_config(name: str, revision: str | None = None) -> Any:
         raise RunError(cannot_load(name, "configuration", error)) from error
 
 
-@no_weight_bars()
+@quiet_weights()
 def load_model(
     name: str,
     revision: str | None = None,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy
 
@@ -13,6 +13,7 @@ from lora_one.statistics.questions import bootstrap, mcnemar
 from lora_one.statistics.verdicts import NATS, POINTS, verdicts
 
 LOSS = "test loss"
+Key = TypeVar("Key")
 
 
 def findings(runs: Sequence[Run], baseline: str, evaluations: Sequence[str]) -> list[dict[str, Any]]:
@@ -46,32 +47,38 @@ def questions(runs: Sequence[Run], baseline: str, evaluation: str) -> list[dict[
 
     Raises UsageError: the predictions of two runs are not of the same questions.
     """
-    files: dict[str, dict[int, Path]] = {}
+    files: dict[tuple[str, int], Path] = {}
     for run in runs:
         if run.stage == "final" and evaluation in run.scores:
-            files.setdefault(run.method, {})[run.seed] = Path(run.scores[evaluation]["predictions"])
+            files[run.method, run.seed] = Path(run.scores[evaluation]["predictions"])
+    answers: dict[str, dict[int, numpy.ndarray]] = {}
+    for (method, seed), row in aligned(files).items():
+        answers.setdefault(method, {})[seed] = row
     return [
-        {"method": method, **compared(own, files[baseline])}
-        for method, own in files.items()
-        if method != baseline and baseline in files
+        {"method": method, **compared(own, answers[baseline])}
+        for method, own in answers.items()
+        if method != baseline and baseline in answers
     ]
 
 
-def compared(first: Mapping[int, Path], second: Mapping[int, Path], metric: str | None = None) -> dict[str, Any]:
-    """Compare the predictions of two methods: the cluster bootstrap over all seeds, and McNemar's test seed by seed.
+def aligned(files: Mapping[Key, Path], metric: str | None = None) -> dict[Key, numpy.ndarray]:
+    """Return which answers of each file are correct, as arrays (questions,) of bool in one order of the questions.
 
-    metric: see ``correct_answers``.
+    metric: see ``correct_answers``. Raises UsageError: a file cannot be read, or they have different questions.
     """
-    paths = [*first.values(), *second.values()]
-    answers = {str(path): correct_answers(path, metric) for path in paths}
-    order = common_questions(answers)
+    answers = {key: correct_answers(path, metric) for key, path in files.items()}
+    order = common_questions({str(files[key]): found for key, found in answers.items()})
+    return {key: numpy.array([found[question] for question in order]) for key, found in answers.items()}
 
-    def table(files: Mapping[int, Path]) -> numpy.ndarray:
-        return numpy.array([[answers[str(path)][question] for question in order] for path in files.values()])
 
-    shared = [seed for seed in first if seed in second]
-    tests = {seed: mcnemar(table({0: first[seed]})[0], table({0: second[seed]})[0]) for seed in shared}
-    return {**asdict(bootstrap(table(first), table(second))), "mcnemar": {s: asdict(t) for s, t in tests.items()}}
+def compared(first: Mapping[int, numpy.ndarray], second: Mapping[int, numpy.ndarray]) -> dict[str, Any]:
+    """Compare the answers of two methods: the cluster bootstrap over all seeds, and McNemar's test seed by seed.
+
+    first, second: seed -> array (questions,) of bool.
+    """
+    found = bootstrap(numpy.array(list(first.values())), numpy.array(list(second.values())))
+    tests = {seed: asdict(mcnemar(first[seed], second[seed])) for seed in first if seed in second}
+    return {**asdict(found), "mcnemar": tests}
 
 
 def as_text(found: Sequence[Mapping[str, Any]], baseline: str) -> str:

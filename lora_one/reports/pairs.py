@@ -6,8 +6,7 @@ from pathlib import Path
 
 from lora_one.errors import UsageError
 from lora_one.records.folder import RunFolder
-from lora_one.reports.findings import compared, question_sentence
-from lora_one.reports.predictions import common_questions, correct_answers
+from lora_one.reports.findings import aligned, compared, question_sentence
 from lora_one.statistics.shares import percent
 from lora_one.statistics.verdicts import NATS, POINTS, Unit, verdicts
 
@@ -20,12 +19,11 @@ def compare_predictions(first: Path, second: Path, metric: str | None = None) ->
     metric: the field of a line that says whether the answer is correct; None: see ``correct_answers``.
     Raises UsageError: a file cannot be read, or they are not of the same questions.
     """
-    answers = {str(path): correct_answers(path, metric) for path in (first, second)}
-    if len(answers) < 2:
+    if first == second:
         raise UsageError(f"{first} is given twice: pass two files")
-    order = common_questions(answers)
-    lines = [f"{name}: {percent(sum(a.values()) / len(order), len(order)).strip()}" for name, a in answers.items()]
-    entry = {"method": str(first), **compared({0: first}, {0: second}, metric)}
+    answers = aligned({path: path for path in (first, second)}, metric)
+    lines = [f"{path}: {percent(row.mean(), len(row)).strip()}" for path, row in answers.items()]
+    entry = {"method": str(first), **compared({0: answers[first]}, {0: answers[second]})}
     return "\n".join([*lines, question_sentence(entry, str(second)) + "."])
 
 
@@ -72,17 +70,21 @@ def evaluation_section(task: str, runs: Mapping[str, Mapping[int, RunFolder]], b
     lines = section(task, values, baseline, NATS if task.startswith("loss-") else POINTS)
     (method,) = set(runs) - {baseline}
     if len(files) == 2:
-        entry = {"method": method, **compared(files[method], files[baseline])}
+        flat = aligned({(name, seed): path for name, found in files.items() for seed, path in found.items()})
+        one, other = ({seed: flat[name, seed] for seed in files[name]} for name in (method, baseline))
+        entry = {"method": method, **compared(one, other)}
         lines.append(f"  these trained models: {question_sentence(entry, baseline)}.")
     return lines
 
 
 def finished_runs(path: Path) -> dict[int, RunFolder]:
     """Return seed -> finished run of a folder. Raises UsageError: there is none."""
-    folders = [path] if (path / "run.json").exists() else sorted(file.parent for file in path.glob("*/run.json"))
-    found = [RunFolder(folder) for folder in folders]
-    records = {folder: folder.read() for folder in found}
-    done = {record["config"]["seed"]: folder for folder, record in records.items() if record["status"] == "finished"}
+    folders = [path] if (path / "run.json").exists() else [file.parent for file in path.glob("*/run.json")]
+    done: dict[int, RunFolder] = {}
+    for folder in map(RunFolder, folders):
+        record = folder.read()
+        if record["status"] == "finished":
+            done[record["config"]["seed"]] = folder
     if not done:
         raise UsageError(
             f"{path} contains no finished run: pass the folder of a run, or of a configuration with the folders of its "

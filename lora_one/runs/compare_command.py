@@ -2,15 +2,13 @@
 
 import argparse
 import dataclasses
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_one.errors import UsageError, nearest
-from lora_one.interruption import Interrupted, caught
 from lora_one.invocation import command_name
-from lora_one.runs.sweep import FAILURE, Sweep, print_error
+from lora_one.runs.sweep import FAILURE, run_command
 
 if TYPE_CHECKING:
     from lora_one.runs.comparison_file import Comparison
@@ -76,14 +74,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command, by default on sys.argv; return the exit code."""
     options = parser().parse_intermixed_args(arguments)
-    sweep = Sweep()
-    try:
-        with caught(), sweep.job():
-            return compare(options)
-    except Interrupted as stop:
-        print_error(f"stopped by {stop}: the same command continues from the last resume point")
-        return stop.exit_code
-    return sweep.exit_code
+    return run_command(lambda: compare(options), "continues from the last resume point")
 
 
 def compare(options: argparse.Namespace) -> int:
@@ -91,14 +82,17 @@ def compare(options: argparse.Namespace) -> int:
     if options.predictions or options.runs:
         from lora_one.reports import pairs
 
-        print(pairs.compare_predictions(*options.predictions, options.metric) if options.predictions else "", end="")
-        print(pairs.compare_runs(*options.runs) if options.runs else "")
+        if options.predictions:
+            print(pairs.compare_predictions(*options.predictions, options.metric))
+        if options.runs:
+            print(pairs.compare_runs(*options.runs))
         return 0
     if options.comparison is None:
         raise UsageError("nothing to compare: pass the YAML file of a comparison, --runs A B or --predictions A B")
     import torch
 
     from lora_one.runs import comparison, comparison_file
+    from lora_one.runs.comparison_evaluations import folder_name
     from lora_one.runs.composition import compose
     from lora_one.runs.experiment import execute
 
@@ -134,12 +128,3 @@ def chosen_tasks(tasks: dict[str, "Comparison"], options: argparse.Namespace) ->
         ).only(options.only)
         for name, task in chosen.items()
     }
-
-
-def folder_name(task: str) -> str:
-    """Return the name of a task's folder.
-
-    >>> folder_name("SST-2, 2,000 rows")
-    'sst-2-2-000-rows'
-    """
-    return re.sub(r"[^\w-]+", "-", task).strip("-").lower()

@@ -43,5 +43,13 @@ def score_of(folder: RunFolder, name: str, evaluation: Evaluation) -> dict[str, 
 def folder_of(folder: RunFolder, name: str, evaluation: Evaluation) -> Path:
     """Return the folder of the results, inside the run: its name has a hash of the benchmark and its options."""
     asked = json.dumps([evaluation.benchmark, evaluation.options])
-    readable = re.sub(r"\W+", "-", name).strip("-").lower()
-    return folder.path / "eval" / f"{readable}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
+    return folder.path / "eval" / f"{folder_name(name)}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
+
+
+def folder_name(name: str) -> str:
+    """Return the name of a task or an evaluation as that of a folder.
+
+    >>> folder_name("SST-2, 2,000 rows")
+    'sst-2-2-000-rows'
+    """
+    return re.sub(r"\W+", "-", name).strip("-").lower()

@@ -14,6 +14,8 @@ from yaml import YAMLError
 from lora_one.config import refuse_unknown, unknown_key
 from lora_one.errors import UsageError, nearest
 from lora_one.evaluation import BENCHMARKS
+from lora_one.evaluation.command import parser_of
+from lora_one.evaluation.options import parsed
 from lora_one.reports.compare import RATE, Grid, grid_points
 
 # keys that, like those of the data, must be the same for every method: amount of training and evaluation
@@ -219,9 +221,6 @@ def check_budgets(comparison: Comparison) -> None:
 
 def check_evaluation(name: str, evaluation: Evaluation) -> None:
     """Check an evaluation. Raises UsageError: an unknown benchmark, or an option that it does not have."""
-    from lora_one.evaluation.command import parser_of
-    from lora_one.evaluation.options import parsed
-
     if evaluation.benchmark not in BENCHMARKS:
         known = nearest(str(evaluation.benchmark), BENCHMARKS)
         raise UsageError(f"evaluations.{name}: {evaluation.benchmark} is not a benchmark; {known}")

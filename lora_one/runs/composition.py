@@ -6,6 +6,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lora_one.config import RunConfig
 from lora_one.config.defaults import configuration_folder
+from lora_one.config.rules import largest_divisor
 from lora_one.errors import UsageError
 from lora_one.runs.explanations import explain
 from lora_one.runs.overrides import sets, translate
@@ -26,8 +27,7 @@ def with_fitting_micro_batch(composed: DictConfig) -> DictConfig:
     micro, real = (OmegaConf.select(composed, key, throw_on_resolution_failure=False) for key in BATCHES)
     if not (type(micro) is type(real) is int and min(micro, real) > 0) or real % micro == 0:
         return composed
-    fitting = next(size for size in range(micro, 0, -1) if real % size == 0)
-    return OmegaConf.merge(composed, {"model": {"per_device_batch_size": fitting}})
+    return OmegaConf.merge(composed, {"model": {"per_device_batch_size": largest_divisor(real, micro)}})
 
 
 def compose(overrides: Sequence[str]) -> RunConfig:

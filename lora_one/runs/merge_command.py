@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lora_one.errors import UsageError
-from lora_one.interruption import Interrupted, caught
 from lora_one.invocation import command_name
 from lora_one.records.folder import RunFolder
-from lora_one.runs.sweep import Sweep, print_error
+from lora_one.runs.sweep import run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,14 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("run", type=Path, help="folder of the run, or its run.json")
     path = parser.parse_args(arguments).run
-    sweep = Sweep()
-    try:
-        with caught(), sweep.job():
-            merge(path)
-    except Interrupted as stop:
-        print_error(f"stopped by {stop}: the same command merges again")
-        return stop.exit_code
-    return sweep.exit_code
+    return run_command(lambda: merge(path), "merges again")
 
 
 def merge(path: Path) -> None:

@@ -5,7 +5,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -13,8 +13,9 @@ from pathlib import Path
 
 from lora_one.config import RunConfig
 from lora_one.errors import RunError, UsageError
-from lora_one.progress import duration
-from lora_one.records.folder import RunFolder, first_process
+from lora_one.interruption import Interrupted, caught
+from lora_one.progress import duration, first_process
+from lora_one.records.folder import RunFolder
 from lora_one.runs.planned_jobs import by_key, differing
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
@@ -42,7 +43,6 @@ class Job:
     folder: RunFolder | None = None
     error: str | None = None
     seconds: float | None = None
-    started: bool = False
 
     @property
     def left(self) -> bool:
@@ -107,7 +107,7 @@ class Sweep:
         job = self.jobs[self.current_job]
         if self.planned and job.overrides != by_key(overrides):
             self.planned = False
-            self.jobs = [job for job in self.jobs if job.started]
+            self.jobs = self.jobs[: self.current_job + 1]
         job.overrides = by_key(overrides)
         keys = differing([other.overrides for other in self.jobs if other.overrides])
         job.name = name_of(job.overrides, keys)
@@ -172,7 +172,6 @@ class Sweep:
         self.current_job = self.current_job + 1 if number is None else number
         if self.current_job >= len(self.jobs):
             self.jobs.append(Job())
-        self.jobs[self.current_job].started = True
         self.job_began = time.time()
         gc.collect()  # the model and the trainer of the previous job reference each other
         if "torch" in sys.modules:
@@ -235,6 +234,21 @@ def name_of(overrides: dict[str, str], keys: Sequence[str]) -> str:
     parts = [f"{key}={overrides[key]}" for key in keys if key in overrides]
     parts += [f"seed {overrides['seed']}"] if "seed" in overrides else []
     return ", ".join(parts) or "the defaults"
+
+
+def run_command(work: Callable[[], int | None], continuation: str) -> int:
+    """Do the work of a command, and return its exit code; errors and signals are printed as one line.
+
+    work: returns its exit code; None: success.  continuation: what the same command does after a signal.
+    """
+    sweep = Sweep()
+    try:
+        with caught(), sweep.job():
+            return work() or 0
+    except Interrupted as stop:
+        print_error(f"stopped by {stop}: the same command {continuation}")
+        return stop.exit_code
+    return sweep.exit_code
 
 
 _current: ContextVar[Sweep | None] = ContextVar("sweep", default=None)

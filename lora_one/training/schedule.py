@@ -2,6 +2,7 @@
 
 import math
 
+from lora_one.config.rules import largest_divisor
 from lora_one.config.schemas import ModelConfig
 from lora_one.errors import UsageError
 
@@ -17,18 +18,9 @@ def micro_batch(model: ModelConfig, processes: int) -> int:
     if rest or not share:
         raise UsageError(
             f"model.real_batch_size={model.real_batch_size} is not divisible by {processes} processes: set it to a "
-            f"multiple of {processes}, or start {fitting_processes(model.real_batch_size, processes)}"
+            f"multiple of {processes}, or start {largest_divisor(model.real_batch_size, processes)}"
         )
-    return next(size for size in range(min(model.per_device_batch_size, share), 0, -1) if share % size == 0)
-
-
-def fitting_processes(batch: int, processes: int) -> int:
-    """Return the largest number of processes, up to this one, that divides a batch.
-
-    >>> fitting_processes(8, 6)
-    4
-    """
-    return next(number for number in range(processes, 0, -1) if batch % number == 0)
+    return largest_divisor(share, min(model.per_device_batch_size, share))
 
 
 def accumulation_steps(model: ModelConfig, processes: int) -> int:

@@ -21,7 +21,7 @@ from lora_one.errors import RunError
 from lora_one.files import publish
 from lora_one.losses import few_logits, loss_at
 from lora_one.model_kinds import CAUSAL
-from lora_one.quiet import no_weight_bars
+from lora_one.quiet import quiet_weights
 from lora_one.training.batches import COUNTED, TOKENS
 from lora_one.training.job import TrainingJob
 from lora_one.training.resume_points import keep_only
@@ -123,7 +123,7 @@ class FineTuner(Trainer):
         hidden, point = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
         place = self.checkpoints / point
         try:
-            with no_weight_bars(), self.adaptation.saving_state(self.model):
+            with quiet_weights(), self.adaptation.saving_state(self.model):
                 super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:

@@ -5,7 +5,6 @@ import random
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig
 
 from lora_one import AdapterFactors, initialize_adapters
 from lora_one.config.defaults import choices_of_init
@@ -14,6 +13,7 @@ from lora_one.errors import RunError, UsageError
 from lora_one.initialization import library
 from lora_one.initialization.methods import peft_methods
 from tests.helpers.examples import examples
+from tests.helpers.library import lora
 from tests.helpers.models import random_llama
 from tests.helpers.structure import structure
 
@@ -23,10 +23,6 @@ pytestmark = [
     pytest.mark.usefixtures("attrs_package"),
     pytest.mark.filterwarnings("ignore:Model has .tie_word", "ignore:Setting `save_embedding_layers`"),
 ]
-
-
-def lora(**changes):
-    return LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"]} | changes)
 
 
 def batches():

@@ -5,24 +5,20 @@ import warnings
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 
 from lora_one import AdapterFactors, initialize_adapters, save_adapter
 from lora_one.adaptation import layers as adapters
 from lora_one.config.defaults import choices_of_init
 from lora_one.data.encode import batches_of
 from tests.helpers.examples import examples
+from tests.helpers.library import assert_close, logits, lora, move
 from tests.helpers.models import quantized_llama, random_llama
 
 CHOICES = sorted(set(choices_of_init().values()))
 NEEDED = {"lora_sb": {"eta": 1e-3}}
-IDS = torch.arange(3, 40).reshape(1, -1)
 
 pytestmark = pytest.mark.usefixtures("attrs_package")
-
-
-def lora(**changes):
-    return LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"]} | changes)
 
 
 def half_own(layer, step):
@@ -40,24 +36,6 @@ def base_of(tmp_path):
         return random_llama()
 
     return base
-
-
-@torch.no_grad()
-def move(model):
-    """Change what is trained, as training does."""
-    generator = torch.Generator().manual_seed(1)
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and "lora_" in name:
-            parameter += torch.randn(parameter.shape, generator=generator) * 0.05
-
-
-@torch.no_grad()
-def logits(model):
-    return model.eval()(IDS).logits
-
-
-def assert_close(found, expected, bound=1e-4):
-    assert (found - expected).abs().max() <= bound * expected.abs().max()
 
 
 @pytest.mark.parametrize("method", [*CHOICES, half_own], ids=lambda m: getattr(m, "__name__", m))

@@ -5,39 +5,17 @@ import pickle
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 
 from lora_one import AdapterFactors, initialize_adapters, save_adapter
 from lora_one.adaptation import layers as adapters
 from lora_one.data.encode import batches_of
 from lora_one.errors import UsageError
 from tests.helpers.examples import examples
+from tests.helpers.library import assert_close, logits, lora, move
 from tests.helpers.models import random_llama
 
 NEEDED = {"lora_sb": {"eta": 1e-3}}
-IDS = torch.arange(3, 40).reshape(1, -1)
-
-
-def lora(**changes):
-    return LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"]} | changes)
-
-
-@torch.no_grad()
-def move(model):
-    """Change what is trained, as training does."""
-    generator = torch.Generator().manual_seed(1)
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and "lora_" in name:
-            parameter += torch.randn(parameter.shape, generator=generator) * 0.05
-
-
-@torch.no_grad()
-def logits(model):
-    return model.eval()(IDS).logits
-
-
-def assert_close(found, expected, bound=1e-4):
-    assert (found - expected).abs().max() <= bound * expected.abs().max()
 
 
 def test_saving_twice_replaces_the_adapter_and_keeps_other_files(tmp_path):

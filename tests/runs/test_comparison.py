@@ -15,7 +15,6 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from lora_one.config import RunConfig
-from lora_one.datasets.arithmetic import generate
 from lora_one.errors import RunError, UsageError
 from lora_one.records.folder import RunFolder
 from lora_one.reports.compare import grid_points
@@ -23,7 +22,7 @@ from lora_one.runs import comparison, comparison_file, comparison_jobs, experime
 from lora_one.runs.comparison_file import Comparison
 from lora_one.runs.composition import compose
 from lora_one.training import batches as collating
-from tests.helpers.comparisons import RATE
+from tests.helpers.comparisons import RATE, write_problems
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import composed
 
@@ -31,12 +30,7 @@ from tests.helpers.runs import composed
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """32 generated problems to train and choose by, 12 others to report on."""
-    folder = tmp_path_factory.mktemp("problems")
-    rows = generate(["gain", "loss"], 32, seed=0)
-    others = generate(["gain", "loss"], 12, seed=1, exclude={row["question"] for row in rows})
-    for name, part in (("train", rows), ("test", others)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
-    return folder
+    return write_problems(tmp_path_factory.mktemp("problems"), train=32, test=12)
 
 
 @pytest.fixture(scope="module")

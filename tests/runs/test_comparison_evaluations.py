@@ -1,31 +1,25 @@
 """Evaluations of a comparison: run once on each chosen point, in the table, in verdicts, and over questions."""
 
 import dataclasses
+import doctest
 import json
 from pathlib import Path
 
 import pytest
 
-from lora_one.datasets.arithmetic import generate
 from lora_one.errors import UsageError
 from lora_one.reports.predictions import correct_answers
 from lora_one.runs import comparison, comparison_evaluations, experiment
 from lora_one.runs.comparison_file import Comparison, Evaluation, read_comparisons
 from lora_one.runs.composition import compose
-from tests.helpers.comparisons import RATE
-
-SCORED = {"exact match": Evaluation("gsm8k", ["--max_new_tokens=4", "--limit=5"])}
+from tests.helpers.comparisons import RATE, write_problems
 
 
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory, llama_folder):
     """A method against itself with another name: the same runs, so the same answers."""
-    data = tmp_path_factory.mktemp("data")
-    rows = generate(["gain", "loss"], 24, seed=0)
-    others = generate(["gain", "loss"], 8, seed=1, exclude={row["question"] for row in rows})
-    for name, part in (("train", rows), ("test", others)):
-        (data / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
-    options = [*SCORED["exact match"].options, f"--data_path={data / 'test.jsonl'}"]
+    data = write_problems(tmp_path_factory.mktemp("data"), train=24, test=8)
+    options = ["--max_new_tokens=4", "--limit=5", f"--data_path={data / 'test.jsonl'}"]
     common = ["dataset=gsm8k", f"model.name={llama_folder}", "model=tiny", "wandb.mode=disabled"]
     common += ["model.real_batch_size=8", "model.per_device_batch_size=8", "dataset.train_size=16"]
     common += ["dataset.validation_size=8", f"results_dir={tmp_path_factory.mktemp('results')}"]
@@ -164,3 +158,7 @@ def test_predictions_of_other_programs_and_other_questions(tmp_path):
     for file, message in ((other, "line 1: no id or no field correct"), (tmp_path / "no", "cannot be read")):
         with pytest.raises(UsageError, match=message):
             correct_answers(file)
+
+
+def test_doctests():
+    assert doctest.testmod(comparison_evaluations).failed == 0

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
@@ -12,16 +12,8 @@ from lora_one import AdapterCallback, initialize_adapters, start_of_checkpoint
 from lora_one.data.encode import batches_of
 from lora_one.errors import RunError, UsageError
 from tests.helpers.examples import examples
+from tests.helpers.library import logits, lora
 from tests.helpers.models import random_llama
-
-
-def lora():
-    return LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"])
-
-
-@torch.no_grad()
-def logits(model):
-    return model.eval()(torch.arange(3, 40).reshape(1, -1)).logits
 
 
 def trained(model, folder, callback, steps=2, resume=None):
