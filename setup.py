@@ -9,5 +9,5 @@ from setuptools import find_namespace_packages, setup
 setup(
     packages=[*find_namespace_packages(include=["lora_one*", "hydra_plugins*"]), "lora_one.conf"],
     package_dir={"lora_one.conf": "conf"},
-    package_data={"lora_one": ["assets/**/*"], "lora_one.conf": ["**/*.yaml"]},
+    package_data={"lora_one": ["assets/**/*", "reports/templates/*"], "lora_one.conf": ["**/*.yaml"]},
 )

@@ -34,6 +34,17 @@ def write_whole(path: Path, text: str) -> None:
         raise
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a file of JSON lines, [] without a file.
+
+    An incomplete last line, which a crash may leave, is left out.
+    """
+    lines = path.read_text().splitlines() if path.exists() else []
+    if lines and not lines[-1].endswith("}"):
+        lines.pop()
+    return [json.loads(line) for line in lines]
+
+
 def synced(path: Path) -> None:
     """Flush a file, or a folder with its content, to the disk, so that it survives a power failure."""
     for entry in (path, *path.rglob("*")):

@@ -11,6 +11,7 @@ from typing import Any
 
 from lora_one.diagnostics import by_kind
 from lora_one.errors import RunError
+from lora_one.files import read_lines
 from lora_one.records.folder import RunFolder
 
 START_TIMEOUT = 60  # seconds to wait for the W&B server at the start, and for the user to type a key if W&B asks
@@ -128,13 +129,13 @@ class Tracker:
             return
         for path in (self.path, self.diagnostics):
             if path.exists():
-                lines = [line for line in read_metrics(path) if line["step"] <= step]
+                lines = [line for line in read_lines(path) if line["step"] <= step]
                 scratch = path.with_name(f".{path.name}")
                 scratch.write_text("".join(json.dumps(line) + "\n" for line in lines))
                 scratch.replace(path)  # atomic: a kill before this line leaves the old file
         if self.wandb.run is not None and not self.wandb.run.resumed:
-            logged = [(line["step"], grouped(line)) for line in read_metrics(self.path)]
-            logged += [(line["step"], _for_wandb(line["layers"])) for line in read_metrics(self.diagnostics)]
+            logged = [(line["step"], grouped(line)) for line in read_lines(self.path)]
+            logged += [(line["step"], _for_wandb(line["layers"])) for line in read_lines(self.diagnostics)]
             for number, line in sorted(logged, key=lambda pair: pair[0]):
                 self.wandb.log(number, line)
 
@@ -262,11 +263,3 @@ def _append(path: Path, line: dict[str, Any]) -> None:
 def _plain(value: Any) -> Any:
     """Return the value, or None for NaN and infinity, which JSON does not have."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a metrics.jsonl, [] without a file; an incomplete last line (after a crash) is left out."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    if lines and not lines[-1].endswith("}"):
-        lines.pop()
-    return [json.loads(line) for line in lines]

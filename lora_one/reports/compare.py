@@ -1,4 +1,4 @@
-"""The table of a comparison: choose each method's best grid point, build its row, write Markdown and CSV."""
+"""The table of a comparison: choose each method's best grid point, build its row, write CSV."""
 
 import csv
 import io
@@ -9,20 +9,15 @@ from math import inf, isfinite, sqrt
 from statistics import mean, stdev
 from typing import Any
 
-from lora_one.reports.table import markdown, spread
+from lora_one.reports.table import spread
 
 Grid = Mapping[str, Sequence[float]]  # key of the configuration -> values tried
 Point = dict[str, float]  # one value for each key
 RATE = "model.learning_rate"
 
-# Figure -> (stage of the runs that it is taken from, title of its column in the Markdown table). The seconds are those
-# of the untrained runs, which are the last runs of a method, so they do not include the time of first imports
-FIGURES = {
-    "validation_loss": ("final", "validation loss"),
-    "init_loss": ("start", "test loss after init"),
-    "final_loss": ("final", "test loss after training"),
-    "init_seconds": ("start", "init s"),
-}
+# Figure -> stage of the runs that it is taken from. The seconds are those of the untrained runs, which are the last
+# runs of a method, so they do not include the time of first imports
+FIGURES = {"validation_loss": "final", "init_loss": "start", "final_loss": "final", "init_seconds": "start"}
 
 
 @dataclass(frozen=True)
@@ -49,6 +44,10 @@ class Run:
     git_commit: str | None = None
     warnings: tuple[str, ...] = ()  # of its start
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)  # evaluation -> value, metric, predictions
+    peak_memory_bytes: int | None = None
+    history: tuple[dict[str, Any], ...] = ()  # of its validations, these and the next two: see measurements
+    start: dict[str, float] = field(default_factory=dict)
+    identity: dict[str, Any] = field(default_factory=dict)
 
 
 def grid_points(grid: Grid) -> list[Point]:
@@ -142,15 +141,25 @@ def method_row(
     warned = [run for run in final if run.warnings]
     if warned:
         notes.append(f"warning at the start, {len(warned)} of {len(final)} seeds: {warned[0].warnings[0]}")
-    row["note"] = "; ".join(notes)
+    row["note"] = "; ".join([*notes, *failed_evaluations(final, evaluations)])
     return row
+
+
+def failed_evaluations(runs: Sequence[Run], evaluations: Sequence[str]) -> list[str]:
+    """Return a note on each evaluation that failed for some runs."""
+    notes = []
+    for name in evaluations:
+        errors = [run.scores[name]["error"] for run in runs if "error" in run.scores.get(name, {})]
+        if errors:
+            notes.append(f"evaluation {name} failed, {len(errors)} of {len(runs)} seeds: {errors[0]}")
+    return notes
 
 
 def figures(runs: Sequence[Run]) -> dict[str, list[float]]:
     """Return figure -> its values, one for each finished run of its stage."""
     field = {"init_loss": "test_loss", "final_loss": "test_loss"}
     found = {}
-    for name, (stage, _) in FIGURES.items():
+    for name, stage in FIGURES.items():
         values = [getattr(run, field.get(name, name)) for run in runs if run.stage == stage and run.error is None]
         found[name] = [value for value in values if value is not None]
     return found
@@ -160,7 +169,9 @@ def evaluation_figures(runs: Sequence[Run], evaluations: Sequence[str]) -> dict[
     """Return the scores of each evaluation, as ``<name> after init`` and ``<name>``."""
     stages = {"start": " after init", "final": ""}
     return {
-        f"{name}{title}": [run.scores[name]["value"] for run in runs if run.stage == stage and name in run.scores]
+        f"{name}{title}": [
+            run.scores[name]["value"] for run in runs if run.stage == stage and "value" in run.scores.get(name, {})
+        ]
         for name in evaluations
         for stage, title in stages.items()
     }
@@ -168,7 +179,7 @@ def evaluation_figures(runs: Sequence[Run], evaluations: Sequence[str]) -> dict[
 
 def absent_row(method: str, reason: str) -> dict[str, Any]:
     """Return the row of a method that is part of the comparison but cannot run on this machine."""
-    return {"method": method, "note": f"not run here: {reason}"}
+    return {"method": method, "note": f"not run yet: {reason}"}
 
 
 def uneven(runs: Sequence[Run]) -> list[str]:
@@ -183,25 +194,6 @@ def uneven(runs: Sequence[Run]) -> list[str]:
             shares = [f"{steps} steps, {tokens} tokens: {', '.join(m)}" for (steps, tokens), m in amounts.items()]
             found.append(f"Not the same training at seed {seed}: {'; '.join(shares)}.")
     return found
-
-
-def as_markdown(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], evaluations: Sequence[str] = ()) -> str:
-    """Return a Markdown table with mean +- standard deviation; chosen values at an end of their list are marked.
-
-    keys: the keys of all grids, in the order of the columns.  evaluations: names of those, printed in percent.
-    """
-    scored = [f"{name}{title}" for name in evaluations for title in (" after init", "")]
-    names = ["learning rate" if key == RATE else key.rpartition(".")[2] for key in keys]
-    header = ["method", *names, "points", "seeds", "trainable", "test loss pretrained"]
-    lines = [[*header, *(title for _, title in FIGURES.values()), *(f"{name} (%)" for name in scored), "note"]]
-    for row in rows:
-        ends = dict(part.split("=") for part in row.get("edge", "").split())
-        cells = [row["method"], *(chosen_cell(row.get(key), ends.get(key)) for key in keys)]
-        cells += [cell(row.get(name)) for name in ("grid_points", "seeds", "trainable_parameters", "pretrained_loss")]
-        cells += [mean_cell(row.get(f"{name}_mean"), row.get(f"{name}_sd")) for name in FIGURES]
-        cells += [percent_cell(row.get(f"{name}_mean"), row.get(f"{name}_sd")) for name in scored]
-        lines.append([*cells, " ".join(row["note"].split())])
-    return markdown(lines)
 
 
 def cell(value: float | None) -> str:

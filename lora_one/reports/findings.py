@@ -10,34 +10,40 @@ import numpy
 from lora_one.reports.compare import Run
 from lora_one.reports.predictions import common_questions, correct_answers
 from lora_one.statistics.questions import bootstrap, mcnemar
-from lora_one.statistics.verdicts import NATS, POINTS, verdicts
+from lora_one.statistics.verdicts import NATS, POINTS, Unit, verdicts
 
-LOSS = "test loss"
+LOSS, VALIDATION = "test loss", "validation loss"
 Key = TypeVar("Key")
 
 
-def findings(runs: Sequence[Run], baseline: str, evaluations: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the findings of each figure: the evaluations, then the test loss. Raises UsageError: see ``questions``.
+def findings(runs: Sequence[Run], baseline: str, evaluations: Sequence[str], loss: str = LOSS) -> list[dict[str, Any]]:
+    """Return the findings of each figure: the evaluations, then the loss. Raises UsageError: see ``questions``.
 
     Each has ``figure``, ``verdicts`` (one for each method but the baseline) and, for an evaluation, ``questions``.
     """
     found = []
-    for figure in (*evaluations, LOSS):
+    for figure in (*evaluations, loss):
         values = by_seed(runs, figure)
         if baseline in values:
-            judged = verdicts(values, baseline, NATS if figure == LOSS else POINTS)
+            judged = verdicts(values, baseline, unit_of(figure))
             part = {"figure": figure, "verdicts": [asdict(verdict) for verdict in judged]}
-            part["questions"] = [] if figure == LOSS else questions(runs, baseline, figure)
+            part["questions"] = questions(runs, baseline, figure) if figure in evaluations else []
             found.append(part)
     return found
 
 
-def by_seed(runs: Sequence[Run], figure: str) -> dict[str, dict[int, float]]:
-    """Return method -> seed -> value of the trained chosen points."""
+def unit_of(figure: str) -> Unit:
+    """Return the unit of a figure: nats of a loss, percentage points of every other one."""
+    return NATS if figure.endswith("loss") else POINTS
+
+
+def by_seed(runs: Sequence[Run], figure: str, stage: str = "final") -> dict[str, dict[int, float]]:
+    """Return method -> seed -> value of the runs in a stage, by default the trained chosen points."""
+    losses = {LOSS: "test_loss", VALIDATION: "validation_loss"}
     found: dict[str, dict[int, float]] = {}
     for run in runs:
-        value = run.test_loss if figure == LOSS else run.scores.get(figure, {}).get("value")
-        if run.stage == "final" and run.error is None and value is not None:
+        value = getattr(run, losses[figure]) if figure in losses else run.scores.get(figure, {}).get("value")
+        if run.stage == stage and run.error is None and value is not None:
             found.setdefault(run.method, {})[run.seed] = value
     return found
 
@@ -49,7 +55,7 @@ def questions(runs: Sequence[Run], baseline: str, evaluation: str) -> list[dict[
     """
     files: dict[tuple[str, int], Path] = {}
     for run in runs:
-        if run.stage == "final" and evaluation in run.scores:
+        if run.stage == "final" and run.scores.get(evaluation, {}).get("predictions"):
             files[run.method, run.seed] = Path(run.scores[evaluation]["predictions"])
     answers: dict[str, dict[int, numpy.ndarray]] = {}
     for (method, seed), row in aligned(files).items():
@@ -66,6 +72,8 @@ def aligned(files: Mapping[Key, Path], metric: str | None = None) -> dict[Key, n
 
     metric: see ``correct_answers``. Raises UsageError: a file cannot be read, or they have different questions.
     """
+    if not files:
+        return {}
     answers = {key: correct_answers(path, metric) for key, path in files.items()}
     order = common_questions({str(files[key]): found for key, found in answers.items()})
     return {key: numpy.array([found[question] for question in order]) for key, found in answers.items()}
@@ -79,21 +87,6 @@ def compared(first: Mapping[int, numpy.ndarray], second: Mapping[int, numpy.ndar
     found = bootstrap(numpy.array(list(first.values())), numpy.array(list(second.values())))
     tests = {seed: asdict(mcnemar(first[seed], second[seed])) for seed in first if seed in second}
     return {**asdict(found), "mcnemar": tests}
-
-
-def as_text(found: Sequence[Mapping[str, Any]], baseline: str) -> str:
-    """Return the findings as Markdown."""
-    lines = [f"## Verdicts against {baseline}", ""]
-    for part in found:
-        lines += [f"**{part['figure']}**", "", *(f"- {verdict['sentence']}" for verdict in part["verdicts"]), ""]
-        if part["questions"]:
-            lines += [
-                "These trained models on these questions (share of correct answers; no statement about the methods):",
-                "",
-                *(f"- {question_sentence(entry, baseline)}" for entry in part["questions"]),
-                "",
-            ]
-    return "\n".join(lines).rstrip()
 
 
 def question_sentence(entry: Mapping[str, Any], baseline: str) -> str:

@@ -91,6 +91,7 @@ def compare(options: argparse.Namespace) -> int:
         raise UsageError("nothing to compare: pass the YAML file of a comparison, --runs A B or --predictions A B")
     import torch
 
+    from lora_one.reports import pages
     from lora_one.runs import comparison, comparison_file
     from lora_one.runs.comparison_evaluations import folder_name
     from lora_one.runs.composition import compose
@@ -104,14 +105,13 @@ def compare(options: argparse.Namespace) -> int:
             print(f"== {task}" * bool(task) + "\n" * bool(task) + comparison.plan(chosen, compose))
         return 0
     output = options.output or Path("results/comparisons") / options.comparison.stem
-    complete = True
+    title = tasks[next(iter(tasks))].title.partition(":")[0]
+    records = {}
     for task, chosen in tasks.items():
-        complete &= comparison.compare(chosen, compose, execute, output / folder_name(task))
-    if "" not in tasks:
-        parts = [(output / folder_name(task) / "comparison.md").read_text() for task in tasks]
-        (output / "comparison.md").write_text("\n".join(parts))
-        print(f"\nall tasks: {output / 'comparison.md'}")
-    return 0 if complete else FAILURE
+        records[task] = comparison.compare(chosen, compose, execute, output / folder_name(task))
+        report = pages.write_report(title, records, output)
+        print(f"\n{pages.printed(records[task])}\nreport: {report.with_suffix('.html')}")
+    return FAILURE if any(map(comparison.failed, records.values())) else 0
 
 
 def chosen_tasks(tasks: dict[str, "Comparison"], options: argparse.Namespace) -> dict[str, "Comparison"]:

@@ -6,34 +6,27 @@ training. Finished runs are not run again, so an interrupted comparison continue
 """
 
 import gc
-import os
-import platform
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from lora_one.config import RunConfig
 from lora_one.data import load_dataset
 from lora_one.data.encoders import encoder_for
 from lora_one.errors import RunError, UsageError
 from lora_one.evaluation.held_out import HeldOut
-from lora_one.files import write_json
-from lora_one.models import device
+from lora_one.files import read_lines
 from lora_one.records.folder import RunFolder
-from lora_one.records.provenance import git_commit, versions
-from lora_one.records.tracking import log_table
 from lora_one.reports import compare as table
 from lora_one.reports.compare import Point, Run
-from lora_one.reports.findings import as_text, findings
+from lora_one.reports.measurements import measurements
 from lora_one.runs.comparison_evaluations import scores_of
 from lora_one.runs.comparison_file import Comparison, Evaluation
 from lora_one.runs.comparison_jobs import Compose, Job, Jobs, start_of
+from lora_one.runs.comparison_record import save
 
 Execute = Callable[[RunConfig], object]
 
@@ -53,8 +46,8 @@ class Measures:
         }
 
 
-def compare(comparison: Comparison, compose: Compose, execute: Execute, output: Path) -> bool:
-    """Do all unfinished runs and write comparison.md, .csv and .json to ``output``; return whether no run failed.
+def compare(comparison: Comparison, compose: Compose, execute: Execute, output: Path) -> dict[str, Any]:
+    """Do all unfinished runs; write comparison.json and .csv to ``output``, and return the content of the former.
 
     A failed run is listed in the table and does not stop the others.
     Raises UsageError: the whole comparison is not possible.
@@ -73,8 +66,13 @@ def compare(comparison: Comparison, compose: Compose, execute: Execute, output: 
         runs += done
         rows.append(table.method_row(method, done, chosen, points, pretrained, list(comparison.evaluations)))
     rows += [table.absent_row(method, reason) for method, reason in comparison.not_run.items()]
-    write(comparison, held_out, runs, rows, output)
-    return all(run.error is None for run in runs)
+    return save(comparison, held_out, runs, rows, output)
+
+
+def failed(record: Mapping[str, Any]) -> bool:
+    """Return whether a run of the comparison, or an evaluation of one, failed."""
+    scores = [score for run in record["runs"] for score in run["scores"].values()]
+    return any(part.get("error") is not None for part in [*record["runs"], *scores])
 
 
 def tuned(jobs: Jobs, method: str, run: Callable[[Job], Run | None]) -> tuple[list[Job], list[Run], list[Point]]:
@@ -153,89 +151,10 @@ def attempt(job: Job, execute: Execute, measure: Measures | None = None) -> Run:
     return finished(job, **found)
 
 
-def finished(job: Job, test_loss: float | None = None, scores: dict[str, dict[str, Any]] | None = None) -> Run:
-    """Read the measurements of a finished run from its run.json. test_loss, scores: of the test data."""
-    record = job.folder.read()
-    return Run(
-        job.method,
-        job.stage,
-        job.point,
-        job.seed,
-        str(job.folder.path),
-        validation_loss=record["evaluation"]["final"]["eval_loss"],
-        test_loss=test_loss,
-        scores=scores or {},
-        init_seconds=record["init"]["seconds"],
-        train_seconds=record["train"]["seconds"],
-        steps=record["train"]["steps"],
-        tokens=record["train"]["tokens"],
-        trainable_parameters=record["trainable_parameters"],
-        git_commit=record["provenance"]["git_commit"],
-        warnings=tuple(record["init"].get("warnings", ())),
-    )
-
-
-def write(
-    comparison: Comparison, held_out: HeldOut, runs: Sequence[Run], rows: Sequence[dict[str, Any]], output: Path
-) -> None:
-    """Write the table as comparison.md and comparison.csv, and every run with its folder as comparison.json."""
-    keys = list(dict.fromkeys(key for method in comparison.methods for key in comparison.grid_of(method)))
-    where, today = machine(), datetime.now(UTC).isoformat(timespec="seconds")
-    used, uneven = versions(), table.uneven(runs)
-    found = findings(runs, comparison.baseline, list(comparison.evaluations)) if comparison.baseline else []
-    commits = sorted({str(run.git_commit) for run in runs if run.error is None})
-    record = {
-        "title": comparison.title,
-        "date": today,
-        "machine": where,
-        "versions": used,
-        "git_commit": git_commit(),
-        "comparison": asdict(comparison),
-        "test": held_out.settings | {"counts": held_out.counts, "fingerprints": held_out.fingerprints},
-        "uneven": uneven,
-        "rows": list(rows),
-        "findings": found,
-        "runs": [asdict(run) for run in runs],
-    }
-    write_json(output / "comparison.json", record)
-    (output / "comparison.csv").write_text(table.as_csv(rows))
-    notes = [
-        f"Each method: every grid point with seeds {numbers(comparison.tuning_seeds)}, then the point with the lowest "
-        f"validation loss with seeds {numbers(comparison.seeds)}; mean +- sample standard deviation over these seeds.",
-        f"Test: {held_out.counts['examples']} examples ({held_out.counts['tokens']} tokens) that are in neither "
-        "training nor validation. (lowest), (highest), (only): position of the chosen value among those tried.",
-        f"{where['cpu']}, {where['threads']} of {where['cores']} cores, on {where['device']}; torch {used['torch']}, "
-        f"transformers {used['transformers']}, peft {used['peft']}; runs at commit {', '.join(commits)}; {today}.",
-        *uneven,
-        *([f"Not the same number of tuning runs: {comparison.unequal_budgets}."] if comparison.unequal_budgets else []),
-    ]
-    text = table.as_markdown(rows, keys, list(comparison.evaluations))
-    if comparison.baseline:
-        text += "\n\n" + as_text(found, comparison.baseline)
-    lines = [f"# {comparison.title}", "", text, "", *(f"- {note}" for note in notes)]
-    (output / "comparison.md").write_text("\n".join(lines) + "\n")
-    first = next((run for run in runs if run.path and run.error is None), None)
-    if first is not None:
-        log_table("comparison", output.name, table.as_csv(rows), RunFolder(Path(first.path)).read(), output)
-    print(f"\n{text}\n\n" + "\n".join(notes) + f"\ncomparison: {output / 'comparison.md'}")
-
-
-def numbers(values: Sequence[int]) -> str:
-    """Return the numbers as text, separated by commas."""
-    return ", ".join(map(str, values))
-
-
-def machine() -> dict[str, Any]:
-    """Describe the machine: its CPU, the number of cores and torch threads, and the device of the models."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": models[0] if models else platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": str(device()),
-    }
+def finished(job: Job, **of_test_data: Any) -> Run:
+    """Return a finished run with its measurements. of_test_data: the fields that ``Measures`` returns."""
+    found = measurements(job.folder.read(), read_lines(job.folder.metrics))
+    return Run(job.method, job.stage, job.point, job.seed, str(job.folder.path), **found, **of_test_data)
 
 
 def plan(comparison: Comparison, compose: Compose) -> str:
@@ -263,7 +182,7 @@ def plan(comparison: Comparison, compose: Compose) -> str:
         lines += [describe(job) for job in known]
         missing = [job.stage for job in known if job.error is None and not job.finished]
         trained, untrained = trained + len(missing) - missing.count("start"), untrained + missing.count("start")
-    lines += [f"{method}: not run here: {reason}" for method, reason in comparison.not_run.items()]
+    lines += [f"{method}: not run yet: {reason}" for method, reason in comparison.not_run.items()]
     rate = comparison.seconds_per_run
     time = f", about {trained * rate / 60:.0f} minutes ({rate:g} s per run with training)" if rate is not None else ""
     return "\n".join([*lines, f"to do: {trained} runs with training and {untrained} without{time}"])

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,32 +13,38 @@ from lora_one.evaluation.command import evaluate
 from lora_one.records.folder import RunFolder
 from lora_one.runs.comparison_file import Evaluation
 
+COUNTS = {"answers": "total", "unparsed": "unparsed", "cut": "cut_off"}  # of a score -> of metrics.json
+
 
 def scores_of(folder: RunFolder, evaluations: Mapping[str, Evaluation]) -> dict[str, dict[str, Any]]:
-    """Return name -> {value, predictions} of a finished run: its metric, and the path of predictions.jsonl.
-
-    Raises UsageError, RunError: an evaluation failed (its name is in the message).
-    """
+    """Return the scores of a finished run by the name of the evaluation, see ``score_of``; ``error``: why it failed."""
     found = {}
     for name, evaluation in evaluations.items():
         try:
             found[name] = score_of(folder, name, evaluation)
         except (UsageError, RunError) as error:
-            raise type(error)(f"evaluation {name}: {error}") from error
+            print(f"failed: evaluation {name} of {folder.path}: {error}", file=sys.stderr, flush=True)
+            found[name] = {"error": str(error)}
     return found
 
 
 def score_of(folder: RunFolder, name: str, evaluation: Evaluation) -> dict[str, Any]:
-    """Return value and predictions of one evaluation. Raises UsageError, RunError."""
+    """Return one evaluation: value, metric, path of predictions.jsonl, and the counts of the answers.
+
+    answers: their number; unparsed, cut: of those without a readable answer, and ended by the limit of new tokens.
+    Raises UsageError, RunError.
+    """
     output = folder_of(folder, name, evaluation)
     if not (output / "metrics.json").exists():
         model = ("--model_name", folder.merged) if folder.trained == folder.merged else ("--adapter", folder.trained)
         evaluate(evaluation.benchmark, [*evaluation.options, "=".join(map(str, model)), f"--output_dir={output}"])
-    metrics = json.loads((output / "metrics.json").read_text())["metrics"]
+    report = json.loads((output / "metrics.json").read_text())
+    metrics, counts = report["metrics"], report["counts"] | report.get("remarks", {})
     metric = evaluation.metric or next(iter(metrics))
     if metric not in metrics:
         raise UsageError(f"{evaluation.benchmark} reports no metric {metric}; {nearest(metric, metrics)}")
-    return {"value": metrics[metric], "metric": metric, "predictions": str(output / "predictions.jsonl")}
+    found = {"value": metrics[metric], "metric": metric, "predictions": str(output / "predictions.jsonl")}
+    return found | {name: counts.get(key) for name, key in COUNTS.items()}
 
 
 def folder_of(folder: RunFolder, name: str, evaluation: Evaluation) -> Path:

@@ -76,7 +76,7 @@ class Comparison:
     own_grid: dict[str, dict[str, list[float]]] = field(
         default_factory=dict
     )  # method -> keys that replace or extend its grid
-    not_run: dict[str, str] = field(default_factory=dict)  # name -> reason why the method cannot run here
+    not_run: dict[str, str] = field(default_factory=dict)  # name -> reason why the method was not run
     evaluations: dict[str, Evaluation] = field(default_factory=dict)  # name of the figure -> benchmark
     baseline: str | None = None  # the method that the others are tested against; None: no verdicts
     refine: int = 0  # rounds of two further learning rates each, for every method; see reports.compare.further_points

@@ -7,8 +7,9 @@ from torch import nn
 
 from lora_one.adaptation.checkpoints import load_factors
 from lora_one.distributed import Processes
+from lora_one.files import read_lines
 from lora_one.models.peak_memory import peak_memory
-from lora_one.records.tracking import Tracker, read_metrics
+from lora_one.records.tracking import Tracker
 from lora_one.runs.parts import RunParts
 from lora_one.training.job import TrainingJob
 from lora_one.training.loop import train
@@ -23,7 +24,7 @@ def fine_tune(parts: RunParts, model: nn.Module, tracker: Tracker) -> None:
     done = {"steps": 0, "seconds": 0.0, "tokens": 0}
     if parts.run.model.epochs > 0:
         done = train(model, parts.splits.train, training_job(parts, model, tracker))
-    lines = read_metrics(folder.metrics)
+    lines = read_lines(folder.metrics)
     final = logged_evaluation(lines, done["steps"])
     if final is None:
         final = parts.validation(model)

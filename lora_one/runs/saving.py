@@ -11,10 +11,11 @@ from lora_one.data.encode import pad_id_of
 from lora_one.datasets import DATASETS
 from lora_one.distributed import Processes
 from lora_one.errors import RunError
+from lora_one.files import read_lines
 from lora_one.models import load_model, load_tokenizer
 from lora_one.records.folder import RunFolder
 from lora_one.records.provenance import fingerprint
-from lora_one.records.tracking import Tracker, read_metrics
+from lora_one.records.tracking import Tracker
 from lora_one.reports.curves import plot_run
 from lora_one.runs.parts import RunParts
 from lora_one.runs.run_card import run_facts
@@ -36,7 +37,7 @@ def save(parts: RunParts, model: nn.Module, tracker: Tracker) -> None:
     record, plot = folder.read(), folder.path / "curves.png"
     name = DATASETS[parts.run.dataset.name].accuracy_name
     pretrained = record["evaluation"].get("start")
-    plot_run(read_metrics(folder.metrics), plot, run_title(folder), pretrained=pretrained, accuracy_name=name)
+    plot_run(read_lines(folder.metrics), plot, run_title(folder), pretrained=pretrained, accuracy_name=name)
     tracker.log_image(record["train"]["steps"], "curves", plot)
     artifacts = {"plot": "curves.png", adaptation.artifact: adaptation.artifact}
     if parts.run.model.saving and folder.merged.name not in artifacts:

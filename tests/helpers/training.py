@@ -1,8 +1,9 @@
 """Training of the small model with plain LoRA."""
 
+from lora_one.files import read_lines
 from lora_one.initialization.methods import build_init
 from lora_one.initialization.start import attach_adapters
-from lora_one.records.tracking import Tracker, read_metrics
+from lora_one.records.tracking import Tracker
 from lora_one.training.job import TrainingJob
 from lora_one.training.loop import train
 from tests.helpers.models import random_llama
@@ -34,4 +35,4 @@ def trained(run, folder, data):
         TrainingJob(run, adaptation_for(run), checkpoints=folder / "checkpoints", pad_id=0, tracker=tracker),
     )
     factors = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
-    return factors, [line["loss"] for line in read_metrics(tracker.path)]
+    return factors, [line["loss"] for line in read_lines(tracker.path)]

@@ -11,6 +11,7 @@ import pytest
 from lora_one.diagnostics import by_kind
 from lora_one.errors import RunError
 from lora_one.evaluation.command import main
+from lora_one.files import read_lines
 from lora_one.records import tracking
 from tests.helpers.runs import finish, small_run, straight_and_resumed
 from tests.helpers.wandb_server import WandbServer
@@ -20,12 +21,12 @@ def test_lines_are_plain_json(tmp_path):
     tracker = tracking.Tracker(tmp_path / "metrics.jsonl")
     tracker.log(1, {"loss": 2.0, "grad_norm": float("inf")})
     tracker.log(2, {"loss": 1.0})
-    assert tracking.read_metrics(tracker.path) == [
+    assert read_lines(tracker.path) == [
         {"step": 1, "loss": 2.0, "grad_norm": None},
         {"step": 2, "loss": 1.0},
     ]
     tracker.forget_after(1)
-    assert [line["step"] for line in tracking.read_metrics(tracker.path)] == [1]
+    assert [line["step"] for line in read_lines(tracker.path)] == [1]
 
 
 def test_full_disk_gives_one_message_with_a_remedy():
@@ -138,7 +139,7 @@ def test_offline_run_contains_its_configuration(tracked):
 
 def test_an_offline_run_holds_what_metrics_jsonl_holds(tracked):
     _, folder, offline = tracked
-    lines = tracking.read_metrics(folder.metrics)
+    lines = read_lines(folder.metrics)
     for name in ("loss", "learning_rate_others", "learning_rate_lora_B", "grad_norm", "eval_loss"):
         logged = {line["step"]: line[name] for line in lines if name in line}
         (shown,) = tracking.grouped({name: 0.0})
@@ -158,7 +159,7 @@ def test_an_offline_run_holds_the_start_and_the_end(tracked):
 
 def test_an_offline_run_holds_the_adapters_diagnostics(tracked):
     _, folder, offline = tracked
-    lines = tracking.read_metrics(folder.path / "diagnostics.jsonl")
+    lines = read_lines(folder.path / "diagnostics.jsonl")
     assert [line["step"] for line in lines] == [0, 3, 6]
     expected = {line["step"]: by_kind(line["layers"]) for line in lines}
     for matrix in ("A", "B", "BA"):
@@ -340,4 +341,4 @@ def test_tracker_failure_during_a_run_warns_once(tmp_path, failing):
         tracker.log(2, {"loss": 1.0})
         tracker.finish({"status": "finished"})
     assert [str(warning.message) for warning in caught] == ["W&B failed; the run continues without it: broken pipe"]
-    assert len(tracking.read_metrics(tracker.path)) == 2
+    assert len(read_lines(tracker.path)) == 2

@@ -48,4 +48,4 @@ def test_a_signal_leaves_a_resume_point_and_the_same_command_continues(number, f
     assert folder.read()["status"] == "interrupted"
     assert [point.name for point in folder.checkpoints.iterdir()] == ["checkpoint-1"]
     assert compare_command.main(command) == 0
-    assert (tmp_path / "out" / "comparison.md").exists() and folder.read()["status"] == "finished"
+    assert (tmp_path / "out" / "report.html").exists() and folder.read()["status"] == "finished"

@@ -18,6 +18,7 @@ from lora_one.config import RunConfig
 from lora_one.errors import RunError, UsageError
 from lora_one.records.folder import RunFolder
 from lora_one.reports.compare import grid_points
+from lora_one.reports.pages import printed
 from lora_one.runs import comparison, comparison_file, comparison_jobs, experiment
 from lora_one.runs.comparison_file import Comparison
 from lora_one.runs.composition import compose
@@ -66,8 +67,8 @@ class Counting:
 @pytest.fixture(scope="module")
 def compared(asked, tmp_path_factory):
     output, execute = tmp_path_factory.mktemp("table"), Counting()
-    succeeded = comparison.compare(asked, compose, execute, output)
-    return succeeded, json.loads((output / "comparison.json").read_text()), execute.runs, output
+    comparison.compare(asked, compose, execute, output)
+    return json.loads((output / "comparison.json").read_text()), execute.runs, output
 
 
 def runs_of(record, method, stage):
@@ -75,7 +76,7 @@ def runs_of(record, method, stage):
 
 
 def test_whole_grid_with_the_tuning_seed_then_the_best_point_with_every_seed(compared):
-    _, record, executed, _ = compared
+    record, executed, _ = compared
     for method in ("LoRA", "LoRA-SB"):
         tuning, final = runs_of(record, method, "tuning"), runs_of(record, method, "final")
         assert [(run["point"][RATE], run["seed"]) for run in tuning] == [(1e-3, 1), (1e-2, 1)]
@@ -93,14 +94,13 @@ def test_a_rank_relative_to_the_width_is_compared_too(asked, tmp_path):
     share = {"LoRA": ["init=default", "peft.lora_relative_r=0.125"]}
     small = dataclasses.replace(asked, methods=share, grid={RATE: [1e-3]}, seeds=[1], not_run={})
     small = dataclasses.replace(small, common=[*asked.common, f"results_dir={tmp_path / 'results'}"])
-    assert comparison.compare(small, compose, experiment.execute, tmp_path)
-    record = json.loads((tmp_path / "comparison.json").read_text())
+    record = comparison.compare(small, compose, experiment.execute, tmp_path)
     assert [run["error"] for run in record["runs"]] == 3 * [None]
     assert {RunFolder(Path(run["path"])).read()["config"]["peft"]["lora_r"] for run in record["runs"]} == {4}
 
 
 def test_second_call_runs_nothing_that_was_finished(compared, asked, tmp_path, monkeypatch):
-    _, record, _, output = compared
+    record, _, output = compared
     monkeypatch.setattr("lora_one.evaluation.held_out.load_model", None)
     execute = Counting()
     comparison.compare(asked, compose, execute, output)
@@ -110,15 +110,15 @@ def test_second_call_runs_nothing_that_was_finished(compared, asked, tmp_path, m
 
 
 def test_failed_method_is_in_the_table_and_the_others_too(compared):
-    succeeded, record, _, output = compared
+    record, _, output = compared
     broken, *others, absent = record["rows"]
-    assert not succeeded
+    assert comparison.failed(record)
     assert broken["method"] == "broken" and broken["failed_runs"] == 2 and broken["final_loss_mean"] is None
     assert "failed, 2 of 2 runs: peft.lora_r=5000 exceeds the smaller dimension 32" in broken["note"]
     assert all(row["note"] == "" and row["seeds"] == 2 and row["final_loss_sd"] is not None for row in others)
-    assert absent == {"method": "CorDA", "note": "not run here: no attrs"}
-    written = (output / "comparison.md").read_text()
-    assert all(f"| {row['method']} " in written for row in record["rows"]) and "not run here: no attrs" in written
+    assert absent == {"method": "CorDA", "note": "not run yet: no attrs"}
+    written = printed(record)
+    assert all(f"| {row['method']} " in written for row in record["rows"]) and "not run yet: no attrs" in written
     lines = list(csv.DictReader(io.StringIO((output / "comparison.csv").read_text())))
     assert [line["method"] for line in lines] == [row["method"] for row in record["rows"]]
     assert float(lines[1]["final_loss_mean"]) == record["rows"][1]["final_loss_mean"]
@@ -141,7 +141,7 @@ def by_hand(data, tokenizer, model):
 
 
 def test_reported_loss_is_that_of_plain_peft_on_the_test_problems(compared, data, tokenizer, llama_folder):
-    _, record, _, _ = compared
+    record, *_ = compared
     plain = by_hand(data, tokenizer, AutoModelForCausalLM.from_pretrained(llama_folder).eval())
     for row in record["rows"][1:3]:
         assert row["pretrained_loss"] == pytest.approx(plain, rel=1e-5)
@@ -159,7 +159,7 @@ def test_reported_loss_is_that_of_plain_peft_on_the_test_problems(compared, data
 
 
 def test_evaluation_is_kept_beside_the_run(compared):
-    _, record, _, _ = compared
+    record, *_ = compared
     run = runs_of(record, "LoRA", "final")[0]
     (file,) = Path(run["path"]).glob("eval/loss-*/metrics.json")
     report = json.loads(file.read_text())
@@ -170,7 +170,7 @@ def test_evaluation_is_kept_beside_the_run(compared):
 
 def test_start_run_has_the_initialisation_of_the_trained_run(compared):
     """Also where it depends on the warm-up, of which a run without training has none."""
-    _, record, _, _ = compared
+    record, *_ = compared
     for trained, start in zip(*(runs_of(record, "LoRA-SB", stage) for stage in ("final", "start")), strict=True):
         one, two = (RunFolder(Path(run["path"])).read()["init"] for run in (trained, start))
         assert one["eta"] == two["eta"] == pytest.approx(trained["point"][RATE] / 2)
@@ -180,7 +180,7 @@ def test_start_run_has_the_initialisation_of_the_trained_run(compared):
 
 def test_run_does_not_depend_on_earlier_runs(compared, asked, tmp_path):
     """Bitwise: earlier runs in the same process have no effect."""
-    _, record, _, _ = compared
+    record, *_ = compared
     run = runs_of(record, "LoRA", "final")[1]
     overrides = [*asked.common, *asked.methods["LoRA"], f"{RATE}={run['point'][RATE]}", "seed=2"]
     experiment.execute(RunConfig.from_hydra(composed(*overrides, f"results_dir={tmp_path}")))
@@ -251,14 +251,14 @@ def test_test_examples_that_were_trained_on_are_refused(asked, data, tmp_path):
 
 def test_diverged_point_is_not_chosen_and_is_reported(compared, asked, tmp_path):
     """The other point is finished already, whichever it is."""
-    _, record, _, _ = compared
+    record, *_ = compared
     best = record["rows"][1][RATE]
 
     def execute(run):
         raise RunError("the loss became nan")
 
     only = dataclasses.replace(asked.only(["LoRA"]), grid={RATE: [best, 0.5]})
-    assert not comparison.compare(only, compose, execute, tmp_path)
+    assert comparison.failed(comparison.compare(only, compose, execute, tmp_path))
     (row,) = json.loads((tmp_path / "comparison.json").read_text())["rows"]
     assert row[RATE] == best and row["final_loss_mean"] == record["rows"][1]["final_loss_mean"]
     assert row["note"] == "failed, 1 of 6 runs: the loss became nan" and row["edge"] == f"{RATE}=lowest"
@@ -269,7 +269,7 @@ def test_dry_run_lists_every_run_and_runs_none(compared, asked, monkeypatch):
     said = comparison.plan(dataclasses.replace(asked, seconds_per_run=30), compose).splitlines()
     assert said[1].startswith("broken, learning_rate 0.001, seed 1: to do, ")
     assert sum(": finished, " in line for line in said) == 2 * (2 + 2 + 2)
-    assert "CorDA: not run here: no attrs" in said
+    assert "CorDA: not run yet: no attrs" in said
     assert said[-1] == "to do: 3 runs with training and 2 without, about 2 minutes (30 s per run with training)"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lora_one.errors import UsageError
+from lora_one.reports.pages import printed
 from lora_one.reports.predictions import correct_answers
 from lora_one.runs import comparison, comparison_evaluations, experiment
 from lora_one.runs.comparison_file import Comparison, Evaluation, read_comparisons
@@ -39,14 +40,14 @@ def asked(tmp_path_factory, llama_folder):
 
 @pytest.fixture(scope="module")
 def compared(asked, tmp_path_factory):
-    output = tmp_path_factory.mktemp("table")
-    assert comparison.compare(asked, compose, experiment.execute, output)
-    return json.loads((output / "comparison.json").read_text()), (output / "comparison.md").read_text()
+    record = comparison.compare(asked, compose, experiment.execute, tmp_path_factory.mktemp("table"))
+    assert not comparison.failed(record)
+    return json.loads(json.dumps(record))
 
 
 def test_the_scores_are_those_of_the_command(compared):
     """Read from the metrics and predictions that lie beside each run, trained adapters and whole models."""
-    record, _ = compared
+    record = compared
     scored = [run for run in record["runs"] if run["stage"] != "tuning"]
     assert len(scored) == 3 * 6
     for run in scored:
@@ -63,8 +64,8 @@ def test_the_scores_are_those_of_the_command(compared):
 
 
 def test_the_table_and_the_verdicts(compared):
-    record, written = compared
-    assert "exact match after init (%)" in written and "## Verdicts against LoRA" in written
+    record, written = compared, printed(compared)
+    assert "| exact match (%) " in written and "Verdicts: exact match\n" in written
     accuracy, loss = record["findings"]
     assert (accuracy["figure"], loss["figure"]) == ("exact match", "test loss")
     outcomes = {verdict["method"]: verdict["outcome"] for verdict in loss["verdicts"]}
@@ -78,8 +79,7 @@ def test_every_method_gets_the_same_number_of_further_learning_rates(asked, tmp_
     refined = dataclasses.replace(asked, grid={RATE: [1e-4, 1e-3]}, refine=1, evaluations={}, seeds=[1], baseline=None)
     refined = refined.only(["LoRA", "full"])
     assert "LoRA: then 2 runs at further learning rates, then the best point" in comparison.plan(refined, compose)
-    assert comparison.compare(refined, compose, experiment.execute, tmp_path)
-    record = json.loads((tmp_path / "comparison.json").read_text())
+    record = comparison.compare(refined, compose, experiment.execute, tmp_path)
     for row in record["rows"]:
         tried = [r["point"][RATE] for r in record["runs"] if (r["method"], r["stage"]) == (row["method"], "tuning")]
         assert tried[:2] == [1e-4, 1e-3] and row["grid_points"] == 4
@@ -88,20 +88,23 @@ def test_every_method_gets_the_same_number_of_further_learning_rates(asked, tmp_
 
 
 def test_a_second_call_evaluates_nothing(compared, asked, tmp_path, monkeypatch):
-    record, _ = compared
+    record = compared
     monkeypatch.setattr(comparison_evaluations, "evaluate", None)
-    assert comparison.compare(asked, compose, None, tmp_path)
+    comparison.compare(asked, compose, None, tmp_path)
     again = json.loads((tmp_path / "comparison.json").read_text())
     assert again["runs"] == record["runs"] and again["findings"] == record["findings"]
 
 
-def test_an_evaluation_that_fails_names_itself_and_the_rest_stands(asked, tmp_path):
+def test_an_evaluation_that_fails_names_itself_and_the_rest_stands(compared, asked, tmp_path):
     missing = Evaluation("gsm8k", ["--data_path=/no/such/file.jsonl"])
-    broken = dataclasses.replace(asked, evaluations=asked.evaluations | {"other": missing}).only(["LoRA"])
-    assert not comparison.compare(broken, compose, None, tmp_path)
-    (row,) = json.loads((tmp_path / "comparison.json").read_text())["rows"]
-    assert "evaluation other: --data_path=/no/such/file.jsonl" in row["note"]
-    assert row["validation_loss_mean"] is None and row["failed_runs"] == 3
+    broken = dataclasses.replace(asked, evaluations={"other": missing} | asked.evaluations).only(["LoRA"])
+    record = comparison.compare(broken, compose, None, tmp_path)
+    (row,) = record["rows"]
+    assert comparison.failed(record)
+    assert "evaluation other failed, 3 of 3 seeds: --data_path=/no/such/file.jsonl" in row["note"]
+    (whole,) = [row for row in compared["rows"] if row["method"] == "LoRA"]
+    for figure in ("validation_loss_mean", "final_loss_mean", "exact match_mean"):
+        assert row[figure] == whole[figure]
 
 
 @pytest.mark.parametrize(

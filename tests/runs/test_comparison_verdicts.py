@@ -1,9 +1,8 @@
 """Whole comparisons whose truth is known: a method with a tenth of the learning rate, and one against itself."""
 
-import json
-
 import pytest
 
+from lora_one.reports.pages import printed
 from lora_one.runs import comparison, experiment
 from lora_one.runs.comparison_file import Comparison
 from lora_one.runs.composition import compose
@@ -35,9 +34,9 @@ def test_a_handicapped_method_is_worse_and_one_against_itself_is_not(tmp_path):
         methods={"LoRA": ["init=lora"], "handicapped": ["init=lora"], "itself": ["init=lora", "init.seed=7"]},
         baseline="LoRA",
     )
-    assert comparison.compare(compared, compose, experiment.execute, tmp_path)
-    record = json.loads((tmp_path / "comparison.json").read_text())
+    record = comparison.compare(compared, compose, experiment.execute, tmp_path)
+    assert not comparison.failed(record)
     (loss,) = record["findings"]
     outcomes = {verdict["method"]: verdict["outcome"] for verdict in loss["verdicts"]}
     assert outcomes == {"handicapped": "worse", "itself": "no difference shown"}
-    assert "handicapped is worse than LoRA: +" in (tmp_path / "comparison.md").read_text()
+    assert "handicapped is worse than LoRA: +" in printed(record)

@@ -7,11 +7,12 @@ from transformers import LlamaForCausalLM, TrainingArguments
 
 from lora_one.data.encode import Encoded, batches_of
 from lora_one.errors import UsageError
+from lora_one.files import read_lines
 from lora_one.initialization.methods import build_init
 from lora_one.initialization.start import attach_adapters
 from lora_one.losses import loss_count, loss_sum, targets
 from lora_one.optim import build_optimizer, create_scaled_optimizer
-from lora_one.records.tracking import Tracker, read_metrics
+from lora_one.records.tracking import Tracker
 from lora_one.training.callbacks import Recorder
 from lora_one.training.job import TrainingJob
 from lora_one.training.loop import train
@@ -74,7 +75,7 @@ def test_learning_rates_of_all_groups_are_logged(tmp_path, name):
             examples(6),
             TrainingJob(run, adaptation_for(run), checkpoints=folder, pad_id=0, tracker=tracker),
         )
-    one, two = (read_metrics(tracker.path)[start : start + 4] for start in (0, 4))
+    one, two = (read_lines(tracker.path)[start : start + 4] for start in (0, 4))
     assert [line["learning_rate"] for line in one] == pytest.approx([1e-2, 7.5e-3, 5e-3, 2.5e-3])
     assert not any(key.startswith("learning_rate_") for line in one for key in line)
     for line, plain in zip(two, one, strict=True):
@@ -224,7 +225,7 @@ def narrow_run(monkeypatch, folder, model, changes, *, casting):
             TrainingJob(run, adaptation_for(run), checkpoints=folder / "points", pad_id=0, tracker=tracker),
         )
     factors = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
-    return factors, [line["loss"] for line in read_metrics(tracker.path)], casts.count
+    return factors, [line["loss"] for line in read_lines(tracker.path)], casts.count
 
 
 @pytest.mark.parametrize("changes", [(), ("model.gradient_checkpointing=true",), ("init=gaussian",)], ids=str)

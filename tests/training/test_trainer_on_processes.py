@@ -9,9 +9,10 @@ from torch import distributed as dist
 from torch import multiprocessing
 
 from lora_one.distributed import Processes
+from lora_one.files import read_lines
 from lora_one.initialization.methods import build_init
 from lora_one.initialization.start import attach_adapters
-from lora_one.records.tracking import Tracker, read_metrics
+from lora_one.records.tracking import Tracker
 from lora_one.training.callbacks import Recorder
 from lora_one.training.job import TrainingJob
 from lora_one.training.loop import train
@@ -39,7 +40,7 @@ def tuned(folder, *changes):
     options = {"checkpoints": folder / "checkpoints", "pad_id": 0, "tracker": tracker}
     train(model, examples(DATA), TrainingJob(run, adaptation_for(run), **options))
     factors = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-    return factors, [line["loss"] for line in read_metrics(tracker.path)]
+    return factors, [line["loss"] for line in read_lines(tracker.path)]
 
 
 def next_draws(record, broadcasts, original):

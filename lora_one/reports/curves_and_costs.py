@@ -1,0 +1,134 @@
+"""The sections of a report with curves and costs: learning rates, epochs, time, and what the starts did."""
+
+from collections.abc import Iterator, Sequence
+from statistics import mean, stdev
+from typing import Any
+
+from lora_one.reports import figures
+from lora_one.reports.compare import RATE, Run
+from lora_one.reports.figures import Drawing
+from lora_one.reports.findings import unit_of
+from lora_one.reports.results import Results, Section
+
+
+def learning_rates(results: Results) -> Iterator[Section]:
+    """Yield the validation loss of every learning rate; of other keys of the grid, the best value is taken."""
+    curves = [tuned for method in results.methods if (tuned := tuning(results, method)) is not None]
+    lines = [["method", "learning rate", "validation loss", ""]]
+    for curve in curves:
+        for place, (rate, loss) in enumerate(zip(curve.rates, curve.losses, strict=True)):
+            end = place in (0, len(curve.rates) - 1)
+            mark = ("chosen, at an end" if end else "chosen") if place == curve.chosen else ""
+            lines.append([curve.method, f"{rate:g}", f"{loss:.4g}", mark])
+    if not curves:
+        return
+    caption = "Validation loss of every learning rate. Ring: chosen; square: chosen, and at an end of those tried."
+    drawn = Drawing("learning-rates", caption, figures.learning_rates(curves, results.looks))
+    yield Section("Learning rates", table=lines, drawings=[drawn], long_table=True)
+
+
+def tuning(results: Results, method: str) -> figures.Tuning | None:
+    """Return a method's learning rates with the lowest mean loss over the seeds at each; None: it has none."""
+    losses: dict[float, dict[tuple[Any, ...], list[float]]] = {}
+    for run in results.of(method, "tuning"):
+        if RATE in run.point and run.validation_loss is not None:
+            others = tuple(value for key, value in run.point.items() if key != RATE)
+            losses.setdefault(run.point[RATE], {}).setdefault(others, []).append(run.validation_loss)
+    if not losses:
+        return None
+    rates = sorted(losses)
+    row = next(row for row in results.rows if row["method"] == method)
+    chosen = rates.index(row[RATE]) if row.get(RATE) in rates else None
+    return figures.Tuning(method, rates, [min(map(mean, losses[rate].values())) for rate in rates], chosen)
+
+
+def courses(results: Results) -> Iterator[Section]:
+    """Yield loss and accuracy over the epochs, means over the seeds of the chosen point."""
+    curves = [found for method in results.methods if (found := course(results, method)) is not None]
+    if not curves or all(len(curve.epochs) < 2 for curve in curves):
+        return
+    caption = "Validation over the epochs, mean over the seeds; epoch 0 is after the initialisation."
+    drawn = Drawing("epochs", caption, figures.epochs(curves, "validation accuracy", results.looks))
+    lines = [["method", "epoch", "validation loss", "accuracy (%)"]]
+    for curve in curves:
+        shares = [f"{share:.1f}" for share in curve.accuracies] or ["-"] * len(curve.epochs)
+        for epoch, loss, share in zip(curve.epochs, curve.losses, shares, strict=True):
+            lines.append([curve.method, f"{epoch:.3g}", f"{loss:.4g}", share])
+    yield Section("Over the epochs", table=lines, drawings=[drawn], long_table=True)
+
+
+def course(results: Results, method: str) -> figures.Course | None:
+    """Return the means over the seeds at the epochs that every run of a method has; None: there are none."""
+    histories = [{entry["epoch"]: entry for entry in run.history} for run in results.of(method, "final")]
+    complete = [found for found in histories if found]
+    shared = sorted(set.intersection(*map(set, complete))) if complete else []
+    if not shared or any(found[epoch]["loss"] is None for found in complete for epoch in shared):
+        return None
+    losses = [mean(found[epoch]["loss"] for found in complete) for epoch in shared]
+    scored = all(found[epoch]["accuracy"] is not None for found in complete for epoch in shared)
+    shares = [100 * mean(found[epoch]["accuracy"] for found in complete) for epoch in shared] if scored else []
+    return figures.Course(method, shared, losses, shares)
+
+
+def costs(results: Results) -> Iterator[Section]:
+    """Yield parameters, seconds and memory, and the main figure over the seconds."""
+    lines = [["method", "trainable parameters", "initialisation (s)", "training (s)", "peak memory (GiB)"]]
+    points = []
+    unit = unit_of(results.figure)
+    for method in results.methods:
+        done = results.of(method, "final")
+        if not done or any(run.train_seconds is None for run in done):
+            continue
+        lines.append([method, f"{done[0].trainable_parameters:,}", *(average(done, name, 1) for name in SECONDS)])
+        lines[-1].append(average(done, "peak_memory_bytes", 2**30))
+        values = results.values(method, results.figure)
+        if values:
+            seconds = mean(run.init_seconds + run.train_seconds for run in done)
+            spread = unit.scale * stdev(values) if len(values) > 1 else 0.0
+            points.append(figures.Cost(method, seconds, unit.scale * mean(values), spread))
+    if len(lines) == 1:
+        return
+    name = f"{results.figure} ({'%' if unit.higher else unit.name})"
+    caption = f"{results.figure} over the time of a run; bars: standard deviation over seeds; line: unbeaten methods."
+    drawn = (
+        [Drawing("cost", caption, figures.pareto(points, name, results.looks, higher=unit.higher))] if points else []
+    )
+    yield Section("Cost", ["Mean over the seeds, on the machine below."], table=lines, drawings=drawn)
+
+
+SECONDS = ("init_seconds", "train_seconds")
+
+
+def average(runs: Sequence[Run], name: str, unit: float) -> str:
+    """Return the mean of a figure over the runs that have it, in a unit."""
+    values = [value / unit for run in runs if (value := getattr(run, name)) is not None]
+    return f"{mean(values):.3g}" if values else "-"
+
+
+MECHANISM = {  # figure of a start -> its title and its form
+    "captured_energy": ("captured energy", "{:.3f}"),
+    "shift": ("largest ||s B A|| / ||W||", "{:.2e}"),
+    "gamma": ("gamma", "{:.4g}"),
+    "loss_before": ("loss on its examples before", "{:.4f}"),
+    "loss_after": ("after", "{:.4f}"),
+    "B_angles": ("angle of B to the gradient after training", "{:.1f} degrees"),
+    "A_angles": ("angle of A", "{:.1f} degrees"),
+}
+
+
+def mechanism(results: Results) -> Iterator[Section]:
+    """Yield what the starts did: captured energy, size, losses, and the angles to the gradient after training."""
+    starts = {method: [run.start for run in results.of(method, "final") if run.start] for method in results.methods}
+    names = [name for name in MECHANISM if any(name in start for found in starts.values() for start in found)]
+    lines = [["method", *(MECHANISM[name][0] for name in names)]]
+    for method, found in starts.items():
+        values = {name: [start[name] for start in found if name in start] for name in names}
+        if found:
+            cells = [MECHANISM[name][1].format(mean(values[name])) if values[name] else "-" for name in names]
+            lines.append([method, *cells])
+    text = [
+        "Captured energy: share of the gradient's squared norm in its leading singular values, mean over layers.",
+        "All columns are means over the seeds.",
+    ]
+    if names:
+        yield Section("What the starts did", text, table=lines)

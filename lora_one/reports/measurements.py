@@ -1,0 +1,87 @@
+"""What a report reads of a finished run, from its run.json and metrics.jsonl."""
+
+from collections.abc import Sequence
+from statistics import mean
+from typing import Any
+
+Record = dict[str, Any]
+
+
+def measurements(record: Record, lines: Sequence[Record]) -> dict[str, Any]:
+    """Return the fields of ``compare.Run`` that a finished run measured itself.
+
+    record: its run.json.  lines: of its metrics.jsonl.
+    """
+    final, start, train = record["evaluation"].get("final", {}), record["init"], record["train"]
+    return {
+        "validation_loss": final.get("eval_loss"),
+        "init_seconds": start["seconds"],
+        "train_seconds": train["seconds"],
+        "steps": train["steps"],
+        "tokens": train["tokens"],
+        "trainable_parameters": record["trainable_parameters"],
+        "peak_memory_bytes": record.get("peak_memory_bytes"),
+        "git_commit": record["provenance"]["git_commit"],
+        "warnings": tuple(start.get("warnings", ())),
+        "history": tuple(history(lines)),
+        "start": start_figures(start),
+        "identity": identity(record),
+    }
+
+
+def history(lines: Sequence[Record]) -> list[dict[str, float | None]]:
+    """Return epoch, loss and accuracy of each validation; epoch 0 is the one after the initialisation."""
+    return [
+        {"epoch": line.get("epoch", 0.0), "loss": line["eval_loss"], "accuracy": line.get("eval_accuracy")}
+        for line in lines
+        if "eval_loss" in line
+    ]
+
+
+def start_figures(start: Record) -> dict[str, float]:
+    """Return the figures of a start, from the entry ``init`` of run.json; those that it does not have are left out.
+
+    captured_energy: share of ||G||^2 in the leading r singular values, mean over the layers.
+    shift: ||s B A|| / ||W||, the largest one of the layers.
+    loss_before, loss_after: on the examples of the start, in nats.  gamma: the scale that was found or given.
+    """
+    energy, shifts = start.get("captured_energy") or {}, start.get("relative_shift") or {}
+    found = {
+        "captured_energy": energy.get("mean"),
+        "shift": max(shifts.values(), default=None),
+        "loss_before": start.get("loss_before"),
+        "loss_after": start.get("loss_after"),
+        "gamma": (start.get("searched") or {}).get("gamma"),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def identity(record: Record) -> dict[str, Any]:
+    """Return what must be the same in all runs of a comparison, by the name under which a report shows it."""
+    provenance, config = record["provenance"], record["config"]
+    prints = provenance["fingerprints"]
+    train = record["data"]["train"]
+    return {
+        "model": prints.get("model.name", f"{config['model']['name']}, revision {config['model']['revision']}"),
+        "data": prints.get("dataset.path", config["dataset"]["name"]),
+        "training examples": train["whole"] + train["shortened"],
+        "epochs": config["model"]["epochs"],
+        "examples per step": config["model"]["real_batch_size"],
+        "loss": config["model"]["loss"],
+        "processes": record["train"].get("processes", 1),
+        "configuration": record["config_hash"],
+        "versions": provenance["versions"],
+    }
+
+
+def angles(line: Record) -> dict[str, float]:
+    """Return the mean angle, in degrees, of a line of diagnostics.jsonl between the adapters and the gradient.
+
+    The largest principal angle of each layer's B and A is averaged over the layers; {}: it has none.
+    """
+    found = {}
+    for name in ("B_angles", "A_angles"):
+        largest = [layer[name][-1] for layer in line["layers"].values() if layer.get(name)]
+        if largest:
+            found[name] = mean(largest)
+    return found

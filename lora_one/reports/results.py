@@ -1,0 +1,82 @@
+"""The record of a comparison, as the sections of a report read it, and what a section is."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any
+
+from lora_one.reports.compare import Run
+from lora_one.reports.figures import Drawing, looks_of
+from lora_one.reports.findings import LOSS, VALIDATION, by_seed, unit_of
+from lora_one.statistics.verdicts import BETTER, WORSE
+
+Table = Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report. table: its first row is the header.
+
+    folded, long_table: the section, or its table, is long, so that a page shows it on request and LaTeX leaves it out.
+    """
+
+    title: str
+    text: Sequence[str] = ()
+    items: Sequence[str] = ()
+    table: Table = ()
+    drawings: Sequence[Drawing] = ()
+    folded: bool = False
+    long_table: bool = False
+
+
+class Results:
+    """The record of a comparison, as the sections read it."""
+
+    def __init__(self, record: Mapping[str, Any]):
+        self.record = record
+        self.runs = [Run(**run) for run in record["runs"]]
+        self.evaluations = list(record["comparison"]["evaluations"])
+        self.baseline = record["comparison"]["baseline"]
+        self.rows = record["rows"]
+        self.methods = [row["method"] for row in self.rows]
+        self.looks = looks_of(self.methods)
+        self.keys = list(dict.fromkeys(key for run in self.runs for key in run.point))
+
+    def of(self, method: str, stage: str) -> list[Run]:
+        """Return the finished runs of a method in a stage."""
+        return [run for run in self.runs if (run.method, run.stage, run.error) == (method, stage, None)]
+
+    @property
+    def figure(self) -> str:
+        """Return the main figure: the first evaluation, else the test loss, else the validation loss."""
+        measured = [name for name in (*self.evaluations, LOSS, VALIDATION) if by_seed(self.runs, name)]
+        return measured[0] if measured else LOSS
+
+    def values(self, method: str, figure: str, stage: str = "final") -> list[float]:
+        """Return a figure of a method's runs in a stage, one for each seed that has it."""
+        return list(by_seed(self.of(method, stage), figure, stage).get(method, {}).values())
+
+    def summary(self, method: str) -> str:
+        """Return the main figure of a method with the verdict on it, if it is better or worse than the baseline."""
+        unit = unit_of(self.figure)
+        scale, digits = (unit.scale, unit.digits) if unit.higher else (1, 4)
+        text = spread(self.values(method, self.figure), scale, digits)
+        outcome = self.outcomes.get(method)
+        return f"{text} ({outcome})" if outcome in (BETTER, WORSE) else text
+
+    @property
+    def outcomes(self) -> dict[str, str]:
+        """Return the verdict on each method for the main figure; {} without a baseline."""
+        for part in self.record["findings"]:
+            if part["figure"] == self.figure:
+                found = {verdict["method"]: verdict["outcome"] for verdict in part["verdicts"]}
+                return {self.baseline: "(baseline)"} | found
+        return {}
+
+
+def spread(values: Sequence[float], scale: float = 1, digits: int = 4) -> str:
+    """Return mean and standard deviation with this number of digits after the point; "-" without values."""
+    if not values:
+        return "-"
+    scaled = [scale * value for value in values]
+    return f"{mean(scaled):.{digits}f}" + (f" +- {stdev(scaled):.{digits}f}" if len(scaled) > 1 else "")

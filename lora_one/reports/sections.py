@@ -1,0 +1,180 @@
+"""The sections of a report on one comparison, from its record alone: text, tables and figures.
+
+The record is the content of comparison.json, see ``record.comparison_record``.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from lora_one.reports import figures
+from lora_one.reports.compare import RATE, cell, chosen_cell, mean_cell, percent_cell
+from lora_one.reports.curves_and_costs import costs, courses, learning_rates, mechanism
+from lora_one.reports.fairness import fairness
+from lora_one.reports.figures import Drawing
+from lora_one.reports.findings import LOSS, VALIDATION, question_sentence, unit_of
+from lora_one.reports.results import Results, Section, spread
+
+RESULTS, VERDICTS = "Results", "Verdicts"
+
+
+def sections(record: Mapping[str, Any]) -> list[Section]:
+    """Return the sections that the record has data for, in the order of the report."""
+    results = Results(record)
+    return [section for part in PARTS for section in part(results) if section.items or section.table or section.text]
+
+
+def verdicts(results: Results) -> Iterator[Section]:
+    """Yield for each figure the sentence on each method, and a forest plot of the differences."""
+    for number, part in enumerate(results.record["findings"]):
+        unit = unit_of(part["figure"])
+        rows = [
+            figures.Difference(
+                verdict["method"],
+                [unit.scale * value for value in verdict["test"]["differences"]],
+                unit.scale * verdict["test"]["mean"],
+                verdict["test"]["interval"] and tuple(unit.scale * end for end in verdict["test"]["interval"]),
+            )
+            for verdict in part["verdicts"]
+            if verdict["test"] is not None
+        ]
+        caption = f"{part['figure']}: paired differences to {results.baseline}; dots are seeds, lines 95 % intervals."
+        drawn = [
+            Drawing(
+                f"differences-{number + 1}", caption, figures.forest(rows, results.baseline, unit.name, results.looks)
+            )
+        ]
+        sentences = [verdict["sentence"] for verdict in part["verdicts"]]
+        yield Section(f"{VERDICTS}: {part['figure']}", items=sentences, drawings=drawn if rows else ())
+
+
+def table(results: Results) -> Iterator[Section]:
+    """Yield the main table: chosen values, scores and losses, the verdict on the main figure, and notes below."""
+    titles = ["learning rate" if key == RATE else key.rpartition(".")[2] for key in results.keys]
+    losses = {LOSS: "final_loss", VALIDATION: "validation_loss"}
+    losses = {
+        title: name
+        for title, name in losses.items()
+        if any(row.get(f"{name}_mean") is not None for row in results.rows)
+    }
+    found = results.outcomes
+    published = results.record["comparison"].get("published") or {}
+    header = ["method", *titles, "seeds", *(f"{name} (%)" for name in results.evaluations), *losses]
+    lines = [header + ["published"] * bool(published) + [f"verdict on {results.figure}"] * bool(found)]
+    for row in results.rows:
+        ends = dict(part.split("=") for part in row.get("edge", "").split())
+        line = [row["method"], *(chosen_cell(row.get(key), ends.get(key)) for key in results.keys)]
+        line.append(cell(row.get("seeds")))
+        line += [percent_cell(row.get(f"{name}_mean"), row.get(f"{name}_sd")) for name in results.evaluations]
+        line += [mean_cell(row.get(f"{name}_mean"), row.get(f"{name}_sd")) for name in losses.values()]
+        if published:
+            line.append(str(published.get("values", {}).get(row["method"], "-")))
+        lines.append(line + [found.get(row["method"], "-")] * bool(found))
+    notes = [f"{row['method']}: {' '.join(row['note'].split())}" for row in results.rows if row["note"]]
+    text = ["Mean +- sample standard deviation over the seeds. (lowest), (highest), (only): place in the values tried."]
+    if published:
+        text.append(f"Published: {published['source']}")
+    yield Section(RESULTS, text, notes, lines)
+
+
+def questions(results: Results) -> Iterator[Section]:
+    """Yield the tests over the questions of each evaluation."""
+    for part in results.record["findings"]:
+        if part["questions"]:
+            yield Section(
+                f"The trained models on the questions: {part['figure']}",
+                ["Shares of correct answers of these trained models; this is no statement about the methods."],
+                [f"{question_sentence(entry, results.baseline)}." for entry in part["questions"]],
+                folded=True,
+            )
+
+
+def steps(results: Results) -> Iterator[Section]:
+    """Yield the test loss and the scores without an adapter, after the start, and after training."""
+    before = {row["method"]: row.get("pretrained_loss") for row in results.rows}
+    if not any(results.values(method, LOSS, "start") for method in results.methods):
+        return
+    header = ["method", "test loss pretrained", "after the start", "after training"]
+    for name in results.evaluations:
+        header += [f"{name} (%) after the start", "after training"]
+    lines = [header]
+    for method in results.methods:
+        line = [method, cell(before[method])]
+        line += [spread(results.values(method, LOSS, stage)) for stage in ("start", "final")]
+        for name in results.evaluations:
+            line += [spread(results.values(method, name, stage), 100, 1) for stage in ("start", "final")]
+        lines.append(line)
+    text = ["After the start: the same run without training. Mean +- sample standard deviation over the seeds."]
+    yield Section("From the pretrained model to the trained one", text, table=lines)
+
+
+def answers(results: Results) -> Iterator[Section]:
+    """Yield the shares of answers that were not understood, or cut off at the limit of new tokens."""
+    lines = [["method", "evaluation", "answers", "unparsed (%)", "cut off (%)"]]
+    for method in results.methods:
+        for name in results.evaluations:
+            found = [run.scores[name] for run in results.of(method, "final") if name in run.scores]
+            total = sum(score.get("answers") or 0 for score in found)
+            if total:
+                lines.append([method, name, str(total), *(share(found, kind, total) for kind in ("unparsed", "cut"))])
+    if len(lines) > 1:
+        yield Section("Unparsed and cut answers", ["Over all seeds of the chosen point."], table=lines)
+
+
+def share(scores: list[dict[str, Any]], kind: str, total: int) -> str:
+    """Return the share of a kind of answers in percent; "-": its benchmark does not count it."""
+    counts = [score.get(kind) for score in scores]
+    return "-" if None in counts else f"{100 * sum(counts) / total:.1f}"
+
+
+def failures(results: Results) -> Iterator[Section]:
+    """Yield the runs without a result and the reason of each."""
+    failed = [run for run in results.runs if run.error is not None]
+    lines = [f"{run.method}, {run.stage}, seed {run.seed}: {' '.join(run.error.split())}" for run in failed]
+    for run in results.runs:
+        errors = {name: score["error"] for name, score in run.scores.items() if "error" in score}
+        lines += [f"{run.method}, {run.stage}, seed {run.seed}, {name}: {error}" for name, error in errors.items()]
+    yield Section("Failed runs and evaluations", items=lines)
+
+
+def fair(results: Results) -> Iterator[Section]:
+    """Yield what was checked to be the same in all runs."""
+    yield Section(
+        "The same for every method",
+        table=fairness(results.runs, results.record["comparison"]),
+        items=results.record.get("uneven", ()),
+    )
+
+
+def provenance(results: Results) -> Iterator[Section]:
+    """Yield the origin of the numbers: command, machine, versions, commits, and the folder of every run."""
+    record = results.record
+    commits = sorted({str(run.git_commit) for run in results.runs if run.error is None})
+    lines = [["", ""], ["command", record.get("command") or "-"], ["date", record["date"]]]
+    lines.append(["machine", record["machine"]])
+    lines.append(["runs at commit", ", ".join(commits)])
+    lines += [[name, version] for name, version in record["versions"].items()]
+    counts = record.get("test", {}).get("counts")
+    if counts:
+        lines.append(["test data", f"{counts['examples']} examples, {counts['tokens']} tokens with a loss"])
+    yield Section("Origin", table=lines)
+    runs = [["method", "stage", *results.keys, "seed", "folder"]]
+    for run in results.runs:
+        values = [f"{run.point[key]:g}" if isinstance(run.point.get(key), float) else "-" for key in results.keys]
+        runs.append([run.method, run.stage, *values, str(run.seed), run.path or "-"])
+    yield Section("Runs", table=runs, folded=True)
+
+
+PARTS: tuple[Callable[[Results], Iterator[Section]], ...] = (
+    table,
+    verdicts,
+    steps,
+    learning_rates,
+    courses,
+    costs,
+    mechanism,
+    answers,
+    questions,
+    failures,
+    fair,
+    provenance,
+)

@@ -1,0 +1,62 @@
+"""What the figures show, read from the axes."""
+
+import pytest
+
+from lora_one.reports import figures
+from lora_one.reports.figures import Cost, Course, Difference, Tuning, looks_of
+
+METHODS = [f"method {number}" for number in range(9)]
+LOOKS = looks_of(METHODS)
+
+
+def lines_of(axes, color):
+    return [line for line in axes.get_lines() if line.get_color() == color]
+
+
+def test_nine_methods_look_different():
+    assert len({tuple(look.values()) for look in LOOKS.values()}) == 9
+
+
+def test_forest_has_interval_seeds_and_mean_of_each_method_and_a_line_at_zero():
+    rows = [Difference("method 1", [1.0, 3.0], 2.0, (-1.0, 5.0)), Difference("method 2", [4.0], 4.0, None)]
+    (axes,) = figures.forest(rows, "the baseline", "points", LOOKS).axes
+    interval, seeds, mean = lines_of(axes, LOOKS["method 1"]["color"])
+    assert list(interval.get_xdata()) == [-1, 5] and list(seeds.get_xdata()) == [1, 3] and list(mean.get_xdata()) == [2]
+    alone, *_ = lines_of(axes, LOOKS["method 2"]["color"])
+    assert list(alone.get_xdata()) == [4, 4], "without an interval no width"
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["method 2", "method 1"], "the first one is on top"
+    assert any(list(line.get_xdata()) == [0, 0] for line in axes.get_lines())
+    assert axes.get_xlabel() == "difference to the baseline (points)"
+
+
+@pytest.mark.parametrize(("chosen", "marker"), [(1, "o"), (0, "s"), (2, "s")])
+def test_learning_rates_mark_the_chosen_one_and_an_end_by_a_square(chosen, marker):
+    curve = Tuning("method 3", [1e-4, 1e-3, 1e-2], [3.0, 2.0, 2.5], chosen)
+    axes = figures.learning_rates([curve], LOOKS).axes[0]
+    drawn, mark = axes.get_lines()
+    assert list(drawn.get_xdata()) == curve.rates and list(drawn.get_ydata()) == curve.losses
+    assert mark.get_marker() == marker and list(mark.get_xdata()) == [curve.rates[chosen]]
+    assert axes.get_xscale() == "log"
+
+
+def test_a_diverged_run_does_not_flatten_the_others():
+    curve = Tuning("method 0", [1, 2, 3, 4], [1.0, 1.1, 1.2, 900.0], 0)
+    axes = figures.learning_rates([curve], LOOKS).axes[0]
+    assert 1.2 < axes.get_ylim()[1] < 2 and "above the axis" in axes.get_title(loc="right")
+
+
+def test_epochs_show_accuracy_only_where_it_was_measured():
+    plain = Course("method 0", [0, 1], [2.0, 1.0])
+    assert len(figures.epochs([plain], "accuracy", LOOKS).axes) == 1
+    drawn = figures.epochs([plain, Course("method 1", [0, 1], [2.0, 1.5], [40.0, 60.0])], "accuracy", LOOKS)
+    losses, shares = drawn.axes
+    assert [list(line.get_ydata()) for line in losses.get_lines()] == [[2, 1], [2, 1.5]]
+    assert [list(line.get_ydata()) for line in shares.get_lines()] == [[40, 60]]
+
+
+def test_pareto_joins_the_methods_that_no_faster_one_beats():
+    points = [Cost("method 0", 3, 0.9, 0.1), Cost("method 1", 1, 0.5, 0), Cost("method 2", 2, 0.4, 0)]
+    front = figures.pareto(points, "accuracy", LOOKS, higher=True).axes[0].get_lines()[-1]
+    assert list(front.get_xdata()) == [1, 3]
+    front = figures.pareto(points, "loss", LOOKS, higher=False).axes[0].get_lines()[-1]
+    assert list(front.get_xdata()) == [1, 2]

@@ -1,0 +1,99 @@
+"""A report on the runs of a results folder."""
+
+import json
+
+import pytest
+
+from lora_one.errors import UsageError
+from lora_one.reports.pages import write_report
+from lora_one.reports.runs_record import records_of_runs
+
+
+def write_run(results, configuration, seed, loss, accuracy=None, task="p_data", rate=1e-3, scores=None, **changes):
+    """Write the run.json and metrics.jsonl of a finished run, and its evaluations."""
+    folder = results / task / configuration / str(seed)
+    folder.mkdir(parents=True)
+    final = {"eval_loss": loss} | ({"eval_accuracy": accuracy} if accuracy is not None else {})
+    record = {
+        "status": "finished",
+        "config": {
+            "seed": seed,
+            "dataset": {"name": "data"},
+            "model": {
+                "name": "m",
+                "revision": None,
+                "learning_rate": rate,
+                "epochs": 1,
+                "real_batch_size": 8,
+                "loss": "token",
+            },
+        },
+        "config_hash": configuration,
+        "provenance": {"versions": {"torch": "2"}, "git_commit": "c", "fingerprints": {}},
+        "data": {"train": {"whole": 10, "shortened": 0}},
+        "trainable_parameters": 5,
+        "init": {"seconds": 1.0},
+        "evaluation": {"final": final},
+        "train": {"steps": 2, "seconds": 3.0, "tokens": 90},
+    }
+    (folder / "run.json").write_text(json.dumps(record | changes))
+    lines = [{"step": 0, "eval_loss": 2.0}, {"step": 2, "epoch": 1.0, "eval_loss": loss}]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(text + '{"st')  # a crash may leave an incomplete line
+    for name, (value, answers) in (scores or {}).items():
+        place = folder / "eval" / name
+        place.mkdir(parents=True)
+        (place / "metrics.json").write_text(json.dumps({"metrics": {"accuracy": value}}))
+        lines = [{"id": number, "correct": right} for number, right in enumerate(answers)]
+        (place / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture()
+def results(tmp_path):
+    """Two configurations with three seeds each, a failed and an unfinished run."""
+    for seed, noise in enumerate([0.0, 0.01, 0.03]):
+        answers = [number < 60 for number in range(100)]
+        scores = {"gsm8k": (0.6, answers)}
+        write_run(tmp_path, "LoRA-a-11111111", seed, 1.0 + noise, 0.5, scores=scores)
+        write_run(tmp_path, "LoRA-b-22222222", seed, 0.8 + noise**2, 0.7, rate=1e-2, scores=scores)
+    write_run(tmp_path, "LoRA-b-22222222", 9, 0.0, status="failed", error="RunError: the loss became nan")
+    write_run(tmp_path, "LoRA-b-22222222", 10, 0.0, status="running")
+    return tmp_path
+
+
+def test_configurations_are_rows_and_seeds_their_runs(results):
+    (record,) = records_of_runs(results).values()
+    first, second = record["rows"]
+    assert (first["method"], first["seeds"], second["seeds"], second["failed_runs"]) == ("LoRA-a-11111111", 3, 3, 1)
+    assert first["validation_loss_mean"] == pytest.approx(1.0 + 0.04 / 3)
+    assert first["gsm8k_mean"] == pytest.approx(0.6) and second["validation accuracy_mean"] == pytest.approx(0.7)
+    assert first["note"] == "model.learning_rate=0.001"
+    assert second["note"] == "model.learning_rate=0.01; failed, 1 of 4 runs: RunError: the loss became nan"
+    assert record["runs"][0]["history"] == (
+        {"epoch": 0.0, "loss": 2.0, "accuracy": None},
+        {"epoch": 1.0, "loss": 1.0, "accuracy": None},
+    )
+
+
+def test_a_baseline_gives_verdicts_on_the_validation_loss_and_the_evaluations(results, tmp_path):
+    records = records_of_runs(results, "LoRA-a")
+    figures = {part["figure"]: part for part in records[""]["findings"]}
+    assert set(figures) == {"validation accuracy", "gsm8k", "validation loss"}
+    (verdict,) = figures["validation loss"]["verdicts"]
+    assert verdict["outcome"] == "better" and verdict["baseline"] == "LoRA-a-11111111"
+    (entry,) = figures["gsm8k"]["questions"]
+    assert entry["questions"] == 100 and entry["difference"] == 0
+    text = write_report("Runs", records, tmp_path / "report").read_text()
+    assert "LoRA-b-22222222 is better than LoRA-a-11111111" in text and "test loss" not in text
+
+
+def test_each_data_set_is_a_task(results):
+    write_run(results, "LoRA-a-33333333", 1, 1.0, task="p_other")
+    assert set(records_of_runs(results)) == {"p_data", "p_other"}
+
+
+def test_no_run_and_an_unknown_baseline_are_refused(results, tmp_path):
+    with pytest.raises(UsageError, match="contains no run"):
+        records_of_runs(tmp_path / "nothing")
+    with pytest.raises(UsageError, match=r"--baseline=LoRA-c is not a configuration.*LoRA-a-11111111"):
+        records_of_runs(results, "LoRA-c")
