@@ -12,8 +12,8 @@ import torch
 from hydra_plugins import lora_one_slurm
 from lora_one.distributed import take_slurm_tasks
 from lora_one.errors import RunError
+from lora_one.files import read_lines
 from lora_one.records.folder import RunFolder
-from lora_one.records.tracking import read_metrics
 from tests.helpers import slurm_cluster
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import SMALL, finish, small_run
@@ -96,7 +96,7 @@ def test_two_tasks_are_one_run(way, slurm, tmp_path):
     alone = finish(small_run(tmp_path / "one", "bundled/tiny", *SMALL[1:]))
     together = RunFolder(tmp_path / "two" / alone.path.relative_to(tmp_path / "one"))
     assert list(together.path.glob("checkpoints/*/rng_state_1.pth")), "a second process took part"
-    losses = [[line["loss"] for line in read_metrics(folder.metrics) if "loss" in line] for folder in (alone, together)]
+    losses = [[line["loss"] for line in read_lines(folder.metrics) if "loss" in line] for folder in (alone, together)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4) and len(losses[0]) == 6
 
 
@@ -147,7 +147,7 @@ def start_soon(job, environment):
 def logged(results, run):
     """Steps that a run has in its metrics so far."""
     files = list(results.glob(f"lora-one_arithmetic/{run}/metrics.jsonl"))
-    return [line["step"] for line in read_metrics(files[0]) if "loss" in line] if files else []
+    return [line["step"] for line in read_lines(files[0]) if "loss" in line] if files else []
 
 
 # 180 steps, each with an evaluation: long enough that a signal sent after the first step finds the job running, even on
