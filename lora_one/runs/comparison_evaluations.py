@@ -28,6 +28,11 @@ def scores_of(folder: RunFolder, evaluations: Mapping[str, Evaluation]) -> dict[
     return found
 
 
+def scored(folder: RunFolder, evaluations: Mapping[str, Evaluation]) -> bool:
+    """Return whether every evaluation of a run has finished."""
+    return all((folder_of(folder, *entry) / "metrics.json").exists() for entry in evaluations.items())
+
+
 def score_of(folder: RunFolder, name: str, evaluation: Evaluation) -> dict[str, Any]:
     """Return one evaluation: value, metric, path of predictions.jsonl, and the counts of the answers.
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import YAMLError, safe_load
 
 from lora_one.config import refuse_unknown, unknown_key
+from lora_one.config.defaults import configuration_folder
 from lora_one.errors import UsageError, nearest
 from lora_one.evaluation import BENCHMARKS
 from lora_one.evaluation.command import parser_of
@@ -81,6 +82,9 @@ class Comparison:
     baseline: str | None = None  # the method that the others are tested against; None: no verdicts
     refine: int = 0  # rounds of two further learning rates each, for every method; see reports.compare.further_points
     unequal_budgets: str | None = None  # the reason why methods are tuned over different numbers of points
+    jobs: int = 1  # runs side by side on this machine
+    launcher: str | None = None  # slurm: the runs of a stage are an array of SLURM jobs
+    slurm: dict[str, Any] = field(default_factory=dict)  # keys of conf/hydra/launcher/slurm.yaml
     seconds_per_run: float | None = None  # measured time of a run with training, for the estimate of a dry run
 
     def grid_of(self, method: str) -> Grid:
@@ -185,6 +189,7 @@ def check_comparison(comparison: Comparison) -> None:
         if comparison.refine and len(comparison.grid_of(name).get(RATE, [])) < 2:
             raise UsageError(f"refine={comparison.refine} needs at least two values of {RATE} in the grid of {name}")
     check_budgets(comparison)
+    check_launcher(comparison)
     if comparison.baseline is not None and comparison.baseline not in comparison.methods:
         known = nearest(comparison.baseline, comparison.methods)
         raise UsageError(f"baseline={comparison.baseline} is not a method of this comparison; {known}")
@@ -217,6 +222,29 @@ def check_budgets(comparison: Comparison) -> None:
             f"{most} is tuned over {points[most]} points and {least} over {points[least]}: give every method the same "
             "number, or say in unequal_budgets: <reason> why they differ, which is printed with the table"
         )
+
+
+def check_launcher(comparison: Comparison) -> None:
+    """Raise UsageError if jobs, launcher or slurm is not valid."""
+    if type(comparison.jobs) is not int or comparison.jobs < 1:
+        raise UsageError(f"jobs={comparison.jobs!r} must be a number of runs side by side, 1 or more")
+    if comparison.launcher not in (None, "slurm"):
+        raise UsageError(f"launcher={comparison.launcher!r} is not a launcher; valid: slurm")
+    if comparison.launcher and comparison.jobs > 1:
+        raise UsageError(
+            f"jobs={comparison.jobs} and launcher={comparison.launcher} exclude each other: set "
+            "slurm.array_parallelism=<number> instead of jobs"
+        )
+    known = slurm_defaults()
+    for key in comparison.slurm:
+        if key not in known:
+            raise unknown_key(f"slurm.{key}", known)
+
+
+def slurm_defaults() -> dict[str, Any]:
+    """Return the parameters of conf/hydra/launcher/slurm.yaml."""
+    content = safe_load((configuration_folder() / "hydra/launcher/slurm.yaml").read_text())
+    return {key: value for key, value in content.items() if key not in ("_target_", "submitit_folder")}
 
 
 def check_evaluation(name: str, evaluation: Evaluation) -> None:

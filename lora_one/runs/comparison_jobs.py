@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from lora_one.config import RunConfig
 from lora_one.config.rules import flatten
@@ -42,6 +43,7 @@ class Jobs:
     def __init__(self, comparison: Comparison, compose: Compose):
         self.comparison, self.compose = comparison, compose
         self.shared = compose(comparison.common)
+        self.configurations: dict[tuple[Any, ...], RunConfig] = {}
         for key, instead in FORBIDDEN.items():
             if getattr(self.shared, key):
                 raise UsageError(f"{key}=true is not allowed in a comparison: {instead}")
@@ -68,17 +70,23 @@ class Jobs:
         for point in points:
             seeds = self.comparison.tuning_seeds
             try:
-                run = self.configured(method, point)
-                jobs += [job_of(method, "tuning", point, replace(run, seed=seed)) for seed in seeds]
+                jobs += [self.at(method, "tuning", point, seed) for seed in seeds]
             except UsageError as error:
                 jobs += [Job(method, "tuning", point, seed, error=str(error)) for seed in seeds]
         return jobs
 
-    def final(self, tuning: Sequence[Job], chosen: Point) -> list[Job]:
-        """Return the jobs of the chosen grid point with every seed."""
-        job = next(job for job in tuning if job.point == chosen)
-        seeds = self.comparison.seeds
-        return [job_of(job.method, "final", chosen, replace(job.config, seed=seed)) for seed in seeds]
+    def final(self, method: str, chosen: Point) -> list[Job]:
+        """Return the jobs of the chosen grid point with every seed. Raises UsageError: it is not valid."""
+        return [self.at(method, "final", chosen, seed) for seed in self.comparison.seeds]
+
+    def at(self, method: str, stage: str, point: Point, seed: int) -> Job:
+        """Return one job; that of the stage ``start`` exists after the final one has finished. Raises UsageError."""
+        if stage == "start":
+            return start_of(self.at(method, "final", point, seed))
+        key = (method, *point.items())
+        if key not in self.configurations:
+            self.configurations[key] = self.configured(method, point)
+        return job_of(method, stage, point, replace(self.configurations[key], seed=seed))
 
 
 def job_of(method: str, stage: str, point: Point, run: RunConfig) -> Job:

@@ -115,3 +115,15 @@ def record(title: str = "Four methods", seeds: int = 5, baseline: str | None = "
         "findings": findings(runs, baseline, ["accuracy"]) if baseline else [],
         "runs": [asdict(run) for run in runs],
     }
+
+
+# what differs between two equal comparisons: times, memory, dates, how they were started, and where
+TIMES = {"date", "command", "machine", "git_commit", "init_seconds", "train_seconds", "peak_memory_bytes"}
+TIMES |= {f"init_seconds_{part}" for part in ("mean", "sd")}
+
+
+def without(value, names=TIMES):
+    """Return the content of a comparison.json without the entries of these names."""
+    if isinstance(value, dict):
+        return {key: without(part, names) for key, part in value.items() if key not in names}
+    return [without(part, names) for part in value] if isinstance(value, list) else value

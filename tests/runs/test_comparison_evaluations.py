@@ -12,6 +12,7 @@ from lora_one.reports.pages import printed
 from lora_one.reports.predictions import correct_answers
 from lora_one.runs import comparison, comparison_evaluations, experiment
 from lora_one.runs.comparison_file import Comparison, Evaluation, read_comparisons
+from lora_one.runs.comparison_runners import InThisProcess
 from lora_one.runs.composition import compose
 from tests.helpers.comparisons import RATE, write_problems
 
@@ -40,7 +41,7 @@ def asked(tmp_path_factory, llama_folder):
 
 @pytest.fixture(scope="module")
 def compared(asked, tmp_path_factory):
-    record = comparison.compare(asked, compose, experiment.execute, tmp_path_factory.mktemp("table"))
+    record = comparison.compare(asked, compose, InThisProcess(experiment.execute), tmp_path_factory.mktemp("table"))
     assert not comparison.failed(record)
     return json.loads(json.dumps(record))
 
@@ -79,7 +80,7 @@ def test_every_method_gets_the_same_number_of_further_learning_rates(asked, tmp_
     refined = dataclasses.replace(asked, grid={RATE: [1e-4, 1e-3]}, refine=1, evaluations={}, seeds=[1], baseline=None)
     refined = refined.only(["LoRA", "full"])
     assert "LoRA: then 2 runs at further learning rates, then the best point" in comparison.plan(refined, compose)
-    record = comparison.compare(refined, compose, experiment.execute, tmp_path)
+    record = comparison.compare(refined, compose, InThisProcess(experiment.execute), tmp_path)
     for row in record["rows"]:
         tried = [r["point"][RATE] for r in record["runs"] if (r["method"], r["stage"]) == (row["method"], "tuning")]
         assert tried[:2] == [1e-4, 1e-3] and row["grid_points"] == 4
@@ -90,7 +91,7 @@ def test_every_method_gets_the_same_number_of_further_learning_rates(asked, tmp_
 def test_a_second_call_evaluates_nothing(compared, asked, tmp_path, monkeypatch):
     record = compared
     monkeypatch.setattr(comparison_evaluations, "evaluate", None)
-    comparison.compare(asked, compose, None, tmp_path)
+    comparison.compare(asked, compose, InThisProcess(None), tmp_path)
     again = json.loads((tmp_path / "comparison.json").read_text())
     assert again["runs"] == record["runs"] and again["findings"] == record["findings"]
 
@@ -98,7 +99,7 @@ def test_a_second_call_evaluates_nothing(compared, asked, tmp_path, monkeypatch)
 def test_an_evaluation_that_fails_names_itself_and_the_rest_stands(compared, asked, tmp_path):
     missing = Evaluation("gsm8k", ["--data_path=/no/such/file.jsonl"])
     broken = dataclasses.replace(asked, evaluations={"other": missing} | asked.evaluations).only(["LoRA"])
-    record = comparison.compare(broken, compose, None, tmp_path)
+    record = comparison.compare(broken, compose, InThisProcess(None), tmp_path)
     (row,) = record["rows"]
     assert comparison.failed(record)
     assert "evaluation other failed, 3 of 3 seeds: --data_path=/no/such/file.jsonl" in row["note"]
