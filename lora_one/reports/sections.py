@@ -156,6 +156,9 @@ def provenance(results: Results) -> Iterator[Section]:
     counts = record.get("test", {}).get("counts")
     if counts:
         lines.append(["test data", f"{counts['examples']} examples, {counts['tokens']} tokens with a loss"])
+        if counts.get("seen"):
+            reason = record["comparison"]["overlap"]
+            lines.append(["test examples that are also training or validation examples", f"{counts['seen']}: {reason}"])
     yield Section("Origin", table=lines)
     runs = [["method", "stage", *results.keys, "seed", "folder"]]
     for run in results.runs:

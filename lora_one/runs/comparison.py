@@ -114,11 +114,13 @@ def held_out_data(jobs: Jobs) -> HeldOut:
         )
     seen = {example.prompt for example in [*splits.train_texts, *splits.validation_texts]}
     known = sum(example.prompt in seen for example in held_out.texts)
-    if known:
+    if known and jobs.comparison.overlap is None:
         raise UsageError(
             f"{known} of the {len(held_out.texts)} test examples are also training or validation examples: select "
-            "other data in test, for example dataset.path=<test file>"
+            "other data in test, for example dataset.path=<test file>, or say in overlap: <reason> why they may be, "
+            "which is printed with the results"
         )
+    held_out.counts["seen"] = known
     return held_out
 
 

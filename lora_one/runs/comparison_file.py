@@ -82,6 +82,7 @@ class Comparison:
     baseline: str | None = None  # the method that the others are tested against; None: no verdicts
     refine: int = 0  # rounds of two further learning rates each, for every method; see reports.compare.further_points
     unequal_budgets: str | None = None  # the reason why methods are tuned over different numbers of points
+    overlap: str | None = None  # the reason why test examples may be training or validation examples too
     jobs: int = 1  # runs side by side on this machine
     launcher: str | None = None  # slurm: the runs of a stage are an array of SLURM jobs
     slurm: dict[str, Any] = field(default_factory=dict)  # keys of conf/hydra/launcher/slurm.yaml

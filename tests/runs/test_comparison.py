@@ -18,7 +18,7 @@ from lora_one.config import RunConfig
 from lora_one.errors import RunError, UsageError
 from lora_one.records.folder import RunFolder
 from lora_one.reports.compare import grid_points
-from lora_one.reports.pages import printed
+from lora_one.reports.pages import printed, write_report
 from lora_one.runs import comparison, comparison_file, comparison_jobs, experiment
 from lora_one.runs.comparison_file import Comparison
 from lora_one.runs.comparison_runners import InThisProcess
@@ -248,6 +248,15 @@ def test_method_with_other_data_or_more_steps_is_not_run(asked):
 def test_test_examples_that_were_trained_on_are_refused(asked, data, tmp_path):
     with pytest.raises(UsageError, match="10 of the 10 test examples are also training or validation examples"):
         comparison.compare(dataclasses.replace(asked, test=[]), compose, InThisProcess(Counting()), tmp_path)
+
+
+def test_a_reason_for_test_examples_that_were_trained_on_is_printed(asked, tmp_path):
+    reason = "the published sets share them"
+    only = dataclasses.replace(asked, test=[], overlap=reason, methods={"LoRA": ["init=default"]}, seeds=[1])
+    record = comparison.compare(only, compose, InThisProcess(experiment.execute), tmp_path)
+    assert record["test"]["counts"]["seen"] == 10
+    text = write_report("Seen", {"": record}, tmp_path).read_text()
+    assert f"| 10: {reason} " in text
 
 
 def test_diverged_point_is_not_chosen_and_is_reported(compared, asked, tmp_path):
