@@ -20,6 +20,7 @@ INK = "#6e7781"
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8c6bb1")
 MARKERS = "osD^vPX"
 Looks = Mapping[str, Mapping[str, str]]
+LEGEND = 80  # characters in a line of the legend, about
 WIDTH = 5.2  # inches; a phone shows 9-point text of this width at about its size
 SETTINGS = {
     "font.size": 9,
@@ -100,9 +101,11 @@ def looks_of(methods: Sequence[str]) -> Looks:
 
 
 def legend(figure: "Figure", axes: "Axes") -> None:
-    """Put the methods below the axes."""
+    """Put the methods below the axes, in as many columns as their names leave room for."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = max(1, LEGEND // (6 + max(map(len, labels), default=0)))
     with styled():
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, 3), fontsize=8)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,9 @@ def records_of_runs(results: Path, baseline: str | None = None) -> dict[str, dic
     if baseline is not None and not any(method.startswith(baseline) for method in methods):
         raise UsageError(f"--baseline={baseline} is not a configuration of {results}; {nearest(baseline, methods)}")
     named = {"": next(iter(tasks.values()))} if len(tasks) == 1 else tasks
-    return {task: record_of(task or str(results), runs, baseline) for task, runs in named.items()}
+    return {
+        task: record_of(task or f"Runs in {results.resolve().name}", runs, baseline) for task, runs in named.items()
+    }
 
 
 def folders(results: Path) -> Iterator[RunFolder]:

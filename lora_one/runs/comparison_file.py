@@ -17,7 +17,7 @@ from lora_one.errors import UsageError, nearest
 from lora_one.evaluation import BENCHMARKS
 from lora_one.evaluation.command import parser_of
 from lora_one.evaluation.options import parsed
-from lora_one.reports.compare import RATE, Grid, grid_points
+from lora_one.reports.compare import RATE, Grid, grid_points, is_number
 
 # keys that, like those of the data, must be the same for every method: amount of training and evaluation
 SAME = {"seed", "results_dir", "overwrite", "dry_run"} | {
@@ -72,9 +72,9 @@ class Comparison:
     test_examples: int  # number of test examples, the first ones of the test data
     tuning_seeds: list[int]
     seeds: list[int]
-    grid: dict[str, list[float]]  # key -> values, for every method
+    grid: dict[str, list[Any]]  # key -> values, for every method
     methods: dict[str, list[str]]  # name -> overrides
-    own_grid: dict[str, dict[str, list[float]]] = field(
+    own_grid: dict[str, dict[str, list[Any]]] = field(
         default_factory=dict
     )  # method -> keys that replace or extend its grid
     not_run: dict[str, str] = field(default_factory=dict)  # name -> reason why the method was not run
@@ -199,11 +199,12 @@ def check_comparison(comparison: Comparison) -> None:
 
 
 def check_grid(comparison: Comparison, method: str) -> None:
-    """Check a method's grid. Raises UsageError: not lists of different numbers, or not as long as those of others."""
+    """Check a method's grid. Raises UsageError: not lists of different values, or not as long as those of others."""
     for key, values in comparison.grid_of(method).items():
-        numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
-        if not numbers or not values or len(set(values)) < len(values):
-            raise UsageError(f"grid of {method}: {key}={values!r} must be a list of different numbers")
+        if not isinstance(values, list) or not values or len(set(map(str, values))) < len(values):
+            raise UsageError(f"grid of {method}: {key}={values!r} must be a list of different values")
+        if key == RATE and not all(is_number(value) for value in values):
+            raise UsageError(f"grid of {method}: {key}={values!r} must be a list of numbers")
         if is_same_for_all(key):
             raise UsageError(f"grid of {method}: {key} must be the same for every method; move it to common")
         shared = comparison.grid.get(key, values)

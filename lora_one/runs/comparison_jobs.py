@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from lora_one.config import RunConfig
 from lora_one.config.rules import flatten
 from lora_one.errors import UsageError
 from lora_one.records.folder import RunFolder, locate
-from lora_one.reports.compare import Point
+from lora_one.reports.compare import Point, is_number, value_text
 from lora_one.runs.comparison_file import Comparison, is_same_for_all
 
 Compose = Callable[[Sequence[str]], RunConfig]
@@ -33,7 +32,7 @@ class Job:
         return self.folder is not None and self.folder.finished
 
     def __str__(self) -> str:
-        values = "".join(f", {key.rpartition('.')[2]} {value:g}" for key, value in self.point.items())
+        values = "".join(f", {key.rpartition('.')[2]} {value_text(value)}" for key, value in self.point.items())
         return f"{self.method}{values}, seed {self.seed}" + (", start" if self.stage == "start" else "")
 
 
@@ -43,7 +42,7 @@ class Jobs:
     def __init__(self, comparison: Comparison, compose: Compose):
         self.comparison, self.compose = comparison, compose
         self.shared = compose(comparison.common)
-        self.configurations: dict[tuple[Any, ...], RunConfig] = {}
+        self.configurations: dict[tuple[str, str], RunConfig] = {}
         for key, instead in FORBIDDEN.items():
             if getattr(self.shared, key):
                 raise UsageError(f"{key}=true is not allowed in a comparison: {instead}")
@@ -53,7 +52,9 @@ class Jobs:
 
         Raises UsageError: it is not valid, or its data, amount of training or evaluation differ from the others'.
         """
-        values = [f"{key}={value}" for key, value in point.items()]
+        values = [
+            f"{key}={value!r}" if is_number(value) else f"{key}={value_text(value)}" for key, value in point.items()
+        ]
         run = self.compose([*self.comparison.common, *self.comparison.methods[method], *values])
         given, shared = flatten(run), flatten(self.shared)
         for key in sorted(given.keys() | shared.keys()):
@@ -83,7 +84,7 @@ class Jobs:
         """Return one job; that of the stage ``start`` exists after the final one has finished. Raises UsageError."""
         if stage == "start":
             return start_of(self.at(method, "final", point, seed))
-        key = (method, *point.items())
+        key = (method, str(point))
         if key not in self.configurations:
             self.configurations[key] = self.configured(method, point)
         return job_of(method, stage, point, replace(self.configurations[key], seed=seed))

@@ -13,8 +13,8 @@ BETTER, WORSE, NO_DIFFERENCE, NOT_TESTED = "better", "worse", "no difference sho
 class Unit:
     """How a figure is printed. scale: factor before printing, digits: after the point; higher: whether more is better.
 
-    >>> POINTS.text(0.0123), NATS.text(-0.5)
-    ('+1.2 points', '-0.5000 nats')
+    >>> POINTS.text(0.0123), NATS.text(-0.5), POINTS.text(-1e-6)
+    ('+1.2 points', '-0.5000 nats', '+0.0 points')
     """
 
     name: str
@@ -23,7 +23,7 @@ class Unit:
     higher: bool
 
     def text(self, value: float, sign: str = "+") -> str:
-        return f"{value * self.scale:{sign}.{self.digits}f} {self.name}"
+        return f"{round(value * self.scale, self.digits) + 0.0:{sign}.{self.digits}f} {self.name}"  # + 0.0: no "-0.0"
 
 
 POINTS = Unit("points", 100, 1, higher=True)  # shares of correct answers, in percentage points

@@ -211,7 +211,7 @@ def test_every_method_sees_the_same_examples_in_the_same_order(asked, tmp_path, 
         ({"methods": {}}, "contains no method"),
         ({"seeds": [1, 1]}, r"seeds=\[1, 1\] must be a list of different integers"),
         ({"test_examples": 0}, "test_examples=0 must be at least 1"),
-        ({"grid": {RATE: ["a"]}}, r"model.learning_rate=\['a'\] must be a list of different numbers"),
+        ({"grid": {RATE: ["a"]}}, r"model.learning_rate=\['a'\] must be a list of numbers"),
         ({"grid": {"model.epochs": [1, 2]}}, "model.epochs must be the same for every method; move it to common"),
         ({"own_grid": {"LoRA": {RATE: [1e-3]}}}, "1 values of model.learning_rate, but 2 for the other"),
         (
@@ -243,6 +243,21 @@ def test_method_with_other_data_or_more_steps_is_not_run(asked):
             message in job.error and "move it to common" in job.error
             for job in jobs.tuning("LoRA", grid_points(asked.grid))
         )
+
+
+def test_a_grid_has_any_values(asked):
+    """Texts, lists, booleans and null arrive as they are written in an override."""
+    grid = {RATE: [1e-3], "optimizer": ["adamw", "scaled_adamw"], "peft.lora_target_modules": [["q_proj"], "all"]}
+    grid |= {"peft.use_rslora": [True, False]}
+    wide = dataclasses.replace(asked, grid=grid, methods={"LoRA": ["init=lora"]})
+    jobs = comparison_jobs.Jobs(wide, compose).tuning("LoRA", grid_points(grid))
+    found = [(j.config.optimizer.name, j.config.peft.lora_target_modules, j.config.peft.use_rslora) for j in jobs]
+    assert len(set(map(str, found))) == 8 and found[0] == ("adamw", ["q_proj"], True)
+    assert found[-1] == ("scaled_adamw", "all", False)
+    assert (
+        str(jobs[0])
+        == "LoRA, learning_rate 0.001, optimizer adamw, lora_target_modules [q_proj], use_rslora true, seed 1"
+    )
 
 
 def test_test_examples_that_were_trained_on_are_refused(asked, data, tmp_path):
