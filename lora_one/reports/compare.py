@@ -45,8 +45,9 @@ class Run:
     warnings: tuple[str, ...] = ()  # of its start
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)  # evaluation -> value, metric, predictions
     peak_memory_bytes: int | None = None
-    history: tuple[dict[str, Any], ...] = ()  # of its validations, these and the next two: see measurements
+    history: tuple[dict[str, Any], ...] = ()  # of its validations, these and the next three: see measurements
     start: dict[str, float] = field(default_factory=dict)
+    adapters: dict[str, Any] = field(default_factory=dict)
     identity: dict[str, Any] = field(default_factory=dict)
 
 

@@ -117,18 +117,22 @@ MECHANISM = {  # figure of a start -> its title and its form
 
 
 def mechanism(results: Results) -> Iterator[Section]:
-    """Yield what the starts did: captured energy, size, losses, and the angles to the gradient after training."""
-    starts = {method: [run.start for run in results.of(method, "final") if run.start] for method in results.methods}
-    names = [name for name in MECHANISM if any(name in start for found in starts.values() for start in found)]
+    """Yield what the starts did, and the angles and spectra of the trained adapters; all means over the seeds."""
+    found = {method: [run.start | run.adapters for run in results.of(method, "final")] for method in results.methods}
+    names = [name for name in MECHANISM if any(name in one for each in found.values() for one in each)]
     lines = [["method", *(MECHANISM[name][0] for name in names)]]
-    for method, found in starts.items():
-        values = {name: [start[name] for start in found if name in start] for name in names}
-        if found:
+    for method, each in found.items():
+        values = {name: [one[name] for one in each if name in one] for name in names}
+        if any(values.values()):
             cells = [MECHANISM[name][1].format(mean(values[name])) if values[name] else "-" for name in names]
             lines.append([method, *cells])
     text = [
         "Captured energy: share of the gradient's squared norm in its leading singular values, mean over layers.",
         "All columns are means over the seeds.",
     ]
+    spectra = {method: [one["spectrum"] for one in each if "spectrum" in one] for method, each in found.items()}
+    means = {method: list(map(mean, zip(*each, strict=False))) for method, each in spectra.items() if each}
+    caption = "Leading singular values of B A after training, means over layers and seeds."
+    drawn = [Drawing("spectra", caption, figures.spectra(means, results.looks))] if means else []
     if names:
-        yield Section("What the starts did", text, table=lines)
+        yield Section("What the starts did", text, table=lines, drawings=drawn)

@@ -207,6 +207,17 @@ def epochs(curves: Sequence[Course], accuracy: str, looks: Looks) -> "Figure":
     return figure
 
 
+def spectra(curves: Mapping[str, Sequence[float]], looks: Looks) -> "Figure":
+    """Plot the leading singular values of each method, on a logarithmic axis."""
+    figure, (axes,) = empty(3.0)
+    for method, values in curves.items():
+        axes.plot(range(1, len(values) + 1), values, label=method, markersize=3.5, linewidth=1.2, **looks[method])
+    axes.set(yscale="log", xlabel="number of the singular value", ylabel="singular value of B A")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    legend(figure, axes)
+    return figure
+
+
 @dataclass(frozen=True)
 class Cost:
     """A method's seconds of initialisation and training, and its figure with the standard deviation over seeds."""

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from lora_one.errors import UsageError, nearest
-from lora_one.files import read_lines
 from lora_one.records.folder import RunFolder
 from lora_one.reports.compare import RATE, Run, method_row
 from lora_one.reports.findings import VALIDATION, findings
@@ -58,7 +57,7 @@ def run_of(folder: RunFolder) -> Run:
     method = folder.path.parent.name
     if record["status"] == "failed":
         return Run(method, "final", point, seed, str(folder.path), record.get("error") or "no reason is known")
-    found = measurements(record, read_lines(folder.metrics))
+    found = measurements(folder)
     return Run(method, "final", point, seed, str(folder.path), scores=scores_of(folder, record), **found)
 
 

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 from lora_one.config import RunConfig
 from lora_one.errors import RunError, UsageError
 from lora_one.evaluation.held_out import HeldOut
-from lora_one.files import read_lines
 from lora_one.progress import duration
 from lora_one.records.folder import RunFolder
 from lora_one.reports.compare import Run
@@ -148,5 +147,5 @@ def broken(job: Job, error: str) -> Run:
 
 def finished(job: Job, **of_test_data: Any) -> Run:
     """Return a finished run with its measurements. of_test_data: the fields that ``Measures`` returns."""
-    found = measurements(job.folder.read(), read_lines(job.folder.metrics))
+    found = measurements(job.folder)
     return Run(job.method, job.stage, job.point, job.seed, str(job.folder.path), **found, **of_test_data)

@@ -28,6 +28,7 @@ def measured(loss: float, shift: float) -> dict:
         "git_commit": "c0ffee" * 6 + "c0ff",
         "history": tuple(course),
         "start": {"captured_energy": 0.9, "shift": 1e-3, "loss_before": 0.69, "loss_after": 0.68},
+        "adapters": {"spectrum": [3.0, 1.0, 0.1 + abs(shift)], "B_angles": 45.0, "A_angles": 80.0},
         "identity": {
             "model": MODEL,
             "training examples": 2000,

@@ -54,6 +54,12 @@ def test_epochs_show_accuracy_only_where_it_was_measured():
     assert [list(line.get_ydata()) for line in shares.get_lines()] == [[40, 60]]
 
 
+def test_spectra_are_numbered_from_one_on_a_logarithmic_axis():
+    axes = figures.spectra({"method 0": [3.0, 0.1]}, LOOKS).axes[0]
+    (line,) = axes.get_lines()
+    assert list(line.get_xdata()) == [1, 2] and list(line.get_ydata()) == [3.0, 0.1] and axes.get_yscale() == "log"
+
+
 def test_pareto_joins_the_methods_that_no_faster_one_beats():
     points = [Cost("method 0", 3, 0.9, 0.1), Cost("method 1", 1, 0.5, 0), Cost("method 2", 2, 0.4, 0)]
     front = figures.pareto(points, "accuracy", LOOKS, higher=True).axes[0].get_lines()[-1]
