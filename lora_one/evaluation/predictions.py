@@ -35,7 +35,7 @@ class ScoredCompletions:
         line = prediction_of(self.benchmark, self.examples[request[0]], request[0], completion)
         self.predictions[request] = line
         self.too_long += completion.too_long
-        scored = line["correct"] is not None
+        scored = line.get("correct") is not None
         self.correct += scored and line["correct"]
         if scored:
             self.shown.facts["accuracy"] = f"{self.correct / len(self.predictions):.3f}"
