@@ -3,7 +3,6 @@
 import json
 import time
 from dataclasses import asdict
-from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from lora_one.models import load_model, local_folder
 from lora_one.records.folder import base_of
 from lora_one.records.provenance import config_hash, local_fingerprints, provenance
 from lora_one.seeding import seed_everything
+from lora_one.statistics.means import weighted_mean
 
 
 class HeldOut:
@@ -89,16 +89,3 @@ class HeldOut:
             "seconds": time.perf_counter() - started,
             "provenance": provenance(self.fingerprints, local_folder(self.model.name)),
         }
-
-
-def weighted_mean(values: list[float], weights: list[int]) -> tuple[float, float | None]:
-    """Return sum w_i x_i / sum w_i over independent examples, and its standard error as a ratio of two sums.
-
-    With equal weights the standard error is sd / sqrt(n); it is None for a single example.
-    """
-    total, n = sum(weights), len(values)
-    center = sum(value * weight for value, weight in zip(values, weights, strict=True)) / total
-    if n == 1:
-        return center, None
-    squares = sum((weight * (value - center)) ** 2 for value, weight in zip(values, weights, strict=True))
-    return center, sqrt(squares * n / (n - 1)) / total

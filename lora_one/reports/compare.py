@@ -10,6 +10,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from lora_one.reports.table import spread
+from lora_one.statistics.units import Unit
 
 Grid = Mapping[str, Sequence[Any]]  # key of the configuration -> values tried: numbers, texts, booleans, null or lists
 Point = dict[str, Any]  # one value for each key
@@ -227,10 +228,10 @@ def mean_cell(average: float | None, deviation: float | None) -> str:
     return cell(average) + ("" if deviation is None else f" +- {deviation:.2g}")
 
 
-def percent_cell(average: float | None, deviation: float | None) -> str:
+def unit_cell(average: float | None, deviation: float | None, unit: Unit) -> str:
     if average is None:
         return "-"
-    return f"{100 * average:.1f}" + ("" if deviation is None else f" +- {100 * deviation:.1f}")
+    return unit.number(average) + ("" if deviation is None else f" +- {unit.number(deviation)}")
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:

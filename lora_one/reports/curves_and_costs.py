@@ -7,7 +7,6 @@ from typing import Any
 from lora_one.reports import figures
 from lora_one.reports.compare import RATE, Run
 from lora_one.reports.figures import Drawing
-from lora_one.reports.findings import unit_of
 from lora_one.reports.results import Results, Section
 
 
@@ -74,7 +73,7 @@ def costs(results: Results) -> Iterator[Section]:
     """Yield parameters, seconds and memory, and the main figure over the seconds."""
     lines = [["method", "trainable parameters", "initialisation (s)", "training (s)", "peak memory (GiB)"]]
     points = []
-    unit = unit_of(results.figure)
+    unit = results.unit(results.figure)
     for method in results.methods:
         done = results.of(method, "final")
         if not done or any(run.train_seconds is None for run in done):
@@ -88,7 +87,7 @@ def costs(results: Results) -> Iterator[Section]:
             points.append(figures.Cost(method, seconds, unit.scale * mean(values), spread))
     if len(lines) == 1:
         return
-    name = f"{results.figure} ({'%' if unit.higher else unit.name})"
+    name = results.titled(results.figure)
     caption = f"{results.figure} over the time of a run; bars: standard deviation over seeds; line: unbeaten methods."
     drawn = (
         [Drawing("cost", caption, figures.pareto(points, name, results.looks, higher=unit.higher))] if points else []

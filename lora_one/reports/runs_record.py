@@ -1,6 +1,5 @@
 """The record of the runs in a results folder, in the form of a comparison's, so that the same report is made of it."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ from lora_one.records.folder import RunFolder
 from lora_one.reports.compare import RATE, Run, method_row
 from lora_one.reports.findings import VALIDATION, findings
 from lora_one.reports.measurements import measurements
+from lora_one.reports.scores import score_in
 
 ACCURACY = "validation accuracy"
 NOT_SHOWN = {"seed", "results_dir", "overwrite"}  # configuration keys that do not distinguish methods
@@ -69,12 +69,8 @@ def scores_of(folder: RunFolder, record: Mapping[str, Any]) -> dict[str, dict[st
         found[ACCURACY] = {"value": final["eval_accuracy"], "predictions": None}
     for file in sorted((folder.path / "eval").rglob("metrics.json")):
         name = str(file.parent.relative_to(folder.path / "eval"))
-        metrics = json.loads(file.read_text())["metrics"]
         if not name.startswith("loss-"):
-            metric = next(iter(metrics))
-            predictions = file.with_name("predictions.jsonl")
-            path = str(predictions) if predictions.exists() else None
-            found[name] = {"value": metrics[metric], "metric": metric, "predictions": path}
+            found[name] = score_in(file.parent)
     return found
 
 

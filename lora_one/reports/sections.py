@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from lora_one.reports import figures
-from lora_one.reports.compare import RATE, cell, chosen_cell, mean_cell, percent_cell, value_text
+from lora_one.reports.compare import RATE, cell, chosen_cell, mean_cell, unit_cell, value_text
 from lora_one.reports.curves_and_costs import costs, courses, learning_rates, mechanism
 from lora_one.reports.fairness import fairness
 from lora_one.reports.figures import Drawing
-from lora_one.reports.findings import LOSS, VALIDATION, question_sentence, unit_of
+from lora_one.reports.findings import LOSS, VALIDATION, question_sentence
 from lora_one.reports.results import Results, Section, spread
 
 RESULTS, VERDICTS = "Results", "Verdicts"
@@ -26,7 +26,7 @@ def sections(record: Mapping[str, Any]) -> list[Section]:
 def verdicts(results: Results) -> Iterator[Section]:
     """Yield for each figure the sentence on each method, and a forest plot of the differences."""
     for number, part in enumerate(results.record["findings"]):
-        unit = unit_of(part["figure"])
+        unit = results.unit(part["figure"])
         rows = [
             figures.Difference(
                 verdict["method"],
@@ -58,13 +58,14 @@ def table(results: Results) -> Iterator[Section]:
     }
     found = results.outcomes
     published = results.record["comparison"].get("published") or {}
-    header = ["method", *titles, "seeds", *(f"{name} (%)" for name in results.evaluations), *losses]
+    header = ["method", *titles, "seeds", *(results.titled(name) for name in results.evaluations), *losses]
     lines = [header + ["published"] * bool(published) + [f"verdict on {results.figure}"] * bool(found)]
     for row in results.rows:
         ends = dict(part.split("=") for part in row.get("edge", "").split())
         line = [row["method"], *(chosen_cell(row.get(key), ends.get(key)) for key in results.keys)]
         line.append(cell(row.get("seeds")))
-        line += [percent_cell(row.get(f"{name}_mean"), row.get(f"{name}_sd")) for name in results.evaluations]
+        for name in results.evaluations:
+            line.append(unit_cell(row.get(f"{name}_mean"), row.get(f"{name}_sd"), results.unit(name)))
         line += [mean_cell(row.get(f"{name}_mean"), row.get(f"{name}_sd")) for name in losses.values()]
         if published:
             line.append(str(published.get("values", {}).get(row["method"], "-")))
@@ -110,13 +111,13 @@ def steps(results: Results) -> Iterator[Section]:
         return
     header = ["method", "test loss pretrained", "after the start", "after training"]
     for name in results.evaluations:
-        header += [f"{name} (%) after the start", "after training"]
+        header += [f"{results.titled(name)} after the start", "after training"]
     lines = [header]
     for method in results.methods:
         line = [method, cell(before[method])]
         line += [spread(results.values(method, LOSS, stage)) for stage in ("start", "final")]
         for name in results.evaluations:
-            line += [spread(results.values(method, name, stage), 100, 1) for stage in ("start", "final")]
+            line += [spread(results.values(method, name, stage), results.unit(name)) for stage in ("start", "final")]
         lines.append(line)
     text = ["After the start: the same run without training. Mean +- sample standard deviation over the seeds."]
     yield Section("From the pretrained model to the trained one", text, table=lines)

@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_one.errors import RunError, UsageError, nearest
+from lora_one.errors import RunError, UsageError
 from lora_one.evaluation.command import evaluate
 from lora_one.records.folder import RunFolder
+from lora_one.reports.scores import score_in
 from lora_one.runs.comparison_file import Evaluation
-
-COUNTS = {"answers": "total", "unparsed": "unparsed", "cut": "cut_off"}  # of a score -> of metrics.json
 
 
 def scores_of(folder: RunFolder, evaluations: Mapping[str, Evaluation]) -> dict[str, dict[str, Any]]:
@@ -34,22 +33,15 @@ def scored(folder: RunFolder, evaluations: Mapping[str, Evaluation]) -> bool:
 
 
 def score_of(folder: RunFolder, name: str, evaluation: Evaluation) -> dict[str, Any]:
-    """Return one evaluation: value, metric, path of predictions.jsonl, and the counts of the answers.
+    """Return the score of one evaluation, see ``score_in``; it is run unless it is finished.
 
-    answers: their number; unparsed, cut: of those without a readable answer, and ended by the limit of new tokens.
     Raises UsageError, RunError.
     """
     output = folder_of(folder, name, evaluation)
     if not (output / "metrics.json").exists():
         model = ("--model_name", folder.merged) if folder.trained == folder.merged else ("--adapter", folder.trained)
         evaluate(evaluation.benchmark, [*evaluation.options, "=".join(map(str, model)), f"--output_dir={output}"])
-    report = json.loads((output / "metrics.json").read_text())
-    metrics, counts = report["metrics"], report["counts"] | report.get("remarks", {})
-    metric = evaluation.metric or next(iter(metrics))
-    if metric not in metrics:
-        raise UsageError(f"{evaluation.benchmark} reports no metric {metric}; {nearest(metric, metrics)}")
-    found = {"value": metrics[metric], "metric": metric, "predictions": str(output / "predictions.jsonl")}
-    return found | {name: counts.get(key) for name, key in COUNTS.items()}
+    return score_in(output, evaluation.metric)
 
 
 def folder_of(folder: RunFolder, name: str, evaluation: Evaluation) -> Path:

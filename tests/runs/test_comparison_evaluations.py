@@ -3,6 +3,7 @@
 import dataclasses
 import doctest
 import json
+import statistics
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from lora_one.errors import UsageError
 from lora_one.reports.pages import printed
 from lora_one.reports.predictions import correct_answers
+from lora_one.reports.sections import sections
 from lora_one.runs import comparison, comparison_evaluations, experiment
 from lora_one.runs.comparison_file import Comparison, Evaluation, read_comparisons
 from lora_one.runs.comparison_runners import InThisProcess
@@ -73,6 +75,38 @@ def test_the_table_and_the_verdicts(compared):
     assert outcomes["the same"] == "not tested", "equal runs have no noise"
     same = next(entry for entry in accuracy["questions"] if entry["method"] == "the same")
     assert same["difference"] == 0.0 and all(test["p"] == 1.0 for test in same["mcnemar"].values())
+
+
+def test_forgetting_is_a_loss_and_lower_is_better(compared, asked, tmp_path):
+    """In nats wherever it is printed, on the same finished runs; a text has no answers to count or to compare."""
+    text = tmp_path / "page.txt"
+    text.write_text("A page that has nothing to do with the problems. " * 20)
+    forgetting = Evaluation("text", [f"--data_path={text}", "--max_length=64"], metric="loss")
+    again = dataclasses.replace(asked, evaluations={"forgetting": forgetting})
+    record = json.loads(json.dumps(comparison.compare(again, compose, None, tmp_path / "table")))
+    assert not comparison.failed(record)
+    scores = {
+        (run["method"], run["seed"]): run["scores"]["forgetting"] for run in record["runs"] if run["stage"] == "final"
+    }
+    for score in scores.values():
+        assert (score["metric"], score["unit"]["name"], score["unit"]["higher"]) == ("loss", "nats", False)
+        assert score["predictions"] is None and score["answers"] is None
+    written, (found, _) = printed(record), record["findings"]
+    assert "| forgetting (nats) " in written
+    (steps,) = [part for part in sections(record) if part.table and "test loss pretrained" in part.table[0]]
+    assert steps.table[0][4:] == ["forgetting (nats) after the start", "after training"]
+    assert "forgetting (%)" not in written and found["questions"] == []
+    values = [scores["full", seed]["value"] for seed in (1, 2, 3)]
+    assert f"| {statistics.mean(values):.4f} +- {statistics.stdev(values):.4f} " in written
+    (full,) = [verdict for verdict in found["verdicts"] if verdict["method"] == "full"]
+    assert full["test"]["mean"] == pytest.approx(statistics.mean(values) - scores_mean(scores, "LoRA"))
+    assert " nats (95 % interval " in full["sentence"] and full["outcome"] != "not tested"
+    if full["outcome"] in ("better", "worse"):
+        assert (full["outcome"] == "better") == (full["test"]["mean"] < 0)
+
+
+def scores_mean(scores, method):
+    return statistics.mean(score["value"] for (name, _), score in scores.items() if name == method)
 
 
 def test_every_method_gets_the_same_number_of_further_learning_rates(asked, tmp_path):
