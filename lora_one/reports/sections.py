@@ -57,25 +57,25 @@ def table(results: Results) -> Iterator[Section]:
         if any(row.get(f"{name}_mean") is not None for row in results.rows)
     }
     found = results.outcomes
-    published = results.record["comparison"].get("published") or {}
-    header = ["method", *titles, "seeds", *(results.titled(name) for name in results.evaluations), *losses]
-    lines = [header + ["published"] * bool(published) + [f"verdict on {results.figure}"] * bool(found)]
+    header = ["method", *titles, "seeds"]
+    for name in results.evaluations:
+        header += [results.titled(name), *["published"] * (name in results.published)]
+    lines = [header + [*losses] + [f"verdict on {results.figure}"] * bool(found)]
     for row in results.rows:
         ends = dict(part.split("=") for part in row.get("edge", "").split())
         line = [row["method"], *(chosen_cell(row.get(key), ends.get(key)) for key in results.keys)]
         line.append(cell(row.get("seeds")))
         for name in results.evaluations:
             line.append(unit_cell(row.get(f"{name}_mean"), row.get(f"{name}_sd"), results.unit(name)))
+            line += [results.published_cell(row["method"], name)] * (name in results.published)
         line += [mean_cell(row.get(f"{name}_mean"), row.get(f"{name}_sd")) for name in losses.values()]
-        if published:
-            line.append(str(published.get("values", {}).get(row["method"], "-")))
         lines.append(line + [found.get(row["method"], "-")] * bool(found))
     notes = [f"{row['method']}: {' '.join(row['note'].split())}" for row in results.rows if row["note"]]
     text = [*protocol(results), "Mean +- sample standard deviation over the seeds."]
     if any(row.get("edge") for row in results.rows):
         text[-1] += " (lowest), (highest), (only): place in the values tried."
-    if published:
-        text.append(f"Published: {published['source']}")
+    if results.published:
+        text.append(f"Published: {results.source}")
     yield Section(RESULTS, text, notes, lines)
 
 

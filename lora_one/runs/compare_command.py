@@ -20,6 +20,7 @@ Compare methods in one table: tune each over its grid, then run it with several 
 
 {command} comparison.yaml --dry-run
 {command} comparison.yaml --output results/comparisons/inits
+{command} comparison.yaml --small
 {command} --runs results/<...>/<one configuration> results/<...>/<another one>
 {command} --predictions one/predictions.jsonl other/predictions.jsonl
 
@@ -71,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
         help="without a file: test two predictions.jsonl (or samples of lm_eval) of the same questions",
     )
     add("--metric", help="with --predictions: the field that says whether an answer is correct")
+    add("--small", action="store_true", help="run the small trial that the key small of the file describes")
     add("--dry-run", action="store_true", help="list the runs and estimate their time without running them")
     return made
 
@@ -102,12 +104,12 @@ def compare(options: argparse.Namespace) -> int:
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    tasks = chosen_tasks(comparison_file.read_comparisons(options.comparison), options)
+    tasks = chosen_tasks(comparison_file.read_comparisons(options.comparison, small=options.small), options)
     if options.dry_run:
         for task, chosen in tasks.items():
             print(f"== {task}" * bool(task) + "\n" * bool(task) + comparison.plan(chosen, compose))
         return 0
-    output = options.output or Path("results/comparisons") / options.comparison.stem
+    output = options.output or Path("results/comparisons") / (options.comparison.stem + "-small" * options.small)
     title = tasks[next(iter(tasks))].title.partition(":")[0]
     records = {}
     for task, chosen in tasks.items():

@@ -18,6 +18,8 @@ from lora_one.evaluation import BENCHMARKS
 from lora_one.evaluation.command import parser_of
 from lora_one.evaluation.options import parsed
 from lora_one.reports.compare import RATE, Grid, grid_points, is_number
+from lora_one.runs.comparison_keys import EXAMPLE, joined, small_trial
+from lora_one.runs.published_values import Published, check_published, published_of
 
 # keys that, like those of the data, must be the same for every method: amount of training and evaluation
 SAME = {"seed", "results_dir", "overwrite", "dry_run"} | {
@@ -80,6 +82,7 @@ class Comparison:
     not_run: dict[str, str] = field(default_factory=dict)  # name -> reason why the method was not run
     evaluations: dict[str, Evaluation] = field(default_factory=dict)  # name of the figure -> benchmark
     baseline: str | None = None  # the method that the others are tested against; None: no verdicts
+    published: Published | None = None  # values of a paper, for columns beside the evaluations
     refine: int = 0  # rounds of two further learning rates each, for every method; see reports.compare.further_points
     unequal_budgets: str | None = None  # the reason why methods are tuned over different numbers of points
     overlap: str | None = None  # the reason why test examples may be training or validation examples too
@@ -103,11 +106,12 @@ class Comparison:
         return replace(self, methods={name: self.methods[name] for name in names}, not_run={}, baseline=baseline)
 
 
-def read_comparisons(path: Path) -> dict[str, Comparison]:
+def read_comparisons(path: Path, *, small: bool = False) -> dict[str, Comparison]:
     """Read and check a comparison file: task -> comparison; without the key ``tasks``, one task with the name "".
 
     A task has keys of the file: ``common`` comes after that of the file, mappings are merged, others replace.
-    Raises UsageError: no such file, not YAML, an invalid key or value.
+    small: the keys in ``small``, of the file and then of the task, replace the others; ``common`` comes after theirs.
+    Raises UsageError: no such file, not YAML, an invalid key or value, or small without such a key.
     """
     try:
         given = OmegaConf.to_container(OmegaConf.load(path))
@@ -125,7 +129,7 @@ def read_comparisons(path: Path) -> dict[str, Comparison]:
     comparisons = {}
     for name, task in tasks.items():
         try:
-            comparisons[name] = comparison_of(path, given, task)
+            comparisons[name] = comparison_of(path, given, task, small=small)
         except UsageError as error:
             raise UsageError(f"task {name}: {error}" if name else str(error)) from error
         if name:
@@ -133,21 +137,33 @@ def read_comparisons(path: Path) -> dict[str, Comparison]:
     return comparisons
 
 
-def comparison_of(path: Path, file: dict[str, Any], task: dict[str, Any]) -> Comparison:
-    """Return the comparison of one task, checked. Raises UsageError."""
+def comparison_of(path: Path, file: dict[str, Any], task: dict[str, Any], *, small: bool = False) -> Comparison:
+    """Return the comparison of one task, checked; small: with the keys in ``small``. Raises UsageError."""
+    known = list(Comparison.__dataclass_fields__)
     for key in (*file, *task):
-        if key not in Comparison.__dataclass_fields__:
-            raise unknown_key(key, [*Comparison.__dataclass_fields__, "tasks"])
-    given = file | task
-    for key, value in task.items():
-        if key == "common" and isinstance(value, list) and isinstance(file.get(key), list):
-            given[key] = [*file[key], *value]
-        elif isinstance(value, dict) and isinstance(file.get(key), dict):
-            given[key] = file[key] | value
+        if key not in (*known, "small"):
+            raise unknown_key(key, [*known, "small", "tasks"])
+    given = joined(file, task)
+    changes = given.pop("small", None)
     missing = [name for name in REQUIRED if name not in given]
     if missing:
         raise UsageError(f"{path} has no key {missing[0]}: add it, for example {missing[0]}: {REQUIRED[missing[0]]}")
-    comparison = Comparison(**given | {"evaluations": evaluations_of(given.get("evaluations") or {})})
+    comparison = checked(given)
+    if changes is None:
+        if small:
+            raise UsageError(f"--small needs the key small, which {path} does not have: add small: {EXAMPLE}")
+        return comparison
+    try:
+        trial = checked(small_trial(given, changes, known))  # checked even if not asked for: mistakes are found early
+    except UsageError as error:
+        raise UsageError(f"small: {error}") from error
+    return trial if small else comparison
+
+
+def checked(given: dict[str, Any]) -> Comparison:
+    """Return the comparison with these keys. Raises UsageError: one is not valid."""
+    parts = {"evaluations": evaluations_of(given.get("evaluations") or {})}
+    comparison = Comparison(**given | parts | {"published": published_of(given.get("published"))})
     check_comparison(comparison)
     return comparison
 
@@ -196,6 +212,7 @@ def check_comparison(comparison: Comparison) -> None:
         raise UsageError(f"baseline={comparison.baseline} is not a method of this comparison; {known}")
     for name, evaluation in comparison.evaluations.items():
         check_evaluation(name, evaluation)
+    check_published(comparison.published, comparison.evaluations, comparison.methods, comparison.not_run)
 
 
 def check_grid(comparison: Comparison, method: str) -> None:

@@ -83,7 +83,7 @@ def test_forgetting_is_a_loss_and_lower_is_better(compared, asked, tmp_path):
     text.write_text("A page that has nothing to do with the problems. " * 20)
     forgetting = Evaluation("text", [f"--data_path={text}", "--max_length=64"], metric="loss")
     again = dataclasses.replace(asked, evaluations={"forgetting": forgetting})
-    record = json.loads(json.dumps(comparison.compare(again, compose, None, tmp_path / "table")))
+    record = json.loads(json.dumps(comparison.compare(again, compose, InThisProcess(None), tmp_path / "table")))
     assert not comparison.failed(record)
     scores = {
         (run["method"], run["seed"]): run["scores"]["forgetting"] for run in record["runs"] if run["stage"] == "final"
