@@ -45,6 +45,9 @@ class Run:
     git_commit: str | None = None
     warnings: tuple[str, ...] = ()  # of its start
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)  # evaluation -> value, metric, predictions
+    epoch_scores: dict[str, dict[str, float]] = field(
+        default_factory=dict
+    )  # evaluation -> epoch before the end -> value
     peak_memory_bytes: int | None = None
     history: tuple[dict[str, Any], ...] = ()  # of its validations, these and the next three: see measurements
     start: dict[str, float] = field(default_factory=dict)

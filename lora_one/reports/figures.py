@@ -7,7 +7,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
 from typing import TYPE_CHECKING
 
@@ -182,27 +182,26 @@ def readable_losses(axes: "Axes", losses: Sequence[float]) -> None:
 
 @dataclass(frozen=True)
 class Course:
-    """A method's means over the seeds at each epoch; accuracies in percent, [] if none was measured."""
+    """A method's means over the seeds: epoch -> validation loss, and epoch -> figure, {} if none was measured."""
 
     method: str
-    epochs: Sequence[float]
-    losses: Sequence[float]
-    accuracies: Sequence[float] = ()
+    losses: Mapping[float, float]
+    figures: Mapping[float, float] = field(default_factory=dict)
 
 
-def epochs(curves: Sequence[Course], accuracy: str, looks: Looks) -> "Figure":
-    """Plot validation loss and, if measured, accuracy over the epochs. accuracy: its name."""
-    measured = any(curve.accuracies for curve in curves)
+def epochs(curves: Sequence[Course], figure_name: str, looks: Looks) -> "Figure":
+    """Plot the validation loss and, if measured, a figure over the epochs. figure_name: with its unit."""
+    measured = any(curve.figures for curve in curves)
     figure, axes = empty(3.4, 2 if measured else 1)
     for curve in curves:
         style = {**looks[curve.method], "markersize": 3.5, "linewidth": 1.2}
-        axes[0].plot(curve.epochs, curve.losses, label=curve.method, **style)
-        if curve.accuracies:
-            axes[1].plot(curve.epochs, curve.accuracies, **style)
+        axes[0].plot(list(curve.losses), list(curve.losses.values()), label=curve.method, **style)
+        if curve.figures:
+            axes[1].plot(list(curve.figures), list(curve.figures.values()), **style)
     axes[0].set(xlabel="epoch", ylabel="validation loss (nats)")
-    readable_losses(axes[0], [loss for curve in curves for loss in curve.losses])
+    readable_losses(axes[0], [loss for curve in curves for loss in curve.losses.values()])
     if measured:
-        axes[1].set(xlabel="epoch", ylabel=f"{accuracy} (%)")
+        axes[1].set(xlabel="epoch", ylabel=figure_name)
     legend(figure, axes[0])
     return figure
 

@@ -15,7 +15,7 @@ from lora_one.progress import duration
 from lora_one.records.folder import RunFolder
 from lora_one.reports.compare import Run
 from lora_one.reports.measurements import measurements
-from lora_one.runs.comparison_evaluations import scored, scores_of
+from lora_one.runs.comparison_evaluations import epoch_scores, scored, scores_of
 from lora_one.runs.comparison_file import Evaluation
 from lora_one.runs.comparison_jobs import Job, Jobs
 
@@ -52,6 +52,7 @@ class Measures:
         return {
             "test_loss": self.held_out(folder.path / "eval", folder.trained),
             "scores": scores_of(folder, self.evaluations),
+            "epoch_scores": epoch_scores(folder, self.evaluations),
         }
 
     def done(self, folder: RunFolder) -> bool:

@@ -46,9 +46,9 @@ def test_a_diverged_run_does_not_flatten_the_others():
 
 
 def test_epochs_show_accuracy_only_where_it_was_measured():
-    plain = Course("method 0", [0, 1], [2.0, 1.0])
+    plain = Course("method 0", {0: 2.0, 1: 1.0})
     assert len(figures.epochs([plain], "accuracy", LOOKS).axes) == 1
-    drawn = figures.epochs([plain, Course("method 1", [0, 1], [2.0, 1.5], [40.0, 60.0])], "accuracy", LOOKS)
+    drawn = figures.epochs([plain, Course("method 1", {0: 2.0, 1: 1.5}, {0: 40.0, 1: 60.0})], "accuracy", LOOKS)
     losses, shares = drawn.axes
     assert [list(line.get_ydata()) for line in losses.get_lines()] == [[2, 1], [2, 1.5]]
     assert [list(line.get_ydata()) for line in shares.get_lines()] == [[40, 60]]

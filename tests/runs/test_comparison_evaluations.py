@@ -109,6 +109,19 @@ def scores_mean(scores, method):
     return statistics.mean(score["value"] for (name, _), score in scores.items() if name == method)
 
 
+def test_kept_epochs_are_evaluated_but_for_the_last(asked, tmp_path):
+    """Two epochs: the first one by its adapter, the second one by the run's own score."""
+    common = [*asked.common, "model.epochs=2", "model.keep_epochs=true", f"results_dir={tmp_path / 'results'}"]
+    kept = dataclasses.replace(asked, common=common, seeds=[1], baseline=None).only(["LoRA"])
+    record = comparison.compare(kept, compose, InThisProcess(experiment.execute), tmp_path)
+    (final,) = [run for run in record["runs"] if run["stage"] == "final"]
+    assert set(final["epoch_scores"]["exact match"]) == {"1"}
+    folder = Path(final["scores"]["exact match"]["predictions"]).parent
+    report = json.loads((folder / "epochs" / "1" / "metrics.json").read_text())
+    assert report["model"].endswith("epochs/1") or "epochs/1" in json.dumps(report["settings"])
+    assert final["epoch_scores"]["exact match"]["1"] == report["metrics"]["accuracy"]
+
+
 def test_every_method_gets_the_same_number_of_further_learning_rates(asked, tmp_path):
     """Two rates and one round: the best is always an end, so two more beyond it. The plan counts them in advance."""
     refined = dataclasses.replace(asked, grid={RATE: [1e-4, 1e-3]}, refine=1, evaluations={}, seeds=[1], baseline=None)
