@@ -8,6 +8,8 @@ from typing import Any
 
 NOISE = {  # logger -> how its message begins
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",  # an optional kernel, when PEFT imports it
+    # generation continues in a cache of the asked length; what a prompt leaves no room for is counted in metrics.json
+    "transformers.generation.stopping_criteria": "This is a friendly reminder",
 }
 
 

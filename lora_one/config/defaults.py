@@ -37,8 +37,10 @@ def dataset_settings(name: str, path: str | None) -> DatasetConfig:
 def choices_of_init() -> dict[str, str]:
     """Return the public names of the methods with their file in conf/init/: ``lora_one`` and ``LoRA-One``, for example.
 
-    The files in the published spelling (``mode``) are left out, because each of their methods has a file of its own.
+    Left out are files in the published spelling (``mode``), because each of their methods has a file of its own, and
+    methods that change the weights themselves.
     """
     files = sorted((configuration_folder() / "init").glob("[!_]*.yaml"))
-    choices = {file.stem: file.stem for file in files if "method" in defaults_of(file.stem)}
-    return choices | {kind.title: name for name, kind in METHODS.items()}
+    of_adapters = {name: kind for name, kind in METHODS.items() if not kind.steps_weights}
+    choices = {file.stem: file.stem for file in files if defaults_of(file.stem).get("method") in of_adapters}
+    return choices | {kind.title: name for name, kind in of_adapters.items()}

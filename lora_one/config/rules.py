@@ -112,6 +112,10 @@ def check_peft(run: "RunConfig") -> None:
         raise UsageError(
             f"peft.lora_target_modules={targets!r} must be all, or a list of layer names, such as [q_proj,v_proj]"
         )
+    if run.init.steps_weights and run.peft.use_peft:
+        raise UsageError(
+            f"init={run.init.method} changes the weights and initialises no adapters: add peft=full_ft, or another init"
+        )
     if run.peft.adalora:
         check_adalora(run)
     if run.peft.train_embeddings and run.model.kind.has_decoder:
@@ -137,7 +141,7 @@ def check_full(run: "RunConfig") -> None:
     """Refuse settings of adapters when every weight is trained."""
     init, peft = run.init, run.peft
     full = f"peft.use_peft={peft.use_peft} trains every weight"
-    if not (init.plain and init.zero_start):
+    if not ((init.plain and init.zero_start) or init.steps_weights):
         raise UsageError(
             f"{full}, so there are no adapters that {init.title} could initialise: remove init=..., or set peft=all"
         )

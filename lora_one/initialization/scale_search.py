@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from peft import PeftModel
 
@@ -42,6 +43,26 @@ class ScaledFactors:
             return batches_loss(self.model, self.batches, self.reduction)
 
 
+class Scaled(Protocol):
+    """A model with a multiple of a change of its weights."""
+
+    def loss_at(self, multiple: float) -> float:
+        """Return the loss with this multiple, which stays in the model."""
+
+    def loss_at_zero(self) -> float:
+        """Return the loss without the change."""
+
+
+def searched(scaled: Scaled, loss: float, decrease: float, *, elsewhere: bool) -> tuple[float, dict[float, float]]:
+    """Return the multiple with the lowest loss, and the losses of all tried ones; see ``line_search``.
+
+    loss, decrease: at zero, on the examples of the gradient.  elsewhere: the loss is measured on other examples.
+    """
+    if not elsewhere:
+        return line_search(scaled.loss_at, loss, decrease, EVALUATIONS)
+    return line_search(scaled.loss_at, scaled.loss_at_zero(), decrease, EVALUATIONS - 1)  # loss_at_zero is one of them
+
+
 def with_searched_scale(model: PeftModel, solution: Solution, search_from: float, probe: Probe) -> Solution:
     """Return the solution at the gamma with the lowest loss found by a line search; B A is proportional to 1 / gamma.
 
@@ -50,10 +71,9 @@ def with_searched_scale(model: PeftModel, solution: Solution, search_from: float
     scaled = ScaledFactors(
         model, solution.factors, forward_batches(model, probe.search or probe.batches), probe.reduction
     )
-    before, evaluations = solution.examples.loss, EVALUATIONS
-    if probe.search:
-        before, evaluations = scaled.loss_at_zero(), EVALUATIONS - 1  # loss_at_zero is one of them
-    multiple, losses = line_search(scaled.loss_at, before, solution.predicted_decrease, evaluations)
+    multiple, losses = searched(
+        scaled, solution.examples.loss, solution.predicted_decrease, elsewhere=bool(probe.search)
+    )
     return replace(
         solution,
         factors=scaled.times(multiple),

@@ -55,7 +55,8 @@ def method_name(run: RunConfig) -> str:
     optimizer = [run.optimizer.name] if run.optimizer.name != "adamw" else []
     ending = [*optimizer, f"lr{run.model.learning_rate:g}"]
     if peft.trains_base:
-        return "-".join(["full-ft", *ending])
+        start = [init.short_name, *init.folder_parts(peft.lora_alpha)] if init.steps_weights else ["full-ft"]
+        return "-".join([*start, *ending])
     name = peft.own_start or init.short_name
     parts = [init.with_dora(name) if peft.dora else name, f"r{peft.lora_r}", *init.folder_parts(peft.lora_alpha)]
     if peft.train_embeddings:

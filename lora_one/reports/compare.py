@@ -227,10 +227,6 @@ def chosen_cell(value: Any, end: str | None) -> str:
     return "-" if value is None else value_text(value) + (f" ({end})" if end else "")
 
 
-def mean_cell(average: float | None, deviation: float | None) -> str:
-    return cell(average) + ("" if deviation is None else f" +- {deviation:.2g}")
-
-
 def unit_cell(average: float | None, deviation: float | None, unit: Unit) -> str:
     if average is None:
         return "-"

@@ -18,10 +18,10 @@ def learning_rates(results: Results) -> Iterator[Section]:
         for place, (rate, loss) in enumerate(zip(curve.rates, curve.losses, strict=True)):
             end = place in (0, len(curve.rates) - 1)
             mark = ("chosen, at an end" if end else "chosen") if place == curve.chosen else ""
-            lines.append([curve.method, f"{rate:g}", f"{loss:.4g}", mark])
+            lines.append([curve.method, f"{rate:g}", f"{loss:.4f}", mark])
     if not curves:
         return
-    caption = "Validation loss of every learning rate. Ring: chosen; square: chosen, and at an end of those tried."
+    caption = "Validation loss of every learning rate. Ring: chosen; with a bar: at an end of those tried."
     drawn = Drawing("learning-rates", caption, figures.learning_rates(curves, results.looks))
     yield Section("Learning rates", table=lines, drawings=[drawn], long_table=True)
 
@@ -55,11 +55,12 @@ def courses(results: Results) -> Iterator[Section]:
     if kept:
         caption += f" {results.figure}: of the adapters after each epoch."
     drawn = Drawing("epochs", caption, figures.epochs(curves, name, results.looks))
-    lines = [["method", "epoch", "validation loss", name]]
+    measured = any(curve.figures for curve in curves)
+    lines = [["method", "epoch", "validation loss", *[name] * measured]]
     for curve in curves:
         for epoch in sorted({*curve.losses, *curve.figures}):
             loss, value = curve.losses.get(epoch), curve.figures.get(epoch)
-            cells = ["-" if loss is None else f"{loss:.4g}", "-" if value is None else f"{value:.1f}"]
+            cells = ["-" if loss is None else f"{loss:.4f}", *["-" if value is None else f"{value:.1f}"] * measured]
             lines.append([curve.method, f"{epoch:.3g}", *cells])
     yield Section("Over the epochs", table=lines, drawings=[drawn], long_table=True)
 

@@ -18,7 +18,7 @@ def fairness(runs: Sequence[Run], comparison: Mapping[str, Any]) -> list[list[st
 
     Steps and tokens are compared among the final runs of one seed, because the order of the examples depends on it.
     """
-    done = [run for run in runs if run.error is None]
+    done = [run for run in runs if run.error is None and run.stage != "start"]  # those without training have no epochs
     final = [run for run in done if run.stage == "final"]
     lines = [["checked", "value", "in all runs"]]
     names = dict.fromkeys(name for run in done for name in run.identity if name not in NOT_SHARED)

@@ -8,7 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import isfinite
+from math import isfinite, log
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ INK = "#6e7781"
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8c6bb1")
 MARKERS = "osD^vPX"
 Looks = Mapping[str, Mapping[str, str]]
+LABELS = 7  # of the learning-rate axis, at most, and one
 LEGEND = 80  # characters in a line of the legend, about
 WIDTH = 5.2  # inches; a phone shows 9-point text of this width at about its size
 SETTINGS = {
@@ -128,7 +130,7 @@ def forest(rows: Sequence[Difference], baseline: str, unit: str, looks: Looks) -
         axes.plot(row.seeds, [place] * len(row.seeds), ".", color=style["color"], alpha=0.5, markersize=5)
         axes.plot(row.mean, place, marker=style["marker"], color=style["color"], markersize=6)
     axes.axvline(0, color=INK, linewidth=1)
-    axes.set_yticks(range(len(rows)), [row.method for row in reversed(rows)])
+    axes.set_yticks(range(len(rows)), [fill(row.method, 28) for row in reversed(rows)])
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlabel(f"difference to {baseline} ({unit})")
     return figure
@@ -145,26 +147,38 @@ class Tuning:
 
 
 def learning_rates(curves: Sequence[Tuning], looks: Looks) -> "Figure":
-    """Plot the validation loss of every learning rate; a ring marks the chosen one, a square one at an end."""
+    """Plot the validation loss of every learning rate; a ring marks the chosen one, with a bar if it is at an end."""
     figure, (axes,) = empty(3.6)
     for curve in curves:
         style = looks[curve.method]
         axes.plot(curve.rates, curve.losses, label=curve.method, markersize=4, linewidth=1.2, **style)
         if curve.chosen is not None:
             at_end = curve.chosen in (0, len(curve.rates) - 1)
-            axes.plot(
-                curve.rates[curve.chosen],
-                curve.losses[curve.chosen],
-                marker="s" if at_end else "o",
-                markersize=10,
-                markerfacecolor="none",
-                markeredgecolor=style["color"],
-                linestyle="",
-            )
+            for marker in ("o", "|") if at_end else ("o",):
+                mark = {"marker": marker, "markersize": 12 if marker == "o" else 20, "markerfacecolor": "none"}
+                place = curve.rates[curve.chosen], curve.losses[curve.chosen]
+                axes.plot(*place, linestyle="", markeredgecolor=style["color"], **mark)
     axes.set(xscale="log", xlabel="learning rate", ylabel="validation loss (nats)")
+    shown = labelled([rate for curve in curves for rate in curve.rates])
+    axes.set_xticks(shown, [f"{rate:g}" for rate in shown])
+    axes.minorticks_off()
     readable_losses(axes, [loss for curve in curves for loss in curve.losses])
     legend(figure, axes)
     return figure
+
+
+def labelled(rates: Sequence[float]) -> list[float]:
+    """Return those of the rates whose labels do not overlap on a logarithmic axis.
+
+    >>> labelled([1e-3, 1e-2, 1e-3, 1.05e-2, 1e-1])
+    [0.001, 0.01, 0.1]
+    """
+    shown: list[float] = []
+    distance = log(max(rates) / min(rates)) / LABELS
+    for rate in sorted(set(rates)):
+        if not shown or log(rate / shown[-1]) >= distance:
+            shown.append(rate)
+    return shown
 
 
 def readable_losses(axes: "Axes", losses: Sequence[float]) -> None:

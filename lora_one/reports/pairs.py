@@ -68,7 +68,8 @@ def evaluation_section(task: str, runs: Mapping[str, Mapping[int, RunFolder]], b
                 values.setdefault(name, {})[seed] = score["value"]
                 if score["predictions"]:
                     files.setdefault(name, {})[seed] = Path(score["predictions"])
-    lines = section(task, values, baseline, Unit(**score["unit"]))
+    title = "loss on test data of a comparison" if task.startswith("loss-") else task
+    lines = section(title, values, baseline, Unit(**score["unit"]))
     (method,) = set(runs) - {baseline}
     if len(files) == 2:
         flat = aligned({(name, seed): path for name, found in files.items() for seed, path in found.items()})

@@ -32,8 +32,13 @@ def records_of_runs(results: Path, baseline: str | None = None) -> dict[str, dic
             "comparison.json)"
         )
     methods = dict.fromkeys(run.method for runs in tasks.values() for run in runs)
-    if baseline is not None and not any(method.startswith(baseline) for method in methods):
+    meant = [method for method in methods if baseline and method.startswith(baseline)]
+    if baseline is not None and not meant:
         raise UsageError(f"--baseline={baseline} is not a configuration of {results}; {nearest(baseline, methods)}")
+    if len(meant) > 1 and baseline not in meant:
+        raise UsageError(
+            f"--baseline={baseline} begins the names of several configurations: pass one of {', '.join(meant)}"
+        )
     named = {"": next(iter(tasks.values()))} if len(tasks) == 1 else tasks
     return {
         task: record_of(task or f"Runs in {results.resolve().name}", runs, baseline) for task, runs in named.items()
@@ -99,6 +104,7 @@ def record_of(title: str, runs: Sequence[Run], baseline: str | None) -> dict[str
     methods = list(dict.fromkeys(run.method for run in runs))
     evaluations = list(dict.fromkeys(name for run in runs for name in run.scores))
     against = next((method for method in methods if baseline and method.startswith(baseline)), None)
+    against = baseline if baseline in methods else against
     rows, differing = [], differences(runs)
     for method in methods:
         own = [run for run in runs if run.method == method]

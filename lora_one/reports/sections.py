@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from lora_one.reports import figures
-from lora_one.reports.compare import RATE, cell, chosen_cell, mean_cell, unit_cell, value_text
+from lora_one.reports.compare import RATE, cell, chosen_cell, unit_cell, value_text
 from lora_one.reports.curves_and_costs import costs, courses, learning_rates, mechanism
 from lora_one.reports.fairness import fairness
 from lora_one.reports.figures import Drawing
 from lora_one.reports.findings import LOSS, VALIDATION, question_sentence
 from lora_one.reports.results import Results, Section, spread
+from lora_one.statistics.units import NATS
 
 RESULTS, VERDICTS = "Results", "Verdicts"
 
@@ -68,7 +69,7 @@ def table(results: Results) -> Iterator[Section]:
         for name in results.evaluations:
             line.append(unit_cell(row.get(f"{name}_mean"), row.get(f"{name}_sd"), results.unit(name)))
             line += [results.published_cell(row["method"], name)] * (name in results.published)
-        line += [mean_cell(row.get(f"{name}_mean"), row.get(f"{name}_sd")) for name in losses.values()]
+        line += [unit_cell(row.get(f"{name}_mean"), row.get(f"{name}_sd"), NATS) for name in losses.values()]
         lines.append(line + [found.get(row["method"], "-")] * bool(found))
     notes = [f"{row['method']}: {' '.join(row['note'].split())}" for row in results.rows if row["note"]]
     text = [*protocol(results), "Mean +- sample standard deviation over the seeds."]
@@ -114,7 +115,7 @@ def steps(results: Results) -> Iterator[Section]:
         header += [f"{results.titled(name)} after the start", "after training"]
     lines = [header]
     for method in results.methods:
-        line = [method, cell(before[method])]
+        line = [method, unit_cell(before[method], None, NATS)]
         line += [spread(results.values(method, LOSS, stage)) for stage in ("start", "final")]
         for name in results.evaluations:
             line += [spread(results.values(method, name, stage), results.unit(name)) for stage in ("start", "final")]
@@ -172,6 +173,8 @@ def provenance(results: Results) -> Iterator[Section]:
     counts = record.get("test", {}).get("counts")
     if counts:
         lines.append(["test data", f"{counts['examples']} examples, {counts['tokens']} tokens with a loss"])
+        if counts["examples"] < record["comparison"].get("test_examples", 0):
+            lines[-1][-1] += f"; {record['comparison']['test_examples']} were asked for"
         if counts.get("seen"):
             reason = record["comparison"]["overlap"]
             lines.append(["test examples that are also training or validation examples", f"{counts['seen']}: {reason}"])

@@ -84,7 +84,7 @@ class Pace:
         kind = "untrained" if job.stage == "start" else "trained"
         self.left[kind] = max(0, self.left[kind] - 1)
         self.seconds[kind].append(seconds)
-        print(f"comparison: {self.state()}", flush=True)
+        print(f"comparison: {self.state()}", file=sys.stderr, flush=True)
 
     def state(self) -> str:
         """Return the number of runs that are done, the time since the beginning, and the estimated time left."""

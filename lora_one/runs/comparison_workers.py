@@ -69,11 +69,13 @@ class Workers:
         folders = {job.folder.path: place for place, job in reversed(list(enumerate(jobs))) if job.folder is not None}
         todo = [place for place in sorted(folders.values()) if not self.done(jobs[place], measure)]
         tasks = [self.task(jobs[place], measured=measured) for place in todo]
+        new = {place for place in todo if not jobs[place].finished}
         results = {}
         for number, seconds, error in self.ended(tasks) if tasks else ():
-            job = jobs[todo[number]]
-            results[todo[number]] = self.result(tasks[number], job, error)
-            self.pace.add(job, seconds)
+            place = todo[number]
+            results[place] = self.result(tasks[number], jobs[place], error)
+            if place in new:  # the others were only measured
+                self.pace.add(jobs[place], seconds)
         return [results[place] if place in results else attempt(job, refuse, measure) for place, job in enumerate(jobs)]
 
     def done(self, job: Job, measure: Measures | None) -> bool:
@@ -95,7 +97,7 @@ class Workers:
         found = Run(**json.loads(file.read_text()))
         if found.error is not None:
             return broken(job, found.error)
-        print(f"finished: {job}", flush=True)
+        print(f"{'measured' if task.measured else 'finished'}: {job}", file=sys.stderr, flush=True)
         return found
 
     @abstractmethod

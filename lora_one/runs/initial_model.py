@@ -9,9 +9,10 @@ from typing import Any
 from torch import nn
 
 from lora_one.adaptation.checkpoints import save_factors
-from lora_one.adaptation.layers import trainable_parameters
+from lora_one.adaptation.layers import target_layers, trainable_parameters
 from lora_one.distributed import Processes
 from lora_one.initialization.cache import Cache, content_of
+from lora_one.initialization.full_step import full_step
 from lora_one.initialization.methods import build_init
 from lora_one.initialization.solution import Start
 from lora_one.initialization.start import attach_adapters, probe_loss
@@ -32,7 +33,8 @@ def initial_model(parts: RunParts, base: nn.Module, tracker: Tracker) -> nn.Modu
     A new start is recorded in run.json: data, trainable parameters, the initialisation, and the evaluations of the
     base and of the start.
     """
-    folder, adaptation, own_start = parts.folder, parts.adaptation, parts.run.peft.own_start
+    folder, adaptation = parts.folder, parts.adaptation
+    own_start = None if parts.init.steps_weights else parts.run.peft.own_start
     if parts.resuming:
         return adaptation.resume(base, parts.steps)
     folder.update(data=parts.splits.counts)
@@ -50,22 +52,13 @@ def initial_model(parts: RunParts, base: nn.Module, tracker: Tracker) -> nn.Modu
 
 
 def start_by_method(parts: RunParts, base: nn.Module, tracker: Tracker) -> tuple[nn.Module, dict[str, Any]]:
-    """Initialise every adapter by the method; return the model and the entry ``init`` of run.json.
+    """Initialise the model by the method; return it and the entry ``init`` of run.json.
 
     Raises RunError: the loss after the start, or the shift of a layer, is not finite.
     """
     run, init, probe = parts.run, parts.init, parts.probe
-    method = build_init(init)
     begun = time.perf_counter()
-    model, start = attach_adapters(
-        base,
-        parts.adaptation,
-        method,
-        probe,
-        seed=run.init_seed,
-        originals=original_weights(run.model.name, run.model.revision) if run.model.quantization else None,
-        cached=cache_for(parts, base),
-    )
+    model, start = stepped(parts, base) if init.steps_weights else with_adapters(parts, base)
     seconds = time.perf_counter() - begun
     save_start(parts, start)
     if run.wandb.diagnostics_every:
@@ -77,9 +70,28 @@ def start_by_method(parts: RunParts, base: nn.Module, tracker: Tracker) -> tuple
     refuse_not_finite(init, init.title, {"loss on the initialisation examples": after} | shifts)
     record = {"method": init.title_with(run.peft.dora), "seconds": seconds} | start_record(start, after)
     record["warnings"] = start_warnings(init, record)
-    if getattr(init, "eta", None) is not None:
-        record["eta"] = init.eta
-    return model, record
+    eta = 1 / start.solution.gamma if init.steps_weights else getattr(init, "eta", None)
+    return model, record | ({} if eta is None else {"eta": eta})
+
+
+def with_adapters(parts: RunParts, base: nn.Module) -> tuple[nn.Module, Start]:
+    """Attach adapters that the method initialises."""
+    run = parts.run
+    return attach_adapters(
+        base,
+        parts.adaptation,
+        build_init(parts.init),
+        parts.probe,
+        seed=run.init_seed,
+        originals=original_weights(run.model.name, run.model.revision) if run.model.quantization else None,
+        cached=cache_for(parts, base),
+    )
+
+
+def stepped(parts: RunParts, base: nn.Module) -> tuple[nn.Module, Start]:
+    """Take one step with the full gradient in the target layers, then train every weight."""
+    start = full_step(base, target_layers(base, parts.run.peft), parts.probe, parts.init.eta)
+    return parts.adaptation.start(base, parts.steps), start
 
 
 def evaluate_start(parts: RunParts, model: nn.Module, tracker: Tracker) -> dict[str, float]:

@@ -85,6 +85,9 @@ def draw_probe(run: RunConfig, splits: Splits, encoder: Encoder) -> Probe | None
     batches, others = probe_batches(run, splits.train_texts, encoder)
     if not run.init.needs_gradient:
         return Probe(batches, "example")
+    if run.init.steps_weights:
+        settings = StepSettings(checkpointing=run.model.gradient_checkpointing)
+        return Probe(batches, run.init.reduction, settings, search=others)
     settings = StepSettings(
         tolerance=run.init.tolerance, memory=run.init.memory, checkpointing=run.model.gradient_checkpointing
     )

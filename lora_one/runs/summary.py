@@ -20,21 +20,24 @@ def start_lines(record: dict[str, Any]) -> str:
         parts.append(
             f"rank-r energy {record['captured_energy']['mean']:.3f} (minimum {record['captured_energy']['min']:.3f})"
         )
-    parts.append(f"||s B A|| / ||W|| {min(shifts):.2g} to {max(shifts):.2g}")
+    step = "eta" in record and not record["captured_energy"]  # in the weights themselves, without adapters
+    change = "eta G" if step else "s B A"
+    parts.append(f"||{change}|| / ||W|| {min(shifts):.2g} to {max(shifts):.2g}")
     lines = [", ".join(parts)]
     if record["loss_after"] is not None:
         before, after = record["loss_before"], record["loss_after"]
-        change = f"init: loss on its {record['examples']} examples {before:.4f} -> {after:.4f}"
+        losses = f"init: loss on its {record['examples']} examples {before:.4f} -> {after:.4f}"
         if record["predicted_decrease"]:
             actual = f"lower by {before - after:.4f}" if after <= before else f"higher by {after - before:.4f}"
-            change += f" ({actual}; first-order prediction: lower by {record['predicted_decrease']:.4f})"
-        lines.append(change)
+            losses += f" ({actual}; first-order prediction: lower by {record['predicted_decrease']:.4f})"
+        lines.append(losses)
     if record["searched"]:
         losses = sorted(record["searched"]["losses"].items())
         tried = ", ".join(f"{gamma:.4g}: " + (f"{loss:.4f}" if loss is not None else "nan") for gamma, loss in losses)
         others = record["searched"]["other_examples"]
         where = f"{others} other training examples" if others else "these examples"
-        lines.append(f"init: gamma = {record['searched']['gamma']:.4g} has the lowest loss on {where} ({tried})")
+        found = f"gamma = {record['searched']['gamma']:.4g}" + (f" = 1 / {record['eta']:.4g}" if step else "")
+        lines.append(f"init: {found} has the lowest loss on {where} ({tried})")
     lines += [f"WARNING: {warning}" for warning in record["warnings"]]
     return "\n".join(lines)
 

@@ -43,11 +43,12 @@ class Job:
     folder: RunFolder | None = None
     error: str | None = None
     seconds: float | None = None
+    ended: bool = False  # also without a folder, as a dry run
 
     @property
     def left(self) -> bool:
         """Return whether the job has not ended."""
-        return self.folder is None and self.error is None
+        return not self.ended and self.folder is None and self.error is None
 
 
 @dataclass
@@ -178,6 +179,7 @@ class Sweep:
             sys.modules["torch"].cuda.empty_cache()
         with self.errors(self.jobs[self.current_job]):
             yield
+            self.jobs[self.current_job].ended = True
 
     @contextmanager
     def errors(self, job: Job | None = None) -> Iterator[None]:
@@ -210,7 +212,7 @@ class Sweep:
             return
         states = {"finished": [], "failed": [], "left": []}
         for number, job in enumerate(self.jobs, start=1):
-            state = "left" if job.left else "finished" if job.folder else "failed"
+            state = "left" if job.left else "failed" if job.error else "finished"
             states[state].append(f"  job {number}: {job.name}")
         for state, names in states.items():
             if names:

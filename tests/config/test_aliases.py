@@ -224,7 +224,8 @@ def test_every_method_has_a_file_of_its_name():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_file_sets_the_keys_of_its_method(name):
-    run = run_config(f"init={name}", *(["model.quantization=nf4"] if name == "loftq" else []))
+    needed = {"loftq": ["model.quantization=nf4"], "full_step": ["peft=full_ft"]}
+    run = run_config(f"init={name}", *needed.get(name, []))
     assert type(run.init) is METHODS[name] and run.init.method == name
 
 

@@ -1,4 +1,4 @@
-"""What every conf/init must keep."""
+"""What every conf/init that initialises adapters must keep."""
 
 import dataclasses
 import json
@@ -18,10 +18,8 @@ from lora_one.initialization.start import attach_adapters
 from lora_one.types import LayerView
 from tests.helpers.examples import examples
 from tests.helpers.models import quantized_llama, random_llama
-from tests.helpers.paths import ROOT
+from tests.helpers.runs import ADAPTER_INITS as CHOICES
 from tests.helpers.runs import adaptation_for, run_config, start_of
-
-CHOICES = sorted(path.stem for path in (ROOT / "conf/init").glob("[!_]*.yaml"))
 
 
 def settings_of(choice):

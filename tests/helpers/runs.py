@@ -11,6 +11,8 @@ from hydra.core.global_hydra import GlobalHydra
 from lora_one.adaptation.protocol import Adaptation
 from lora_one.adaptation.selection import adaptation_of
 from lora_one.config import RunConfig
+from lora_one.config.defaults import defaults_of
+from lora_one.config.methods import METHODS, MethodSettings
 from lora_one.data.encode import batches_of
 from lora_one.initialization.low_rank_step import StepSettings, factorised
 from lora_one.initialization.methods import build_init
@@ -30,6 +32,12 @@ def attach(model, run, data=None):
     return attach_adapters(model, adaptation_for(run), build_init(run.init), probe, seed=0)
 
 
+# of conf/init: all but those that change the weights themselves
+ADAPTER_INITS = sorted(
+    path.stem
+    for path in (ROOT / "conf/init").glob("[!_]*.yaml")
+    if not METHODS.get(defaults_of(path.stem).get("method"), MethodSettings).steps_weights
+)
 SHORT = ("dataset.accuracy_examples=0", "model.epochs=1", "model.max_length=64")
 PUBLISHED = {
     "first": "++init.direction=LoRA-One",

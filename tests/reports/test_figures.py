@@ -29,14 +29,19 @@ def test_forest_has_interval_seeds_and_mean_of_each_method_and_a_line_at_zero():
     assert axes.get_xlabel() == "difference to the baseline (points)"
 
 
-@pytest.mark.parametrize(("chosen", "marker"), [(1, "o"), (0, "s"), (2, "s")])
-def test_learning_rates_mark_the_chosen_one_and_an_end_by_a_square(chosen, marker):
+@pytest.mark.parametrize(("chosen", "markers"), [(1, "o"), (0, "o|"), (2, "o|")])
+def test_learning_rates_mark_the_chosen_one_and_an_end_by_a_bar(chosen, markers):
     curve = Tuning("method 3", [1e-4, 1e-3, 1e-2], [3.0, 2.0, 2.5], chosen)
     axes = figures.learning_rates([curve], LOOKS).axes[0]
-    drawn, mark = axes.get_lines()
+    drawn, *marks = axes.get_lines()
     assert list(drawn.get_xdata()) == curve.rates and list(drawn.get_ydata()) == curve.losses
-    assert mark.get_marker() == marker and list(mark.get_xdata()) == [curve.rates[chosen]]
-    assert axes.get_xscale() == "log"
+    assert "".join(mark.get_marker() for mark in marks) == markers
+    assert all(list(mark.get_xdata()) == [curve.rates[chosen]] for mark in marks)
+    assert axes.get_xscale() == "log" and [text.get_text() for text in axes.get_xticklabels()] == [
+        "0.0001",
+        "0.001",
+        "0.01",
+    ]
 
 
 def test_a_diverged_run_does_not_flatten_the_others():

@@ -48,8 +48,8 @@ def test_validation_accuracy_is_shown_over_the_epochs_unless_kept_epochs_were_ev
     section = over_the_epochs(found)
     assert section.table[0][-1] == "validation accuracy (%)"
     assert [row[1:] for row in section.table if row[0] == "rsLoRA"] == [
-        ["0", "0.6", "50.0"],
-        ["1", "0.55", "60.0"],
+        ["0", "0.6000", "50.0"],
+        ["1", "0.5500", "60.0"],
         ["2", "0.5333", "70.0"],
     ]
     for run in found["runs"]:
@@ -58,7 +58,7 @@ def test_validation_accuracy_is_shown_over_the_epochs_unless_kept_epochs_were_ev
     kept = over_the_epochs(found)
     assert kept.table[0][-1] == "accuracy (%)"
     losses, scores = zip(*(row[2:] for row in kept.table if row[0] == "rsLoRA"), strict=True)
-    assert losses == ("0.6", "0.55", "0.5333") and scores[:2] == ("-", "48.0"), "four seeds at 50, one at 40"
+    assert losses == ("0.6000", "0.5500", "0.5333") and scores[:2] == ("-", "48.0"), "four seeds at 50, one at 40"
     assert abs(float(scores[2]) - 70.4) < 0.2, "the end of the training is the score of the run"
 
 

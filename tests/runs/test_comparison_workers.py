@@ -51,16 +51,16 @@ def compared(folder, content, *options):
 def test_side_by_side_has_the_record_of_one_process(content, tmp_path, capsys):
     code, alone = compared(tmp_path / "alone", content, "--threads=1")
     assert code == 1 and comparison.failed(alone)
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert "comparison: 1 of 15 runs, " in said
     code, together = compared(tmp_path / "together", content, "--jobs=2", "--threads=1")
     shown = capsys.readouterr()
-    assert code == 1 and "failed: broken" in shown.err and "finished: LoRA, learning_rate 0.001, seed 1" in shown.out
+    assert code == 1 and "failed: broken" in shown.err and "finished: LoRA, learning_rate 0.001, seed 1" in shown.err
     first, second = (without(record, TIMES | {"jobs"}) for record in (alone, together))
     assert json.dumps(first).replace("/alone/", "/together/") == json.dumps(second)
     _again, third = compared(tmp_path / "together", content, "--jobs=2", "--threads=1")
     assert without(third)["runs"] == without(together)["runs"]
-    assert "finished: LoRA" not in capsys.readouterr().out, "nothing was run again"
+    assert "finished: LoRA" not in capsys.readouterr().err, "nothing was run again"
 
 
 @pytest.mark.slow
@@ -122,6 +122,6 @@ def test_the_time_left_counts_runs_without_training_by_what_they_took(monkeypatc
     pace.add(Stage("tuning"), 100.0)  # 3 + 2 left, each like the first: 500 s
     pace.add(Stage("final"), 100.0)
     pace.add(Stage("start"), 10.0)  # 2 with and 1 without training left, 0.1 of one: 210 s
-    lines = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "comparison: 1 of 6 runs, 1:40 elapsed, about 8:20 left"
     assert lines[2] == "comparison: 3 of 6 runs, 3:30 elapsed, about 3:30 left"

@@ -47,7 +47,7 @@ CONFIGURATION = [
     ("~model.epochs", "model.epochs is missing", "set model.epochs="),
     ("model.name=???", "model.name has no default", "set model.name=<value>"),
     # group choices
-    ("init=foo", "init=foo is not a choice of conf/init", "valid: corda, default, eva, gaussian"),
+    ("init=foo", "init=foo is not a choice of conf/init", "valid: corda, default, eva, full_step, gaussian"),
     ("dataset=gsm9k", "dataset=gsm9k", "did you mean gsm8k? valid: alpaca, alpaca_gpt4, arithmetic"),
     ("++dataset_name=gsm9k", "dataset=gsm9k", "did you mean gsm8k?"),
     ("peft=", "peft= is not a choice of conf/peft", "valid: adalora, all, all_w_emb, dora, full_ft"),
@@ -213,6 +213,7 @@ CONFIGURATION = [
         "remove init=",
     ),
     ("peft=full_ft init=pissa", "trains every weight, so there are no adapters that pissa could", "remove init="),
+    ("init=full_step", "init=full_step changes the weights and initialises no adapters", "add peft=full_ft"),
     ("peft=full_ft peft.dora=true", "peft.dora=True works only with adapters", "remove one of the two"),
     ("peft=full_ft peft.use_loraplus=true", "peft.use_loraplus=True works only with adapters", "remove one of the two"),
     (

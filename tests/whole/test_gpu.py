@@ -41,6 +41,7 @@ from lora_one.training.packing import check_packing
 from tests.helpers.examples import autograd_gradients, examples, linear_layers
 from tests.helpers.models import quantized_llama, random_llama, random_roberta, random_t5
 from tests.helpers.paths import ROOT
+from tests.helpers.runs import ADAPTER_INITS as CHOICES
 from tests.helpers.runs import adaptation_for, finish, run_config, small_run
 
 WHERE = os.environ.get("GPU_TESTS_ON", "cuda")
@@ -50,7 +51,6 @@ pytestmark = [
     pytest.mark.usefixtures("attrs_package"),
 ]
 SIZES = {"hidden_size": 128, "intermediate_size": 192}
-CHOICES = sorted(path.stem for path in (ROOT / "conf/init").glob("[!_]*.yaml"))
 
 
 def made(dtype=torch.float32):

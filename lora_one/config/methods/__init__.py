@@ -7,7 +7,7 @@ from typing import Any
 
 from lora_one.config.methods.base import MethodSettings
 from lora_one.config.methods.examples import CordaSettings, EvaSettings, PeftLoraGASettings
-from lora_one.config.methods.gradient import LoraGASettings, LoraOneSettings, LoraSBSettings
+from lora_one.config.methods.gradient import FullStepSettings, LoraGASettings, LoraOneSettings, LoraSBSettings
 from lora_one.config.methods.plain import LoraSettings
 from lora_one.config.methods.weights import (
     LoftqSettings,
@@ -30,6 +30,7 @@ METHODS: dict[str, type[MethodSettings]] = {
     "corda": CordaSettings,
     "loftq": LoftqSettings,
     "lora_ga_peft": PeftLoraGASettings,
+    "full_step": FullStepSettings,
 }
 
 

@@ -34,6 +34,7 @@ class MethodSettings(CheckedSettings):
     reads_weights: ClassVar[bool] = False  # needs the whole weight of every layer
     changes_base: ClassVar[bool] = False  # the base becomes W - s B A, with the values in conf/init/<method>.yaml
     trains_core: ClassVar[bool] = False  # only an r x r core between frozen factors is trained
+    steps_weights: ClassVar[bool] = False  # changes the weights themselves and has no adapter: full fine-tuning only
     causal_only: ClassVar[bool] = False  # works only with causal models
     needs_quantised: ClassVar[bool] = False  # works only with a quantised base
     unit_scaling: ClassVar[bool] = False  # s = 1: alpha is set to r, and rsLoRA is off

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 from lora_one.config.checked import Choices, Ranges
-from lora_one.config.methods.base import GA_DIRECTIONS, GradientSettings, ScaledSettings, filled_in
+from lora_one.config.methods.base import GA_DIRECTIONS, ExampleSettings, GradientSettings, ScaledSettings, filled_in
 from lora_one.errors import UsageError
 
 
@@ -103,3 +103,57 @@ class LoraSBSettings(GradientSettings):
 
     def remedy(self) -> str:
         return f"lower init.eta (now {self.eta:g})"
+
+
+@dataclass(frozen=True)
+class FullStepSettings(ExampleSettings):
+    """One step with the full gradient, W - eta G, the "one-step full gradient" of arXiv:2502.01235."""
+
+    reduction: str
+    eta: float | None  # size of the step; null = searched for
+    search_examples: int | None  # further examples for the search; 0: the gradient's; null: as many as the gradient's
+
+    title: ClassVar[str] = "full gradient step"
+    needs_gradient: ClassVar[bool] = True
+    changes_base: ClassVar[bool] = True
+    steps_weights: ClassVar[bool] = True
+    choices: ClassVar[Choices] = {"reduction": ("example", "token")}
+    ranges: ClassVar[Ranges] = {
+        "eta": ("positive", lambda v: v > 0 and math.isfinite(v)),
+        "search_examples": ("0 (use the gradient's examples) or more", lambda v: v >= 0),
+    }
+
+    @property
+    def further_examples(self) -> int:
+        if self.eta is not None:
+            return 0
+        return (self.examples_wanted or 0) if self.search_examples is None else self.search_examples
+
+    @property
+    def required_further(self) -> int:
+        return self.search_examples or 0
+
+    @property
+    def short_name(self) -> str:
+        return "full-step"
+
+    def folder_parts(self, alpha: float) -> list[str]:
+        """Return eta if it is set; alpha has no effect."""
+        return ["search" if self.eta is None else f"eta{self.eta:g}"]
+
+    def remedy(self) -> str:
+        if self.eta is None:
+            return "use more examples (init.iters), or set init.eta to a small number"
+        return f"lower init.eta (now {self.eta:g}), or remove it (it is then searched for)"
+
+    def check(self) -> None:
+        super().check()
+        if self.search_examples is not None and self.eta is not None:
+            raise UsageError(
+                f"init.search_examples={self.search_examples} is used only if eta is searched for, but "
+                f"init.eta={self.eta:g}: remove one of the two"
+            )
+        if self.cache is not None:
+            raise UsageError(
+                f"init.cache={self.cache} stores factors of adapters, but {self.title} has none: remove it"
+            )
