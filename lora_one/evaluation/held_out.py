@@ -55,10 +55,14 @@ class HeldOut:
 
     def __call__(self, place: Path, trained: Path | None = None) -> float:
         """Return the mean loss; it is computed only if there is no report yet."""
-        file = place / f"loss-{self.identity[:8]}" / "metrics.json"
+        file = self.file(place)
         if not file.exists():
             write_json(file, self.report(trained))
         return json.loads(file.read_text())["metrics"]["loss"]
+
+    def file(self, place: Path) -> Path:
+        """Return the path of the report, which exists if the loss was measured before."""
+        return place / f"loss-{self.identity[:8]}" / "metrics.json"
 
     def loaded(self, trained: Path | None) -> nn.Module:
         """Load the adapter on its base, the whole model, or (None) the base."""

@@ -78,6 +78,8 @@ def overview(records: Mapping[str, Mapping[str, Any]]) -> Section:
     for method in methods:
         lines.append([method, *(found.summary(method) for found in results.values())])
     text = ["Mean +- sample standard deviation over the seeds; better, worse: verdict against the baseline."]
+    sources = dict.fromkeys(found.source for found in results.values() if found.published)
+    text += [f"In brackets, published: {source}" for source in sources]
     return Section("All tasks", text, table=lines)
 
 

@@ -42,6 +42,8 @@ class Results:
         self.methods = [row["method"] for row in self.rows]
         self.looks = looks_of(self.methods)
         self.keys = list(dict.fromkeys(key for run in self.runs for key in run.point))
+        published = record["comparison"].get("published") or {"source": "", "values": {}}
+        self.source, self.published = published["source"], published["values"]
 
     def of(self, method: str, stage: str) -> list[Run]:
         """Return the finished runs of a method in a stage."""
@@ -66,10 +68,16 @@ class Results:
         return list(by_seed(self.of(method, stage), figure, stage).get(method, {}).values())
 
     def summary(self, method: str) -> str:
-        """Return the main figure of a method with the verdict on it, if it is better or worse than the baseline."""
+        """Return the main figure of a method, with the verdict if it is better or worse, and the published value."""
         text = spread(self.values(method, self.figure), self.unit(self.figure))
         outcome = self.outcomes.get(method)
-        return f"{text} ({outcome})" if outcome in (BETTER, WORSE) else text
+        text += f" ({outcome})" if outcome in (BETTER, WORSE) else ""
+        published = self.published.get(self.figure, {}).get(method)
+        return text if published is None else f"{text} [{published}]"
+
+    def published_cell(self, method: str, figure: str) -> str:
+        """Return the published value of a method and an evaluation as text, "-" if there is none."""
+        return str(self.published.get(figure, {}).get(method, "-"))
 
     @property
     def outcomes(self) -> dict[str, str]:

@@ -9,14 +9,17 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import YAMLError, safe_load
 
 from lora_one.config import refuse_unknown, unknown_key
+from lora_one.config.defaults import configuration_folder
 from lora_one.errors import UsageError, nearest
 from lora_one.evaluation import BENCHMARKS
 from lora_one.evaluation.command import parser_of
 from lora_one.evaluation.options import parsed
-from lora_one.reports.compare import RATE, Grid, grid_points
+from lora_one.reports.compare import RATE, Grid, grid_points, is_number
+from lora_one.runs.comparison_keys import EXAMPLE, joined, small_trial
+from lora_one.runs.published_values import Published, check_published, published_of
 
 # keys that, like those of the data, must be the same for every method: amount of training and evaluation
 SAME = {"seed", "results_dir", "overwrite", "dry_run"} | {
@@ -71,16 +74,21 @@ class Comparison:
     test_examples: int  # number of test examples, the first ones of the test data
     tuning_seeds: list[int]
     seeds: list[int]
-    grid: dict[str, list[float]]  # key -> values, for every method
+    grid: dict[str, list[Any]]  # key -> values, for every method
     methods: dict[str, list[str]]  # name -> overrides
-    own_grid: dict[str, dict[str, list[float]]] = field(
+    own_grid: dict[str, dict[str, list[Any]]] = field(
         default_factory=dict
     )  # method -> keys that replace or extend its grid
     not_run: dict[str, str] = field(default_factory=dict)  # name -> reason why the method was not run
     evaluations: dict[str, Evaluation] = field(default_factory=dict)  # name of the figure -> benchmark
     baseline: str | None = None  # the method that the others are tested against; None: no verdicts
+    published: Published | None = None  # values of a paper, for columns beside the evaluations
     refine: int = 0  # rounds of two further learning rates each, for every method; see reports.compare.further_points
     unequal_budgets: str | None = None  # the reason why methods are tuned over different numbers of points
+    overlap: str | None = None  # the reason why test examples may be training or validation examples too
+    jobs: int = 1  # runs side by side on this machine
+    launcher: str | None = None  # slurm: the runs of a stage are an array of SLURM jobs
+    slurm: dict[str, Any] = field(default_factory=dict)  # keys of conf/hydra/launcher/slurm.yaml
     seconds_per_run: float | None = None  # measured time of a run with training, for the estimate of a dry run
 
     def grid_of(self, method: str) -> Grid:
@@ -98,11 +106,12 @@ class Comparison:
         return replace(self, methods={name: self.methods[name] for name in names}, not_run={}, baseline=baseline)
 
 
-def read_comparisons(path: Path) -> dict[str, Comparison]:
+def read_comparisons(path: Path, *, small: bool = False) -> dict[str, Comparison]:
     """Read and check a comparison file: task -> comparison; without the key ``tasks``, one task with the name "".
 
     A task has keys of the file: ``common`` comes after that of the file, mappings are merged, others replace.
-    Raises UsageError: no such file, not YAML, an invalid key or value.
+    small: the keys in ``small``, of the file and then of the task, replace the others; ``common`` comes after theirs.
+    Raises UsageError: no such file, not YAML, an invalid key or value, or small without such a key.
     """
     try:
         given = OmegaConf.to_container(OmegaConf.load(path))
@@ -120,7 +129,7 @@ def read_comparisons(path: Path) -> dict[str, Comparison]:
     comparisons = {}
     for name, task in tasks.items():
         try:
-            comparisons[name] = comparison_of(path, given, task)
+            comparisons[name] = comparison_of(path, given, task, small=small)
         except UsageError as error:
             raise UsageError(f"task {name}: {error}" if name else str(error)) from error
         if name:
@@ -128,21 +137,33 @@ def read_comparisons(path: Path) -> dict[str, Comparison]:
     return comparisons
 
 
-def comparison_of(path: Path, file: dict[str, Any], task: dict[str, Any]) -> Comparison:
-    """Return the comparison of one task, checked. Raises UsageError."""
+def comparison_of(path: Path, file: dict[str, Any], task: dict[str, Any], *, small: bool = False) -> Comparison:
+    """Return the comparison of one task, checked; small: with the keys in ``small``. Raises UsageError."""
+    known = list(Comparison.__dataclass_fields__)
     for key in (*file, *task):
-        if key not in Comparison.__dataclass_fields__:
-            raise unknown_key(key, [*Comparison.__dataclass_fields__, "tasks"])
-    given = file | task
-    for key, value in task.items():
-        if key == "common" and isinstance(value, list) and isinstance(file.get(key), list):
-            given[key] = [*file[key], *value]
-        elif isinstance(value, dict) and isinstance(file.get(key), dict):
-            given[key] = file[key] | value
+        if key not in (*known, "small"):
+            raise unknown_key(key, [*known, "small", "tasks"])
+    given = joined(file, task)
+    changes = given.pop("small", None)
     missing = [name for name in REQUIRED if name not in given]
     if missing:
         raise UsageError(f"{path} has no key {missing[0]}: add it, for example {missing[0]}: {REQUIRED[missing[0]]}")
-    comparison = Comparison(**given | {"evaluations": evaluations_of(given.get("evaluations") or {})})
+    comparison = checked(given)
+    if changes is None:
+        if small:
+            raise UsageError(f"--small needs the key small, which {path} does not have: add small: {EXAMPLE}")
+        return comparison
+    try:
+        trial = checked(small_trial(given, changes, known))  # checked even if not asked for: mistakes are found early
+    except UsageError as error:
+        raise UsageError(f"small: {error}") from error
+    return trial if small else comparison
+
+
+def checked(given: dict[str, Any]) -> Comparison:
+    """Return the comparison with these keys. Raises UsageError: one is not valid."""
+    parts = {"evaluations": evaluations_of(given.get("evaluations") or {})}
+    comparison = Comparison(**given | parts | {"published": published_of(given.get("published"))})
     check_comparison(comparison)
     return comparison
 
@@ -185,19 +206,22 @@ def check_comparison(comparison: Comparison) -> None:
         if comparison.refine and len(comparison.grid_of(name).get(RATE, [])) < 2:
             raise UsageError(f"refine={comparison.refine} needs at least two values of {RATE} in the grid of {name}")
     check_budgets(comparison)
+    check_launcher(comparison)
     if comparison.baseline is not None and comparison.baseline not in comparison.methods:
         known = nearest(comparison.baseline, comparison.methods)
         raise UsageError(f"baseline={comparison.baseline} is not a method of this comparison; {known}")
     for name, evaluation in comparison.evaluations.items():
         check_evaluation(name, evaluation)
+    check_published(comparison.published, comparison.evaluations, comparison.methods, comparison.not_run)
 
 
 def check_grid(comparison: Comparison, method: str) -> None:
-    """Check a method's grid. Raises UsageError: not lists of different numbers, or not as long as those of others."""
+    """Check a method's grid. Raises UsageError: not lists of different values, or not as long as those of others."""
     for key, values in comparison.grid_of(method).items():
-        numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
-        if not numbers or not values or len(set(values)) < len(values):
-            raise UsageError(f"grid of {method}: {key}={values!r} must be a list of different numbers")
+        if not isinstance(values, list) or not values or len(set(map(str, values))) < len(values):
+            raise UsageError(f"grid of {method}: {key}={values!r} must be a list of different values")
+        if key == RATE and not all(is_number(value) for value in values):
+            raise UsageError(f"grid of {method}: {key}={values!r} must be a list of numbers")
         if is_same_for_all(key):
             raise UsageError(f"grid of {method}: {key} must be the same for every method; move it to common")
         shared = comparison.grid.get(key, values)
@@ -217,6 +241,29 @@ def check_budgets(comparison: Comparison) -> None:
             f"{most} is tuned over {points[most]} points and {least} over {points[least]}: give every method the same "
             "number, or say in unequal_budgets: <reason> why they differ, which is printed with the table"
         )
+
+
+def check_launcher(comparison: Comparison) -> None:
+    """Raise UsageError if jobs, launcher or slurm is not valid."""
+    if type(comparison.jobs) is not int or comparison.jobs < 1:
+        raise UsageError(f"jobs={comparison.jobs!r} must be a number of runs side by side, 1 or more")
+    if comparison.launcher not in (None, "slurm"):
+        raise UsageError(f"launcher={comparison.launcher!r} is not a launcher; valid: slurm")
+    if comparison.launcher and comparison.jobs > 1:
+        raise UsageError(
+            f"jobs={comparison.jobs} and launcher={comparison.launcher} exclude each other: set "
+            "slurm.array_parallelism=<number> instead of jobs"
+        )
+    known = slurm_defaults()
+    for key in comparison.slurm:
+        if key not in known:
+            raise unknown_key(f"slurm.{key}", known)
+
+
+def slurm_defaults() -> dict[str, Any]:
+    """Return the parameters of conf/hydra/launcher/slurm.yaml."""
+    content = safe_load((configuration_folder() / "hydra/launcher/slurm.yaml").read_text())
+    return {key: value for key, value in content.items() if key not in ("_target_", "submitit_folder")}
 
 
 def check_evaluation(name: str, evaluation: Evaluation) -> None:

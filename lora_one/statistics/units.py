@@ -12,8 +12,8 @@ class Unit:
     name: of a difference.  value_name: of a value.  scale: factor before printing.  digits: after the point.
     higher: whether more is better.
 
-    >>> POINTS.text(0.0123), NATS.text(-0.5)
-    ('+1.2 points', '-0.5000 nats')
+    >>> POINTS.text(0.0123), NATS.text(-0.5), POINTS.text(-1e-6)
+    ('+1.2 points', '-0.5000 nats', '+0.0 points')
     """
 
     name: str
@@ -24,7 +24,7 @@ class Unit:
 
     def text(self, value: float, sign: str = "+") -> str:
         """Return a difference with its unit; sign: "" prints no plus sign."""
-        return f"{value * self.scale:{sign}.{self.digits}f} {self.name}"
+        return f"{round(value * self.scale, self.digits) + 0.0:{sign}.{self.digits}f} {self.name}"  # + 0.0: no "-0.0"
 
     def number(self, value: float) -> str:
         """Return a value without its unit."""
