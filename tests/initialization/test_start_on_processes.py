@@ -16,6 +16,7 @@ from lora_one.data.encode import batches_of
 from lora_one.distributed import Processes
 from lora_one.initialization import holding
 from lora_one.initialization import low_rank_step as steps
+from lora_one.initialization.full_step import full_step
 from lora_one.initialization.gradients import mean_gradients
 from lora_one.initialization.low_rank_step import StepSettings, low_rank_steps
 from lora_one.initialization.methods import build_init
@@ -173,11 +174,19 @@ def scaled_steps(count):
     return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 
+def stepped():
+    """The weights and gamma after a searched step with the full gradient, in fp64."""
+    model, batches = model_for_ranks().double(), batches_of(examples(EXAMPLES), 1, 0)
+    start = full_step(model, linear_layers(model), Probe(batches, "example"), None)
+    return {name: value.detach() for name, value in model.named_parameters()}, start.solution.gamma
+
+
 def results(count):
     found = {case: factors(*case) for case in CASES}
     found |= {f"experts {memory}": unequal_experts(memory) for memory in ("fast", "low")}
     found |= {f"refused {kind}": refusal(kind) for kind in REFUSED}
     found["scaled steps"] = scaled_steps(count)
+    found["full step"] = stepped()
     if count > 1:
         found["hold"] = least_room_decides()
     if count == 2:
@@ -253,6 +262,18 @@ def test_every_layer_is_factorised_once_and_the_work_is_spread(ranks, count):
             continue
         assert len(total) == 14 and set(total.values()) == {1}
         assert max(map(len, counts)) - min(map(len, counts)) <= 1
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_same_full_step(ranks, alone, count):
+    weights, gamma = alone["full step"]
+    (first, _), *others = (rank["full step"] for rank in ranks[count])
+    for found, searched in (rank["full step"] for rank in ranks[count]):
+        assert searched == pytest.approx(gamma, rel=1e-6)
+        for name, value in weights.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-8)
+    for other, _ in others:
+        assert all(torch.equal(value, other[name]) for name, value in first.items())
 
 
 @pytest.mark.parametrize("memory", ["fast", "low"])

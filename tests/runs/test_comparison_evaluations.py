@@ -109,6 +109,18 @@ def scores_mean(scores, method):
     return statistics.mean(score["value"] for (name, _), score in scores.items() if name == method)
 
 
+def test_one_step_with_the_full_gradient_is_the_start_of_a_method(asked, tmp_path):
+    step = dataclasses.replace(asked, methods={"step": ["init=full_step", "peft=full_ft"]}, evaluations={}, seeds=[1])
+    record = comparison.compare(
+        dataclasses.replace(step, baseline=None), compose, InThisProcess(experiment.execute), tmp_path
+    )
+    assert not comparison.failed(record)
+    (row,) = record["rows"]
+    assert row["init_loss_mean"] < row["pretrained_loss"] and row["final_loss_mean"] != row["init_loss_mean"]
+    start, final = (next(run for run in record["runs"] if run["stage"] == stage) for stage in ("start", "final"))
+    assert start["steps"] == 0 < final["steps"] and start["start"]["gamma"] == final["start"]["gamma"]
+
+
 def test_kept_epochs_are_evaluated_but_for_the_last(asked, tmp_path):
     """Two epochs: the first one by its adapter, the second one by the run's own score."""
     common = [*asked.common, "model.epochs=2", "model.keep_epochs=true", f"results_dir={tmp_path / 'results'}"]
@@ -120,18 +132,6 @@ def test_kept_epochs_are_evaluated_but_for_the_last(asked, tmp_path):
     report = json.loads((folder / "epochs" / "1" / "metrics.json").read_text())
     assert report["model"].endswith("epochs/1") or "epochs/1" in json.dumps(report["settings"])
     assert final["epoch_scores"]["exact match"]["1"] == report["metrics"]["accuracy"]
-
-
-def test_one_step_with_the_full_gradient_is_the_start_of_a_method(asked, tmp_path):
-    step = dataclasses.replace(asked, methods={"step": ["init=full_step", "peft=full_ft"]}, evaluations={}, seeds=[1])
-    record = comparison.compare(
-        dataclasses.replace(step, baseline=None), compose, InThisProcess(experiment.execute), tmp_path
-    )
-    assert not comparison.failed(record)
-    (row,) = record["rows"]
-    assert row["init_loss_mean"] < row["pretrained_loss"] and row["final_loss_mean"] != row["init_loss_mean"]
-    start, final = (next(run for run in record["runs"] if run["stage"] == stage) for stage in ("start", "final"))
-    assert start["steps"] == 0 < final["steps"] and start["start"]["gamma"] == final["start"]["gamma"]
 
 
 def test_every_method_gets_the_same_number_of_further_learning_rates(asked, tmp_path):
