@@ -36,10 +36,11 @@ from lora_one.data import load_dataset
 from lora_one.data.encode import Encoded
 from lora_one.data.encoders import encoder_for
 from lora_one.data.order import order_of
+from lora_one.files import read_lines
 from lora_one.initialization.methods import build_init
 from lora_one.initialization.start import attach_adapters
 from lora_one.models import load_model
-from lora_one.records.tracking import Tracker, read_metrics
+from lora_one.records.tracking import Tracker
 from lora_one.runs.composition import compose
 from lora_one.training.job import TrainingJob
 from lora_one.training.loop import train
@@ -114,7 +115,7 @@ def ours(at: Subject, **changes: Any) -> Done:
             TrainingJob(run, adaptation_of(run, NO_FILE), checkpoints=points, pad_id=at.pad_id, tracker=tracker),
         )
         clock.stop()
-        return Done([line["loss"] for line in read_metrics(tracker.path)], clock)
+        return Done([line["loss"] for line in read_lines(tracker.path)], clock)
 
 
 def plain(at: Subject, size: int) -> Done:

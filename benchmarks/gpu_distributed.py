@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from rows import Row, Table
 
+from lora_one.files import read_lines
 from lora_one.records.folder import RunFolder
-from lora_one.records.tracking import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 CHANGES = {"LoRA": ["init=default"], "LoRA-One": ["init=gradient"], "LoRA-One, scaled AdamW": ["init=gradient"]}
@@ -90,5 +90,5 @@ def trained(out: Path, name: str, processes: int, on_cpu: bool) -> tuple[list[fl
     wall = time.perf_counter() - began
     last = [line for line in done.stdout.splitlines() if line.startswith("run: ")][-1]
     folder = RunFolder(Path(last.removeprefix("run: ")).parent)
-    losses = [line["loss"] for line in read_metrics(folder.metrics) if "loss" in line]
+    losses = [line["loss"] for line in read_lines(folder.metrics) if "loss" in line]
     return losses, json.loads(folder.run_json.read_text())["train"]["seconds"], wall

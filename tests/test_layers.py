@@ -112,7 +112,7 @@ OWNERS = (
     "datasets",
     "evaluation",
 )
-WORDS = {"chat", "default", "gradient", "lora", "lora_xs", "json", "math"}  # also the names of other things
+WORDS = {"chat", "default", "gradient", "lora", "lora_xs", "json", "math", "text"}  # also the names of other things
 CHOICES = {path.stem for group in ("init", "dataset") for path in (ROOT / "conf" / group).glob("[!_]*.yaml")}
 NAMES = ((CHOICES | set(BENCHMARKS)) - WORDS) | {f"eval_{name}.py" for name in BENCHMARKS}
 TITLES = {method.title for method in METHODS.values() if "-" in method.title or method.title == "LoftQ"}

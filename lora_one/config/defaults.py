@@ -1,11 +1,14 @@
-"""The default settings of a method of ``init``, read from conf/ without Hydra, for callers of the library."""
+"""The default settings of a method of ``init`` or of a data set, read from conf/ without Hydra."""
 
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from lora_one.config import typed
 from lora_one.config.methods import METHODS
+from lora_one.datasets import DATASETS
+from lora_one.datasets.settings import DatasetConfig
 
 
 def configuration_folder() -> Path:
@@ -15,13 +18,20 @@ def configuration_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "conf"
 
 
-def defaults_of(choice: str) -> dict[str, Any]:
-    """Return the keys of conf/init/<choice>.yaml and of the files that it is based on."""
-    given = OmegaConf.to_container(OmegaConf.load(configuration_folder() / "init" / f"{choice}.yaml"))
+def defaults_of(choice: str, group: str = "init") -> dict[str, Any]:
+    """Return the keys of conf/<group>/<choice>.yaml and of the files of its group that it is based on."""
+    given = OmegaConf.to_container(OmegaConf.load(configuration_folder() / group / f"{choice}.yaml"))
     keys: dict[str, Any] = {}
     for name in given.pop("defaults", ["_self_"]):
-        keys |= given if name == "_self_" else defaults_of(name)
+        if isinstance(name, str):  # otherwise a choice of another group
+            keys |= given if name == "_self_" else defaults_of(name, group)
     return keys
+
+
+def dataset_settings(name: str, path: str | None) -> DatasetConfig:
+    """Return the default settings of a data set. path: local file or folder; None: the hub."""
+    given = defaults_of(name, "dataset") | {"path": path}
+    return OmegaConf.to_object(typed("dataset.", given, DATASETS[name].settings))
 
 
 def choices_of_init() -> dict[str, str]:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, TextIO
 
 from lora_one.errors import RunError, UsageError
 
@@ -38,7 +38,7 @@ def read_rows(
     or the hub cannot be reached.
     """
     if path is not None:
-        where, rows = path, _local(Path(path).expanduser(), split, headless)[:first]
+        where, rows = path, local_rows(Path(path).expanduser(), split, headless)[:first]
         names = list(dict.fromkeys(name for row in rows for name in row))
         renamed = {other: column for column, other in (other_names or {}).items() if column not in names}
         rows = [{renamed.get(name, name): value for name, value in row.items()} for row in rows]
@@ -120,7 +120,8 @@ def format_of(file: Path) -> str | None:
     return FORMATS.get(endings[-1]) if endings else None
 
 
-def _local(path: Path, split: str, headless: Sequence[str]) -> list[dict[str, Any]]:
+def local_rows(path: Path, split: str, headless: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Return the rows of a local file, or of the split of a folder, with unchanged values. Raises as ``read_rows``."""
     files = split_files(path, split)
     rows: list[dict[str, Any]] = []
     for file in files:
@@ -136,10 +137,25 @@ def _local(path: Path, split: str, headless: Sequence[str]) -> list[dict[str, An
     return rows
 
 
+def opened(file: Path, newline: str | None = None) -> TextIO:
+    """Open a text in UTF-8, compressed or not. newline: as in ``open``."""
+    opener = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(file.suffix, open)
+    return opener(file, "rt", encoding="utf-8-sig", newline=newline)
+
+
+def read_text(file: Path) -> str:
+    """Return the whole text of a file, also a compressed one. Raises RunError: it cannot be read."""
+    try:
+        with opened(file, newline="") as stream:
+            return stream.read()
+    except (OSError, ValueError, EOFError) as error:
+        reason = shorten(" ".join(str(error).split()), 200)
+        raise RunError(f"{file} cannot be read as text in UTF-8 ({reason}): check the file") from error
+
+
 def _json_rows(file: Path, _: Sequence[str]) -> list[dict[str, Any]]:
     """Read a list of objects, or one object per line, with unchanged values. Raises ValueError: anything else."""
-    opener = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(file.suffix, open)
-    with opener(file, "rt", encoding="utf-8-sig") as stream:
+    with opened(file) as stream:
         text = stream.read()
     if text.lstrip().startswith("["):
         rows = json.loads(text)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lora_one.evaluation import commonsense, glue, gsm8k, humaneval, math, mmlu
+from lora_one.evaluation import commonsense, glue, gsm8k, humaneval, math, mmlu, text
 from lora_one.evaluation.benchmark import Benchmark
 
 BENCHMARKS: dict[str, Benchmark[Any]] = {
@@ -12,4 +12,5 @@ BENCHMARKS: dict[str, Benchmark[Any]] = {
     "humaneval": humaneval.HumanEval(),
     "math": math.Math(),
     "mmlu": mmlu.MMLU(),
+    "text": text.Text(),
 }

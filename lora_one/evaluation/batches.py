@@ -51,7 +51,7 @@ def each_batch(
                 if len(part) == 1:
                     raise RunError(
                         "a single prompt does not fit in the device's memory: use --dtype=bf16, a smaller "
-                        "--max_new_tokens, or a device with more memory"
+                        "--max_new_tokens or --max_length, or a device with more memory"
                     ) from error
                 fits = len(part) // 2
             else:

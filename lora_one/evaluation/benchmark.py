@@ -2,11 +2,12 @@
 
 import argparse
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from lora_one.evaluation.options import EvaluationOptions
+from lora_one.statistics.units import Unit
 from lora_one.types import Example
 
 if TYPE_CHECKING:
@@ -22,9 +23,11 @@ class Benchmark(ABC, Generic[Options]):
     """A benchmark; it has no state. ``examples``, ``score`` and ``summarize`` are required, the rest has defaults.
 
     options: the class of its options: EvaluationOptions, or a frozen subclass with more fields.
+    units: metric -> its unit, of metrics that are not shares of correct answers.
     """
 
     options: ClassVar[type[EvaluationOptions]] = EvaluationOptions
+    units: ClassVar[Mapping[str, Unit]] = {}
 
     @abstractmethod
     def examples(self, options: Options) -> Sequence[Example]:
@@ -33,6 +36,8 @@ class Benchmark(ABC, Generic[Options]):
     @abstractmethod
     def score(self, example_id: Any, prompt: str, completion: str, gold: Any) -> Prediction:
         """Return one line of predictions.jsonl: the fields of ``scoring.prediction_line``, possibly more.
+
+        A benchmark without answers returns only the id; the other fields are details of its completions.
 
         Raises ValueError, KeyError, TypeError or AttributeError: not an id or gold answer of this benchmark.
         """

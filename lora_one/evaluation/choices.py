@@ -142,7 +142,7 @@ def log_likelihoods(
     kind = kind_of(model)
     if kind is not CAUSAL:
         raise UsageError(
-            f"likelihoods of answers need a causal model (model.type={CAUSAL.name}), but this one is of the type "
+            f"likelihoods need a causal model (model.type={CAUSAL.name}), but this one is of the type "
             f"{kind.name}: evaluate a causal model"
         )
     tokens = [row for question in questions for row in (question.context, *question.answers)]

@@ -4,6 +4,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +130,11 @@ def report_of(
     """Return the content of metrics.json, except time and provenance."""
     metrics, counts = benchmark.summarize(predictions)
     remarks = remarks_of(benchmark, predictions)
+    units = {metric: asdict(unit) for metric, unit in benchmark.units.items()}
     return {
         "task": task,
         "metrics": metrics,
+        **({"units": units} if units else {}),
         "counts": counts,
         **({"remarks": remarks} if remarks else {}),
         "model": options.model,

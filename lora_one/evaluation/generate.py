@@ -60,12 +60,15 @@ class Completion:
     too_long: the prompt fills the model's context, so the text is empty.
     details: more fields for the line of predictions.jsonl, as plain JSON.
     room: the number of tokens that the context leaves, if it is below max_new_tokens; otherwise None.
+    cut_off: whether max_new_tokens or the context ended it, instead of EOS or a stop text; None: unknown, or no text
+    was generated.
     """
 
     text: str
     too_long: bool = False
     details: dict[str, Any] = field(default_factory=dict)
     room: int | None = None
+    cut_off: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -89,13 +92,18 @@ class BatchGenerator:
         rooms = [self.room(index) for index in chosen]
         stop = stop_ids(self.model, self.tokenizer, self.decoding.stop)
         rows = self.generated(chosen, max(rooms), stop)
-        kept = (until(tokens[:room], stop) for tokens, room in zip(rows, rooms, strict=True))
-        texts = (self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in kept)
-        cut = (room if room < self.decoding.max_new_tokens else None for room in rooms)
         return [
-            (index, Completion(before(text, self.decoding.stop), room=room))
-            for index, text, room in zip(chosen, texts, cut, strict=True)
+            (index, self.completion(tokens[:room], stop, room))
+            for index, tokens, room in zip(chosen, rows, rooms, strict=True)
         ]
+
+    def completion(self, tokens: list[int], stop: list[int], room: int) -> Completion:
+        """Return the completion that these new tokens contain. stop: ids that end it; room: its maximal length."""
+        kept = until(tokens, stop)
+        text = self.tokenizer.decode(kept, skip_special_tokens=True)
+        ended = before(text, self.decoding.stop)
+        limited = room if room < self.decoding.max_new_tokens else None
+        return Completion(ended, room=limited, cut_off=len(kept) == room and ended == text)
 
     def room(self, index: int) -> int:
         """Return the maximal number of tokens of a prompt's completion."""

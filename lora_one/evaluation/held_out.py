@@ -3,7 +3,6 @@
 import json
 import time
 from dataclasses import asdict
-from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from lora_one.models import load_model, local_folder
 from lora_one.records.folder import base_of
 from lora_one.records.provenance import config_hash, local_fingerprints, provenance
 from lora_one.seeding import seed_everything
+from lora_one.statistics.means import weighted_mean
 
 
 class HeldOut:
@@ -55,10 +55,14 @@ class HeldOut:
 
     def __call__(self, place: Path, trained: Path | None = None) -> float:
         """Return the mean loss; it is computed only if there is no report yet."""
-        file = place / f"loss-{self.identity[:8]}" / "metrics.json"
+        file = self.file(place)
         if not file.exists():
             write_json(file, self.report(trained))
         return json.loads(file.read_text())["metrics"]["loss"]
+
+    def file(self, place: Path) -> Path:
+        """Return the path of the report, which exists if the loss was measured before."""
+        return place / f"loss-{self.identity[:8]}" / "metrics.json"
 
     def loaded(self, trained: Path | None) -> nn.Module:
         """Load the adapter on its base, the whole model, or (None) the base."""
@@ -85,16 +89,3 @@ class HeldOut:
             "seconds": time.perf_counter() - started,
             "provenance": provenance(self.fingerprints, local_folder(self.model.name)),
         }
-
-
-def weighted_mean(values: list[float], weights: list[int]) -> tuple[float, float | None]:
-    """Return sum w_i x_i / sum w_i over independent examples, and its standard error as a ratio of two sums.
-
-    With equal weights the standard error is sd / sqrt(n); it is None for a single example.
-    """
-    total, n = sum(weights), len(values)
-    center = sum(value * weight for value, weight in zip(values, weights, strict=True)) / total
-    if n == 1:
-        return center, None
-    squares = sum((weight * (value - center)) ** 2 for value, weight in zip(values, weights, strict=True))
-    return center, sqrt(squares * n / (n - 1)) / total

@@ -12,6 +12,7 @@ from lora_one.files import write_whole
 from lora_one.records.folder import RunFolder, run_of
 from lora_one.records.provenance import fingerprint
 from lora_one.statistics.shares import percent
+from lora_one.statistics.units import POINTS, unit_in
 
 
 def output_folder(task: str, options: EvaluationOptions) -> Path:
@@ -111,14 +112,17 @@ def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
 def show(task: str, report: dict[str, Any]) -> None:
     """Print the metrics, the counts and the remarks.
 
-    A share of all examples is followed by its Wilson interval, another metric by its standard error.
+    A share of all examples is followed by its Wilson interval, another metric by its standard error, if it has one.
     """
     metrics, counts = report["metrics"], report["counts"]
     for name, value in metrics.items():
         if not name.endswith("_stderr"):
-            of_all = name.startswith("accuracy") and "/" not in name
-            error = f"{100 * value:.2f} % (standard error {100 * metrics[f'{name}_stderr']:.2f})"
-            print(f"{task} {name}: {percent(value, counts['total']).strip() if of_all else error}")
+            unit, error = unit_in(report, name), metrics.get(f"{name}_stderr")
+            digits = 2 if unit == POINTS else unit.digits
+            text = f"{unit.scale * value:.{digits}f} {unit.value_name}"
+            text += "" if error is None else f" (standard error {unit.scale * error:.{digits}f})"
+            of_all = unit == POINTS and name.startswith("accuracy") and "/" not in name
+            print(f"{task} {name}: {percent(value, counts['total']).strip() if of_all else text}")
     for part in (counts, report.get("remarks", {})):
         if part:
             print("  ".join(f"{name} {count}" for name, count in part.items()))

@@ -67,7 +67,8 @@ class PartialResults:
     def add(self, request: Request, completion: "Completion") -> None:
         """Append a completion to this process's file."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps([*request, completion.text, completion.too_long, completion.details, completion.room]) + "\n"
+        known = [completion.text, completion.too_long, completion.details, completion.room, completion.cut_off]
+        line = json.dumps([*request, *known]) + "\n"
         with self.path.open("a") as stream:
             stream.write(line if stream.tell() else json.dumps(self.identity) + "\n" + line)
 

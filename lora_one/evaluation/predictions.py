@@ -35,7 +35,7 @@ class ScoredCompletions:
         line = prediction_of(self.benchmark, self.examples[request[0]], request[0], completion)
         self.predictions[request] = line
         self.too_long += completion.too_long
-        scored = line["correct"] is not None
+        scored = line.get("correct") is not None
         self.correct += scored and line["correct"]
         if scored:
             self.shown.facts["accuracy"] = f"{self.correct / len(self.predictions):.3f}"
@@ -48,7 +48,8 @@ def prediction_of(benchmark: Benchmark[Any], example: Example, index: int, compl
     number = index if example.id is None else example.id
     line = benchmark.score(number, example.prompt, completion.text, example.gold) | completion.details
     line |= {"too_long": True} if completion.too_long else {}
-    return line | ({} if completion.room is None else {"room": completion.room})
+    known = {"room": completion.room, "cut_off": completion.cut_off}
+    return line | {name: value for name, value in known.items() if value is not None}
 
 
 def generated_predictions(
@@ -113,10 +114,15 @@ def rescored(benchmark: Benchmark[Any], file: Path, number: int, text: str) -> P
 def remarks_of(benchmark: Benchmark[Any], predictions: Sequence[Prediction]) -> dict[str, int]:
     """Return the counts of prompts that fill the context or leave less room than max_new_tokens, if there are any.
 
-    The benchmark's remarks are added.
+    cut_off: of completions that the limit of new tokens ended, if this is known of all of them. The benchmark's remarks
+    are added.
     """
     found = {
         "too_long": sum("too_long" in line for line in predictions),
         "cut_to_context": sum("room" in line for line in predictions),
     }
-    return {name: count for name, count in found.items() if count} | benchmark.remarks(predictions)
+    found = {name: count for name, count in found.items() if count}
+    generated = [line for line in predictions if "too_long" not in line]
+    if generated and all("cut_off" in line for line in generated):
+        found["cut_off"] = sum(line["cut_off"] for line in generated)
+    return found | benchmark.remarks(predictions)

@@ -10,9 +10,10 @@ from statistics import mean, stdev
 from typing import Any
 
 from lora_one.reports.table import spread
+from lora_one.statistics.units import Unit
 
-Grid = Mapping[str, Sequence[float]]  # key of the configuration -> values tried
-Point = dict[str, float]  # one value for each key
+Grid = Mapping[str, Sequence[Any]]  # key of the configuration -> values tried: numbers, texts, booleans, null or lists
+Point = dict[str, Any]  # one value for each key
 RATE = "model.learning_rate"
 
 # Figure -> stage of the runs that it is taken from. The seconds are those of the untrained runs, which are the last
@@ -44,9 +45,13 @@ class Run:
     git_commit: str | None = None
     warnings: tuple[str, ...] = ()  # of its start
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)  # evaluation -> value, metric, predictions
+    epoch_scores: dict[str, dict[str, float]] = field(
+        default_factory=dict
+    )  # evaluation -> epoch before the end -> value
     peak_memory_bytes: int | None = None
-    history: tuple[dict[str, Any], ...] = ()  # of its validations, these and the next two: see measurements
+    history: tuple[dict[str, Any], ...] = ()  # of its validations, these and the next three: see measurements
     start: dict[str, float] = field(default_factory=dict)
+    adapters: dict[str, Any] = field(default_factory=dict)
     identity: dict[str, Any] = field(default_factory=dict)
 
 
@@ -95,19 +100,37 @@ def further_points(points: Sequence[Point], best: Point) -> list[Point]:
 
 
 def edges(chosen: Point, points: Sequence[Point]) -> dict[str, str]:
-    """Return the keys whose value is the lowest or highest one tried, so that a better value may lie beyond it.
+    """Return the keys whose value is the lowest or highest number tried, so that a better value may lie beyond it.
 
     >>> edges({"a": 1, "b": 2, "c": 5}, grid_points({"a": [1, 2, 3], "b": [1, 2, 3], "c": [5]}))
     {'a': 'lowest', 'c': 'only'}
     """
     found = {}
     for key, value in chosen.items():
-        tried = {point[key] for point in points}
-        if len(tried) == 1:
+        tried = [point[key] for point in points]
+        if all(other == value for other in tried):
             found[key] = "only"
-        elif value in (min(tried), max(tried)):
+        elif all(is_number(other) for other in tried) and value in (min(tried), max(tried)):
             found[key] = "lowest" if value == min(tried) else "highest"
     return found
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value of a grid is a number; True and False are not."""
+    return type(value) in (int, float)
+
+
+def value_text(value: Any) -> str:
+    """Return a value of a grid as it is written in an override.
+
+    >>> [value_text(value) for value in (0.003, "adamw", True, None, [1, "q_proj"])]
+    ['0.003', 'adamw', 'true', 'null', '[1,q_proj]']
+    """
+    if is_number(value):
+        return f"{value:g}"
+    if isinstance(value, list):
+        return f"[{','.join(map(value_text, value))}]"
+    return {True: "true", False: "false", None: "null"}.get(value, str(value))
 
 
 def method_row(
@@ -200,18 +223,18 @@ def cell(value: float | None) -> str:
     return "-" if value is None else spread([value]) if isinstance(value, float) else str(value)
 
 
-def chosen_cell(value: float | None, end: str | None) -> str:
-    return "-" if value is None else f"{value:g}" + (f" ({end})" if end else "")
+def chosen_cell(value: Any, end: str | None) -> str:
+    return "-" if value is None else value_text(value) + (f" ({end})" if end else "")
 
 
 def mean_cell(average: float | None, deviation: float | None) -> str:
     return cell(average) + ("" if deviation is None else f" +- {deviation:.2g}")
 
 
-def percent_cell(average: float | None, deviation: float | None) -> str:
+def unit_cell(average: float | None, deviation: float | None, unit: Unit) -> str:
     if average is None:
         return "-"
-    return f"{100 * average:.1f}" + ("" if deviation is None else f" +- {100 * deviation:.1f}")
+    return unit.number(average) + ("" if deviation is None else f" +- {unit.number(deviation)}")
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:

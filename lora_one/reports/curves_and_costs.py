@@ -1,13 +1,12 @@
 """The sections of a report with curves and costs: learning rates, epochs, time, and what the starts did."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
 from lora_one.reports import figures
 from lora_one.reports.compare import RATE, Run
 from lora_one.reports.figures import Drawing
-from lora_one.reports.findings import unit_of
 from lora_one.reports.results import Results, Section
 
 
@@ -43,38 +42,62 @@ def tuning(results: Results, method: str) -> figures.Tuning | None:
 
 
 def courses(results: Results) -> Iterator[Section]:
-    """Yield loss and accuracy over the epochs, means over the seeds of the chosen point."""
-    curves = [found for method in results.methods if (found := course(results, method)) is not None]
-    if not curves or all(len(curve.epochs) < 2 for curve in curves):
+    """Yield loss and a figure over the epochs, means over the seeds of the chosen point.
+
+    The figure is the main evaluation if epochs were kept, otherwise the accuracy of the validation.
+    """
+    kept = any(results.figure in run.epoch_scores for run in results.runs)
+    curves = [course(results, method, kept=kept) for method in results.methods if results.of(method, "final")]
+    if all(len(curve.losses) < 2 for curve in curves):
         return
+    name = results.titled(results.figure) if kept else "validation accuracy (%)"
     caption = "Validation over the epochs, mean over the seeds; epoch 0 is after the initialisation."
-    drawn = Drawing("epochs", caption, figures.epochs(curves, "validation accuracy", results.looks))
-    lines = [["method", "epoch", "validation loss", "accuracy (%)"]]
+    if kept:
+        caption += f" {results.figure}: of the adapters after each epoch."
+    drawn = Drawing("epochs", caption, figures.epochs(curves, name, results.looks))
+    lines = [["method", "epoch", "validation loss", name]]
     for curve in curves:
-        shares = [f"{share:.1f}" for share in curve.accuracies] or ["-"] * len(curve.epochs)
-        for epoch, loss, share in zip(curve.epochs, curve.losses, shares, strict=True):
-            lines.append([curve.method, f"{epoch:.3g}", f"{loss:.4g}", share])
+        for epoch in sorted({*curve.losses, *curve.figures}):
+            loss, value = curve.losses.get(epoch), curve.figures.get(epoch)
+            cells = ["-" if loss is None else f"{loss:.4g}", "-" if value is None else f"{value:.1f}"]
+            lines.append([curve.method, f"{epoch:.3g}", *cells])
     yield Section("Over the epochs", table=lines, drawings=[drawn], long_table=True)
 
 
-def course(results: Results, method: str) -> figures.Course | None:
-    """Return the means over the seeds at the epochs that every run of a method has; None: there are none."""
-    histories = [{entry["epoch"]: entry for entry in run.history} for run in results.of(method, "final")]
-    complete = [found for found in histories if found]
-    shared = sorted(set.intersection(*map(set, complete))) if complete else []
-    if not shared or any(found[epoch]["loss"] is None for found in complete for epoch in shared):
-        return None
-    losses = [mean(found[epoch]["loss"] for found in complete) for epoch in shared]
-    scored = all(found[epoch]["accuracy"] is not None for found in complete for epoch in shared)
-    shares = [100 * mean(found[epoch]["accuracy"] for found in complete) for epoch in shared] if scored else []
-    return figures.Course(method, shared, losses, shares)
+def course(results: Results, method: str, *, kept: bool) -> figures.Course:
+    """Return the means over the seeds at the epochs that every run of a method has."""
+    runs = results.of(method, "final")
+    losses = shared_means([{entry["epoch"]: entry["loss"] for entry in run.history} for run in runs])
+    if kept:
+        scale = results.unit(results.figure).scale
+        return figures.Course(
+            method, losses, shared_means([scores_by_epoch(run, results.figure) for run in runs], scale)
+        )
+    shares = [{entry["epoch"]: entry["accuracy"] for entry in run.history} for run in runs]
+    return figures.Course(method, losses, shared_means(shares, 100))
+
+
+def scores_by_epoch(run: Run, figure: str) -> dict[float, float | None]:
+    """Return epoch -> an evaluation of a run: of the kept epochs, and of the end of the training."""
+    found: dict[float, float | None] = {
+        float(epoch): value for epoch, value in run.epoch_scores.get(figure, {}).items()
+    }
+    last = max((entry["epoch"] for entry in run.history), default=None)
+    return found | ({last: run.scores.get(figure, {}).get("value")} if last is not None else {})
+
+
+def shared_means(values: Sequence[Mapping[float, float | None]], scale: float = 1) -> dict[float, float]:
+    """Return epoch -> mean over the runs, of the epochs at which every run has a value."""
+    shared = sorted(set.intersection(*(set(found) for found in values))) if values else []
+    complete = [epoch for epoch in shared if all(found[epoch] is not None for found in values)]
+    return {epoch: scale * mean(found[epoch] for found in values) for epoch in complete}
 
 
 def costs(results: Results) -> Iterator[Section]:
     """Yield parameters, seconds and memory, and the main figure over the seconds."""
     lines = [["method", "trainable parameters", "initialisation (s)", "training (s)", "peak memory (GiB)"]]
     points = []
-    unit = unit_of(results.figure)
+    unit = results.unit(results.figure)
     for method in results.methods:
         done = results.of(method, "final")
         if not done or any(run.train_seconds is None for run in done):
@@ -88,7 +111,7 @@ def costs(results: Results) -> Iterator[Section]:
             points.append(figures.Cost(method, seconds, unit.scale * mean(values), spread))
     if len(lines) == 1:
         return
-    name = f"{results.figure} ({'%' if unit.higher else unit.name})"
+    name = results.titled(results.figure)
     caption = f"{results.figure} over the time of a run; bars: standard deviation over seeds; line: unbeaten methods."
     drawn = (
         [Drawing("cost", caption, figures.pareto(points, name, results.looks, higher=unit.higher))] if points else []
@@ -117,18 +140,22 @@ MECHANISM = {  # figure of a start -> its title and its form
 
 
 def mechanism(results: Results) -> Iterator[Section]:
-    """Yield what the starts did: captured energy, size, losses, and the angles to the gradient after training."""
-    starts = {method: [run.start for run in results.of(method, "final") if run.start] for method in results.methods}
-    names = [name for name in MECHANISM if any(name in start for found in starts.values() for start in found)]
+    """Yield what the starts did, and the angles and spectra of the trained adapters; all means over the seeds."""
+    found = {method: [run.start | run.adapters for run in results.of(method, "final")] for method in results.methods}
+    names = [name for name in MECHANISM if any(name in one for each in found.values() for one in each)]
     lines = [["method", *(MECHANISM[name][0] for name in names)]]
-    for method, found in starts.items():
-        values = {name: [start[name] for start in found if name in start] for name in names}
-        if found:
+    for method, each in found.items():
+        values = {name: [one[name] for one in each if name in one] for name in names}
+        if any(values.values()):
             cells = [MECHANISM[name][1].format(mean(values[name])) if values[name] else "-" for name in names]
             lines.append([method, *cells])
     text = [
         "Captured energy: share of the gradient's squared norm in its leading singular values, mean over layers.",
         "All columns are means over the seeds.",
     ]
+    spectra = {method: [one["spectrum"] for one in each if "spectrum" in one] for method, each in found.items()}
+    means = {method: list(map(mean, zip(*each, strict=False))) for method, each in spectra.items() if each}
+    caption = "Leading singular values of B A after training, means over layers and seeds."
+    drawn = [Drawing("spectra", caption, figures.spectra(means, results.looks))] if means else []
     if names:
-        yield Section("What the starts did", text, table=lines)
+        yield Section("What the starts did", text, table=lines, drawings=drawn)

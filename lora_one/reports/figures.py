@@ -7,7 +7,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ INK = "#6e7781"
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8c6bb1")
 MARKERS = "osD^vPX"
 Looks = Mapping[str, Mapping[str, str]]
+LEGEND = 80  # characters in a line of the legend, about
 WIDTH = 5.2  # inches; a phone shows 9-point text of this width at about its size
 SETTINGS = {
     "font.size": 9,
@@ -100,9 +101,11 @@ def looks_of(methods: Sequence[str]) -> Looks:
 
 
 def legend(figure: "Figure", axes: "Axes") -> None:
-    """Put the methods below the axes."""
+    """Put the methods below the axes, in as many columns as their names leave room for."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = max(1, LEGEND // (6 + max(map(len, labels), default=0)))
     with styled():
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, 3), fontsize=8)
 
 
 @dataclass(frozen=True)
@@ -179,28 +182,38 @@ def readable_losses(axes: "Axes", losses: Sequence[float]) -> None:
 
 @dataclass(frozen=True)
 class Course:
-    """A method's means over the seeds at each epoch; accuracies in percent, [] if none was measured."""
+    """A method's means over the seeds: epoch -> validation loss, and epoch -> figure, {} if none was measured."""
 
     method: str
-    epochs: Sequence[float]
-    losses: Sequence[float]
-    accuracies: Sequence[float] = ()
+    losses: Mapping[float, float]
+    figures: Mapping[float, float] = field(default_factory=dict)
 
 
-def epochs(curves: Sequence[Course], accuracy: str, looks: Looks) -> "Figure":
-    """Plot validation loss and, if measured, accuracy over the epochs. accuracy: its name."""
-    measured = any(curve.accuracies for curve in curves)
+def epochs(curves: Sequence[Course], figure_name: str, looks: Looks) -> "Figure":
+    """Plot the validation loss and, if measured, a figure over the epochs. figure_name: with its unit."""
+    measured = any(curve.figures for curve in curves)
     figure, axes = empty(3.4, 2 if measured else 1)
     for curve in curves:
         style = {**looks[curve.method], "markersize": 3.5, "linewidth": 1.2}
-        axes[0].plot(curve.epochs, curve.losses, label=curve.method, **style)
-        if curve.accuracies:
-            axes[1].plot(curve.epochs, curve.accuracies, **style)
+        axes[0].plot(list(curve.losses), list(curve.losses.values()), label=curve.method, **style)
+        if curve.figures:
+            axes[1].plot(list(curve.figures), list(curve.figures.values()), **style)
     axes[0].set(xlabel="epoch", ylabel="validation loss (nats)")
-    readable_losses(axes[0], [loss for curve in curves for loss in curve.losses])
+    readable_losses(axes[0], [loss for curve in curves for loss in curve.losses.values()])
     if measured:
-        axes[1].set(xlabel="epoch", ylabel=f"{accuracy} (%)")
+        axes[1].set(xlabel="epoch", ylabel=figure_name)
     legend(figure, axes[0])
+    return figure
+
+
+def spectra(curves: Mapping[str, Sequence[float]], looks: Looks) -> "Figure":
+    """Plot the leading singular values of each method, on a logarithmic axis."""
+    figure, (axes,) = empty(3.0)
+    for method, values in curves.items():
+        axes.plot(range(1, len(values) + 1), values, label=method, markersize=3.5, linewidth=1.2, **looks[method])
+    axes.set(yscale="log", xlabel="number of the singular value", ylabel="singular value of B A")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    legend(figure, axes)
     return figure
 
 

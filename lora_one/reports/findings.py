@@ -10,9 +10,11 @@ import numpy
 from lora_one.reports.compare import Run
 from lora_one.reports.predictions import common_questions, correct_answers
 from lora_one.statistics.questions import bootstrap, mcnemar
-from lora_one.statistics.verdicts import NATS, POINTS, Unit, verdicts
+from lora_one.statistics.units import NATS, POINTS, Unit
+from lora_one.statistics.verdicts import verdicts
 
 LOSS, VALIDATION = "test loss", "validation loss"
+LOSSES = {LOSS: "test_loss", VALIDATION: "validation_loss"}  # figure -> field of a run
 Key = TypeVar("Key")
 
 
@@ -25,24 +27,26 @@ def findings(runs: Sequence[Run], baseline: str, evaluations: Sequence[str], los
     for figure in (*evaluations, loss):
         values = by_seed(runs, figure)
         if baseline in values:
-            judged = verdicts(values, baseline, unit_of(figure))
+            judged = verdicts(values, baseline, unit_of(runs, figure))
             part = {"figure": figure, "verdicts": [asdict(verdict) for verdict in judged]}
             part["questions"] = questions(runs, baseline, figure) if figure in evaluations else []
             found.append(part)
     return found
 
 
-def unit_of(figure: str) -> Unit:
-    """Return the unit of a figure: nats of a loss, percentage points of every other one."""
-    return NATS if figure.endswith("loss") else POINTS
+def unit_of(runs: Sequence[Run], figure: str) -> Unit:
+    """Return the unit of a figure: nats of a loss; of an evaluation, the unit that is part of its scores."""
+    if figure in LOSSES:
+        return NATS
+    units = [run.scores[figure]["unit"] for run in runs if "unit" in run.scores.get(figure, {})]
+    return Unit(**units[0]) if units else POINTS
 
 
 def by_seed(runs: Sequence[Run], figure: str, stage: str = "final") -> dict[str, dict[int, float]]:
     """Return method -> seed -> value of the runs in a stage, by default the trained chosen points."""
-    losses = {LOSS: "test_loss", VALIDATION: "validation_loss"}
     found: dict[str, dict[int, float]] = {}
     for run in runs:
-        value = getattr(run, losses[figure]) if figure in losses else run.scores.get(figure, {}).get("value")
+        value = getattr(run, LOSSES[figure]) if figure in LOSSES else run.scores.get(figure, {}).get("value")
         if run.stage == stage and run.error is None and value is not None:
             found.setdefault(run.method, {})[run.seed] = value
     return found

@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from statistics import mean
 from typing import Any
 
+from lora_one.files import read_lines
+from lora_one.records.folder import RunFolder
+
 Record = dict[str, Any]
 
 
-def measurements(record: Record, lines: Sequence[Record]) -> dict[str, Any]:
-    """Return the fields of ``compare.Run`` that a finished run measured itself.
-
-    record: its run.json.  lines: of its metrics.jsonl.
-    """
+def measurements(folder: RunFolder) -> dict[str, Any]:
+    """Return the fields of ``compare.Run`` that a finished run measured itself."""
+    record = folder.read()
     final, start, train = record["evaluation"].get("final", {}), record["init"], record["train"]
     return {
         "validation_loss": final.get("eval_loss"),
@@ -23,8 +24,9 @@ def measurements(record: Record, lines: Sequence[Record]) -> dict[str, Any]:
         "peak_memory_bytes": record.get("peak_memory_bytes"),
         "git_commit": record["provenance"]["git_commit"],
         "warnings": tuple(start.get("warnings", ())),
-        "history": tuple(history(lines)),
+        "history": tuple(history(read_lines(folder.metrics))),
         "start": start_figures(start),
+        "adapters": adapter_figures(read_lines(folder.path / "diagnostics.jsonl")),
         "identity": identity(record),
     }
 
@@ -74,14 +76,19 @@ def identity(record: Record) -> dict[str, Any]:
     }
 
 
-def angles(line: Record) -> dict[str, float]:
-    """Return the mean angle, in degrees, of a line of diagnostics.jsonl between the adapters and the gradient.
+def adapter_figures(lines: Sequence[Record]) -> dict[str, Any]:
+    """Return the figures of the adapters after training, from the last line of diagnostics.jsonl; {}: it has none.
 
-    The largest principal angle of each layer's B and A is averaged over the layers; {}: it has none.
+    spectrum: the leading singular values of B A, means over the layers.  B_angles, A_angles: the largest principal
+    angle to the gradient's leading singular vectors, in degrees, mean over the layers.
     """
-    found = {}
+    layers = list(lines[-1]["layers"].values()) if lines else []
+    spectra = [layer["BA_singular"] for layer in layers if layer.get("BA_singular")]
+    found: dict[str, Any] = {}
+    if spectra:
+        found["spectrum"] = [mean(values) for values in zip(*spectra, strict=False)]
     for name in ("B_angles", "A_angles"):
-        largest = [layer[name][-1] for layer in line["layers"].values() if layer.get(name)]
+        largest = [layer[name][-1] for layer in layers if layer.get(name)]
         if largest:
             found[name] = mean(largest)
     return found

@@ -1,14 +1,15 @@
 """Tests of two finished things: two configurations with their seeds, or two files of predictions."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from lora_one.errors import UsageError
 from lora_one.records.folder import RunFolder
 from lora_one.reports.findings import aligned, compared, question_sentence
+from lora_one.reports.scores import score_in
 from lora_one.statistics.shares import percent
-from lora_one.statistics.verdicts import NATS, POINTS, Unit, verdicts
+from lora_one.statistics.units import NATS, POINTS, Unit
+from lora_one.statistics.verdicts import verdicts
 
 VALIDATION = {"validation loss": ("eval_loss", NATS), "validation accuracy": ("eval_accuracy", POINTS)}
 
@@ -63,11 +64,11 @@ def evaluation_section(task: str, runs: Mapping[str, Mapping[int, RunFolder]], b
         for seed, folder in found.items():
             place = folder.path / "eval" / task
             if (place / "metrics.json").exists():
-                metrics = json.loads((place / "metrics.json").read_text())["metrics"]
-                values.setdefault(name, {})[seed] = next(iter(metrics.values()))
-                if (place / "predictions.jsonl").exists():
-                    files.setdefault(name, {})[seed] = place / "predictions.jsonl"
-    lines = section(task, values, baseline, NATS if task.startswith("loss-") else POINTS)
+                score = score_in(place)
+                values.setdefault(name, {})[seed] = score["value"]
+                if score["predictions"]:
+                    files.setdefault(name, {})[seed] = Path(score["predictions"])
+    lines = section(task, values, baseline, Unit(**score["unit"]))
     (method,) = set(runs) - {baseline}
     if len(files) == 2:
         flat = aligned({(name, seed): path for name, found in files.items() for seed, path in found.items()})

@@ -8,6 +8,7 @@ from typing import Any
 from lora_one.reports.compare import Run
 from lora_one.reports.figures import Drawing, looks_of
 from lora_one.reports.findings import LOSS, VALIDATION, by_seed, unit_of
+from lora_one.statistics.units import NATS, Unit
 from lora_one.statistics.verdicts import BETTER, WORSE
 
 Table = Sequence[Sequence[str]]
@@ -54,15 +55,21 @@ class Results:
         measured = [name for name in (*self.evaluations, LOSS, VALIDATION) if by_seed(self.runs, name)]
         return measured[0] if measured else LOSS
 
+    def unit(self, figure: str) -> Unit:
+        """Return the unit of a figure."""
+        return unit_of(self.runs, figure)
+
+    def titled(self, figure: str) -> str:
+        """Return the name of a figure with the unit of its values."""
+        return f"{figure} ({self.unit(figure).value_name})"
+
     def values(self, method: str, figure: str, stage: str = "final") -> list[float]:
         """Return a figure of a method's runs in a stage, one for each seed that has it."""
         return list(by_seed(self.of(method, stage), figure, stage).get(method, {}).values())
 
     def summary(self, method: str) -> str:
         """Return the main figure of a method, with the verdict if it is better or worse, and the published value."""
-        unit = unit_of(self.figure)
-        scale, digits = (unit.scale, unit.digits) if unit.higher else (1, 4)
-        text = spread(self.values(method, self.figure), scale, digits)
+        text = spread(self.values(method, self.figure), self.unit(self.figure))
         outcome = self.outcomes.get(method)
         text += f" ({outcome})" if outcome in (BETTER, WORSE) else ""
         published = self.published.get(self.figure, {}).get(method)
@@ -82,9 +89,8 @@ class Results:
         return {}
 
 
-def spread(values: Sequence[float], scale: float = 1, digits: int = 4) -> str:
-    """Return mean and standard deviation with this number of digits after the point; "-" without values."""
+def spread(values: Sequence[float], unit: Unit = NATS) -> str:
+    """Return mean and standard deviation, as numbers in a unit; "-" without values."""
     if not values:
         return "-"
-    scaled = [scale * value for value in values]
-    return f"{mean(scaled):.{digits}f}" + (f" +- {stdev(scaled):.{digits}f}" if len(scaled) > 1 else "")
+    return unit.number(mean(values)) + (f" +- {unit.number(stdev(values))}" if len(values) > 1 else "")

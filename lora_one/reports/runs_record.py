@@ -1,6 +1,5 @@
 """The record of the runs in a results folder, in the form of a comparison's, so that the same report is made of it."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -8,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from lora_one.errors import UsageError, nearest
-from lora_one.files import read_lines
 from lora_one.records.folder import RunFolder
 from lora_one.reports.compare import RATE, Run, method_row
 from lora_one.reports.findings import VALIDATION, findings
 from lora_one.reports.measurements import measurements
+from lora_one.reports.scores import score_in
 
 ACCURACY = "validation accuracy"
 NOT_SHOWN = {"seed", "results_dir", "overwrite"}  # configuration keys that do not distinguish methods
@@ -36,7 +35,9 @@ def records_of_runs(results: Path, baseline: str | None = None) -> dict[str, dic
     if baseline is not None and not any(method.startswith(baseline) for method in methods):
         raise UsageError(f"--baseline={baseline} is not a configuration of {results}; {nearest(baseline, methods)}")
     named = {"": next(iter(tasks.values()))} if len(tasks) == 1 else tasks
-    return {task: record_of(task or str(results), runs, baseline) for task, runs in named.items()}
+    return {
+        task: record_of(task or f"Runs in {results.resolve().name}", runs, baseline) for task, runs in named.items()
+    }
 
 
 def folders(results: Path) -> Iterator[RunFolder]:
@@ -56,7 +57,7 @@ def run_of(folder: RunFolder) -> Run:
     method = folder.path.parent.name
     if record["status"] == "failed":
         return Run(method, "final", point, seed, str(folder.path), record.get("error") or "no reason is known")
-    found = measurements(record, read_lines(folder.metrics))
+    found = measurements(folder)
     return Run(method, "final", point, seed, str(folder.path), scores=scores_of(folder, record), **found)
 
 
@@ -68,12 +69,8 @@ def scores_of(folder: RunFolder, record: Mapping[str, Any]) -> dict[str, dict[st
         found[ACCURACY] = {"value": final["eval_accuracy"], "predictions": None}
     for file in sorted((folder.path / "eval").rglob("metrics.json")):
         name = str(file.parent.relative_to(folder.path / "eval"))
-        metrics = json.loads(file.read_text())["metrics"]
         if not name.startswith("loss-"):
-            metric = next(iter(metrics))
-            predictions = file.with_name("predictions.jsonl")
-            path = str(predictions) if predictions.exists() else None
-            found[name] = {"value": metrics[metric], "metric": metric, "predictions": path}
+            found[name] = score_in(file.parent)
     return found
 
 

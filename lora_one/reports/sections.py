@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from lora_one.reports import figures
-from lora_one.reports.compare import RATE, cell, chosen_cell, mean_cell, percent_cell
+from lora_one.reports.compare import RATE, cell, chosen_cell, mean_cell, unit_cell, value_text
 from lora_one.reports.curves_and_costs import costs, courses, learning_rates, mechanism
 from lora_one.reports.fairness import fairness
 from lora_one.reports.figures import Drawing
-from lora_one.reports.findings import LOSS, VALIDATION, question_sentence, unit_of
+from lora_one.reports.findings import LOSS, VALIDATION, question_sentence
 from lora_one.reports.results import Results, Section, spread
 
 RESULTS, VERDICTS = "Results", "Verdicts"
@@ -26,7 +26,7 @@ def sections(record: Mapping[str, Any]) -> list[Section]:
 def verdicts(results: Results) -> Iterator[Section]:
     """Yield for each figure the sentence on each method, and a forest plot of the differences."""
     for number, part in enumerate(results.record["findings"]):
-        unit = unit_of(part["figure"])
+        unit = results.unit(part["figure"])
         rows = [
             figures.Difference(
                 verdict["method"],
@@ -59,22 +59,37 @@ def table(results: Results) -> Iterator[Section]:
     found = results.outcomes
     header = ["method", *titles, "seeds"]
     for name in results.evaluations:
-        header += [f"{name} (%)", *["published"] * (name in results.published)]
+        header += [results.titled(name), *["published"] * (name in results.published)]
     lines = [header + [*losses] + [f"verdict on {results.figure}"] * bool(found)]
     for row in results.rows:
         ends = dict(part.split("=") for part in row.get("edge", "").split())
         line = [row["method"], *(chosen_cell(row.get(key), ends.get(key)) for key in results.keys)]
         line.append(cell(row.get("seeds")))
         for name in results.evaluations:
-            line.append(percent_cell(row.get(f"{name}_mean"), row.get(f"{name}_sd")))
+            line.append(unit_cell(row.get(f"{name}_mean"), row.get(f"{name}_sd"), results.unit(name)))
             line += [results.published_cell(row["method"], name)] * (name in results.published)
         line += [mean_cell(row.get(f"{name}_mean"), row.get(f"{name}_sd")) for name in losses.values()]
         lines.append(line + [found.get(row["method"], "-")] * bool(found))
     notes = [f"{row['method']}: {' '.join(row['note'].split())}" for row in results.rows if row["note"]]
-    text = ["Mean +- sample standard deviation over the seeds. (lowest), (highest), (only): place in the values tried."]
+    text = [*protocol(results), "Mean +- sample standard deviation over the seeds."]
+    if any(row.get("edge") for row in results.rows):
+        text[-1] += " (lowest), (highest), (only): place in the values tried."
     if results.published:
         text.append(f"Published: {results.source}")
     yield Section(RESULTS, text, notes, lines)
+
+
+def protocol(results: Results) -> list[str]:
+    """Return how the methods were tuned and tested, [] for runs that no comparison has done."""
+    asked = results.record["comparison"]
+    if not asked.get("tuning_seeds"):
+        return []
+    tuning, seeds = (", ".join(map(str, asked[key])) for key in ("tuning_seeds", "seeds"))
+    found = (
+        f"Each method ran every point of its grid with seed {tuning}, then the point with the lowest validation loss "
+    )
+    found += f"with seeds {seeds}. "
+    return [found + "The test examples were used for neither training nor choosing, and only at the chosen points."]
 
 
 def questions(results: Results) -> Iterator[Section]:
@@ -96,13 +111,13 @@ def steps(results: Results) -> Iterator[Section]:
         return
     header = ["method", "test loss pretrained", "after the start", "after training"]
     for name in results.evaluations:
-        header += [f"{name} (%) after the start", "after training"]
+        header += [f"{results.titled(name)} after the start", "after training"]
     lines = [header]
     for method in results.methods:
         line = [method, cell(before[method])]
         line += [spread(results.values(method, LOSS, stage)) for stage in ("start", "final")]
         for name in results.evaluations:
-            line += [spread(results.values(method, name, stage), 100, 1) for stage in ("start", "final")]
+            line += [spread(results.values(method, name, stage), results.unit(name)) for stage in ("start", "final")]
         lines.append(line)
     text = ["After the start: the same run without training. Mean +- sample standard deviation over the seeds."]
     yield Section("From the pretrained model to the trained one", text, table=lines)
@@ -157,10 +172,13 @@ def provenance(results: Results) -> Iterator[Section]:
     counts = record.get("test", {}).get("counts")
     if counts:
         lines.append(["test data", f"{counts['examples']} examples, {counts['tokens']} tokens with a loss"])
+        if counts.get("seen"):
+            reason = record["comparison"]["overlap"]
+            lines.append(["test examples that are also training or validation examples", f"{counts['seen']}: {reason}"])
     yield Section("Origin", table=lines)
     runs = [["method", "stage", *results.keys, "seed", "folder"]]
     for run in results.runs:
-        values = [f"{run.point[key]:g}" if isinstance(run.point.get(key), float) else "-" for key in results.keys]
+        values = [value_text(run.point[key]) if key in run.point else "-" for key in results.keys]
         runs.append([run.method, run.stage, *values, str(run.seed), run.path or "-"])
     yield Section("Runs", table=runs, folded=True)
 

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from lora_one.runs.sweep import FAILURE, run_command
 
 if TYPE_CHECKING:
     from lora_one.runs.comparison_file import Comparison
+    from lora_one.runs.comparison_runners import Runner
 
 DESCRIPTION = """\
 Compare methods in one table: tune each over its grid, then run it with several seeds, as runs of their own.
@@ -52,7 +54,9 @@ def parser() -> argparse.ArgumentParser:
     add("--task", action="append", metavar="TASK", help="run only this task of the file (may be repeated)")
     add("--only", action="append", metavar="METHOD", help="run only this method (may be repeated)")
     add("--output", type=Path, help="folder of the table (default: results/comparisons/<name of the file>)")
-    add("--threads", type=int, help="torch threads (default: chosen by torch)")
+    add("--threads", type=int, help="torch threads of a run (default: chosen by torch; with --jobs: all cores shared)")
+    add("--jobs", type=int, metavar="N", help="runs side by side on this machine, instead of the file's (default: 1)")
+    add("--launcher", choices=["slurm"], help="submit the runs as arrays of SLURM jobs; see the key slurm of the file")
     add(
         "--runs",
         nargs=2,
@@ -97,7 +101,6 @@ def compare(options: argparse.Namespace) -> int:
     from lora_one.runs import comparison, comparison_file
     from lora_one.runs.comparison_evaluations import folder_name
     from lora_one.runs.composition import compose
-    from lora_one.runs.experiment import execute
 
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -110,20 +113,41 @@ def compare(options: argparse.Namespace) -> int:
     title = tasks[next(iter(tasks))].title.partition(":")[0]
     records = {}
     for task, chosen in tasks.items():
-        records[task] = comparison.compare(chosen, compose, execute, output / folder_name(task))
+        place = output / folder_name(task)
+        records[task] = comparison.compare(chosen, compose, runner_of(chosen, place, options.threads), place)
         report = pages.write_report(title, records, output)
         print(f"\n{pages.printed(records[task])}\nreport: {report.with_suffix('.html')}")
     return FAILURE if any(map(comparison.failed, records.values())) else 0
 
 
+def runner_of(chosen: "Comparison", output: Path, threads: int | None) -> "Runner":
+    """Return what does the runs: this process, others beside it, or SLURM. Raises UsageError: submitit is missing."""
+    from lora_one.runs.comparison_file import slurm_defaults
+    from lora_one.runs.comparison_runners import InThisProcess
+    from lora_one.runs.comparison_workers import SideBySide, SlurmArray
+    from lora_one.runs.experiment import execute
+
+    if chosen.launcher == "slurm":
+        if not importlib.util.find_spec("submitit"):
+            raise UsageError("launcher=slurm needs submitit: pip install 'lora-one[slurm]'")
+        return SlurmArray(output, slurm_defaults() | chosen.slurm)
+    return InThisProcess(execute) if chosen.jobs == 1 else SideBySide(output, chosen.jobs, threads)
+
+
 def chosen_tasks(tasks: dict[str, "Comparison"], options: argparse.Namespace) -> dict[str, "Comparison"]:
-    """Return the tasks to run, with the overrides of the command. Raises UsageError: an unknown task or method."""
+    """Return the tasks to run, with the options of the command. Raises UsageError: one of them is not valid."""
+    from lora_one.runs.comparison_file import check_launcher
+
     for name in options.task or ():
         if name not in tasks or not name:
             raise UsageError(
                 f"--task={name} is not a task of this comparison; {nearest(name, [t for t in tasks if t])}"
             )
-    chosen = {name: tasks[name] for name in options.task or tasks}
+    given = {"jobs": options.jobs, "launcher": options.launcher}
+    given = {key: value for key, value in given.items() if value is not None}
+    chosen = {name: dataclasses.replace(tasks[name], **given) for name in options.task or tasks}
+    for task in chosen.values():
+        check_launcher(task)
     return {
         name: dataclasses.replace(
             task, common=[*task.common, *options.overrides], test=[*task.test, *options.test]

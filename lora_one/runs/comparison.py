@@ -5,66 +5,62 @@ evaluated only for the best points: without adapters, at the start (the same run
 training. Finished runs are not run again, so an interrupted comparison continues where it stopped.
 """
 
-import gc
-import sys
-import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lora_one.config import RunConfig
 from lora_one.data import load_dataset
 from lora_one.data.encoders import encoder_for
-from lora_one.errors import RunError, UsageError
+from lora_one.errors import UsageError
 from lora_one.evaluation.held_out import HeldOut
-from lora_one.files import read_lines
-from lora_one.records.folder import RunFolder
 from lora_one.reports import compare as table
 from lora_one.reports.compare import Point, Run
-from lora_one.reports.measurements import measurements
-from lora_one.runs.comparison_evaluations import scores_of
-from lora_one.runs.comparison_file import Comparison, Evaluation
+from lora_one.runs.comparison_file import Comparison
 from lora_one.runs.comparison_jobs import Compose, Job, Jobs, start_of
 from lora_one.runs.comparison_record import save
+from lora_one.runs.comparison_runners import Runner, finished, held_out_of
 
-Execute = Callable[[RunConfig], object]
-
-
-@dataclass(frozen=True)
-class Measures:
-    """What is measured of the chosen points: the loss on the test split, and the scores of the evaluations."""
-
-    held_out: HeldOut
-    evaluations: Mapping[str, Evaluation]
-
-    def __call__(self, folder: RunFolder) -> dict[str, Any]:
-        """Return the fields of ``Run`` that are measured after a run."""
-        return {
-            "test_loss": self.held_out(folder.path / "eval", folder.trained),
-            "scores": scores_of(folder, self.evaluations),
-        }
+RunSome = Callable[[Sequence[Job]], Sequence[Run | None]]
 
 
-def compare(comparison: Comparison, compose: Compose, execute: Execute, output: Path) -> dict[str, Any]:
+@dataclass
+class Tuning:
+    """The tuning of one method so far: its points, the jobs at them, and what the finished ones measured."""
+
+    points: list[Point] = field(default_factory=list)
+    jobs: list[Job] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
+    complete: bool = True  # every job at these points has been run
+
+    @property
+    def chosen(self) -> Point | None:
+        """Return the best point; None: there is none, or jobs are missing."""
+        return table.choose(self.points, self.runs) if self.complete else None
+
+
+def compare(comparison: Comparison, compose: Compose, runner: Runner, output: Path) -> dict[str, Any]:
     """Do all unfinished runs; write comparison.json and .csv to ``output``, and return the content of the former.
 
+    All methods are tuned first, then their best points run with every seed, then the same without training.
     A failed run is listed in the table and does not stop the others.
     Raises UsageError: the whole comparison is not possible.
     """
     jobs = Jobs(comparison, compose)
-    held_out = held_out_data(comparison, jobs)
+    held_out = held_out_data(jobs)
     pretrained = held_out(output / "eval")
-    runs: list[Run] = []
-    rows = []
-    for method in comparison.methods:
-        tuning, done, points = tuned(jobs, method, lambda job: attempt(job, execute))
-        chosen = table.choose(points, done)
-        if chosen is not None:
-            measure = Measures(held_out, comparison.evaluations)
-            done += measured(jobs.final(tuning, chosen), execute, measure)
+    runner.begin(jobs, *to_do(jobs))
+    tunings = tuned(jobs, lambda planned: runner.run(planned, measured=False))
+    final = [job for method in tunings for job in final_jobs(jobs, method, tunings[method])]
+    trained = runner.run(final, measured=True)
+    starts = [start_of(job) for job, run in zip(final, trained, strict=True) if run.error is None]
+    measured = [*trained, *runner.run(starts, measured=True)]
+    rows, runs = [], []
+    for method, tuning in tunings.items():
+        done = [*tuning.runs, *(run for run in measured if run.method == method)]
+        evaluations = list(comparison.evaluations)
+        rows.append(table.method_row(method, done, tuning.chosen, tuning.points, pretrained, evaluations))
         runs += done
-        rows.append(table.method_row(method, done, chosen, points, pretrained, list(comparison.evaluations)))
     rows += [table.absent_row(method, reason) for method, reason in comparison.not_run.items()]
     return save(comparison, held_out, runs, rows, output)
 
@@ -75,35 +71,42 @@ def failed(record: Mapping[str, Any]) -> bool:
     return any(part.get("error") is not None for part in [*record["runs"], *scores])
 
 
-def tuned(jobs: Jobs, method: str, run: Callable[[Job], Run | None]) -> tuple[list[Job], list[Run], list[Point]]:
-    """Run every point of a method's grid, then the rounds of ``refine``; return its jobs, runs and points.
+def tuned(jobs: Jobs, run: RunSome) -> dict[str, Tuning]:
+    """Run every point of every method's grid, then the rounds of ``refine``; return method -> its tuning.
 
-    run: None for a job that is not finished and is not to be run, which ends the tuning.
+    run: returns one result for each job; None: it is not finished and is not to be run, which ends the tuning.
     """
-    points: list[Point] = []
-    tuning: list[Job] = []
-    done: list[Run] = []
-    new = table.grid_points(jobs.comparison.grid_of(method))
-    for left in range(jobs.comparison.refine, -1, -1):
-        points += new
-        planned = jobs.tuning(method, new)
-        tuning += planned
-        found = [run(job) for job in planned]
-        done += [one for one in found if one is not None]
-        best = table.choose(points, done)
-        if None in found or best is None or left == 0:
-            break
-        new = table.further_points(points, best)
-    return tuning, done, points
+    comparison = jobs.comparison
+    tunings = {method: Tuning() for method in comparison.methods}
+    new = {method: table.grid_points(comparison.grid_of(method)) for method in comparison.methods}
+    for left in range(comparison.refine, -1, -1):
+        planned = [job for method, points in new.items() for job in jobs.tuning(method, points)]
+        found = run(planned)
+        for method, points in new.items():
+            own = [(job, one) for job, one in zip(planned, found, strict=True) if job.method == method]
+            tuning = tunings[method]
+            tuning.points += points
+            tuning.jobs += [job for job, _ in own]
+            tuning.runs += [one for _, one in own if one is not None]
+            tuning.complete = all(one is not None for _, one in own)
+        if left:
+            best = {method: tunings[method].chosen for method in new}
+            new = {name: table.further_points(tunings[name].points, point) for name, point in best.items() if point}
+    return tunings
 
 
-def held_out_data(comparison: Comparison, jobs: Jobs) -> HeldOut:
+def final_jobs(jobs: Jobs, method: str, tuning: Tuning) -> list[Job]:
+    """Return the jobs of a method's best point with every seed; [] if it has none."""
+    return jobs.final(method, tuning.chosen) if tuning.chosen is not None else []
+
+
+def held_out_data(jobs: Jobs) -> HeldOut:
     """Return the test split, on which the reported loss is computed.
 
     Raises UsageError: a test example is also a training or validation example, or there are no validation examples.
     """
     run = jobs.shared
-    held_out = HeldOut(run, jobs.compose([*comparison.common, *comparison.test]).dataset, comparison.test_examples)
+    held_out = held_out_of(jobs)
     splits = load_dataset(run.dataset, encoder_for(run.model, run.dataset), run.model.max_length)
     if not splits.validation:
         raise UsageError(
@@ -111,81 +114,74 @@ def held_out_data(comparison: Comparison, jobs: Jobs) -> HeldOut:
         )
     seen = {example.prompt for example in [*splits.train_texts, *splits.validation_texts]}
     known = sum(example.prompt in seen for example in held_out.texts)
-    if known:
+    if known and jobs.comparison.overlap is None:
         raise UsageError(
             f"{known} of the {len(held_out.texts)} test examples are also training or validation examples: select "
-            "other data in test, for example dataset.path=<test file>"
+            "other data in test, for example dataset.path=<test file>, or say in overlap: <reason> why they may be, "
+            "which is printed with the results"
         )
+    held_out.counts["seen"] = known
     return held_out
-
-
-def measured(final: Sequence[Job], execute: Execute, measure: Measures) -> list[Run]:
-    """Run each job with and without training, and measure both."""
-    runs = []
-    for job in final:
-        runs.append(attempt(job, execute, measure))
-        if runs[-1].error is None:
-            runs.append(attempt(start_of(job), execute, measure))
-    return runs
-
-
-def attempt(job: Job, execute: Execute, measure: Measures | None = None) -> Run:
-    """Run a job unless it is finished; return its measurements or its error."""
-    error, found = job.error, {}
-    if error is None:
-        try:
-            if not job.finished:
-                print(f"\n== {job}: {job.folder.path}", flush=True)
-                execute(job.config)
-                gc.collect()  # a Trainer and its model reference each other; free them before the next run
-            found = measure(job.folder) if measure else {}
-        except (UsageError, RunError) as failure:
-            error = str(failure)
-        except Exception as failure:  # a bug, here or in a library: print where, and continue with the next run
-            traceback.print_exc()
-            error = f"{type(failure).__name__}: {failure}"
-    if error is not None:
-        print(f"failed: {job}: {error}", file=sys.stderr, flush=True)
-        path = str(job.folder.path) if job.folder else None
-        return Run(job.method, job.stage, job.point, job.seed, path, error)
-    return finished(job, **found)
-
-
-def finished(job: Job, **of_test_data: Any) -> Run:
-    """Return a finished run with its measurements. of_test_data: the fields that ``Measures`` returns."""
-    found = measurements(job.folder.read(), read_lines(job.folder.metrics))
-    return Run(job.method, job.stage, job.point, job.seed, str(job.folder.path), **found, **of_test_data)
 
 
 def plan(comparison: Comparison, compose: Compose) -> str:
     """List the runs that are known so far and estimate the remaining time, without running anything."""
     jobs = Jobs(comparison, compose)
     lines = []
-    trained = untrained = 0  # numbers of runs still to do
-    for method in comparison.methods:
-        known, done, points = tuned(jobs, method, lambda job: finished(job) if job.finished else None)
-        whole = len(table.grid_points(comparison.grid_of(method))) + 2 * comparison.refine
-        rest = (whole - len(points)) * len(comparison.tuning_seeds)  # points that depend on runs still to do
-        if all(job.finished for job in known) and not rest:
-            chosen = table.choose(points, done)
-            final = jobs.final(known, chosen)
-            known += final + [start_of(job) for job in final if job.finished]
-            untrained += sum(not job.finished for job in final)
-        elif not any(job.error for job in known):
+    for method, tuning in tuned(jobs, found_already).items():
+        known = [*tuning.jobs, *later_jobs(jobs, method, tuning)]
+        rest = further_runs(comparison, tuning)
+        if tuning.chosen is None and not any(job.error for job in known):
             further = len(set(comparison.seeds) - set(comparison.tuning_seeds))
-            starts = len(comparison.seeds)
             rounds = f"then {rest} runs at further learning rates, " * bool(rest)
+            starts = len(comparison.seeds)
             lines.append(
                 f"{method}: {rounds}then the best point (further seeds: {further}, runs without training: {starts})"
             )
-            trained, untrained = trained + further + rest, untrained + starts
         lines += [describe(job) for job in known]
-        missing = [job.stage for job in known if job.error is None and not job.finished]
-        trained, untrained = trained + len(missing) - missing.count("start"), untrained + missing.count("start")
     lines += [f"{method}: not run yet: {reason}" for method, reason in comparison.not_run.items()]
+    trained, untrained = to_do(jobs)
     rate = comparison.seconds_per_run
     time = f", about {trained * rate / 60:.0f} minutes ({rate:g} s per run with training)" if rate is not None else ""
     return "\n".join([*lines, f"to do: {trained} runs with training and {untrained} without{time}"])
+
+
+def to_do(jobs: Jobs) -> tuple[int, int]:
+    """Return how many runs with and without training are left, those included whose point is not known yet."""
+    comparison = jobs.comparison
+    trained = untrained = 0
+    for method, tuning in tuned(jobs, found_already).items():
+        trained += sum(not job.finished for job in tuning.jobs if job.error is None)
+        if any(job.error for job in tuning.jobs):
+            continue
+        trained += further_runs(comparison, tuning)
+        if tuning.chosen is None or further_runs(comparison, tuning):
+            trained += len(set(comparison.seeds) - set(comparison.tuning_seeds))
+            untrained += len(comparison.seeds)
+            continue
+        final = final_jobs(jobs, method, tuning)
+        trained += sum(not job.finished for job in final)
+        untrained += sum(not (job.finished and start_of(job).finished) for job in final)
+    return trained, untrained
+
+
+def found_already(planned: Sequence[Job]) -> list[Run | None]:
+    """Return the finished ones of the jobs, None for the others."""
+    return [finished(job) if job.finished else None for job in planned]
+
+
+def further_runs(comparison: Comparison, tuning: Tuning) -> int:
+    """Return the number of tuning runs at points that depend on runs still to do."""
+    whole = len(table.grid_points(comparison.grid_of(tuning.jobs[0].method))) + 2 * comparison.refine
+    return (whole - len(tuning.points)) * len(comparison.tuning_seeds)
+
+
+def later_jobs(jobs: Jobs, method: str, tuning: Tuning) -> Iterator[Job]:
+    """Yield the jobs after the tuning whose configuration is known."""
+    if not further_runs(jobs.comparison, tuning):
+        final = final_jobs(jobs, method, tuning)
+        yield from final
+        yield from (start_of(job) for job in final if job.finished)
 
 
 def describe(job: Job) -> str:

@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_one.errors import RunError, UsageError, nearest
+from lora_one.errors import RunError, UsageError
 from lora_one.evaluation.command import evaluate
 from lora_one.records.folder import RunFolder
+from lora_one.reports.scores import score_in
 from lora_one.runs.comparison_file import Evaluation
-
-COUNTS = {"answers": "total", "unparsed": "unparsed", "cut": "cut_off"}  # of a score -> of metrics.json
 
 
 def scores_of(folder: RunFolder, evaluations: Mapping[str, Evaluation]) -> dict[str, dict[str, Any]]:
@@ -28,23 +27,57 @@ def scores_of(folder: RunFolder, evaluations: Mapping[str, Evaluation]) -> dict[
     return found
 
 
-def score_of(folder: RunFolder, name: str, evaluation: Evaluation) -> dict[str, Any]:
-    """Return one evaluation: value, metric, path of predictions.jsonl, and the counts of the answers.
+def epoch_scores(folder: RunFolder, evaluations: Mapping[str, Evaluation]) -> dict[str, dict[str, float]]:
+    """Return name -> epoch -> value of what model.keep_epochs=true has kept, without the end of the training.
 
-    answers: their number; unparsed, cut: of those without a readable answer, and ended by the limit of new tokens.
-    Raises UsageError, RunError.
+    An evaluation that fails is left out; ``scores_of`` names it.
     """
-    output = folder_of(folder, name, evaluation)
+    kept = epochs_before_the_end(folder)
+    found: dict[str, dict[str, float]] = {}
+    for name, evaluation in evaluations.items():
+        try:
+            for epoch in kept:
+                output = folder_of(folder, name, evaluation) / "epochs" / epoch.name
+                found.setdefault(name, {})[epoch.name] = score_of_model(epoch, output, evaluation)["value"]
+        except (UsageError, RunError):
+            found.pop(name, None)
+    return found
+
+
+def epochs_before_the_end(folder: RunFolder) -> list[Path]:
+    """Return the folders of the kept epochs, in their order, without that of the last step."""
+    if not folder.epochs.exists():
+        return []
+    kept = sorted(
+        (place for place in folder.epochs.iterdir() if place.name.isdigit()), key=lambda place: int(place.name)
+    )
+    return [place for place in kept if int(place.name) != folder.read()["config"]["model"]["epochs"]]
+
+
+def scored(folder: RunFolder, evaluations: Mapping[str, Evaluation]) -> bool:
+    """Return whether every evaluation of a run and its kept epochs has finished."""
+    places = ["", *(f"epochs/{place.name}" for place in epochs_before_the_end(folder))]
+    return all(
+        (folder_of(folder, *entry) / place / "metrics.json").exists()
+        for entry in evaluations.items()
+        for place in places
+    )
+
+
+def score_of(folder: RunFolder, name: str, evaluation: Evaluation) -> dict[str, Any]:
+    """Return the score of one evaluation of a run, see ``score_of_model``."""
+    return score_of_model(folder.trained, folder_of(folder, name, evaluation), evaluation)
+
+
+def score_of_model(model: Path, output: Path, evaluation: Evaluation) -> dict[str, Any]:
+    """Return the score of an adapter or a whole model, see ``score_in``; it is evaluated unless that has finished.
+
+    output: the folder of the results.  Raises UsageError, RunError.
+    """
     if not (output / "metrics.json").exists():
-        model = ("--model_name", folder.merged) if folder.trained == folder.merged else ("--adapter", folder.trained)
-        evaluate(evaluation.benchmark, [*evaluation.options, "=".join(map(str, model)), f"--output_dir={output}"])
-    report = json.loads((output / "metrics.json").read_text())
-    metrics, counts = report["metrics"], report["counts"] | report.get("remarks", {})
-    metric = evaluation.metric or next(iter(metrics))
-    if metric not in metrics:
-        raise UsageError(f"{evaluation.benchmark} reports no metric {metric}; {nearest(metric, metrics)}")
-    found = {"value": metrics[metric], "metric": metric, "predictions": str(output / "predictions.jsonl")}
-    return found | {name: counts.get(key) for name, key in COUNTS.items()}
+        option = "--adapter" if (model / "adapter_config.json").exists() else "--model_name"
+        evaluate(evaluation.benchmark, [*evaluation.options, f"{option}={model}", f"--output_dir={output}"])
+    return score_in(output, evaluation.metric)
 
 
 def folder_of(folder: RunFolder, name: str, evaluation: Evaluation) -> Path:

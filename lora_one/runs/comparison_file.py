@@ -9,14 +9,15 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import YAMLError, safe_load
 
 from lora_one.config import refuse_unknown, unknown_key
+from lora_one.config.defaults import configuration_folder
 from lora_one.errors import UsageError, nearest
 from lora_one.evaluation import BENCHMARKS
 from lora_one.evaluation.command import parser_of
 from lora_one.evaluation.options import parsed
-from lora_one.reports.compare import RATE, Grid, grid_points
+from lora_one.reports.compare import RATE, Grid, grid_points, is_number
 from lora_one.runs.comparison_keys import EXAMPLE, joined, small_trial
 from lora_one.runs.published_values import Published, check_published, published_of
 
@@ -73,9 +74,9 @@ class Comparison:
     test_examples: int  # number of test examples, the first ones of the test data
     tuning_seeds: list[int]
     seeds: list[int]
-    grid: dict[str, list[float]]  # key -> values, for every method
+    grid: dict[str, list[Any]]  # key -> values, for every method
     methods: dict[str, list[str]]  # name -> overrides
-    own_grid: dict[str, dict[str, list[float]]] = field(
+    own_grid: dict[str, dict[str, list[Any]]] = field(
         default_factory=dict
     )  # method -> keys that replace or extend its grid
     not_run: dict[str, str] = field(default_factory=dict)  # name -> reason why the method was not run
@@ -84,6 +85,10 @@ class Comparison:
     published: Published | None = None  # values of a paper, for columns beside the evaluations
     refine: int = 0  # rounds of two further learning rates each, for every method; see reports.compare.further_points
     unequal_budgets: str | None = None  # the reason why methods are tuned over different numbers of points
+    overlap: str | None = None  # the reason why test examples may be training or validation examples too
+    jobs: int = 1  # runs side by side on this machine
+    launcher: str | None = None  # slurm: the runs of a stage are an array of SLURM jobs
+    slurm: dict[str, Any] = field(default_factory=dict)  # keys of conf/hydra/launcher/slurm.yaml
     seconds_per_run: float | None = None  # measured time of a run with training, for the estimate of a dry run
 
     def grid_of(self, method: str) -> Grid:
@@ -201,6 +206,7 @@ def check_comparison(comparison: Comparison) -> None:
         if comparison.refine and len(comparison.grid_of(name).get(RATE, [])) < 2:
             raise UsageError(f"refine={comparison.refine} needs at least two values of {RATE} in the grid of {name}")
     check_budgets(comparison)
+    check_launcher(comparison)
     if comparison.baseline is not None and comparison.baseline not in comparison.methods:
         known = nearest(comparison.baseline, comparison.methods)
         raise UsageError(f"baseline={comparison.baseline} is not a method of this comparison; {known}")
@@ -210,11 +216,12 @@ def check_comparison(comparison: Comparison) -> None:
 
 
 def check_grid(comparison: Comparison, method: str) -> None:
-    """Check a method's grid. Raises UsageError: not lists of different numbers, or not as long as those of others."""
+    """Check a method's grid. Raises UsageError: not lists of different values, or not as long as those of others."""
     for key, values in comparison.grid_of(method).items():
-        numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
-        if not numbers or not values or len(set(values)) < len(values):
-            raise UsageError(f"grid of {method}: {key}={values!r} must be a list of different numbers")
+        if not isinstance(values, list) or not values or len(set(map(str, values))) < len(values):
+            raise UsageError(f"grid of {method}: {key}={values!r} must be a list of different values")
+        if key == RATE and not all(is_number(value) for value in values):
+            raise UsageError(f"grid of {method}: {key}={values!r} must be a list of numbers")
         if is_same_for_all(key):
             raise UsageError(f"grid of {method}: {key} must be the same for every method; move it to common")
         shared = comparison.grid.get(key, values)
@@ -234,6 +241,29 @@ def check_budgets(comparison: Comparison) -> None:
             f"{most} is tuned over {points[most]} points and {least} over {points[least]}: give every method the same "
             "number, or say in unequal_budgets: <reason> why they differ, which is printed with the table"
         )
+
+
+def check_launcher(comparison: Comparison) -> None:
+    """Raise UsageError if jobs, launcher or slurm is not valid."""
+    if type(comparison.jobs) is not int or comparison.jobs < 1:
+        raise UsageError(f"jobs={comparison.jobs!r} must be a number of runs side by side, 1 or more")
+    if comparison.launcher not in (None, "slurm"):
+        raise UsageError(f"launcher={comparison.launcher!r} is not a launcher; valid: slurm")
+    if comparison.launcher and comparison.jobs > 1:
+        raise UsageError(
+            f"jobs={comparison.jobs} and launcher={comparison.launcher} exclude each other: set "
+            "slurm.array_parallelism=<number> instead of jobs"
+        )
+    known = slurm_defaults()
+    for key in comparison.slurm:
+        if key not in known:
+            raise unknown_key(f"slurm.{key}", known)
+
+
+def slurm_defaults() -> dict[str, Any]:
+    """Return the parameters of conf/hydra/launcher/slurm.yaml."""
+    content = safe_load((configuration_folder() / "hydra/launcher/slurm.yaml").read_text())
+    return {key: value for key, value in content.items() if key not in ("_target_", "submitit_folder")}
 
 
 def check_evaluation(name: str, evaluation: Evaluation) -> None:

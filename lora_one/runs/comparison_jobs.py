@@ -7,7 +7,7 @@ from lora_one.config import RunConfig
 from lora_one.config.rules import flatten
 from lora_one.errors import UsageError
 from lora_one.records.folder import RunFolder, locate
-from lora_one.reports.compare import Point
+from lora_one.reports.compare import Point, is_number, value_text
 from lora_one.runs.comparison_file import Comparison, is_same_for_all
 
 Compose = Callable[[Sequence[str]], RunConfig]
@@ -32,7 +32,7 @@ class Job:
         return self.folder is not None and self.folder.finished
 
     def __str__(self) -> str:
-        values = "".join(f", {key.rpartition('.')[2]} {value:g}" for key, value in self.point.items())
+        values = "".join(f", {key.rpartition('.')[2]} {value_text(value)}" for key, value in self.point.items())
         return f"{self.method}{values}, seed {self.seed}" + (", start" if self.stage == "start" else "")
 
 
@@ -42,6 +42,7 @@ class Jobs:
     def __init__(self, comparison: Comparison, compose: Compose):
         self.comparison, self.compose = comparison, compose
         self.shared = compose(comparison.common)
+        self.configurations: dict[tuple[str, str], RunConfig] = {}
         for key, instead in FORBIDDEN.items():
             if getattr(self.shared, key):
                 raise UsageError(f"{key}=true is not allowed in a comparison: {instead}")
@@ -51,7 +52,9 @@ class Jobs:
 
         Raises UsageError: it is not valid, or its data, amount of training or evaluation differ from the others'.
         """
-        values = [f"{key}={value}" for key, value in point.items()]
+        values = [
+            f"{key}={value!r}" if is_number(value) else f"{key}={value_text(value)}" for key, value in point.items()
+        ]
         run = self.compose([*self.comparison.common, *self.comparison.methods[method], *values])
         given, shared = flatten(run), flatten(self.shared)
         for key in sorted(given.keys() | shared.keys()):
@@ -68,17 +71,23 @@ class Jobs:
         for point in points:
             seeds = self.comparison.tuning_seeds
             try:
-                run = self.configured(method, point)
-                jobs += [job_of(method, "tuning", point, replace(run, seed=seed)) for seed in seeds]
+                jobs += [self.at(method, "tuning", point, seed) for seed in seeds]
             except UsageError as error:
                 jobs += [Job(method, "tuning", point, seed, error=str(error)) for seed in seeds]
         return jobs
 
-    def final(self, tuning: Sequence[Job], chosen: Point) -> list[Job]:
-        """Return the jobs of the chosen grid point with every seed."""
-        job = next(job for job in tuning if job.point == chosen)
-        seeds = self.comparison.seeds
-        return [job_of(job.method, "final", chosen, replace(job.config, seed=seed)) for seed in seeds]
+    def final(self, method: str, chosen: Point) -> list[Job]:
+        """Return the jobs of the chosen grid point with every seed. Raises UsageError: it is not valid."""
+        return [self.at(method, "final", chosen, seed) for seed in self.comparison.seeds]
+
+    def at(self, method: str, stage: str, point: Point, seed: int) -> Job:
+        """Return one job; that of the stage ``start`` exists after the final one has finished. Raises UsageError."""
+        if stage == "start":
+            return start_of(self.at(method, "final", point, seed))
+        key = (method, str(point))
+        if key not in self.configurations:
+            self.configurations[key] = self.configured(method, point)
+        return job_of(method, stage, point, replace(self.configurations[key], seed=seed))
 
 
 def job_of(method: str, stage: str, point: Point, run: RunConfig) -> Job:

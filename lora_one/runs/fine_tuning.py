@@ -35,7 +35,9 @@ def fine_tune(parts: RunParts, model: nn.Module, tracker: Tracker) -> None:
     losses = [line["loss"] for line in lines if "loss" in line]
     evaluations = folder.read()["evaluation"]
     folder.update(
-        train=done | first_and_last(losses), evaluation=evaluations | {"final": final}, peak_memory_bytes=peak
+        train=done | first_and_last(losses) | {"processes": Processes.current().count},
+        evaluation=evaluations | {"final": final},
+        peak_memory_bytes=peak,
     )
 
 

@@ -6,7 +6,7 @@ the start for every method. The seeds are the sample; the questions of the test 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import isnan, sqrt
 
 import numpy
 from scipy import optimize, stats
@@ -67,15 +67,16 @@ def power(difference: float, sd: float, n: int, alpha: float) -> float:
     """Return the probability that the t test finds this true difference: noncentral t, two-sided at level alpha."""
     critical = stats.t.ppf(1 - alpha / 2, n - 1)
     shift = difference * sqrt(n) / sd
-    return float(stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift))
+    wrong_side = stats.nct.cdf(-critical, n - 1, shift)  # at most Phi(-shift); scipy gives nan where it is below 1e-14
+    return float(stats.nct.sf(critical, n - 1, shift) + (0.0 if isnan(wrong_side) else wrong_side))
 
 
 def detectable(sd: float, n: int, alpha: float) -> float:
     """Return the smallest true difference that n seeds find with probability POWER, at level alpha."""
-    high = sd
-    while power(high, sd, n, alpha) < POWER:
+    high = 1.0  # in units of sd, like everything here
+    while power(high, 1.0, n, alpha) < POWER:
         high *= 2
-    return float(optimize.brentq(lambda difference: power(difference, sd, n, alpha) - POWER, 0, high))
+    return sd * float(optimize.brentq(lambda difference: power(difference, 1.0, n, alpha) - POWER, 0, high))
 
 
 def seeds_for(difference: float, sd: float, alpha: float) -> int | None:

@@ -4,30 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lora_one.statistics.seeds import MIN_SEEDS, SeedTest, detectable, interval, paired, seeds_for
+from lora_one.statistics.units import Unit
 
 ALPHA = 0.05  # family-wise, over all methods of a comparison
 BETTER, WORSE, NO_DIFFERENCE, NOT_TESTED = "better", "worse", "no difference shown", "not tested"
-
-
-@dataclass(frozen=True)
-class Unit:
-    """How a figure is printed. scale: factor before printing, digits: after the point; higher: whether more is better.
-
-    >>> POINTS.text(0.0123), NATS.text(-0.5)
-    ('+1.2 points', '-0.5000 nats')
-    """
-
-    name: str
-    scale: float
-    digits: int
-    higher: bool
-
-    def text(self, value: float, sign: str = "+") -> str:
-        return f"{value * self.scale:{sign}.{self.digits}f} {self.name}"
-
-
-POINTS = Unit("points", 100, 1, higher=True)  # shares of correct answers, in percentage points
-NATS = Unit("nats", 1, 4, higher=False)  # losses
 
 
 @dataclass(frozen=True)

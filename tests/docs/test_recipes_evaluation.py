@@ -100,7 +100,7 @@ def test_a_benchmark_touches_three_places(project):
     (room / "mine.py").write_text(BENCHMARK.lstrip())
     table = room / "__init__.py"
     insert_before(table, '    "mmlu": mmlu.MMLU(),', '    "mine": mine.Mine(),\n')
-    table.write_text(table.read_text().replace("math, mmlu\n", "math, mine, mmlu\n"))
+    table.write_text(table.read_text().replace("math, mmlu, text\n", "math, mine, mmlu, text\n"))
     command = (project / "eval/eval_gsm8k.py").read_text()
     (project / "eval/eval_mine.py").write_text(command.replace("gsm8k", "mine"))
     words = project / "words.jsonl"

@@ -240,7 +240,7 @@ def test_the_published_command_line(script, tmp_path, model_folder, data, monkey
     (report,) = (
         json.loads(file.read_text()) for file in tmp_path.glob("eval_results/*/commonsense/boolq/metrics.json")
     )
-    assert set(report) == {"task", "metrics", "counts", "model", "settings", "seconds", "provenance"}
+    assert set(report) == {"task", "metrics", "counts", "remarks", "model", "settings", "seconds", "provenance"}
     assert report["counts"]["total"] == 2 and report["settings"]["temperature"] == 0.1
 
 

@@ -90,6 +90,7 @@ def test_completion_ends_where_the_context_does(tokenizer):
     found = run(model, NoEnd(), 4, Decoding(20), given)
     assert [c.too_long for c in found] == [True, True, False, False]
     assert [c.text for c in found[2:]] == ["4", "20"]
+    assert [c.cut_off for c in found] == [None, None, True, True]
 
 
 def test_row_that_fills_its_positions_does_not_stop_the_others(tokenizer):
@@ -102,6 +103,41 @@ def test_row_that_fills_its_positions_does_not_stop_the_others(tokenizer):
     alone = run(model, tokenizer, 1, Decoding(20), given)
     assert run(model, tokenizer, 7, Decoding(20), given) == alone
     assert not any(completion.too_long for completion in alone)
+
+
+@torch.no_grad()
+def greedy(model, prompt, count):
+    """Return the next tokens, one forward pass each, whatever they are."""
+    ids = list(prompt)
+    for _ in range(count):
+        ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7])
+def test_whether_the_limit_ended_a_completion(model, tokenizer, batch_size):
+    """Not where EOS is its last token or an earlier one, or where it contains a stop text."""
+    rows = [greedy(model, prompt, 12) for prompt in prompts()]
+    ends = {rows[0][4], rows[3][11]}
+    model.generation_config.eos_token_id = sorted(ends)
+    expected = [not (ends | {tokenizer.eos_token_id}).intersection(row) for row in rows]
+    assert not expected[0] and not expected[3] and sum(expected) > 1
+    found = run(model, tokenizer, batch_size, Decoding(12))
+    assert [completion.cut_off for completion in found] == expected
+    place = expected.index(True)
+    stop = (found[place].text[3:5],)
+    stopped = run(model, tokenizer, batch_size, Decoding(12, stop=stop))
+    assert [c.cut_off for c in stopped] == [
+        cut and stop[0] not in c.text for c, cut in zip(found, expected, strict=True)
+    ]
+    assert not stopped[place].cut_off
+
+
+def test_beams_say_it_too(model, tokenizer):
+    model.generation_config.eos_token_id = list(range(0, len(tokenizer), 3))
+    found = run(model, tokenizer, 7, Decoding(4, beams=3))
+    alone = [run(model, tokenizer, 1, Decoding(4, beams=3), [prompt])[0] for prompt in prompts()]
+    assert [c.cut_off for c in found] == [c.cut_off for c in alone] and not all(c.cut_off for c in found)
 
 
 def test_until():

@@ -144,7 +144,7 @@ def test_evaluation_of_a_checkpoint_writes_its_files(tmp_path, llama_folder, tes
     report = json.loads((output / "metrics.json").read_text())
     counts = report["counts"]
     assert counts["correct"] + counts["wrong"] + counts["unparsed"] == counts["total"] == 5
-    assert set(report) == {"task", "metrics", "counts", "model", "settings", "seconds", "provenance"}
+    assert set(report) == {"task", "metrics", "counts", "remarks", "model", "settings", "seconds", "provenance"}
     assert set(report["metrics"]) == {"accuracy", "accuracy_stderr", "accuracy_official", "accuracy_official_stderr"}
     lines = read_lines(output / "predictions.jsonl")
     assert [line["id"] for line in lines] == list(range(5))
@@ -221,7 +221,9 @@ def test_completions_cut_by_the_context_are_counted(tmp_path, tokenizer):
     assert 192 < read < 256
     assert [line.get("room") for line in lines] == [None, 256 - read, None]
     assert ["too_long" in line for line in lines] == [False, False, True]
-    counts = {"too_long": 1, "cut_to_context": 1}
+    cut = [line.get("cut_off") for line in lines]
+    assert isinstance(cut[0], bool) and isinstance(cut[1], bool) and cut[2] is None
+    counts = {"too_long": 1, "cut_to_context": 1, "cut_off": cut[0] + cut[1]}
     assert json.loads((output / "metrics.json").read_text())["remarks"] == counts
     assert main("gsm8k", [f"--rescore={output / 'predictions.jsonl'}"]) == 0
     assert json.loads((output / "rescored/metrics.json").read_text())["remarks"] == counts

@@ -1,5 +1,9 @@
 """The time left of an evaluation counts only what this process generates now."""
 
+import json
+
+import pytest
+
 from lora_one.distributed import Processes
 from lora_one.evaluation import predictions
 from lora_one.evaluation.generate import Completion
@@ -38,3 +42,29 @@ def test_saved_completions_are_done_before_the_clock_starts(tmp_path, monkeypatc
     (shown,) = seen
     assert (shown.before, shown.done, shown.total) == (7, 10, 10) and len(found) == 10
     assert shown.facts["accuracy"] == "0.400", "0 of the saved ones, and 7, 8, 9"
+
+
+@pytest.mark.parametrize(
+    ("cut", "expected"),
+    [([True, False, True], {"cut_off": 2}), ([False, False], {"cut_off": 0}), ([True, None], {}), ([None], {})],
+)
+def test_cut_completions_are_counted_if_all_are_known(cut, expected):
+    """None: an engine does not say it, or a file of an earlier version. Prompts that fill the context are apart."""
+    examples = [Example(f"Q: {number}?", "", gold="1") for number in range(len(cut) + 1)]
+    completions = [Completion("#### 1", cut_off=known) for known in cut] + [Completion("", too_long=True)]
+    lines = [predictions.prediction_of(GSM8K(), *both) for both in zip(examples, range(9), completions, strict=False)]
+    assert [line.get("cut_off") for line in lines] == [*cut, None]
+    assert predictions.remarks_of(GSM8K(), lines) == {"too_long": 1} | expected
+
+
+def test_partial_results_of_an_earlier_version_are_continued(tmp_path):
+    """Their lines end before the field cut_off."""
+    options, identity = GSM8KOptions(model_name="m"), {"model": "m", "settings": {}, "fingerprints": {}}
+    path = tmp_path / "partial.jsonl"
+    path.write_text(json.dumps(identity) + "\n" + json.dumps([0, 0, "#### 0", False, {}, 7]) + "\n")
+    partial = PartialResults(path, identity, Processes(0, 1))
+    partial.add((1, 0), Completion("#### 1", cut_off=False))
+    assert partial.read(overwrite=False)[1, 0] == Completion("#### 1", cut_off=False)
+    found = predictions.generated_predictions(Numbers(), options, PartialResults(path, identity, Processes(0, 1)))
+    assert (found[0]["room"], found[0].get("cut_off"), found[1]["cut_off"]) == (7, None, False)
+    assert len(found) == 10 and "cut_off" not in predictions.remarks_of(GSM8K(), found)

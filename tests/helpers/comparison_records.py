@@ -28,6 +28,7 @@ def measured(loss: float, shift: float) -> dict:
         "git_commit": "c0ffee" * 6 + "c0ff",
         "history": tuple(course),
         "start": {"captured_energy": 0.9, "shift": 1e-3, "loss_before": 0.69, "loss_after": 0.68},
+        "adapters": {"spectrum": [3.0, 1.0, 0.1 + abs(shift)], "B_angles": 45.0, "A_angles": 80.0},
         "identity": {
             "model": MODEL,
             "training examples": 2000,
@@ -115,3 +116,15 @@ def record(title: str = "Four methods", seeds: int = 5, baseline: str | None = "
         "findings": findings(runs, baseline, ["accuracy"]) if baseline else [],
         "runs": [asdict(run) for run in runs],
     }
+
+
+# what differs between two equal comparisons: times, memory, dates, how they were started, and where
+TIMES = {"date", "command", "machine", "git_commit", "init_seconds", "train_seconds", "peak_memory_bytes"}
+TIMES |= {f"init_seconds_{part}" for part in ("mean", "sd")}
+
+
+def without(value, names=TIMES):
+    """Return the content of a comparison.json without the entries of these names."""
+    if isinstance(value, dict):
+        return {key: without(part, names) for key, part in value.items() if key not in names}
+    return [without(part, names) for part in value] if isinstance(value, list) else value

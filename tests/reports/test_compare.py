@@ -72,6 +72,11 @@ def test_a_start_that_harmed_is_noted_in_the_row():
     assert row["note"] == "warning at the start, 1 of 3 seeds: the start raised the loss"
 
 
+def test_texts_of_a_grid_have_no_end():
+    points = grid_points({RATE: [1e-3], "optimizer": ["adamw", "scaled_adamw"], "a": [True, False]})
+    assert table.edges(points[0], points) == {RATE: "only"}
+
+
 def test_unequal_training_is_reported():
     point = {RATE: 1e-3}
     runs = [Run(name, "final", point, 1, None, steps=30, tokens=900) for name in "ab"]

@@ -46,12 +46,18 @@ def test_a_diverged_run_does_not_flatten_the_others():
 
 
 def test_epochs_show_accuracy_only_where_it_was_measured():
-    plain = Course("method 0", [0, 1], [2.0, 1.0])
+    plain = Course("method 0", {0: 2.0, 1: 1.0})
     assert len(figures.epochs([plain], "accuracy", LOOKS).axes) == 1
-    drawn = figures.epochs([plain, Course("method 1", [0, 1], [2.0, 1.5], [40.0, 60.0])], "accuracy", LOOKS)
+    drawn = figures.epochs([plain, Course("method 1", {0: 2.0, 1: 1.5}, {0: 40.0, 1: 60.0})], "accuracy", LOOKS)
     losses, shares = drawn.axes
     assert [list(line.get_ydata()) for line in losses.get_lines()] == [[2, 1], [2, 1.5]]
     assert [list(line.get_ydata()) for line in shares.get_lines()] == [[40, 60]]
+
+
+def test_spectra_are_numbered_from_one_on_a_logarithmic_axis():
+    axes = figures.spectra({"method 0": [3.0, 0.1]}, LOOKS).axes[0]
+    (line,) = axes.get_lines()
+    assert list(line.get_xdata()) == [1, 2] and list(line.get_ydata()) == [3.0, 0.1] and axes.get_yscale() == "log"
 
 
 def test_pareto_joins_the_methods_that_no_faster_one_beats():

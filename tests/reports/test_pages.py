@@ -97,7 +97,7 @@ def test_what_was_not_measured_is_left_out(tmp_path):
     """One seed and no baseline: no verdict, no interval, no forest plot."""
     alone = record("One seed", seeds=1, baseline=None)
     for run in alone["runs"]:
-        run |= {"history": (), "start": {}, "scores": {}, "train_seconds": None}
+        run |= {"history": (), "start": {}, "adapters": {}, "scores": {}, "train_seconds": None}
     alone["comparison"]["evaluations"] = {}
     write_report("One seed", {"": alone}, tmp_path)
     text = (tmp_path / "report.md").read_text()

@@ -37,3 +37,32 @@ def test_the_overview_has_published_values_in_brackets():
     assert cells["LoRA"][0].endswith("(worse) [70.1 +- 0.3]") and cells["LoRA"][1].endswith("(worse)")
     assert cells["CorDA"] == ["- [72.0]", "-"]
     assert section.text[1:] == ["In brackets, published: a paper, Table 1"]
+
+
+def over_the_epochs(found):
+    return next(section for section in sections(found) if section.title == "Over the epochs")
+
+
+def test_validation_accuracy_is_shown_over_the_epochs_unless_kept_epochs_were_evaluated():
+    found = record()
+    section = over_the_epochs(found)
+    assert section.table[0][-1] == "validation accuracy (%)"
+    assert [row[1:] for row in section.table if row[0] == "rsLoRA"] == [
+        ["0", "0.6", "50.0"],
+        ["1", "0.55", "60.0"],
+        ["2", "0.5333", "70.0"],
+    ]
+    for run in found["runs"]:
+        if run["stage"] == "final":
+            run["epoch_scores"] = {"accuracy": {"1": 0.4 if run["seed"] == 11 else 0.5}}
+    kept = over_the_epochs(found)
+    assert kept.table[0][-1] == "accuracy (%)"
+    losses, scores = zip(*(row[2:] for row in kept.table if row[0] == "rsLoRA"), strict=True)
+    assert losses == ("0.6", "0.55", "0.5333") and scores[:2] == ("-", "48.0"), "four seeds at 50, one at 40"
+    assert abs(float(scores[2]) - 70.4) < 0.2, "the end of the training is the score of the run"
+
+
+def test_an_epoch_that_one_seed_does_not_have_is_left_out():
+    found = record()
+    next(run for run in found["runs"] if run["stage"] == "final" and run["method"] == "rsLoRA")["history"] = ()
+    assert [row for row in over_the_epochs(found).table if row[0] == "rsLoRA"] == []

@@ -18,9 +18,10 @@ from lora_one.config import RunConfig
 from lora_one.errors import RunError, UsageError
 from lora_one.records.folder import RunFolder
 from lora_one.reports.compare import grid_points
-from lora_one.reports.pages import printed
+from lora_one.reports.pages import printed, write_report
 from lora_one.runs import comparison, comparison_file, comparison_jobs, experiment
 from lora_one.runs.comparison_file import Comparison
+from lora_one.runs.comparison_runners import InThisProcess
 from lora_one.runs.composition import compose
 from lora_one.training import batches as collating
 from tests.helpers.comparisons import RATE, write_problems
@@ -67,7 +68,7 @@ class Counting:
 @pytest.fixture(scope="module")
 def compared(asked, tmp_path_factory):
     output, execute = tmp_path_factory.mktemp("table"), Counting()
-    comparison.compare(asked, compose, execute, output)
+    comparison.compare(asked, compose, InThisProcess(execute), output)
     return json.loads((output / "comparison.json").read_text()), execute.runs, output
 
 
@@ -94,7 +95,7 @@ def test_a_rank_relative_to_the_width_is_compared_too(asked, tmp_path):
     share = {"LoRA": ["init=default", "peft.lora_relative_r=0.125"]}
     small = dataclasses.replace(asked, methods=share, grid={RATE: [1e-3]}, seeds=[1], not_run={})
     small = dataclasses.replace(small, common=[*asked.common, f"results_dir={tmp_path / 'results'}"])
-    record = comparison.compare(small, compose, experiment.execute, tmp_path)
+    record = comparison.compare(small, compose, InThisProcess(experiment.execute), tmp_path)
     assert [run["error"] for run in record["runs"]] == 3 * [None]
     assert {RunFolder(Path(run["path"])).read()["config"]["peft"]["lora_r"] for run in record["runs"]} == {4}
 
@@ -103,7 +104,7 @@ def test_second_call_runs_nothing_that_was_finished(compared, asked, tmp_path, m
     record, _, output = compared
     monkeypatch.setattr("lora_one.evaluation.held_out.load_model", None)
     execute = Counting()
-    comparison.compare(asked, compose, execute, output)
+    comparison.compare(asked, compose, InThisProcess(execute), output)
     assert {run.peft.lora_r for run in execute.runs} == {5000}, "only what failed is tried again"
     again = json.loads((output / "comparison.json").read_text())
     assert again["rows"] == record["rows"] and again["runs"] == record["runs"]
@@ -210,7 +211,7 @@ def test_every_method_sees_the_same_examples_in_the_same_order(asked, tmp_path, 
         ({"methods": {}}, "contains no method"),
         ({"seeds": [1, 1]}, r"seeds=\[1, 1\] must be a list of different integers"),
         ({"test_examples": 0}, "test_examples=0 must be at least 1"),
-        ({"grid": {RATE: ["a"]}}, r"model.learning_rate=\['a'\] must be a list of different numbers"),
+        ({"grid": {RATE: ["a"]}}, r"model.learning_rate=\['a'\] must be a list of numbers"),
         ({"grid": {"model.epochs": [1, 2]}}, "model.epochs must be the same for every method; move it to common"),
         ({"own_grid": {"LoRA": {RATE: [1e-3]}}}, "1 values of model.learning_rate, but 2 for the other"),
         (
@@ -244,9 +245,33 @@ def test_method_with_other_data_or_more_steps_is_not_run(asked):
         )
 
 
+def test_a_grid_has_any_values(asked):
+    """Texts, lists, booleans and null arrive as they are written in an override."""
+    grid = {RATE: [1e-3], "optimizer": ["adamw", "scaled_adamw"], "peft.lora_target_modules": [["q_proj"], "all"]}
+    grid |= {"peft.use_rslora": [True, False]}
+    wide = dataclasses.replace(asked, grid=grid, methods={"LoRA": ["init=lora"]})
+    jobs = comparison_jobs.Jobs(wide, compose).tuning("LoRA", grid_points(grid))
+    found = [(j.config.optimizer.name, j.config.peft.lora_target_modules, j.config.peft.use_rslora) for j in jobs]
+    assert len(set(map(str, found))) == 8 and found[0] == ("adamw", ["q_proj"], True)
+    assert found[-1] == ("scaled_adamw", "all", False)
+    assert (
+        str(jobs[0])
+        == "LoRA, learning_rate 0.001, optimizer adamw, lora_target_modules [q_proj], use_rslora true, seed 1"
+    )
+
+
 def test_test_examples_that_were_trained_on_are_refused(asked, data, tmp_path):
     with pytest.raises(UsageError, match="10 of the 10 test examples are also training or validation examples"):
-        comparison.compare(dataclasses.replace(asked, test=[]), compose, Counting(), tmp_path)
+        comparison.compare(dataclasses.replace(asked, test=[]), compose, InThisProcess(Counting()), tmp_path)
+
+
+def test_a_reason_for_test_examples_that_were_trained_on_is_printed(asked, tmp_path):
+    reason = "the published sets share them"
+    only = dataclasses.replace(asked, test=[], overlap=reason, methods={"LoRA": ["init=default"]}, seeds=[1])
+    record = comparison.compare(only, compose, InThisProcess(experiment.execute), tmp_path)
+    assert record["test"]["counts"]["seen"] == 10
+    text = write_report("Seen", {"": record}, tmp_path).read_text()
+    assert f"| 10: {reason} " in text
 
 
 def test_diverged_point_is_not_chosen_and_is_reported(compared, asked, tmp_path):
@@ -258,7 +283,7 @@ def test_diverged_point_is_not_chosen_and_is_reported(compared, asked, tmp_path)
         raise RunError("the loss became nan")
 
     only = dataclasses.replace(asked.only(["LoRA"]), grid={RATE: [best, 0.5]})
-    assert comparison.failed(comparison.compare(only, compose, execute, tmp_path))
+    assert comparison.failed(comparison.compare(only, compose, InThisProcess(execute), tmp_path))
     (row,) = json.loads((tmp_path / "comparison.json").read_text())["rows"]
     assert row[RATE] == best and row["final_loss_mean"] == record["rows"][1]["final_loss_mean"]
     assert row["note"] == "failed, 1 of 6 runs: the loss became nan" and row["edge"] == f"{RATE}=lowest"

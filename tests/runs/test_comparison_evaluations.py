@@ -3,6 +3,7 @@
 import dataclasses
 import doctest
 import json
+import statistics
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ import pytest
 from lora_one.errors import UsageError
 from lora_one.reports.pages import printed
 from lora_one.reports.predictions import correct_answers
+from lora_one.reports.sections import sections
 from lora_one.runs import comparison, comparison_evaluations, experiment
 from lora_one.runs.comparison_file import Comparison, Evaluation, read_comparisons
+from lora_one.runs.comparison_runners import InThisProcess
 from lora_one.runs.composition import compose
 from tests.helpers.comparisons import RATE, write_problems
 
@@ -40,7 +43,7 @@ def asked(tmp_path_factory, llama_folder):
 
 @pytest.fixture(scope="module")
 def compared(asked, tmp_path_factory):
-    record = comparison.compare(asked, compose, experiment.execute, tmp_path_factory.mktemp("table"))
+    record = comparison.compare(asked, compose, InThisProcess(experiment.execute), tmp_path_factory.mktemp("table"))
     assert not comparison.failed(record)
     return json.loads(json.dumps(record))
 
@@ -74,12 +77,57 @@ def test_the_table_and_the_verdicts(compared):
     assert same["difference"] == 0.0 and all(test["p"] == 1.0 for test in same["mcnemar"].values())
 
 
+def test_forgetting_is_a_loss_and_lower_is_better(compared, asked, tmp_path):
+    """In nats wherever it is printed, on the same finished runs; a text has no answers to count or to compare."""
+    text = tmp_path / "page.txt"
+    text.write_text("A page that has nothing to do with the problems. " * 20)
+    forgetting = Evaluation("text", [f"--data_path={text}", "--max_length=64"], metric="loss")
+    again = dataclasses.replace(asked, evaluations={"forgetting": forgetting})
+    record = json.loads(json.dumps(comparison.compare(again, compose, InThisProcess(None), tmp_path / "table")))
+    assert not comparison.failed(record)
+    scores = {
+        (run["method"], run["seed"]): run["scores"]["forgetting"] for run in record["runs"] if run["stage"] == "final"
+    }
+    for score in scores.values():
+        assert (score["metric"], score["unit"]["name"], score["unit"]["higher"]) == ("loss", "nats", False)
+        assert score["predictions"] is None and score["answers"] is None
+    written, (found, _) = printed(record), record["findings"]
+    assert "| forgetting (nats) " in written
+    (steps,) = [part for part in sections(record) if part.table and "test loss pretrained" in part.table[0]]
+    assert steps.table[0][4:] == ["forgetting (nats) after the start", "after training"]
+    assert "forgetting (%)" not in written and found["questions"] == []
+    values = [scores["full", seed]["value"] for seed in (1, 2, 3)]
+    assert f"| {statistics.mean(values):.4f} +- {statistics.stdev(values):.4f} " in written
+    (full,) = [verdict for verdict in found["verdicts"] if verdict["method"] == "full"]
+    assert full["test"]["mean"] == pytest.approx(statistics.mean(values) - scores_mean(scores, "LoRA"))
+    assert " nats (95 % interval " in full["sentence"] and full["outcome"] != "not tested"
+    if full["outcome"] in ("better", "worse"):
+        assert (full["outcome"] == "better") == (full["test"]["mean"] < 0)
+
+
+def scores_mean(scores, method):
+    return statistics.mean(score["value"] for (name, _), score in scores.items() if name == method)
+
+
+def test_kept_epochs_are_evaluated_but_for_the_last(asked, tmp_path):
+    """Two epochs: the first one by its adapter, the second one by the run's own score."""
+    common = [*asked.common, "model.epochs=2", "model.keep_epochs=true", f"results_dir={tmp_path / 'results'}"]
+    kept = dataclasses.replace(asked, common=common, seeds=[1], baseline=None).only(["LoRA"])
+    record = comparison.compare(kept, compose, InThisProcess(experiment.execute), tmp_path)
+    (final,) = [run for run in record["runs"] if run["stage"] == "final"]
+    assert set(final["epoch_scores"]["exact match"]) == {"1"}
+    folder = Path(final["scores"]["exact match"]["predictions"]).parent
+    report = json.loads((folder / "epochs" / "1" / "metrics.json").read_text())
+    assert report["model"].endswith("epochs/1") or "epochs/1" in json.dumps(report["settings"])
+    assert final["epoch_scores"]["exact match"]["1"] == report["metrics"]["accuracy"]
+
+
 def test_every_method_gets_the_same_number_of_further_learning_rates(asked, tmp_path):
     """Two rates and one round: the best is always an end, so two more beyond it. The plan counts them in advance."""
     refined = dataclasses.replace(asked, grid={RATE: [1e-4, 1e-3]}, refine=1, evaluations={}, seeds=[1], baseline=None)
     refined = refined.only(["LoRA", "full"])
     assert "LoRA: then 2 runs at further learning rates, then the best point" in comparison.plan(refined, compose)
-    record = comparison.compare(refined, compose, experiment.execute, tmp_path)
+    record = comparison.compare(refined, compose, InThisProcess(experiment.execute), tmp_path)
     for row in record["rows"]:
         tried = [r["point"][RATE] for r in record["runs"] if (r["method"], r["stage"]) == (row["method"], "tuning")]
         assert tried[:2] == [1e-4, 1e-3] and row["grid_points"] == 4
@@ -90,7 +138,7 @@ def test_every_method_gets_the_same_number_of_further_learning_rates(asked, tmp_
 def test_a_second_call_evaluates_nothing(compared, asked, tmp_path, monkeypatch):
     record = compared
     monkeypatch.setattr(comparison_evaluations, "evaluate", None)
-    comparison.compare(asked, compose, None, tmp_path)
+    comparison.compare(asked, compose, InThisProcess(None), tmp_path)
     again = json.loads((tmp_path / "comparison.json").read_text())
     assert again["runs"] == record["runs"] and again["findings"] == record["findings"]
 
@@ -98,7 +146,7 @@ def test_a_second_call_evaluates_nothing(compared, asked, tmp_path, monkeypatch)
 def test_an_evaluation_that_fails_names_itself_and_the_rest_stands(compared, asked, tmp_path):
     missing = Evaluation("gsm8k", ["--data_path=/no/such/file.jsonl"])
     broken = dataclasses.replace(asked, evaluations={"other": missing} | asked.evaluations).only(["LoRA"])
-    record = comparison.compare(broken, compose, None, tmp_path)
+    record = comparison.compare(broken, compose, InThisProcess(None), tmp_path)
     (row,) = record["rows"]
     assert comparison.failed(record)
     assert "evaluation other failed, 3 of 3 seeds: --data_path=/no/such/file.jsonl" in row["note"]

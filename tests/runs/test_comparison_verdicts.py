@@ -5,6 +5,7 @@ import pytest
 from lora_one.reports.pages import printed
 from lora_one.runs import comparison, experiment
 from lora_one.runs.comparison_file import Comparison
+from lora_one.runs.comparison_runners import InThisProcess
 from lora_one.runs.composition import compose
 from tests.helpers.comparisons import RATE
 
@@ -34,7 +35,7 @@ def test_a_handicapped_method_is_worse_and_one_against_itself_is_not(tmp_path):
         methods={"LoRA": ["init=lora"], "handicapped": ["init=lora"], "itself": ["init=lora", "init.seed=7"]},
         baseline="LoRA",
     )
-    record = comparison.compare(compared, compose, experiment.execute, tmp_path)
+    record = comparison.compare(compared, compose, InThisProcess(experiment.execute), tmp_path)
     assert not comparison.failed(record)
     (loss,) = record["findings"]
     outcomes = {verdict["method"]: verdict["outcome"] for verdict in loss["verdicts"]}

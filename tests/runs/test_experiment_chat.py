@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lora_one.records.tracking import read_metrics
+from lora_one.files import read_lines
 from tests.helpers.chat import chat_model, row_of
 from tests.helpers.datasets import write_jsonl
 from tests.helpers.runs import finish, run_config, small_run
@@ -28,7 +28,7 @@ def chat(tmp_path):
 
 
 def losses(folder):
-    return [line["loss"] for line in read_metrics(folder.metrics) if "loss" in line]
+    return [line["loss"] for line in read_lines(folder.metrics) if "loss" in line]
 
 
 def test_a_run_on_conversations(chat, tmp_path):

@@ -9,7 +9,8 @@ from scipy import optimize, special, stats
 from lora_one.statistics import verdicts as module
 from lora_one.statistics.questions import bootstrap
 from lora_one.statistics.seeds import paired, power
-from lora_one.statistics.verdicts import NATS, POINTS, holm, verdicts
+from lora_one.statistics.units import NATS, POINTS
+from lora_one.statistics.verdicts import holm, verdicts
 
 BASE = {1: 0.50, 2: 0.52, 3: 0.51, 4: 0.49, 5: 0.50}
 

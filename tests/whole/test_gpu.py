@@ -26,6 +26,7 @@ from lora_one.evaluation.choices import log_likelihoods, questions_of
 from lora_one.evaluation.command import main as evaluate
 from lora_one.evaluation.generate import Decoding, complete
 from lora_one.evaluation.validation import Validation
+from lora_one.files import read_lines
 from lora_one.initialization.gradients import mean_gradients, sums_in_fp32
 from lora_one.initialization.gradients import product as product_of_layer
 from lora_one.initialization.holding import how_to_hold
@@ -36,7 +37,6 @@ from lora_one.initialization.start import attach_adapters
 from lora_one.losses import mean_loss
 from lora_one.models import BUNDLED, load_model, load_tokenizer
 from lora_one.optim import AdamW, create_scaled_optimizer
-from lora_one.records.tracking import read_metrics
 from lora_one.training.packing import check_packing
 from tests.helpers.examples import autograd_gradients, examples, linear_layers
 from tests.helpers.models import quantized_llama, random_llama, random_roberta, random_t5
@@ -317,7 +317,7 @@ def test_packed_examples_keep_apart(dtype):
 
 
 def losses(folder):
-    return [line["loss"] for line in read_metrics(folder.metrics) if "loss" in line]
+    return [line["loss"] for line in read_lines(folder.metrics) if "loss" in line]
 
 
 def test_packing_changes_no_loss(tmp_path):

@@ -74,6 +74,7 @@ def test_a_run_its_merge_and_its_help(commands, tmp_path):
         (["lora-one-eval", "--help"], "lora-one-eval "),
         *((["lora-one-eval", name, "--help"], f"lora-one-eval {name} ") for name in BENCHMARKS),
         (["lora-one-compare", "--help"], "lora-one-compare "),
+        (["lora-one-report", "--help"], "lora-one-report "),
         (["lora-one-merge", "--help"], "lora-one-merge "),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -15,8 +15,8 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from safetensors.torch import load_file
 
 from lora_one.errors import UsageError
+from lora_one.files import read_lines
 from lora_one.records.folder import RunFolder
-from lora_one.records.tracking import read_metrics
 from lora_one.runs import experiment
 from tests.helpers.paths import ROOT, shared
 from tests.helpers.runs import SMALL, finish, run_config, small_run
@@ -62,7 +62,7 @@ def test_two_processes_give_the_results_of_one(tmp_path, name):
         assert two["train"]["tokens"] == one["train"]["tokens"]
         assert two["init"]["loss_after"] == pytest.approx(one["init"]["loss_after"], rel=1e-6)
         assert two["init"]["relative_shift"] == pytest.approx(one["init"]["relative_shift"], rel=1e-5)
-        lines = [read_metrics(folder.metrics) for folder in (alone, together)]
+        lines = [read_lines(folder.metrics) for folder in (alone, together)]
         for key in ("loss", "eval_loss", "eval_accuracy"):
             expected, found = ([line[key] for line in part if key in line] for part in lines)
             assert found == pytest.approx(expected, rel=1e-4) and found
@@ -135,7 +135,7 @@ def test_sharded_base_gives_the_same_results(tmp_path, interrupted):
     assert sharded.read()["init"]["relative_shift"] == pytest.approx(whole.read()["init"]["relative_shift"], rel=1e-5)
     for key in ("loss", "eval_loss"):
         expected, found = (
-            [line[key] for line in read_metrics(folder.metrics) if key in line] for folder in (whole, sharded)
+            [line[key] for line in read_lines(folder.metrics) if key in line] for folder in (whole, sharded)
         )
         assert found == pytest.approx(expected, rel=1e-4) and found
     expected, found = (load_file(folder.adapter / "adapter_model.safetensors") for folder in (whole, sharded))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_one.records.tracking import read_metrics
+from lora_one.files import read_lines
 from tests.helpers.paths import ROOT, shared
 
 pytestmark = pytest.mark.slow
@@ -58,5 +58,5 @@ def test_a_real_model_learns_from_real_files(name, path, rows, length, tmp_path,
     assert record["status"] == "finished" and record["data"]["rows"] == rows
     assert sum(record["data"]["train"].values()) == 16 and record["data"]["train"]["dropped"] < 4
     (metrics,) = (tmp_path / "results").rglob("metrics.jsonl")
-    losses = [line["loss"] for line in read_metrics(metrics) if "loss" in line]
+    losses = [line["loss"] for line in read_lines(metrics) if "loss" in line]
     assert len(losses) == 6 and sum(losses[-2:]) < sum(losses[:2])

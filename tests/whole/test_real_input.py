@@ -9,7 +9,7 @@ import pytest
 
 from lora_one.datasets.arithmetic import generate_meta_math
 from lora_one.evaluation.command import main
-from lora_one.records.tracking import read_metrics
+from lora_one.files import read_lines
 from tests.helpers.paths import ROOT, shared
 from tests.helpers.runs import PUBLISHED, finish, run_config
 
@@ -21,7 +21,7 @@ def test_stories_on_gsm8k_loses_a_fifth_of_its_loss_in_an_epoch(tmp_path, init):
     model, data = shared("models/stories260K-hf"), shared("data/gsm8k")
     overrides = ("experiment=stories_gsm8k", f"model.name={model}", f"dataset.path={data}", f"init={init}")
     folder = finish(run_config(*overrides, "model.saving=true", f"results_dir={tmp_path}"))
-    losses = [line["loss"] for line in read_metrics(folder.metrics) if "loss" in line]
+    losses = [line["loss"] for line in read_lines(folder.metrics) if "loss" in line]
     assert folder.read()["status"] == "finished" and len(losses) == 63
     assert sum(losses[-10:]) <= 0.8 * sum(losses[:10])
     assert main("gsm8k", [f"--model_name={folder.merged}", f"--data_path={data / 'test.jsonl'}", "--limit=20"]) == 0

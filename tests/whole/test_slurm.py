@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hydra_plugins import lora_one_slurm
 from lora_one.distributed import take_slurm_tasks
 from lora_one.errors import RunError
+from lora_one.files import read_lines
 from lora_one.records.folder import RunFolder
-from lora_one.records.tracking import read_metrics
+from lora_one.runs import slurm as slurm_jobs
 from tests.helpers import slurm_cluster
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import SMALL, finish, small_run
@@ -96,7 +96,7 @@ def test_two_tasks_are_one_run(way, slurm, tmp_path):
     alone = finish(small_run(tmp_path / "one", "bundled/tiny", *SMALL[1:]))
     together = RunFolder(tmp_path / "two" / alone.path.relative_to(tmp_path / "one"))
     assert list(together.path.glob("checkpoints/*/rng_state_1.pth")), "a second process took part"
-    losses = [[line["loss"] for line in read_metrics(folder.metrics) if "loss" in line] for folder in (alone, together)]
+    losses = [[line["loss"] for line in read_lines(folder.metrics) if "loss" in line] for folder in (alone, together)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4) and len(losses[0]) == 6
 
 
@@ -147,7 +147,7 @@ def start_soon(job, environment):
 def logged(results, run):
     """Steps that a run has in its metrics so far."""
     files = list(results.glob(f"lora-one_arithmetic/{run}/metrics.jsonl"))
-    return [line["step"] for line in read_metrics(files[0]) if "loss" in line] if files else []
+    return [line["step"] for line in read_lines(files[0]) if "loss" in line] if files else []
 
 
 # 180 steps, each with an evaluation: long enough that a signal sent after the first step finds the job running, even on
@@ -196,15 +196,14 @@ def test_does_not_wait_for_jobs_that_left_the_slurm_queue(tmp_path, monkeypatch)
         return next(answers)
 
     for name, value in (("ASK_S", 0), ("LOOK_S", 0), ("in_queue", in_queue)):
-        monkeypatch.setattr(lora_one_slurm, name, value)
-    jobs = {Job(tmp_path, "5_0"): "seed=1", Job(tmp_path, "5_1"): "seed=2"}
-    ended = lora_one_slurm.wait_for(jobs)
-    lost, name = next(ended)
-    assert (lost.job_id, name, len(asked)) == ("5_1", "seed=2", 6)
+        monkeypatch.setattr(slurm_jobs, name, value)
+    ended = slurm_jobs.wait_for([Job(tmp_path, "5_0"), Job(tmp_path, "5_1")])
+    lost = next(ended)
+    assert (lost.job_id, len(asked)) == ("5_1", 6)
     lost.paths.stderr.write_text("slurmstepd: error: Detected 1 oom_kill event in StepId=5.0.\nmore\n")
     with pytest.raises(RunError, match=r"job 5_1 did not finish \(Detected 1 oom_kill event in .*the same command"):
-        lora_one_slurm.outcome_of(lost)
-    assert [(job.job_id, name) for job, name in ended] == [("5_0", "seed=1")] and len(asked) == 7
+        slurm_jobs.outcome_of(lost)
+    assert [job.job_id for job in ended] == ["5_0"] and len(asked) == 7
 
 
 ARRAY = ["-m", "hydra/launcher=slurm", "hydra.launcher.gpus_per_node=null", "hydra.launcher.cpus_per_task=1"]
@@ -262,3 +261,32 @@ def test_array_with_a_failed_and_a_requeued_job(slurm, tmp_path):
     assert again.returncode == 0 and table.read_text() in again.stdout
     logs = [log.read_text() for log in results.glob(".submitit/*/*_log.out")]
     assert sum("already finished: " in log for log in logs) == 2
+
+
+@pytest.mark.slow
+def test_a_comparison_is_an_array_for_each_stage(slurm, tmp_path):
+    """Tuning, chosen points and untrained runs: three arrays; what is finished is not submitted again."""
+    pytest.importorskip("submitit", reason="pip install -e .[slurm]")
+    content = {
+        "title": "Two methods under SLURM",
+        "common": [*SMALL, "model.name=bundled/tiny", f"results_dir={tmp_path / 'results'}"],
+        "test": ["dataset.data_seed=1"],
+        "test_examples": 8,
+        "tuning_seeds": [1],
+        "seeds": [1, 2],
+        "grid": {"model.learning_rate": [1e-3]},
+        "methods": {"LoRA": ["init=lora"], "LoRA-One": ["init=lora_one"]},
+        "launcher": "slurm",
+        "slurm": {"gpus_per_node": None, "cpus_per_task": 1},
+    }
+    (tmp_path / "file.json").write_text(json.dumps(content))  # JSON is YAML
+    command = [sys.executable, "scripts/compare.py", str(tmp_path / "file.json"), f"--output={tmp_path / 'out'}"]
+    done = run(command, slurm)
+    assert done.returncode == 0, done.stderr
+    arrays = [line for line in done.stdout.splitlines() if line.startswith("SLURM array")]
+    assert [line.partition(": ")[2].split()[0] for line in arrays] == ["2", "4", "4"]
+    record = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert [row["seeds"] for row in record["rows"]] == [2, 2]
+    assert all(run["test_loss"] is not None for run in record["runs"] if run["stage"] != "tuning")
+    again = run(command, slurm)
+    assert again.returncode == 0 and "SLURM array" not in again.stdout

@@ -1,0 +1,227 @@
+"""The runs of a comparison in other processes: side by side on this machine, or as an array of SLURM jobs."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_one.config import RunConfig
+from lora_one.errors import RunError
+from lora_one.files import write_json
+from lora_one.reports.compare import Run
+from lora_one.runs.comparison_file import Comparison, Evaluation
+from lora_one.runs.comparison_jobs import Job, Jobs
+from lora_one.runs.comparison_runners import Measures, Pace, attempt, broken
+
+LOOK_S = 0.2  # seconds between two looks at the processes
+STOP_S = 600  # seconds that a stopped process may take for its resume point
+Ended = tuple[int, float, str | None]  # place of a task, its seconds, and why it has no result
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job for another process, as plain JSON: the comparison, which of its jobs, and the file of the result."""
+
+    comparison: dict[str, Any]
+    method: str
+    stage: str
+    point: dict[str, Any]
+    seed: int
+    measured: bool
+    result: str
+
+    def __call__(self) -> int:
+        """Do the job in this process, and write its ``Run`` to the file of the result."""
+        from lora_one.runs.composition import compose
+        from lora_one.runs.experiment import execute
+
+        evaluations = {name: Evaluation(**entry) for name, entry in self.comparison["evaluations"].items()}
+        comparison = Comparison(**self.comparison | {"evaluations": evaluations})
+        jobs = Jobs(comparison, compose)
+        measure = Measures.of(jobs) if self.measured else None
+        found = attempt(jobs.at(self.method, self.stage, self.point, self.seed), execute, measure)
+        write_json(Path(self.result), asdict(found))
+        return 0
+
+
+class Workers:
+    """Runs jobs as tasks of other processes.
+
+    output: folder of the comparison; tasks, results and logs are in its subfolder ``workers``.
+    """
+
+    def __init__(self, output: Path):
+        self.folder = output / "workers"
+
+    def begin(self, jobs: Jobs, trained: int, untrained: int) -> None:
+        self.comparison, self.measures = jobs.comparison, Measures.of(jobs)
+        self.pace = Pace(trained, untrained)
+
+    def run(self, jobs: Sequence[Job], *, measured: bool) -> list[Run]:
+        """See ``Runner.run``. Jobs of one folder, such as those of a method against itself, are one task."""
+        measure = self.measures if measured else None
+        folders = {job.folder.path: place for place, job in reversed(list(enumerate(jobs))) if job.folder is not None}
+        todo = [place for place in sorted(folders.values()) if not self.done(jobs[place], measure)]
+        tasks = [self.task(jobs[place], measured=measured) for place in todo]
+        results = {}
+        for number, seconds, error in self.ended(tasks) if tasks else ():
+            job = jobs[todo[number]]
+            results[todo[number]] = self.result(tasks[number], job, error)
+            self.pace.add(job, seconds)
+        return [results[place] if place in results else attempt(job, refuse, measure) for place, job in enumerate(jobs)]
+
+    def done(self, job: Job, measure: Measures | None) -> bool:
+        """Return whether nothing is left to do of a job, or it cannot run."""
+        return job.error is not None or (job.finished and (measure is None or measure.done(job.folder)))
+
+    def task(self, job: Job, *, measured: bool) -> Task:
+        """Return the task of a job, whose result has the name of the run's folder; remove that of an earlier call."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self.folder / f"{job.stage}-{job.folder.path.parent.name}-{job.seed}.json"
+        file.unlink(missing_ok=True)
+        return Task(asdict(self.comparison), job.method, job.stage, job.point, job.seed, measured, str(file.resolve()))
+
+    def result(self, task: Task, job: Job, error: str | None) -> Run:
+        """Return what a task has written, or the reason why it has not."""
+        file = Path(task.result)
+        if not file.exists():
+            return broken(job, error or "its process ended without a result")
+        found = Run(**json.loads(file.read_text()))
+        if found.error is not None:
+            return broken(job, found.error)
+        print(f"finished: {job}", flush=True)
+        return found
+
+    @abstractmethod
+    def ended(self, tasks: Sequence[Task]) -> Iterator[Ended]:
+        """Start the tasks; yield each one when it has ended."""
+
+
+def refuse(run: RunConfig) -> None:
+    """Run nothing: every job that is left has its result."""
+    raise RunError(f"seed {run.seed} has no result")
+
+
+class SideBySide(Workers):
+    """Runs up to ``count`` tasks at a time on this machine; each has a share of the threads, and one of the GPUs."""
+
+    def __init__(self, output: Path, count: int, threads: int | None = None):
+        super().__init__(output)
+        self.count = count
+        self.threads = threads or max(1, (os.cpu_count() or 1) // count)
+
+    def ended(self, tasks: Sequence[Task]) -> Iterator[Ended]:
+        left = list(range(len(tasks)))
+        slots: dict[int, tuple[int, subprocess.Popen, float]] = {}  # place of a worker -> task, process, its start
+        try:
+            while left or slots:
+                for slot in range(self.count):
+                    if slot not in slots and left:
+                        number = left.pop(0)
+                        slots[slot] = (number, self.start(tasks[number], slot), time.monotonic())
+                for slot, (number, process, began) in list(slots.items()):
+                    if process.poll() is not None:
+                        del slots[slot]
+                        yield number, time.monotonic() - began, reason(process.returncode, log_of(tasks[number]))
+                time.sleep(LOOK_S)
+        finally:
+            stop([process for _, process, _ in slots.values()])
+
+    def start(self, task: Task, slot: int) -> subprocess.Popen:
+        """Start a task in a process of a session of its own, so that only this process forwards signals to it."""
+        with log_of(task).open("w") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "lora_one.runs.comparison_workers", json.dumps(asdict(task))],
+                env={**os.environ, **self.environment(slot)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def environment(self, slot: int) -> dict[str, str]:
+        """Return the variables of a worker: its threads, its GPU, and where this package is."""
+        import torch
+
+        found = {"OMP_NUM_THREADS": str(self.threads)}
+        root = str(Path(__file__).resolve().parents[2])
+        found["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        if torch.cuda.is_available():
+            names = gpus if gpus != [""] else [str(number) for number in range(torch.cuda.device_count())]
+            found["CUDA_VISIBLE_DEVICES"] = names[slot % len(names)]
+        return found
+
+
+def log_of(task: Task) -> Path:
+    """Return the file with the output of a task."""
+    return Path(task.result).with_suffix(".log")
+
+
+def reason(code: int, log: Path) -> str | None:
+    """Return why a process without a result has ended; None: it ended as it should."""
+    return None if code == 0 else f"its process ended with exit code {code}: see {log}"
+
+
+def stop(processes: Sequence[subprocess.Popen]) -> None:
+    """Ask processes to stop with a resume point, and wait until they have."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+class SlurmArray(Workers):
+    """Submits the tasks of each stage as one array of SLURM jobs, and waits for them.
+
+    parameters: those of conf/hydra/launcher/slurm.yaml.
+    """
+
+    def __init__(self, output: Path, parameters: Mapping[str, Any]):
+        super().__init__(output)
+        self.parameters = {**parameters, "submitit_folder": str(self.folder / "%j")}
+
+    def ended(self, tasks: Sequence[Task]) -> Iterator[Ended]:
+        from lora_one.runs import slurm
+
+        began = time.monotonic()
+        submitted = slurm.submit(submitted_task, [(task,) for task in tasks], self.parameters)
+        try:
+            for job in slurm.wait_for(submitted):
+                error = None
+                try:
+                    slurm.outcome_of(job)
+                except RunError as failure:
+                    error = str(failure)
+                yield submitted.index(job), time.monotonic() - began, error
+        except KeyboardInterrupt:
+            slurm.not_cancelled(submitted)
+            raise
+
+
+def submitted_task(task: Task) -> object:
+    """Do a task in a SLURM job; before a time limit it writes a resume point and is queued again."""
+    from lora_one.runs import cli
+
+    return cli.run_submitted(task)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Do one task; return its exit code."""
+    from lora_one.runs.sweep import run_command
+
+    (text,) = arguments
+    return run_command(Task(**json.loads(text)), "continues from the last resume point")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,110 @@
+"""Arrays of SLURM jobs through submitit: submit functions, wait for them, and read their results."""
+
+import shlex
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lora_one.config import first_line
+from lora_one.errors import RunError, UsageError
+from lora_one.runs.sweep import Outcome, print_error
+
+ROOT = Path(__file__).resolve().parents[2]
+LOOK_S = 1  # seconds between two checks for results
+ASK_S = 30  # seconds between two queries of SLURM's queue
+PLAIN = {
+    "timeout_min",
+    "cpus_per_task",
+    "gpus_per_node",
+    "tasks_per_node",
+    "mem_gb",
+    "nodes",
+    "name",
+    "stderr_to_stdout",
+}
+
+
+def submit(function: Callable[..., object], calls: Sequence[Sequence[Any]], parameters: Mapping[str, Any]) -> list[Any]:
+    """Submit one array with a job for each call of the function; return submitit's jobs, and print where they are.
+
+    parameters: those of conf/hydra/launcher/slurm.yaml.
+    Raises UsageError: a parameter has a wrong type. RunError: sbatch fails.
+    """
+    import submitit
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    options = {key: value for key, value in parameters.items() if key not in ("submitit_folder", "_target_")}
+    options["setup"] = [*(options.get("setup") or []), f"export PYTHONPATH={shlex.quote(str(ROOT))}:$PYTHONPATH"]
+    try:
+        executor = submitit.AutoExecutor(folder=parameters["submitit_folder"], cluster="slurm")
+        executor.update_parameters(**{key if key in PLAIN else f"slurm_{key}": options[key] for key in options})
+        jobs = executor.map_array(function, *zip(*calls, strict=True))
+    except (AssertionError, TypeError, ValueError) as error:  # from submitit's checks of its parameters
+        raise UsageError(f"hydra.launcher: {first_line(error)}; see conf/hydra/launcher/slurm.yaml") from error
+    except (FailedJobError, FailedSubmissionError) as error:
+        reason = " ".join(str(error).split())
+        raise RunError(f"sbatch failed ({reason}): set hydra.launcher.* to values that this cluster accepts") from error
+    logs = jobs[0].paths.folder.parent
+    print(f"SLURM array {jobs[0].job_id.partition('_')[0]}: {len(jobs)} jobs, logs in {logs}", flush=True)
+    return jobs
+
+
+def not_cancelled(jobs: Sequence[Any]) -> None:
+    """Print that the jobs continue although this command was stopped."""
+    ids = " ".join(sorted({job.job_id.partition("_")[0] for job in jobs}))
+    print_error(f"the submitted jobs continue without this command: scancel {ids} cancels them")
+
+
+def wait_for(jobs: Sequence[Any]) -> Iterator[Any]:
+    """Yield each job when it ends: it has a result, or two queries in a row lack it (results can be late)."""
+    left, missing, queried = list(jobs), set(), time.monotonic()
+    while left:
+        lost = set()
+        if time.monotonic() - queried >= ASK_S:
+            queried, queued = time.monotonic(), in_queue({job.job_id for job in left})
+            gone = set() if queued is None else {job.job_id for job in left} - queued
+            lost, missing = gone & missing, gone
+        for job in [job for job in left if has_result(job) or job.job_id in lost]:
+            left.remove(job)
+            yield job
+        if left:
+            time.sleep(LOOK_S)
+
+
+def in_queue(ids: set[str]) -> set[str] | None:
+    """Return those of the jobs that SLURM still lists (waiting, running or ending); None: the query failed."""
+    arrays = ",".join(sorted({job.partition("_")[0] for job in ids}))
+    command = ["squeue", "--noheader", "--array", "--format=%i", f"--jobs={arrays}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode and "Invalid job id" not in done.stderr:
+        return None
+    return ids & set(done.stdout.split())
+
+
+def has_result(job: Any) -> bool:
+    """Return whether a job has written its result."""
+    result = job.task(0).paths.result_pickle
+    return result.name in {file.name for file in result.parent.iterdir()}  # over NFS, exists() may be out of date
+
+
+def outcome_of(job: Any) -> Outcome:
+    """Return the result of a job. Raises RunError: SLURM ended the job, or it failed before our code started."""
+    from submitit.core.utils import pickle_load
+
+    if not has_result(job):
+        reason = last_error(job).partition(": the same command")[0]
+        raise RunError(f"job {job.job_id} did not finish ({reason}): the same command continues from its resume point")
+    kind, content = pickle_load(job.task(0).paths.result_pickle)
+    if kind == "error":  # a traceback
+        raise RunError(f"job {job.job_id} failed ({content.strip().splitlines()[-1]}): see {job.task(0).paths.stderr}")
+    return content
+
+
+def last_error(job: Any) -> str:
+    """Return the last error in the log of a job, or the path of the log."""
+    log = job.task(0).paths.stderr
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    errors = [line.partition("error: ")[2] for line in lines if "error: " in line]
+    return errors[-1] if errors else f"see {log}"

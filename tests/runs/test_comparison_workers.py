@@ -1,0 +1,127 @@
+"""A comparison whose runs are in other processes has the record of one in this process."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from lora_one.runs import compare_command, comparison
+from lora_one.runs.comparison_runners import Pace
+from tests.helpers.comparison_records import TIMES, without
+from tests.helpers.comparisons import RATE, write_problems
+from tests.helpers.paths import ROOT
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory, llama_folder):
+    """Two methods, one of them twice, and one that fails when it starts; one evaluation."""
+    data = write_problems(tmp_path_factory.mktemp("data"), train=24, test=8)
+    common = ["dataset=gsm8k", f"model.name={llama_folder}", "model=tiny", "wandb.mode=disabled"]
+    common += ["model.real_batch_size=8", "model.per_device_batch_size=8", "model.max_length=128", "model.bf16=false"]
+    common += ["dataset.train_size=16", "dataset.validation_size=8", f"dataset.path={data}"]
+    options = ["--max_new_tokens=4", "--limit=5", f"--data_path={data / 'test.jsonl'}"]
+    return {
+        "title": "In other processes",
+        "common": common,
+        "test": [f"dataset.path={data / 'test.jsonl'}"],
+        "test_examples": 8,
+        "tuning_seeds": [1],
+        "seeds": [1, 2],
+        "grid": {RATE: [1e-3, 1e-2]},
+        "methods": {"LoRA": ["init=lora"], "itself": ["init=lora"], "broken": ["peft.lora_target_modules=[none]"]},
+        "evaluations": {"exact match": {"benchmark": "gsm8k", "options": options}},
+        "baseline": "LoRA",
+    }
+
+
+def compared(folder, content, *options):
+    """Run the command; return its exit code and the record."""
+    file = folder / "file.yaml"
+    folder.mkdir(exist_ok=True)
+    file.write_text(yaml.safe_dump(content | {"common": [*content["common"], f"results_dir={folder / 'results'}"]}))
+    code = compare_command.main([str(file), "--output", str(folder / "out"), *options])
+    return code, json.loads((folder / "out" / "comparison.json").read_text())
+
+
+@pytest.mark.slow
+def test_side_by_side_has_the_record_of_one_process(content, tmp_path, capsys):
+    code, alone = compared(tmp_path / "alone", content, "--threads=1")
+    assert code == 1 and comparison.failed(alone)
+    said = capsys.readouterr().out
+    assert "comparison: 1 of 15 runs, " in said
+    code, together = compared(tmp_path / "together", content, "--jobs=2", "--threads=1")
+    shown = capsys.readouterr()
+    assert code == 1 and "failed: broken" in shown.err and "finished: LoRA, learning_rate 0.001, seed 1" in shown.out
+    first, second = (without(record, TIMES | {"jobs"}) for record in (alone, together))
+    assert json.dumps(first).replace("/alone/", "/together/") == json.dumps(second)
+    _again, third = compared(tmp_path / "together", content, "--jobs=2", "--threads=1")
+    assert without(third)["runs"] == without(together)["runs"]
+    assert "finished: LoRA" not in capsys.readouterr().out, "nothing was run again"
+
+
+@pytest.mark.slow
+def test_a_signal_stops_the_workers_and_the_same_command_continues(content, tmp_path):
+    """Stopped in the first runs, and once more later; each leaves its resume point and no process."""
+    several = content | {"methods": {"LoRA": ["init=lora"]}, "evaluations": {}}
+    several["common"] = [*content["common"], f"results_dir={tmp_path / 'results'}", "model.epochs=40"]
+    (tmp_path / "file.yaml").write_text(yaml.safe_dump(several))
+    command = [sys.executable, "scripts/compare.py", str(tmp_path / "file.yaml"), "--jobs=2", "--threads=1"]
+    command += [f"--output={tmp_path / 'out'}"]
+    started = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: len(list((tmp_path / "results").rglob("metrics.jsonl"))) == 2, started)
+    started.send_signal(signal.SIGTERM)
+    _out, err = started.communicate(timeout=120)
+    assert started.returncode == 128 + signal.SIGTERM and "stopped by SIGTERM" in err, err
+    records = [json.loads(file.read_text()) for file in (tmp_path / "results").rglob("run.json")]
+    assert [record["status"] for record in records] == ["interrupted", "interrupted"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert all(
+        json.loads(file.read_text())["status"] == "finished" for file in (tmp_path / "results").rglob("run.json")
+    )
+
+
+def wait_until(condition, process, seconds=120):
+    """Wait for a condition while a process runs."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end and process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"jobs": 0}, "jobs=0 must be a number of runs side by side"),
+        ({"launcher": "sge"}, "launcher='sge' is not a launcher; valid: slurm"),
+        ({"launcher": "slurm", "jobs": 2}, "exclude each other"),
+        ({"slurm": {"partitions": "gpu"}}, "unknown key slurm.partitions; did you mean slurm.partition"),
+    ],
+)
+def test_wrong_launchers_are_refused(content, tmp_path, change, message, capsys):
+    (tmp_path / "file.yaml").write_text(yaml.safe_dump(content | change))
+    assert compare_command.main([str(tmp_path / "file.yaml"), "--dry-run"]) == 2
+    assert message in capsys.readouterr().err
+
+
+class Stage:
+    """As much of a job as the pace needs."""
+
+    def __init__(self, stage):
+        self.stage = stage
+
+
+def test_the_time_left_counts_runs_without_training_by_what_they_took(monkeypatch, capsys):
+    clock = iter([0.0, 100.0, 200.0, 210.0])
+    monkeypatch.setattr("lora_one.runs.comparison_runners.time.monotonic", lambda: next(clock))
+    pace = Pace(trained=4, untrained=2)
+    pace.add(Stage("tuning"), 100.0)  # 3 + 2 left, each like the first: 500 s
+    pace.add(Stage("final"), 100.0)
+    pace.add(Stage("start"), 10.0)  # 2 with and 1 without training left, 0.1 of one: 210 s
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "comparison: 1 of 6 runs, 1:40 elapsed, about 8:20 left"
+    assert lines[2] == "comparison: 3 of 6 runs, 3:30 elapsed, about 3:30 left"
