@@ -1,6 +1,7 @@
 """Progress of a long stage: a bar on a terminal, elsewhere a line now and then. It has no effect on results."""
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -36,7 +37,7 @@ class Progress:
         self.lines = 0
         self.active = first_process()
         self.bar: Any = None
-        if self.active and sys.stderr.isatty():
+        if self.active and sys.stderr.isatty() and shutil.get_terminal_size().columns > 0:
             from tqdm import tqdm
 
             shown = {"desc": stage, "unit": f" {unit}", "initial": done, "dynamic_ncols": True}

@@ -204,17 +204,32 @@ def load_adapter(base: nn.Module, path: Path) -> PeftModel:
             # load the same values again, because from_pretrained does not report tensors that did not fit
             found = set_peft_model_state_dict(model, load_peft_weights(str(path), device="cpu"))
     except (ValueError, RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise UsageError(
-            f"the adapter in {path} does not fit this model ({reason}): use the base that it was trained on"
+            f"the adapter in {path} does not fit this model ({misfit(error)}): use the base that it was trained on, "
+            f"{base_name(path)}"
         ) from error
     without, beyond = (sum("lora_" in name for name in names) for names in (found.missing_keys, found.unexpected_keys))
     if without or beyond:
         raise UsageError(
             f"the adapter in {path} does not fit this model ({beyond} of its tensors are not in the model, {without} "
-            "tensors of the model are not in it): use the base that it was trained on"
+            f"tensors of the model are not in it): use the base that it was trained on, {base_name(path)}"
         )
     return model
+
+
+def misfit(error: Exception) -> str:
+    """Return why an adapter could not be loaded, in one line."""
+    text = " ".join(str(error).split())
+    shapes = text.count("size mismatch for")
+    return f"{shapes} of its tensors have other shapes" if shapes else text[:200]
+
+
+def base_name(adapter: Path) -> str:
+    """Return the name of the base in an adapter's configuration."""
+    return (
+        json.loads((adapter / "adapter_config.json").read_text()).get("base_model_name_or_path")
+        or "which it does not name"
+    )
 
 
 def restore_adapter(model: PeftModel, path: Path) -> None:

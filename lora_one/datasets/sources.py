@@ -51,8 +51,8 @@ def read_rows(
     if missing:
         raise UsageError(
             f"{where} has no column {', '.join(missing)}; its columns are {', '.join(names)}, required are "
-            f"{', '.join(columns)}: rename the columns, or name them: dataset=json dataset.prompt=<column> "
-            "dataset.response=<column>, for conversations dataset=chat dataset.messages=<column>"
+            f"{', '.join(columns)}: rename the columns; for training they can also be named: dataset=json "
+            "dataset.prompt=<column> dataset.response=<column>, conversations: dataset=chat dataset.messages=<column>"
         )
     columns = [*columns, *(column for column in optional if column in names)]
     if path is None:

@@ -115,7 +115,9 @@ def costs(results: Results) -> Iterator[Section]:
     name = results.titled(results.figure)
     caption = f"{results.figure} over the time of a run; bars: standard deviation over seeds; line: unbeaten methods."
     drawn = (
-        [Drawing("cost", caption, figures.pareto(points, name, results.looks, higher=unit.higher))] if points else []
+        [Drawing("cost", caption, figures.pareto(points, name, results.looks, higher=unit.higher))]
+        if len(points) > 1
+        else []
     )
     yield Section("Cost", ["Mean over the seeds, on the machine below."], table=lines, drawings=drawn)
 

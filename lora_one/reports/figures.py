@@ -213,7 +213,8 @@ def epochs(curves: Sequence[Course], figure_name: str, looks: Looks) -> "Figure"
         if curve.figures:
             axes[1].plot(list(curve.figures), list(curve.figures.values()), **style)
     axes[0].set(xlabel="epoch", ylabel="validation loss (nats)")
-    readable_losses(axes[0], [loss for curve in curves for loss in curve.losses.values()])
+    if len(curves) > 1:
+        readable_losses(axes[0], [loss for curve in curves for loss in curve.losses.values()])
     if measured:
         axes[1].set(xlabel="epoch", ylabel=figure_name)
     legend(figure, axes[0])

@@ -73,7 +73,11 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--metric", help="with --predictions: the field that says whether an answer is correct")
     add("--small", action="store_true", help="run the small trial that the key small of the file describes")
-    add("--dry-run", action="store_true", help="list the runs and estimate their time without running them")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="list the runs without running them; with seconds_per_run in the file, estimate their time",
+    )
     return made
 
 

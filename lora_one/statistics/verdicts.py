@@ -88,7 +88,8 @@ def untested(method: str, baseline: str, test: SeedTest | None, unit: Unit) -> s
         return f"{method} and {baseline}: not tested, they have no seed in common."
     if test.n < MIN_SEEDS:
         return (
-            f"{method} and {baseline}: not tested, {test.n} seeds are too few for an interval (at least {MIN_SEEDS})."
+            f"{method} and {baseline}: not tested, {test.n} {'seed is' if test.n == 1 else 'seeds are'} too few for an "
+            f"interval (at least {MIN_SEEDS})."
         )
     return (
         f"{method} and {baseline}: not tested, the difference is {unit.text(test.mean)} at each of {test.n} seeds, so "

@@ -62,7 +62,7 @@ def test_the_command(tmp_path, capsys):
     first = configuration(tmp_path / "a", {1: 1.0})
     second = configuration(tmp_path / "b", {1: 1.2})
     assert compare_command.main(["--runs", str(first), str(second)]) == 0
-    assert "1 seeds are too few for an interval" in capsys.readouterr().out
+    assert "1 seed is too few for an interval" in capsys.readouterr().out
     files = [str(write(tmp_path / f"{name}.jsonl", [1, 0])) for name in "cd"]
     assert compare_command.main(["--predictions", *files]) == 0
     assert "2 questions are too few for an interval" in capsys.readouterr().out
