@@ -35,7 +35,7 @@ bench: setup
 docs: $(DOCS)/installed
 	NO_MKDOCS_2_WARNING=1 PATH="$(CURDIR)/$(DOCS)/bin:$$PATH" mkdocs build --strict
 	$(DOCS)/bin/python scripts/check_site.py site
-	@echo "the documentation is in site/index.html"
+	@echo "the documentation is in site/index.html; its search needs a server: python -m http.server -d site"
 
 $(DOCS)/installed: pyproject.toml constraints.txt scripts/setup_docs.sh
 	@bash scripts/setup_docs.sh $(PYTHON) $(DOCS)
