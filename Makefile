@@ -1,5 +1,6 @@
 # make demo   set up (once) and run LoRA-One on the bundled model: accuracy before and after, some minutes
 # make test   set up (once) and run the tests        make test-slow   whole experiments on real input
+# make test-long   the small trials of all published tables, half an hour
 # make lint   style                                  make bench       every benchmark, as tables
 # make docs   the documentation as a site in site/, in an environment of its own
 PYTHON ?= python3
@@ -9,7 +10,7 @@ DOCS := .venv-docs
 # test processes, each with one thread
 PARALLEL := -n logical --maxprocesses 4 --dist worksteal
 
-.PHONY: setup demo test test-slow lint bench docs
+.PHONY: setup demo test test-slow test-long lint bench docs
 setup: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt scripts/setup.sh
@@ -22,7 +23,10 @@ test: setup
 	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow $(PARALLEL)
+	$(BIN)/python -m pytest -m "slow and not long" $(PARALLEL)
+
+test-long: setup
+	$(BIN)/python -m pytest -m long $(PARALLEL)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -93,6 +93,7 @@ def test_arithmetic_on_stories(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_commonsense_on_stories(tmp_path):
     chosen = {"BASE_MODEL": str(shared("models/stories260K-hf")), "DATA_DIR": str(shared("data/commonsense"))}
     short = "--limit=4 --max_new_tokens=8"
@@ -104,6 +105,7 @@ def test_commonsense_on_stories(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_glue_on_minilm(tmp_path):
     chosen = {"BASE_MODEL": str(real_model("minilm-l6")), "DATA_DIR": str(shared("data/glue"))}
     chosen |= {"TASKS": "mrpc sst2", "LEARNING_RATES": "1e-3"}

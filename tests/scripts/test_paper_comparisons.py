@@ -12,6 +12,8 @@ from tests.helpers.paths import ROOT, SHARED, real_model, shared
 
 FILES = sorted((ROOT / "scripts/comparisons/paper").glob("*.yaml"))
 FIELDS = ("Paper", "Table", "Seeds", "Hardware", "Hours", "Here", "Needs", "Differences", "Status")
+IN_EVERY_RUN = FILES[[file.stem for file in FILES].index("lora_one_gsm8k")]  # of test-slow; the others in test-long
+OTHERS = [file for file in FILES if file != IN_EVERY_RUN]
 every_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 
 
@@ -108,7 +110,9 @@ def small_overrides(file):
 
 
 @pytest.mark.slow
-@every_file
+@pytest.mark.parametrize(
+    "file", [IN_EVERY_RUN, *(pytest.param(file, marks=pytest.mark.long) for file in OTHERS)], ids=lambda file: file.stem
+)
 def test_the_small_trial_runs_from_end_to_end(file, tmp_path, monkeypatch, capfd, request):
     if "humaneval" in file.read_text():
         request.getfixturevalue("isolated")
