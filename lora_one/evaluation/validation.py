@@ -165,11 +165,14 @@ def form_of(example: Example) -> Literal["number", "text"] | None:
 
 def nothing_scorable(run: RunConfig, examples: Sequence[Example]) -> UsageError:
     """Return the error to raise if an accuracy is wanted and no example can be scored."""
-    column = "dataset.answer=<column of the gold answers>, " if hasattr(run.dataset, "answer") else ""
+    unset = getattr(run.dataset, "answer", "none") is None
+    column = "dataset.answer=<column of the gold answers>, " if unset else ""
+    differing = next((example for example in examples if example.gold is not None), None)
+    shown = f" (not so: {differing.response[-40:]!r} and {differing.gold[:40]!r})" if differing else ""
     return UsageError(
         f"dataset.accuracy_examples={run.dataset.accuracy_examples}: none of the {len(examples)} validation examples "
         "can be scored. A response must end in its gold answer as '#### <number>' or 'The answer is <number>', or be "
-        f"equal to the gold answer: set {column}dataset.accuracy_examples=0, or change the responses"
+        f"equal to the gold answer{shown}: set {column}dataset.accuracy_examples=0, or change the responses"
     )
 
 

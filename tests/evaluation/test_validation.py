@@ -86,6 +86,13 @@ def test_an_accuracy_that_cannot_be_measured_is_refused(example, tmp_path):
     assert not validation.Validation(run_config("init=default", *changes), splits, ENCODER).asked
 
 
+def test_the_refusal_shows_a_response_and_a_gold_answer_that_differ(tmp_path):
+    path = write_jsonl(tmp_path / "own.jsonl", [{"prompt": "Q", "response": "4", "gold": "4"}])
+    run = run_config("init=default", "dataset=json", "model=tiny", f"dataset.path={path}", "dataset.answer=gold")
+    said = str(validation.nothing_scorable(run, [Example("Q", "perhaps twelve", "12")]))
+    assert "(not so: 'perhaps twelve' and '12')" in said and "dataset.answer=<column" not in said
+
+
 def test_batches_contain_examples_of_similar_length(monkeypatch):
     monkeypatch.setitem(batches.TOKENS, "cpu", 100)
     model, data = random_llama(), examples(12)
