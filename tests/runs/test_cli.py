@@ -43,7 +43,7 @@ def every_choice():
 def test_every_choice_composes_and_is_read_to_the_last_key(choice, tmp_path):
     needs = {"dataset=json": [f"dataset.path={tmp_path}"], "peft=lora_xs": ["init=lora_xs"]}
     needs["dataset=commonsense_reasoning"] = needs["dataset=chat"] = needs["dataset=json"]
-    needs["init=loftq"] = ["model.quantization=nf4"]
+    needs |= {"init=loftq": ["model.quantization=nf4"], "init=full_step": ["peft=full_ft"]}
     needs["model=roberta_large"] = ["dataset=cola"]
     section, _, name = choice.partition("=")
     run = run_config(choice, *needs.get(choice, []))
