@@ -96,7 +96,8 @@ def further_points(points: Sequence[Point], best: Point) -> list[Point]:
         new = [best[RATE] * step, best[RATE] * step**2]
     else:
         new = [sqrt(best[RATE] * rates[place + side]) for side in (-1, 1)]
-    return [{RATE: float(f"{rate:.3g}")} | rest for rate in new]
+    rounded = [float(f"{rate:.3g}") for rate in new]
+    return [{RATE: rate} | rest for rate in rounded if rate not in rates]
 
 
 def edges(chosen: Point, points: Sequence[Point]) -> dict[str, str]:

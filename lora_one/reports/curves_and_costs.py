@@ -1,8 +1,8 @@
 """The sections of a report with curves and costs: learning rates, epochs, time, and what the starts did."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import inf
 from statistics import mean, stdev
-from typing import Any
 
 from lora_one.reports import figures
 from lora_one.reports.compare import RATE, Run
@@ -16,8 +16,7 @@ def learning_rates(results: Results) -> Iterator[Section]:
     lines = [["method", "learning rate", "validation loss", ""]]
     for curve in curves:
         for place, (rate, loss) in enumerate(zip(curve.rates, curve.losses, strict=True)):
-            end = place in (0, len(curve.rates) - 1)
-            mark = ("chosen, at an end" if end else "chosen") if place == curve.chosen else ""
+            mark = ("chosen, at an end" if curve.at_end else "chosen") if place == curve.chosen else ""
             lines.append([curve.method, f"{rate:g}", f"{loss:.4f}", mark])
     if not curves:
         return
@@ -28,17 +27,21 @@ def learning_rates(results: Results) -> Iterator[Section]:
 
 def tuning(results: Results, method: str) -> figures.Tuning | None:
     """Return a method's learning rates with the lowest mean loss over the seeds at each; None: it has none."""
-    losses: dict[float, dict[tuple[Any, ...], list[float]]] = {}
-    for run in results.of(method, "tuning"):
-        if RATE in run.point and run.validation_loss is not None:
-            others = tuple(value for key, value in run.point.items() if key != RATE)
-            losses.setdefault(run.point[RATE], {}).setdefault(others, []).append(run.validation_loss)
-    if not losses:
+    losses: dict[float, dict[str, list[float]]] = {}
+    for run in results.runs:
+        if (run.method, run.stage) == (method, "tuning") and RATE in run.point:
+            others = str([value for key, value in run.point.items() if key != RATE])
+            value = inf if run.error is not None or run.validation_loss is None else run.validation_loss
+            losses.setdefault(run.point[RATE], {}).setdefault(others, []).append(value)
+    means = {rate: min(map(mean, losses[rate].values())) for rate in sorted(losses)}
+    tried = list(means)
+    rates = [rate for rate in tried if means[rate] < inf]  # a point at which a run failed is not chosen, nor drawn
+    if not rates:
         return None
-    rates = sorted(losses)
     row = next(row for row in results.rows if row["method"] == method)
     chosen = rates.index(row[RATE]) if row.get(RATE) in rates else None
-    return figures.Tuning(method, rates, [min(map(mean, losses[rate].values())) for rate in rates], chosen)
+    at_end = chosen is not None and row[RATE] in (tried[0], tried[-1])
+    return figures.Tuning(method, rates, [means[rate] for rate in rates], chosen, at_end=at_end)
 
 
 def courses(results: Results) -> Iterator[Section]:
@@ -56,11 +59,15 @@ def courses(results: Results) -> Iterator[Section]:
         caption += f" {results.figure}: of the adapters after each epoch."
     drawn = Drawing("epochs", caption, figures.epochs(curves, name, results.looks))
     measured = any(curve.figures for curve in curves)
+    digits = results.unit(results.figure).digits if kept else 1
     lines = [["method", "epoch", "validation loss", *[name] * measured]]
     for curve in curves:
         for epoch in sorted({*curve.losses, *curve.figures}):
             loss, value = curve.losses.get(epoch), curve.figures.get(epoch)
-            cells = ["-" if loss is None else f"{loss:.4f}", *["-" if value is None else f"{value:.1f}"] * measured]
+            cells = [
+                "-" if loss is None else f"{loss:.4f}",
+                *["-" if value is None else f"{value:.{digits}f}"] * measured,
+            ]
             lines.append([curve.method, f"{epoch:.3g}", *cells])
     yield Section("Over the epochs", table=lines, drawings=[drawn], long_table=True)
 

@@ -37,6 +37,7 @@ SETTINGS = {
     "grid.color": INK,
     "grid.alpha": 0.2,
     "legend.frameon": False,
+    "text.parse_math": False,  # a name with $ is a name
     "svg.fonttype": "none",  # text stays text: it can be searched, copied and read aloud
     "svg.hashsalt": "lora-one",  # ids depend on the content alone
 }
@@ -138,12 +139,16 @@ def forest(rows: Sequence[Difference], baseline: str, unit: str, looks: Looks) -
 
 @dataclass(frozen=True)
 class Tuning:
-    """A method's learning rates, ascending, with their validation losses; chosen: its place, if there is one."""
+    """A method's learning rates, ascending, with their validation losses; chosen: its place, if there is one.
+
+    at_end: the chosen one is the lowest or highest of those tried, the failed ones included.
+    """
 
     method: str
     rates: Sequence[float]
     losses: Sequence[float]
     chosen: int | None
+    at_end: bool = False
 
 
 def learning_rates(curves: Sequence[Tuning], looks: Looks) -> "Figure":
@@ -153,8 +158,7 @@ def learning_rates(curves: Sequence[Tuning], looks: Looks) -> "Figure":
         style = looks[curve.method]
         axes.plot(curve.rates, curve.losses, label=curve.method, markersize=4, linewidth=1.2, **style)
         if curve.chosen is not None:
-            at_end = curve.chosen in (0, len(curve.rates) - 1)
-            for marker in ("o", "|") if at_end else ("o",):
+            for marker in ("o", "|") if curve.at_end else ("o",):
                 mark = {"marker": marker, "markersize": 12 if marker == "o" else 20, "markerfacecolor": "none"}
                 place = curve.rates[curve.chosen], curve.losses[curve.chosen]
                 axes.plot(*place, linestyle="", markeredgecolor=style["color"], **mark)

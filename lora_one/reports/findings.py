@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import numpy
 
+from lora_one.errors import UsageError
 from lora_one.reports.compare import Run
 from lora_one.reports.predictions import common_questions, correct_answers
 from lora_one.statistics.questions import bootstrap, mcnemar
@@ -19,7 +20,7 @@ Key = TypeVar("Key")
 
 
 def findings(runs: Sequence[Run], baseline: str, evaluations: Sequence[str], loss: str = LOSS) -> list[dict[str, Any]]:
-    """Return the findings of each figure: the evaluations, then the loss. Raises UsageError: see ``questions``.
+    """Return the findings of each figure: the evaluations, then the loss.
 
     Each has ``figure``, ``verdicts`` (one for each method but the baseline) and, for an evaluation, ``questions``.
     """
@@ -29,7 +30,11 @@ def findings(runs: Sequence[Run], baseline: str, evaluations: Sequence[str], los
         if baseline in values:
             judged = verdicts(values, baseline, unit_of(runs, figure))
             part = {"figure": figure, "verdicts": [asdict(verdict) for verdict in judged]}
-            part["questions"] = questions(runs, baseline, figure) if figure in evaluations else []
+            part["questions"] = []
+            try:
+                part["questions"] = questions(runs, baseline, figure) if figure in evaluations else []
+            except UsageError as error:  # the runs are finished, and their results must not be lost
+                part["untested"] = str(error)
             found.append(part)
     return found
 
@@ -61,8 +66,9 @@ def questions(runs: Sequence[Run], baseline: str, evaluation: str) -> list[dict[
     for run in runs:
         if run.stage == "final" and run.scores.get(evaluation, {}).get("predictions"):
             files[run.method, run.seed] = Path(run.scores[evaluation]["predictions"])
+    fields = {run.scores[evaluation].get("field") for run in runs if run.scores.get(evaluation, {}).get("predictions")}
     answers: dict[str, dict[int, numpy.ndarray]] = {}
-    for (method, seed), row in aligned(files).items():
+    for (method, seed), row in aligned(files, next(iter(fields), None)).items():
         answers.setdefault(method, {})[seed] = row
     return [
         {"method": method, **compared(own, answers[baseline])}

@@ -13,6 +13,7 @@ from lora_one.reports.sections import RESULTS, VERDICTS, sections
 from lora_one.reports.table import markdown
 
 FORMATS = ("md", "html", "tex")
+LATIN = 0x180  # pdflatex's fonts have the signs below; another one is shown by its number
 TEX = {  # characters with a meaning in LaTeX, and signs that its fonts do not have
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
     "~": r"\textasciitilde{}",
@@ -21,6 +22,8 @@ TEX = {  # characters with a meaning in LaTeX, and signs that its fonts do not h
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
+    "[": "{[}",
+    "]": "{]}",
 }
 
 
@@ -135,7 +138,8 @@ def tex(text: str) -> str:
     >>> tex("5 % +- 1")
     '5 \\\\% $\\\\pm$ 1'
     """
-    return "".join(TEX.get(sign, sign) for sign in text).replace("+-", r"$\pm$")
+    known = (TEX.get(sign, sign if ord(sign) < LATIN else f"{{?U+{ord(sign):04X}?}}") for sign in text)
+    return "".join(known).replace("+-", r"$\pm$")
 
 
 def numeric(table: Table) -> list[bool]:

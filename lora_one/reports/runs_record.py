@@ -25,7 +25,9 @@ def records_of_runs(results: Path, baseline: str | None = None) -> dict[str, dic
     """
     tasks: dict[str, list[Run]] = {}
     for folder in folders(results):
-        tasks.setdefault(folder.path.parent.parent.name, []).append(run_of(folder))
+        task = folder.path.parent.parent
+        name = task.name if task.parent == results.resolve() else str(task)
+        tasks.setdefault(name, []).append(run_of(folder))
     if not tasks:
         raise UsageError(
             f"{results} contains no run: pass the results_dir of runs, or the folder of a comparison (with "

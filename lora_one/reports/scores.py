@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_one.errors import UsageError, nearest
+from lora_one.files import read_lines
 from lora_one.statistics.units import POINTS, unit_in
 
 COUNTS = {"answers": "total", "unparsed": "unparsed", "cut": "cut_off"}  # of a score -> of metrics.json
@@ -15,8 +16,8 @@ def score_in(folder: Path, metric: str | None = None) -> dict[str, Any]:
     """Return one metric of an evaluation: value, metric, unit (the fields of ``Unit``), and facts about the answers.
 
     metric: None: the first one.  predictions: path of the file with the answers; None: there is none, or the metric is
-    not a share of correct answers.  answers: their number; unparsed, cut: of those without a readable answer, and ended
-    by the limit of new tokens.
+    not the share of answers for which one of their fields is true.  field: the name of that field.
+    answers: their number; unparsed, cut: of those without a readable answer, and ended by the limit of new tokens.
     Raises UsageError: the evaluation has no such metric.
     """
     report = json.loads((folder / "metrics.json").read_text())
@@ -25,7 +26,20 @@ def score_in(folder: Path, metric: str | None = None) -> dict[str, Any]:
     if metric not in metrics:
         raise UsageError(f"{report['task']} reports no metric {metric}; {nearest(metric, metrics)}")
     unit, predictions = unit_in(report, metric), folder / "predictions.jsonl"
-    answered = unit == POINTS and predictions.exists()
+    field = field_of(predictions, metrics[metric], metric) if unit == POINTS else None
     found = {"value": metrics[metric], "metric": metric, "unit": asdict(unit)}
-    found |= {"predictions": str(predictions) if answered else None}
+    found |= {"predictions": str(predictions) if field else None, "field": field}
     return found | {name: counts.get(key) for name, key in COUNTS.items()}
+
+
+def field_of(predictions: Path, value: float, metric: str) -> str | None:
+    """Return the field of the answers of which a metric is the share; None: it is another measure, such as Matthews'.
+
+    It is the field with the metric's name, as correct_official is that of accuracy_official, or else the plain one.
+    """
+    lines = read_lines(predictions)
+    for field in ("correct" + metric.removeprefix("accuracy"), "correct"):
+        hits = [line.get(field) for line in lines]
+        if lines and all(isinstance(hit, bool) for hit in hits) and abs(sum(hits) / len(hits) - value) < 1e-9:
+            return field
+    return None

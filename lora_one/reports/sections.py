@@ -26,6 +26,8 @@ def sections(record: Mapping[str, Any]) -> list[Section]:
 
 def verdicts(results: Results) -> Iterator[Section]:
     """Yield for each figure the sentence on each method, and a forest plot of the differences."""
+    if results.baseline and not results.record["findings"]:
+        yield Section(VERDICTS, [f"Not tested: no run of the baseline {results.baseline} has a result."])
     for number, part in enumerate(results.record["findings"]):
         unit = results.unit(part["figure"])
         rows = [
@@ -90,6 +92,8 @@ def protocol(results: Results) -> list[str]:
         f"Each method ran every point of its grid with seed {tuning}, then the point with the lowest validation loss "
     )
     found += f"with seeds {seeds}. "
+    if results.record.get("test", {}).get("counts", {}).get("seen"):
+        return [found + "Some test examples were also used for training or choosing, see Origin."]
     return [found + "The test examples were used for neither training nor choosing, and only at the chosen points."]
 
 
@@ -103,6 +107,8 @@ def questions(results: Results) -> Iterator[Section]:
                 [f"{question_sentence(entry, results.baseline)}." for entry in part["questions"]],
                 folded=True,
             )
+        elif part.get("untested"):
+            yield Section(f"The trained models on the questions: {part['figure']}", [f"Not tested: {part['untested']}"])
 
 
 def steps(results: Results) -> Iterator[Section]:

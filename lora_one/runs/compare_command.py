@@ -103,7 +103,7 @@ def compare(options: argparse.Namespace) -> int:
 
     from lora_one.reports import pages
     from lora_one.runs import comparison, comparison_file
-    from lora_one.runs.comparison_evaluations import folder_name
+    from lora_one.runs.comparison_keys import folder_name
     from lora_one.runs.composition import compose
 
     if options.threads:

@@ -2,17 +2,19 @@
 
 import hashlib
 import json
-import re
 import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from lora_one.errors import RunError, UsageError
 from lora_one.evaluation.command import evaluate
 from lora_one.records.folder import RunFolder
+from lora_one.records.provenance import fingerprint
 from lora_one.reports.scores import score_in
 from lora_one.runs.comparison_file import Evaluation
+from lora_one.runs.comparison_keys import folder_name
 
 
 def scores_of(folder: RunFolder, evaluations: Mapping[str, Evaluation]) -> dict[str, dict[str, Any]]:
@@ -81,15 +83,14 @@ def score_of_model(model: Path, output: Path, evaluation: Evaluation) -> dict[st
 
 
 def folder_of(folder: RunFolder, name: str, evaluation: Evaluation) -> Path:
-    """Return the folder of the results, inside the run: its name has a hash of the benchmark and its options."""
-    asked = json.dumps([evaluation.benchmark, evaluation.options])
+    """Return the folder of the results, inside the run: its name has a hash of the benchmark, its options and data."""
+    data = [text.partition("=")[2] for text in evaluation.options if text.startswith("--data_path=")]
+    asked = json.dumps([evaluation.benchmark, evaluation.options, *map(content_of, data)])
     return folder.path / "eval" / f"{folder_name(name)}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
 
 
-def folder_name(name: str) -> str:
-    """Return the name of a task or an evaluation as that of a folder.
-
-    >>> folder_name("SST-2, 2,000 rows")
-    'sst-2-2-000-rows'
-    """
-    return re.sub(r"\W+", "-", name).strip("-").lower()
+@cache
+def content_of(path: str) -> str:
+    """Return a hash of local data; "": there is none, which the evaluation reports."""
+    place = Path(path).expanduser()
+    return fingerprint(place, nested=True) if place.exists() else ""

@@ -18,7 +18,7 @@ from lora_one.evaluation import BENCHMARKS
 from lora_one.evaluation.command import parser_of
 from lora_one.evaluation.options import parsed
 from lora_one.reports.compare import RATE, Grid, grid_points, is_number
-from lora_one.runs.comparison_keys import EXAMPLE, joined, small_trial
+from lora_one.runs.comparison_keys import EXAMPLE, check_names, check_tasks, joined, small_trial
 from lora_one.runs.published_values import Published, check_published, published_of
 
 # keys that, like those of the data, must be the same for every method: amount of training and evaluation
@@ -35,6 +35,8 @@ SAME = {"seed", "results_dir", "overwrite", "dry_run"} | {
         "loss",
         "eval_epochs",
         "early_stopping_patience",
+        "seed",
+        "order_seed",
     )
 }
 
@@ -126,6 +128,7 @@ def read_comparisons(path: Path, *, small: bool = False) -> dict[str, Comparison
     tasks = given.pop("tasks", None) or {"": {}}
     if not isinstance(tasks, dict) or not all(isinstance(task, dict) for task in tasks.values()):
         raise UsageError(f"tasks={tasks!r} must be a mapping, for example <name>: {{common: [dataset=<name>]}}")
+    check_tasks(tasks)
     comparisons = {}
     for name, task in tasks.items():
         try:
@@ -182,6 +185,7 @@ def evaluations_of(given: Any) -> dict[str, Evaluation]:
 
 def check_comparison(comparison: Comparison) -> None:
     """Check every entry. Raises UsageError: an entry is not valid; the first one is named."""
+    check_names(comparison.methods, comparison.evaluations, comparison.not_run)
     lists = {"common": comparison.common, "test": comparison.test}
     lists |= {f"methods.{name}": overrides for name, overrides in comparison.methods.items()}
     for key, overrides in lists.items():
@@ -222,6 +226,8 @@ def check_grid(comparison: Comparison, method: str) -> None:
             raise UsageError(f"grid of {method}: {key}={values!r} must be a list of different values")
         if key == RATE and not all(is_number(value) for value in values):
             raise UsageError(f"grid of {method}: {key}={values!r} must be a list of numbers")
+        if key == RATE and comparison.refine and min(values) <= 0:
+            raise UsageError(f"grid of {method}: {key}={values!r} must be above 0, because refine multiplies them")
         if is_same_for_all(key):
             raise UsageError(f"grid of {method}: {key} must be the same for every method; move it to common")
         shared = comparison.grid.get(key, values)

@@ -1,5 +1,6 @@
 """Which keys of a comparison file apply: those of the file with those of a task, and those of a small trial."""
 
+import re
 from collections.abc import Collection
 from typing import Any
 
@@ -47,3 +48,46 @@ def small_trial(given: dict[str, Any], changes: Any, known: Collection[str]) -> 
         values, asked = made["published"]["values"], made.get("evaluations") or {}
         made["published"] = made["published"] | {"values": {name: values[name] for name in values if name in asked}}
     return made
+
+
+TAKEN = {"test loss", "validation loss", "final_loss", "init_loss", "init_seconds", "validation_loss"}  # columns
+
+
+def check_names(methods: Any, evaluations: Any, not_run: Any) -> None:
+    """Check the names in a comparison file. Raises UsageError: not texts, given twice, or those of other columns."""
+    for key, names in (("methods", methods), ("evaluations", evaluations), ("not_run", not_run)):
+        if not isinstance(names, dict):
+            raise UsageError(
+                f"{key}={names!r} must be a mapping, for example {key}: {{<name>: ...}}; leave it out if empty"
+            )
+        for name in names:
+            if not isinstance(name, str):
+                raise UsageError(f"{key}: the name {name!r} is not a text: write it in quotes")
+    both = [name for name in not_run if name in methods]
+    if both:
+        raise UsageError(f"not_run.{both[0]} is also one of the methods: leave one of them out")
+    for name in evaluations:
+        if name in TAKEN or (name.removesuffix(" after init") in evaluations and name.endswith(" after init")):
+            raise UsageError(f"evaluations.{name}: this is the name of another column: choose another name")
+
+
+def check_tasks(tasks: dict[Any, Any]) -> None:
+    """Check the names of tasks, which become folders. Raises UsageError: not texts, or two share a folder."""
+    folders: dict[str, str] = {}
+    for name in tasks:
+        if not isinstance(name, str):
+            raise UsageError(f"tasks: the name {name!r} is not a text: write it in quotes")
+        other = folders.setdefault(folder_name(name), name)
+        if other != name or (name and not folder_name(name)):
+            raise UsageError(
+                f"tasks: {name!r} has the folder {folder_name(name)!r}, like {other!r}: choose another name"
+            )
+
+
+def folder_name(name: str) -> str:
+    """Return the name of a task or an evaluation as that of a folder.
+
+    >>> folder_name("SST-2, 2,000 rows")
+    'sst-2-2-000-rows'
+    """
+    return re.sub(r"\W+", "-", name).strip("-").lower()

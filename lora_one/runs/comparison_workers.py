@@ -76,7 +76,16 @@ class Workers:
             results[place] = self.result(tasks[number], jobs[place], error)
             if place in new:  # the others were only measured
                 self.pace.add(jobs[place], seconds)
-        return [results[place] if place in results else attempt(job, refuse, measure) for place, job in enumerate(jobs)]
+        return [
+            results[place] if place in results else self.taken(job, results.get(folders.get(path_of(job))), measure)
+            for place, job in enumerate(jobs)
+        ]
+
+    def taken(self, job: Job, other: Run | None, measure: Measures | None) -> Run:
+        """Return the result of a job that was no task. other: that of a job with the same folder, if it was one."""
+        if other is not None and other.error is not None:
+            return broken(job, other.error)
+        return attempt(job, refuse, measure)
 
     def done(self, job: Job, measure: Measures | None) -> bool:
         """Return whether nothing is left to do of a job, or it cannot run."""
@@ -103,6 +112,11 @@ class Workers:
     @abstractmethod
     def ended(self, tasks: Sequence[Task]) -> Iterator[Ended]:
         """Start the tasks; yield each one when it has ended."""
+
+
+def path_of(job: Job) -> Path | None:
+    """Return the folder of a job; None: it cannot run."""
+    return job.folder.path if job.folder else None
 
 
 def refuse(run: RunConfig) -> None:

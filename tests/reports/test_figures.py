@@ -31,7 +31,7 @@ def test_forest_has_interval_seeds_and_mean_of_each_method_and_a_line_at_zero():
 
 @pytest.mark.parametrize(("chosen", "markers"), [(1, "o"), (0, "o|"), (2, "o|")])
 def test_learning_rates_mark_the_chosen_one_and_an_end_by_a_bar(chosen, markers):
-    curve = Tuning("method 3", [1e-4, 1e-3, 1e-2], [3.0, 2.0, 2.5], chosen)
+    curve = Tuning("method 3", [1e-4, 1e-3, 1e-2], [3.0, 2.0, 2.5], chosen, at_end="|" in markers)
     axes = figures.learning_rates([curve], LOOKS).axes[0]
     drawn, *marks = axes.get_lines()
     assert list(drawn.get_xdata()) == curve.rates and list(drawn.get_ydata()) == curve.losses

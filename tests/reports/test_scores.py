@@ -12,7 +12,7 @@ from lora_one.statistics.units import BITS, NATS, POINTS
 
 def write(folder, **report):
     (folder / "metrics.json").write_text(json.dumps({"task": "mine"} | report))
-    (folder / "predictions.jsonl").write_text("{}\n")
+    (folder / "predictions.jsonl").write_text('{"correct": true}\n{"correct": false}\n')
 
 
 def test_shares_have_answers_and_losses_have_none(tmp_path):
@@ -35,3 +35,14 @@ def test_an_unknown_metric_is_named(tmp_path):
     write(tmp_path, metrics={"loss": 1.0, "loss_stderr": 0.1})
     with pytest.raises(UsageError, match="mine reports no metric los; did you mean loss"):
         score_in(tmp_path, "los")
+
+
+def test_the_tests_over_questions_use_the_field_of_the_metric(tmp_path):
+    """accuracy_official is the share of correct_official; Matthews' coefficient is the share of no field."""
+    lines = [{"id": number, "correct": number < 8, "correct_official": number < 2} for number in range(10)]
+    (tmp_path / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    metrics = {"accuracy": 0.8, "accuracy_official": 0.2, "matthews": 0.5}
+    (tmp_path / "metrics.json").write_text(json.dumps({"task": "t", "metrics": metrics, "counts": {}}))
+    fields = {metric: score_in(tmp_path, metric)["field"] for metric in metrics}
+    assert fields == {"accuracy": "correct", "accuracy_official": "correct_official", "matthews": None}
+    assert score_in(tmp_path, "matthews")["predictions"] is None

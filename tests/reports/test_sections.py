@@ -1,5 +1,6 @@
 """The sections of a report: published values stand beside the measured ones."""
 
+from lora_one.reports.compare import RATE
 from lora_one.reports.pages import overview
 from lora_one.reports.sections import sections
 from tests.helpers.comparison_records import record
@@ -66,3 +67,38 @@ def test_an_epoch_that_one_seed_does_not_have_is_left_out():
     found = record()
     next(run for run in found["runs"] if run["stage"] == "final" and run["method"] == "rsLoRA")["history"] = ()
     assert [row for row in over_the_epochs(found).table if row[0] == "rsLoRA"] == []
+
+
+def section_of(found, title):
+    return next(section for section in sections(found) if section.title == title)
+
+
+def test_a_rate_that_failed_is_still_one_that_was_tried():
+    """The chosen one is then not at an end, in the table and in the figure alike."""
+    found = record()
+    for run in found["runs"]:
+        if (run["method"], run["stage"], run["point"][RATE]) == ("rsLoRA", "tuning", 1e-2):
+            run["error"] = "the loss became nan"
+    rows = [row for row in section_of(found, "Learning rates").table if row[0] == "rsLoRA"]
+    assert [row[1] for row in rows] == ["0.0001", "0.001"] and rows[1][3] == "chosen"
+
+
+def test_a_grid_of_lists_is_shown():
+    found = record()
+    for run in found["runs"]:
+        run["point"]["peft.lora_target_modules"] = ["q_proj"]
+    assert section_of(found, "Learning rates").table and "[q_proj]" in section_of(found, "Runs").table[1]
+
+
+def test_test_examples_that_were_seen_are_not_called_unseen():
+    found = record()
+    found["test"]["counts"]["seen"] = 3
+    found["comparison"]["overlap"] = "a reason"
+    text = " ".join(section_of(found, "Results").text)
+    assert "neither" not in text and "also used for training or choosing" in text
+
+
+def test_a_baseline_without_a_result_is_said():
+    found = record()
+    found["findings"] = []
+    assert section_of(found, "Verdicts").text == ["Not tested: no run of the baseline rsLoRA has a result."]

@@ -1,6 +1,7 @@
 """A small trial has the keys of the file, except for those in ``small``."""
 
 import doctest
+import re
 
 import pytest
 import yaml
@@ -79,3 +80,35 @@ def test_a_file_without_small(tmp_path):
 
 def test_doctests():
     assert doctest.testmod(comparison_keys).failed == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"not_run": None}, "not_run=None must be a mapping"),
+        ({"not_run": {"LoRA": "a reason"}}, "not_run.LoRA is also one of the methods"),
+        ({"methods": {8: ["init=lora"]}}, "methods: the name 8 is not a text: write it in quotes"),
+        ({"evaluations": {"test loss": {"benchmark": "text"}}}, "evaluations.test loss: this is the name of another"),
+        ({"tasks": {"a b": {}, "a-b": {}}}, "tasks: 'a-b' has the folder 'a-b', like 'a b'"),
+        ({"tasks": {1: {}}}, "tasks: the name 1 is not a text"),
+        (
+            {"grid": {"model.learning_rate": [0.0, 1e-3]}, "refine": 1},
+            "must be above 0, because refine multiplies them",
+        ),
+        ({"grid": {"model.order_seed": [1, 2]}}, "model.order_seed must be the same for every method"),
+    ],
+)
+def test_names_and_rates_that_would_end_a_finished_comparison_are_refused_before(tmp_path, change, message):
+    content = {
+        "title": "T",
+        "common": [],
+        "test": [],
+        "test_examples": 1,
+        "tuning_seeds": [1],
+        "seeds": [1],
+        "grid": {"model.learning_rate": [1e-3, 1e-2]},
+        "methods": {"LoRA": ["init=lora"]},
+    }
+    (tmp_path / "file.yaml").write_text(yaml.safe_dump(content | change))
+    with pytest.raises(UsageError, match=re.escape(message)):
+        read_comparisons(tmp_path / "file.yaml")
