@@ -49,6 +49,7 @@ class HeldOut:
         self.counts = {"examples": len(encoded), "shortened": counts.shortened, "dropped": counts.dropped}
         self.counts["tokens"] = sum(loss_count(targets(batch), "token") for batch in self.batches)
         model = {key: getattr(run.model, key) for key in ("name", "revision", "type", "max_length", "loss")}
+        model |= {"quantization": run.model.quantization} if run.model.quantization else {}
         self.settings = {"dataset": asdict(dataset), "model": model, "examples": limit, "dtype": self.dtype}
         self.fingerprints = local_fingerprints(self.settings, local_folder(run.model.name))
         self.identity = config_hash(self.settings, self.fingerprints)
@@ -69,6 +70,8 @@ class HeldOut:
         whole = trained is not None and not (trained / "adapter_config.json").exists()
         name, revision = (str(trained), None) if whole else (self.model.name, self.model.revision)
         options = {"dtype": self.dtype, "model_type": self.model.type, "labels": self.labels, "pad_id": self.pad_id}
+        if trained is None and self.model.quantization:
+            options["quantization"] = self.model.quantization
         seed_everything(self.seed)
         model = load_model(name, revision, **options | (base_of(trained) if not whole else {}))
         return model if whole or trained is None else load_adapter(model, trained).eval()

@@ -1,5 +1,7 @@
 """What a report reads of a finished run, from its run.json and metrics.jsonl."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from statistics import mean
 from typing import Any
@@ -8,6 +10,7 @@ from lora_one.files import read_lines
 from lora_one.records.folder import RunFolder
 
 Record = dict[str, Any]
+NOT_DATA = {"path", "cache"}  # keys of a data set's configuration that do not choose examples; path: see its hash
 
 
 def measurements(folder: RunFolder) -> dict[str, Any]:
@@ -67,6 +70,8 @@ def identity(record: Record) -> dict[str, Any]:
         "model": prints.get("model.name", f"{config['model']['name']}, revision {config['model']['revision']}"),
         "data": prints.get("dataset.path", config["dataset"]["name"]),
         "training examples": train["whole"] + train["shortened"],
+        "settings of the data": digest({key: value for key, value in config["dataset"].items() if key not in NOT_DATA}),
+        "maximum length": config["model"].get("max_length"),
         "epochs": config["model"]["epochs"],
         "examples per step": config["model"]["real_batch_size"],
         "loss": config["model"]["loss"],
@@ -74,6 +79,11 @@ def identity(record: Record) -> dict[str, Any]:
         "configuration": record["config_hash"],
         "versions": provenance["versions"],
     }
+
+
+def digest(value: Any) -> str:
+    """Return a sha256 (hex) of plain JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def adapter_figures(lines: Sequence[Record]) -> dict[str, Any]:

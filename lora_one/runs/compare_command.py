@@ -114,7 +114,8 @@ def compare(options: argparse.Namespace) -> int:
             print(f"== {task}" * bool(task) + "\n" * bool(task) + comparison.plan(chosen, compose))
         return 0
     output = options.output or Path("results/comparisons") / (options.comparison.stem + "-small" * options.small)
-    title = tasks[next(iter(tasks))].title.partition(":")[0]
+    first = next(iter(tasks))
+    title = tasks[first].title.removesuffix(f": {first}")
     records = {}
     for task, chosen in tasks.items():
         place = output / folder_name(task)

@@ -44,7 +44,7 @@ def report(options: argparse.Namespace) -> int:
         raise UsageError(f"--baseline={options.baseline}: the comparison's file names its baseline; leave it out")
     records = records or records_of_runs(options.results, options.baseline)
     titles = {record["title"] for record in records.values()}
-    title = titles.pop() if len(titles) == 1 else shared_beginning(sorted(titles)) or str(options.results)
+    title = titles.pop() if len(titles) == 1 else beginning(sorted(titles)) or str(options.results)
     path = write_report(title, records, options.output or options.results)
     for record in records.values():
         print(printed(record))
@@ -56,7 +56,9 @@ def comparisons(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the records of a comparison's folder: task -> record, "" -> that of a file without tasks; {}: none."""
     if (folder / "comparison.json").exists():
         return {"": read(folder / "comparison.json")}
-    return {file.parent.name: read(file) for file in sorted(folder.glob("*/comparison.json"))}
+    records = sorted(map(read, folder.glob("*/comparison.json")), key=lambda record: record["date"])
+    shared = beginning([record["title"] for record in records])
+    return {record["title"].removeprefix(f"{shared}: "): record for record in records}
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -67,10 +69,14 @@ def read(file: Path) -> dict[str, Any]:
         raise UsageError(f"{file} is not valid JSON ({error}): run the comparison again, which writes it") from error
 
 
-def shared_beginning(titles: Sequence[str]) -> str:
-    """Return what is before the first colon of all titles, "" if it differs; titles of tasks are <title>: <task>."""
-    beginnings = {title.partition(": ")[0] for title in titles}
-    return beginnings.pop() if len(beginnings) == 1 else ""
+def beginning(titles: Sequence[str]) -> str:
+    """Return the title of a file from those of its tasks, <title>: <task>; "" if they have none in common.
+
+    >>> beginning(["LoRA-One: GLUE: MRPC", "LoRA-One: GLUE: RTE"])
+    'LoRA-One: GLUE'
+    """
+    found = {title.rpartition(": ")[0] for title in titles}
+    return found.pop() if len(found) == 1 else ""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
