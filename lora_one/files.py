@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +44,15 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if lines and not lines[-1].endswith("}"):
         lines.pop()
     return [json.loads(line) for line in lines]
+
+
+def folder_name(name: str) -> str:
+    """Return the name of a task, an evaluation or a figure as that of a folder, a file or an anchor.
+
+    >>> folder_name("SST-2, 2,000 rows")
+    'sst-2-2-000-rows'
+    """
+    return re.sub(r"\W+", "-", name).strip("-").lower()
 
 
 def synced(path: Path) -> None:

@@ -1,5 +1,6 @@
 """Files and folders are written completely or not at all."""
 
+import doctest
 import json
 
 import pytest
@@ -76,3 +77,7 @@ def test_a_file_at_the_place_of_a_folder_stays(how, tmp_path):
     with pytest.raises(RunError, match="cannot be written"), how(tmp_path / "adapter") as folder:
         (folder / "new").touch()
     assert (tmp_path / "adapter").read_text() == "mine" and tree(tmp_path) == ["adapter"]
+
+
+def test_doctests():
+    assert doctest.testmod(files).failed == 0

@@ -6,10 +6,7 @@ from typing import Any
 
 from lora_one.reports.compare import Run
 
-NOT_SHARED = {
-    "configuration",
-    "versions",
-}  # entries of a run's identity that differ between methods, or are shown apart
+NOT_SHARED = {"configuration", "versions"}  # of a run's identity: differ between methods, or shown apart
 SHOWN = 12  # characters of a hash
 
 

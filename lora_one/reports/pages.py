@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_one.files import write_whole
+from lora_one.files import folder_name, write_whole
 from lora_one.reports.figures import Drawing
 from lora_one.reports.results import Results, Section, Table
 from lora_one.reports.sections import RESULTS, VERDICTS, sections
@@ -43,7 +43,8 @@ def write_report(title: str, records: Mapping[str, Mapping[str, Any]], output: P
     Raises OSError: the folder cannot be written.
     """
     parts = [
-        Part(short(name), record["title"], named(sections(record), short(name))) for name, record in records.items()
+        Part(folder_name(name), record["title"], named(sections(record), folder_name(name)))
+        for name, record in records.items()
     ]
     for part in parts:
         for drawing in (drawn for section in part.sections for drawn in section.drawings):
@@ -97,15 +98,6 @@ def printed(record: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def short(name: str) -> str:
-    """Return a name as part of a file name or an anchor.
-
-    >>> short("SST-2, 2,000 rows")
-    'sst-2-2-000-rows'
-    """
-    return re.sub(r"\W+", "-", name).strip("-").lower()
-
-
 def environment(suffix: str) -> Any:
     """Return the jinja2 environment of a format. LaTeX has braces, so that its blocks are written in angles."""
     import jinja2
@@ -128,7 +120,7 @@ def environment(suffix: str) -> Any:
         undefined=jinja2.StrictUndefined,
         **signs,
     )
-    made.filters |= {"tex": tex, "markdown": markdown, "short": short, "numeric": numeric}
+    made.filters |= {"tex": tex, "markdown": markdown, "numeric": numeric}
     return made
 
 

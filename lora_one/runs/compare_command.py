@@ -101,9 +101,9 @@ def compare(options: argparse.Namespace) -> int:
         raise UsageError("nothing to compare: pass the YAML file of a comparison, --runs A B or --predictions A B")
     import torch
 
+    from lora_one.files import folder_name
     from lora_one.reports import pages
     from lora_one.runs import comparison, comparison_file
-    from lora_one.runs.comparison_keys import folder_name
     from lora_one.runs.composition import compose
 
     if options.threads:

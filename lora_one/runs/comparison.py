@@ -49,7 +49,7 @@ def compare(comparison: Comparison, compose: Compose, runner: Runner, output: Pa
     jobs = Jobs(comparison, compose)
     held_out = held_out_data(jobs)
     pretrained = held_out(output / "eval")
-    runner.begin(jobs, *to_do(jobs))
+    runner.begin(jobs, *to_do(jobs, tuned(jobs, found_already)))
     tunings = tuned(jobs, lambda planned: runner.run(planned, measured=False))
     final = [job for method in tunings for job in final_jobs(jobs, method, tunings[method])]
     trained = runner.run(final, measured=True)
@@ -127,8 +127,8 @@ def held_out_data(jobs: Jobs) -> HeldOut:
 def plan(comparison: Comparison, compose: Compose) -> str:
     """List the runs that are known so far and estimate the remaining time, without running anything."""
     jobs = Jobs(comparison, compose)
-    lines = []
-    for method, tuning in tuned(jobs, found_already).items():
+    lines, tunings = [], tuned(jobs, found_already)
+    for method, tuning in tunings.items():
         known = [*tuning.jobs, *later_jobs(jobs, method, tuning)]
         rest = further_runs(comparison, tuning)
         if tuning.chosen is None and not any(job.error for job in known):
@@ -140,17 +140,20 @@ def plan(comparison: Comparison, compose: Compose) -> str:
             )
         lines += [describe(job) for job in known]
     lines += [f"{method}: not run yet: {reason}" for method, reason in comparison.not_run.items()]
-    trained, untrained = to_do(jobs)
+    trained, untrained = to_do(jobs, tunings)
     rate = comparison.seconds_per_run
     time = f", about {trained * rate / 60:.0f} minutes ({rate:g} s per run with training)" if rate is not None else ""
     return "\n".join([*lines, f"to do: {trained} runs with training and {untrained} without{time}"])
 
 
-def to_do(jobs: Jobs) -> tuple[int, int]:
-    """Return how many runs with and without training are left, those included whose point is not known yet."""
+def to_do(jobs: Jobs, tunings: Mapping[str, Tuning]) -> tuple[int, int]:
+    """Return how many runs with and without training are left, those included whose point is not known yet.
+
+    tunings: as far as they are finished.
+    """
     comparison = jobs.comparison
     trained = untrained = 0
-    for method, tuning in tuned(jobs, found_already).items():
+    for method, tuning in tunings.items():
         trained += sum(not job.finished for job in tuning.jobs if job.error is None)
         if any(job.error for job in tuning.jobs):
             continue

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from lora_one.config import RunConfig
 from lora_one.config.rules import flatten
 from lora_one.errors import UsageError
-from lora_one.records.folder import RunFolder, locate
+from lora_one.records.folder import LocatedRun, RunFolder, folder_of, locate
 from lora_one.reports.compare import Point, is_number, value_text
 from lora_one.runs.comparison_file import Comparison, is_same_for_all
 
@@ -42,7 +42,7 @@ class Jobs:
     def __init__(self, comparison: Comparison, compose: Compose):
         self.comparison, self.compose = comparison, compose
         self.shared = compose(comparison.common)
-        self.configurations: dict[tuple[str, str], RunConfig] = {}
+        self.located: dict[tuple[str, str], LocatedRun] = {}
         for key, instead in FORBIDDEN.items():
             if getattr(self.shared, key):
                 raise UsageError(f"{key}=true is not allowed in a comparison: {instead}")
@@ -85,15 +85,10 @@ class Jobs:
         if stage == "start":
             return start_of(self.at(method, "final", point, seed))
         key = (method, str(point))
-        if key not in self.configurations:
-            self.configurations[key] = self.configured(method, point)
-        return job_of(method, stage, point, replace(self.configurations[key], seed=seed))
-
-
-def job_of(method: str, stage: str, point: Point, run: RunConfig) -> Job:
-    """Return the job with the folder that run_exp.py would use. Raises UsageError: the model's folder is missing."""
-    located = locate(run)
-    return Job(method, stage, point, run.seed, located.run, located.folder)
+        if key not in self.located:  # hashes the model, which takes seconds; the seed is not part of the hash
+            self.located[key] = locate(self.configured(method, point))
+        run = replace(self.located[key].run, seed=seed)
+        return Job(method, stage, point, seed, run, RunFolder(folder_of(run, self.located[key].config_hash)))
 
 
 def start_of(trained: Job) -> Job:
@@ -105,4 +100,5 @@ def start_of(trained: Job) -> Job:
     eta = trained.folder.read()["init"].get("eta")
     if eta is not None:
         run = replace(run, init=run.init.completed(lambda: eta))
-    return job_of(trained.method, "start", trained.point, run)
+    located = locate(run)
+    return Job(trained.method, "start", trained.point, run.seed, located.run, located.folder)

@@ -1,11 +1,13 @@
 """Which keys of a comparison file apply: those of the file with those of a task, and those of a small trial."""
 
-import re
 from collections.abc import Collection
 from typing import Any
 
 from lora_one.config import unknown_key
 from lora_one.errors import UsageError
+from lora_one.files import folder_name
+from lora_one.reports.compare import FIGURES
+from lora_one.reports.findings import LOSSES
 
 EXAMPLE = "{common: [model.name=<small model>, dataset.path=<file>], seeds: [1], grid: {model.learning_rate: [1e-3]}}"
 
@@ -50,7 +52,7 @@ def small_trial(given: dict[str, Any], changes: Any, known: Collection[str]) -> 
     return made
 
 
-TAKEN = {"test loss", "validation loss", "final_loss", "init_loss", "init_seconds", "validation_loss"}  # columns
+TAKEN = {*LOSSES, *FIGURES}  # names of other columns
 
 
 def check_names(methods: Any, evaluations: Any, not_run: Any) -> None:
@@ -82,12 +84,3 @@ def check_tasks(tasks: dict[Any, Any]) -> None:
             raise UsageError(
                 f"tasks: {name!r} has the folder {folder_name(name)!r}, like {other!r}: choose another name"
             )
-
-
-def folder_name(name: str) -> str:
-    """Return the name of a task or an evaluation as that of a folder.
-
-    >>> folder_name("SST-2, 2,000 rows")
-    'sst-2-2-000-rows'
-    """
-    return re.sub(r"\W+", "-", name).strip("-").lower()
