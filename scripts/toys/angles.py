@@ -136,16 +136,15 @@ def angles(model: PeftModel, vectors: dict[str, Vectors]) -> Iterator[tuple[str,
 
 def figure(found: Sequence[Row]) -> "Figure":
     """Plot the mean angle of B and of A over the steps: a line for each kind of layer."""
-    drawn, axes = empty(3.2, 2)
-    methods = list(dict.fromkeys(row.method for row in found))
+    drawn, axes = empty(3.6, 2)
+    methods, kinds = (list(dict.fromkeys(getattr(row, field) for row in found)) for field in ("method", "kind"))
     for method, kind in dict.fromkeys((row.method, row.kind) for row in found):
         line = [row for row in found if (row.method, row.kind) == (method, kind)]
-        style = {"color": COLORS[1 - methods.index(method)], "linewidth": 1.0, "alpha": 0.8}
+        style = {"color": COLORS[1 - methods.index(method)], "linestyle": ("-", "--", ":", "-.")[kinds.index(kind) % 4]}
         for part, factor in zip(axes, "BA", strict=True):
             points = [(row.step, getattr(row, f"{factor}_mean")) for row in line]
-            points = [point for point in points if point[1] is not None]
-            name = None if any(drawn_line.get_label() == method for drawn_line in part.lines) else method
-            part.plot(*zip(*points, strict=True), label=name, **style)
+            points = [(step, angle) for step, angle in points if angle is not None]
+            part.plot(*zip(*points, strict=True), label=f"{method}, {kind}", linewidth=1.3, **style)
             part.set(xlabel="step", ylabel=f"mean angle of {factor} (degrees)", ylim=(0, 92), yticks=range(0, 91, 15))
     legend(drawn, axes[0])
     return drawn

@@ -2,6 +2,7 @@
 
 import csv
 import re
+from functools import partial
 
 import pytest
 
@@ -13,16 +14,18 @@ MODULES = {"t1": alignment, "t2": risk, "t3": phase_portrait, "t4": relu, "t5": 
 PAGE = (ROOT / "docs/toy.md").read_text()
 
 
-def test_writes_a_table_and_a_figure(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(phase_portrait.rows, "__defaults__", (phase_portrait.SEEDS, 3))
-    assert toy.main(["t3", "--out", str(tmp_path / "new/folder")]) == 0
-    with (tmp_path / "new/folder/t3.csv").open() as file:
-        lines = list(csv.DictReader(file))
-    assert len(lines) == 3 * 2 * 4 and tuple(lines[0]) == phase_portrait.Row._fields
-    assert float(lines[0]["distance"]) == pytest.approx(phase_portrait.rows()[0].distance, abs=1e-15)
-    image = (tmp_path / "new/folder/t3.png").read_bytes()
+@pytest.mark.parametrize("name", ["t1", "t2", "t3", "t4"])
+def test_writes_a_table_and_a_figure(name, tmp_path, monkeypatch, capsys):
+    module, rows = MODULES[name], partial(MODULES[name].rows, steps=5)
+    monkeypatch.setattr(module, "rows", rows)
+    assert toy.main([name, "--out", str(tmp_path / "new/folder")]) == 0
+    with (tmp_path / f"new/folder/{name}.csv").open() as file:
+        header, *lines = csv.reader(file)
+    assert tuple(header) == module.Row._fields
+    assert lines == [[str(value) for value in row] for row in rows()] and len(lines) > 5
+    image = (tmp_path / f"new/folder/{name}.png").read_bytes()
     assert image.startswith(b"\x89PNG") and len(image) > 20_000
-    assert str(tmp_path / "new/folder/t3.csv") in capsys.readouterr().out
+    assert str(tmp_path / f"new/folder/{name}.csv") in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", MODULES)

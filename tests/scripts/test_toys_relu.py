@@ -50,6 +50,8 @@ def test_gradient_and_start_are_those_of_the_paper():
     U, S, Vh = torch.linalg.svd(J)
     factors = relu.spectral(student.gradient(), 4, gamma=2.0)
     torch.testing.assert_close((factors.B @ factors.A).T, 2 * U[:, :4] * S[:4] @ Vh[:4])
+    first = relu.rows(seed=2, conditions=(10,), steps=0)[0]
+    assert first.relative_error * 0.01 == pytest.approx(float((factors.B @ factors.A - student.delta).norm()))
     aligned = torch.nn.functional.cosine_similarity(J.flatten(), student.delta.T.flatten() / 2, dim=0)
     assert aligned > 0.9 and (J * student.delta.T).sum() / student.delta.square().sum() == pytest.approx(0.5, abs=0.05)
 
