@@ -49,8 +49,8 @@ class Lora(Adaptation):
         return wrap(base, self.peft, self.dtype, ranks)
 
     def resume(self, base: nn.Module, steps: int) -> nn.Module:
-        ranks = json.loads(self.ranks_file.read_text()) if self.ranks_file.exists() else None
-        model = self.start(base, steps, ranks)
+        chosen = {"ranks": json.loads(self.ranks_file.read_text())} if self.ranks_file.exists() else {}
+        model = self.start(base, steps, **chosen)
         shift_base(model, load_factors(self.initial_factors))
         return model
 

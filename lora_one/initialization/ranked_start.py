@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from itertools import chain
 
 import torch
@@ -37,13 +36,15 @@ def solve_with_ranks(
     name and its rank.
     Raises ValueError, on every process: see ``mean_gradients``; or a gradient is not finite.
     """
-    views: Callable[..., LayerView] = partial(view_with, layers, seed)
     found: dict[str, Measured] = {}
     refused: list[str] = []
 
+    def view(name: str, rank: int) -> LayerView:
+        return bare_view(name, layers[name], rank, scaling(name, rank), seed)
+
     def measure(name: str, G: Tensor) -> None:
         try:
-            found[name] = method.measure(views(name, rank, scaling(name, rank)), G)
+            found[name] = method.measure(view(name, rank), G)
         except ValueError as error:
             refused.append(str(error))
 
@@ -64,16 +65,11 @@ def solve_with_ranks(
     ranks = method.ranks({name: one.importance for name, one in found.items()}, shapes, rank)
     factors, decrease = {}, 0.0
     for name, one in found.items():
-        s = scaling(name, ranks[name])
-        factors[name] = method.factors(views(name, ranks[name], s), one)
+        layer = view(name, ranks[name])
+        factors[name] = method.factors(layer, one)
         # <G, s B A> = s <G A^T, B>
-        decrease -= s * float((one.GA[:, : ranks[name]] * factors[name].B).sum(dtype=torch.float64))
+        decrease -= layer.scaling * float((one.GA[:, : layer.rank] * factors[name].B).sum(dtype=torch.float64))
     return Solution(factors, examples=replace(report, memory=holding.place), predicted_decrease=decrease)
-
-
-def view_with(layers: dict[str, nn.Module], seed: int, name: str, rank: int, scaling: float) -> LayerView:
-    """Return what the method can read of a layer that will have this rank and scaling."""
-    return bare_view(name, layers[name], rank, scaling, seed)
 
 
 def shared(found: dict[str, Measured], refused: list[str], layers: dict[str, nn.Module]) -> dict[str, Measured]:
