@@ -2,6 +2,7 @@
 
 import math
 import random
+from fractions import Fraction
 
 import pytest
 import torch
@@ -102,6 +103,22 @@ def test_the_share_of_the_parameters_is_the_share_of_the_importance():
     assert parameters(found, shapes) == budget
     for name, value in importances.items():
         assert abs(found[name] - budget * value / 7.5 / sum(shapes[name])) <= 1
+
+
+def test_equal_layers_are_rounded_to_the_largest_remainders():
+    """Hamilton's apportionment, with fractions: the floor of each share, and the rest to the largest remainders."""
+    draw = random.Random(3)
+    wide = settings("init.min_rank=1", "init.max_rank=400")
+    for _ in range(20):
+        parts = [Fraction(draw.randint(100, 1000)) for _ in range(7)]
+        shapes = {f"layer {i}": (600, 400) for i in range(7)}
+        shares = [20 * 7 * part / sum(parts) for part in parts]
+        expected = [int(share) for share in shares]
+        by_remainder = sorted(range(7), key=lambda i: shares[i] - int(shares[i]), reverse=True)
+        for i in by_remainder[: 20 * 7 - sum(expected)]:
+            expected[i] += 1
+        found = ranks(wide, dict(zip(shapes, map(float, parts), strict=True)), shapes, 20)
+        assert list(found.values()) == expected
 
 
 def test_the_budget_is_exact_for_equal_costs_and_never_exceeded():
