@@ -76,6 +76,7 @@ def test_a_run_saves_merges_and_records_its_ranks(tmp_path, llama_folder, capsys
     assert (adapted - merged).abs().max() <= 1e-4 * adapted.abs().max()
     card = (folder.adapter / "README.md").read_text()
     others = [rank for rank in ranks.values() if rank != 4]
+    assert f"rank in training: {min(ranks.values())} to {max(ranks.values())} by layer, within" in card
     assert f"- rank: 4, except {len(others)} layers with {min(others)} to {max(others)}" in card
 
 
