@@ -59,6 +59,18 @@ class LayerView:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What a method that chooses the ranks keeps of one layer's gradient G, for any rank up to R.
+
+    importance: decides the rank.  A (R, n): the first r rows are those of rank r.  GA (m, R): G A^T.  Both fp32.
+    """
+
+    importance: float
+    A: "Tensor"
+    GA: "Tensor"
+
+
+@dataclass(frozen=True)
 class AdapterFactors:
     """Initial values of one adapter: B (m, r), A (r, n) and, if only a core is trained, R (r, r), all fp32.
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lora_one import linalg
-from lora_one.linalg import still_to_gain, truncated_svd, usable
+from lora_one.linalg import last_triplets, still_to_gain, truncated_svd, usable
 
 
 def generator(seed=0):
@@ -231,3 +231,26 @@ def test_zero_rows_do_not_affect_the_others(active, transposed):
     assert ((found.U * found.S @ found.Vh) - best).norm() <= 1e-4 * best.norm()
     torch.testing.assert_close(found.S.double(), S[:8], rtol=1e-5, atol=0)
     torch.testing.assert_close(found.U.T @ found.U, torch.eye(8), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(30, 20), (20, 30), (25, 25)], ids=str)
+def test_last_triplets_are_those_of_the_exact_svd(shape):
+    M = torch.randn(*shape, generator=torch.Generator().manual_seed(2))
+    U, S, Vh = torch.linalg.svd(M.double(), full_matrices=False)
+    found, largest = last_triplets(M, 4)
+    assert found.U.dtype == torch.float32 and largest == pytest.approx(float(S[0]), rel=1e-6)
+    torch.testing.assert_close(found.S, S[-4:].float(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        found.U * found.S @ found.Vh, (U[:, -4:] * S[-4:] @ Vh[-4:]).float(), rtol=1e-4, atol=1e-5
+    )
+    torch.testing.assert_close(found.U.T @ found.U, torch.eye(4), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.Vh @ found.Vh.T, torch.eye(4), rtol=0, atol=1e-5)
+    assert found.energy == pytest.approx(float(S[-4:].square().sum() / S.square().sum()), rel=1e-6)
+    assert (found.U.gather(0, found.U.abs().argmax(dim=0, keepdim=True)) > 0).all()
+
+
+def test_last_triplets_refuse_what_has_none():
+    with pytest.raises(ValueError, match="rank must lie in"):
+        last_triplets(torch.ones(5, 4), 5)
+    with pytest.raises(ValueError, match="not finite"):
+        last_triplets(torch.full((5, 4), float("inf")), 2)

@@ -67,11 +67,13 @@ def target_layers(model: nn.Module, peft: PeftConfig, method: MethodSettings | N
 def refuse_rank(
     name: str, layer: nn.Module, rank: int, method: MethodSettings | None, section: str = "peft.lora_"
 ) -> None:
-    """Raise UsageError if the layer has fewer singular vectors than the method needs.
+    """Raise UsageError if the layer has fewer singular vectors than the method needs, or the rank is not for it.
 
     section: prefix, in the message, of the settings r and target_modules.
     """
     vectors = method.vectors if method is not None else 1
+    if method is not None:
+        method.check_rank(rank, f"{section}r")
     smallest = min(weight_shape(layer))
     if vectors * rank > smallest:
         rule = f"{section}r={rank}" + (f" x {vectors} ({method.title} needs 2 r vectors)" if vectors > 1 else "")
@@ -97,15 +99,22 @@ def layer_view(name: str, layer: Any, seed: int, originals: Callable[[str], Tens
 
     originals: returns the weight of a layer before quantisation, by the layer's name.
     """
-    base = layer.get_base_layer()
+    base, rank, scaling = layer.get_base_layer(), layer.r[ADAPTER], layer.scaling[ADAPTER]
+    return bare_view(name, base, rank, scaling, seed, partial(originals, name) if originals else None)
+
+
+def bare_view(
+    name: str, base: nn.Module, rank: int, scaling: float, seed: int, original: Callable[[], Tensor] | None = None
+) -> LayerView:
+    """Return what a method can read of a linear layer that will get an adapter of this rank and scaling."""
     return LayerView(
         name=name,
         shape=weight_shape(base),
         weight=partial(wide_weight, base),
-        rank=layer.r[ADAPTER],
-        scaling=layer.scaling[ADAPTER],
+        rank=rank,
+        scaling=scaling,
         generator=generator_for(seed, f"init of {name}"),
-        original=partial(originals, name) if originals else None,
+        original=original,
     )
 
 

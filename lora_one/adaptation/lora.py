@@ -1,5 +1,7 @@
 """LoRA (arXiv:2106.09685), plain or with DoRA's magnitudes, and the r x r core of LoRA-SB and LoRA-XS."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,11 +39,18 @@ class Lora(Adaptation):
         """Return how many parameters are trained in a layer of shape (m, n)."""
         return self.peft.lora_r * (m + n) + m * self.peft.dora
 
-    def start(self, base: nn.Module, steps: int) -> nn.Module:
-        return wrap(base, self.peft, self.dtype)
+    @property
+    def ranks_file(self) -> Path:
+        """Return the file with the rank of each layer; it exists only if an initialisation method chose them."""
+        return self.initial_factors.with_name("ranks.json")
+
+    def start(self, base: nn.Module, steps: int, ranks: Mapping[str, int] | None = None) -> nn.Module:
+        """Return the wrapped base. ranks: by layer; None: ``lora_r`` for all."""
+        return wrap(base, self.peft, self.dtype, ranks)
 
     def resume(self, base: nn.Module, steps: int) -> nn.Module:
-        model = self.start(base, steps)
+        chosen = {"ranks": json.loads(self.ranks_file.read_text())} if self.ranks_file.exists() else {}
+        model = self.start(base, steps, **chosen)
         shift_base(model, load_factors(self.initial_factors))
         return model
 

@@ -1,7 +1,7 @@
 """Wrap a base model in PEFT's layers, and remove them again."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,10 +57,26 @@ def parameters_trained_whole(model: nn.Module, peft: PeftConfig) -> int:
     return sum(weight.numel() for name in names for weight in model.get_submodule(name).parameters())
 
 
-def wrap(base: nn.Module, peft: PeftConfig, dtype: str) -> PeftModel:
-    """Wrap the base in adapters of that dtype; their values must be written afterwards."""
-    model = widened(wrapped(base, lora_config(base, peft), dtype))
+def wrap(base: nn.Module, peft: PeftConfig, dtype: str, ranks: Mapping[str, int] | None = None) -> PeftModel:
+    """Wrap the base in adapters of that dtype; their values must be written afterwards.
+
+    ranks: by layer; None: ``lora_r`` for all.
+    """
+    further = {"rank_pattern": rank_pattern(ranks, peft.lora_r)} if ranks else {}
+    model = widened(wrapped(base, lora_config(base, peft, **further), dtype))
     return with_cores(model) if peft.lora_xs else model
+
+
+def rank_pattern(ranks: Mapping[str, int], usual: int) -> dict[str, int]:
+    """Return PEFT's setting for the layers whose rank is not the usual one.
+
+    PEFT compares a key with the end of a layer's name, so a name that ends another one is anchored.
+    """
+    return {
+        f"^{name}" if any(other.endswith(f".{name}") for other in ranks) else name: rank
+        for name, rank in ranks.items()
+        if rank != usual
+    }
 
 
 def with_cores(model: PeftModel) -> PeftModel:

@@ -19,6 +19,7 @@ OPTIONAL: dict[str, tuple[Any, ...]] = {
     "stable_gamma": (None,),
     "search_examples": (None,),
     "normalize": ("s0",),
+    "shuffle": (None,),
     "ga_direction": ("ArB2r",),
     "eta": (None,),
 }

@@ -201,7 +201,7 @@ def check_quantization(run: "RunConfig") -> None:
             "peft.dora=True needs the norms of the base weights at every step, which PEFT cannot compute with "
             "model.quantization=int8: set model.quantization=nf4, or remove peft=dora"
         )
-    if chosen is not None and init.changes_base:
+    if chosen is not None and init.shifts_base:
         raise UsageError(
             f"{init.title} changes the base weights, which is not possible with model.quantization={chosen}: set "
             f"{methods_with(changes_base=False)}, or model.quantization=null"

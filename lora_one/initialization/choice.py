@@ -55,7 +55,7 @@ class Situation:
         """Return why a method is not possible; None: it is possible."""
         if init.needs_examples and not self.examples:
             return "it uses training examples: pass batches"
-        if init.changes_base and self.quantised:
+        if init.shifts_base and self.quantised:
             return "it changes the base weights, but the model is quantised: load the model without quantisation"
         if init.trains_core and self.dora:
             return "it trains only an r x r core, but use_dora=True trains magnitudes: remove use_dora"
@@ -67,6 +67,10 @@ class Situation:
             return "PEFT would replicate the layers twice: remove layer_replication"
         if init.by_peft and self.ranks_by_layer:
             return "PEFT computes it with one rank for all layers: remove rank_pattern"
+        if init.sets_ranks and self.ranks_by_layer:
+            return "it chooses the rank of each layer: remove rank_pattern"
+        if init.sets_ranks and self.replicated:
+            return "it chooses the ranks before layers are replicated: remove layer_replication"
         if init.causal_only and self.kind is not CAUSAL:
             return f"it works only with causal models, but the model is {self.kind.name}"
         if init.needs_quantised and not self.quantised:

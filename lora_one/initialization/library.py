@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from lora_one.adaptation.layers import ADAPTER, lora_layers, refuse_rank, refuse_shared
 from lora_one.adaptation.origin import Origin, remember
-from lora_one.adaptation.structure import unchanged_on_error
-from lora_one.adaptation.wrapping import with_cores, wrapped
+from lora_one.adaptation.structure import Structure, unchanged_on_error
+from lora_one.adaptation.wrapping import rank_pattern, with_cores, wrapped
 from lora_one.config.methods import MethodSettings
 from lora_one.errors import UsageError
 from lora_one.initialization.choice import OwnMethod, Situation, chosen
@@ -20,8 +20,9 @@ from lora_one.initialization.given_batches import take
 from lora_one.initialization.gradients import without_autocast
 from lora_one.initialization.low_rank_step import StepSettings
 from lora_one.initialization.methods import Method
+from lora_one.initialization.ranked_start import solve_with_ranks
 from lora_one.initialization.solution import Probe, Solution, Start
-from lora_one.initialization.start import place, solve, solve_by_peft, warn_of_experts
+from lora_one.initialization.start import as_run_errors, place, solve, solve_by_peft, warn_of_experts
 from lora_one.losses import Batch
 from lora_one.models import kind_of, never_repacked, original_weights
 
@@ -127,8 +128,7 @@ def probe_of(model: nn.Module, batches: Any, examples: int | None, init: MethodS
     own, others = take(model, batches, examples, further=init.search_from is not None)
     if not init.needs_gradient:
         return Probe(own, "example")
-    settings = StepSettings(tolerance=init.tolerance, memory=init.memory, checkpointing=checkpointing)
-    return Probe(own, init.reduction, settings, search=others)
+    return Probe(own, init.reduction, StepSettings.of(init, checkpointing=checkpointing), search=others)
 
 
 def wrapped_and_started(
@@ -145,7 +145,11 @@ def wrapped_and_started(
         except ValueError as error:  # no such target, or one that PEFT cannot wrap
             raise UsageError(f"LoraConfig: {' '.join(str(error).split())}") from error
         refuse_layers(wrapper, config, init)
-        if init.by_peft:
+        if init.sets_ranks:
+            solution = solved_with_ranks(model, before, lora_layers(wrapper), config, method, probe)
+            ranks = rank_pattern(solution.ranks, config.r)
+            wrapper = wrapped(model, dataclasses.replace(config, rank_pattern=ranks), init.dtype)
+        elif init.by_peft:
             layers = {name: layer.get_base_layer() for name, layer in lora_layers(wrapper).items()}
             before.restore()
             solution = solved_by_peft(never_repacked(model).requires_grad_(False), layers, config, method, probe)
@@ -167,6 +171,26 @@ def solved_by_peft(
     return solve_by_peft(base, layers, configure, method, probe, method.settings.seed)
 
 
+def solved_with_ranks(
+    model: nn.Module,
+    before: Structure,
+    layers: dict[str, Any],
+    config: LoraConfig,
+    method: Method,
+    probe: Probe | None,
+) -> Solution:
+    """Restore the bare model, and return the factors of a method that chooses the ranks. layers: PEFT's."""
+    alphas = {name: layer.lora_alpha[ADAPTER] for name, layer in layers.items()}
+    bare = {name: layer.get_base_layer() for name, layer in layers.items()}
+    before.restore()
+
+    def scaling(name: str, rank: int) -> float:
+        return alphas[name] / (rank**0.5 if config.use_rslora else rank)
+
+    with as_run_errors():
+        return solve_with_ranks(model, bare, method, probe, method.settings.seed, config.r, scaling)
+
+
 def originals_of(model: nn.Module) -> Callable[[str], Tensor] | None:
     """Return a function that reads the weight of a layer before quantisation; None: the model is not quantised."""
     if not getattr(model, "is_quantized", False):
@@ -184,12 +208,12 @@ def refuse_layers(wrapper: PeftModel, config: LoraConfig, init: MethodSettings) 
     layers = lora_layers(wrapper)
     if not layers:
         raise UsageError(f"LoraConfig.target_modules={config.target_modules} matches no linear layer of this model")
-    if init.changes_base and len(layers) < sum(isinstance(part, LoraLayer) for part in wrapper.modules()):
+    if init.shifts_base and len(layers) < sum(isinstance(part, LoraLayer) for part in wrapper.modules()):
         raise UsageError(
             f"LoraConfig.target_modules={config.target_modules} selects layers that are not linear, which cannot be "
             f"saved with {init.title}: remove them, or pass method='LoRA-One'"
         )
-    if init.changes_base:
+    if init.shifts_base:
         refuse_shared(wrapper, layers)
     for name, layer in layers.items():
         if layer.get_base_layer().weight.is_meta:

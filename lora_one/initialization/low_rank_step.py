@@ -8,6 +8,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from lora_one.config.methods import MethodSettings
 from lora_one.distributed import Processes
 from lora_one.initialization.gradients import GradientReport, mean_gradients, without_autocast, zero_gradient
 from lora_one.initialization.holding import Memory, Place, grouped, how_to_hold
@@ -55,6 +56,12 @@ class StepSettings:
     memory: Memory = "auto"
     transform: Callable[[Tensor], Tensor] | None = None
     checkpointing: bool = False
+
+    @classmethod
+    def of(cls, init: MethodSettings, *, checkpointing: bool) -> "StepSettings":
+        """Return the settings of a method that uses a gradient; what it does not read keeps its default."""
+        read = {key: getattr(init, key) for key in ("tolerance", "memory") if hasattr(init, key)}
+        return cls(**read, checkpointing=checkpointing)
 
     def singular_of(self, name: str) -> int:
         """Return the number of singular values of a layer."""

@@ -52,6 +52,11 @@ class Solution:
     loss: float | None = None
     searched_on: int = 0
 
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Return the rank of each layer."""
+        return {name: found.A.shape[0] for name, found in self.factors.items()}
+
 
 @dataclass(frozen=True)
 class Start:

@@ -19,6 +19,7 @@ from lora_one.adaptation.layers import (
     put,
     refuse_quantised,
     relative_shift,
+    scaling_of,
     shift_base,
 )
 from lora_one.adaptation.lora import Lora
@@ -29,10 +30,11 @@ from lora_one.initialization.backward import GradientReport
 from lora_one.initialization.forward_batches import batches_loss, forward_batches
 from lora_one.initialization.low_rank_step import Step, low_rank_steps
 from lora_one.initialization.methods import Method
+from lora_one.initialization.ranked_start import solve_with_ranks
 from lora_one.initialization.scale_search import with_searched_scale
 from lora_one.initialization.solution import Probe, Solution, Start
 from lora_one.losses import loss_count, targets
-from lora_one.types import AdapterFactors
+from lora_one.types import AdapterFactors, LayerView
 
 
 def attach_adapters(
@@ -58,6 +60,10 @@ def attach_adapters(
         warn_of_experts(base)
     found = cached or (lambda find: find())
     with unchanged_on_error(base):
+        if method.settings.sets_ranks:
+            solution = found(lambda: ranked(base, lora, method, probe, seed))
+            model = lora.start(base, 0, solution.ranks)
+            return model, place(model, solution)
         if method.of_all_layers is None:
             model = lora.start(base, 0)
             return model, place(model, found(lambda: solve(model, method, probe, seed, originals)))
@@ -65,6 +71,17 @@ def attach_adapters(
         solution = found(lambda: solve_by_peft(base, layers, configure, method, probe, seed))
         model = lora.start(base, 0)
         return model, place(model, solution)
+
+
+def ranked(base: nn.Module, lora: Lora, method: Method, probe: Probe | None, seed: int) -> Solution:
+    """Return the factors of a method that chooses the ranks, for the layers of the bare base."""
+
+    def scaling(name: str, rank: int) -> float:
+        return scaling_of(replace(lora.peft, lora_r=rank))
+
+    with as_run_errors():
+        layers = lora.layers(base, method.settings)
+        return solve_with_ranks(base, layers, method, probe, seed, lora.peft.lora_r, scaling)
 
 
 def warn_of_experts(base: nn.Module) -> None:
@@ -107,10 +124,10 @@ def solve(
         bare = {name: layer.get_base_layer() for name, layer in layers.items()}
         report = low_rank_steps(model.get_base_model(), bare, probe.batches, probe.reduction, settings, found.add)
     solution = found.solution(report)
-    if method.settings.search_from is None:
-        return solution
-    with as_run_errors():
-        return with_searched_scale(model, solution, method.settings.search_from, probe)
+    if method.settings.search_from is not None:
+        with as_run_errors():
+            solution = with_searched_scale(model, solution, method.settings.search_from, probe)
+    return solution if method.rearrange is None else found.rearranged(solution)
 
 
 @dataclass
@@ -136,7 +153,7 @@ class LayerStarts:
         Raises UsageError: the method changes the base, and this layer is quantised or sharded.
         """
         layer = self.layers[name]
-        found = self.method.factors(layer_view(name, layer, self.seed, self.originals), step)
+        found = self.method.factors(self.view(name), step)
         if found.shift_base:
             refuse_quantised(name, layer.get_base_layer())
         if step is not None:
@@ -147,9 +164,22 @@ class LayerStarts:
             self.decreases.append(0.0 if found.shift_base else layer.scaling[ADAPTER] * first_order(found, step))
         self.factors[name] = found
 
+    def view(self, name: str) -> LayerView:
+        """Return what the method can read of one layer."""
+        return layer_view(name, self.layers[name], self.seed, self.originals)
+
     def solution(self, report: GradientReport) -> Solution:
         """Return the solution of a method that uses a gradient."""
         return Solution(self.factors, self.energies, report, sum(self.decreases), vectors=self.vectors)
+
+    def rearranged(self, solution: Solution) -> Solution:
+        """Return the solution with rearranged factors of the same scale.
+
+        Neither their first-order decrease nor their loss is known: ``first_order`` needs factors in the basis of the
+        step, and the search measured the loss of the others.
+        """
+        factors = {name: self.method.rearrange(self.view(name), found) for name, found in solution.factors.items()}
+        return replace(solution, factors=factors, predicted_decrease=None, loss=None)
 
 
 def solve_by_peft(

@@ -101,9 +101,12 @@ def adapter_lines(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the facts about the adapter."""
     targets = config.get("target_modules") or ()
     kinds = [name for name, key in (("rsLoRA", "use_rslora"), ("DoRA", "use_dora")) if config.get(key)]
+    ranks = (config.get("rank_pattern") or {}).values()
     names = [targets] if isinstance(targets, str) else sorted({name.rpartition(".")[2] for name in targets})
     return {
-        "rank": config.get("r"),
+        "rank": f"{config.get('r')}, except {len(ranks)} layers with {min(ranks)} to {max(ranks)}"
+        if ranks
+        else config.get("r"),
         "alpha": f"{config.get('lora_alpha'):g}" + (f", with {' and '.join(kinds)}" if kinds else ""),
         "adapted layers": ", ".join(f"`{name}`" for name in names),
     }

@@ -11,6 +11,7 @@ from torch import nn
 from lora_one.adaptation.checkpoints import save_factors
 from lora_one.adaptation.layers import target_layers, trainable_parameters
 from lora_one.distributed import Processes
+from lora_one.files import write_json
 from lora_one.initialization.cache import Cache, content_of
 from lora_one.initialization.full_step import full_step
 from lora_one.initialization.methods import build_init
@@ -69,6 +70,8 @@ def start_by_method(parts: RunParts, base: nn.Module, tracker: Tracker) -> tuple
     shifts = {f"relative shift of {name}": shift for name, shift in start.relative_shift.items()}
     refuse_not_finite(init, init.title, {"loss on the initialisation examples": after} | shifts)
     record = {"method": init.title_with(run.peft.dora), "seconds": seconds} | start_record(start, after)
+    if init.sets_ranks:
+        record["ranks"] = start.solution.ranks
     record["warnings"] = start_warnings(init, record)
     eta = 1 / start.solution.gamma if init.steps_weights else getattr(init, "eta", None)
     return model, record | ({} if eta is None else {"eta": eta})
@@ -103,12 +106,16 @@ def evaluate_start(parts: RunParts, model: nn.Module, tracker: Tracker) -> dict[
 
 
 def save_start(parts: RunParts, start: Start) -> None:
-    """Write what a resumed run needs: the factors that changed the base, and the gradient's vectors for diagnostics."""
+    """Write what a resumed run needs: the factors that changed the base, the gradient's vectors for diagnostics, and
+    the ranks that the method chose.
+    """
     if Processes.current().rank == 0:
         if start.initial_factors:
             save_factors(start.initial_factors, parts.folder.initial_factors)
         if start.solution.vectors:
             save_factors(start.solution.vectors, parts.folder.gradient_vectors)
+        if parts.init.sets_ranks:
+            write_json(parts.adaptation.ranks_file, start.solution.ranks)
 
 
 def cache_for(parts: RunParts, base: nn.Module) -> Cache | None:

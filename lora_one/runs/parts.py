@@ -85,12 +85,7 @@ def draw_probe(run: RunConfig, splits: Splits, encoder: Encoder) -> Probe | None
     batches, others = probe_batches(run, splits.train_texts, encoder)
     if not run.init.needs_gradient:
         return Probe(batches, "example")
-    if run.init.steps_weights:
-        settings = StepSettings(checkpointing=run.model.gradient_checkpointing)
-        return Probe(batches, run.init.reduction, settings, search=others)
-    settings = StepSettings(
-        tolerance=run.init.tolerance, memory=run.init.memory, checkpointing=run.model.gradient_checkpointing
-    )
+    settings = StepSettings.of(run.init, checkpointing=run.model.gradient_checkpointing)
     # with a transform, the singular vectors found are not those of the gradient itself
     vectors = run.wandb.diagnostics_every > 0 and run.init.transform is None
     return Probe(batches, run.init.reduction, settings, vectors, others)

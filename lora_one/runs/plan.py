@@ -44,7 +44,8 @@ def plan(run: RunConfig, folder: RunFolder) -> str:
         "model": f"{model.name}, {parameters:,} parameters, {kind}, on {device()}",
         "data": f"{dataset.name}{f' from {dataset.path}' if dataset.path else ''}, {data}",
         "method": f"{method_name(run)}, scaling {scaling_of(run.peft):.4g}" if layers else method_name(run),
-        "adapter": f"{len(layers)} layers, {trainable:,} trainable parameters",
+        "adapter": f"{len(layers)} layers, {trainable:,} trainable parameters"
+        + (" at most; the initialisation distributes them over the layers by rank" if run.init.sets_ranks else ""),
         "gradient": _gradient(run) if layers or run.init.steps_weights else "none",
         "steps": f"{total_steps(examples, model)} of {model.real_batch_size} examples, {model.epochs:g} epochs",
         **_memory(run, skeleton, layers, parameters, trainable),

@@ -24,7 +24,7 @@ def run_facts(record: dict[str, Any], labels: int | None) -> CardFacts:
         training={
             "optimizer": f"`{config['optimizer']['name']}`, learning rate {model['learning_rate']:g}",
             "steps": f"{train['steps']} of {model['real_batch_size']} examples ({model['epochs']:g} epochs)",
-            "rank in training": config["peft"]["lora_r"],
+            "rank in training": rank_in_training(config["peft"]["lora_r"], record["init"].get("ranks")),
             "trainable parameters": f"{record['trainable_parameters']:,}",
             "training loss": f"{train['first_loss']:.4g} to {train['last_loss']:.4g}"
             if train["first_loss"] is not None
@@ -41,6 +41,13 @@ def run_facts(record: dict[str, Any], labels: int | None) -> CardFacts:
         revision=model["revision"],
         labels=labels,
     )
+
+
+def rank_in_training(rank: int, ranks: dict[str, int] | None) -> str:
+    """Return the rank, or the ranks that the initialisation chose, in words."""
+    if ranks is None:
+        return str(rank)
+    return f"{min(ranks.values())} to {max(ranks.values())} by layer, within the parameters of rank {rank}"
 
 
 def initialisation(init: dict[str, Any]) -> dict[str, Any]:

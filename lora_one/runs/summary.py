@@ -20,6 +20,8 @@ def start_lines(record: dict[str, Any]) -> str:
         parts.append(
             f"rank-r energy {record['captured_energy']['mean']:.3f} (minimum {record['captured_energy']['min']:.3f})"
         )
+    if "ranks" in record:
+        parts.append(f"ranks {min(record['ranks'].values())} to {max(record['ranks'].values())}")
     step = "eta" in record and not record["captured_energy"]  # in the weights themselves, without adapters
     change = "eta G" if step else "s B A"
     parts.append(f"||{change}|| / ||W|| {min(shifts):.2g} to {max(shifts):.2g}")

@@ -55,7 +55,8 @@ def test_every_way_to_an_initialisation_has_its_row(result):
 
 
 def test_every_way_captures_the_energy(result):
-    energies = {row["name"]: row["energy"] for row in result["rows"] if not row["name"].startswith("floor")}
+    without = ("floor", "GoRA")  # its A is random
+    energies = {row["name"]: row["energy"] for row in result["rows"] if not row["name"].startswith(without)}
     assert all(energy >= 0.999 for energy in energies.values()), energies
 
 

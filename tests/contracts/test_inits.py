@@ -101,6 +101,15 @@ def test_every_init_of_peft_keeps_the_contract(choice, attached):
     assert (started - pretrained).abs().max() <= 1e-4 * pretrained.abs().max()
 
 
+@pytest.mark.parametrize("choice", [choice for choice in BY_LAYER if settings_of(choice).init.shifts_base])
+@torch.no_grad()
+def test_every_init_that_changes_the_base_keeps_the_function(choice, attached):
+    model, start = attached(choice)
+    pretrained, started = random_llama()(IDS).logits, model.eval()(IDS).logits
+    assert (started - pretrained).abs().max() <= 1e-4 * pretrained.abs().max()
+    assert len(start.initial_factors) == 14 and all(shift > 0 for shift in start.relative_shift.values())
+
+
 @pytest.mark.parametrize("choice", CHOICES)
 @torch.no_grad()
 def test_plain_peft_loads_what_was_trained(choice, tmp_path, attached, base_of):
@@ -119,7 +128,8 @@ def test_plain_peft_loads_what_was_trained(choice, tmp_path, attached, base_of):
     assert (base_of(choice)[0](IDS).logits - trained).abs().max() > 1e-2 * trained.abs().max()
     config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
     assert config["init_lora_weights"] is True and config["r"] == (16 if start.initial_factors else 8)
-    assert not (config["eva_config"] or config["corda_config"] or config["lora_ga_config"] or config["rank_pattern"])
+    assert not (config["eva_config"] or config["corda_config"] or config["lora_ga_config"])
+    assert bool(config["rank_pattern"]) == settings_of(choice).init.sets_ranks
 
 
 @pytest.mark.parametrize("choice", CHOICES)
@@ -128,7 +138,8 @@ def test_resumed_run_has_the_same_base(choice, tmp_path, attached, base_of):
     model, start = attached(choice)
     save_factors(start.initial_factors, tmp_path / "kept.safetensors")
     run = settings_of(choice)
-    resumed = wrap(base_of(choice)[0], run.peft, run.init.dtype)
+    ranks = start.solution.ranks if run.init.sets_ranks else None
+    resumed = wrap(base_of(choice)[0], run.peft, run.init.dtype, ranks)
     adapters.shift_base(resumed, load_factors(tmp_path / "kept.safetensors"))
     for (name, one), two in zip(model.named_parameters(), resumed.parameters(), strict=True):
         assert one.shape == two.shape and ("lora_" in name or torch.equal(one, two)), name

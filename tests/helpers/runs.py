@@ -111,6 +111,8 @@ def start_of(init, layer, gradient=None):
     method = build_init(init)
     if not init.needs_gradient:
         return method.factors(layer, None)
+    if init.sets_ranks:
+        return method.factors(layer, method.measure(layer, gradient))
     settings = StepSettings(singular=init.vectors * layer.rank, tolerance=init.tolerance, transform=method.transform)
     return method.factors(layer, factorised(layer.name, gradient, settings))
 

@@ -60,9 +60,8 @@ def test_plain_peft_loads_what_every_method_trained(method, rslora, tmp_path, ba
     if not warned:
         assert_close(logits(PeftModel.from_pretrained(base_of(method), tmp_path / "plain")), trained)
     assert json.loads((tmp_path / "adapter/adapter_config.json").read_text())["init_lora_weights"] is True
-    assert warned == (
-        method in {"corda", "lora_ga", "lora_ga_peft", "lora_sb", "lora_xs", "olora", "pissa", "svd", half_own}
-    )
+    shifting = {"corda", "lora_ga", "lora_ga_peft", "loram", "milora", "olora", "pissa", "random_ab", "svd"}
+    assert warned == (method in shifting | {"lora_sb", "lora_xs", half_own})
 
 
 @pytest.mark.parametrize("name", ["LoRA-GA", "lora_ga"])

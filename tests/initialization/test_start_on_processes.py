@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections import Counter
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -14,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lora_one.adaptation import layers as adapters
 from lora_one.data.encode import batches_of
 from lora_one.distributed import Processes
+from lora_one.errors import RunError
 from lora_one.initialization import holding
 from lora_one.initialization import low_rank_step as steps
 from lora_one.initialization.full_step import full_step
@@ -181,12 +183,30 @@ def stepped():
     return {name: value.detach() for name, value in model.named_parameters()}, start.solution.gamma
 
 
+def ranked(batch_size):
+    """The factors of a start that chooses the ranks, and the message for a layer that only its owner measures."""
+    run = run_config("init=gora", "init.min_rank=2", "peft.lora_r=4")
+    probe = Probe(batches_of(examples(EXAMPLES), batch_size, 0), "example", StepSettings(memory="fast"))
+    method, lora = build_init(run.init), adaptation_for(run)
+    _, start = attach_adapters(model_for_ranks(), lora, method, probe, seed=0)
+
+    def measure(view, G):
+        return method.measure(view, G * float("inf") if view.name.endswith("1.mlp.up_proj") else G)
+
+    try:
+        attach_adapters(model_for_ranks(), lora, replace(method, measure=measure), probe, seed=0)
+    except RunError as error:
+        return start.solution, str(error)
+    return start.solution, "no error"
+
+
 def results(count):
     found = {case: factors(*case) for case in CASES}
     found |= {f"experts {memory}": unequal_experts(memory) for memory in ("fast", "low")}
     found |= {f"refused {kind}": refusal(kind) for kind in REFUSED}
     found["scaled steps"] = scaled_steps(count)
     found["full step"] = stepped()
+    found |= {f"ranked {batch_size}": ranked(batch_size) for batch_size in (1, 5)}
     if count > 1:
         found["hold"] = least_room_decides()
     if count == 2:
@@ -274,6 +294,24 @@ def test_the_same_full_step(ranks, alone, count):
             torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-8)
     for other, _ in others:
         assert all(torch.equal(value, other[name]) for name, value in first.items())
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_same_ranks_and_factors(ranks, alone, count, batch_size):
+    """Also: a gradient that is not finite, which one process sees, stops all of them with the same message."""
+    expected, refused = alone[f"ranked {batch_size}"]
+    (first, message), *others = (rank[f"ranked {batch_size}"] for rank in ranks[count])
+    assert first.ranks == expected.ranks and len(set(first.ranks.values())) > 2
+    assert "up_proj contains values that are not finite" in refused
+    assert first.predicted_decrease == pytest.approx(expected.predicted_decrease, rel=1e-5)
+    for name, one in expected.factors.items():
+        assert torch.equal(first.factors[name].A, one.A)
+        assert (first.factors[name].B - one.B).norm() <= 1e-5 * one.B.norm(), name
+    for other, said in others:
+        assert other.ranks == first.ranks and said == message == refused
+        for name, one in first.factors.items():
+            assert torch.equal(other.factors[name].A, one.A) and torch.equal(other.factors[name].B, one.B), name
 
 
 @pytest.mark.parametrize("memory", ["fast", "low"])

@@ -61,9 +61,20 @@ CONFIGURATION = [
     ("model.quantization=nf5", "model.quantization=nf5 is not a choice", "did you mean nf4?"),
     ("init=loftq", "init=loftq compensates the quantisation error of the base", "add model.quantization=nf4"),
     ("init=svd model.quantization=nf4", "svd changes the base weights", "model.quantization=nf4: set init="),
+    ("init=milora model.quantization=nf4", "MiLoRA changes the base weights", "quantization=null"),
+    ("init=random_ab model.quantization=nf4", "Init[AB] changes the base weights", "quantization=null"),
+    (
+        "init=gaussian init.lora_B=gaussian model.quantization=nf4",
+        "LoRA changes the base weights",
+        "=nf4: set init=",
+    ),
     ("init.direction=LoRA-GA model.quantization=int8", "LoRA-GA changes the base weights", "quantization=null"),
     ("peft=dora model.quantization=int8", "peft.dora=True needs the norms", "set model.quantization=nf4"),
     # the start
+    ("init.shuffle=direction", "init.shuffle=direction is not a choice", "did you mean directions?"),
+    ("init.direction=LoRA-GA init.shuffle=spectrum", "init.shuffle=spectrum is used only by LoRA-One", "remove it"),
+    ("init=gora init.min_rank=0", "init.min_rank=0 is out of range", "a layer rank 0, which has no adapter"),
+    ("init=random_ab init.bound=0", "init.bound=0.0 is out of range", "positive"),
     ("init.scale=search init.direction=LoRA-GA", "init.scale=search compares the loss", "set init.scale=stable"),
     (
         "init.scale=search init.stable_gamma=4",
@@ -280,6 +291,24 @@ READING = [
         USAGE,
         "peft.lora_r=65 x 2 (lora_ga_peft needs 2 r vectors)",
         "lower peft.lora_r",
+    ),
+    (
+        "init=loram peft.lora_r=1",
+        USAGE,
+        "peft.lora_r=1 gives zero factors with init=loram",
+        "set peft.lora_r=2 or more",
+    ),
+    (
+        "init.shuffle=spectrum peft.lora_r=1",
+        USAGE,
+        "init.shuffle=spectrum changes the order of peft.lora_r=1 singular value",
+        "init.shuffle=directions",
+    ),
+    (
+        "init=gora peft.lora_r=3",
+        USAGE,
+        "peft.lora_r=3 is the mean rank that the budget of init=gora pays for",
+        "[init.min_rank=4, init.max_rank=32]: change one of the three",
     ),
     (
         "peft.lora_r=5000",

@@ -7,11 +7,19 @@ from typing import Any
 
 from lora_one.config.methods.base import MethodSettings
 from lora_one.config.methods.examples import CordaSettings, EvaSettings, PeftLoraGASettings
-from lora_one.config.methods.gradient import FullStepSettings, LoraGASettings, LoraOneSettings, LoraSBSettings
-from lora_one.config.methods.plain import LoraSettings
+from lora_one.config.methods.gradient import (
+    FullStepSettings,
+    GoraSettings,
+    LoraGASettings,
+    LoraOneSettings,
+    LoraSBSettings,
+)
+from lora_one.config.methods.plain import LoraSettings, RandomAbSettings
 from lora_one.config.methods.weights import (
     LoftqSettings,
+    LoramSettings,
     LoraXsSettings,
+    MiloraSettings,
     OloraSettings,
     PissaSettings,
     SvdSettings,
@@ -31,6 +39,10 @@ METHODS: dict[str, type[MethodSettings]] = {
     "loftq": LoftqSettings,
     "lora_ga_peft": PeftLoraGASettings,
     "full_step": FullStepSettings,
+    "milora": MiloraSettings,
+    "random_ab": RandomAbSettings,
+    "loram": LoramSettings,
+    "gora": GoraSettings,
 }
 
 

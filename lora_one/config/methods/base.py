@@ -27,13 +27,14 @@ class MethodSettings(CheckedSettings):
     section: ClassVar[str] = "init"
     title: ClassVar[str]  # in run.json, tables and messages
     vectors: ClassVar[int] = 1  # leading singular vectors of the gradient, as a multiple of the rank
-    needs_gradient: ClassVar[bool] = False  # uses the low-rank step of the mean gradient over training examples
+    needs_gradient: ClassVar[bool] = False  # uses the mean gradient over training examples
     needs_examples: ClassVar[bool] = False  # uses training examples, for a gradient or for something else
     gradient_by_peft: ClassVar[bool] = False  # PEFT computes a gradient from the examples, with its own code
     transform: ClassVar[str | None] = None  # function of the method's module, applied to the gradient before its SVD
     reads_weights: ClassVar[bool] = False  # needs the whole weight of every layer
     changes_base: ClassVar[bool] = False  # the base becomes W - s B A, with the values in conf/init/<method>.yaml
     trains_core: ClassVar[bool] = False  # only an r x r core between frozen factors is trained
+    sets_ranks: ClassVar[bool] = False  # chooses the rank of each layer, see initialization.ranked_start
     steps_weights: ClassVar[bool] = False  # changes the weights themselves and has no adapter: full fine-tuning only
     causal_only: ClassVar[bool] = False  # works only with causal models
     needs_quantised: ClassVar[bool] = False  # works only with a quantised base
@@ -63,6 +64,11 @@ class MethodSettings(CheckedSettings):
     def zero_start(self) -> bool:
         """Return whether the settings make B zero, so that the adapters do not change the model at first."""
         return False
+
+    @property
+    def rearrangement(self) -> str | None:
+        """Return the function of the method's module that changes the factors after the search for their scale."""
+        return None
 
     @property
     def search_from(self) -> float | None:
@@ -114,6 +120,9 @@ class MethodSettings(CheckedSettings):
     def check_model(self, model: "ModelConfig") -> None:
         """Check that the method works with the model. Raises UsageError."""
 
+    def check_rank(self, rank: int, key: str) -> None:
+        """Check that the method works with the rank. key: its name in a message. Raises UsageError."""
+
 
 @dataclass(frozen=True)
 class ExampleSettings(MethodSettings):
@@ -162,15 +171,22 @@ class ExampleSettings(MethodSettings):
 
 
 @dataclass(frozen=True)
-class GradientSettings(ExampleSettings):
-    """Settings of a method that uses the mean gradient over the examples."""
+class WholeGradientSettings(ExampleSettings):
+    """Settings of a method that uses the mean gradient over the examples, one whole gradient at a time."""
 
     reduction: str
-    tolerance: float  # share of sigma_i^2 that each direction i of the low-rank step may miss
     memory: str  # where gradients are stored: see initialization.holding.how_to_hold
 
     needs_gradient: ClassVar[bool] = True
     choices: ClassVar[Choices] = {"reduction": ("example", "token"), "memory": ("auto", "fast", "low")}
+
+
+@dataclass(frozen=True)
+class GradientSettings(WholeGradientSettings):
+    """Settings of a method that uses the low-rank step of the mean gradient over the examples."""
+
+    tolerance: float  # share of sigma_i^2 that each direction i of the low-rank step may miss
+
     ranges: ClassVar[Ranges] = TOLERANCE
 
 

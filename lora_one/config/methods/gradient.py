@@ -6,7 +6,14 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 from lora_one.config.checked import Choices, Ranges
-from lora_one.config.methods.base import GA_DIRECTIONS, ExampleSettings, GradientSettings, ScaledSettings, filled_in
+from lora_one.config.methods.base import (
+    GA_DIRECTIONS,
+    ExampleSettings,
+    GradientSettings,
+    ScaledSettings,
+    WholeGradientSettings,
+    filled_in,
+)
 from lora_one.errors import UsageError
 
 
@@ -16,11 +23,12 @@ class LoraOneSettings(ScaledSettings, GradientSettings):
 
     search_examples: int | None  # further examples for scale=search; 0: the gradient's; null: as many as the gradient's
     normalize: str  # s0: divide the singular values by the largest; none: keep them
+    shuffle: str | None  # a control; directions: random singular vectors; spectrum: singular values in random order
 
     title: ClassVar[str] = "LoRA-One"
     scales: ClassVar[tuple[str, ...]] = (*ScaledSettings.scales, "search")
     default_gamma: ClassVar[float] = 128.0
-    choices: ClassVar[Choices] = {"normalize": ("s0", "none")}
+    choices: ClassVar[Choices] = {"normalize": ("s0", "none"), "shuffle": ("directions", "spectrum")}
     ranges: ClassVar[Ranges] = {"search_examples": ("0 (use the gradient's examples) or more", lambda v: v >= 0)}
 
     @property
@@ -37,13 +45,25 @@ class LoraOneSettings(ScaledSettings, GradientSettings):
     def required_further(self) -> int:
         return self.search_examples or 0
 
+    @property
+    def rearrangement(self) -> str | None:
+        return "shuffled" if self.shuffle else None
+
     def with_dora(self, name: str) -> str:
         return "DoRA-One"
+
+    def title_with(self, dora: bool) -> str:
+        return super().title_with(dora) + (f", shuffled {self.shuffle}" if self.shuffle else "")
+
+    def folder_parts(self, alpha: float) -> list[str]:
+        return [*super().folder_parts(alpha), *([f"shuffled-{self.shuffle}"] if self.shuffle else [])]
 
     def resolved(self) -> Self:
         return replace(self, **filled_in(self, "search" if self.stable_gamma is None else "stable"))
 
     def remedy(self) -> str:
+        if self.shuffle:
+            return f"remove init.shuffle={self.shuffle}, a control whose start may raise the loss, for LoRA-One itself"
         if self.scale == "search":
             return "use more examples (init.iters), or set init.stable_gamma to a large number"
         if self.scale == "stable":
@@ -56,6 +76,13 @@ class LoraOneSettings(ScaledSettings, GradientSettings):
             raise UsageError(
                 f"init.search_examples={self.search_examples} is used only with init.scale=search, not with "
                 f"init.scale={self.scale}: remove one of the two"
+            )
+
+    def check_rank(self, rank: int, key: str) -> None:
+        if self.shuffle == "spectrum" and rank == 1:
+            raise UsageError(
+                f"init.shuffle=spectrum changes the order of {key}=1 singular value, which leaves the start as it is: "
+                f"set {key}=2 or more, or init.shuffle=directions"
             )
 
 
@@ -156,4 +183,38 @@ class FullStepSettings(ExampleSettings):
         if self.cache is not None:
             raise UsageError(
                 f"init.cache={self.cache} stores factors of adapters, but {self.title} has none: remove it"
+            )
+
+
+@dataclass(frozen=True)
+class GoraSettings(WholeGradientSettings):
+    """GoRA (arXiv:2502.12171): ranks by importance, within the parameters of rank lora_r; B from the gradient."""
+
+    step_size: float  # gamma of the paper: E ||s B A||_F is about gamma ||G||_F
+    min_rank: int
+    max_rank: int
+
+    title: ClassVar[str] = "GoRA"
+    reads_weights: ClassVar[bool] = True
+    sets_ranks: ClassVar[bool] = True
+    ranges: ClassVar[Ranges] = {
+        "step_size": ("positive", lambda v: v > 0 and math.isfinite(v)),
+        "min_rank": (
+            "at least 1, because the budget could give a layer rank 0, which has no adapter",
+            lambda v: v >= 1,
+        ),
+        "max_rank": ("at least 1", lambda v: v >= 1),
+    }
+
+    def folder_parts(self, alpha: float) -> list[str]:
+        return [*super().folder_parts(alpha), f"r{self.min_rank}-{self.max_rank}", f"step{self.step_size:g}"]
+
+    def remedy(self) -> str:
+        return f"lower init.step_size (now {self.step_size:g})"
+
+    def check_rank(self, rank: int, key: str) -> None:
+        if not self.min_rank <= rank <= self.max_rank:
+            raise UsageError(
+                f"{key}={rank} is the mean rank that the budget of init={self.method} pays for, so it must be in "
+                f"[init.min_rank={self.min_rank}, init.max_rank={self.max_rank}]: change one of the three"
             )

@@ -1,4 +1,4 @@
-"""LoRA as published, with random factors."""
+"""Methods that draw their factors at random."""
 
 import math
 from dataclasses import dataclass
@@ -44,3 +44,29 @@ class LoraSettings(MethodSettings):
 
     def remedy(self) -> str:
         return "lower init.lora_A_std and init.lora_B_std, or set init=lora"
+
+
+@dataclass(frozen=True)
+class RandomAbSettings(MethodSettings):
+    """Init[AB] (arXiv:2505.23194): both factors are random and not zero."""
+
+    bound: float  # entries are uniform in +-bound/sqrt(n)
+    reset: bool  # the base becomes W - s B A, so the function does not change
+
+    title: ClassVar[str] = "Init[AB]"
+    changes_base: ClassVar[bool] = True
+    ranges: ClassVar[Ranges] = {"bound": ("positive", lambda v: v > 0 and math.isfinite(v))}
+
+    @property
+    def shifts_base(self) -> bool:
+        return self.reset
+
+    @property
+    def short_name(self) -> str:
+        return "Init-AB"
+
+    def folder_parts(self, alpha: float) -> list[str]:
+        return [*super().folder_parts(alpha), f"c{self.bound:g}", *([] if self.reset else ["no-reset"])]
+
+    def remedy(self) -> str:
+        return super().remedy() if self.reset else f"lower init.bound (now {self.bound:g}), or set init.reset=true"

@@ -94,3 +94,28 @@ class LoraXsSettings(MethodSettings):
 
     def remedy(self) -> str:
         return "lower init.lora_R_std"
+
+
+@dataclass(frozen=True)
+class MiloraSettings(MethodSettings):
+    """MiLoRA (arXiv:2406.09044): the last singular vectors of the weight are trained."""
+
+    title: ClassVar[str] = "MiLoRA"
+    reads_weights: ClassVar[bool] = True
+    changes_base: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class LoramSettings(MethodSettings):
+    """LoRAM (arXiv:2507.06558): a fixed basis of sines, as large as the norm of the weight requires."""
+
+    title: ClassVar[str] = "LoRAM"
+    reads_weights: ClassVar[bool] = True
+    changes_base: ClassVar[bool] = True
+
+    def check_rank(self, rank: int, key: str) -> None:
+        if rank == 1:
+            raise UsageError(
+                f"{key}=1 gives zero factors with init={self.method}, because their size is proportional to ln(r), and "
+                f"zero factors cannot be trained: set {key}=2 or more, or init=lora"
+            )

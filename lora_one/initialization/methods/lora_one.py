@@ -1,11 +1,13 @@
 """LoRA-One (arXiv:2502.01235): B A is the best rank-r approximation of the negative one-step gradient, scaled."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from lora_one.config.methods.gradient import LoraOneSettings
 from lora_one.initialization.methods.scale import factor_scale
-from lora_one.linalg import LowRank
+from lora_one.linalg import LowRank, with_random_columns
 from lora_one.types import AdapterFactors, LayerView
 
 
@@ -31,3 +33,24 @@ def descent_factors(step: LowRank, normalize: str) -> tuple[Tensor, Tensor]:
     """
     S = step.S / step.S[0] if normalize == "s0" else step.S
     return step.U * S.sqrt(), -torch.where(S > 0, S, S[0]).sqrt()[:, None] * step.Vh
+
+
+def shuffled(settings: LoraOneSettings, layer: LayerView, found: AdapterFactors) -> AdapterFactors:
+    """Return a control: factors as large as those of LoRA-One, without its directions or without its order.
+
+    With B = U diag(b) and A = diag(a) Vh (``descent_factors``, at the scale of the start that is not shuffled):
+    directions: U and Vh become random orthonormal vectors; b and a, and so every norm of B A, stay.
+    spectrum: the pairs (b_i, a_i) are permuted at random; U and Vh, and so the subspaces of B A, stay. Directions that
+    the gradient lacks (b_i = 0) keep their place.
+
+    layer.generator: of the random numbers.
+    """
+    b, a = found.B.norm(dim=0), found.A.norm(dim=1)
+    if settings.shuffle == "directions":
+        U, V = (with_random_columns(torch.empty(side, 0), layer.rank, layer.generator).to(b) for side in layer.shape)
+        return replace(found, B=U * b, A=a[:, None] * V.T)
+    used = b.nonzero().flatten()
+    order = used[torch.randperm(len(used), generator=layer.generator).to(used.device)]
+    b_ratio, a_ratio = torch.ones_like(b), torch.ones_like(a)
+    b_ratio[used], a_ratio[used] = b[order] / b[used], a[order] / a[used]
+    return replace(found, B=found.B * b_ratio, A=found.A * a_ratio[:, None])
