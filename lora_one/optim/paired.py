@@ -155,18 +155,14 @@ class PairOptimizer(AdamW):
         return RunError(f"the factors of {wrong[0]} are not finite: training has diverged; lower the learning rate")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state. torch would round the state of pairs to the dtype of the factors; it is kept as it was saved."""
+        """Load a state. The state of pairs stays as it was saved; torch would round it to the dtype of the factors."""
         super().load_state_dict(state_dict)
         saved = [number for group in state_dict["param_groups"] for number in group["params"]]
         mine = [parameter for group in self.param_groups for parameter in group["params"]]
         of = {id(parameter): state_dict["state"].get(number, {}) for number, parameter in zip(saved, mine, strict=True)}
         for pair in self.pairs:
-            self.state[pair.B].update(
-                {
-                    name: value.to("cpu" if name == "step" else pair.B.device, copy=True)
-                    for name, value in of[id(pair.B)].items()
-                }
-            )
+            for name, value in of[id(pair.B)].items():
+                self.state[pair.B][name] = value.to("cpu" if name == "step" else pair.B.device, copy=True)
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"pairs": self.pairs}
