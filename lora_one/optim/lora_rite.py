@@ -61,7 +61,7 @@ class LoraRite(PairOptimizer):
 class Half(NamedTuple):
     """The step of one factor of each pair of a batch, all in the form of B: (k, m, r).
 
-    gradient: g T^-1.  basis: U of the partner.  inverse: T^-1 of the partner.  last_basis, M, V: the state.
+    gradient: g T^-1.  basis, inverse: U (k, l, r) and T^-1 (k, r, r) of the partner.  last_basis, M, V: the state.
     """
 
     gradient: Tensor
@@ -93,6 +93,7 @@ def half_B(batch: Batch) -> Half:
 
 
 def half(batch: Batch, name: str, gradient: Tensor, partner: Tensor) -> Half:
+    """Return the step of the factor of this name, from its gradient and its partner, both tall."""
     basis, inverse = orthonormal_basis(partner)
     r = partner.shape[-1]
     state = [

@@ -35,7 +35,7 @@ def with_spectrum(spectrum, m=64, batch=3):
         (torch.float64, 3e-3, 1e-12),
     ],
 )
-@pytest.mark.parametrize("size", [1e-8, 1.0, 1e6])
+@pytest.mark.parametrize("size", [1e-16, 1.0, 1e6])
 def test_matrix_sign_is_u_v_transposed(dtype, smallest, tolerance, size):
     """Singular values between 1 and ``smallest``, which is at least 1e-3 of the Frobenius norm."""
     X, expected = with_spectrum(torch.logspace(0, math.log10(smallest), 6))
@@ -49,6 +49,13 @@ def test_matrix_sign_of_zero_is_zero_and_of_low_rank_has_no_more_rank():
     found = matrix_sign(torch.cat([X, torch.zeros_like(X)]), 8)
     torch.testing.assert_close(found[:3], U[..., :2] @ Vh[:, :2], rtol=1e-8, atol=1e-8)
     assert (found[3:] == 0).all()
+
+
+@pytest.mark.parametrize("size", [1e-19, 1e-25, 1e-35])
+def test_matrix_sign_of_a_vanishing_matrix_is_finite(size):
+    """The square of its norm is zero in fp32: a moment that decays without gradients."""
+    X, _ = with_spectrum([1.0, 0.5, 0.2])
+    assert torch.linalg.matrix_norm(matrix_sign((size * X).float(), 8), 2).max() < 1.001
 
 
 def test_fewer_steps_of_the_matrix_sign_are_less_exact():
