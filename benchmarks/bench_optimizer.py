@@ -1,16 +1,19 @@
-"""Measure the cost of the r x r preconditioner per step: fused AdamW alone, with ours, and with PEFT's.
+"""Measure a step of the optimizers for LoRA: fused AdamW alone, with ours and PEFT's preconditioner, and of pairs.
 
     python benchmarks/bench_optimizer.py --shape llama2-7b --ranks 8,16,64 --json bench_optimizer.json --markdown
 
-Random factors of every linear layer of the model, in fp32, as separate parameters like those of PEFT. The three cases
+Random factors of every linear layer of the model, in fp32, as separate parameters like those of PEFT. The cases
 alternate on the same factors and gradients; the table shows medians. Own time: a step minus a step of fused AdamW
 alone. error: relative error of the preconditioned gradient against eq. 9 in fp64, the largest of all factors. extra
 memory: the peak of live tensor bytes in a step. A training step is estimated as the forward and backward pass of ONE
 decoder layer with adapters over 256 tokens, times the number of layers, plus our optimizer step; a real batch is
 larger.
+LoRA-Muon and LoRA-RITE are steps of their own, not preconditioners of AdamW. LoRA-Pro has moments as large as the
+weights, so it is measured on ONE decoder layer, and its time and memory are multiplied by the number of layers.
 """
 
 import argparse
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 from typing import Any
@@ -22,10 +25,11 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lora_one.adaptation.wrapping import quiet_peft
-from lora_one.optim import create_scaled_optimizer
+from lora_one.optim import LoraMuon, LoraPro, LoraRite, create_pair_optimizer, create_scaled_optimizer
 
 REG, TOKENS, LARGEST_ERROR = 1e-6, 256, 1e-3
 ALONE, OURS, PEFT = "fused AdamW", "ours", "PEFT"
+MUON, RITE, PRO = "LoRA-Muon", "LoRA-RITE", "LoRA-Pro"
 Make = Callable[..., torch.optim.Optimizer]
 
 
@@ -60,6 +64,14 @@ def makers(device: str) -> dict[str, Make]:
         return create_riemannian_optimizer(model, inner, reg=REG, **options)
 
     return {ALONE: alone, OURS: ours, PEFT: peft}
+
+
+def pair_makers() -> dict[str, Make]:
+    """Return functions that create the optimizers that step both factors of a pair together."""
+    return {
+        name: lambda model, kind=kind, **options: create_pair_optimizer(model, kind, **options)
+        for name, kind in ((MUON, LoraMuon), (RITE, LoraRite))
+    }
 
 
 class Gradients:
@@ -100,10 +112,10 @@ def measure(shape: Shape, rank: int, device: str, repeats: int) -> dict[str, dic
     with torch.device(device):
         model = adapters(shape, rank)
     gradients = Gradients(model)
-    make = makers(device)
+    make = makers(device) | pair_makers()
     rows: dict[str, dict[str, Any]] = {}
     for name in make:
-        error = None if name == ALONE else error_of(make[name], model, gradients)
+        error = error_of(make[name], model, gradients) if name in (OURS, PEFT) else None
         if name == OURS and error > LARGEST_ERROR:
             raise SystemExit(f"r={rank}: the preconditioned gradient has the error {error:.1e}, above {LARGEST_ERROR}")
         rows[name] = {"rank": rank, "error": error, "turns": []}
@@ -124,6 +136,27 @@ def measure(shape: Shape, rank: int, device: str, repeats: int) -> dict[str, dic
         shown = ", ".join(f"{name} {row['turns'][-1]:.3f}" for name, row in rows.items())
         print(f"r={rank}, {turn + 1}/{repeats}: {shown}", flush=True)
     return rows
+
+
+def measure_full_size(shape: Shape, rank: int, device: str, repeats: int) -> dict[str, Any]:
+    """Return the row of LoRA-Pro: one decoder layer, times the number of layers. extra memory: with the moments."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = adapters(dataclasses.replace(shape, layers=1), rank)
+    gradients = Gradients(model)
+    gradients.restore()
+    optimizer = create_pair_optimizer(model, LoraPro, lr=1e-6)
+    with LiveBytes() as memory:
+        optimizer.step()  # creates the moments
+    turns = []
+    for turn in range(repeats):
+        gradients.restore()
+        clock = Clock()
+        optimizer.step()
+        clock.stop()
+        turns.append(shape.layers * clock.seconds)
+        print(f"r={rank}, {turn + 1}/{repeats}: {PRO} {clock.seconds:.3f} x {shape.layers}", flush=True)
+    return {"rank": rank, "error": None, "turns": turns, "peak_extra_mib": shape.layers * memory.peak / 2**20}
 
 
 def passes(shape: Shape, rank: int, device: str, repeats: int) -> float:
@@ -161,7 +194,7 @@ def summary(found: dict[str, dict[str, Any]], rank: int, whole: float) -> tuple[
         | {
             "name": f"{name}, r={rank}",
             "seconds": seconds[name],
-            "own_seconds": None if name == ALONE else seconds[name] - seconds[ALONE],
+            "own_seconds": seconds[name] - seconds[ALONE] if name in (OURS, PEFT) else None,
             "share_of_training_step": seconds[name] / (whole + seconds[name]),
         }
         for name, row in found.items()
@@ -173,6 +206,8 @@ def summary(found: dict[str, dict[str, Any]], rank: int, whole: float) -> tuple[
         "step, PEFT / fused AdamW": seconds[PEFT] / seconds[ALONE],
         "step, ours / training step": seconds[OURS] / (whole + seconds[OURS]),
     }
+    others = [name for name in found if name not in (ALONE, OURS, PEFT)]
+    ratios |= {f"step, {name} / fused AdamW": seconds[name] / seconds[ALONE] for name in others}
     return rows, {f"{name}, r={rank}": ratio for name, ratio in ratios.items()}
 
 
@@ -200,7 +235,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     ratios: dict[str, float] = {}
     for rank in chosen.ranks:
-        found, its_ratios = summary(measure(shape, rank, chosen.device, chosen.repeats), rank, whole)
+        measured = measure(shape, rank, chosen.device, chosen.repeats)
+        extrapolated = f"{PRO}, one decoder layer x {shape.layers}"
+        measured[extrapolated] = measure_full_size(shape, rank, chosen.device, min(3, chosen.repeats))
+        found, its_ratios = summary(measured, rank, whole)
         rows += found
         ratios |= its_ratios
     settings = {"name": chosen.shape, "ranks": chosen.ranks, "dtype": "float32", "repeats": chosen.repeats}

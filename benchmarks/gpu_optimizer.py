@@ -1,10 +1,10 @@
-"""The part ``optimizer`` of gpu.py: one step of fused AdamW alone, with our preconditioner, and with PEFT's."""
+"""The part ``optimizer`` of gpu.py: a step of fused AdamW, with ours and PEFT's preconditioner, and of LoRA pairs."""
 
 import warnings
 from collections.abc import Sequence
 
 import torch
-from bench_optimizer import ALONE, OURS, PEFT, Gradients, Make, adapters, error_of, makers
+from bench_optimizer import ALONE, MUON, OURS, PEFT, RITE, Gradients, Make, adapters, error_of, makers, pair_makers
 from common import Shape
 from rows import Row, Table, synchronized, timed
 from torch import nn
@@ -15,7 +15,7 @@ WARM, TURNS = 3, 21
 def measure(table: Table, shape: Shape, device: str, ranks: Sequence[int]) -> None:
     """Measure a step at every rank, on fp32 factors of every linear layer with random gradients."""
     for rank in ranks:
-        for name, make in makers(device).items():
+        for name, make in (makers(device) | pair_makers()).items():
             table.row(
                 f"{name}, r={rank}", lambda name=name, make=make, rank=rank: step(shape, rank, device, name, make)
             )
@@ -30,7 +30,7 @@ def step(shape: Shape, rank: int, device: str, name: str, make: Make) -> Row:
     gradients = Gradients(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        error = None if name == ALONE else error_of(make, model, gradients)
+        error = error_of(make, model, gradients) if name in (OURS, PEFT) else None
     optimizer = make(model, lr=1e-6, fused=True)
     turns: list[float] = []
 
@@ -50,7 +50,7 @@ def step(shape: Shape, rank: int, device: str, name: str, make: Make) -> Row:
 def ratios(table: Table, ranks: Sequence[int]) -> dict[str, float]:
     found = {}
     for rank in ranks:
-        for name in (OURS, PEFT):
+        for name in (OURS, PEFT, MUON, RITE):
             above, below = table.value(f"{name}, r={rank}"), table.value(f"{ALONE}, r={rank}")
             if above and below:
                 found[f"step, {name} / {ALONE}, r={rank}"] = above / below

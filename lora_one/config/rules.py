@@ -80,6 +80,7 @@ def check(run: "RunConfig") -> None:
         together(run)
     check_sharded(run)
     run.init.check()
+    run.optimizer.check(run.model, run.peft)
 
 
 def largest_divisor(number: int, at_most: int) -> int:
@@ -162,7 +163,7 @@ def refuse_for_adapters(run: "RunConfig", reason: str, more: Mapping[str, bool] 
         "peft.lora_xs": run.peft.lora_xs,
         "peft.use_loraplus": run.peft.use_loraplus,
         **(more or {}),
-        "optimizer": run.optimizer.preconditioned,
+        "optimizer": run.optimizer.needs_pairs,
         "wandb.diagnostics_every": run.wandb.diagnostics_every > 0,
     }
     for key in (key for key, is_used in used.items() if is_used):
@@ -187,11 +188,9 @@ def check_core(run: "RunConfig") -> None:
             f"peft.use_loraplus={peft.use_loraplus} sets a separate learning rate for B, {only_R}: set "
             "peft.use_loraplus=false"
         )
-    if run.optimizer.preconditioned:
-        raise UsageError(
-            f"optimizer={run.optimizer.name} preconditions the gradients of B and A, {only_R}: set optimizer=adamw or "
-            "optimizer=sgd"
-        )
+    if run.optimizer.needs_pairs:
+        does = "preconditions the gradients of B and A" if run.optimizer.preconditioned else "steps B and A together"
+        raise UsageError(f"optimizer={run.optimizer.name} {does}, {only_R}: set optimizer=adamw or optimizer=sgd")
 
 
 def check_quantization(run: "RunConfig") -> None:

@@ -12,7 +12,8 @@ from lora_one.errors import UsageError, nearest
 if TYPE_CHECKING:  # the optimizers can be used as a library without the configuration
     from lora_one.config.optimizers import OptimizerConfig
 
-ADDED = {"damping", "order"}  # keys of a preconditioned optimizer that create_scaled_optimizer reads, not the class
+# keys that are not arguments of the class, but are read by create_scaled_optimizer or create_pair_optimizer
+ADDED_BY_SCALING, ADDED_BY_PAIRS = {"damping", "order"}, {"others_lr"}
 
 
 def optimizer_class(settings: "OptimizerConfig") -> type[Optimizer]:
@@ -32,7 +33,9 @@ def optimizer_class(settings: "OptimizerConfig") -> type[Optimizer]:
             f"optimizer={settings.name}: {path} is not the path of an optimizer class ({problem}); correct "
             f"{owner}.implementation in lora_one/config/optimizers.py"
         )
-    accepted = arguments_of(found) | (ADDED if settings.preconditioned else set())
+    accepted = arguments_of(found)
+    accepted |= ADDED_BY_SCALING if settings.preconditioned else set()
+    accepted |= ADDED_BY_PAIRS if settings.steps_pairs else set()
     for field in dataclasses.fields(settings):
         if field.name != "name" and field.name not in accepted:
             raise UsageError(

@@ -93,7 +93,7 @@ class Scaled(Optimizer):
                 "no layer has both of its LoRA factors, lora_A and lora_B, among the parameters to train, so there is "
                 f"nothing to precondition: use {self.inner.__name__} itself"
             )
-        self.halves = [half for layer, A, B in pairs for half in (Half(layer, A, B, True), Half(layer, B, A, False))]
+        self.halves = [half for layer, A, B, _ in pairs for half in (Half(layer, A, B, True), Half(layer, B, A, False))]
         self.sequential = sequential
 
     def _complete_groups(self) -> None:
@@ -137,9 +137,7 @@ class Scaled(Optimizer):
             precondition(batch, reg, relative=relative)
 
     def _inner_step(self) -> None:
-        # torch wraps the step of an optimizer class in one that runs hooks; only the outer step may run them
-        step = super().step
-        step.__wrapped__(self) if getattr(step, "hooked", False) else step()
+        step_without_hooks(self, super().step)
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"halves": self.halves, "sequential": self.sequential}
@@ -161,6 +159,11 @@ def scaled(optimizer_cls: type[Optimizer]) -> type[Scaled]:
 def _bare(optimizer_cls: type[Optimizer]) -> Scaled:
     cls = scaled(optimizer_cls)
     return cls.__new__(cls)
+
+
+def step_without_hooks(optimizer: Optimizer, step: Callable[[], Any]) -> None:
+    """Take the step of a base class. torch wraps it in one that runs hooks, which only the outer step may run."""
+    step.__wrapped__(optimizer) if getattr(step, "hooked", False) else step()
 
 
 @contextmanager

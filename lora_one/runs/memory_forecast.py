@@ -1,6 +1,6 @@
-"""Forecast the activation memory of a forward and backward pass, without weights, data or a device."""
+"""Forecast the memory of activations and of the optimizer, without weights, data or a device."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import ExitStack
 from typing import Any
 
@@ -8,9 +8,23 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from lora_one.config.optimizers import OptimizerConfig
 from lora_one.initialization.backward import blocks_of, gradients_from_the_embeddings
 from lora_one.model_kinds import MODEL_KINDS
 from lora_one.models import auto_class
+
+
+def state_bytes(optimizer: OptimizerConfig, trainable: int, shapes: Collection[tuple[int, int]]) -> int:
+    """Return the bytes of what training keeps for its trainable parameters, all in fp32.
+
+    shapes: (m, n) of the adapted layers, whose adapters are weights, gradients and two moments; without layers every
+    weight of the base is trained, and counted elsewhere. With full-size moments there are also two matrices of the
+    size of each adapted weight, and two of the largest one within a step.
+    """
+    if not shapes:
+        return 12 * trainable
+    sizes = [m * n for m, n in shapes]
+    return 16 * trainable + 8 * (sum(sizes) + max(sizes)) * optimizer.full_size_moments
 
 
 def activation_bytes(

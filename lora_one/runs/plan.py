@@ -19,7 +19,7 @@ from lora_one.models import (
     weight_shape,
 )
 from lora_one.records.folder import RunFolder, method_name
-from lora_one.runs.memory_forecast import activation_bytes
+from lora_one.runs.memory_forecast import activation_bytes, state_bytes
 from lora_one.training.schedule import refuse_no_learning, total_steps
 
 GB = 1e9
@@ -70,7 +70,7 @@ def _memory(
         return kept + length * outputs * (8 + 2 * dtype.itemsize)  # logits, their fp32 copy and gradients
 
     weights = parameters * (4 if full else weight_bytes(model))
-    states = trainable * (12 if full else 16)  # fp32: gradient and two moments, for adapters also the weights
+    states = state_bytes(run.optimizer, trainable, [weight_shape(layer) for layer in layers.values()])
     each = example_bytes(model.max_length)
     training = weights + states + model.per_device_batch_size * each
     parts = f"weights {weights / GB:.2f}, optimizer {states / GB:.3f}, each example of {model.max_length} tokens"

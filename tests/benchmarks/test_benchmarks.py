@@ -85,6 +85,11 @@ def test_optimizers_are_compared_at_every_rank_and_take_the_exact_step(tmp_path)
         assert result["ratios"][f"step, ours / fused AdamW, r={rank}"] == pytest.approx(
             rows[f"ours, r={rank}"]["seconds"] / rows[f"fused AdamW, r={rank}"]["seconds"]
         )
+        for name in ("LoRA-Muon", "LoRA-RITE", "LoRA-Pro, one decoder layer x 2"):
+            assert rows[f"{name}, r={rank}"]["seconds"] > 0
+            assert f"step, {name} / fused AdamW, r={rank}" in result["ratios"]
+        moments = 8 * 2 * (4 * 64 * 64 + 3 * 64 * 288)  # bytes, of two decoder layers
+        assert rows[f"LoRA-Pro, one decoder layer x 2, r={rank}"]["peak_extra_mib"] * 2**20 > moments
 
 
 def test_ways_to_train_agree_and_are_written(tmp_path):

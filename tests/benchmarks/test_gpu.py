@@ -84,7 +84,7 @@ ROWS = {
         "official",
         "PEFT LoRA-GA",
     ),
-    "optimizer": ("fused AdamW", "ours", "PEFT"),
+    "optimizer": ("fused AdamW", "ours", "PEFT", "LoRA-Muon", "LoRA-RITE"),
     "train": ("ours, 1", "Trainer + PEFT, 1", "ours, 4 at", "Trainer + PEFT, 4", "ours, 4 packed"),
     "eval": ("gsm8k, one", "gsm8k, in", "mmlu, one", "mmlu, in"),
     "gemma": (

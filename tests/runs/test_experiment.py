@@ -171,6 +171,17 @@ def test_every_optimizer_resumes_bitwise_after_a_kill(tmp_path, llama_folder, mo
     ]
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("optimizer", ["lora_pro", "lora_muon", "lora_rite"])
+def test_optimizers_of_pairs_resume_bitwise_after_a_kill(tmp_path, llama_folder, monkeypatch, optimizer, dtype):
+    """With DoRA's magnitudes as a second group. The state of bf16 factors is fp32 and must stay so."""
+    changes = (f"optimizer={optimizer}", "peft=dora", f"init.dtype={dtype}", "model.weight_decay=0.1")
+    short = ("dataset.accuracy_examples=0", "model.learning_rate=1e-3", "model.epochs=2")
+    straight, resumed = straight_and_resumed(tmp_path, llama_folder, (*changes, *short), monkeypatch)
+    name = "adapter_model.safetensors"
+    assert (resumed.adapter / name).read_bytes() == (straight.adapter / name).read_bytes()
+
+
 @pytest.mark.parametrize("asked", [0, 4])
 def test_a_diverging_loss_stops_the_run_and_is_recorded(asked, tmp_path, llama_folder):
     """Also where a validation that would generate comes before the next step's loss."""

@@ -1,15 +1,21 @@
 """The forecast of what a forward pass keeps, against what PEFT's model really keeps."""
 
+import re
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
 from lora_one.adaptation.layers import target_layers
 from lora_one.model_kinds import MODEL_KINDS
-from lora_one.models import auto_class
-from lora_one.runs.memory_forecast import activation_bytes
+from lora_one.models import auto_class, load_skeleton, weight_shape
+from lora_one.optim import build_optimizer
+from lora_one.records.folder import RunFolder
+from lora_one.runs.memory_forecast import activation_bytes, state_bytes
+from lora_one.runs.plan import plan
 from tests.helpers.models import random_llama, random_roberta, random_t5
 from tests.helpers.runs import run_config
+from tests.helpers.training import adapted
 
 MODELS = {
     "CausalLM": random_llama,
@@ -59,3 +65,38 @@ def test_memory_is_proportional_to_the_examples():
     targets = list(target_layers(random_llama(), run_config("peft.lora_r=2").peft))
     one, four = (activation_bytes(config, "CausalLM", targets, rows, 32, torch.float32) for rows in (1, 4))
     assert four == pytest.approx(4 * one, rel=0.05)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lora_pro", "lora_muon", "lora_rite"])
+def test_forecast_of_the_optimizer_matches_its_state(optimizer):
+    """Weights, gradients and everything in the state after a step. LoRA-Pro's moments have the size of the weights."""
+    run = run_config(f"optimizer={optimizer}", "peft.lora_r=2", "init=gaussian")
+    model = adapted(run)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    stepper = build_optimizer(model, run)
+    for parameter in trained:
+        parameter.grad = torch.ones_like(parameter)
+    stepper.step()
+    real = 8 * sum(parameter.numel() for parameter in trained)
+    real += sum(tensor.nbytes for state in stepper.state.values() for tensor in state.values())
+    shapes = [weight_shape(layer) for layer in target_layers(random_llama(), run.peft).values()]
+    within_a_step = 8 * max(m * n for m, n in shapes) * run.optimizer.full_size_moments
+    forecast = state_bytes(run.optimizer, sum(parameter.numel() for parameter in trained), shapes)
+    full_size = 8 * sum(m * n for m, n in shapes)
+    assert 0.95 * real <= forecast - within_a_step <= 1.4 * real
+    assert (forecast > full_size) == (optimizer == "lora_pro")
+
+
+def test_the_plan_counts_full_size_moments(tmp_path):
+    """8 bytes for each weight of the adapted layers, and for the largest one again within a step."""
+    optimizers = {}
+    for name in ("adamw", "lora_pro"):
+        run = run_config(f"optimizer={name}", "dataset.train_size=80", "dataset.validation_size=8")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("lora_one.runs.plan.GB", 1.0)
+            said = plan(run, RunFolder(tmp_path))
+        optimizers[name] = float(re.search(r"optimizer ([\d.]+)", said)[1])
+    skeleton = load_skeleton(run.model.name, None, run.model.type)
+    shapes = [weight_shape(layer) for layer in target_layers(skeleton, run.peft).values()]
+    sizes = [m * n for m, n in shapes]
+    assert optimizers["lora_pro"] - optimizers["adamw"] == 8 * (sum(sizes) + max(sizes))

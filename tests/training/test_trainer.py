@@ -83,6 +83,22 @@ def test_learning_rates_of_all_groups_are_logged(tmp_path, name):
         assert line["learning_rate_lora_B"] == pytest.approx(4 * line["learning_rate"])
 
 
+@pytest.mark.parametrize("name", ["lora_pro", "lora_muon", "lora_rite"])
+def test_optimizers_of_pairs_step_other_parameters_at_their_own_rate(tmp_path, name):
+    """The rate of the pairs is the one that the settings name; DoRA's magnitudes have optimizer.others_lr."""
+    changes = (f"optimizer={name}", "optimizer.others_lr=1e-3", "peft=dora", "model.weight_decay=0.1")
+    run = settings(*changes, "model.epochs=4", "model.scheduler=linear")
+    tracker = Tracker(tmp_path / "metrics.jsonl")
+    model = adapted(run)
+    train(model, examples(6), TrainingJob(run, adaptation_for(run), checkpoints=tmp_path, pad_id=0, tracker=tracker))
+    lines = read_lines(tracker.path)
+    for key, first in (("learning_rate", 1e-2), ("learning_rate_pairs", 1e-2), ("learning_rate_others", 1e-3)):
+        assert [line[key] for line in lines] == pytest.approx([first * share for share in (1, 0.75, 0.5, 0.25)])
+    pairs, others = build_optimizer(model, run).param_groups
+    assert pairs["weight_decay"] == others["weight_decay"] == 0.1
+    assert {id(p) for p in others["params"]} == {id(p) for n, p in model.named_parameters() if "magnitude" in n}
+
+
 def test_scaled_optimizer_of_the_settings_equals_a_hand_written_loop(tmp_path):
     """Clipped first, then preconditioned, with LoRA+ and the keys of conf/optimizer."""
     keys = (

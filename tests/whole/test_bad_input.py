@@ -145,6 +145,40 @@ CONFIGURATION = [
         "trains only R",
         "optimizer=adamw",
     ),
+    *[
+        (
+            f"optimizer={name} {start}",
+            f"optimizer={name} steps B and A together, but",
+            "trains only R: set optimizer=adamw",
+        )
+        for name in ("lora_pro", "lora_muon", "lora_rite")
+        for start in ("init=lora_sb", "init=lora_xs")
+    ],
+    *[
+        (
+            f"optimizer={name} peft.use_loraplus=true",
+            "learning rate for B, but",
+            f"optimizer={name} steps B and A together",
+        )
+        for name in ("lora_pro", "lora_muon", "lora_rite")
+    ],
+    ("peft=full_ft optimizer=lora_pro", "optimizer=lora_pro works only with adapters", "remove one of the two"),
+    (
+        "peft=adalora optimizer=lora_muon",
+        "optimizer=lora_muon works only with adapters of two factors",
+        "one of the two",
+    ),
+    ("optimizer=lora_rite ++optimizer.momentum=1", "unknown key optimizer.momentum", "valid: betas, eps, max_norm"),
+    ("optimizer=lora_muon optimizer.momentum=1", "optimizer.momentum=1.0 is out of range", "in [0, 1)"),
+    ("optimizer=lora_muon optimizer.damping=0", "optimizer.damping=0.0 is out of range", "fp32 cannot decompose"),
+    ("optimizer=lora_muon optimizer.sign_steps=0", "optimizer.sign_steps=0 is out of range", "at least 1"),
+    ("optimizer=lora_muon optimizer.others_lr=0", "optimizer.others_lr=0.0 is out of range", "positive"),
+    ("optimizer=lora_rite optimizer.max_norm=-1", "optimizer.max_norm=-1.0 is out of range", "no limit"),
+    (
+        "optimizer=lora_muon model.learning_rate=0.5 model.weight_decay=2",
+        "optimizer=lora_muon multiplies B A by 1 - weight_decay x learning_rate",
+        "lower one of them",
+    ),
     ("optimizer=scaled_adamw init.direction=LoRA-SB", "optimizer=scaled_adamw", "LoRA-SB trains only R", "=adamw"),
     ("init.do_subsampling=true", "init.do_subsampling=true needs the number of examples", "set init.sub_size="),
     ("init.sub_size=3", "init.sub_size=3 is used only with", "remove init.sub_size"),

@@ -36,7 +36,7 @@ from lora_one.initialization.solution import Probe
 from lora_one.initialization.start import attach_adapters
 from lora_one.losses import mean_loss
 from lora_one.models import BUNDLED, load_model, load_tokenizer
-from lora_one.optim import AdamW, create_scaled_optimizer
+from lora_one.optim import AdamW, LoraMuon, LoraPro, LoraRite, create_pair_optimizer, create_scaled_optimizer
 from lora_one.training.packing import check_packing
 from tests.helpers.examples import autograd_gradients, examples, linear_layers
 from tests.helpers.models import quantized_llama, random_llama, random_roberta, random_t5
@@ -236,6 +236,27 @@ def test_preconditioned_steps(order, damping):
             torch.set_float32_matmul_precision(before)
     for (name, one), two in zip(found.named_parameters(), expected.parameters(), strict=True):
         assert not one.requires_grad or off(one, two) <= 1e-4, name
+
+
+@pytest.mark.parametrize("kind", [LoraPro, LoraMuon, LoraRite])
+def test_steps_of_pairs(kind):
+    """Five steps from the same start, in fp64 on the CPU and in fp32 on the device under autocast and TF32."""
+    expected = initialize_adapters(random_llama().double(), lora(), batches_of(examples(), 5, 0), examples=None)
+    found = copy.deepcopy(expected).float().to(WHERE)
+    before = torch.get_float32_matmul_precision()
+    for model, fast in ((expected, False), (found, True)):
+        optimizer = create_pair_optimizer(model, kind, lr=1e-3)
+        for step in range(5):
+            generator = torch.Generator().manual_seed(step)
+            for parameter in (p for p in model.parameters() if p.requires_grad):
+                drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter.grad = drawn.to(parameter)
+            torch.set_float32_matmul_precision("high" if fast else before)
+            with torch.autocast(WHERE, torch.bfloat16, enabled=fast):
+                optimizer.step()
+            torch.set_float32_matmul_precision(before)
+    for (name, one), two in zip(found.named_parameters(), expected.parameters(), strict=True):
+        assert not one.requires_grad or off(one, two) <= 1e-3, name
 
 
 # Evaluation

@@ -78,6 +78,22 @@ def test_two_processes_give_the_results_of_one(tmp_path, name):
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the two processes would each take a GPU; written for CPUs")
+def test_optimizers_of_pairs_give_the_losses_of_one_process(tmp_path):
+    """Every process computes the same steps from the averaged gradients."""
+    names = ("lora_pro", "lora_muon", "lora_rite")
+    small = [*SMALL, "dataset.accuracy_examples=0", "model.learning_rate=1e-3", "peft=dora"]
+    done = launch("torchrun", "-m", *small, f"optimizer={','.join(names)}", f"results_dir={tmp_path / 'two'}")
+    assert done.returncode == 0, done.stderr
+    for name in names:
+        alone = finish(small_run(tmp_path / "one", "bundled/tiny", *small[1:], f"optimizer={name}"))
+        together = RunFolder(tmp_path / "two" / alone.path.relative_to(tmp_path / "one"))
+        assert list(together.path.glob("checkpoints/*/rng_state_1.pth")), "a second process took part"
+        one, two = ([line["loss"] for line in read_lines(run.metrics) if "loss" in line] for run in (alone, together))
+        assert two == pytest.approx(one, rel=1e-4) and one, name
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the two processes would each take a GPU; written for CPUs")
 def test_the_published_command_for_two_gpus(tmp_path):
     """As written but for model, data (32 rows of a real set) and precision."""
     data = shared("data/commonsense/openbookqa/train.json.gz")

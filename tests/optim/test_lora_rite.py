@@ -1,0 +1,121 @@
+"""LoRA-RITE: the algorithm written out with QR, invariance, clipping, and factors without full rank."""
+
+import copy
+
+import pytest
+import torch
+
+from lora_one.optim import LoraRite, create_pair_optimizer
+from tests.helpers.factors import backward, each, gradient, products, rebased, scaled_layers, steps
+
+
+def optimizer_of(layers, **options):
+    return create_pair_optimizer(layers, LoraRite, **{"lr": 0.02} | options)
+
+
+def written_out(layers, count, *, lr, betas, eps, max_norm, decay):
+    """The published algorithm for all layers, with QR and the inverse of its triangle."""
+    factors = [(B, A) for B, A, _, _ in layers]
+    state = [[(torch.zeros_like(F), torch.zeros_like(F), torch.zeros(r, r, dtype=F.dtype)) for F in (A.T, B)]
+             for (B, A) in factors for r in [len(A)]]  # fmt: skip
+    for i, (B, A) in enumerate(factors):
+        state[i][0] = (torch.zeros_like(B), *state[i][0][1:])  # the basis is that of the partner
+        state[i][1] = (torch.zeros_like(A.T), *state[i][1][1:])
+    for t in range(1, count + 1):
+        b1, b2 = (beta * (1 - beta ** (t - 1)) / (1 - beta**t) for beta in betas)
+        unmagnified = []
+        for (B, A), (_, _, s, target) in zip(factors, layers, strict=True):
+            G = gradient(B, A, s, target)
+            pair = []
+            for g, partner in ((s * G.T @ B, B), (s * G @ A.T, A.T)):
+                U, T = torch.linalg.qr(partner)
+                pair.append((g @ torch.linalg.inv(T), U, torch.linalg.inv(T)))
+            unmagnified.append(pair)
+        norm = sum(g.square().sum() for pair in unmagnified for g, _, _ in pair).sqrt()
+        for i, pair in enumerate(unmagnified):
+            new = []
+            for j, (g, U, T_inverse) in enumerate(pair):
+                g = g / max(norm / max_norm, 1) if max_norm else g
+                last, M, V = state[i][j]
+                P = U.T @ last
+                V = b2 * P @ V @ P.T + (1 - b2) * g.T @ g / len(g)
+                w, Q = torch.linalg.eigh(V)
+                S = g @ (Q / (w.clamp(min=0).sqrt() + eps) @ Q.T)
+                M = b1 * M @ P.T + (1 - b1) * S
+                state[i][j] = (U, M, V)
+                new.append(-lr * M @ T_inverse.T)
+            B, A = factors[i]
+            factors[i] = ((1 - lr * decay) * B + new[1], (1 - lr * decay) * A + new[0].T)
+    return factors
+
+
+@pytest.mark.parametrize("max_norm", [1.0, 0.0, 1e6])
+def test_equals_the_published_algorithm_written_out(max_norm):
+    layers = scaled_layers()
+    options = {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-6, "max_norm": max_norm}
+    expected = written_out(each(layers), 6, decay=0.1, **options)
+    steps(layers, optimizer_of(layers, weight_decay=0.1, **options), 6)
+    for layer, (B, A) in zip(layers, expected, strict=True):
+        torch.testing.assert_close((layer.B.data, layer.A.data), (B, A), rtol=1e-6, atol=1e-8)
+
+
+def test_steps_do_not_depend_on_the_basis():
+    layers = scaled_layers()
+    other = rebased(layers)
+    for one in (layers, other):
+        steps(one, optimizer_of(one), 6)
+    torch.testing.assert_close(products(layers), products(other), rtol=1e-6, atol=1e-8)
+    assert not torch.allclose(layers[0].A, other[0].A, rtol=0.1)
+
+
+def test_first_steps_have_the_size_of_the_learning_rate_in_every_direction():
+    """V = g^T g / n, so M = g V^-1/2 has singular values sqrt(n), and the step of A, seen through B, lr sqrt(n)."""
+    layers = scaled_layers()
+    before = copy.deepcopy(layers)
+    steps(layers, optimizer_of(layers, eps=1e-12), 1)
+    for old, new in zip(before, layers, strict=True):
+        for moved in (old.B @ (new.A - old.A), old.A.T @ (new.B - old.B).T):
+            size = torch.linalg.svdvals(moved)[: len(old.A)]
+            torch.testing.assert_close(size, torch.full_like(size, 0.02 * moved.shape[1] ** 0.5), rtol=1e-5, atol=0)
+
+
+def test_gradients_are_clipped_together():
+    """A limit below the joint norm changes every layer by the same factor; one above it changes nothing."""
+    moments = {}
+    for limit in (0.0, 1e6, 1e-3):
+        layers = scaled_layers()
+        optimizer = optimizer_of(layers, max_norm=limit)
+        steps(layers, optimizer, 1)
+        moments[limit] = [optimizer.state[layer.B]["exp_avg_sq_A"] for layer in layers]
+    torch.testing.assert_close(moments[0.0], moments[1e6])
+    factors = [(small / large).mean() for small, large in zip(moments[1e-3], moments[0.0], strict=True)]
+    torch.testing.assert_close(factors, [factors[0]] * len(factors))
+    assert factors[0] < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_first_step_from_zero_b_moves_b_alone(dtype):
+    layers = scaled_layers(dtype, zero_B=True)
+    A = [layer.A.detach().clone() for layer in layers]
+    optimizer = optimizer_of(layers, lr=0.05)
+    steps(layers, optimizer, 1)
+    for layer, old in zip(layers, A, strict=True):
+        assert torch.equal(layer.A, old) and layer.B.abs().max() > 0
+    losses = [backward(layers).item()]
+    for _ in range(10):
+        optimizer.step()
+        losses.append(backward(layers).item())
+    assert not any(torch.equal(layer.A, old) for layer, old in zip(layers, A, strict=True))
+    assert losses == sorted(losses, reverse=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_direction_without_rank_gets_no_step(dtype):
+    """Two equal columns of B: only their sum acts, so the rows of A move alike, with and without rounding."""
+    layers = scaled_layers(dtype)
+    layers[0].B.data[:, 1] = layers[0].B.data[:, 0]
+    before = layers[0].A.detach().clone()
+    steps(layers, optimizer_of(layers), 1)
+    moved = layers[0].A.detach() - before
+    torch.testing.assert_close(moved[0], moved[1], rtol=1e-3, atol=1e-5)
+    assert 0 < moved.abs().max() < 1
