@@ -24,8 +24,8 @@ from lora_one.data.encode import ClassEncoder, EncoderDecoderEncoder, batches_of
 from lora_one.data.encoders import encoder_for
 from lora_one.errors import RunError, UsageError
 from lora_one.evaluation.held_out import HeldOut
+from lora_one.initialization.given_batches import one_by_one
 from lora_one.initialization.gradients import mean_gradients
-from lora_one.initialization.methods.peft_methods import one_by_one
 from lora_one.losses import loss_count, loss_sum, mean_loss, model_logits, targets
 from lora_one.models import kind_of, load_skeleton, load_tokenizer, padded_with
 from lora_one.records.folder import RunFolder

@@ -107,8 +107,9 @@ def chosen(method: str | OwnMethod, given: dict[str, Any], seed: int, situation:
         raise UsageError(
             f"method={method} is not possible here: {reason}. Possible methods: {', '.join(situation.possible())}"
         )
-    if "eta" in keys and init.eta is None:
-        raise UsageError(f"method={method} needs eta, the size of its first step: pass eta=<the learning rate>")
+    for key, meaning in init.from_training.items():
+        if getattr(init, key) is None:
+            raise UsageError(f"method={method} needs {key}, {meaning}: pass {key}=<number>")
     return build_init(init)
 
 

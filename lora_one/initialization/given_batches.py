@@ -1,15 +1,16 @@
-"""The batches that a caller of ``initialize_adapters`` passes: one batch, a list or a data loader."""
+"""The batches that a caller of ``initialize_adapters`` passes, one batch, a list or a data loader; parts of batches."""
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from lora_one.distributed import Processes
 from lora_one.errors import UsageError
 from lora_one.initialization.cache import content_of
-from lora_one.losses import Batch, loss_count, targets
+from lora_one.losses import IGNORED, Batch, loss_count, targets
 from lora_one.models import kind_of
 
 
@@ -101,3 +102,18 @@ def rows_of(batch: Batch, part: slice) -> Batch:
                 "of its batch, of which only some are needed: pass batches of one example"
             )
     return dict(batch) | {name: value[part] for name, value in tensors.items()}
+
+
+def one_by_one(batches: Sequence[Batch]) -> Iterator[Batch]:
+    """Yield each example as a batch of one, without padding.
+
+    A layer then reads exactly the tokens of the examples, and a mean over batches weights all examples equally.
+    """
+    for batch in batches:
+        for row, real in enumerate(batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()):
+            written = batch["labels"][row] != IGNORED  # a decoder's input and labels have another padding
+            places = dict.fromkeys(("decoder_input_ids", "labels"), written) if "decoder_input_ids" in batch else {}
+            yield {
+                name: value[:, places.get(name, real)] if isinstance(value, Tensor) and value.dim() > 1 else value
+                for name, value in rows_of(batch, slice(row, row + 1)).items()
+            }

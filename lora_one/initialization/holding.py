@@ -102,7 +102,7 @@ def fastest(
     one_pass = 6 * sum(sizes) / 4 * tokens / speed.flops
     seconds: dict[Place, float] = {}
     if max(sizes) <= device_room:
-        seconds["device"] = len(_groups(sizes, device_room)) * one_pass
+        seconds["device"] = len(packed(sizes, device_room)) * one_pass
     if sum(sizes) <= host_room:
         seconds["cpu"] = one_pass + batches * sum(sizes) * (1 / speed.link + 3 / speed.host)
     if not whole:
@@ -124,11 +124,11 @@ def grouped(layers: dict[str, nn.Module], room: int | None) -> list[dict[str, nn
     names = list(layers)
     return [
         {names[index]: layers[names[index]] for index in group}
-        for group in _groups([gradient_bytes(layer) for layer in layers.values()], room)
+        for group in packed([gradient_bytes(layer) for layer in layers.values()], room)
     ]
 
 
-def _groups(sizes: Sequence[int], room: int) -> list[list[int]]:
+def packed(sizes: Sequence[int], room: int) -> list[list[int]]:
     """Return indices in consecutive groups whose sizes add up to at most ``room``; a larger size is a group alone."""
     groups: list[list[int]] = []
     filled_to = 0

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
@@ -25,15 +26,19 @@ from lora_one.adaptation.layers import (
 from lora_one.adaptation.lora import Lora
 from lora_one.adaptation.structure import unchanged_on_error
 from lora_one.adaptation.wrapping import lora_config, quiet_peft
+from lora_one.distributed import Processes
 from lora_one.errors import RunError, UsageError
 from lora_one.initialization.backward import GradientReport
 from lora_one.initialization.forward_batches import batches_loss, forward_batches
 from lora_one.initialization.low_rank_step import Step, low_rank_steps
 from lora_one.initialization.methods import Method
+from lora_one.initialization.moments import Moments, layer_moments
 from lora_one.initialization.ranked_start import solve_with_ranks
 from lora_one.initialization.scale_search import with_searched_scale
 from lora_one.initialization.solution import Probe, Solution, Start
+from lora_one.linalg import truncated_svd
 from lora_one.losses import loss_count, targets
+from lora_one.models import weight_shape
 from lora_one.types import AdapterFactors, LayerView
 
 
@@ -122,7 +127,19 @@ def solve(
             transform=method.transform,
         )
         bare = {name: layer.get_base_layer() for name, layer in layers.items()}
-        report = low_rank_steps(model.get_base_model(), bare, probe.batches, probe.reduction, settings, found.add)
+        base, batches, reduction = model.get_base_model(), probe.batches, probe.reduction
+        if method.settings.needs_moments:
+            report = layer_moments(
+                base,
+                bare,
+                batches,
+                reduction,
+                found.add_from_moments,
+                memory=settings.memory,
+                checkpointing=settings.checkpointing,
+            )
+        else:
+            report = low_rank_steps(base, bare, batches, reduction, settings, found.add)
     solution = found.solution(report)
     if method.settings.search_from is not None:
         with as_run_errors():
@@ -167,6 +184,44 @@ class LayerStarts:
     def view(self, name: str) -> LayerView:
         """Return what the method can read of one layer."""
         return layer_view(name, self.layers[name], self.seed, self.originals)
+
+    def add_from_moments(self, name: str, owner: int, moments: Moments | None) -> None:
+        """Compute the factors of one layer on its owner, which alone has the moments, and send them to all processes.
+
+        Raises ValueError, on every process: see the method.
+        """
+        processes, layer = Processes.current(), self.layers[name]
+        m, n = weight_shape(layer.get_base_layer())
+        r, message, own = layer.r[ADAPTER], "", None
+        if moments is not None:
+            try:
+                own = self.measured(name, moments)
+            except ValueError as error:
+                message = str(error)
+        for refused in filter(None, processes.gathered(message)):
+            raise ValueError(refused)
+        device = layer.get_base_layer().weight.device
+        sizes = [m * r, r * n, 2, m * r * self.keep_vectors, r * n * self.keep_vectors]
+        flat = torch.empty(sum(sizes), device=device) if own is None else own.to(device)
+        B, A, figures, U, Vh = processes.from_owner(owner, flat).split(sizes)
+        self.factors[name] = AdapterFactors(B.view(m, r), A.view(r, n))
+        self.energies[name], decrease = figures.tolist()
+        self.decreases.append(decrease)
+        if self.keep_vectors:
+            self.vectors[name] = (U.view(m, r).cpu(), Vh.view(r, n).cpu())
+
+    def measured(self, name: str, moments: Moments) -> Tensor:
+        """Return one vector of: B, A, the share of ||G||^2 in the span of A, the decrease, and the vectors of [G]_r."""
+        layer, G, view = self.layers[name], moments.gradient, self.view(name)
+        found = self.method.factors(view, moments)
+        rows = torch.linalg.qr(found.A.T.to(G)).Q
+        energy = (G @ rows).square().sum() / G.square().sum()
+        decrease = -layer.scaling[ADAPTER] * ((G.T @ found.B.to(G)) * found.A.T.to(G)).sum()
+        parts = [found.B, found.A, torch.stack([energy, decrease])]
+        if self.keep_vectors:
+            step = truncated_svd(G, view.rank, tolerance=self.method.settings.tolerance, generator=view.generator)
+            parts += [step.U, step.Vh]
+        return torch.cat([part.float().reshape(-1) for part in parts])
 
     def solution(self, report: GradientReport) -> Solution:
         """Return the solution of a method that uses a gradient."""

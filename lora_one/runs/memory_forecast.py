@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lora_one.config.optimizers import OptimizerConfig
 from lora_one.initialization.backward import blocks_of, gradients_from_the_embeddings
+from lora_one.initialization.moments import sharing_inputs
 from lora_one.model_kinds import MODEL_KINDS
 from lora_one.models import auto_class
 
@@ -50,6 +51,17 @@ def activation_bytes(
         if MODEL_KINDS[kind].has_decoder:
             batch["decoder_input_ids"] = ids
         return _kept(model, batch, list(targets or ()), checkpointing=checkpointing)
+
+
+def groups_of_inputs(config: Any, kind: str, targets: Iterable[str]) -> list[list[str]]:
+    """Return the adapted layers in groups that get the same input, see ``initialization.moments.sharing_inputs``."""
+    with FakeTensorMode():
+        model = auto_class(kind).from_config(config).requires_grad_(False)
+        ids = torch.zeros(1, 8, dtype=torch.long)
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if MODEL_KINDS[kind].has_decoder:
+            batch["decoder_input_ids"] = ids
+        return sharing_inputs(model, {name: model.get_submodule(name) for name in targets}, batch)
 
 
 def _kept(model: nn.Module, batch: dict[str, torch.Tensor], targets: list[str], *, checkpointing: bool) -> int:

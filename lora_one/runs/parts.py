@@ -43,7 +43,8 @@ class RunParts:
     @property
     def init(self) -> MethodSettings:
         """Return the settings of the initialisation, with the values that depend on the number of examples."""
-        return self.run.init.completed(lambda: first_step_size(len(self.splits.train), self.run.model))
+        examples = len(self.splits.train)
+        return self.run.init.completed(lambda: first_step_size(examples, self.run.model), examples)
 
     @property
     def steps(self) -> int:

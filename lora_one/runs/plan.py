@@ -1,5 +1,6 @@
 """The plan of a run, printed by dry_run=true."""
 
+import torch
 from torch import nn
 
 from lora_one.adaptation.layers import scaling_of
@@ -9,6 +10,8 @@ from lora_one.data import load_dataset
 from lora_one.data.encoders import encoder_for
 from lora_one.datasets import DATASETS, labels_of
 from lora_one.evaluation.validation import Validation
+from lora_one.initialization.gradients import sum_dtype
+from lora_one.initialization.moments import group_bytes, passes
 from lora_one.models import (
     DTYPES,
     check_positions,
@@ -19,7 +22,7 @@ from lora_one.models import (
     weight_shape,
 )
 from lora_one.records.folder import RunFolder, method_name
-from lora_one.runs.memory_forecast import activation_bytes, state_bytes
+from lora_one.runs.memory_forecast import activation_bytes, groups_of_inputs, state_bytes
 from lora_one.training.schedule import refuse_no_learning, total_steps
 
 GB = 1e9
@@ -76,16 +79,27 @@ def _memory(
     parts = f"weights {weights / GB:.2f}, optimizer {states / GB:.3f}, each example of {model.max_length} tokens"
     lines = {"memory": f"training about {training / GB:.2f} GB: {parts} {each / GB:.3f}"}
     if run.init.needs_examples and not full:
-        gradients = run.init.needs_gradient or run.init.gradient_by_peft
-        held = sum(m * n for m, n in map(weight_shape, layers.values())) * 4 * gradients
+        held, in_passes = _held(run, skeleton, layers)
         rows = run.init.bsz or model.per_device_batch_size
         start = weights + held + rows * (each if run.init.max_length is None else example_bytes(run.init.max_length))
-        lines["memory"] += f"; init at most {start / GB:.2f} GB, including gradients {held / GB:.2f}"
+        lines["memory"] += f"; init at most {start / GB:.2f} GB, including gradients {held / GB:.2f}{in_passes}"
     free = free_bytes()
     fitting = int((free - weights - states) / each)
     largest = f"{fitting} examples" if fitting > 0 else "no example"
     lines["fits"] = f"{largest} of {model.max_length} tokens per micro-batch in {free / GB:.1f} GB of free memory"
     return lines
+
+
+def _held(run: RunConfig, skeleton: nn.Module, layers: dict[str, nn.Module]) -> tuple[int, str]:
+    """Return the bytes of all gradients of the initialisation; with second moments, those of a pass, and the passes."""
+    if not run.init.needs_moments:
+        gradients = run.init.needs_gradient or run.init.gradient_by_peft
+        return sum(m * n for m, n in map(weight_shape, layers.values())) * 4 * gradients, ""
+    groups = groups_of_inputs(skeleton.config, run.model.type, layers)
+    sizes = [group_bytes([layers[name] for name in group], sum_dtype(skeleton, layers)) for group in groups]
+    parts = passes(sizes, run.init.memory, torch.device(device()))
+    largest = max(sum(sizes[index] for index in part) for part in parts)
+    return largest, f" and second moments, in {len(parts)} {'pass' if len(parts) == 1 else 'passes'} over the examples"
 
 
 def _examples(run: RunConfig) -> tuple[int, str]:

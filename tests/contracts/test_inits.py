@@ -24,7 +24,7 @@ from tests.helpers.runs import adaptation_for, run_config, start_of
 
 def settings_of(choice):
     run = run_config(f"init={choice}", *(["model.quantization=nf4"] if choice == "loftq" else []))
-    return dataclasses.replace(run, init=run.init.completed(lambda: 1e-3))
+    return dataclasses.replace(run, init=run.init.completed(lambda: 1e-3, 100))
 
 
 BY_PEFT = [choice for choice in CHOICES if settings_of(choice).init.by_peft]

@@ -5,6 +5,7 @@ from peft import LoraConfig
 from torch import Tensor
 
 IDS = torch.arange(3, 40).reshape(1, -1)
+NEEDED = {"lora_sb": {"eta": 1e-3}, "lora_da": {"train_examples": 100}}  # settings without a default
 
 
 def lora(**changes) -> LoraConfig:

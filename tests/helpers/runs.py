@@ -16,6 +16,7 @@ from lora_one.config.methods import METHODS, MethodSettings
 from lora_one.data.encode import batches_of
 from lora_one.initialization.low_rank_step import StepSettings, factorised
 from lora_one.initialization.methods import build_init
+from lora_one.initialization.moments import Moments
 from lora_one.initialization.solution import Probe
 from lora_one.initialization.start import attach_adapters
 from lora_one.models import BUNDLED
@@ -96,7 +97,7 @@ def straight_and_resumed(tmp_path, model, changes, monkeypatch):
 
 def attach_llama(*overrides, base=None, cached=None, data=None):
     run = run_config(*overrides)
-    init = run.init.completed(lambda: 1e-6)
+    init = run.init.completed(lambda: 1e-6, 100)
     probe = Probe(batches_of(data or examples(), 2, 0), "example")
     base = random_llama() if base is None else base
     return attach_adapters(base, adaptation_for(run), build_init(init), probe, seed=0, cached=cached)
@@ -113,6 +114,9 @@ def start_of(init, layer, gradient=None):
         return method.factors(layer, None)
     if init.sets_ranks:
         return method.factors(layer, method.measure(layer, gradient))
+    if init.needs_moments:
+        m, n = layer.shape
+        return method.factors(layer, Moments(gradient, torch.eye(n).double(), torch.ones(m).double(), 0.0))
     settings = StepSettings(singular=init.vectors * layer.rank, tolerance=init.tolerance, transform=method.transform)
     return method.factors(layer, factorised(layer.name, gradient, settings))
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from lora_one.errors import UsageError
-from lora_one.initialization.given_batches import rows_between
-from lora_one.initialization.methods.peft_methods import one_by_one
+from lora_one.initialization.given_batches import one_by_one, rows_between
 
 
 def packed(rows=1):

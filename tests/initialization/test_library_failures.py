@@ -13,7 +13,7 @@ from lora_one.errors import RunError, UsageError
 from lora_one.initialization import library
 from lora_one.initialization.methods import peft_methods
 from tests.helpers.examples import examples
-from tests.helpers.library import lora
+from tests.helpers.library import NEEDED, lora
 from tests.helpers.models import random_llama
 from tests.helpers.structure import structure
 
@@ -94,8 +94,7 @@ def test_the_global_random_numbers_depend_on_the_caller_s_seed_only(method):
     def numbers(seed):
         base = random_llama()
         random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
-        further = {"eta": 1e-3} if method == "lora_sb" else {}
-        initialize_adapters(base, lora(), batches(), examples=None, method=method, **further)
+        initialize_adapters(base, lora(), batches(), examples=None, method=method, **NEEDED.get(method, {}))
         assert torch.initial_seed() == seed
         return random.random(), np.random.random(), float(torch.rand(1))
 

@@ -12,11 +12,10 @@ from lora_one.adaptation import layers as adapters
 from lora_one.config.defaults import choices_of_init
 from lora_one.data.encode import batches_of
 from tests.helpers.examples import examples
-from tests.helpers.library import assert_close, logits, lora, move
+from tests.helpers.library import NEEDED, assert_close, logits, lora, move
 from tests.helpers.models import quantized_llama, random_llama
 
 CHOICES = sorted(set(choices_of_init().values()))
-NEEDED = {"lora_sb": {"eta": 1e-3}}
 
 pytestmark = pytest.mark.usefixtures("attrs_package")
 

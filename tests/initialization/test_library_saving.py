@@ -12,10 +12,8 @@ from lora_one.adaptation import layers as adapters
 from lora_one.data.encode import batches_of
 from lora_one.errors import UsageError
 from tests.helpers.examples import examples
-from tests.helpers.library import assert_close, logits, lora, move
+from tests.helpers.library import NEEDED, assert_close, logits, lora, move
 from tests.helpers.models import random_llama
-
-NEEDED = {"lora_sb": {"eta": 1e-3}}
 
 
 def test_saving_twice_replaces_the_adapter_and_keeps_other_files(tmp_path):

@@ -200,6 +200,17 @@ def ranked(batch_size):
     return start.solution, "no error"
 
 
+def with_moments():
+    """The factors of a method that uses second moments, from examples that the processes share out."""
+    run = run_config("init=lora_da", "peft.lora_r=4", "init.train_examples=100", "init.damping=1e-3")
+    probe = Probe(batches_of(examples(EXAMPLES), 2, 0), "example", vectors=True)
+    base = model_for_ranks().double()
+    _, start = attach_adapters(base, adaptation_for(run), build_init(run.init), probe, seed=0)
+    found = start.solution.factors
+    pairs = {name: (found[name].B, found[name].A, *start.solution.vectors[name]) for name in found}
+    return pairs, start.solution.predicted_decrease
+
+
 def results(count):
     found = {case: factors(*case) for case in CASES}
     found |= {f"experts {memory}": unequal_experts(memory) for memory in ("fast", "low")}
@@ -207,6 +218,7 @@ def results(count):
     found["scaled steps"] = scaled_steps(count)
     found["full step"] = stepped()
     found |= {f"ranked {batch_size}": ranked(batch_size) for batch_size in (1, 5)}
+    found["moments"] = with_moments()
     if count > 1:
         found["hold"] = least_room_decides()
     if count == 2:
@@ -312,6 +324,18 @@ def test_the_same_ranks_and_factors(ranks, alone, count, batch_size):
         assert other.ranks == first.ranks and said == message == refused
         for name, one in first.factors.items():
             assert torch.equal(other.factors[name].A, one.A) and torch.equal(other.factors[name].B, one.B), name
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_same_factors_from_second_moments(ranks, alone, count):
+    expected, decrease = alone["moments"]
+    (first, _), *others = (rank["moments"] for rank in ranks[count])
+    assert all(rank["moments"][1] == pytest.approx(decrease, rel=1e-5) for rank in ranks[count])
+    for name, parts in expected.items():
+        for mine, theirs in zip(first[name], parts, strict=True):
+            assert (mine - theirs).norm() <= 1e-5 * theirs.norm(), name
+        for other, _ in others:
+            assert all(map(torch.equal, first[name], other[name])), name
 
 
 @pytest.mark.parametrize("memory", ["fast", "low"])

@@ -14,6 +14,7 @@ from lora_one.config.methods.gradient import (
     LoraOneSettings,
     LoraSBSettings,
 )
+from lora_one.config.methods.moments import LoraDASettings
 from lora_one.config.methods.plain import LoraSettings, RandomAbSettings
 from lora_one.config.methods.weights import (
     LoftqSettings,
@@ -43,6 +44,7 @@ METHODS: dict[str, type[MethodSettings]] = {
     "random_ab": RandomAbSettings,
     "loram": LoramSettings,
     "gora": GoraSettings,
+    "lora_da": LoraDASettings,
 }
 
 

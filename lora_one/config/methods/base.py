@@ -29,6 +29,7 @@ class MethodSettings(CheckedSettings):
     vectors: ClassVar[int] = 1  # leading singular vectors of the gradient, as a multiple of the rank
     needs_gradient: ClassVar[bool] = False  # uses the mean gradient over training examples
     needs_examples: ClassVar[bool] = False  # uses training examples, for a gradient or for something else
+    needs_moments: ClassVar[bool] = False  # uses whole gradients and second moments instead of low-rank steps
     gradient_by_peft: ClassVar[bool] = False  # PEFT computes a gradient from the examples, with its own code
     transform: ClassVar[str | None] = None  # function of the method's module, applied to the gradient before its SVD
     reads_weights: ClassVar[bool] = False  # needs the whole weight of every layer
@@ -39,6 +40,9 @@ class MethodSettings(CheckedSettings):
     causal_only: ClassVar[bool] = False  # works only with causal models
     needs_quantised: ClassVar[bool] = False  # works only with a quantised base
     unit_scaling: ClassVar[bool] = False  # s = 1: alpha is set to r, and rsLoRA is off
+    from_training: ClassVar[
+        dict[str, str]
+    ] = {}  # keys that a run takes from its training if they are null: key -> meaning
     plain: ClassVar[bool] = False  # plain random adapters: also accepted by AdaLoRA and full fine-tuning
     choices: ClassVar[Choices] = {"dtype": ("fp32", "bf16")}
     ranges: ClassVar[Ranges] = {"seed": SEED}
@@ -106,8 +110,11 @@ class MethodSettings(CheckedSettings):
         """Return the settings with defaults in place of null, so that equal runs have equal settings and one folder."""
         return self
 
-    def completed(self, first_step_size: Callable[[], float]) -> Self:
-        """Return the settings with the values that depend on the training data, such as the first step's size."""
+    def completed(self, first_step_size: Callable[[], float], examples: int | None = None) -> Self:
+        """Return the settings with the values that depend on the training data.
+
+        first_step_size: of the optimizer.  examples: number of training examples; None: unknown, so it stays null.
+        """
         return self
 
     def remedy(self) -> str:

@@ -119,13 +119,14 @@ class LoraSBSettings(GradientSettings):
     transform: ClassVar[str | None] = "descent_signs"
     trains_core: ClassVar[bool] = True
     unit_scaling: ClassVar[bool] = True
+    from_training: ClassVar[dict[str, str]] = {"eta": "the size of its first step (the learning rate)"}
     ranges: ClassVar[Ranges] = {"eta": ("positive", lambda v: v > 0 and math.isfinite(v))}
 
     def folder_parts(self, alpha: float) -> list[str]:
         """Return eta if it is set; alpha has no effect."""
         return [] if self.eta is None else [f"eta{self.eta:g}"]
 
-    def completed(self, first_step_size: Callable[[], float]) -> Self:
+    def completed(self, first_step_size: Callable[[], float], examples: int | None = None) -> Self:
         return self if self.eta is not None else replace(self, eta=first_step_size())
 
     def remedy(self) -> str:

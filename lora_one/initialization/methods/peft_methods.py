@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lora_one.adaptation.structure import Structure
 from lora_one.config.methods.base import PeftSettings
 from lora_one.distributed import Processes
-from lora_one.initialization.given_batches import rows_of
+from lora_one.initialization.given_batches import one_by_one
 from lora_one.initialization.gradients import zero_gradient
 from lora_one.losses import IGNORED, Batch, batch_loss, model_logits
 from lora_one.seeding import seeded
@@ -97,22 +97,6 @@ def _read(name: str, model: PeftModel, entry: EntryPoint) -> AdapterFactors:
         raise ValueError(f"PEFT's factors of layer {name} are not finite")
     processes = Processes.current()
     return AdapterFactors(processes.from_owner(0, B), processes.from_owner(0, A), entry.shift_base)
-
-
-def one_by_one(batches: Sequence[Batch]) -> Iterator[Batch]:
-    """Yield each example as a batch of one, without padding.
-
-    CorDA's hook treats the first dimension of a batch as one example. With batches of one, the mean that PEFT computes
-    weights all examples equally, as our gradient does.
-    """
-    for batch in batches:
-        for row, real in enumerate(batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()):
-            written = batch["labels"][row] != IGNORED  # a decoder's input and labels have another padding
-            places = dict.fromkeys(("decoder_input_ids", "labels"), written) if "decoder_input_ids" in batch else {}
-            yield {
-                name: value[:, places.get(name, real)] if isinstance(value, Tensor) and value.dim() > 1 else value
-                for name, value in rows_of(batch, slice(row, row + 1)).items()
-            }
 
 
 def prepare_corda(base: nn.Module, config: LoraConfig, batches: Sequence[Batch]) -> None:

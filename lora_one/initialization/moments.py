@@ -1,0 +1,178 @@
+"""Second moments of the layers' inputs and output gradients, from the same passes as the mean gradients."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from lora_one.distributed import Processes
+from lora_one.initialization.backward import GradientReport, backward_passes
+from lora_one.initialization.given_batches import one_by_one
+from lora_one.initialization.gradients import product, refuse_unused, sum_dtype, without_autocast
+from lora_one.initialization.holding import FREE_SHARE, Memory, packed
+from lora_one.losses import Batch, Reduction, evaluating, loss_count, model_logits, targets
+from lora_one.models import weight_shape
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What a layer y = W x shows of the examples: its gradient, and second moments over all tokens that it read.
+
+    gradient: G (m, n), of the mean loss, in at least fp32.
+    inputs: C (n, n), the mean of x x^T, in fp64 where the device has it; layers with the same input share it.
+    outputs: D (m,), the mean of (dL/dy)^2 in the same dtype, L the sum (not the mean) of the losses of all examples, so
+    that D does not depend on their number.
+    rounding: relative size of the rounding errors of C.
+    """
+
+    gradient: Tensor
+    inputs: Tensor
+    outputs: Tensor
+    rounding: float
+
+
+@without_autocast()
+def layer_moments(
+    model: nn.Module,
+    layers: dict[str, nn.Module],
+    batches: Sequence[Batch],
+    reduction: Reduction,
+    consume: Callable[[str, int, Moments | None], None],
+    *,
+    memory: Memory = "auto",
+    checkpointing: bool = False,
+) -> GradientReport:
+    """Call ``consume(name, owner, moments)`` for each layer on every process; only the owner has the moments.
+
+    Examples are passed one at a time without padding, because a padded position would enter C.
+
+    memory: fast: one pass for all layers. low: a pass for each input, so that the sums of only the layers that share
+    this input are in memory. auto: as few passes as fit into half of the free memory. All give the same moments.
+    Raises ValueError, on every process: the loss is not finite, or a layer took no part in it (the layer is named).
+    """
+    examples = list(one_by_one(batches))
+    groups = sharing_inputs(model, layers, examples[0])
+    dtype = sum_dtype(model, layers)
+    sizes = [group_bytes([layers[name] for name in group], dtype) for group in groups]
+    for chosen in passes(sizes, memory, next(iter(layers.values())).weight.device):
+        part = [groups[index] for index in chosen]
+        own = {name: layers[name] for group in part for name in group}
+        sums = MomentSums({group[0] for group in part}, dtype)
+        report = backward_passes(model, own, examples, reduction, sums.add, checkpointing=checkpointing)
+        refuse_unused(own, sums.tokens.keys())
+        losses = sum(loss_count(targets(batch), reduction) for batch in examples)
+        for owner, leader in Processes.current().by_turns([group[0] for group in part]):
+            hand_over(next(group for group in part if group[0] == leader), owner, layers, sums, losses, consume)
+    return replace(report, memory="device")
+
+
+def sharing_inputs(model: nn.Module, layers: dict[str, nn.Module], batch: Batch) -> list[list[str]]:
+    """Return the layers in groups that get the same tensor as input, such as the projections q, k and v.
+
+    batch: any example; the layers that it does not use are groups of their own.
+    """
+    seen: dict[str, list[Tensor]] = {name: [] for name in layers}
+    handles = [
+        layer.register_forward_pre_hook(lambda _, inputs, name=name: seen[name].append(inputs[0]))
+        for name, layer in layers.items()
+    ]
+    try:
+        with evaluating(model), torch.no_grad():
+            model_logits(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    groups: dict[tuple[int, ...] | str, list[str]] = {}
+    for name, inputs in seen.items():
+        groups.setdefault(tuple(map(id, inputs)) or name, []).append(name)
+    return list(groups.values())
+
+
+def group_bytes(layers: Sequence[nn.Module], dtype: torch.dtype) -> int:
+    """Return the bytes of the sums of layers with the same input: G of each, in this dtype, and one C in fp64."""
+    shapes = [weight_shape(layer) for layer in layers]
+    return sum(m * n for m, n in shapes) * dtype.itemsize + 8 * shapes[0][1] ** 2
+
+
+def passes(sizes: Sequence[int], memory: Memory, device: torch.device) -> list[list[int]]:
+    """Return the groups of each pass, by index; the same on every process.
+
+    sizes: bytes of each group.
+    """
+    if memory == "fast":
+        return [list(range(len(sizes)))]
+    if memory == "low":
+        return [[index] for index in range(len(sizes))]
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    return packed(sizes, int(FREE_SHARE * min(Processes.current().gathered(free))))
+
+
+@dataclass
+class MomentSums:
+    """Sums over the examples of this process, by layer.
+
+    leaders: the layers whose input is squared, one of each group.  dtype: of the sums of G.
+    """
+
+    leaders: set[str]
+    dtype: torch.dtype
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    squares: dict[str, Tensor] = field(default_factory=dict)  # (m,) of output gradients
+    inputs: dict[str, Tensor] = field(default_factory=dict)  # (n, n) of the leaders
+    tokens: dict[str, int] = field(default_factory=dict)
+    rounding: float = 0.0  # of the products of inputs
+
+    def add(self, name: str, X: Tensor, dY: Tensor) -> None:
+        """Add one use of a layer in one example."""
+        wide = torch.promote_types(dY.dtype, torch.float32)
+        self.tokens[name] = self.tokens.get(name, 0) + len(X)
+        parts = [(self.gradients, product(dY, X).to(self.dtype)), (self.squares, dY.to(wide).square().sum(dim=0))]
+        if name in self.leaders:
+            # on a CPU, fp64 costs little, and C is as exact as its inverse needs; a GPU multiplies fp32 far faster
+            X = X.double() if X.device.type == "cpu" else X
+            square = product(X, X)
+            self.rounding = torch.finfo(square.dtype).eps
+            parts.append((self.inputs, square.to(exact_dtype(X.device))))
+        for sums, part in parts:
+            sums[name] = sums[name].add_(part) if name in sums else part
+
+    def take(self, sums: dict[str, Tensor], name: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        """Remove and return a sum; zeros if the layer was used only by other processes."""
+        if name in sums:
+            return sums.pop(name)
+        dtypes = {id(self.gradients): self.dtype, id(self.inputs): exact_dtype(device)}
+        return torch.zeros(shape, dtype=dtypes.get(id(sums), torch.float32), device=device)
+
+
+def exact_dtype(device: torch.device) -> torch.dtype:
+    """Return fp64, or fp32 on a device without it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def hand_over(
+    group: list[str],
+    owner: int,
+    layers: dict[str, nn.Module],
+    sums: MomentSums,
+    losses: int,
+    consume: Callable[[str, int, Moments | None], None],
+) -> None:
+    """Add the sums of all processes for layers with the same input, and pass the moments of each layer on.
+
+    losses: the divisor of the mean loss.
+    """
+    processes = Processes.current()
+    device = layers[group[0]].weight.device
+    n = weight_shape(layers[group[0]])[1]
+    tokens = {name: round(processes.total(sums.tokens.get(name, 0))) for name in group}
+    rounding = max(processes.gathered(sums.rounding))
+    C = processes.sum_to(owner, sums.take(sums.inputs, group[0], (n, n), device)) / tokens[group[0]]
+    for name in group:
+        m, n = weight_shape(layers[name])
+        G = processes.sum_to(owner, sums.take(sums.gradients, name, (m, n), device))
+        squares = processes.sum_to(owner, sums.take(sums.squares, name, (m,), device))
+        mine = processes.rank == owner
+        D = squares.to(C.dtype) * (losses**2 / tokens[name])
+        consume(name, owner, Moments(G, C, D, rounding) if mine else None)
