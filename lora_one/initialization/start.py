@@ -4,21 +4,18 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
 from lora_one.adaptation.layers import (
     ADAPTER,
     fused_experts,
-    layer_view,
     lora_layers,
     put,
-    refuse_quantised,
     relative_shift,
     scaling_of,
     shift_base,
@@ -26,20 +23,18 @@ from lora_one.adaptation.layers import (
 from lora_one.adaptation.lora import Lora
 from lora_one.adaptation.structure import unchanged_on_error
 from lora_one.adaptation.wrapping import lora_config, quiet_peft
-from lora_one.distributed import Processes
 from lora_one.errors import RunError, UsageError
 from lora_one.initialization.backward import GradientReport
 from lora_one.initialization.forward_batches import batches_loss, forward_batches
-from lora_one.initialization.low_rank_step import Step, low_rank_steps
+from lora_one.initialization.layer_starts import LayerStarts
+from lora_one.initialization.low_rank_step import low_rank_steps
 from lora_one.initialization.methods import Method
-from lora_one.initialization.moments import Moments, layer_moments
+from lora_one.initialization.moments import layer_moments
 from lora_one.initialization.ranked_start import solve_with_ranks
 from lora_one.initialization.scale_search import with_searched_scale
 from lora_one.initialization.solution import Probe, Solution, Start
-from lora_one.linalg import truncated_svd
 from lora_one.losses import loss_count, targets
-from lora_one.models import weight_shape
-from lora_one.types import AdapterFactors, LayerView
+from lora_one.types import AdapterFactors
 
 
 def attach_adapters(
@@ -147,96 +142,6 @@ def solve(
     return solution if method.rearrange is None else found.rearranged(solution)
 
 
-@dataclass
-class LayerStarts:
-    """The factors of the layers computed so far, and their figures for run.json.
-
-    keep_vectors: store the leading singular vectors of the gradients.  decreases: first-order decreases of the loss.
-    """
-
-    layers: dict[str, Any]
-    method: Method
-    seed: int
-    originals: Callable[[str], Tensor] | None
-    keep_vectors: bool
-    factors: dict[str, AdapterFactors] = field(default_factory=dict)
-    energies: dict[str, float] = field(default_factory=dict)
-    decreases: list[float] = field(default_factory=list)
-    vectors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-
-    def add(self, name: str, step: Step | None) -> None:
-        """Compute the factors of one layer.
-
-        Raises UsageError: the method changes the base, and this layer is quantised or sharded.
-        """
-        layer = self.layers[name]
-        found = self.method.factors(self.view(name), step)
-        if found.shift_base:
-            refuse_quantised(name, layer.get_base_layer())
-        if step is not None:
-            self.energies[name] = step.energy
-            if self.keep_vectors:
-                r = layer.r[ADAPTER]
-                self.vectors[name] = (step.U[:, :r].cpu(), step.Vh[:r].cpu())
-            self.decreases.append(0.0 if found.shift_base else layer.scaling[ADAPTER] * first_order(found, step))
-        self.factors[name] = found
-
-    def view(self, name: str) -> LayerView:
-        """Return what the method can read of one layer."""
-        return layer_view(name, self.layers[name], self.seed, self.originals)
-
-    def add_from_moments(self, name: str, owner: int, moments: Moments | None) -> None:
-        """Compute the factors of one layer on its owner, which alone has the moments, and send them to all processes.
-
-        Raises ValueError, on every process: see the method.
-        """
-        processes, layer = Processes.current(), self.layers[name]
-        m, n = weight_shape(layer.get_base_layer())
-        r, message, own = layer.r[ADAPTER], "", None
-        if moments is not None:
-            try:
-                own = self.measured(name, moments)
-            except ValueError as error:
-                message = str(error)
-        for refused in filter(None, processes.gathered(message)):
-            raise ValueError(refused)
-        device = layer.get_base_layer().weight.device
-        sizes = [m * r, r * n, 2, m * r * self.keep_vectors, r * n * self.keep_vectors]
-        flat = torch.empty(sum(sizes), device=device) if own is None else own.to(device)
-        B, A, figures, U, Vh = processes.from_owner(owner, flat).split(sizes)
-        self.factors[name] = AdapterFactors(B.view(m, r), A.view(r, n))
-        self.energies[name], decrease = figures.tolist()
-        self.decreases.append(decrease)
-        if self.keep_vectors:
-            self.vectors[name] = (U.view(m, r).cpu(), Vh.view(r, n).cpu())
-
-    def measured(self, name: str, moments: Moments) -> Tensor:
-        """Return one vector of: B, A, the share of ||G||^2 in the span of A, the decrease, and the vectors of [G]_r."""
-        layer, G, view = self.layers[name], moments.gradient, self.view(name)
-        found = self.method.factors(view, moments)
-        rows = torch.linalg.qr(found.A.T.to(G)).Q
-        energy = (G @ rows).square().sum() / G.square().sum()
-        decrease = -layer.scaling[ADAPTER] * ((G.T @ found.B.to(G)) * found.A.T.to(G)).sum()
-        parts = [found.B, found.A, torch.stack([energy, decrease])]
-        if self.keep_vectors:
-            step = truncated_svd(G, view.rank, tolerance=self.method.settings.tolerance, generator=view.generator)
-            parts += [step.U, step.Vh]
-        return torch.cat([part.float().reshape(-1) for part in parts])
-
-    def solution(self, report: GradientReport) -> Solution:
-        """Return the solution of a method that uses a gradient."""
-        return Solution(self.factors, self.energies, report, sum(self.decreases), vectors=self.vectors)
-
-    def rearranged(self, solution: Solution) -> Solution:
-        """Return the solution with rearranged factors of the same scale.
-
-        Neither their first-order decrease nor their loss is known: ``first_order`` needs factors in the basis of the
-        step, and the search measured the loss of the others.
-        """
-        factors = {name: self.method.rearrange(self.view(name), found) for name, found in solution.factors.items()}
-        return replace(solution, factors=factors, predicted_decrease=None, loss=None)
-
-
 def solve_by_peft(
     base: nn.Module, layers: dict[str, nn.Module], configure: Any, method: Method, probe: Probe | None, seed: int
 ) -> Solution:
@@ -259,13 +164,6 @@ def as_run_errors() -> Iterator[None]:
         raise
     except ValueError as error:
         raise RunError(f"init: {error}") from error
-
-
-def first_order(factors: AdapterFactors, step: Step) -> float:
-    """Return - <G, B R A>; exact for factors in the span of the step's vectors that are diagonal in this basis."""
-    B = factors.B if factors.R is None else factors.B @ factors.R
-    inner = ((step.U.T @ B) * (factors.A @ step.Vh.T).T).sum(dim=1)  # diagonal of U^T B A V
-    return -float((inner * step.slopes).sum())
 
 
 def place(model: PeftModel, solution: Solution) -> Start:
