@@ -1,63 +1,19 @@
 """Check the values of a configuration: each by itself, and combinations of them."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_one.config.checked import SEED, Choices, Ranges, check_values
+from lora_one.config.checked import check_values
 from lora_one.config.methods import methods_with
+from lora_one.config.ranges import CHOICES, RANGES
 from lora_one.datasets import CLASSIFIED, DATASETS
 from lora_one.datasets.questions import EVALUATIONS, evaluations_in
 from lora_one.errors import UsageError, nearest
-from lora_one.model_kinds import CAUSAL, MODEL_KINDS
+from lora_one.model_kinds import CAUSAL
 
 if TYPE_CHECKING:
     from lora_one.config import RunConfig
-
-# Rules of single values. Those of init and optimizer are in their settings classes.
-CHOICES: Choices = {
-    "model.type": tuple(MODEL_KINDS),
-    "model.quantization": ("nf4", "int8"),
-    "model.scheduler": ("linear", "cosine", "constant"),
-    "model.loss": ("token", "example"),
-    "wandb.mode": ("online", "offline", "disabled"),
-}
-
-RANGES: Ranges = {
-    "seed": SEED,
-    "model.seed": SEED,
-    "model.order_seed": SEED,
-    "dataset.data_seed": SEED,
-    "dataset.shuffle_seed": SEED,
-    "peft.lora_r": ("at least 1", lambda v: v >= 1),
-    "peft.lora_relative_r": ("in (0, 1]", lambda v: 0 < v <= 1),
-    "peft.lora_alpha": ("positive", lambda v: v > 0 and math.isfinite(v)),
-    "peft.lora_dropout": ("in [0, 1)", lambda v: 0 <= v < 1),
-    "peft.loraplus_lr_ratio": ("positive", lambda v: v > 0 and math.isfinite(v)),
-    "model.epochs": ("0 (initialise only) or more", lambda v: v >= 0 and math.isfinite(v)),
-    "model.eval_epochs": ("positive", lambda v: v > 0 and math.isfinite(v)),
-    "model.early_stopping_patience": ("0 (off) or more", lambda v: v >= 0),
-    "model.per_device_batch_size": ("at least 1", lambda v: v >= 1),
-    "model.real_batch_size": ("at least 1", lambda v: v >= 1),
-    "model.max_length": ("at least 2 tokens", lambda v: v >= 2),
-    "model.logging_steps": ("at least 1", lambda v: v >= 1),
-    "model.learning_rate": ("positive", lambda v: v > 0 and math.isfinite(v)),
-    "model.weight_decay": ("not negative", lambda v: v >= 0 and math.isfinite(v)),
-    "model.prec_reg": ("not negative", lambda v: v >= 0 and math.isfinite(v)),
-    "model.warmup": ("a fraction below 1 or a number of steps", lambda v: 0 <= v < 1 or (v >= 1 and v.is_integer())),
-    "model.max_grad_norm": ("not negative (0 = no clipping)", lambda v: v >= 0),
-    "model.save_steps": ("at least 1", lambda v: v >= 1),
-    "dataset.max_train_samples": ("at least 1", lambda v: v >= 1),
-    "dataset.max_eval_samples": ("at least 1", lambda v: v >= 1),
-    "dataset.train_size": ("at least 1", lambda v: v >= 1),
-    "dataset.validation_size": ("a share below 1 or a number of examples", lambda v: 0 < v < 1 or v == int(v) >= 1),
-    "dataset.rows": ("at least 1", lambda v: v >= 1),
-    "dataset.max_tokens": ("at least 2", lambda v: v >= 2),
-    "dataset.accuracy_examples": ("0 (none) or more", lambda v: v >= 0),
-    "dataset.max_new_tokens": ("at least 1", lambda v: v >= 1),
-    "wandb.diagnostics_every": ("0 (never) or a number of steps", lambda v: v >= 0),
-}
 
 
 def flatten(run: "RunConfig") -> dict[str, Any]:
@@ -126,6 +82,22 @@ def check_peft(run: "RunConfig") -> None:
         )
     if not run.peft.use_peft:
         check_full(run)
+    check_curvature(run)
+
+
+def check_curvature(run: "RunConfig") -> None:
+    """Refuse the curvature where a Hessian-vector product is not possible."""
+    wandb = run.wandb
+    if wandb.curvature_by_layer and not wandb.curvature_examples:
+        raise UsageError(
+            "wandb.curvature_by_layer=True needs the number of examples: set wandb.curvature_examples=<number>"
+        )
+    for key in ("sharded", "quantization"):
+        if wandb.curvature_examples and getattr(run.model, key):
+            raise UsageError(
+                f"wandb.curvature_examples={wandb.curvature_examples} needs second derivatives, which a base with "
+                f"model.{key}={getattr(run.model, key)} does not have: remove one of the two"
+            )
 
 
 def check_adalora(run: "RunConfig") -> None:
@@ -165,6 +137,7 @@ def refuse_for_adapters(run: "RunConfig", reason: str, more: Mapping[str, bool] 
         **(more or {}),
         "optimizer": run.optimizer.needs_pairs,
         "wandb.diagnostics_every": run.wandb.diagnostics_every > 0,
+        "wandb.curvature_examples": run.wandb.curvature_examples > 0,
     }
     for key in (key for key, is_used in used.items() if is_used):
         value = run.optimizer.name if key == "optimizer" else flatten(run)[key]

@@ -81,3 +81,5 @@ class WandbConfig:
     group: str | None  # null = the configuration's hash, shared by its seeds
     tags: list[str]
     diagnostics_every: int  # optimizer steps between records of the adapters' spectra and angles; 0 = none
+    curvature_examples: int  # training examples on which the curvature at the start is measured; 0 = not measured
+    curvature_by_layer: bool  # also of each layer alone

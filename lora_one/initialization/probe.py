@@ -39,9 +39,19 @@ def probe_batches(run: RunConfig, texts: list[Example], encoder: Encoder) -> tup
     return batches_of(drawn[:own], size, encoder.pad_id), batches_of(others, size, encoder.pad_id) or None
 
 
-def draw(texts: list[Example], wanted: int, max_length: int, seed: int, encoder: Encoder) -> list[Encoded]:
-    """Encode up to ``wanted`` examples in an order drawn by the seed. Raises RunError: none has an answer token."""
-    order = torch.randperm(len(texts), generator=generator_for(seed, "initialisation examples")).tolist()
+def draw(
+    texts: list[Example],
+    wanted: int,
+    max_length: int,
+    seed: int,
+    encoder: Encoder,
+    purpose: str = "initialisation examples",
+) -> list[Encoded]:
+    """Encode up to ``wanted`` examples in an order drawn by the seed, another one for each purpose.
+
+    Raises RunError: none has an answer token.
+    """
+    order = torch.randperm(len(texts), generator=generator_for(seed, purpose)).tolist()
     drawn: list[Encoded] = []
     while order and len(drawn) < wanted:
         missing = wanted - len(drawn)

@@ -74,6 +74,13 @@ def parser() -> argparse.ArgumentParser:
     add("--metric", help="with --predictions: the field that says whether an answer is correct")
     add("--small", action="store_true", help="run the small trial that the key small of the file describes")
     add(
+        "--curvature",
+        type=int,
+        metavar="N",
+        help="instead of the runs: the largest eigenvalue of the Hessian at the start of every method, on N training "
+        "examples, and the learning rates that it suggests",
+    )
+    add(
         "--dry-run",
         action="store_true",
         help="list the runs without running them; with seconds_per_run in the file, estimate their time",
@@ -103,8 +110,9 @@ def compare(options: argparse.Namespace) -> int:
 
     from lora_one.files import folder_name
     from lora_one.reports import pages
-    from lora_one.runs import comparison, comparison_file
+    from lora_one.runs import comparison, comparison_curvature, comparison_file
     from lora_one.runs.composition import compose
+    from lora_one.runs.experiment import execute
 
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -112,6 +120,11 @@ def compare(options: argparse.Namespace) -> int:
     if options.dry_run:
         for task, chosen in tasks.items():
             print(f"== {task}" * bool(task) + "\n" * bool(task) + comparison.plan(chosen, compose))
+        return 0
+    if options.curvature:
+        for task, chosen in tasks.items():
+            table = comparison_curvature.curvature_table(chosen, compose, execute, options.curvature)
+            print(f"\n{task or chosen.title}\n\n{table}")
         return 0
     output = options.output or Path("results/comparisons") / (options.comparison.stem + "-small" * options.small)
     first = next(iter(tasks))

@@ -10,13 +10,16 @@ from torch import nn
 
 from lora_one.adaptation.checkpoints import save_factors
 from lora_one.adaptation.layers import target_layers, trainable_parameters
+from lora_one.data.encode import batches_of
 from lora_one.distributed import Processes
 from lora_one.files import write_json
 from lora_one.initialization.cache import Cache, content_of
+from lora_one.initialization.curvature import curvature_by_layer, largest_curvature
 from lora_one.initialization.full_step import full_step
 from lora_one.initialization.methods import build_init
+from lora_one.initialization.probe import draw
 from lora_one.initialization.solution import Start
-from lora_one.initialization.start import attach_adapters, probe_loss
+from lora_one.initialization.start import as_run_errors, attach_adapters, probe_loss
 from lora_one.initialization.start_warnings import refuse_not_finite, start_warnings
 from lora_one.models import original_weights
 from lora_one.records.provenance import source_fingerprint
@@ -25,6 +28,7 @@ from lora_one.runs.parts import RunParts
 from lora_one.runs.summary import start_lines
 from lora_one.training.callbacks import DiagnosticsLogger
 
+CURVATURE_BATCH = 4  # examples of a batch: a Hessian-vector product keeps about three times what a training step keeps
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")  # whose versions can change a start
 
 
@@ -73,8 +77,28 @@ def start_by_method(parts: RunParts, base: nn.Module, tracker: Tracker) -> tuple
     if init.sets_ranks:
         record["ranks"] = start.solution.ranks
     record["warnings"] = start_warnings(init, record)
+    if run.wandb.curvature_examples:
+        record["curvature"] = curvature_record(parts, model, tracker)
     eta = 1 / start.solution.gamma if init.steps_weights else getattr(init, "eta", None)
     return model, record | ({} if eta is None else {"eta": eta})
+
+
+def curvature_record(parts: RunParts, model: nn.Module, tracker: Tracker) -> dict[str, Any]:
+    """Measure the largest eigenvalue of the loss's Hessian in the adapters, for run.json and W&B.
+
+    Raises RunError: a product with the Hessian is not finite.
+    """
+    run, texts = parts.run, parts.splits.train_texts
+    wanted = run.wandb.curvature_examples
+    drawn = draw(texts, wanted, run.model.max_length, run.init_seed, parts.encoder, "examples of the curvature")
+    batches = batches_of(drawn, CURVATURE_BATCH, parts.encoder.pad_id)
+    with as_run_errors():
+        largest, products = largest_curvature(model, batches, run.model.loss, run.init_seed)
+        layers = (
+            curvature_by_layer(model, batches, run.model.loss, run.init_seed) if run.wandb.curvature_by_layer else {}
+        )
+    tracker.log(0, {"curvature/largest eigenvalue": largest})
+    return {"largest_eigenvalue": largest, "products": products, "examples": len(drawn), "layers": layers}
 
 
 def with_adapters(parts: RunParts, base: nn.Module) -> tuple[nn.Module, Start]:

@@ -40,6 +40,11 @@ def start_lines(record: dict[str, Any]) -> str:
         where = f"{others} other training examples" if others else "these examples"
         found = f"gamma = {record['searched']['gamma']:.4g}" + (f" = 1 / {record['eta']:.4g}" if step else "")
         lines.append(f"init: {found} has the lowest loss on {where} ({tried})")
+    if curvature := record.get("curvature"):
+        lines.append(
+            f"init: the largest eigenvalue of the Hessian in the adapters is {curvature['largest_eigenvalue']:.4g} "
+            f"({curvature['examples']} training examples)"
+        )
     lines += [f"WARNING: {warning}" for warning in record["warnings"]]
     return "\n".join(lines)
 

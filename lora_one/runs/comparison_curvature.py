@@ -1,0 +1,72 @@
+"""The curvature at the start of every method of a comparison, beside the learning rates that it suggests."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from lora_one.config import RunConfig
+from lora_one.errors import RunError, UsageError
+from lora_one.records.folder import RunFolder, locate
+from lora_one.reports.table import markdown
+from lora_one.runs.comparison_file import Comparison
+from lora_one.runs.comparison_jobs import Compose
+
+RATE = "model.learning_rate"
+
+
+def curvature_table(
+    comparison: Comparison,
+    compose: Compose,
+    execute: Callable[[RunConfig], object],
+    examples: int,
+) -> str:
+    """Measure the largest eigenvalue of the Hessian in the adapters of every method, and return a Markdown table.
+
+    Each method is initialised without training, with the first tuning seed, in ``<results_dir>/curvature``; finished
+    measurements are reused. The baseline (or the first method) is the reference: a method whose eigenvalue is k times
+    as large gets the learning rates of the reference divided by k: in arXiv:2602.04998 the best learning rate falls
+    as the eigenvalue rises.
+    """
+    found: dict[str, float | str] = {}
+    for method in comparison.methods:
+        try:
+            found[method] = eigenvalue(comparison, method, compose, execute, examples)
+        except (UsageError, RunError) as error:
+            found[method] = str(error)
+    reference = comparison.baseline or next(iter(comparison.methods))
+    unit = found[reference]
+    rates = [value for value in comparison.grid_of(reference).get(RATE, ()) if isinstance(value, int | float)]
+    rows = [["method", "largest eigenvalue", f"relative to {reference}", "learning rates at this ratio"]]
+    for method, value in found.items():
+        if isinstance(value, str):
+            rows.append([method, f"not measured: {value}", "", ""])
+            continue
+        comparable = isinstance(unit, float) and unit > 0 and value > 0
+        ratio = value / unit if comparable else None
+        scaled = ", ".join(f"{rate / ratio:.2g}" for rate in rates) if comparable else ""
+        rows.append([method, f"{value:.4g}", f"{ratio:.3g}" if comparable else "", scaled])
+    return markdown(rows)
+
+
+def eigenvalue(
+    comparison: Comparison,
+    method: str,
+    compose: Compose,
+    execute: Callable[[RunConfig], object],
+    examples: int,
+) -> float:
+    """Return the eigenvalue of one method. Raises UsageError or RunError: it cannot be measured."""
+    run = compose(
+        [
+            *comparison.common,
+            *comparison.methods[method],
+            f"seed={comparison.tuning_seeds[0]}",
+            "model.epochs=0",
+            f"wandb.curvature_examples={examples}",
+        ]
+    )
+    run = locate(replace(run, results_dir=f"{run.results_dir}/curvature")).run
+    folder: RunFolder = locate(run).folder
+    measured = folder.read()["init"].get("curvature") if folder.finished else None
+    if measured is None or measured["examples"] != examples:
+        execute(replace(run, overwrite=folder.finished))
+    return folder.read()["init"]["curvature"]["largest_eigenvalue"]
