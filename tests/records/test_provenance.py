@@ -27,6 +27,7 @@ def identity(*overrides):
         "model.logging_steps=5",
         "model.save_steps=5",
         "wandb.diagnostics_every=5",
+        "wandb.curvature_examples=5",
         "wandb.group=other",
     ],
 )

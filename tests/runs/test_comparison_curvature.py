@@ -1,0 +1,83 @@
+"""``lora-one-compare --curvature``: the eigenvalue of every method, and learning rates in inverse proportion."""
+
+import pytest
+
+from lora_one.runs.comparison_curvature import curvature_table
+from lora_one.runs.comparison_file import Comparison
+from lora_one.runs.experiment import execute
+from tests.helpers.runs import SMALL, run_config
+
+FOUND = {"LoRA": 2.0, "LoRA-One": 8.0, "negative": -1.0}
+
+
+def compose(overrides):
+    return run_config(*overrides)
+
+
+def comparison(folder, **changes):
+    settings = {
+        "title": "methods",
+        "common": [*SMALL, f"results_dir={folder}", "dataset.train_size=16"],
+        "test": [],
+        "test_examples": 1,
+        "tuning_seeds": [3],
+        "seeds": [4, 5],
+        "grid": {"model.learning_rate": [1e-3, 4e-3]},
+        "methods": {"LoRA": ["init=lora"], "LoRA-One": ["init=lora_one"]},
+        "baseline": "LoRA",
+    }
+    return Comparison(**settings | changes)
+
+
+def cells(table):
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+
+
+def test_a_method_with_four_times_the_eigenvalue_gets_a_quarter_of_the_rates(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "lora_one.runs.comparison_curvature.eigenvalue", lambda asked, method, *_: FOUND[method], raising=True
+    )
+    methods = {"LoRA": [], "LoRA-One": [], "negative": []}
+    rows = cells(curvature_table(comparison(tmp_path, methods=methods), compose, execute, 4))
+    assert rows[0] == ["method", "largest eigenvalue", "relative to LoRA", "learning rates at this ratio"]
+    assert rows[2:] == [
+        ["LoRA", "2", "1", "0.001, 0.004"],
+        ["LoRA-One", "8", "4", "0.00025, 0.001"],
+        ["negative", "-1", "", ""],
+    ]
+
+
+def test_starts_are_measured_once_and_a_method_without_adapters_says_why(tmp_path):
+    done = []
+
+    def counted(run):
+        done.append(run)
+        return execute(run)
+
+    methods = {"LoRA": ["init=lora"], "full": ["init=lora", "peft=full_ft"]}
+    asked = comparison(tmp_path, methods=methods)
+    rows = cells(curvature_table(asked, compose, counted, 2))
+    assert len(done) == 1 and done[0].model.epochs == 0 and done[0].seed == 3
+    record = next(tmp_path.glob("curvature/**/run.json")).read_text()
+    assert f"{float(rows[2][1]):.3g}"[:3] in record and '"examples": 2' in record
+    assert rows[3][0] == "full" and "works only with adapters" in rows[3][1]
+    assert cells(curvature_table(asked, compose, counted, 2)) == rows and len(done) == 1
+    curvature_table(asked, compose, counted, 3)  # another number of examples is measured anew
+    assert len(done) == 2 and done[1].overwrite
+
+
+def test_measurement_is_in_run_json_and_changes_no_adapter(tmp_path):
+    plain, measured = (
+        execute(run_config(*SMALL, "dataset.train_size=16", f"results_dir={tmp_path / name}", *more))
+        for name, more in (("plain", ()), ("measured", ("wandb.curvature_examples=2", "wandb.curvature_by_layer=true")))
+    )
+    curvature = measured.read()["init"]["curvature"]
+    assert curvature["examples"] == 2 and curvature["largest_eigenvalue"] > 0
+    # a block on the diagonal has no larger eigenvalue than the whole matrix
+    assert len(curvature["layers"]) == 21
+    assert max(curvature["layers"].values()) <= 1.01 * curvature["largest_eigenvalue"]
+    name = "adapter/adapter_model.safetensors"
+    assert (plain.path / name).read_bytes() == (measured.path / name).read_bytes()
+    assert "curvature" not in plain.read()["init"] and plain.read()["train"]["last_loss"] == pytest.approx(
+        measured.read()["train"]["last_loss"], abs=0
+    )
