@@ -36,7 +36,7 @@ EVAL = "--data_path={files}/gsm8k.jsonl --output_dir={results}"
 CONFIGURATION = [
     # keys
     ("++init.gama=1", "unknown key init.gama", "did you mean init.stable_gamma?"),
-    ("init.foo=1", "unknown key init.foo", "valid: bsz, cache, corda_method"),
+    ("init.foo=1", "unknown key init.foo", "valid: bound, bsz, cache, corda_method"),
     ("peft.lora_rr=4", "unknown key peft.lora_rr", "did you mean peft.lora_r?"),
     ("fooo=1", "unknown key fooo", "valid: dataset, dry_run, init"),
     ("++sed=1", "unknown key sed", "did you mean seed?"),
