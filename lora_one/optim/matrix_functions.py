@@ -51,7 +51,8 @@ def polar_express(steps: int, lowest: float) -> list[tuple[float, float, float]]
 def best_quintic(low: float, high: float) -> tuple[float, float, float]:
     """Return the odd polynomial a x + b x^3 + c x^5 with the smallest maximum of |1 - p(x)| on [low, high].
 
-    Remez's algorithm: the error has one size and alternating signs at both ends and at the two extrema between.
+    Remez's algorithm, from the Chebyshev extrema of [low, high]: the error has one size and alternating signs at both
+    ends and at the two extrema between.
     """
     if high - low < 1e-5 * high:  # both ends are 1 for the polynomial of Newton and Schulz, up to rounding
         return 15 / 8 / high, -10 / 8 / high**3, 3 / 8 / high**5
