@@ -231,6 +231,8 @@ def spectra(curves: Mapping[str, Sequence[float]], looks: Looks) -> "Figure":
     for method, values in curves.items():
         axes.plot(range(1, len(values) + 1), values, label=method, markersize=3.5, linewidth=1.2, **looks[method])
     axes.set(yscale="log", xlabel="number of the singular value", ylabel="singular value of B A")
+    axes.yaxis.set_major_formatter("{x:g}")  # matplotlib's own labels of powers of ten are formulas
+    axes.yaxis.set_minor_formatter("")
     axes.xaxis.get_major_locator().set_params(integer=True)
     legend(figure, axes)
     return figure

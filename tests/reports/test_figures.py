@@ -60,7 +60,11 @@ def test_epochs_show_accuracy_only_where_it_was_measured():
 
 
 def test_spectra_are_numbered_from_one_on_a_logarithmic_axis():
-    axes = figures.spectra({"method 0": [3.0, 0.1]}, LOOKS).axes[0]
+    figure = figures.spectra({"method 0": [3.0, 0.1]}, LOOKS)
+    axes = figure.axes[0]
+    figure.canvas.draw()
+    assert {"0.1", "1"} <= {text.get_text() for text in axes.get_yticklabels(which="both")}, "numbers, not formulas"
+    assert not any("$" in text.get_text() for text in axes.get_yticklabels(which="both"))
     (line,) = axes.get_lines()
     assert list(line.get_xdata()) == [1, 2] and list(line.get_ydata()) == [3.0, 0.1] and axes.get_yscale() == "log"
 
