@@ -30,7 +30,7 @@ from lora_one.linalg import LowRank
 from lora_one.losses import Batch
 
 RANK, EXAMPLES, SEED = 8, 8, 0
-ONCE = ("official", "sketched")  # cases that take too long for repeats
+ONCE = ("official", "sketched", "LoRA-DA")  # cases that take too long for repeats
 OFFICIAL_COLUMNS, OFFICIAL_ITERATIONS = 512, 16
 
 
@@ -135,7 +135,7 @@ def ours(at: Subject, batches: Sequence[Batch], memory: str) -> Found:
     return found
 
 
-def with_library(at: Subject, method: str = "lora_one") -> Found:
+def with_library(at: Subject, method: str = "lora_one", **settings: Any) -> Found:
     """Run ``initialize_adapters`` with a method's default settings; LoRA-One's include the search for the scale.
 
     The time includes the wrapping of the model by PEFT.
@@ -143,11 +143,11 @@ def with_library(at: Subject, method: str = "lora_one") -> Found:
     targets = sorted({name.rpartition(".")[2] for name in at.layers})
     config = LoraConfig(r=RANK, lora_alpha=2 * RANK, use_rslora=True, target_modules=targets, task_type="CAUSAL_LM")
     clock = Clock()
-    model = initialize_adapters(at.model, config, at.micro, method=method)
+    model = initialize_adapters(at.model, config, at.micro, method=method, **settings)
     clock.stop()
     right = {name: layer.lora_A["default"].weight.detach() for name, layer in lora_layers(model).items()}
     model.unload()
-    return Found(clock, right if method == "lora_one" else {})  # a random A has no energy of the gradient to compare
+    return Found(clock, right if method == "lora_one" else {})  # the others' A is not meant to hold G's energy
 
 
 def low_rank_alone(at: Subject, gradients: dict[str, Tensor]) -> Found:
@@ -231,6 +231,10 @@ def measure(at: Subject, repeats: int, skip: Sequence[str]) -> tuple[list[dict[s
         "sketched, 8 batches of 1": (lambda: ours(at, at.micro, "low"), "floor, 8 batches of 1"),
         "with search, 8 batches of 1": (lambda: with_library(at), "floor, 8 batches of 1"),
         "GoRA, 8 batches of 1": (lambda: with_library(at, "gora"), "floor, 8 batches of 1"),
+        "LoRA-DA, 8 batches of 1": (
+            lambda: with_library(at, "lora_da", train_examples=100_000, memory="fast"),
+            "floor, 8 batches of 1",
+        ),
         "low-rank step alone": (lambda: low_rank_alone(at, gradients), "floor, 1 batch of 8"),
         "PEFT LoRA-GA, 1 batch of 8": (lambda: peft_lora_ga(at), "floor, 1 batch of 8"),
         "official, 8 batches of 1": (lambda: official(at), "floor, 8 batches of 1"),
