@@ -64,6 +64,7 @@ def backward_passes(
         progress("gradient", -(-len(batches) // processes.count), "batches") as shown,
     ):
         for batch, weight in processes.share(batches):
+            taps.receive = receive if weight else _ignore  # a batch of another process, repeated without weight
             with torch.enable_grad(), taps.counting():
                 share = batch_loss(model, batch, reduction)[0] * (weight / count)
             loss += share.item()
@@ -77,6 +78,10 @@ def backward_passes(
     examples = sum(len(batch["labels"]) for batch in batches)
     tokens = sum(loss_count(targets(batch), "token") for batch in batches)
     return GradientReport(examples, tokens, loss)
+
+
+def _ignore(_name: str, _X: Tensor, _dY: Tensor) -> None:
+    """Receive nothing."""
 
 
 class _Tap(torch.autograd.Function):

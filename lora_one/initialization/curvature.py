@@ -92,8 +92,12 @@ def hessian_product(
         with evaluating(model), torch.enable_grad(), without_autocast(), sdpa_kernel(SDPBackend.MATH):
             for batch, weight in processes.share(batches):
                 loss = batch_loss(model, batch, reduction)[0] * (weight / count)
-                first = torch.autograd.grad(loss, parameters, create_graph=True)
+                if not loss.requires_grad:  # none of these parameters takes part in this batch
+                    continue
+                first = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
                 along = sum((g * part.to(g)).sum() for g, part in zip(first, parts, strict=True))
+                if not along.requires_grad:
+                    continue
                 second = torch.autograd.grad(along, parameters, materialize_grads=True)
                 total += torch.cat([part.detach().reshape(-1) for part in second]).to(total)
         return processes.sum(total)

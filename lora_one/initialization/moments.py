@@ -126,12 +126,12 @@ class MomentSums:
 
     def add(self, name: str, X: Tensor, dY: Tensor) -> None:
         """Add one use of a layer in one example."""
-        wide = torch.promote_types(dY.dtype, torch.float32)
         self.tokens[name] = self.tokens.get(name, 0) + len(X)
-        parts = [(self.gradients, product(dY, X).to(self.dtype)), (self.squares, dY.to(wide).square().sum(dim=0))]
+        if X.device.type == "cpu":  # C^-1 amplifies rounding errors of C and G; a GPU multiplies fp32 far faster
+            X, dY = X.double(), dY.double()
+        squares = dY.to(torch.promote_types(dY.dtype, torch.float32)).square().sum(dim=0)
+        parts = [(self.gradients, product(dY, X).to(self.dtype)), (self.squares, squares.to(exact_dtype(X.device)))]
         if name in self.leaders:
-            # on a CPU, fp64 costs little, and C is as exact as its inverse needs; a GPU multiplies fp32 far faster
-            X = X.double() if X.device.type == "cpu" else X
             square = product(X, X)
             self.rounding = torch.finfo(square.dtype).eps
             parts.append((self.inputs, square.to(exact_dtype(X.device))))
@@ -142,8 +142,8 @@ class MomentSums:
         """Remove and return a sum; zeros if the layer was used only by other processes."""
         if name in sums:
             return sums.pop(name)
-        dtypes = {id(self.gradients): self.dtype, id(self.inputs): exact_dtype(device)}
-        return torch.zeros(shape, dtype=dtypes.get(id(sums), torch.float32), device=device)
+        dtype = self.dtype if sums is self.gradients else exact_dtype(device)
+        return torch.zeros(shape, dtype=dtype, device=device)
 
 
 def exact_dtype(device: torch.device) -> torch.dtype:

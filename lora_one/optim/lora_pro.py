@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lora_one.optim.matrix_functions import SMALLEST, eigen, pseudo_power
+from lora_one.optim.matrix_functions import SMALLEST, eigen, pseudo_power, wide
 from lora_one.optim.paired import Batch, PairOptimizer
 from lora_one.optim.pairs import Pair
 
@@ -40,16 +40,16 @@ class LoraPro(PairOptimizer):
     def step_batches(self, batches: Iterator[Batch]) -> None:
         for batch in batches:
             A, B, s, group = batch.A, batch.B, batch.scaling, batch.group
-            grams = eigen(A @ A.mT), eigen(B.mT @ B)
-            h_A, h_B = shortest(batch.g_A, batch.g_B, A, B, s, *grams)
+            factors = wide(A), wide(B), s, eigen(A.mT), eigen(B)  # fp64: inverses of Gram matrices square the ratios
             g_A, g_B = batch.g_A, batch.g_B  # stacks of this step only, overwritten by s B^T G^ and s G^ A^T
+            h_A, h_B = (h.to(A) for h in shortest(wide(g_A), wide(g_B), *factors))
             shape = (B.shape[1], A.shape[2])
             moments = zip(batch.state("exp_avg", shape), batch.state("exp_avg_sq", shape), strict=True)
             for i, (M, V) in enumerate(moments):
                 G = (B[i] @ h_A[i]).addmm_(h_B[i], A[i]).mul_(s)
                 G = adam_direction(G, M, V, group["betas"], group["eps"], batch.step)
                 g_A[i], g_B[i] = s * (B[i].mT @ G), s * (G @ A[i].mT)
-            h_A, h_B = adjusted(g_A, g_B, A, B, s, *grams)
+            h_A, h_B = (h.to(A) for h in adjusted(wide(g_A), wide(g_B), *factors))
             batch.update(-group["lr"] * h_A, -group["lr"] * h_B, 1 - group["lr"] * group["weight_decay"])
 
 
@@ -64,7 +64,7 @@ def shortest(
 ) -> tuple[Tensor, Tensor]:
     """Return h_A = (B^T B)^-1 g_A / s^2 and h_B = (I - P_B) g_B (A A^T)^-1 / s^2, which give the best G~.
 
-    P_B = B (B^T B)^-1 B^T. gram_A, gram_B: `eigen` of A A^T and B^T B, whose pseudo-inverses are used: B = 0 has
+    P_B = B (B^T B)^-1 B^T. gram_A, gram_B: `eigen` of A^T and B, whose pseudo-inverses are used: B = 0 has
     h_A = 0 = g_A and h_B = g_B (A A^T)^-1 / s^2, the paper's formula for the first step.
     """
     inverse_A, inverse_B = pseudo_power(*gram_A, -1), pseudo_power(*gram_B, -1)
@@ -91,10 +91,13 @@ def adjusted(
 
 
 def sylvester(left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor], C: Tensor) -> Tensor:
-    """Return X with L X + X R = C, for L = U diag(u) U^T and R = V diag(v) V^T as `eigen` gives them."""
+    """Return X with L X + X R = C, for L = U diag(u) U^T and R = V diag(v) V^T as `eigen` gives them.
+
+    X is zero between directions that are zero in both: there C is zero up to rounding.
+    """
     (u, U), (v, V) = left, right
     sums = u[..., :, None] + v[..., None, :]
-    return U @ ((U.mT @ C @ V) / sums.clamp_min(SMALLEST)) @ V.mT
+    return U @ ((U.mT @ C @ V) / sums.clamp_min(SMALLEST)).masked_fill(sums == 0, 0.0) @ V.mT
 
 
 def adam_direction(G: Tensor, M: Tensor, V: Tensor, betas: tuple[float, float], eps: float, t: int) -> Tensor:

@@ -19,7 +19,8 @@ def matrix_sign(X: Tensor, steps: int) -> Tensor:
     depends on H = X^T X alone. Here Q is accumulated and H is recomputed after four steps, where rounding would
     otherwise grow: two passes over X instead of eight. No step waits for the device.
 
-    With 8 steps in fp32, singular values of at least 1e-2 (3e-3) of the largest are within 1e-4 (1e-3) of 1.
+    With 8 steps in fp32, singular values of at least 1e-3 of the Frobenius norm are within 1e-3 of 1; smaller ones stay
+    below 1.
     """
     X = X / torch.linalg.matrix_norm(X, keepdim=True).clamp_min(SMALLEST_NORM)
     identity = torch.eye(X.shape[-1], dtype=X.dtype, device=X.device)
@@ -78,14 +79,22 @@ def inverse_root(K: Tensor, damping: float) -> Tensor:
     return torch.linalg.solve_triangular(L, identity.expand_as(L), upper=False)
 
 
-def eigen(K: Tensor) -> tuple[Tensor, Tensor]:
-    """Return eigenvalues (k, r) and eigenvectors (k, r, r) of Gram matrices; eigenvalues of rounding size become 0.
+def eigen(F: Tensor) -> tuple[Tensor, Tensor]:
+    """Return eigenvalues (k, r) and eigenvectors (k, r, r) of F^T F for tall F (k, m, r), in fp64.
 
-    These are the ones below r eps times the largest. One batched call, in which the host waits for the device once.
+    Eigenvalues of directions in which F is zero up to its own rounding, that is, whose singular value is at most r eps
+    times the largest, become 0. In the precision of F the limit would be sqrt(r eps), because F^T F squares the ratio.
+    One batched call, in which the host waits for the device once.
     """
-    values, vectors = torch.linalg.eigh(K)
-    least = K.shape[-1] * torch.finfo(K.dtype).eps * values[..., -1:]
-    return values.masked_fill(values <= least, 0.0), vectors  # NaN stays NaN
+    r, exact = F.shape[-1], wide(F)
+    values, vectors = torch.linalg.eigh(exact.mT @ exact)
+    share = max(r * torch.finfo(exact.dtype).eps, (r * torch.finfo(F.dtype).eps) ** 2)
+    return values.masked_fill(values <= share * values[..., -1:], 0.0), vectors  # NaN stays NaN
+
+
+def wide(F: Tensor) -> Tensor:
+    """Return F in fp64; unchanged on a device without it."""
+    return F if F.device.type == "mps" else F.double()
 
 
 def pseudo_power(values: Tensor, vectors: Tensor, power: float) -> Tensor:
@@ -97,10 +106,10 @@ def pseudo_power(values: Tensor, vectors: Tensor, power: float) -> Tensor:
 def orthonormal_basis(F: Tensor) -> tuple[Tensor, Tensor]:
     """Return U = F T^+ and T^+ (k, r, r) for tall F = U T (k, m, r), where T is symmetric: the polar decomposition.
 
-    T^+ is the pseudo-inverse of T = (F^T F)^1/2: directions in which F is zero, up to rounding, are zero in U and T^+,
-    so a zero F gives zeros. The Gram matrix loses half of the digits; a second round makes U orthonormal to rounding.
+    T^+ is the pseudo-inverse of T = (F^T F)^1/2: directions in which F is zero, up to rounding (see `eigen`), are zero
+    in U and T^+, so a zero F gives zeros. The Gram matrix loses half of the digits; a second round makes U orthonormal.
     """
-    first = pseudo_power(*eigen(F.mT @ F), -0.5)
-    U = F @ first
-    second = pseudo_power(*eigen(U.mT @ U), -0.5)
-    return U @ second, first @ second
+    first = pseudo_power(*eigen(F), -0.5)
+    U = wide(F) @ first
+    second = pseudo_power(*eigen(U), -0.5)
+    return (U @ second).to(F), (first @ second).to(F)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from lora_one.config import RunConfig
 from lora_one.errors import RunError, UsageError
-from lora_one.records.folder import RunFolder, locate
+from lora_one.records.folder import locate
 from lora_one.reports.table import markdown
 from lora_one.runs.comparison_file import Comparison
 from lora_one.runs.comparison_jobs import Compose
@@ -24,12 +24,16 @@ def curvature_table(
     Each method is initialised without training, with the first tuning seed, in ``<results_dir>/curvature``; finished
     measurements are reused. The baseline (or the first method) is the reference: a method whose eigenvalue is k times
     as large gets the learning rates of the reference divided by k: in arXiv:2602.04998 the best learning rate falls
-    as the eigenvalue rises.
+    as the eigenvalue rises. Methods with another optimizer than the reference get no learning rates: their steps have
+    other units.
     """
     found: dict[str, float | str] = {}
+    optimizers: dict[str, str] = {}
     for method in comparison.methods:
         try:
-            found[method] = eigenvalue(comparison, method, compose, execute, examples)
+            run = untrained(comparison, method, compose, examples)
+            optimizers[method] = run.optimizer.name
+            found[method] = eigenvalue(run, execute)
         except (UsageError, RunError) as error:
             found[method] = str(error)
     reference = comparison.baseline or next(iter(comparison.methods))
@@ -40,21 +44,16 @@ def curvature_table(
         if isinstance(value, str):
             rows.append([method, f"not measured: {value}", "", ""])
             continue
-        comparable = isinstance(unit, float) and unit > 0 and value > 0
-        ratio = value / unit if comparable else None
-        scaled = ", ".join(f"{rate / ratio:.2g}" for rate in rates) if comparable else ""
-        rows.append([method, f"{value:.4g}", f"{ratio:.3g}" if comparable else "", scaled])
+        ratio = value / unit if isinstance(unit, float) and unit > 0 and value > 0 else None
+        scaled = ", ".join(f"{rate / ratio:.2g}" for rate in rates) if ratio else ""
+        if optimizers[method] != optimizers.get(reference):
+            scaled = f"another optimizer than {reference}"
+        rows.append([method, f"{value:.4g}", f"{ratio:.3g}" if ratio else "", scaled])
     return markdown(rows)
 
 
-def eigenvalue(
-    comparison: Comparison,
-    method: str,
-    compose: Compose,
-    execute: Callable[[RunConfig], object],
-    examples: int,
-) -> float:
-    """Return the eigenvalue of one method. Raises UsageError or RunError: it cannot be measured."""
+def untrained(comparison: Comparison, method: str, compose: Compose, examples: int) -> RunConfig:
+    """Return the run that initialises a method and measures the curvature. Raises UsageError: it is not valid."""
     run = compose(
         [
             *comparison.common,
@@ -64,9 +63,13 @@ def eigenvalue(
             f"wandb.curvature_examples={examples}",
         ]
     )
-    run = locate(replace(run, results_dir=f"{run.results_dir}/curvature")).run
-    folder: RunFolder = locate(run).folder
+    return locate(replace(run, results_dir=f"{run.results_dir}/curvature")).run
+
+
+def eigenvalue(run: RunConfig, execute: Callable[[RunConfig], object]) -> float:
+    """Return the eigenvalue; the run is executed if necessary. Raises UsageError or RunError: it cannot be measured."""
+    folder = locate(run).folder
     measured = folder.read()["init"].get("curvature") if folder.finished else None
-    if measured is None or measured["examples"] != examples:
+    if measured is None or measured["examples"] != run.wandb.curvature_examples:
         execute(replace(run, overwrite=folder.finished))
     return folder.read()["init"]["curvature"]["largest_eigenvalue"]

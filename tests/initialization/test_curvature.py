@@ -9,7 +9,7 @@ from lora_one.initialization.curvature import adapter_parameters, curvature_by_l
 from lora_one.linalg import largest_eigenvalue
 from lora_one.losses import loss_count, loss_sum, model_logits, targets
 from tests.helpers.examples import autograd_gradients, examples
-from tests.helpers.models import random_llama
+from tests.helpers.models import Experts, random_llama
 from tests.helpers.runs import attach_llama
 
 DATA = examples(3)
@@ -74,6 +74,23 @@ def test_at_zero_b_the_hessian_between_the_factors_is_the_gradient():
         columns = torch.stack([product(unit) for unit in torch.eye(m + n, dtype=torch.float64)[m:]])
         torch.testing.assert_close(columns[:, :m].T, layer.scaling["default"] * gradients[name], rtol=1e-4, atol=1e-7)
         assert not columns[:, m:].any(), name
+
+
+def test_layers_that_no_batch_uses_have_no_curvature():
+    """Experts that are not reached: the Hessian has zero rows, and those of the others are as without them."""
+    model = Experts(used=(0,))
+    chosen = [model.experts[0].weight, model.experts[1].weight]
+    for weight in chosen:
+        weight.requires_grad_(True)
+    batches = batches_of(examples(3, vocabulary=64), 1, 0)
+    both = hessian_product(model, chosen, batches, "example")
+    alone = hessian_product(model, chosen[:1], batches, "example")
+    none = hessian_product(model, chosen[1:], batches, "example")
+    v = torch.randn(sum(weight.numel() for weight in chosen), generator=torch.Generator().manual_seed(0))
+    used = chosen[0].numel()
+    found = both(v)
+    torch.testing.assert_close(found[:used], alone(v[:used]))
+    assert not found[used:].any() and not none(v[used:]).any() and found[:used].any()
 
 
 def test_loss_that_is_not_finite_is_an_error(started):

@@ -63,7 +63,7 @@ def test_gradients_wait_where_the_predicted_time_is_least(batches, length, devic
     assert found.place == place
     if place == "device":
         assert (found.room is None) == (groups == 1)
-        assert groups == 1 or len(holding._groups(SEVEN_B, found.room)) == groups
+        assert groups == 1 or len(holding.packed(SEVEN_B, found.room)) == groups
 
 
 def test_layers_in_groups_give_the_same_steps_in_less_memory(monkeypatch):

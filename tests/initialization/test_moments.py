@@ -148,6 +148,17 @@ def test_bf16_model_sums_in_high_precision():
         assert (moments.inputs - expected[name].inputs).norm() <= 0.03 * expected[name].inputs.norm(), name
 
 
+def test_gradient_lies_in_the_span_of_few_inputs_to_fp64():
+    """C^-1 would multiply what lies outside, which is rounding, by 1 / damping."""
+    model, batches = random_llama(hidden_size=64, intermediate_size=96), batches_of(examples(1), 1, 0)
+    found, _ = ours(model, batches)
+    for name, moments in found.items():
+        values, vectors = torch.linalg.eigh(moments.inputs)
+        outside = vectors[:, values <= 1e-10 * values[-1]]
+        assert outside.shape[1] > 0, "fewer tokens than inputs"
+        assert (moments.gradient.double() @ outside).norm() <= 1e-10 * moments.gradient.norm(), name
+
+
 def test_unused_layer_is_named(llama):
     layers = linear_layers(llama) | {"spare": torch.nn.Linear(4, 4)}
     with pytest.raises(ValueError, match="layer spare got no gradient"):

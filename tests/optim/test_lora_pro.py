@@ -102,7 +102,7 @@ def test_x_gives_the_closest_steps_and_cancels():
     generator = torch.Generator().manual_seed(2)
     B, A, G = (torch.randn(1, *size, generator=generator, dtype=torch.float64) for size in ((9, 3), (3, 7), (9, 7)))
     s = 1.5
-    g_A, g_B, grams = s * B.mT @ G, s * G @ A.mT, (eigen(A @ A.mT), eigen(B.mT @ B))
+    g_A, g_B, grams = s * B.mT @ G, s * G @ A.mT, (eigen(A.mT), eigen(B))
     (h_A, h_B), (a, b) = adjusted(g_A, g_B, A, B, s, *grams), shortest(g_A, g_B, A, B, s, *grams)
     torch.testing.assert_close(B @ h_A + h_B @ A, B @ a + b @ A)
 
@@ -145,3 +145,18 @@ def test_a_direction_in_which_b_is_zero_gets_no_step():
         losses.append(backward(layers).item())
         optimizer.step()
     assert losses == sorted(losses, reverse=True)
+
+
+@pytest.mark.parametrize("least", [1e-7, 2e-4])
+def test_balanced_factors_with_tiny_directions_stay_finite(least):
+    """As after a start from a gradient whose singular values decay: both factors are nearly zero in a direction."""
+    layers = scaled_layers(torch.float32)
+    for layer in layers:
+        U, _, Vh = torch.linalg.svd(layer.B.data @ layer.A.data, full_matrices=False)
+        r = layer.A.shape[0]
+        S = torch.logspace(0, torch.log10(torch.tensor(least)).item(), r)
+        layer.B.data, layer.A.data = U[:, :r] * S.sqrt(), S.sqrt()[:, None] * Vh[:r]
+    before = products(layers)
+    steps(layers, optimizer_of(layers, lr=1e-6), 3)
+    for old, new in zip(before, products(layers), strict=True):
+        assert torch.isfinite(new).all() and (new - old).norm() < old.norm()

@@ -68,6 +68,22 @@ def test_steps_do_not_depend_on_the_basis():
     assert not torch.allclose(layers[0].A, other[0].A, rtol=0.1)
 
 
+def test_ill_conditioned_basis_gives_the_same_steps_in_fp32():
+    """(B Q, Q^-1 A) with a condition number of 1,000: the Gram matrix of B Q has one of a million."""
+    layers = scaled_layers(torch.float32)
+    other = copy.deepcopy(layers)
+    for layer in other:
+        r = len(layer.A)
+        Q = torch.linalg.qr(torch.randn(r, r, generator=torch.Generator().manual_seed(4)))[0]
+        Q = Q * torch.logspace(0, -3, r)
+        layer.B.data, layer.A.data = layer.B.data @ Q, torch.linalg.inv(Q.double()).float() @ layer.A.data
+    before = products(layers)
+    for one in (layers, other):
+        steps(one, optimizer_of(one), 6)
+    for start, expected, found in zip(before, products(layers), products(other), strict=True):
+        assert (found - expected).norm() <= 1e-2 * (expected - start).norm()
+
+
 def test_first_steps_have_the_size_of_the_learning_rate_in_every_direction():
     """V = g^T g / n, so M = g V^-1/2 has singular values sqrt(n), and the step of A, seen through B, lr sqrt(n)."""
     layers = scaled_layers()

@@ -101,7 +101,17 @@ def test_inverse_root_of_a_singular_matrix_is_finite_with_the_least_damping(size
 def test_pseudo_inverse_is_torchs():
     F, _ = with_spectrum([3.0, 1.0, 0.1, 0.0])
     K = F.mT @ F
-    torch.testing.assert_close(pseudo_power(*eigen(K), -1), torch.linalg.pinv(K, hermitian=True), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(pseudo_power(*eigen(F), -1), torch.linalg.pinv(K, hermitian=True), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("smallest", [1e-3, 1e-4, 1e-5])
+def test_directions_above_the_rounding_of_the_factor_are_kept(smallest):
+    """A Gram matrix in the factor's own precision would lose those below the square root of its rounding errors."""
+    F, _ = with_spectrum([1.0, 0.5, smallest])
+    U, inverse = orthonormal_basis(F.float())
+    torch.testing.assert_close(U.mT @ U, torch.eye(3).expand(3, 3, 3), rtol=0, atol=1e-5)
+    largest = torch.linalg.svdvals(inverse)[:, 0]
+    torch.testing.assert_close(largest, torch.full_like(largest, 1 / smallest), rtol=0.1, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

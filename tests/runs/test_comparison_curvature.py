@@ -7,8 +7,6 @@ from lora_one.runs.comparison_file import Comparison
 from lora_one.runs.experiment import execute
 from tests.helpers.runs import SMALL, run_config
 
-FOUND = {"LoRA": 2.0, "LoRA-One": 8.0, "negative": -1.0}
-
 
 def compose(overrides):
     return run_config(*overrides)
@@ -34,16 +32,23 @@ def cells(table):
 
 
 def test_a_method_with_four_times_the_eigenvalue_gets_a_quarter_of_the_rates(tmp_path, monkeypatch):
+    by_rate = {1e-3: 2.0, 2e-3: 8.0, 3e-3: -1.0, 4e-3: 6.0}  # the methods differ in a key that says which one it is
     monkeypatch.setattr(
-        "lora_one.runs.comparison_curvature.eigenvalue", lambda asked, method, *_: FOUND[method], raising=True
+        "lora_one.runs.comparison_curvature.eigenvalue", lambda run, execute: by_rate[run.model.learning_rate]
     )
-    methods = {"LoRA": [], "LoRA-One": [], "negative": []}
+    methods = {
+        "LoRA": ["model.learning_rate=1e-3"],
+        "LoRA-One": ["model.learning_rate=2e-3"],
+        "negative": ["model.learning_rate=3e-3"],
+        "Muon": ["model.learning_rate=4e-3", "optimizer=lora_muon"],
+    }
     rows = cells(curvature_table(comparison(tmp_path, methods=methods), compose, execute, 4))
     assert rows[0] == ["method", "largest eigenvalue", "relative to LoRA", "learning rates at this ratio"]
     assert rows[2:] == [
         ["LoRA", "2", "1", "0.001, 0.004"],
         ["LoRA-One", "8", "4", "0.00025, 0.001"],
         ["negative", "-1", "", ""],
+        ["Muon", "6", "3", "another optimizer than LoRA"],
     ]
 
 

@@ -71,7 +71,8 @@ def smallest_eigenvectors(
     """Return orthonormal eigenvectors (n, r) of the smallest eigenvalues of a symmetric matrix M, by ``product`` M X.
 
     In a block Krylov space with Rayleigh-Ritz, until the squared residual of each vector is at most ``tolerance`` times
-    its squared eigenvalue. If the space becomes large, M is decomposed whole.
+    its squared eigenvalue, and times the squared spread of all eigenvalues found, which a multiple of the identity does
+    not change. If the space becomes large, M is decomposed whole.
     The entry of largest magnitude in each vector is positive.  like: a tensor with n rows and the dtype and device.
     """
     n, width = len(like), rank + EXTRA
@@ -83,9 +84,9 @@ def smallest_eigenvectors(
             space = block if space is None else torch.cat([space, block], dim=1)
             images = image if images is None else torch.cat([images, image], dim=1)
             values, small = torch.linalg.eigh(space.T @ images)
-            values, small = values[:rank], small[:, :rank]
+            spread, values, small = values[-1] - values[0], values[:rank], small[:, :rank]
             residuals = (images @ small - space @ small * values).square().sum(dim=0)
-            if bool((residuals <= tolerance * values.square()).all()):
+            if bool((residuals <= tolerance * values.abs().clamp(max=spread).square()).all()):
                 return with_fixed_signs(space @ small)
             block = orthonormal(image, space)[0]
     M = product(torch.eye(n, dtype=like.dtype, device=like.device))

@@ -129,3 +129,15 @@ def test_eigenvectors_of_a_large_matrix(decay):
     torch.testing.assert_close(V.T @ V, torch.eye(R, dtype=torch.float64), rtol=0, atol=1e-10)
     assert float((V.T @ M @ V).trace()) == pytest.approx(float(expected.eigenvalues[:R].sum()), rel=1e-6)
     assert max(products) < n or decay == 0.0
+
+
+def test_a_multiple_of_the_identity_changes_no_eigenvector():
+    """Relative to a large eigenvalue, the residual of any vector is small."""
+    n = 1100
+    generator = torch.Generator().manual_seed(0)
+    low = torch.randn(n, 20, generator=generator, dtype=torch.float64) / n**0.5
+    M = -low * torch.logspace(0, -1, 20, dtype=torch.float64) @ low.T
+    shifted = 5 * torch.eye(n, dtype=torch.float64) + M
+    V = smallest_eigenvectors(shifted.matmul, shifted, R, 1e-3, generator)
+    best = float(torch.linalg.eigvalsh(M)[:R].sum())
+    assert float((V.T @ M @ V).trace()) == pytest.approx(best, rel=1e-2)
