@@ -20,12 +20,9 @@ def probe_batches(run: RunConfig, texts: list[Example], encoder: Encoder) -> tup
     """
     init = run.init
     wanted, further = init.examples_wanted, init.further_examples
+    refuse_too_few(run, len(texts))
     own = len(texts) if wanted is None else wanted
     needed = own + init.required_further
-    if needed > len(texts):
-        keys = f"init.sub_size={own}" if init.do_subsampling else f"init.bsz x init.iters={own}"
-        keys += f" + init.search_examples={further}" if needed > own else ""
-        raise UsageError(f"{keys} exceeds the number of training examples, {len(texts)}: lower it")
     max_length = init.max_length or run.model.max_length
     drawn = draw(texts, own + further, max_length, run.init_seed, encoder)
     limit = "model.max_length" if init.max_length is None else "init.max_length"
@@ -37,6 +34,23 @@ def probe_batches(run: RunConfig, texts: list[Example], encoder: Encoder) -> tup
     size = init.bsz or run.model.per_device_batch_size
     others = drawn[own:] if 0 < further == len(drawn) - own else []
     return batches_of(drawn[:own], size, encoder.pad_id), batches_of(others, size, encoder.pad_id) or None
+
+
+def refuse_too_few(run: RunConfig, examples: int) -> None:
+    """Raise UsageError if the initialisation or the curvature needs more examples than the training data has."""
+    init, asked = run.init, run.wandb.curvature_examples
+    if asked > examples:
+        raise UsageError(
+            f"wandb.curvature_examples={asked} exceeds the number of training examples, {examples}: lower it"
+        )
+    if not init.needs_examples:
+        return
+    own = examples if init.examples_wanted is None else init.examples_wanted
+    needed = own + init.required_further
+    if needed > examples:
+        keys = f"init.sub_size={own}" if init.do_subsampling else f"init.bsz x init.iters={own}"
+        keys += f" + init.search_examples={init.further_examples}" if needed > own else ""
+        raise UsageError(f"{keys} exceeds the number of training examples, {examples}: lower it")
 
 
 def draw(

@@ -77,8 +77,8 @@ def parser() -> argparse.ArgumentParser:
         "--curvature",
         type=int,
         metavar="N",
-        help="instead of the runs: the largest eigenvalue of the Hessian at the start of every method, on N training "
-        "examples, and the learning rates that it suggests",
+        help="instead of the comparison: the largest eigenvalue of the Hessian at the start of every method, on N "
+        "training examples, and the learning rates that it suggests; its runs lie in <results_dir>/curvature",
     )
     add(
         "--dry-run",
@@ -106,6 +106,7 @@ def compare(options: argparse.Namespace) -> int:
         return 0
     if options.comparison is None:
         raise UsageError("nothing to compare: pass the YAML file of a comparison, --runs A B or --predictions A B")
+    refuse_beside_curvature(options)
     import torch
 
     from lora_one.files import folder_name
@@ -121,11 +122,12 @@ def compare(options: argparse.Namespace) -> int:
         for task, chosen in tasks.items():
             print(f"== {task}" * bool(task) + "\n" * bool(task) + comparison.plan(chosen, compose))
         return 0
-    if options.curvature:
+    if options.curvature is not None:
+        tables = {}
         for task, chosen in tasks.items():
-            table = comparison_curvature.curvature_table(chosen, compose, execute, options.curvature)
-            print(f"\n{task or chosen.title}\n\n{table}")
-        return 0
+            table = tables[task] = comparison_curvature.curvature(chosen, compose, execute, options.curvature)
+            print(f"\n{task or chosen.title}\n\n{table.text}")
+        return 0 if any(table.measured for table in tables.values()) else FAILURE
     output = options.output or Path("results/comparisons") / (options.comparison.stem + "-small" * options.small)
     first = next(iter(tasks))
     title = tasks[first].title.removesuffix(f": {first}")
@@ -136,6 +138,23 @@ def compare(options: argparse.Namespace) -> int:
         report = pages.write_report(title, records, output)
         print(f"\n{pages.printed(records[task])}\nreport: {report.with_suffix('.html')}")
     return FAILURE if any(map(comparison.failed, records.values())) else 0
+
+
+def refuse_beside_curvature(options: argparse.Namespace) -> None:
+    """Raise UsageError if --curvature is out of range, or if an option is given that it does not read."""
+    if options.curvature is None:
+        return
+    if options.curvature < 1:
+        raise UsageError(
+            f"--curvature={options.curvature} is out of range: it must be a number of examples, at least 1; without it "
+            "the comparison runs"
+        )
+    for name in ("dry_run", "output", "jobs", "launcher"):
+        if getattr(options, name):
+            raise UsageError(
+                f"--{name.replace('_', '-')} is not used with --curvature, which measures one method after another in "
+                "this process and only prints: remove one of the two"
+            )
 
 
 def runner_of(chosen: "Comparison", output: Path, threads: int | None) -> "Runner":

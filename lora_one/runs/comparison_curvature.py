@@ -1,7 +1,7 @@
 """The curvature at the start of every method of a comparison, beside the learning rates that it suggests."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from lora_one.config import RunConfig
 from lora_one.errors import RunError, UsageError
@@ -13,13 +13,21 @@ from lora_one.runs.comparison_jobs import Compose
 RATE = "model.learning_rate"
 
 
-def curvature_table(
+@dataclass(frozen=True)
+class CurvatureTable:
+    """The eigenvalues of a comparison's methods as a Markdown table, and how many were measured."""
+
+    text: str
+    measured: int
+
+
+def curvature(
     comparison: Comparison,
     compose: Compose,
     execute: Callable[[RunConfig], object],
     examples: int,
-) -> str:
-    """Measure the largest eigenvalue of the Hessian in the adapters of every method, and return a Markdown table.
+) -> CurvatureTable:
+    """Measure the largest eigenvalue of the Hessian in the adapters of every method.
 
     Each method is initialised without training, with the first tuning seed, in ``<results_dir>/curvature``; finished
     measurements are reused. The baseline (or the first method) is the reference: a method whose eigenvalue is k times
@@ -49,7 +57,8 @@ def curvature_table(
         if optimizers[method] != optimizers.get(reference):
             scaled = f"another optimizer than {reference}"
         rows.append([method, f"{value:.4g}", f"{ratio:.3g}" if ratio else "", scaled])
-    return markdown(rows)
+    measured = sum(isinstance(value, float) for value in found.values())
+    return CurvatureTable(f"{markdown(rows)}\n\nOn {examples} training examples.", measured)
 
 
 def untrained(comparison: Comparison, method: str, compose: Compose, examples: int) -> RunConfig:

@@ -1,11 +1,16 @@
 """Hydra's errors about a command line, as one line each: the value, the rule and the nearest valid names."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 
 from lora_one.config import first_line, known_keys, unknown_key, valid_keys
+from lora_one.config.methods import METHODS
+from lora_one.config.optimizers import OPTIMIZERS
 from lora_one.errors import nearest
 from lora_one.runs.overrides import GROUPS
+
+READERS: Mapping[str, Mapping[str, type]] = {"init": METHODS, "optimizer": OPTIMIZERS}  # choice -> its settings
 
 
 def explain(error: Exception, arguments: Sequence[str]) -> str:
@@ -34,7 +39,11 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
     if key := re.search(r"Could not override '([^']+)'", text):
         section, _, name = key[1].partition(".")
         if section in GROUPS and name in valid_keys(section):
-            return f"unknown key {key[1]}: only another choice of {section}= reads it; drop it, or change {section}="
+            kinds = READERS.get(section, {}).items()
+            readers = ", ".join(choice for choice, kind in kinds if name in {field.name for field in fields(kind)})
+            named = f" ({readers})" if readers else ""
+            rule = f"only another choice of {section}= reads it{named}"
+            return f"unknown key {key[1]}: {rule}; drop it, or change {section}="
         if key[1].startswith("hydra.launcher."):
             return (
                 f"unknown key {key[1]}: conf/hydra/launcher/slurm.yaml lists the valid keys; set other options of "

@@ -17,7 +17,7 @@ from lora_one.errors import UsageError
 from lora_one.evaluation.generate import context_length
 from lora_one.evaluation.validation import Validation
 from lora_one.initialization.low_rank_step import StepSettings
-from lora_one.initialization.probe import probe_batches
+from lora_one.initialization.probe import probe_batches, refuse_too_few
 from lora_one.initialization.solution import Probe
 from lora_one.records.folder import RunFolder
 from lora_one.seeding import seed_everything
@@ -74,6 +74,7 @@ def load_parts(run: RunConfig, folder: RunFolder) -> RunParts:
     encoder = encoder_for(run.model, run.dataset)
     splits = load_dataset(run.dataset, encoder, run.model.max_length)
     validation = Validation(run, splits, encoder)
+    refuse_too_few(run, len(splits.train_texts))
     probe = draw_probe(run, splits, encoder)
     adaptation = adaptation_of(run, folder.initial_factors, encoder.tokenizer)
     return RunParts(run, folder, encoder, splits, validation, adaptation, probe)

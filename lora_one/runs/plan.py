@@ -12,6 +12,7 @@ from lora_one.datasets import DATASETS, labels_of
 from lora_one.evaluation.validation import Validation
 from lora_one.initialization.gradients import sum_dtype
 from lora_one.initialization.moments import group_bytes, passes
+from lora_one.initialization.probe import refuse_too_few
 from lora_one.models import (
     DTYPES,
     check_positions,
@@ -111,6 +112,7 @@ def _examples(run: RunConfig) -> tuple[int, str]:
     encoder = encoder_for(run.model, dataset)
     splits = load_dataset(dataset, encoder, run.model.max_length)
     Validation(run, splits, encoder)  # refuses an accuracy that cannot be measured
+    refuse_too_few(run, len(splits.train))
     return len(splits.train), f"{len(splits.train):,} training and {len(splits.validation):,} validation examples"
 
 

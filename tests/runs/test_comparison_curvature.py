@@ -2,9 +2,11 @@
 
 import pytest
 
-from lora_one.runs.comparison_curvature import curvature_table
+from lora_one.runs.compare_command import main
+from lora_one.runs.comparison_curvature import curvature
 from lora_one.runs.comparison_file import Comparison
 from lora_one.runs.experiment import execute
+from tests.helpers.paths import ROOT
 from tests.helpers.runs import SMALL, run_config
 
 
@@ -42,7 +44,7 @@ def test_a_method_with_four_times_the_eigenvalue_gets_a_quarter_of_the_rates(tmp
         "negative": ["model.learning_rate=3e-3"],
         "Muon": ["model.learning_rate=4e-3", "optimizer=lora_muon"],
     }
-    rows = cells(curvature_table(comparison(tmp_path, methods=methods), compose, execute, 4))
+    rows = cells(curvature(comparison(tmp_path, methods=methods), compose, execute, 4).text)[:-2]
     assert rows[0] == ["method", "largest eigenvalue", "relative to LoRA", "learning rates at this ratio"]
     assert rows[2:] == [
         ["LoRA", "2", "1", "0.001, 0.004"],
@@ -61,13 +63,15 @@ def test_starts_are_measured_once_and_a_method_without_adapters_says_why(tmp_pat
 
     methods = {"LoRA": ["init=lora"], "full": ["init=lora", "peft=full_ft"]}
     asked = comparison(tmp_path, methods=methods)
-    rows = cells(curvature_table(asked, compose, counted, 2))
+    table = curvature(asked, compose, counted, 2)
+    rows = cells(table.text)
+    assert table.measured == 1
     assert len(done) == 1 and done[0].model.epochs == 0 and done[0].seed == 3
     record = next(tmp_path.glob("curvature/**/run.json")).read_text()
     assert f"{float(rows[2][1]):.3g}"[:3] in record and '"examples": 2' in record
     assert rows[3][0] == "full" and "works only with adapters" in rows[3][1]
-    assert cells(curvature_table(asked, compose, counted, 2)) == rows and len(done) == 1
-    curvature_table(asked, compose, counted, 3)  # another number of examples is measured anew
+    assert curvature(asked, compose, counted, 2) == table and len(done) == 1
+    curvature(asked, compose, counted, 3)  # another number of examples is measured anew
     assert len(done) == 2 and done[1].overwrite
 
 
@@ -86,3 +90,27 @@ def test_measurement_is_in_run_json_and_changes_no_adapter(tmp_path):
     assert "curvature" not in plain.read()["init"] and plain.read()["train"]["last_loss"] == pytest.approx(
         measured.read()["train"]["last_loss"], abs=0
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "fragments"),
+    [
+        (["--curvature", "0"], ("--curvature=0 is out of range", "at least 1")),
+        (["--curvature", "-3"], ("--curvature=-3 is out of range",)),
+        (["--curvature", "4", "--jobs", "2"], ("--jobs is not used with --curvature", "remove one of the two")),
+        (["--curvature", "4", "--output", "here"], ("--output is not used with --curvature",)),
+        (["--curvature", "4", "--dry-run"], ("--dry-run is not used with --curvature",)),
+    ],
+    ids=" ".join,
+)
+def test_options_that_it_does_not_read_are_refused(options, fragments, capsys):
+    assert main([str(ROOT / "scripts/comparisons/scale_tiny.yaml"), *options]) == 2
+    said = capsys.readouterr().err
+    assert all(fragment in said for fragment in fragments) and said.count("\n") == 1
+
+
+def test_nothing_measured_is_a_failure(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    lost = ["--curvature", "2", "dataset.path=/nowhere", f"results_dir={tmp_path}"]
+    assert main([str(ROOT / "scripts/comparisons/scale_tiny.yaml"), *lost]) == 1
+    assert "not measured: " in capsys.readouterr().out

@@ -213,6 +213,11 @@ class GoraSettings(WholeGradientSettings):
     def remedy(self) -> str:
         return f"lower init.step_size (now {self.step_size:g})"
 
+    def check(self) -> None:
+        super().check()
+        if self.min_rank > self.max_rank:
+            raise UsageError(f"init.min_rank={self.min_rank} is larger than init.max_rank={self.max_rank}: lower it")
+
     def check_rank(self, rank: int, key: str) -> None:
         if not self.min_rank <= rank <= self.max_rank:
             raise UsageError(
