@@ -232,7 +232,7 @@ def check_sharded(run: "RunConfig") -> None:
         f"model.quantization={model.quantization}: remove one of the two": model.quantization is not None,
         "model.saving=True, which needs the whole base: run scripts/merge.py after the run": model.saving,
         f"dataset.accuracy_examples={examples}: processes that generate different numbers of tokens would wait for "
-        "each other; set it to 0 and evaluate the adapter after the run": examples > 0,
+        "each other; set dataset.accuracy_examples=0 and evaluate the adapter after the run": examples > 0,
     }
     for problem, found in problems.items():
         if found:
