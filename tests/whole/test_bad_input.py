@@ -318,7 +318,11 @@ CONFIGURATION = [
     ("model.order_seed=-1", "model.order_seed=-1 is out of range", "an integer in [0, 2^32)"),
     ("model.order_seed=first", "model.order_seed='first' has the wrong type", "must be int or null"),
     ("model.keep_epochs=last", "model.keep_epochs='last' has the wrong type", "must be bool"),
-    ("model.sharded=true", "model.sharded=True does not work with dataset.accuracy_examples=", "set it to 0"),
+    (
+        "model.sharded=true",
+        "model.sharded=True does not work with dataset.accuracy_examples=",
+        "set dataset.accuracy_examples=0",
+    ),
 ]
 
 # Found when data, names and shapes are read; still before any weight, and nothing is on record.

@@ -168,7 +168,7 @@ def test_sharded_base_gives_the_same_results(tmp_path, interrupted):
         ("peft=dora", "needs the norms"),
         ("model.quantization=nf4", "remove one of the two"),
         ("model.saving=true", "run scripts/merge.py"),
-        ("dataset.accuracy_examples=8", "set it to 0"),
+        ("dataset.accuracy_examples=8", "set dataset.accuracy_examples=0"),
     ],
 )
 def test_rejects_features_not_possible_with_a_sharded_base(override, reason):
