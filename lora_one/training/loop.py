@@ -38,7 +38,7 @@ from lora_one.training.trainer import FineTuner, ignore_shards
 def train(model: nn.Module, examples: Sequence[Encoded], job: TrainingJob) -> dict[str, Any]:
     """Fine-tune the trainable parameters in place, from the newest resume point if there is one.
 
-    Returns {steps, seconds, tokens}: optimizer steps; seconds since the start or the resumption; tokens of prompts
+    Returns {steps, seconds, tokens}: optimizer steps; seconds of training, also before a resumption; tokens of prompts
     and responses, without padding.
     Raises RunError: a loss is not finite, or a resume point cannot be written.  UsageError: the model does not support
     packing.  Interrupted: after the step in which a signal arrived, with a resume point.
@@ -65,12 +65,12 @@ def train(model: nn.Module, examples: Sequence[Encoded], job: TrainingJob) -> di
         trainer.add_callback(TrainingProgress(shown, DATASETS[job.run.dataset.name].accuracy_name))
         if done:
             shown.note(f"continuing after step {done} of {trainer.args.max_steps}")
-        output = trainer.train(resume_from_checkpoint=last)
+        trainer.train(resume_from_checkpoint=last)
     if stopper.signal:  # of this process or of another one
         raise Interrupted(stopper.signal)
     return {
         "steps": trainer.state.global_step,
-        "seconds": output.metrics["train_runtime"],
+        "seconds": trainer.seconds,
         "tokens": int(trainer.state.num_input_tokens_seen),
     }
 

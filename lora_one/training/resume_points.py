@@ -10,6 +10,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from lora_one.errors import RunError
 
+SECONDS = "seconds.json"  # of training until a resume point, over all its interruptions
 HIDDEN = ".partial"  # subfolder for resume points that are being written or removed
 
 
@@ -25,6 +26,12 @@ def step_of(point: str) -> int:
     500
     """
     return int(point.rpartition("-")[2])
+
+
+def seconds_of(point: str | None) -> float:
+    """Return the seconds of training until a resume point; 0 without one, or if an earlier version wrote it."""
+    path = Path(point) / SECONDS if point else None
+    return json.loads(path.read_text()) if path and path.exists() else 0.0
 
 
 def keep_only(newest: Path) -> None:

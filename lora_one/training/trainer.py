@@ -1,6 +1,8 @@
 """The Hugging Face Trainer with our order of examples, loss and evaluation, and with atomic resume points."""
 
+import json
 import shutil
+import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -24,7 +26,7 @@ from lora_one.model_kinds import CAUSAL
 from lora_one.quiet import quiet_weights
 from lora_one.training.batches import COUNTED, TOKENS
 from lora_one.training.job import TrainingJob
-from lora_one.training.resume_points import keep_only
+from lora_one.training.resume_points import SECONDS, keep_only, seconds_of
 
 
 class FineTuner(Trainer):
@@ -50,6 +52,16 @@ class FineTuner(Trainer):
         self.checkpoints = job.checkpoints
         self.causal = job.run.model.kind is CAUSAL
         self.without_casts = plain_layers(self.model) if job.run.model.bf16 else []
+
+    def train(self, resume_from_checkpoint: str | None = None, **options: Any) -> Any:
+        """Train from a resume point, and count the seconds before it in those of this training."""
+        self.began = time.monotonic() - seconds_of(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
+
+    @property
+    def seconds(self) -> float:
+        """Return the seconds of training so far, without steps that were lost by an interruption."""
+        return time.monotonic() - self.began
 
     def get_train_dataloader(self) -> DataLoader:
         """Return this process's micro-batches; the order contains only these, so accelerate must not split them."""
@@ -128,6 +140,7 @@ class FineTuner(Trainer):
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 self.adaptation.save_state(self.model, hidden / point)
+                (hidden / point / SECONDS).write_text(json.dumps(self.seconds))
                 publish(hidden / point, place)
                 keep_only(place)
         except (OSError, RuntimeError, SafetensorError) as error:  # the last two: on a full disk

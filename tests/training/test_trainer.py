@@ -207,6 +207,31 @@ def test_resumed_within_an_epoch_ends_with_the_same_bits(tmp_path, monkeypatch, 
     assert all(torch.equal(resumed[name], factor) for name, factor in straight.items())
 
 
+def test_seconds_include_those_before_a_resumption(tmp_path, monkeypatch):
+    """A resume point says how long training took until then; one of an earlier version counts as 0 seconds."""
+    run = settings("model.epochs=2", "model.save_steps=1", "model.per_device_batch_size=2")
+    original, took = Recorder.on_log, {}
+
+    def stop(self, args, state, control, **rest):
+        original(self, args, state, control, **rest)
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+    for earlier in (1000.0, None):
+        folder = tmp_path / str(earlier)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Recorder, "on_log", stop)
+            trained(run, folder, examples(16))
+        (file,) = folder.glob("checkpoints/checkpoint-*/seconds.json")
+        assert 0 < float(file.read_text()) < 600
+        file.write_text(str(earlier)) if earlier else file.unlink()
+        job = TrainingJob(
+            run, adaptation_for(run), checkpoints=folder / "checkpoints", pad_id=0, tracker=Tracker(folder / "m.jsonl")
+        )
+        took[earlier] = train(adapted(run), examples(16), job)["seconds"]
+    assert 1000 < took[1000.0] < 1600 and 0 < took[None] < 600
+
+
 class Casts(TorchDispatchMode):
     """How many tensors were copied to another dtype."""
 
