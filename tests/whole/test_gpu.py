@@ -181,7 +181,7 @@ def test_every_init_starts(choice, tmp_path):
     """Wherever a method draws or computes, its factors are finite and in the model, on the device."""
     run = run_config(f"init={choice}", *(["model.quantization=nf4"] if choice == "loftq" else []))
     try:
-        method = build_init(run.init.completed(lambda: 1e-3))
+        method = build_init(run.init.completed(lambda: 1e-3, 100))
     except UsageError as error:
         pytest.skip(str(error))
     base, originals = random_llama().to(WHERE), None
