@@ -48,8 +48,11 @@ def start(folder):
 
 
 def finished_runs(folder):
-    """Return how many runs have finished; a run.json that is being replaced counts as it was."""
-    return sum('"status": "finished"' in file.read_text() for file in folder.rglob("run.json"))
+    """Return how many runs have finished; a run.json that is being replaced counts as it was.
+
+    Not rglob: it also reads the folders of resume points, which disappear meanwhile.
+    """
+    return sum('"status": "finished"' in file.read_text() for file in folder.glob("results/*/*/*/run.json"))
 
 
 def report_of(folder, output):
