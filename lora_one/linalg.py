@@ -92,9 +92,14 @@ def last_triplets(matrix: Tensor, rank: int) -> tuple[LowRank, float]:
     return fix_signs(LowRank(U, S, Vh, energy)), float(squares[-1].clamp(min=0).sqrt())
 
 
+def column_signs(vectors: Tensor) -> Tensor:
+    """Return the sign (r,) of the entry of largest magnitude in each column of (m, r)."""
+    return torch.gather(vectors, 0, vectors.abs().argmax(dim=0, keepdim=True)).sign().squeeze(0)
+
+
 def fix_signs(step: LowRank) -> LowRank:
     """Choose the sign of each pair (u_i, v_i), which an SVD leaves open: the largest entry of u_i is positive."""
-    signs = torch.gather(step.U, 0, step.U.abs().argmax(dim=0, keepdim=True)).sign().squeeze(0)
+    signs = column_signs(step.U)
     return LowRank(step.U * signs, step.S, step.Vh * signs[:, None], step.energy)
 
 

@@ -7,11 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lora_one.adaptation.layers import (
-    ADAPTER,
-    layer_view,
-    refuse_quantised,
-)
+from lora_one.adaptation.layers import ADAPTER, layer_view, refuse_quantised
 from lora_one.distributed import Processes
 from lora_one.initialization.backward import GradientReport
 from lora_one.initialization.low_rank_step import Step

@@ -55,16 +55,16 @@ def layer_moments(
     examples = list(one_by_one(batches))
     groups = sharing_inputs(model, layers, examples[0])
     dtype = sum_dtype(model, layers)
+    losses = sum(loss_count(targets(batch), reduction) for batch in examples)
     sizes = [group_bytes([layers[name] for name in group], dtype) for group in groups]
     for chosen in passes(sizes, memory, next(iter(layers.values())).weight.device):
-        part = [groups[index] for index in chosen]
-        own = {name: layers[name] for group in part for name in group}
-        sums = MomentSums({group[0] for group in part}, dtype)
+        part = {groups[index][0]: groups[index] for index in chosen}
+        own = {name: layers[name] for group in part.values() for name in group}
+        sums = MomentSums(set(part), dtype)
         report = backward_passes(model, own, examples, reduction, sums.add, checkpointing=checkpointing)
         refuse_unused(own, sums.tokens.keys())
-        losses = sum(loss_count(targets(batch), reduction) for batch in examples)
-        for owner, leader in Processes.current().by_turns([group[0] for group in part]):
-            hand_over(next(group for group in part if group[0] == leader), owner, layers, sums, losses, consume)
+        for owner, leader in Processes.current().by_turns(list(part)):
+            hand_over(part[leader], owner, layers, sums, losses, consume)
     return replace(report, memory="device")
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from lora_one.config import RunConfig
 from lora_one.errors import RunError, UsageError
-from lora_one.records.folder import locate
+from lora_one.records.folder import LocatedRun, locate
 from lora_one.reports.table import markdown
 from lora_one.runs.comparison_file import Comparison
 from lora_one.runs.comparison_jobs import Compose
@@ -39,9 +39,9 @@ def curvature(
     optimizers: dict[str, str] = {}
     for method in comparison.methods:
         try:
-            run = untrained(comparison, method, compose, examples)
-            optimizers[method] = run.optimizer.name
-            found[method] = eigenvalue(run, execute)
+            located = untrained(comparison, method, compose, examples)
+            optimizers[method] = located.run.optimizer.name
+            found[method] = eigenvalue(located, execute)
         except (UsageError, RunError) as error:
             found[method] = str(error)
     reference = comparison.baseline or next(iter(comparison.methods))
@@ -61,7 +61,7 @@ def curvature(
     return CurvatureTable(f"{markdown(rows)}\n\nOn {examples} training examples.", measured)
 
 
-def untrained(comparison: Comparison, method: str, compose: Compose, examples: int) -> RunConfig:
+def untrained(comparison: Comparison, method: str, compose: Compose, examples: int) -> LocatedRun:
     """Return the run that initialises a method and measures the curvature. Raises UsageError: it is not valid."""
     run = compose(
         [
@@ -72,12 +72,12 @@ def untrained(comparison: Comparison, method: str, compose: Compose, examples: i
             f"wandb.curvature_examples={examples}",
         ]
     )
-    return locate(replace(run, results_dir=f"{run.results_dir}/curvature")).run
+    return locate(replace(run, results_dir=f"{run.results_dir}/curvature"))
 
 
-def eigenvalue(run: RunConfig, execute: Callable[[RunConfig], object]) -> float:
+def eigenvalue(located: LocatedRun, execute: Callable[[RunConfig], object]) -> float:
     """Return the eigenvalue; the run is executed if necessary. Raises UsageError or RunError: it cannot be measured."""
-    folder = locate(run).folder
+    run, folder = located.run, located.folder
     measured = folder.read()["init"].get("curvature") if folder.finished else None
     if measured is None or measured["examples"] != run.wandb.curvature_examples:
         execute(replace(run, overwrite=folder.finished))

@@ -36,7 +36,8 @@ def cells(table):
 def test_a_method_with_four_times_the_eigenvalue_gets_a_quarter_of_the_rates(tmp_path, monkeypatch):
     by_rate = {1e-3: 2.0, 2e-3: 8.0, 3e-3: -1.0, 4e-3: 6.0}  # the methods differ in a key that says which one it is
     monkeypatch.setattr(
-        "lora_one.runs.comparison_curvature.eigenvalue", lambda run, execute: by_rate[run.model.learning_rate]
+        "lora_one.runs.comparison_curvature.eigenvalue",
+        lambda located, execute: by_rate[located.run.model.learning_rate],
     )
     methods = {
         "LoRA": ["model.learning_rate=1e-3"],

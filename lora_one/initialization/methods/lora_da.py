@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 from lora_one.config.methods.moments import LoraDASettings
 from lora_one.initialization.gradients import zero_gradient
 from lora_one.initialization.moments import Moments
-from lora_one.linalg import orthonormal, truncated_svd
+from lora_one.linalg import column_signs, orthonormal, truncated_svd
 from lora_one.types import AdapterFactors, LayerView
 
 EXACT_BELOW = 1024  # inputs up to which the whole matrix is decomposed
@@ -87,12 +87,8 @@ def smallest_eigenvectors(
             spread, values, small = values[-1] - values[0], values[:rank], small[:, :rank]
             residuals = (images @ small - space @ small * values).square().sum(dim=0)
             if bool((residuals <= tolerance * values.abs().clamp(max=spread).square()).all()):
-                return with_fixed_signs(space @ small)
+                return (found := space @ small) * column_signs(found)
             block = orthonormal(image, space)[0]
     M = product(torch.eye(n, dtype=like.dtype, device=like.device))
-    return with_fixed_signs(torch.linalg.eigh((M + M.T) / 2).eigenvectors[:, :rank])
-
-
-def with_fixed_signs(vectors: Tensor) -> Tensor:
-    """Return the columns with the sign that makes their entry of largest magnitude positive."""
-    return vectors * vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True)).sign()
+    found = torch.linalg.eigh((M + M.T) / 2).eigenvectors[:, :rank]
+    return found * column_signs(found)
