@@ -24,7 +24,9 @@ from lora_one.datasets.arithmetic import PRETRAIN_FAMILIES, generate
 from lora_one.datasets.gsm8k import PROMPT
 from lora_one.evaluation import mmlu
 from lora_one.evaluation.choices import question_of
-from lora_one.evaluation.generate import Decoding, complete, stop_ids
+from lora_one.evaluation.decoding import Decoding, stop_ids
+from lora_one.evaluation.engines.local import Transformers
+from lora_one.evaluation.generate import complete
 from lora_one.evaluation.loading import LoadedModel
 from lora_one.models import load_model, load_tokenizer
 
@@ -102,13 +104,13 @@ def letters_one_by_one(model: Any, tokenizer: Any, problems: Sequence[mmlu.Probl
 
 
 def letters_in_batches(model: Any, tokenizer: Any, problems: Sequence[mmlu.Problem], batch_size: int) -> list[str]:
-    found = dict(mmlu.likeliest_letters(LoadedModel(model, tokenizer, batch_size), problems))
+    found = dict(mmlu.likeliest_letters(Transformers(LoadedModel(model, tokenizer, batch_size)), problems))
     return [found[index].text.strip() for index in range(len(problems))]
 
 
 @torch.no_grad()
 def completions_one_by_one(model: Any, tokenizer: Any, prompts: Sequence[str], new_tokens: int) -> list[str]:
-    stop, found = stop_ids(model, tokenizer), []
+    stop, found = stop_ids(model.generation_config, tokenizer), []
     for ids in prompt_ids(tokenizer, prompts):
         given = torch.tensor([ids], device=model.device)
         options = {"max_new_tokens": new_tokens, "do_sample": False, "pad_token_id": stop[0], "eos_token_id": stop}

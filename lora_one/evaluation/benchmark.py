@@ -6,13 +6,13 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
+from lora_one.evaluation.decoding import Completion, Decoding
 from lora_one.evaluation.options import EvaluationOptions
 from lora_one.statistics.units import Unit
 from lora_one.types import Example
 
 if TYPE_CHECKING:
-    from lora_one.evaluation.generate import Completion
-    from lora_one.evaluation.loading import LoadedModel
+    from lora_one.evaluation.engines.protocol import Engine
 
 Request = tuple[int, int]  # (index of the example, number of its sample)
 Prediction = dict[str, Any]  # one line of predictions.jsonl
@@ -61,13 +61,26 @@ class Benchmark(ABC, Generic[Options]):
         """Return the first --limit examples."""
         return self.examples(options)[: options.limit]
 
-    def completions(
-        self, examples: Sequence[Example], requests: Sequence[Request], done: Collection[Request], options: Options
-    ) -> Iterator[tuple[Request, "Completion"]]:
-        """Yield a completion for each request, in any order. ``done``: requests that already have one."""
-        from lora_one.evaluation import engines
+    def needs_model(self, options: Options) -> str | None:
+        """Return what needs the model itself in this process, in words; None: any engine can be used."""
+        return None
 
-        return engines.generated(examples, requests, options)
+    def completions(
+        self,
+        engine: "Engine",
+        examples: Sequence[Example],
+        requests: Sequence[Request],
+        done: Collection[Request],
+        options: Options,
+    ) -> Iterator[tuple[Request, Completion]]:
+        """Yield a completion for each request, in any order. ``done``: requests that already have one."""
+        prompts = engine.encoder.prompts(examples)
+        sampling = (options.temperature, options.top_p, options.seed)
+        decoding = Decoding(options.max_new_tokens, *sampling, stop=options.stop)
+        asked = [prompts[index] for index, _ in requests]
+        streams = [f"{index}:{sample}" for index, sample in requests]
+        for position, completion in engine.generate(asked, decoding, streams):
+            yield requests[position], completion
 
     def judge(self, predictions: Sequence[Prediction], options: Options, output: Path) -> Sequence[Prediction]:
         """Return the predictions with ``correct`` filled in, if ``score`` has left it None."""
@@ -78,22 +91,23 @@ class Benchmark(ABC, Generic[Options]):
         return {}
 
 
-class ModelBenchmark(Benchmark[Options]):
-    """A benchmark that needs the model itself, for likelihoods or a head, not only an engine that generates text."""
+class AnswerBenchmark(Benchmark[Options]):
+    """A benchmark whose answers are not only generated text, but likelihoods or the output of a head as well."""
 
     @abstractmethod
     def answers(
-        self, loaded: "LoadedModel", examples: Sequence[Any], options: Options, done: Collection[int]
-    ) -> Iterator[tuple[int, "Completion"]]:
+        self, engine: "Engine", examples: Sequence[Any], options: Options, done: Collection[int]
+    ) -> Iterator[tuple[int, Completion]]:
         """Yield (index, completion) of each example that is not in ``done``, the indices that already have one."""
 
     def completions(
-        self, examples: Sequence[Example], requests: Sequence[Request], done: Collection[Request], options: Options
-    ) -> Iterator[tuple[Request, "Completion"]]:
-        """Yield the answers of the model; it is loaded only if there are requests."""
-        from lora_one.evaluation import loading
-
-        if requests:
-            known = {index for index, _ in done}
-            for index, completion in self.answers(loading.load_evaluated(options), examples, options, known):
-                yield (index, 0), completion
+        self,
+        engine: "Engine",
+        examples: Sequence[Example],
+        requests: Sequence[Request],
+        done: Collection[Request],
+        options: Options,
+    ) -> Iterator[tuple[Request, Completion]]:
+        """Yield the answers; each example has one."""
+        for index, completion in self.answers(engine, examples, options, {index for index, _ in done}):
+            yield (index, 0), completion

@@ -12,9 +12,11 @@ from lora_one.data.encode import Encoded, Encoder, collate, common_beginning
 from lora_one.distributed import Processes
 from lora_one.errors import RunError, UsageError
 from lora_one.evaluation.batches import each_batch
-from lora_one.evaluation.generate import context_length
+from lora_one.evaluation.choices import Question
+from lora_one.evaluation.engines.protocol import Engine
 from lora_one.evaluation.loading import LoadedModel
 from lora_one.losses import IGNORED, evaluating, model_logits, targets
+from lora_one.model_kinds import CAUSAL
 from lora_one.models import learnt_positions
 from lora_one.types import Example
 
@@ -90,7 +92,7 @@ def by_head(
 
 
 def by_first_token(
-    loaded: LoadedModel, encoder: Encoder, examples: Sequence[Example], labels: Sequence[str], done: Collection[int]
+    engine: Engine, examples: Sequence[Example], labels: Sequence[str], done: Collection[int]
 ) -> dict[int, dict[str, Any]]:
     """Return index -> the class whose word has the likeliest first token after the prompt.
 
@@ -98,18 +100,36 @@ def by_first_token(
     (an encoder-decoder's BOS, for example) are read first, and the next token is compared.
     Raises UsageError: two words have the same token there.
     """
+    encoder, context = engine.encoder, engine.context
     tokens, skipped = first_tokens(encoder, examples[0].prompt, labels)
-    context = context_length(loaded.model)
     kept = [index for index, ids in enumerate(encoder.prompts(examples)) if len(ids) + max(skipped, 1) <= context]
     encoded = encoder.encode([examples[index] for index in kept], context)[0] if kept else []
     rows = dict(zip(kept, encoded, strict=True))
     nothing = {"prediction_first_token": None, "correct_first_token": False}
     found: dict[int, dict[str, Any]] = dict.fromkeys(set(range(len(examples))) - set(kept), nothing)
-    chooser = FirstTokenChooser(loaded.model, rows, encoder.pad_id, tokens, skipped)
-    for index, place in in_batches(loaded, rows, chooser, done):
+    if engine.kind is CAUSAL:
+        places = likeliest_tokens(engine, rows, tokens, skipped, done)
+    else:
+        chooser = FirstTokenChooser(engine.loaded.model, rows, encoder.pad_id, tokens, skipped)
+        places = in_batches(engine.loaded, rows, chooser, done)
+    for index, place in places:
         word = labels[place]
         found[index] = {"prediction_first_token": word, "correct_first_token": word == examples[index].gold}
     return {index: line for part in Processes.current().gathered(found) for index, line in part.items()}
+
+
+def likeliest_tokens(
+    engine: Engine, rows: Mapping[int, Encoded], tokens: Sequence[int], skipped: int, done: Collection[int]
+) -> Iterator[tuple[int, int]]:
+    """Yield (index, place of the likeliest of the tokens) after the prompt and ``skipped`` tokens of the response."""
+    questions = []
+    for row in rows.values():
+        begin = row.labels.index(next(label for label in row.labels if label != IGNORED))  # of the response
+        questions.append(Question(row.input_ids[: begin + skipped], [[token] for token in tokens]))
+    indices = list(rows)
+    known = {place for place, index in enumerate(indices) if index in done}
+    for place, values in engine.log_likelihoods(questions, known):
+        yield indices[place], max(range(len(values)), key=values.__getitem__)
 
 
 def first_tokens(encoder: Encoder, prompt: str, labels: Sequence[str]) -> tuple[list[int], int]:

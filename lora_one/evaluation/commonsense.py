@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from lora_one.datasets.commonsense import RESPONSE, WORDS, folder_of_set, read_set
 from lora_one.errors import UsageError, nearest
-from lora_one.evaluation.benchmark import ModelBenchmark
+from lora_one.evaluation.benchmark import AnswerBenchmark
+from lora_one.evaluation.decoding import Completion, Decoding
 from lora_one.evaluation.options import EvaluationOptions, filled_in, option
 from lora_one.evaluation.scoring import prediction_line
 from lora_one.evaluation.shares import by_kind, counts_of, shares
@@ -23,8 +24,7 @@ from lora_one.statistics.shares import share_of
 from lora_one.types import Example
 
 if TYPE_CHECKING:
-    from lora_one.evaluation.generate import Completion
-    from lora_one.evaluation.loading import LoadedModel
+    from lora_one.evaluation.engines.protocol import Engine
 
 PUBLISHED = {"temperature": 0.1, "top_p": 0.75}
 BEAMS, TOP_K = 4, 40
@@ -57,9 +57,7 @@ def test_rows(data_path: str | None, dataset: str = "all", limit: int | None = N
     return [example for name in names for example in read_set(folders[name], name, "test")[:limit]]
 
 
-def by_likelihood(
-    loaded: "LoadedModel", examples: Sequence[Example], done: Collection[int]
-) -> dict[int, dict[str, Any]]:
+def by_likelihood(engine: "Engine", examples: Sequence[Example], done: Collection[int]) -> dict[int, dict[str, Any]]:
     """Return index -> the log-likelihood of each allowed response, and the word of the likeliest response.
 
     A response is the whole sentence of the training data, "the correct answer is <word>". Its log-likelihood is the sum
@@ -67,10 +65,8 @@ def by_likelihood(
     question's "Answer format:" allows. For a question longer than the model's context, no word is chosen.
     """
     from lora_one.distributed import Processes
-    from lora_one.evaluation.choices import log_likelihoods, questions_of
-    from lora_one.evaluation.generate import context_length
+    from lora_one.evaluation.choices import questions_of
 
-    context = context_length(loaded.model)
     groups: dict[tuple[str, ...], list[int]] = {}  # with the same set and words, prompts begin with the same tokens
     for index, example in enumerate(examples):
         name = set_of(example.id)
@@ -78,13 +74,13 @@ def by_likelihood(
     found: dict[int, dict[str, Any]] = {}
     for (_, *words), indices in groups.items():
         responses = [RESPONSE.format(word=word) for word in words]
-        questions = questions_of(loaded.tokenizer, [examples[index].prompt for index in indices], responses)
-        fitting = [place for place, question in enumerate(questions) if question.length <= context]
+        questions = questions_of(engine.tokenizer, [examples[index].prompt for index in indices], responses)
+        fitting = [place for place, question in enumerate(questions) if question.length <= engine.context]
         beyond = set(range(len(indices))) - set(fitting)
         found |= {indices[place]: {"prediction_likelihood": None, "correct_likelihood": False} for place in beyond}
         known = {number for number, place in enumerate(fitting) if indices[place] in done}
         asked = [questions[place] for place in fitting]
-        for number, values in log_likelihoods(loaded.model, asked, loaded.batch_size, known):
+        for number, values in engine.log_likelihoods(asked, known):
             index = indices[fitting[number]]
             by_word = dict(zip(words, values, strict=True))
             best = max(by_word, key=by_word.get)
@@ -149,7 +145,7 @@ class CommonsenseOptions(EvaluationOptions):
     drawn_together: int | None = filled_in(None, decides="completions")  # prompts that share random numbers
 
 
-class Commonsense(ModelBenchmark[CommonsenseOptions]):
+class Commonsense(AnswerBenchmark[CommonsenseOptions]):
     """The commonsense sets, on their test splits."""
 
     options = CommonsenseOptions
@@ -183,6 +179,10 @@ class Commonsense(ModelBenchmark[CommonsenseOptions]):
             options = replace(options, data_path=str(PUBLISHED_PLACE))
         return options
 
+    def needs_model(self, options: CommonsenseOptions) -> str | None:
+        """Return what needs the model itself: sampled beams."""
+        return "the published decoding with sampled beams (--greedy decodes without them)" if options.beams else None
+
     def folder(self, task: str, options: CommonsenseOptions) -> str:
         """Return a different folder for each choice of sets."""
         return task if options.dataset == "all" else f"{task}/{'+'.join(sets_of(options.dataset))}"
@@ -196,17 +196,14 @@ class Commonsense(ModelBenchmark[CommonsenseOptions]):
         return test_rows(options.data_path, options.dataset, options.limit)
 
     def answers(
-        self, loaded: "LoadedModel", examples: Sequence[Example], options: CommonsenseOptions, done: Collection[int]
-    ) -> Iterator[tuple[int, "Completion"]]:
+        self, engine: "Engine", examples: Sequence[Example], options: CommonsenseOptions, done: Collection[int]
+    ) -> Iterator[tuple[int, Completion]]:
         """Yield (index, the completion); with --likelihood, its details contain the likeliest answer."""
-        from lora_one.evaluation.generate import Decoding, complete
-
-        likely = by_likelihood(loaded, examples, done) if options.likelihood else {}
+        likely = by_likelihood(engine, examples, done) if options.likelihood else {}
         sampling = (options.temperature, options.top_p, options.seed)
         decoding = Decoding(options.max_new_tokens, *sampling, beams=options.beams or 1, top_k=options.top_k or 0)
-        prompts, names = loaded.encoder.prompts(examples), [example.id for example in examples]
-        asked = (prompts, decoding, loaded.batch_size, names, done)
-        for index, completion in complete(loaded.model, loaded.tokenizer, *asked):
+        prompts, names = engine.encoder.prompts(examples), [example.id for example in examples]
+        for index, completion in engine.generate(prompts, decoding, names, done):
             yield index, replace(completion, details=likely.get(index, {}))
 
     def score(self, example_id: Any, prompt: str, completion: str, gold: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,56 +19,12 @@ from lora_one.data.encode import pad_id_of
 from lora_one.distributed import Processes
 from lora_one.errors import RunError
 from lora_one.evaluation.batches import each_batch
+from lora_one.evaluation.decoding import GREEDY, Completion, Decoding, Ending, before, positions_of, stop_ids
 from lora_one.losses import evaluating
 from lora_one.models import kind_of
 from lora_one.seeding import generator_for
 
-
-@dataclass(frozen=True)
-class Decoding:
-    """How completions are chosen: greedily, or sampled if a temperature is given.
-
-    max_new_tokens: of each completion.  beams: above 1, beam search of transformers with this number of beams; with a
-    temperature, their continuations are sampled.  top_k: used only with beams.
-    stop: a completion ends before the first of these texts; beams are truncated there after the whole generation.
-    """
-
-    max_new_tokens: int
-    temperature: float | None = None
-    top_p: float | None = None
-    seed: int = 0
-    beams: int = 1
-    top_k: int = 0
-    stop: tuple[str, ...] = ()
-
-    def beam_options(self) -> dict[str, Any]:
-        """Return the options of transformers' ``generate`` for beam search."""
-        sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
-        chosen = {"do_sample": True, **sampling} if self.temperature is not None else {}
-        return GREEDY | chosen | {"num_beams": self.beams, "early_stopping": False, "length_penalty": 1.0}
-
-
-# All options are explicit, so a checkpoint's generation_config.json has no effect. The class Draw does the sampling.
-GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "num_beams": 1}
 BEGINNING = ("bos_token_id", "decoder_start_token_id", "forced_bos_token_id")
-
-
-@dataclass(frozen=True)
-class Completion:
-    """The text after a prompt, up to EOS or a stop text.
-
-    too_long: the prompt fills the model's context, so the text is empty.
-    details: more fields for the line of predictions.jsonl, as plain JSON.
-    room: the number of tokens that the context leaves, if it is below max_new_tokens; otherwise None.
-    cut_off: whether max_new_tokens or the context ended it, instead of EOS or a stop text; None: unknown, or no text
-    was generated.
-    """
-
-    text: str
-    too_long: bool = False
-    details: dict[str, Any] = field(default_factory=dict)
-    room: int | None = None
-    cut_off: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -90,20 +46,13 @@ class BatchGenerator:
     def __call__(self, chosen: Sequence[int]) -> list[tuple[int, Completion]]:
         """Return (index, completion) of the prompts with these indices, of which the first is the longest."""
         rooms = [self.room(index) for index in chosen]
-        stop = stop_ids(self.model, self.tokenizer, self.decoding.stop)
+        stop = stop_ids(self.model.generation_config, self.tokenizer, self.decoding.stop)
+        ending = Ending(self.tokenizer, stop, self.decoding)
         rows = self.generated(chosen, max(rooms), stop)
         return [
-            (index, self.completion(tokens[:room], stop, room))
+            (index, ending.completion(tokens[:room], room))
             for index, tokens, room in zip(chosen, rows, rooms, strict=True)
         ]
-
-    def completion(self, tokens: list[int], stop: list[int], room: int) -> Completion:
-        """Return the completion that these new tokens contain. stop: ids that end it; room: its maximal length."""
-        kept = until(tokens, stop)
-        text = self.tokenizer.decode(kept, skip_special_tokens=True)
-        ended = before(text, self.decoding.stop)
-        limited = room if room < self.decoding.max_new_tokens else None
-        return Completion(ended, room=limited, cut_off=len(kept) == room and ended == text)
 
     def room(self, index: int) -> int:
         """Return the maximal number of tokens of a prompt's completion."""
@@ -268,29 +217,6 @@ class AtText(StoppingCriteria):
         return torch.tensor([before(text, self.stop) != text for text in texts], device=input_ids.device)
 
 
-def before(text: str, stop: Sequence[str]) -> str:
-    """Return the text before the first stop text."""
-    return text[: min((place for word in stop if (place := text.find(word)) >= 0), default=len(text))]
-
-
-def until(tokens: list[int], stop: Sequence[int]) -> list[int]:
-    """Return the tokens before the first stop token."""
-    ends = [position for position, token in enumerate(tokens) if token in stop]
-    return tokens[: ends[0]] if ends else tokens
-
-
-def stop_ids(model: nn.Module, tokenizer: Any, texts: Sequence[str] = ()) -> list[int]:
-    """Return the ids of EOS, of the checkpoint and the tokenizer, and of stop texts that are special tokens.
-
-    Special tokens do not appear in the decoded text, so they must be recognised by their ids.
-    """
-    given = getattr(model.generation_config, "eos_token_id", None)
-    given = given if isinstance(given, list) else [given]
-    added = tokenizer.get_added_vocab() if texts else {}
-    single = [added[text] for text in texts if text in added]
-    return sorted({token for token in (*given, *single, tokenizer.eos_token_id) if token is not None})
-
-
 def context_length(model: nn.Module) -> int:
     """Return the maximal number of positions of the model; without a limit, a number that no prompt reaches."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+    return positions_of(model.config)

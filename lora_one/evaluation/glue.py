@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from lora_one.datasets import glue, super_glue
 from lora_one.errors import UsageError, nearest
-from lora_one.evaluation.benchmark import ModelBenchmark
+from lora_one.evaluation.benchmark import AnswerBenchmark
+from lora_one.evaluation.decoding import Completion, Decoding
 from lora_one.evaluation.glue_measures import MEASURES, Pairs, jackknife
 from lora_one.evaluation.options import EvaluationOptions, option
 from lora_one.evaluation.scoring import class_line
@@ -20,8 +21,7 @@ from lora_one.evaluation.source import head_names
 from lora_one.types import Example
 
 if TYPE_CHECKING:
-    from lora_one.evaluation.generate import Completion
-    from lora_one.evaluation.loading import LoadedModel
+    from lora_one.evaluation.engines.protocol import Engine
 
 MAX_NEW_TOKENS = 16
 MAX_LENGTH = 512
@@ -79,7 +79,7 @@ def check_read(options: GlueOptions, *, head: bool) -> None:
             raise UsageError(f"--{name}={getattr(options, name)} applies only to {reader}: leave it out")
 
 
-class Glue(ModelBenchmark[GlueOptions]):
+class Glue(AnswerBenchmark[GlueOptions]):
     """One set of GLUE or SuperGLUE, on its validation split."""
 
     options = GlueOptions
@@ -111,6 +111,10 @@ class Glue(ModelBenchmark[GlueOptions]):
             labels = tuple(words_of([hub.get(name.lower(), name) for name in names], labels))
         return replace(options, labels=labels)
 
+    def needs_model(self, options: GlueOptions) -> str | None:
+        """Return what needs the model itself: a classification head."""
+        return "a classification head" if head_names(options) is not None else None
+
     def folder(self, task: str, options: GlueOptions) -> str:
         """Return a different folder for each set."""
         return f"{task}/{options.dataset}"
@@ -120,22 +124,21 @@ class Glue(ModelBenchmark[GlueOptions]):
         return validation_rows(options.data_path, options.dataset)
 
     def answers(
-        self, loaded: "LoadedModel", examples: Sequence[Example], options: GlueOptions, done: Collection[int]
-    ) -> Iterator[tuple[int, "Completion"]]:
+        self, engine: "Engine", examples: Sequence[Example], options: GlueOptions, done: Collection[int]
+    ) -> Iterator[tuple[int, Completion]]:
         """Yield (index, completion): the word of the class that a head chooses, or the generated text."""
         from lora_one.evaluation.class_choice import by_first_token, by_head
-        from lora_one.evaluation.generate import Completion, Decoding, complete
 
-        model, encoder, head = loaded.model, loaded.encoder, loaded.kind.has_head
+        encoder, head = engine.encoder, engine.kind.has_head
         check_read(options, head=head)
         if head:
-            for index, place, details in by_head(loaded, encoder, examples, options.max_length, done):
+            for index, place, details in by_head(engine.loaded, encoder, examples, options.max_length, done):
                 yield index, Completion(options.labels[place], details=details)
             return
-        first = by_first_token(loaded, encoder, examples, options.labels, done) if options.first_token else {}
-        decoding = Decoding(options.max_new_tokens)
-        prompts = encoder.prompts(examples)
-        for index, completion in complete(model, loaded.tokenizer, prompts, decoding, loaded.batch_size, done=done):
+        first = by_first_token(engine, examples, options.labels, done) if options.first_token else {}
+        streams = [str(index) for index in range(len(examples))]
+        prompts, decoding = encoder.prompts(examples), Decoding(options.max_new_tokens)
+        for index, completion in engine.generate(prompts, decoding, streams, done):
             yield index, replace(completion, details=first.get(index, {}))
 
     def score(self, example_id: Any, prompt: str, completion: str, gold: str) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from lora_one.datasets.mmlu import LETTERS, ROW, read_questions
 from lora_one.errors import UsageError, nearest
-from lora_one.evaluation.benchmark import ModelBenchmark
+from lora_one.evaluation.benchmark import AnswerBenchmark
+from lora_one.evaluation.decoding import Completion
 from lora_one.evaluation.mmlu_subjects import CATEGORIES, SUBJECTS
 from lora_one.evaluation.options import EvaluationOptions, option
 from lora_one.evaluation.scoring import prediction_line
@@ -19,8 +20,7 @@ from lora_one.types import Example
 
 if TYPE_CHECKING:
     from lora_one.evaluation.choices import Question
-    from lora_one.evaluation.generate import Completion
-    from lora_one.evaluation.loading import LoadedModel
+    from lora_one.evaluation.engines.protocol import Engine
 
 HEADER = "The following are multiple choice questions (with answers) about  {subject}.\n\n"
 
@@ -81,28 +81,26 @@ def body_of(row: ROW) -> str:
 
 
 def likeliest_letters(
-    loaded: "LoadedModel", examples: Sequence[Problem], done: Collection[int] = ()
-) -> Iterator[tuple[int, "Completion"]]:
+    engine: "Engine", examples: Sequence[Problem], done: Collection[int] = ()
+) -> Iterator[tuple[int, Completion]]:
     """Yield (index, the likeliest letter), subject by subject.
 
     Questions of a subject with the same number of solved examples share the states of these examples.
     """
-    from lora_one.evaluation.choices import log_likelihoods
-    from lora_one.evaluation.generate import Completion, context_length
-
-    context = context_length(loaded.model)
     by_subject: dict[str, list[int]] = {}
     for index, example in enumerate(examples):
         by_subject.setdefault(subject_of(example.id), []).append(index)
     for indices in by_subject.values():
         if all(index in done for index in indices):
             continue
-        fitted = dict(zip(indices, fit(loaded.tokenizer, [examples[index] for index in indices], context), strict=True))
+        fitted = dict(
+            zip(indices, fit(engine.tokenizer, [examples[index] for index in indices], engine.context), strict=True)
+        )
         for shots in sorted({details["shots"] for _, details in fitted.values()}, reverse=True):
             group = [index for index in indices if fitted[index][1]["shots"] == shots]
             known = {place for place, index in enumerate(group) if index in done}
             questions = [fitted[index][0] for index in group]
-            for place, values in log_likelihoods(loaded.model, questions, loaded.batch_size, known):
+            for place, values in engine.log_likelihoods(questions, known):
                 by_letter = dict(zip(LETTERS, values, strict=True))
                 best = max(by_letter, key=by_letter.get)
                 details = {"log_likelihoods": by_letter, **fitted[group[place]][1]}
@@ -161,7 +159,7 @@ class MMLUOptions(EvaluationOptions):
     ntrain: int = option(5, help="number of solved examples before each question (%(default)s)", decides="completions")
 
 
-class MMLU(ModelBenchmark[MMLUOptions]):
+class MMLU(AnswerBenchmark[MMLUOptions]):
     """MMLU, on its test split."""
 
     options = MMLUOptions
@@ -192,10 +190,10 @@ class MMLU(ModelBenchmark[MMLUOptions]):
         return test_questions(options.data_path, options.ntrain)
 
     def answers(
-        self, loaded: "LoadedModel", examples: Sequence[Problem], options: MMLUOptions, done: Collection[int]
-    ) -> Iterator[tuple[int, "Completion"]]:
+        self, engine: "Engine", examples: Sequence[Problem], options: MMLUOptions, done: Collection[int]
+    ) -> Iterator[tuple[int, Completion]]:
         """Yield (index, the likeliest letter)."""
-        return likeliest_letters(loaded, examples, done)
+        return likeliest_letters(engine, examples, done)
 
     def score(self, example_id: Any, prompt: str, completion: str, gold: str) -> dict[str, Any]:
         """Return one line of predictions.jsonl.

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from lora_one.errors import UsageError
+from lora_one.evaluation.engines import ENGINES, TRANSFORMERS
 
 Decides = Literal["completions", "score"]
 Options = TypeVar("Options")
@@ -91,6 +92,9 @@ class EvaluationOptions:
         choices=["auto", "fp32", "bf16", "fp16"],
         help="auto: the dtype of the checkpoint",
         decides="completions",
+    )
+    engine: str = option(
+        TRANSFORMERS, choices=list(ENGINES), help="what runs the model (%(default)s)", decides="completions"
     )
     device: str | None = option(None, help="cuda, cuda:1, mps or cpu (default: the accelerator if there is one)")
     wandb_name: str | None = option(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_one.errors import RunError, UsageError
+from lora_one.evaluation.engines import TRANSFORMERS
 from lora_one.evaluation.options import EvaluationOptions
 from lora_one.files import write_whole
 from lora_one.records.folder import RunFolder, run_of
@@ -75,7 +76,8 @@ def first_difference(found: dict[str, Any], wanted: dict[str, Any]) -> str | Non
     """
 
     def flat(identity: dict[str, Any]) -> dict[str, Any]:
-        settings = {f"--{name}": value for name, value in identity["settings"].items()}
+        chosen = {"engine": TRANSFORMERS, **identity["settings"]}  # the only engine of earlier versions
+        settings = {f"--{name}": value for name, value in chosen.items()}
         contents = {f"the hash of --{name}'s content": text[:8] for name, text in identity["fingerprints"].items()}
         return {"--model_name": identity["model"], **settings, **contents}
 

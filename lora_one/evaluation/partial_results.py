@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from lora_one.errors import UsageError
 from lora_one.evaluation.benchmark import Request
+from lora_one.evaluation.decoding import Completion
 from lora_one.evaluation.output import first_difference
 from lora_one.files import write_whole
 
 if TYPE_CHECKING:
     from lora_one.distributed import Processes
-    from lora_one.evaluation.generate import Completion
 
 
 class PartialResults:
@@ -30,7 +30,7 @@ class PartialResults:
     def files(self) -> list[Path]:
         return sorted(self.first.parent.glob(f"{self.first.stem}*.jsonl"))
 
-    def read(self, *, overwrite: bool) -> dict[Request, "Completion"]:
+    def read(self, *, overwrite: bool) -> dict[Request, Completion]:
         """Return the completions saved by all processes; overwrite: remove them first."""
         if overwrite and self.processes.rank == 0:
             self.remove()
@@ -39,14 +39,12 @@ class PartialResults:
         self.processes.meet()  # all processes have read the files before one of them writes
         return found
 
-    def gathered(self) -> dict[Request, "Completion"]:
+    def gathered(self) -> dict[Request, Completion]:
         """Return the completions in all files."""
         return {request: completion for file in self.files for request, completion in self.lines(file).items()}
 
-    def lines(self, path: Path) -> dict[Request, "Completion"]:
+    def lines(self, path: Path) -> dict[Request, Completion]:
         """Return the completions of one file; an incomplete last line is ignored, and removed by the first process."""
-        from lora_one.evaluation.generate import Completion
-
         text = path.read_text()
         whole = text[: text.rfind("\n") + 1]
         try:
@@ -64,7 +62,7 @@ class PartialResults:
             write_whole(path, whole)
         return found
 
-    def add(self, request: Request, completion: "Completion") -> None:
+    def add(self, request: Request, completion: Completion) -> None:
         """Append a completion to this process's file."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         known = [completion.text, completion.too_long, completion.details, completion.room, completion.cut_off]

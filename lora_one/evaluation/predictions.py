@@ -6,17 +6,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lora_one.errors import UsageError
 from lora_one.evaluation.benchmark import Benchmark, Prediction, Request
+from lora_one.evaluation.decoding import Completion
+from lora_one.evaluation.engines import engine_class
 from lora_one.evaluation.options import EvaluationOptions
 from lora_one.evaluation.partial_results import PartialResults
 from lora_one.progress import Progress, progress
 from lora_one.types import Example
-
-if TYPE_CHECKING:
-    from lora_one.evaluation.generate import Completion
 
 
 @dataclass
@@ -30,7 +29,7 @@ class ScoredCompletions:
     too_long: int = 0
     correct: int = 0
 
-    def add(self, request: Request, completion: "Completion", *, generated_here: bool = True) -> None:
+    def add(self, request: Request, completion: Completion, *, generated_here: bool = True) -> None:
         """Score a completion and keep the prediction. generated_here: not saved earlier or by another process."""
         line = prediction_of(self.benchmark, self.examples[request[0]], request[0], completion)
         self.predictions[request] = line
@@ -43,7 +42,7 @@ class ScoredCompletions:
             self.shown.advance()
 
 
-def prediction_of(benchmark: Benchmark[Any], example: Example, index: int, completion: "Completion") -> Prediction:
+def prediction_of(benchmark: Benchmark[Any], example: Example, index: int, completion: Completion) -> Prediction:
     """Return the line of predictions.jsonl: the benchmark's score, then the facts about the completion."""
     number = index if example.id is None else example.id
     line = benchmark.score(number, example.prompt, completion.text, example.gold) | completion.details
@@ -70,9 +69,11 @@ def generated_predictions(
         scored = ScoredCompletions(benchmark, examples, shown)
         for request, completion in done.items():
             scored.add(request, completion, generated_here=False)
-        for request, completion in benchmark.completions(examples, asked, done, options):
-            partial.add(request, completion)
-            scored.add(request, completion)
+        if asked:
+            engine = engine_class(options.engine).start(options)
+            for request, completion in benchmark.completions(engine, examples, asked, done, options):
+                partial.add(request, completion)
+                scored.add(request, completion)
         processes.meet()
         if processes.rank > 0:
             return []

@@ -17,15 +17,15 @@ from lora_one.datasets import DATASETS
 from lora_one.datasets.own import LocalConfig
 from lora_one.datasets.sources import as_text, format_of, local_rows, read_text
 from lora_one.errors import RunError, UsageError, nearest
-from lora_one.evaluation.benchmark import ModelBenchmark
+from lora_one.evaluation.benchmark import AnswerBenchmark
+from lora_one.evaluation.decoding import Completion
 from lora_one.evaluation.options import EvaluationOptions, filled_in, option
 from lora_one.statistics.means import weighted_mean
 from lora_one.statistics.units import BITS, NATS, Unit
 from lora_one.types import Example
 
 if TYPE_CHECKING:
-    from lora_one.evaluation.generate import Completion
-    from lora_one.evaluation.loading import LoadedModel
+    from lora_one.evaluation.engines.protocol import Engine
 
 COLUMN = "text"  # with the documents of a table, by default
 MAX_LENGTH = 2048  # of a window by default, where the model's context is longer
@@ -59,7 +59,7 @@ def text_of(example: Example) -> str:
 
 
 def losses_of(
-    loaded: "LoadedModel", texts: Sequence[str], max_length: int, batch_size: int | None, done: Collection[int]
+    engine: "Engine", texts: Sequence[str], max_length: int, done: Collection[int]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (index, the fields of its line) of each text that is not in ``done``; see ``line_of``.
 
@@ -67,21 +67,18 @@ def losses_of(
     Raises UsageError: not a causal model, or the tokenizer has neither BOS nor EOS.
     """
     from lora_one.distributed import Processes
-    from lora_one.evaluation.batches import automatic_tokens
-    from lora_one.evaluation.choices import Question, log_likelihoods
+    from lora_one.evaluation.choices import Question
 
-    start, processes = first_token(loaded.tokenizer), Processes.current()
-    tokens = loaded.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    start, processes = first_token(engine.tokenizer), Processes.current()
+    tokens = engine.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
     windows = [[ids[place : place + max_length] for place in range(0, len(ids), max_length)] for ids in tokens]
-    most = automatic_tokens(loaded.model, loaded.model.config.get_text_config().vocab_size)
     for group in groups_of(windows):
         if all(index in done for index in group):
             continue
         owners = [index for index in group for _ in windows[index]]
         questions = [Question([start], [window]) for index in group for window in windows[index]]
-        longest = max((question.length for question in questions), default=1)
         known = {place for place, index in enumerate(owners) if index in done}
-        scored = dict(log_likelihoods(loaded.model, questions, batch_size or max(1, most // longest), known))
+        scored = dict(engine.log_likelihoods(questions, known, long=True))
         nats = {place: -value for part in processes.gathered(scored) for place, (value,) in part.items()}
         for index in group[processes.rank :: processes.count]:
             if index not in done:
@@ -161,7 +158,7 @@ class TextOptions(EvaluationOptions):
     rescore: str | None = filled_in(None)
 
 
-class Text(ModelBenchmark[TextOptions]):
+class Text(AnswerBenchmark[TextOptions]):
     """The loss on any text."""
 
     options = TextOptions
@@ -196,19 +193,17 @@ class Text(ModelBenchmark[TextOptions]):
         return found
 
     def answers(
-        self, loaded: "LoadedModel", examples: Sequence[Example], options: TextOptions, done: Collection[int]
-    ) -> Iterator[tuple[int, "Completion"]]:
+        self, engine: "Engine", examples: Sequence[Example], options: TextOptions, done: Collection[int]
+    ) -> Iterator[tuple[int, Completion]]:
         """Yield (index, the loss in the details). Raises UsageError: windows exceed the model's context."""
-        from lora_one.evaluation.generate import Completion, context_length
-
-        context = context_length(loaded.model)
+        context = engine.context
         if options.max_length is not None and options.max_length > context:
             raise UsageError(
                 f"--max_length={options.max_length} exceeds the model's context of {context} tokens: pass a smaller "
                 "number or leave it out"
             )
         texts, length = [example.prompt for example in examples], options.max_length or min(context, MAX_LENGTH)
-        for index, details in losses_of(loaded, texts, length, options.batch_size, done):
+        for index, details in losses_of(engine, texts, length, done):
             yield index, Completion("", details=details)
 
     def score(self, example_id: Any, prompt: str, completion: str, gold: Any) -> dict[str, Any]:

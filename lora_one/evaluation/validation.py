@@ -18,7 +18,8 @@ from lora_one.errors import UsageError
 from lora_one.evaluation import gsm8k
 from lora_one.evaluation.batches import automatic_tokens, each_that_fits
 from lora_one.evaluation.benchmark import Prediction
-from lora_one.evaluation.generate import Completion, Decoding, complete
+from lora_one.evaluation.decoding import Completion, Decoding
+from lora_one.evaluation.generate import complete
 from lora_one.evaluation.scoring import class_line, prediction_line
 from lora_one.losses import IGNORED, batch_loss, evaluating
 from lora_one.progress import progress

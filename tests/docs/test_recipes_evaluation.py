@@ -48,25 +48,32 @@ class Mine(Benchmark[MineOptions]):
         return shares(by_kind(predictions, {"accuracy": "correct"})), counts_of(predictions)
 '''
 
-ENGINE = '''class Mine:
-    """Answers every prompt with the same number."""
+ENGINE = '''
+"""An engine that answers every prompt with the same number."""
 
-    @classmethod
-    def serves(cls, options):
-        return options.model_name == "mine"
+from lora_one.evaluation.decoding import Completion
+from lora_one.model_kinds import CAUSAL
+
+
+class Lengths:
+    def prompts(self, examples):
+        return [[len(example.prompt)] for example in examples]
+
+
+class Mine:
+    tokenizer, encoder, kind, context = None, Lengths(), CAUSAL, 1024
 
     @classmethod
     def start(cls, options):
         return cls()
 
-    def prompts(self, examples):
-        return [[len(example.prompt)] for example in examples]
+    @classmethod
+    def identity(cls, options):
+        return {"version": "1"}
 
-    def complete(self, prompts, decoding, streams):
+    def generate(self, prompts, decoding, streams, done=()):
         for index in reversed(range(len(prompts))):
             yield index, Completion("#### 7")
-
-
 '''
 
 
@@ -112,16 +119,22 @@ def test_a_benchmark_touches_three_places(project):
 
 
 def test_an_engine_touches_two_places(project):
-    engines = project / "lora_one/evaluation/engines.py"
-    insert_before(engines, "# The first engine that serves", ENGINE)
-    insert_before(engines, '    "transformers": Transformers,', '    "mine": Mine,\n')
+    engines = project / "lora_one/evaluation/engines"
+    (engines / "mine.py").write_text(ENGINE.lstrip())
+    line = '    "mine": "lora_one.evaluation.engines.mine:Mine",\n'
+    insert_before(engines / "__init__.py", "    TRANSFORMERS: ", line)
     problems = project / "problems.jsonl"
     problems.write_text('{"question": "3 + 4", "answer": "#### 7"}\n{"question": "3 + 5", "answer": "#### 8"}\n')
-    report = evaluate(project, "eval_gsm8k.py", "--model_name=mine", f"--data_path={problems}")
+    report = evaluate(project, "eval_gsm8k.py", "--engine=mine", "--model_name=mine", f"--data_path={problems}")
     assert report["metrics"]["accuracy"] == 0.5 and report["model"] == "mine"
 
 
 def test_the_recipes_name_the_lines_that_are_added():
     text = (ROOT / "docs/design.md").read_text()
-    for line in ("lora_one/evaluation/mine.py", '"mine": mine.Mine(),', "eval/eval_mine.py", '"mine": Mine,'):
+    for line in (
+        "lora_one/evaluation/mine.py",
+        '"mine": mine.Mine(),',
+        "eval/eval_mine.py",
+        "evaluation/engines/mine.py",
+    ):
         assert line in text

@@ -13,7 +13,8 @@ from lora_one.distributed import Processes
 from lora_one.errors import RunError
 from lora_one.evaluation.batches import each_batch
 from lora_one.evaluation.command import main
-from lora_one.evaluation.generate import Decoding, complete
+from lora_one.evaluation.decoding import Decoding
+from lora_one.evaluation.generate import complete
 from tests.helpers.paths import ROOT
 
 

@@ -7,8 +7,9 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lora_one.adaptation.wrapping import wrap
-from lora_one.evaluation import command, engines, loading
-from lora_one.evaluation.generate import Completion, Decoding, Draw, before, complete, until
+from lora_one.evaluation import command, loading, predictions
+from lora_one.evaluation.decoding import Completion, Decoding, before, until
+from lora_one.evaluation.generate import Draw, complete
 from tests.helpers.models import random_llama, random_t5
 from tests.helpers.runs import run_config
 
@@ -225,10 +226,18 @@ def test_another_engine_can_replace_the_model(stopped, tmp_path, monkeypatch):
     asked = []
 
     class Letters:
+        @classmethod
+        def start(cls, options):
+            return cls()
+
+        @property
+        def encoder(self):
+            return self
+
         def prompts(self, examples):
             return [[ord(letter) for letter in example.prompt] for example in examples]
 
-        def complete(self, prompts, decoding, streams):
+        def generate(self, prompts, decoding, streams, done=()):
             assert decoding.max_new_tokens == 9
             for index in reversed(range(len(prompts))):
                 if stopped and len(asked) == 3:
@@ -238,7 +247,7 @@ def test_another_engine_can_replace_the_model(stopped, tmp_path, monkeypatch):
 
     rows = [{"question": "x" * size, "answer": f"#### {size + 7}"} for size in (4, 1, 9, 2, 7)]
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    monkeypatch.setattr(engines, "engine_for", lambda options: Letters())
+    monkeypatch.setattr(predictions, "engine_class", lambda name: Letters)
     monkeypatch.setattr(loading, "load_evaluated", None)
     options = ["--model_name=not/loaded", f"--data_path={tmp_path / 'test.jsonl'}", "--max_new_tokens=9"]
     if stopped:

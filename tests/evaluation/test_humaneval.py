@@ -8,7 +8,7 @@ from math import sqrt
 
 import pytest
 
-from lora_one.evaluation import BENCHMARKS, engines, functional_correctness, humaneval
+from lora_one.evaluation import BENCHMARKS, functional_correctness, humaneval, predictions
 from lora_one.evaluation.command import main
 from tests.helpers.models import random_llama
 from tests.helpers.paths import shared
@@ -153,18 +153,29 @@ class Generated:
     def __init__(self, monkeypatch):
         self.asked = []
         self.stop_after = None
-        monkeypatch.setattr(engines, "generated", self)
+        monkeypatch.setattr(predictions, "engine_class", lambda name: self)
 
-    def __call__(self, examples, requests, options):
-        from lora_one.evaluation.generate import Completion
+    def start(self, options):
+        return self
 
-        for request in reversed(requests):
+    @property
+    def encoder(self):
+        return self
+
+    def prompts(self, examples):
+        self.examples = examples
+        return [[0] for _ in examples]
+
+    def generate(self, prompts, decoding, streams, done=()):
+        from lora_one.evaluation.decoding import Completion
+
+        for place, stream in reversed(list(enumerate(streams))):
             if self.stop_after == len(self.asked):
                 raise KeyboardInterrupt
-            self.asked.append(request)
-            problem, sample = request
-            good = right(examples[problem].gold)
-            yield request, Completion(f"{good}```" if sample <= problem else f"{good.rstrip()} + 5")
+            problem, sample = map(int, stream.split(":"))
+            self.asked.append((problem, sample))
+            good = right(self.examples[problem].gold)
+            yield place, Completion(f"{good}```" if sample <= problem else f"{good.rstrip()} + 5")
 
 
 def command_of(problem_file, output, *more):

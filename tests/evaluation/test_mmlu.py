@@ -12,6 +12,7 @@ from lora_one.datasets import mmlu as mmlu_rows
 from lora_one.errors import RunError, UsageError
 from lora_one.evaluation import BENCHMARKS, mmlu
 from lora_one.evaluation.command import main
+from lora_one.evaluation.engines.local import Transformers
 from lora_one.evaluation.loading import LoadedModel
 from lora_one.evaluation.mmlu_subjects import CATEGORIES, SUBJECTS
 from lora_one.evaluation.partial_results import PartialResults
@@ -82,7 +83,7 @@ def test_equals_a_slow_loop(name, limit, batch_size, data, request):
     tokenizer = request.getfixturevalue(name)
     model = random_llama(len(tokenizer), max_position_embeddings=limit)
     problems = mmlu.test_questions(str(data), ntrain=3)
-    found = dict(mmlu.likeliest_letters(LoadedModel(model, tokenizer, batch_size), problems))
+    found = dict(mmlu.likeliest_letters(Transformers(LoadedModel(model, tokenizer, batch_size)), problems))
     assert sorted(found) == list(range(5))
     lost = []
     for index, problem in enumerate(problems):
@@ -103,7 +104,10 @@ def test_a_question_beyond_the_context_keeps_its_end(tokenizer, data):
     whole = tokenizer(problem.prompt_without(3))["input_ids"]
     assert question.length == 20 and question.context == whole[-len(question.context) :]
     assert details["tokens_cut"] == len(whole) - len(question.context) and details["shots_lost"] == 3
-    assert dict(mmlu.likeliest_letters(LoadedModel(model, tokenizer, 1), [problem]))[0].text.strip() in "ABCD"
+    assert (
+        dict(mmlu.likeliest_letters(Transformers(LoadedModel(model, tokenizer, 1)), [problem]))[0].text.strip()
+        in "ABCD"
+    )
 
 
 @pytest.mark.parametrize("name", ["tokenizer", "sentencepiece_tokenizer"])

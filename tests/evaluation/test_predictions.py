@@ -1,12 +1,13 @@
 """The time left of an evaluation counts only what this process generates now."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from lora_one.distributed import Processes
 from lora_one.evaluation import predictions
-from lora_one.evaluation.generate import Completion
+from lora_one.evaluation.decoding import Completion
 from lora_one.evaluation.gsm8k import GSM8K, GSM8KOptions
 from lora_one.evaluation.partial_results import PartialResults
 from lora_one.progress import Progress
@@ -17,12 +18,18 @@ class Numbers(GSM8K):
     def examples(self, options):
         return [Example(f"Q: {number}?", "", gold=str(number)) for number in range(10)]
 
-    def completions(self, examples, requests, done, options):
+    def completions(self, engine, examples, requests, done, options):
         for request in requests:
             yield request, Completion(f"#### {request[0]}")
 
 
-def test_saved_completions_are_done_before_the_clock_starts(tmp_path, monkeypatch):
+@pytest.fixture
+def no_engine(monkeypatch):
+    """No model is loaded."""
+    monkeypatch.setattr(predictions, "engine_class", lambda name: SimpleNamespace(start=lambda options: None))
+
+
+def test_saved_completions_are_done_before_the_clock_starts(tmp_path, monkeypatch, no_engine):
     options = GSM8KOptions(model_name="m")
     identity = {"model": "m", "settings": {}, "fingerprints": {}}
     partial = PartialResults(tmp_path / "partial.jsonl", identity, Processes(0, 1))
@@ -57,7 +64,7 @@ def test_cut_completions_are_counted_if_all_are_known(cut, expected):
     assert predictions.remarks_of(GSM8K(), lines) == {"too_long": 1} | expected
 
 
-def test_partial_results_of_an_earlier_version_are_continued(tmp_path):
+def test_partial_results_of_an_earlier_version_are_continued(tmp_path, no_engine):
     """Their lines end before the field cut_off."""
     options, identity = GSM8KOptions(model_name="m"), {"model": "m", "settings": {}, "fingerprints": {}}
     path = tmp_path / "partial.jsonl"

@@ -13,6 +13,7 @@ from lora_one.adaptation.wrapping import wrap
 from lora_one.errors import UsageError
 from lora_one.evaluation import text
 from lora_one.evaluation.command import main
+from lora_one.evaluation.engines.local import Transformers
 from lora_one.evaluation.loading import LoadedModel
 from lora_one.evaluation.partial_results import PartialResults
 from tests.helpers.models import bert_tokenizer, folder_of, random_bert, random_llama, random_t5
@@ -54,7 +55,7 @@ def table(tmp_path):
 def test_equals_a_loop_over_single_tokens(name, size, batch_size, request):
     tokenizer = request.getfixturevalue(name)
     model = random_llama(len(tokenizer))
-    found = dict(text.losses_of(LoadedModel(model, tokenizer, 16), TEXTS, size, batch_size, done=()))
+    found = dict(text.losses_of(Transformers(LoadedModel(model, tokenizer, 16), batch_size), TEXTS, size, done=()))
     assert sorted(found) == [0, 1, 2, 3]
     for index, document in enumerate(TEXTS):
         nats, line = slowly(model, tokenizer, document, size), found[index]

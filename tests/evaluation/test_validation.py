@@ -9,7 +9,7 @@ from lora_one.datasets import CLASSIFIED, labels_of
 from lora_one.datasets.own import own_rows
 from lora_one.errors import RunError, UsageError
 from lora_one.evaluation import batches, validation
-from lora_one.evaluation.generate import Completion
+from lora_one.evaluation.decoding import Completion
 from lora_one.losses import mean_loss
 from lora_one.types import Example
 from tests.helpers.datasets import write_jsonl

@@ -24,7 +24,8 @@ from lora_one.errors import UsageError
 from lora_one.evaluation.batches import each_batch
 from lora_one.evaluation.choices import log_likelihoods, questions_of
 from lora_one.evaluation.command import main as evaluate
-from lora_one.evaluation.generate import Decoding, complete
+from lora_one.evaluation.decoding import Decoding
+from lora_one.evaluation.generate import complete
 from lora_one.evaluation.validation import Validation
 from lora_one.files import read_lines
 from lora_one.initialization.gradients import mean_gradients, sums_in_fp32
