@@ -11,6 +11,8 @@ from typing import Any
 from lora_one.errors import RunError, UsageError, nearest
 from lora_one.evaluation import BENCHMARKS
 from lora_one.evaluation.benchmark import Benchmark, Prediction
+from lora_one.evaluation.engines import TRANSFORMERS
+from lora_one.evaluation.generation import generated
 from lora_one.evaluation.options import EvaluationOptions, add_options, check_options, parsed
 from lora_one.evaluation.output import (
     check_writable,
@@ -21,8 +23,7 @@ from lora_one.evaluation.output import (
     show,
     write_lines,
 )
-from lora_one.evaluation.partial_results import PartialResults
-from lora_one.evaluation.predictions import generated_predictions, remarks_of, rescored_predictions
+from lora_one.evaluation.predictions import remarks_of, rescored_predictions
 from lora_one.evaluation.source import check_present, located
 from lora_one.files import write_json
 from lora_one.invocation import command_name
@@ -80,12 +81,11 @@ def evaluate(task: str, arguments: Sequence[str]) -> int:
     check_present(options)
     check_writable(output)
     fingerprints = data_fingerprints(options)
-    identity = {"model": options.model, "settings": options.deciding("completions"), "fingerprints": fingerprints}
-    partial = PartialResults(output / "predictions.partial.jsonl", identity, processes)
     if options.rescore:
-        predictions = rescored_predictions(benchmark, Path(options.rescore))
+        found, predictions = None, rescored_predictions(benchmark, Path(options.rescore))
     else:
-        predictions = generated_predictions(benchmark, options, partial)
+        found = generated(benchmark, options, output, fingerprints, processes)
+        predictions = found.predictions
     if processes.rank > 0:
         return 0
     predictions = benchmark.judge(predictions, options, output)
@@ -93,11 +93,12 @@ def evaluate(task: str, arguments: Sequence[str]) -> int:
         print(f"{len(predictions)} completions are in {output}: run the command without --no_score to score them")
         return 0
     report = report_of(task, benchmark, options, predictions)
+    report |= found.facts if found else {}
     report |= {"seconds": time.perf_counter() - started, "provenance": provenance(fingerprints)}
     write_lines(output / "predictions.jsonl", predictions)
     write_json(output / "metrics.json", report)
-    if not options.rescore:
-        partial.remove()
+    if found is not None:
+        found.partial.remove()
     track(task, options, report, output)
     show(task, report)
     print(f"metrics: {output / 'metrics.json'}")
@@ -111,7 +112,14 @@ def checked_options(task: str, benchmark: Benchmark[Any], arguments: Sequence[st
     """
     options = parsed(parser_of(task, benchmark), benchmark.options, arguments)
     check_options(options)
-    return benchmark.check(located(options))
+    options = benchmark.check(located(options))
+    needed = None if options.engine == TRANSFORMERS or options.rescore else benchmark.needs_model(options)
+    if needed is not None:
+        raise UsageError(
+            f"--engine={options.engine} cannot be used for {needed}, which need the model in this process: use "
+            f"--engine={TRANSFORMERS}"
+        )
+    return options
 
 
 def parser_of(task: str, benchmark: Benchmark[Any]) -> argparse.ArgumentParser:

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from lora_one.errors import UsageError
-from lora_one.evaluation.engines import ENGINES, TRANSFORMERS
+from lora_one.evaluation.engines import ENGINES, SERVER, TRANSFORMERS
 
 Decides = Literal["completions", "score"]
 Options = TypeVar("Options")
+SERVER_OPTIONS = ("base_url", "served_model", "serve", "vllm", "concurrency", "request_timeout", "no_parity")
 
 
 def option(
@@ -94,7 +95,26 @@ class EvaluationOptions:
         decides="completions",
     )
     engine: str = option(
-        TRANSFORMERS, choices=list(ENGINES), help="what runs the model (%(default)s)", decides="completions"
+        TRANSFORMERS,
+        choices=list(ENGINES),
+        help="what runs the model: transformers in this process, or a server with OpenAI's completions API, such as "
+        "vLLM's (%(default)s)",
+        decides="completions",
+    )
+    base_url: str | None = option(
+        None, metavar="URL", help="with --engine=server: its address, such as http://127.0.0.1:8000"
+    )
+    served_model: str | None = option(
+        None, metavar="NAME", help="with --engine=server: the name of the model there (default: the only one)"
+    )
+    serve: bool = option(False, help="with --engine=server: start vLLM here, and stop it at the end")
+    vllm: str | None = option(
+        None, metavar="FILE", help="with --serve: the command vllm (default: on PATH, or as scripts/serve.sh made it)"
+    )
+    concurrency: int = option(32, help="with --engine=server: requests at a time (%(default)s)")
+    request_timeout: float = option(600.0, help="with --engine=server: seconds that a request may take (%(default)s)")
+    no_parity: bool = option(
+        False, help="with --engine=server: leave out the comparison of a few prompts with transformers"
     )
     device: str | None = option(None, help="cuda, cuda:1, mps or cpu (default: the accelerator if there is one)")
     wandb_name: str | None = option(
@@ -172,6 +192,34 @@ def check_options(options: EvaluationOptions) -> None:
         check_path(name, getattr(options, name))
     if options.rescore:
         check_rescored(options)
+    check_engine(options)
+
+
+def check_engine(options: EvaluationOptions) -> None:
+    """Check the options of the engine. Raises UsageError: an option without effect or missing, or a wrong value."""
+    defaults = EvaluationOptions()
+    if options.engine != SERVER:
+        for name in SERVER_OPTIONS:
+            if getattr(options, name) != getattr(defaults, name):
+                raise UsageError(f"--{name} has no effect without --engine={SERVER}: add it, or leave --{name} out")
+        return
+    if options.rescore:
+        return
+    if bool(options.base_url) == options.serve:
+        raise UsageError(
+            f"--engine={SERVER} needs either --base_url=<address of a running server> or --serve, which starts vLLM"
+        )
+    if options.vllm is not None and not options.serve:
+        raise UsageError(f"--vllm={options.vllm} has no effect without --serve: add it, or leave --vllm out")
+    if options.adapter is not None and not options.serve:
+        raise UsageError(
+            f"--adapter={options.adapter} cannot be put on a model that a server has loaded: merge it and serve the "
+            "merged checkpoint, or pass --serve instead of --base_url, which merges it"
+        )
+    if options.concurrency < 1:
+        raise UsageError(f"--concurrency={options.concurrency} must be at least 1: pass a larger number")
+    if not 0 < options.request_timeout < math.inf:
+        raise UsageError(f"--request_timeout={options.request_timeout} must be a positive number of seconds")
 
 
 def check_path(name: str, value: str | None) -> None:

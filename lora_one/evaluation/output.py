@@ -69,7 +69,7 @@ def finished_report(output: Path, options: EvaluationOptions) -> dict[str, Any] 
 def first_difference(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
     """Return in words the first difference between two evaluations; None: there is none.
 
-    found, wanted: model, settings, and the fingerprints of local files.
+    found, wanted: model, settings, the fingerprints of local files, and the engine, if it is known.
 
     >>> first_difference({"model": "a", "settings": {"seed": 1}}, {"model": "a", "settings": {"seed": 2}})
     '--seed is 1 there and 2 here'
@@ -78,8 +78,9 @@ def first_difference(found: dict[str, Any], wanted: dict[str, Any]) -> str | Non
     def flat(identity: dict[str, Any]) -> dict[str, Any]:
         chosen = {"engine": TRANSFORMERS, **identity["settings"]}  # the only engine of earlier versions
         settings = {f"--{name}": value for name, value in chosen.items()}
+        engine = {f"the engine's {name}": value for name, value in identity.get("engine", {}).items()}
         contents = {f"the hash of --{name}'s content": text[:8] for name, text in identity["fingerprints"].items()}
-        return {"--model_name": identity["model"], **settings, **contents}
+        return {"--model_name": identity["model"], **settings, **engine, **contents}
 
     there, here = flat(found), flat(wanted)
     for name in {**here, **there}:

@@ -52,7 +52,7 @@ class PartialResults:
             found = {(example, sample): Completion(*completion) for example, sample, *completion in lines}
         except (ValueError, TypeError) as error:
             raise UsageError(f"{path} is damaged ({error}): remove it, or pass --overwrite") from error
-        difference = first_difference(first, self.identity)
+        difference = first_difference(self.identity | first, self.identity)  # earlier versions wrote fewer parts
         if difference is not None:
             raise UsageError(
                 f"{path} contains unfinished results of another model or other settings ({difference}): pass "

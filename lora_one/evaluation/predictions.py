@@ -3,10 +3,11 @@
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_one.errors import UsageError
 from lora_one.evaluation.benchmark import Benchmark, Prediction, Request
@@ -16,6 +17,9 @@ from lora_one.evaluation.options import EvaluationOptions
 from lora_one.evaluation.partial_results import PartialResults
 from lora_one.progress import Progress, progress
 from lora_one.types import Example
+
+if TYPE_CHECKING:
+    from lora_one.evaluation.engines.protocol import Engine
 
 
 @dataclass
@@ -52,14 +56,18 @@ def prediction_of(benchmark: Benchmark[Any], example: Example, index: int, compl
 
 
 def generated_predictions(
-    benchmark: Benchmark[Any], options: EvaluationOptions, partial: PartialResults
+    benchmark: Benchmark[Any],
+    examples: Sequence[Example],
+    options: EvaluationOptions,
+    partial: PartialResults,
+    begin: "Callable[[Engine], None] | None" = None,
 ) -> list[Prediction]:
     """Generate the completions that are not saved yet, score all, and return the predictions.
 
     They are in the order of the data, the samples of an example together. With several processes, each one generates
     its share; the first process returns all predictions, the others return none.
+    begin: called with the engine before the first of these completions.
     """
-    examples = benchmark.limited_examples(options)
     requests = [(index, sample) for index in range(len(examples)) for sample in range(options.num_sample)]
     done = partial.read(overwrite=options.overwrite)
     processes = partial.processes
@@ -70,10 +78,12 @@ def generated_predictions(
         for request, completion in done.items():
             scored.add(request, completion, generated_here=False)
         if asked:
-            engine = engine_class(options.engine).start(options)
-            for request, completion in benchmark.completions(engine, examples, asked, done, options):
-                partial.add(request, completion)
-                scored.add(request, completion)
+            with closing(engine_class(options.engine).start(options)) as engine:
+                if begin is not None:
+                    begin(engine)
+                for request, completion in benchmark.completions(engine, examples, asked, done, options):
+                    partial.add(request, completion)
+                    scored.add(request, completion)
         processes.meet()
         if processes.rank > 0:
             return []

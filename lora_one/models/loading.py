@@ -72,6 +72,20 @@ def load_config(name: str, revision: str | None = None) -> Any:
 
 
 @quiet_weights()
+def generation_settings(name: str, config: Any) -> Any:
+    """Return the generation settings that a model of this name is loaded with (GenerationConfig of transformers).
+
+    config: its configuration, from which they are derived if the checkpoint has none.
+    """
+    from transformers import GenerationConfig
+
+    source, options = source_of(name, None)
+    try:
+        return GenerationConfig.from_pretrained(source, **options)
+    except OSError:
+        return GenerationConfig.from_model_config(config)
+
+
 def load_model(
     name: str,
     revision: str | None = None,

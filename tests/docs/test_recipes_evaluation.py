@@ -71,6 +71,9 @@ class Mine:
     def identity(cls, options):
         return {"version": "1"}
 
+    def close(self):
+        pass
+
     def generate(self, prompts, decoding, streams, done=()):
         for index in reversed(range(len(prompts))):
             yield index, Completion("#### 7")

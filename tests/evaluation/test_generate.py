@@ -237,6 +237,9 @@ def test_another_engine_can_replace_the_model(stopped, tmp_path, monkeypatch):
         def prompts(self, examples):
             return [[ord(letter) for letter in example.prompt] for example in examples]
 
+        def close(self):
+            pass
+
         def generate(self, prompts, decoding, streams, done=()):
             assert decoding.max_new_tokens == 9
             for index in reversed(range(len(prompts))):

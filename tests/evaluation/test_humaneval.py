@@ -166,6 +166,9 @@ class Generated:
         self.examples = examples
         return [[0] for _ in examples]
 
+    def close(self):
+        pass
+
     def generate(self, prompts, decoding, streams, done=()):
         from lora_one.evaluation.decoding import Completion
 

@@ -26,7 +26,8 @@ class Numbers(GSM8K):
 @pytest.fixture
 def no_engine(monkeypatch):
     """No model is loaded."""
-    monkeypatch.setattr(predictions, "engine_class", lambda name: SimpleNamespace(start=lambda options: None))
+    engine = SimpleNamespace(close=lambda: None)
+    monkeypatch.setattr(predictions, "engine_class", lambda name: SimpleNamespace(start=lambda options: engine))
 
 
 def test_saved_completions_are_done_before_the_clock_starts(tmp_path, monkeypatch, no_engine):
@@ -43,9 +44,8 @@ def test_saved_completions_are_done_before_the_clock_starts(tmp_path, monkeypatc
             seen.append(self)
 
     monkeypatch.setattr("lora_one.progress.Progress", Watched)
-    found = predictions.generated_predictions(
-        Numbers(), options, PartialResults(partial.path, identity, Processes(0, 1))
-    )
+    partial = PartialResults(partial.path, identity, Processes(0, 1))
+    found = predictions.generated_predictions(Numbers(), Numbers().examples(options), options, partial)
     (shown,) = seen
     assert (shown.before, shown.done, shown.total) == (7, 10, 10) and len(found) == 10
     assert shown.facts["accuracy"] == "0.400", "0 of the saved ones, and 7, 8, 9"
@@ -72,6 +72,7 @@ def test_partial_results_of_an_earlier_version_are_continued(tmp_path, no_engine
     partial = PartialResults(path, identity, Processes(0, 1))
     partial.add((1, 0), Completion("#### 1", cut_off=False))
     assert partial.read(overwrite=False)[1, 0] == Completion("#### 1", cut_off=False)
-    found = predictions.generated_predictions(Numbers(), options, PartialResults(path, identity, Processes(0, 1)))
+    partial = PartialResults(path, identity, Processes(0, 1))
+    found = predictions.generated_predictions(Numbers(), Numbers().examples(options), options, partial)
     assert (found[0]["room"], found[0].get("cut_off"), found[1]["cut_off"]) == (7, None, False)
     assert len(found) == 10 and "cut_off" not in predictions.remarks_of(GSM8K(), found)

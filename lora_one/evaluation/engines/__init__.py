@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lora_one.evaluation.engines.protocol import Engine
 
-TRANSFORMERS = "transformers"
+TRANSFORMERS, SERVER = "transformers", "server"
 ENGINES: dict[str, str] = {  # name -> its class
     TRANSFORMERS: "lora_one.evaluation.engines.local:Transformers",
+    SERVER: "lora_one.evaluation.engines.server:Server",
 }
 
 

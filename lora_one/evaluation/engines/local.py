@@ -51,6 +51,9 @@ class Transformers:
     def context(self) -> int:
         return context_length(self.loaded.model)
 
+    def close(self) -> None:
+        """Do nothing: the model is freed with the last reference to it."""
+
     def generate(
         self, prompts: Sequence[Sequence[int]], decoding: Decoding, streams: Sequence[str], done: Container[int] = ()
     ) -> Iterator[tuple[int, Completion]]:

@@ -30,6 +30,9 @@ class Engine(Protocol):
     def identity(cls, options: EvaluationOptions) -> dict[str, Any]:
         """Return the version and settings that may change a result, as plain JSON. Loads no model."""
 
+    def close(self) -> None:
+        """Free what the engine holds; it is not used afterwards."""
+
     def generate(
         self, prompts: Sequence[Sequence[int]], decoding: Decoding, streams: Sequence[str], done: Container[int] = ()
     ) -> Iterator[tuple[int, Completion]]:

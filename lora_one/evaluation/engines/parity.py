@@ -1,0 +1,232 @@
+"""Does another engine give what transformers gives? A few prompts go through both before an evaluation.
+
+Rounding parts some completions: where two tokens are almost equally likely, another order of additions chooses the
+other one. A wrong prompt, template, stop text or checkpoint parts them where the tokens are not equally likely. So the
+first token in which two completions differ is compared by the log-probabilities of both tokens.
+"""
+
+import gc
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from lora_one.data.encode import common_beginning
+from lora_one.errors import RunError
+from lora_one.evaluation.benchmark import Benchmark, Request
+from lora_one.evaluation.choices import Question
+from lora_one.evaluation.decoding import Completion
+from lora_one.evaluation.engines import TRANSFORMERS, engine_class
+from lora_one.evaluation.engines.protocol import Engine
+from lora_one.evaluation.options import EvaluationOptions
+from lora_one.evaluation.predictions import prediction_of
+from lora_one.files import write_json
+from lora_one.types import Example
+
+PROMPTS = 32
+ROUNDING = 0.5  # nats: a larger difference between two log-probabilities is not called rounding
+EXPLAINED = 0.95  # share of prompts that must be equal, or differ by rounding
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where an example differs between the engines.
+
+    token: number of equal tokens of both completions.  nats: by how much the log-probabilities of the two next tokens
+    differ, or the largest difference of two log-likelihoods; None: the engine cannot say it.
+    """
+
+    example: int
+    token: int | None
+    nats: float | None
+
+    @property
+    def rounding(self) -> bool:
+        return self.nats is not None and self.nats <= ROUNDING
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The comparison: numbers of prompts, of equal completions and of equal answers, and the differences."""
+
+    prompts: int
+    equal_completions: int
+    equal_answers: int
+    differences: list[Difference]
+
+    @property
+    def explained(self) -> float:
+        """Return the share of prompts that are equal or differ by rounding."""
+        return 1 - sum(not difference.rounding for difference in self.differences) / self.prompts
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"explained": self.explained}
+
+    def lines(self) -> list[str]:
+        """Return the comparison in words; the second line, if there is one, is a warning."""
+        found = [
+            f"parity with transformers on {self.prompts} prompts: {self.equal_completions} completions are equal, "
+            f"{self.equal_answers} answers are equal"
+        ]
+        known = [difference.nats for difference in self.differences if difference.nats is not None]
+        tokens = [difference.token for difference in self.differences if difference.token is not None]
+        if tokens:
+            found[0] += f"; the others differ from token {min(tokens) + 1} on or later"
+        if known:
+            found[0] += f"; log-probabilities there differ by at most {max(known):.3g} nats"
+        if self.explained < EXPLAINED:
+            wrong = [str(difference.example) for difference in self.differences if not difference.rounding]
+            found.append(
+                f"warning: {len(wrong)} of {self.prompts} prompts (examples {', '.join(wrong[:8])}) differ by "
+                f"more than rounding ({ROUNDING} nats): the server may have another checkpoint, template, stop text "
+                "or context"
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What transformers gives for a few examples: the requests, in order, and their completions."""
+
+    requests: list[Request]
+    completions: list[Completion]
+
+
+def chosen(count: int) -> list[int]:
+    """Return the indices of the compared examples: at most PROMPTS, evenly spaced."""
+    step = max(1.0, count / PROMPTS)
+    return [int(place * step) for place in range(min(PROMPTS, count))]
+
+
+def greedy(options: EvaluationOptions) -> EvaluationOptions:
+    """Return the options without sampling: two engines draw different random numbers."""
+    return replace(options, temperature=None, top_p=None)
+
+
+def reference(
+    benchmark: Benchmark[Any], examples: Sequence[Example], options: EvaluationOptions, indices: Sequence[int]
+) -> Reference:
+    """Evaluate these examples with transformers."""
+    engine = engine_class(TRANSFORMERS).start(options)
+    part = [examples[index] for index in indices]
+    found = Reference([(index, 0) for index in indices], completed(benchmark, engine, part, greedy(options)))
+    del engine
+    gc.collect()
+    if torch.cuda.is_available():  # a server that starts now needs the memory
+        torch.cuda.empty_cache()
+    return found
+
+
+def completed(
+    benchmark: Benchmark[Any], engine: Engine, examples: Sequence[Example], options: EvaluationOptions
+) -> list[Completion]:
+    """Return the completions of all examples, in order."""
+    requests = [(index, 0) for index in range(len(examples))]
+    found = dict(benchmark.completions(engine, examples, requests, (), options))
+    return [found[request] for request in requests]
+
+
+def compared(
+    benchmark: Benchmark[Any],
+    examples: Sequence[Example],
+    options: EvaluationOptions,
+    engine: Engine,
+    expected: Reference,
+) -> Parity:
+    """Evaluate the examples of the reference with an engine, and compare."""
+    indices = [index for index, _ in expected.requests]
+    part = [examples[index] for index in indices]
+    found = completed(benchmark, engine, part, greedy(options))
+    prompts = engine.encoder.prompts(part)
+    differences, equal, answers = [], 0, 0
+    for index, example, prompt, one, other in zip(indices, part, prompts, expected.completions, found, strict=True):
+        difference = difference_of(engine, index, prompt, one, other)
+        equal += one.text == other.text
+        lines = [prediction_of(benchmark, example, index, completion) for completion in (one, other)]
+        answers += lines[0].get("prediction") == lines[1].get("prediction")
+        if difference is not None:
+            differences.append(difference)
+    return Parity(len(indices), equal, answers, differences)
+
+
+def difference_of(
+    engine: Engine, index: int, prompt: Sequence[int], one: Completion, other: Completion
+) -> Difference | None:
+    """Return how two completions differ; None: they are equal, and their log-likelihoods too up to rounding."""
+    gaps = [abs(a - b) for a, b in zip(numbers(one.details), numbers(other.details), strict=False)]
+    if one.text == other.text:
+        return Difference(index, None, max(gaps)) if max(gaps, default=0.0) > 1e-4 else None
+    if gaps:
+        return Difference(index, None, max(gaps))
+    rows = [engine.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (one.text, other.text)]
+    shared = common_beginning(rows)
+    ends = [row[len(shared)] if len(row) > len(shared) else engine.tokenizer.eos_token_id for row in rows]
+    if None in ends or ends[0] == ends[1]:
+        return Difference(index, len(shared), None)
+    question = Question([*prompt, *shared], [[token] for token in ends])
+    try:
+        ((_, values),) = engine.log_likelihoods([question])
+    except RunError:  # a server without log-likelihoods
+        return Difference(index, len(shared), None)
+    return Difference(index, len(shared), abs(values[0] - values[1]))
+
+
+def numbers(details: Any) -> list[float]:
+    """Return all fractions in the details of a completion, in order."""
+    if isinstance(details, float):
+        return [details]
+    values = details.values() if isinstance(details, dict) else details if isinstance(details, list) else ()
+    return [number for value in values for number in numbers(value)]
+
+
+class Gate:
+    """Compares an engine with transformers before its first completion; ``found`` is the comparison, as plain JSON.
+
+    It is saved with the results, so a continued evaluation does not repeat it.
+    """
+
+    def __init__(self, output: Path, identity: dict[str, Any], compare: Callable[[Engine], Parity] | None):
+        self.path, self.identity, self.compare = output / "parity.json", json.loads(json.dumps(identity)), compare
+        self.found: dict[str, Any] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        benchmark: Benchmark[Any],
+        examples: Sequence[Example],
+        options: EvaluationOptions,
+        output: Path,
+        identity: dict[str, Any],
+    ) -> Self:
+        """Evaluate a few examples with transformers, unless the comparison is saved or not wanted."""
+        gate = cls(output, identity, None)
+        if options.overwrite:
+            gate.path.unlink(missing_ok=True)
+        gate.found = gate.saved()
+        if gate.found is None and not options.no_parity:
+            expected = reference(benchmark, examples, options, chosen(len(examples)))
+            gate.compare = lambda engine: compared(benchmark, examples, options, engine, expected)
+        return gate
+
+    def __call__(self, engine: Engine) -> None:
+        """Compare, print and save."""
+        if self.compare is None:
+            return
+        parity = self.compare(engine)
+        for line in parity.lines():
+            print(line, file=sys.stderr)
+        self.found = parity.as_json()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.path, {"identity": self.identity, "parity": self.found})
+
+    def saved(self) -> dict[str, Any] | None:
+        """Return the saved comparison of the same evaluation; None: there is none."""
+        try:
+            found = json.loads(self.path.read_text())
+            return found["parity"] if found["identity"] == self.identity else None
+        except (OSError, ValueError, KeyError):
+            return None

@@ -1,0 +1,298 @@
+"""The engine of a server with OpenAI's completions API, such as vLLM, SGLang or llama.cpp's.
+
+Prompts are sent as token ids, which this process makes with the model's own tokenizer. The completion is decoded here
+as well, where the server returns its tokens. So both engines see the same prompt and end a completion alike.
+"""
+
+import threading
+from collections.abc import Callable, Container, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any, Self, TypeVar
+
+import httpx
+
+from lora_one.data.encode import Encoder
+from lora_one.errors import RunError, UsageError, nearest
+from lora_one.evaluation.choices import Question
+from lora_one.evaluation.decoding import Completion, Decoding, Ending, before, positions_of, stop_ids
+from lora_one.evaluation.engines.connection import Connection, Unusable
+from lora_one.evaluation.options import EvaluationOptions
+from lora_one.model_kinds import CAUSAL, ModelKind
+from lora_one.seeding import generator_for
+
+T = TypeVar("T")
+COMPLETIONS = "/completions"
+AT_START = 3  # attempts of the first requests: a server that is not there is said soon
+LIKELIEST = 20  # tokens whose log-probabilities vLLM returns at most
+STOPS = 4  # stop texts that OpenAI and vLLM accept; completions are cut here before any of them
+# What vLLM would otherwise take from the checkpoint's generation_config.json
+NEUTRAL = {
+    "top_k": -1,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a server says about itself.
+
+    model: the name under which it serves the model.  software, version: None if it does not say.
+    room: the largest number of tokens of a prompt and its completion; None if it does not say.
+    """
+
+    model: str
+    software: str | None
+    version: str | None
+    room: int | None
+
+
+def served(connection: Connection, wanted: str | None) -> Served:
+    """Ask a server what it serves; wanted: the name of the model, or None for the only one.
+
+    Raises RunError: the server does not answer, or does not serve this model.
+    """
+    models = {entry["id"]: entry for entry in connection.get("/models", lambda body: list(body["data"]), AT_START)}
+    if wanted is None and len(models) == 1:
+        (wanted,) = models
+    if wanted not in models:
+        names = ", ".join(models) or "no model"
+        instead = f"--served_model={wanted} is not among them; {nearest(wanted, models)}" if wanted else "choose one"
+        raise RunError(f"the server at {connection.root} serves {names}: {instead} (--served_model=<name>)")
+    entry = models[wanted]
+    return Served(wanted, entry.get("owned_by"), version_of(connection), entry.get("max_model_len"))
+
+
+def version_of(connection: Connection) -> str | None:
+    """Return the version of the server; None: it does not say."""
+    try:
+        return str(connection.client.get(connection.root.removesuffix("/v1") + "/version").json()["version"])
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        return None
+
+
+@dataclass(frozen=True)
+class Server:
+    """Sends prompts to a server, ``concurrency`` at a time.
+
+    generation: the checkpoint's generation settings, for its EOS tokens.
+    """
+
+    connection: Connection
+    served: Served
+    tokenizer: Any
+    encoder: Encoder
+    kind: ModelKind
+    context: int
+    generation: Any
+    concurrency: int
+
+    @classmethod
+    def start(cls, options: EvaluationOptions) -> Self:
+        """Load the tokenizer and connect. Raises UsageError: not a causal model; RunError: the server is not usable."""
+        from lora_one.data.encoders import encoder_of
+        from lora_one.models import generation_settings, kind_of_checkpoint, load_config, load_tokenizer
+
+        name = options.model_name
+        kind = kind_of_checkpoint(name)
+        if kind is not CAUSAL:
+            raise UsageError(
+                f"--engine={options.engine} needs a causal model, but {name} is of the type {kind.name}: use "
+                "--engine=transformers"
+            )
+        config, tokenizer = load_config(name), load_tokenizer(name, model_type=kind.name)
+        encoder, generation = encoder_of(kind, tokenizer, config), generation_settings(name, config)
+        connection = Connection(options.base_url, options.request_timeout)
+        try:
+            found = served(connection, options.served_model)
+        except BaseException:
+            connection.close()
+            raise
+        return cls(connection, found, tokenizer, encoder, kind, positions_of(config), generation, options.concurrency)
+
+    @classmethod
+    def identity(cls, options: EvaluationOptions) -> dict[str, Any]:
+        """Return the server's software and version."""
+        with closing(Connection(options.base_url, options.request_timeout)) as connection:
+            found = served(connection, options.served_model)
+        return {"software": found.software, "version": found.version}
+
+    def close(self) -> None:
+        """End the connections."""
+        self.connection.close()
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], decoding: Decoding, streams: Sequence[str], done: Container[int] = ()
+    ) -> Iterator[tuple[int, Completion]]:
+        """Yield (index, completion) of each prompt as it is finished. Raises RunError."""
+        asked = [index for index in range(len(prompts)) if index not in done]
+        rooms = {index: min(decoding.max_new_tokens, self.context - len(prompts[index])) for index in asked}
+        yield from ((index, Completion("", too_long=True)) for index in asked if rooms[index] < 1)
+        asked = [index for index in asked if rooms[index] >= 1]
+        self.check_room(max((len(prompts[index]) + rooms[index] for index in asked), default=0))
+        ids = stop_ids(self.generation, self.tokenizer, decoding.stop)
+        ending = Ending(self.tokenizer, ids, decoding)
+
+        def completed(index: int) -> Completion:
+            prompt, room = list(prompts[index]), rooms[index]
+            payload = {**self.request(prompt, room), **sampling(decoding, streams[index]), "return_token_ids": True}
+            payload |= {"stop_token_ids": ids, **({"stop": list(decoding.stop[:STOPS])} if decoding.stop else {})}
+            read = lambda body: completion_in(choice_in(body, prompt, self.served.model), ending, room)  # noqa: E731
+            return self.connection.post(COMPLETIONS, payload, read)
+
+        yield from self.answered(asked, completed)
+
+    def log_likelihoods(
+        self, questions: Sequence[Question], done: Container[int] = (), *, long: bool = False
+    ) -> Iterator[tuple[int, list[float]]]:
+        """Yield (index, [log p(answer | context) of each answer]) of each question as it is finished. Raises RunError.
+
+        Where the server returns the likeliest next tokens by their ids, answers of one token are looked up there;
+        others are read from the log-probabilities of the prompt itself.
+        """
+        asked = [index for index in range(len(questions)) if index not in done]
+        self.check_room(max((questions[index].length + 2 for index in asked), default=0))
+        yield from self.answered(asked, lambda index: self.answer_values(questions[index]))
+
+    def answer_values(self, question: Question) -> list[float]:
+        """Return the log-likelihood of each answer of one question."""
+        known: dict[int, float] = {}
+        if self.served.software == "vllm" and sum(len(answer) == 1 for answer in question.answers) > 1:
+            known = self.likeliest(question.context)
+        return [
+            known[answer[0]] if len(answer) == 1 and answer[0] in known else self.echoed(question.context, answer)
+            for answer in question.answers
+        ]
+
+    def likeliest(self, context: list[int]) -> dict[int, float]:
+        """Return the log-probabilities of the likeliest tokens after a context, by their ids."""
+
+        def read(body: Any) -> dict[int, float]:
+            (top,) = choice_in(body, context, self.served.model)["logprobs"]["top_logprobs"]
+            return {int(name.removeprefix("token_id:")): finite(value) for name, value in top.items()}
+
+        payload = self.request(context, 1) | {"logprobs": LIKELIEST, "return_tokens_as_token_ids": True}
+        return self.connection.post(COMPLETIONS, payload, read)
+
+    def echoed(self, context: list[int], answer: list[int]) -> float:
+        """Return log p(answer | context), from the log-probabilities of both as a prompt."""
+        prompt = [*context, *answer]
+
+        def read(body: Any) -> float:
+            found = choice_in(body, prompt, self.served.model).get("logprobs")
+            if not found:
+                raise RunError(
+                    f"the server at {self.connection.root} returns no log-probabilities of a prompt (echo with "
+                    "logprobs): use vLLM, or --engine=transformers"
+                )
+            values = found["token_logprobs"]
+            if len(values) not in (len(prompt), len(prompt) + 1):
+                raise Unusable(f"{len(values)} log-probabilities for {len(prompt)} tokens and the next one")
+            return sum(map(finite, values[len(context) : len(prompt)]))
+
+        return self.connection.post(COMPLETIONS, self.request(prompt, 1) | {"echo": True, "logprobs": 1}, read)
+
+    def request(self, prompt: Sequence[int], room: int) -> dict[str, Any]:
+        """Return the fields of every request; it is greedy unless others replace them."""
+        return {"model": self.served.model, "prompt": list(prompt), "max_tokens": room, "temperature": 0.0, **NEUTRAL}
+
+    def check_room(self, tokens: int) -> None:
+        """Raise RunError if the server accepts fewer tokens than the longest request has with its completion."""
+        if self.served.room is not None and tokens > min(self.served.room, self.context):
+            raise RunError(
+                f"the longest prompt needs {tokens} tokens with its completion, but the server at "
+                f"{self.connection.root} accepts {self.served.room}: start it with a larger context (vLLM: "
+                f"--max-model-len {tokens}), or lower --max_new_tokens"
+            )
+
+    def answered(self, indices: Sequence[int], work: Callable[[int], T]) -> Iterator[tuple[int, T]]:
+        """Yield (index, work(index)) as it is finished; after an error, what is in flight is still yielded."""
+        stopping, failed = self.connection.stopping, None
+        pool = ThreadPoolExecutor(self.concurrency)
+        futures = {pool.submit(unless(stopping, work), index): index for index in indices}
+        try:
+            for future in as_completed(futures):
+                try:
+                    result = future.result()
+                except (RunError, Skipped) as error:
+                    failed = failed or error  # the first one is never Skipped
+                    stopping.set()
+                else:
+                    yield futures[future], result
+            if failed is not None:
+                raise failed
+        finally:
+            if failed is not None or not all(future.done() for future in futures):  # interrupted
+                self.connection.close()
+            pool.shutdown(wait=False)
+
+
+class Skipped(Exception):
+    """A request that was not sent, because another one has failed."""
+
+
+def unless(stopping: threading.Event, work: Callable[[int], T]) -> Callable[[int], T]:
+    """Return the same function, which does nothing any more when ``stopping`` is set."""
+
+    def started(index: int) -> T:
+        if stopping.is_set():
+            raise Skipped
+        return work(index)
+
+    return started
+
+
+def sampling(decoding: Decoding, stream: str) -> dict[str, Any]:
+    """Return the fields that choose the tokens; each stream has a seed of its own."""
+    if decoding.temperature is None:
+        return {}
+    seed = generator_for(decoding.seed, stream).initial_seed() % 2**31
+    top_p = 1.0 if decoding.top_p is None else decoding.top_p
+    return {"temperature": decoding.temperature, "top_p": top_p, "seed": seed}
+
+
+def choice_in(body: Any, prompt: Sequence[int], model: str) -> dict[str, Any]:
+    """Return the one choice of an answer.
+
+    Raises Unusable: another number of choices; RunError: the server has used another prompt or model.
+    """
+    if not isinstance(body["choices"], list) or len(body["choices"]) != 1:
+        raise Unusable(f"{len(body['choices'])} choices instead of 1")
+    (choice,) = body["choices"]
+    if body.get("model", model) != model:
+        raise RunError(f"the server answers with the model {body['model']} instead of {model}: check its configuration")
+    used = (body.get("usage") or {}).get("prompt_tokens")
+    if used is not None and used != len(prompt):
+        raise RunError(
+            f"the server has read a prompt of {used} tokens instead of the {len(prompt)} that were sent: it changes "
+            "prompts (adds BOS, or cuts them), so its results would be others; turn that off"
+        )
+    return choice
+
+
+def completion_in(choice: dict[str, Any], ending: Ending, room: int) -> Completion:
+    """Return the completion of a choice, decoded here if the server returns its tokens.
+
+    Raises Unusable: the server has ended it early, or its text or tokens are missing.
+    """
+    text, tokens, reason = choice["text"], choice.get("token_ids"), choice["finish_reason"]
+    if not isinstance(text, str) or reason not in ("stop", "length"):
+        raise Unusable(f"a completion {text!r:.40} that ended by {reason!r}")
+    if tokens is None:
+        limited = room if room < ending.decoding.max_new_tokens else None
+        return Completion(before(text, ending.decoding.stop), room=limited, cut_off=reason == "length")
+    if len(tokens) > room or (reason == "length" and len(tokens) < room):
+        raise Unusable(f"{len(tokens)} new tokens, ended by {reason}, where {room} were asked for")
+    return ending.completion(tokens, room)
+
+
+def finite(value: Any) -> float:
+    """Return a log-probability as a number. Raises Unusable: it is missing or not finite."""
+    if not isinstance(value, int | float) or not isfinite(value):
+        raise Unusable(f"the log-probability {value!r}")
+    return float(value)

@@ -1,0 +1,182 @@
+"""The engine of a server gives what transformers gives, whatever the server does wrong meanwhile."""
+
+import json
+
+import pytest
+
+from lora_one.evaluation import command
+from lora_one.evaluation.engines import connection
+from lora_one.models import load_model
+from tests.helpers.completion_faults import FAULTS, names
+from tests.helpers.completion_server import CompletionServer
+from tests.helpers.models import random_llama
+
+PROBLEMS = [f"Tom has {number} apples and buys {number + 2} more. How many?" for number in range(3, 9)]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model("bundled/tiny", dtype="fp32")
+
+
+@pytest.fixture
+def serve(model, tokenizer):
+    """A function that starts a server with this plan and other options; at the end all are stopped."""
+    servers = []
+
+    def started(plan=None, **options):
+        other = random_llama(model.config.vocab_size)
+        servers.append(CompletionServer(model, tokenizer, plan, other=other, slow=0.05, **options).start())
+        return servers[-1]
+
+    yield started
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch):
+    monkeypatch.setattr(connection, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(connection, "LONGEST_WAIT", 0.05)
+    monkeypatch.delenv(connection.KEY, raising=False)
+
+
+@pytest.fixture
+def problems(tmp_path):
+    file = tmp_path / "test.jsonl"
+    rows = [{"question": text, "answer": f"#### {number}"} for number, text in enumerate(PROBLEMS)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+@pytest.fixture
+def options(problems, tmp_path):
+    def of(server=None, *more, output="out"):
+        common = ["--model_name=bundled/tiny", "--device=cpu", f"--data_path={problems}", "--max_new_tokens=24"]
+        engine = [] if server is None else ["--engine=server", f"--base_url={server.url}", "--no_parity"]
+        return [*common, *engine, f"--output_dir={tmp_path / output}", *more]
+
+    return of
+
+
+def lines(folder):
+    return (folder / "predictions.jsonl").read_text()
+
+
+def report(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize("more", [(), ("--num_fewshot=2", "--max_new_tokens=60")])
+def test_completions_are_those_of_transformers(more, options, serve, tmp_path):
+    assert command.main("gsm8k", options(None, *more, output="a")) == 0
+    server = serve()
+    assert command.main("gsm8k", options(server, *more, output="b")) == 0
+    assert lines(tmp_path / "a") == lines(tmp_path / "b")
+    assert report(tmp_path / "b")["engine"] == {"name": "server", "software": "vllm", "version": "0.0.test"}
+    assert report(tmp_path / "b")["settings"]["engine"] == "server" and "engine" not in report(tmp_path / "a")
+    assert server.most_at_once > 1
+
+
+def test_the_checkpoints_sampling_defaults_are_switched_off(options, serve, tmp_path):
+    """vLLM takes them from generation_config.json."""
+    assert command.main("gsm8k", options(output="a")) == 0
+    server = serve(repetition_penalty=5.0, temperature=3.0, top_k=2, top_p=0.5)
+    assert command.main("gsm8k", options(server, output="b")) == 0
+    assert lines(tmp_path / "a") == lines(tmp_path / "b")
+
+
+def test_each_sample_has_a_seed_of_its_own_that_only_its_name_determines(options, serve, tmp_path):
+    server = serve()
+    sampled = ["--temperature=1.5", "--seed=3"]
+    for output in ("a", "b"):
+        assert command.main("gsm8k", options(server, *sampled, "--limit=3", output=output)) == 0
+    assert command.main("gsm8k", options(server, "--temperature=1.5", "--limit=3", output="c")) == 0
+    assert lines(tmp_path / "a") == lines(tmp_path / "b") != lines(tmp_path / "c")
+    assert len({request["seed"] for request in server.requests[:3]}) == 3
+
+
+@pytest.mark.parametrize("name", [name for name in names("retry", "accept", reads="text") if name != "dies"])
+def test_what_a_server_recovers_from_changes_nothing(name, options, serve, tmp_path):
+    assert command.main("gsm8k", options(output="a")) == 0
+    server = serve(lambda number: name if number < 2 else None)
+    assert command.main("gsm8k", options(server, "--request_timeout=1", output="b")) == 0
+    assert lines(tmp_path / "a") == lines(tmp_path / "b")
+
+
+@pytest.mark.parametrize("name", names("refuse", reads="text"))
+def test_what_cannot_be_repeated_is_one_message_and_loses_nothing(name, options, serve, tmp_path, capsys):
+    assert command.main("gsm8k", options(output="a")) == 0
+    server = serve(lambda number: name if number == 4 else None)
+    capsys.readouterr()
+    assert command.main("gsm8k", options(server, "--concurrency=1", output="b")) == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and len(server.requests) == 5
+    server.plan = None
+    assert command.main("gsm8k", options(server, output="b")) == 0
+    assert len(server.requests) == 7, "the first four are not asked again"
+    assert lines(tmp_path / "a") == lines(tmp_path / "b")
+
+
+def test_a_server_that_dies_loses_no_completion_that_it_has_given(options, serve, tmp_path):
+    server = serve({3: "dies"})
+    assert command.main("gsm8k", options(server, "--concurrency=1")) == 1
+    server.start()
+    assert command.main("gsm8k", options(server)) == 0
+    assert len(server.requests) == 4 + 3
+    assert report(tmp_path / "out")["counts"]["total"] == 6
+
+
+def test_a_request_that_always_fails_ends_after_some_attempts(options, serve, capsys):
+    server = serve("status_503")
+    assert command.main("gsm8k", options(server, "--limit=1")) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"after {connection.ATTEMPTS} attempts (status 503" in error and "same command again" in error
+
+
+def test_another_version_of_the_server_is_not_mixed_in(options, serve, tmp_path, capsys, monkeypatch):
+    server = serve({3: "dies"})
+    assert command.main("gsm8k", options(server, "--concurrency=1")) == 1
+    server.start()
+    monkeypatch.setattr("lora_one.evaluation.engines.server.version_of", lambda _: "2")
+    capsys.readouterr()
+    assert command.main("gsm8k", options(server)) == 2
+    assert "the engine's version is 0.0.test there and 2 here" in capsys.readouterr().err
+
+
+def test_the_key_is_sent_and_never_written(options, serve, tmp_path, monkeypatch, capsys):
+    server = serve(key="a secret of 21 letters")
+    assert command.main("gsm8k", options(server)) == 1
+    assert f"environment variable {connection.KEY}" in capsys.readouterr().err
+    monkeypatch.setenv(connection.KEY, "another")
+    assert command.main("gsm8k", options(server)) == 1
+    monkeypatch.setenv(connection.KEY, "a secret of 21 letters")
+    assert command.main("gsm8k", options(server)) == 0
+    said = capsys.readouterr()
+    texts = [file.read_text() for file in (tmp_path / "out").rglob("*") if file.is_file()]
+    assert not any("secret" in text for text in (*texts, said.out, said.err))
+
+
+def test_a_model_that_is_not_served_is_named(options, serve, capsys):
+    server = serve(name="served")
+    assert command.main("gsm8k", options(server, "--served_model=other")) == 1
+    assert "serves served: --served_model=other is not among them" in capsys.readouterr().err
+    assert command.main("gsm8k", options(server, "--served_model=served")) == 0
+
+
+def test_no_server_is_said_at_once(options, serve, capsys):
+    server = serve()
+    server.stop()
+    assert command.main("gsm8k", options(server)) == 1
+    assert "after 3 attempts (ConnectError: [Errno 111] Connection refused)" in capsys.readouterr().err
+
+
+def test_a_smaller_context_than_needed_is_said_before_the_first_request(options, serve, capsys):
+    server = serve(context=40)
+    assert command.main("gsm8k", options(server)) == 1
+    assert "accepts 40: start it with a larger context" in capsys.readouterr().err and not server.requests
+
+
+def test_every_fault_of_a_server_is_met_here_or_in_the_test_of_parity():
+    assert {entry.expected for entry in FAULTS.values()} == {"retry", "refuse", "accept", "parity"}
+    assert len(FAULTS) >= 20
