@@ -80,9 +80,9 @@ def test_echo_with_logprobs_gives_the_likelihood_of_an_answer(serve, model, toke
     answers = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("9", "Tom has")]
     server, found = serve(), []
     for answer in answers:
-        scores = choice(server, prompt=prompt + answer, echo=True, logprobs=1, max_tokens=1)["logprobs"]
-        assert scores["token_logprobs"][0] is None and len(scores["tokens"]) == len(prompt + answer) + 1
-        found.append(sum(scores["token_logprobs"][len(prompt) : len(prompt + answer)]))
+        scores = choice(server, prompt=prompt + answer, echo=True, logprobs=1, max_tokens=0)["logprobs"]
+        assert scores["token_logprobs"][0] is None and len(scores["tokens"]) == len(prompt + answer)
+        found.append(sum(scores["token_logprobs"][len(prompt) :]))
     ((_, expected),) = log_likelihoods(model, [Question(prompt, answers)], batch_size=1)
     assert found == pytest.approx(expected, rel=1e-4)
 
@@ -105,7 +105,8 @@ def test_models_and_refusals(serve, prompt):
     assert ask(server, "/v1/models")[0] == ask(server, prompt=prompt)[0] == 401
     (served,) = json.loads(ask(server, "/v1/models", key="secret")[1])["data"]
     assert (served["id"], served["max_model_len"]) == ("model", 64)
-    assert ask(server, prompt=prompt, key="secret", max_tokens=64)[0] == 400
+    assert ask(server, prompt=prompt * 3, key="secret")[0] == 400
+    assert ask(server, prompt=prompt, key="secret", stop=list("abcde"))[0] == 400
     assert ask(server, prompt=prompt, key="secret", model="other")[0] == 404
     assert ask(server, prompt=prompt, key="secret")[0] == 200
 

@@ -1,4 +1,4 @@
-"""Answers of /v1/completions in vLLM's JSON form, computed by one forward pass over the whole text per token.
+"""Answers of /v1/completions in the JSON form of vLLM 0.32, computed by one forward pass over the whole text per token.
 
 Written without the project's own generation, so that tests compare two implementations.
 """
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+STOPS = 4  # more stop texts are refused
 DEFAULTS = {"max_tokens": 16, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
 
 
@@ -54,7 +55,8 @@ class Completer:
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Return the JSON of an answer. Raises Refusal: the request is not valid."""
         if request.get("model") not in (None, self.name):
-            raise Refusal(404, f"The model `{request['model']}` does not exist.", "NotFoundError", "model")
+            message = f"The model `{request['model']}` does not exist. Valid aliases: {self.name}."
+            raise Refusal(404, message, "NotFoundError", "model")
         request = self.defaults | {name: value for name, value in request.items() if value is not None}
         prompts = self.prompts(request["prompt"])
         for prompt in prompts:
@@ -69,6 +71,7 @@ class Completer:
             "created": int(time.time()),
             "model": self.name,
             "choices": choices,
+            "system_fingerprint": f"test-{self.name}",
             "usage": {"prompt_tokens": used, "total_tokens": used + new, "completion_tokens": new},
         }
 
@@ -79,25 +82,36 @@ class Completer:
         return [self.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt for prompt in given]
 
     def check(self, prompt: list[int], request: dict[str, Any]) -> None:
-        """Raise Refusal: the prompt is empty, has an unknown token, or is too long with its completion."""
+        """Raise Refusal: the prompt is empty, has an unknown token or leaves no position, or an option is not valid."""
+        stop, shortest = request.get("stop", []), 0 if request.get("echo") else 1
         if not prompt:
             raise Refusal(400, "The decoder prompt cannot be empty")
         if not all(0 <= token < self.model.config.vocab_size for token in prompt):
             raise Refusal(400, f"Token id {max(prompt)} is out of vocabulary")
-        if len(prompt) + request["max_tokens"] > self.context:
+        if len(prompt) >= self.context:
             raise Refusal(
                 400,
-                f"This model's maximum context length is {self.context} tokens. However, you requested "
-                f"{request['max_tokens']} output tokens and your prompt contains {len(prompt)} input tokens.",
+                f"This model's maximum context length is {self.context} tokens. However, your prompt contains "
+                f"{len(prompt)} input tokens, which exceeds this limit even without any output tokens.",
                 param="input_tokens",
             )
+        if request["max_tokens"] < shortest:
+            raise Refusal(400, f"max_tokens must be at least 1, got {request['max_tokens']}.", param="max_tokens")
+        if not isinstance(stop, str) and len(stop) > STOPS:
+            raise Refusal(400, f"List should have at most {STOPS} items after validation, not {len(stop)}")
+        if "" in stop:
+            raise Refusal(400, "stop cannot contain an empty string.")
+        if request.get("logprobs", 0) > 20:
+            raise Refusal(400, f"Requested sample logprobs of {request['logprobs']}, max allowed: 20")
 
     def write(self, prompt: list[int], request: dict[str, Any], number: int) -> Written:
         """Return the completion of a prompt. number: of the completion, when a request asks for several."""
         done = Written()
         generator = torch.Generator().manual_seed(request["seed"] + number) if "seed" in request else None
-        ends = {self.tokenizer.eos_token_id, *request.get("stop_token_ids", [])}
-        for _ in range(request["max_tokens"]):
+        ends = {*request.get("stop_token_ids", [])} | (
+            set() if request.get("ignore_eos") else {self.tokenizer.eos_token_id}
+        )
+        for _ in range(min(request["max_tokens"], self.context - len(prompt))):
             logits = self.logits(prompt + done.tokens)[-1]
             token = chosen(logits, prompt + done.tokens, request, generator)
             done.tokens.append(token)
@@ -125,16 +139,16 @@ class Completer:
 
     def choice(self, index: int, prompt: list[int], done: Written, request: dict[str, Any]) -> dict[str, Any]:
         """Return the JSON of one completion."""
-        echo, text, tokens, scores = request.get("echo", False), done.text, done.tokens, list(done.scores)
+        echo, asked = request.get("echo", False), request.get("return_token_ids", False)
+        text, tokens, scores = done.text, done.tokens, list(done.scores)
         if echo:
-            text = self.tokenizer.decode(prompt, skip_special_tokens=True) + text
+            text = text if asked else self.tokenizer.decode(prompt) + text  # as vLLM 0.32
             tokens = prompt + tokens
         logprobs = None
         if request.get("logprobs") is not None:
             if echo:
                 scores = [None, *self.logits(prompt).log_softmax(-1)[:-1], *scores]
             logprobs = self.logprobs(tokens, scores, request)
-        asked = request.get("return_token_ids", False)
         return {
             "index": index,
             "text": text,

@@ -154,7 +154,7 @@ def unknown_model(handler):
 @fault("refuse")
 def context_too_long(handler):
     """The server has a smaller context than the model."""
-    handler.send_completion(handler.asked | {"max_tokens": 10 * handler.owner.completer.context})
+    handler.send_completion(handler.asked | {"prompt": [1] * handler.owner.completer.context})
 
 
 @fault("refuse")
