@@ -213,6 +213,7 @@ class Server:
     def answered(self, indices: Sequence[int], work: Callable[[int], T]) -> Iterator[tuple[int, T]]:
         """Yield (index, work(index)) as it is finished; after an error, what is in flight is still yielded."""
         stopping, failed = self.connection.stopping, None
+        stopping.clear()
         pool = ThreadPoolExecutor(self.concurrency)
         futures = {pool.submit(unless(stopping, work), index): index for index in indices}
         try:
@@ -220,15 +221,13 @@ class Server:
                 try:
                     result = future.result()
                 except (RunError, Skipped) as error:
-                    failed = failed or error  # the first one is never Skipped
-                    stopping.set()
+                    failed = error if failed is None or isinstance(failed, Skipped) else failed
                 else:
                     yield futures[future], result
             if failed is not None:
                 raise failed
         finally:
-            if failed is not None or not all(future.done() for future in futures):  # interrupted
-                self.connection.close()
+            stopping.set()  # if this block was interrupted, nothing more is sent
             pool.shutdown(wait=False)
 
 
@@ -237,12 +236,16 @@ class Skipped(Exception):
 
 
 def unless(stopping: threading.Event, work: Callable[[int], T]) -> Callable[[int], T]:
-    """Return the same function, which does nothing any more when ``stopping`` is set."""
+    """Return the same function, which sets ``stopping`` when it fails, and does nothing any more when that is set."""
 
     def started(index: int) -> T:
         if stopping.is_set():
             raise Skipped
-        return work(index)
+        try:
+            return work(index)
+        except RunError:
+            stopping.set()
+            raise
 
     return started
 

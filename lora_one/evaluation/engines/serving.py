@@ -14,13 +14,16 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psutil
 
 from lora_one.errors import RunError, UsageError
+from lora_one.evaluation.options import EvaluationOptions
+from lora_one.evaluation.source import base_name
 from lora_one.interruption import caught, deferred
 from lora_one.progress import duration, first_process
 
@@ -256,3 +259,20 @@ def merged_for_serving(adapter: Path, base: str, folder: Path, dtype: str = "aut
     model = load_model(base, where="cpu", **{"dtype": dtype} | base_of(adapter))
     save_merged(merge_adapter(load_adapter(dequantized(model), adapter)), load_tokenizer(base), folder)
     return folder
+
+
+@contextmanager
+def serving(options: EvaluationOptions, output: Path) -> Iterator[EvaluationOptions]:
+    """Serve the evaluated model within the block; yield the options with the address of the server.
+
+    An adapter is merged first, into a folder inside ``output`` that is removed at the end.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="merged_", dir=output) as folder:
+        model = options.model_name
+        if options.adapter is not None:
+            adapter = Path(options.adapter).expanduser()
+            base = base_name(adapter) if model is None else model
+            model = str(merged_for_serving(adapter, base, Path(folder), options.dtype))
+        with served(model, find_vllm(options.vllm), output / "vllm.log", dtype=options.dtype) as url:
+            yield replace(options, base_url=url, served_model=SERVED_NAME, model_name=model, adapter=None)

@@ -1,0 +1,134 @@
+"""The comparison with transformers tells a wrong prompt, template, stop text or checkpoint from rounding."""
+
+import json
+
+import pytest
+
+from lora_one.evaluation import command
+from lora_one.evaluation.engines import connection, parity
+from lora_one.evaluation.engines.parity import Difference, Parity
+from lora_one.models import load_model
+from tests.helpers.completion_faults import names
+from tests.helpers.completion_server import CompletionServer
+from tests.helpers.models import random_llama
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model("bundled/tiny", dtype="fp32")
+
+
+@pytest.fixture
+def serve(model, tokenizer):
+    servers = []
+
+    def started(plan=None, **options):
+        other = random_llama(model.config.vocab_size)
+        servers.append(CompletionServer(model, tokenizer, plan, other=other, slow=0.05, **options).start())
+        return servers[-1]
+
+    yield started
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch):
+    monkeypatch.setattr(connection, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(connection, "LONGEST_WAIT", 0.05)
+
+
+@pytest.fixture
+def evaluated(tmp_path):
+    """A function that runs GSM8K through a server, and returns the exit code."""
+    rows = [{"question": f"Tom has {n} apples and buys {n + 2}. How many?", "answer": f"#### {n}"} for n in range(40)]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def run(server, *more):
+        engine = ["--engine=server", f"--base_url={server.url}", f"--output_dir={tmp_path / 'out'}"]
+        common = ["--model_name=bundled/tiny", "--device=cpu", f"--data_path={tmp_path / 'test.jsonl'}"]
+        return command.main("gsm8k", [*common, *engine, "--max_new_tokens=16", *more])
+
+    return run
+
+
+def found(tmp_path):
+    return json.loads((tmp_path / "out/metrics.json").read_text())["parity"]
+
+
+def test_a_right_server_is_equal(evaluated, serve, tmp_path, capsys):
+    assert evaluated(serve(), "--limit=8") == 0
+    assert found(tmp_path) | {"differences": []} == {
+        "prompts": 8,
+        "equal_completions": 8,
+        "equal_answers": 8,
+        "differences": [],
+        "explained": 1.0,
+    }
+    said = capsys.readouterr().err
+    assert "parity with transformers on 8 prompts: 8 completions are equal, 8 answers are equal" in said
+    assert "warning" not in said
+
+
+NOT_SEEN = ("stripped_text", "stop_texts_ignored", "ends_early")  # completions are decoded and cut here, so these change nothing
+REFUSED = {  # by what the server itself says
+    "prompt_begins_with_one_more_token",
+    "prompt_without_its_first_token",
+    "prompt_cut_on_the_left",
+    "another_template",
+    "half_the_length",
+}
+
+
+@pytest.mark.parametrize("name", names("parity", reads="text"))
+def test_what_only_a_comparison_can_show_is_warned_of_or_refused(name, evaluated, serve, tmp_path, capsys):
+    code = evaluated(serve(name), "--limit=8")
+    said = capsys.readouterr().err
+    if name in REFUSED:
+        assert code == 1 and not (tmp_path / "out/metrics.json").exists()
+    elif name in NOT_SEEN:
+        assert code == 0 and found(tmp_path)["explained"] == 1.0
+    else:
+        assert code == 0 and found(tmp_path)["explained"] < 0.95
+        assert "differ by more than rounding (0.5 nats)" in said
+
+
+def test_a_wrong_prompt_that_the_server_hides_is_warned_of(evaluated, serve, capsys):
+    """It says that it has read as many tokens as were sent."""
+    server = serve()
+    answer = server.completer.answer
+
+    def hidden(request):
+        prompt = request["prompt"]
+        changed = answer(request | {"prompt": [prompt[0], *prompt[5:]]})
+        return changed | {"usage": {"prompt_tokens": len(prompt)}}
+
+    server.completer.answer = hidden
+    assert evaluated(server, "--limit=8") == 0
+    assert "differ by more than rounding" in capsys.readouterr().err
+
+
+def test_the_comparison_is_made_once(evaluated, serve, tmp_path, monkeypatch):
+    """An evaluation that goes on after an error has it already; with --no_parity there is none."""
+    server = serve({8 + 1: "status_401"})
+    assert evaluated(server, "--limit=8", "--concurrency=1") == 1
+    monkeypatch.setattr(parity, "reference", None)
+    assert evaluated(server, "--limit=8") == 0 and found(tmp_path)["prompts"] == 8
+    assert evaluated(server, "--limit=7", "--no_parity", "--overwrite") == 0
+    assert "parity" not in json.loads((tmp_path / "out/metrics.json").read_text())
+
+
+def test_a_difference_between_almost_equal_tokens_is_rounding():
+    near = [Difference(3, 17, 0.2), Difference(9, 40, 0.01)]
+    text = Parity(32, 30, 31, near).lines()
+    assert len(text) == 1 and text[0].endswith(
+        "the others differ from token 18 on or later; log-probabilities there differ by at most 0.2 nats"
+    )
+    far = [Difference(number, 0, value) for number, value in ((1, 0.6), (2, None))]
+    (_, warning) = Parity(32, 30, 30, far).lines()
+    assert warning.startswith("warning: 2 of 32 prompts (examples 1, 2) differ by more than rounding")
+
+
+def test_compared_examples_are_spread_over_the_data():
+    assert parity.chosen(5) == [0, 1, 2, 3, 4]
+    assert len(set(parity.chosen(1319))) == 32 and parity.chosen(1319)[-1] > 1250
