@@ -7,7 +7,8 @@ A fault is planted for some requests by the plan of a CompletionServer. ``expect
 "accept"  use the answer, which is right although it looks unusual
 "parity"  nothing: the answer has the right form, and only a comparison with the model itself shows that it is wrong
 
-This file has the faults of time, status and connection, completion_wrong_answers.py those of the content.
+This file has the faults of time, status and connection, completion_wrong_answers.py those of the content, and
+completion_wrong_requests.py those of servers that answer another request.
 """
 
 import json

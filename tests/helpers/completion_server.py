@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.helpers import completion_wrong_answers, completion_wrong_requests  # noqa: F401  (they register faults)
 from tests.helpers.completion_answers import Completer, Refusal
 from tests.helpers.completion_faults import FAULTS
-from tests.helpers.completion_wrong_answers import Json
 
+Json = dict[str, Any]
 Plan = str | Sequence[str | None] | Mapping[int, str] | Callable[[int], str | None] | None
 
 

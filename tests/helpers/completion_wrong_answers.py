@@ -1,6 +1,6 @@
 """Faults in the content of a completion server's answers; see completion_faults.py.
 
-"parity" faults answer another request than was sent, or with another model.
+Those that answer another request than was sent are in completion_wrong_requests.py.
 """
 
 import json
@@ -41,20 +41,6 @@ def choice_fault(expected: Expected, reads: Reads = "both") -> Callable[[Change]
 
         changed.__name__ = change.__name__
         answer_fault(expected, reads)(changed)
-        return change
-
-    return registered
-
-
-def request_fault(expected: Expected, reads: Reads = "both") -> Callable[[Change], Change]:
-    """Register a fault: the decorated function returns what the server reads differently in the request."""
-
-    def registered(change: Change) -> Change:
-        def act(handler: "Handler") -> None:
-            handler.send_completion(handler.asked | change(handler.asked))
-
-        act.__name__ = change.__name__
-        fault(expected, reads)(act)
         return change
 
     return registered
@@ -168,12 +154,6 @@ def missing_logprobs(choice):
     return {"logprobs": None}
 
 
-@request_fault("refuse", "likelihoods")
-def echo_ignored(asked):
-    """Only the log-probabilities of generated tokens."""
-    return {"echo": False, "max_tokens": max(1, asked.get("max_tokens", 1))}
-
-
 @logprobs_fault("retry")
 def too_few_logprobs(given):
     """The last log-probability is missing."""
@@ -205,82 +185,16 @@ def shifted_logprobs(given):
     return {"token_logprobs": [*values[1:], values[-1]]}
 
 
-# --- right in form, but of another request or model
-
-
-@request_fault("parity")
-def prompt_begins_with_one_more_token(asked):
-    """The first token twice, as when a tokenizer puts its own in front of a prompt that has one."""
-    return {"prompt": each_prompt(asked, lambda ids: ids[:1] + ids)}
-
-
-@request_fault("parity")
-def prompt_without_its_first_token(asked):
-    """The token of the beginning is missing."""
-    return {"prompt": each_prompt(asked, lambda ids: ids[1:])}
-
-
-@request_fault("parity")
-def prompt_cut_on_the_left(asked):
-    """Only the second half of each prompt is read."""
-    return {"prompt": each_prompt(asked, lambda ids: ids[len(ids) // 2 :])}
-
-
-@fault("parity")
-def another_template(handler):
-    """The prompt is put into the template of a chat."""
-    tokenizer = handler.owner.completer.tokenizer
-
-    def templated(ids: list[int]) -> list[int]:
-        text = tokenizer.decode(ids, skip_special_tokens=True)
-        return tokenizer(f"### Instruction:\n{text}\n\n### Response:\n")["input_ids"]
-
-    handler.send_completion(handler.asked | {"prompt": each_prompt(handler.asked, templated)})
-
-
-@fault("parity")
-def another_models_weights(handler):
-    """The answer of the server's second model, under the name of the first."""
-    handler.send_completion(handler.asked, completer=handler.owner.other)
-
-
-@request_fault("parity", "text")
-def stop_texts_ignored(asked):
-    """The completion goes on after a stop text, up to the maximal length."""
-    return {"stop": None}
-
-
-@request_fault("parity", "text")
-def greedy_ignored(asked):
-    """The text is sampled."""
-    return {"temperature": 10.0, "seed": 1}
-
-
-@request_fault("parity", "text")
-def repetition_penalised(asked):
-    """Tokens that are in the prompt become unlikely."""
-    return {"repetition_penalty": 5.0}
-
-
-@request_fault("parity", "text")
-def half_the_length(asked):
-    """The server has its own limit of new tokens."""
-    return {"max_tokens": max(1, asked.get("max_tokens", 16) // 2)}
+# --- texts that are not what was generated, without its tokens
 
 
 @choice_fault("parity", "text")
 def ends_early(choice):
     """The completion ends at a text that is not a stop text of the request."""
-    return {"text": choice["text"][: len(choice["text"]) // 2], "finish_reason": "stop"}
+    return {"text": choice["text"][: len(choice["text"]) // 2], "finish_reason": "stop", "token_ids": None}
 
 
 @choice_fault("parity", "text")
 def stripped_text(choice):
     """Spaces at both ends of the text are removed."""
-    return {"text": choice["text"].strip()}
-
-
-def each_prompt(asked: Json, change: Callable[[list[int]], list[int]]) -> Any:
-    """Return the token ids of the request's prompt, or of each of its prompts, changed."""
-    given = asked["prompt"]
-    return change(given) if isinstance(given[0], int) else [change(ids) for ids in given]
+    return {"text": choice["text"].strip(), "token_ids": None}
