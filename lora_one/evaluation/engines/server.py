@@ -9,7 +9,6 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any, Self, TypeVar
 
 import httpx
@@ -17,7 +16,8 @@ import httpx
 from lora_one.data.encode import Encoder
 from lora_one.errors import RunError, UsageError, nearest
 from lora_one.evaluation.choices import Question
-from lora_one.evaluation.decoding import Completion, Decoding, Ending, before, positions_of, stop_ids
+from lora_one.evaluation.decoding import Completion, Decoding, Ending, positions_of, stop_ids
+from lora_one.evaluation.engines.answers import choice_in, completion_in, finite
 from lora_one.evaluation.engines.connection import Connection, Unusable
 from lora_one.evaluation.options import EvaluationOptions
 from lora_one.model_kinds import CAUSAL, ModelKind
@@ -142,7 +142,7 @@ class Server:
             prompt, room = list(prompts[index]), rooms[index]
             payload = {**self.request(prompt, room), **sampling(decoding, streams[index]), "return_token_ids": True}
             payload |= {"stop_token_ids": ids, **({"stop": list(decoding.stop[:STOPS])} if decoding.stop else {})}
-            read = lambda body: completion_in(choice_in(body, prompt, self.served.model), ending, room)  # noqa: E731
+            read = lambda body: completion_in(body, prompt, self.served.model, ending, room)  # noqa: E731
             return self.connection.post(COMPLETIONS, payload, read)
 
         yield from self.answered(asked, completed)
@@ -185,12 +185,12 @@ class Server:
 
         def read(body: Any) -> float:
             found = choice_in(body, prompt, self.served.model).get("logprobs")
-            if not found:
+            values = found["token_logprobs"] if found else []
+            if len(values) < min(2, len(prompt)):  # none, or only that of the generated token
                 raise RunError(
                     f"the server at {self.connection.root} returns no log-probabilities of a prompt (echo with "
                     "logprobs): use vLLM, or --engine=transformers"
                 )
-            values = found["token_logprobs"]
             if len(values) not in (len(prompt), len(prompt) + 1):
                 raise Unusable(f"{len(values)} log-probabilities for {len(prompt)} tokens and the next one")
             return sum(map(finite, values[len(context) : len(prompt)]))
@@ -257,45 +257,3 @@ def sampling(decoding: Decoding, stream: str) -> dict[str, Any]:
     seed = generator_for(decoding.seed, stream).initial_seed() % 2**31
     top_p = 1.0 if decoding.top_p is None else decoding.top_p
     return {"temperature": decoding.temperature, "top_p": top_p, "seed": seed}
-
-
-def choice_in(body: Any, prompt: Sequence[int], model: str) -> dict[str, Any]:
-    """Return the one choice of an answer.
-
-    Raises Unusable: another number of choices; RunError: the server has used another prompt or model.
-    """
-    if not isinstance(body["choices"], list) or len(body["choices"]) != 1:
-        raise Unusable(f"{len(body['choices'])} choices instead of 1")
-    (choice,) = body["choices"]
-    if body.get("model", model) != model:
-        raise RunError(f"the server answers with the model {body['model']} instead of {model}: check its configuration")
-    used = (body.get("usage") or {}).get("prompt_tokens")
-    if used is not None and used != len(prompt):
-        raise RunError(
-            f"the server has read a prompt of {used} tokens instead of the {len(prompt)} that were sent: it changes "
-            "prompts (adds BOS, or cuts them), so its results would be others; turn that off"
-        )
-    return choice
-
-
-def completion_in(choice: dict[str, Any], ending: Ending, room: int) -> Completion:
-    """Return the completion of a choice, decoded here if the server returns its tokens.
-
-    Raises Unusable: the server has ended it early, or its text or tokens are missing.
-    """
-    text, tokens, reason = choice["text"], choice.get("token_ids"), choice["finish_reason"]
-    if not isinstance(text, str) or reason not in ("stop", "length"):
-        raise Unusable(f"a completion {text!r:.40} that ended by {reason!r}")
-    if tokens is None:
-        limited = room if room < ending.decoding.max_new_tokens else None
-        return Completion(before(text, ending.decoding.stop), room=limited, cut_off=reason == "length")
-    if len(tokens) > room or (reason == "length" and len(tokens) < room):
-        raise Unusable(f"{len(tokens)} new tokens, ended by {reason}, where {room} were asked for")
-    return ending.completion(tokens, room)
-
-
-def finite(value: Any) -> float:
-    """Return a log-probability as a number. Raises Unusable: it is missing or not finite."""
-    if not isinstance(value, int | float) or not isfinite(value):
-        raise Unusable(f"the log-probability {value!r}")
-    return float(value)

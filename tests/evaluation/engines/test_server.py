@@ -6,39 +6,10 @@ import pytest
 
 from lora_one.evaluation import command
 from lora_one.evaluation.engines import connection
-from lora_one.models import load_model
 from tests.helpers.completion_faults import FAULTS, names
-from tests.helpers.completion_server import CompletionServer
-from tests.helpers.models import random_llama
 
+pytestmark = pytest.mark.usefixtures("quickly")
 PROBLEMS = [f"Tom has {number} apples and buys {number + 2} more. How many?" for number in range(3, 9)]
-
-
-@pytest.fixture(scope="module")
-def model():
-    return load_model("bundled/tiny", dtype="fp32")
-
-
-@pytest.fixture
-def serve(model, tokenizer):
-    """A function that starts a server with this plan and other options; at the end all are stopped."""
-    servers = []
-
-    def started(plan=None, **options):
-        other = random_llama(model.config.vocab_size)
-        servers.append(CompletionServer(model, tokenizer, plan, other=other, slow=0.05, **options).start())
-        return servers[-1]
-
-    yield started
-    for server in servers:
-        server.stop()
-
-
-@pytest.fixture(autouse=True)
-def quickly(monkeypatch):
-    monkeypatch.setattr(connection, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(connection, "LONGEST_WAIT", 0.05)
-    monkeypatch.delenv(connection.KEY, raising=False)
 
 
 @pytest.fixture
