@@ -30,7 +30,7 @@ from lora_one.progress import duration, first_process
 SERVED_NAME = "model"  # of the model in the server's API
 FULL_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 SETTINGS = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-CPU_SETTINGS = {"VLLM_CPU_KVCACHE_SPACE": "2"}  # GiB
+CPU_SETTINGS = {"VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_KVCACHE_SPACE": "2"}  # GiB
 # of this process; vLLM would import our packages, or take itself for one of our processes
 NOT_INHERITED = ("PYTHONPATH", "PYTHONHOME", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 PREFIX = re.compile(r"^(\([^()]*\) )?((INFO|WARNING|ERROR) \d\d-\d\d [\d:]+ (\[[^\]]*\] )?)?")  # of a line of its log
