@@ -119,6 +119,10 @@ def checked_options(task: str, benchmark: Benchmark[Any], arguments: Sequence[st
             f"--engine={options.engine} cannot be used for {needed}, which need the model in this process: use "
             f"--engine={TRANSFORMERS}"
         )
+    if options.base_url is not None:
+        from lora_one.evaluation.engines.connection import root_of
+
+        root_of(options.base_url)
     if options.serve:
         from lora_one.evaluation.engines.serving import find_vllm
 

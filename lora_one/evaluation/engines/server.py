@@ -5,10 +5,11 @@ as well, where the server returns its tokens. So both engines see the same promp
 """
 
 import threading
+from collections import deque
 from collections.abc import Callable, Container, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any, Self, TypeVar
 
 import httpx
@@ -211,43 +212,49 @@ class Server:
             )
 
     def answered(self, indices: Sequence[int], work: Callable[[int], T]) -> Iterator[tuple[int, T]]:
-        """Yield (index, work(index)) as it is finished; after an error, what is in flight is still yielded."""
+        """Yield (index, work(index)) as it is finished; after an error, what is in flight is still yielded.
+
+        The threads are daemons, so an interrupted evaluation does not wait for the answers in flight.
+        """
         stopping, failed = self.connection.stopping, None
         stopping.clear()
-        pool = ThreadPoolExecutor(self.concurrency)
-        futures = {pool.submit(unless(stopping, work), index): index for index in indices}
+        left, results = deque(indices), SimpleQueue()
+        for _ in range(min(self.concurrency, len(indices))):
+            threading.Thread(target=each, args=(left, work, results, stopping), daemon=True).start()
         try:
-            for future in as_completed(futures):
-                try:
-                    result = future.result()
-                except (RunError, Skipped) as error:
-                    failed = error if failed is None or isinstance(failed, Skipped) else failed
-                else:
-                    yield futures[future], result
+            for _ in indices:
+                index, result, error = results.get()
+                if error is None:
+                    yield index, result
+                elif failed is None or isinstance(failed, Skipped):
+                    failed = error
             if failed is not None:
                 raise failed
         finally:
             stopping.set()  # if this block was interrupted, nothing more is sent
-            pool.shutdown(wait=False)
 
 
 class Skipped(Exception):
     """A request that was not sent, because another one has failed."""
 
 
-def unless(stopping: threading.Event, work: Callable[[int], T]) -> Callable[[int], T]:
-    """Return the same function, which sets ``stopping`` when it fails, and does nothing any more when that is set."""
+def each(left: deque[int], work: Callable[[int], Any], results: SimpleQueue[Any], stopping: threading.Event) -> None:
+    """Take indices until none is left; put (index, work(index), its error) into ``results``.
 
-    def started(index: int) -> T:
-        if stopping.is_set():
-            raise Skipped
+    After an error, of this thread or another one, the error of all further indices is Skipped.
+    """
+    while True:
         try:
-            return work(index)
-        except RunError:
+            index = left.popleft()
+        except IndexError:
+            return
+        try:
+            if stopping.is_set():
+                raise Skipped
+            results.put((index, work(index), None))
+        except Exception as error:  # raised again by the thread that takes it
             stopping.set()
-            raise
-
-    return started
+            results.put((index, None, error))
 
 
 def sampling(decoding: Decoding, stream: str) -> dict[str, Any]:

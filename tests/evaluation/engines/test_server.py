@@ -1,6 +1,10 @@
 """The engine of a server gives what transformers gives, whatever the server does wrong meanwhile."""
 
 import json
+import os
+import signal
+import threading
+import time
 
 import pytest
 
@@ -146,6 +150,23 @@ def test_a_smaller_context_than_needed_is_said_before_the_first_request(options,
     server = serve(context=40)
     assert command.main("gsm8k", options(server)) == 1
     assert "accepts 40: start it with a larger context" in capsys.readouterr().err and not server.requests
+
+
+def test_an_interrupted_evaluation_does_not_wait_for_answers(options, serve, tmp_path, capsys):
+    """The requests in flight never end; their threads would otherwise keep the process alive."""
+    server = serve(lambda number: "never_answers" if number >= 2 else None)
+
+    def interrupt():
+        while len(server.requests) < len(PROBLEMS):
+            time.sleep(0.02)
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGINT)  # raise_signal would not wake the main thread
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    assert command.main("gsm8k", options(server)) == 130
+    assert "run the same command again" in capsys.readouterr().err
+    assert all(thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread())
+    assert len((tmp_path / "out/predictions.partial.jsonl").read_text().splitlines()) == 1 + 2
 
 
 def test_every_fault_of_a_server_is_met_here_or_in_the_test_of_parity():
