@@ -43,6 +43,11 @@ class LoraRite(PairOptimizer):
         super().__init__(params, pairs, lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay, **options)
         self._set_defaults(max_norm=max_norm)
 
+    @classmethod
+    def first_change(cls, lr: float, scaling: float, m: int, n: int) -> float:
+        """Return s lr sqrt(min(m, n)): M = g V^-1/2 with V = g^T g / n has the singular values sqrt(n)."""
+        return scaling * lr * min(m, n) ** 0.5
+
     def step_batches(self, batches: Iterator[Batch]) -> None:
         halves = [(batch, half_A(batch), half_B(batch)) for batch in batches]
         squares = [half.gradient.square().sum() for _, *both in halves for half in both]

@@ -95,6 +95,14 @@ class PairOptimizer(AdamW):
                     "them together: put both in one group, without a learning rate of its own for B (LoRA+)"
                 )
 
+    @classmethod
+    def first_change(cls, lr: float, scaling: float, m: int, n: int) -> float | None:
+        """Return min(||s D_B A||, ||s B D_A||) of the first step of factors of full rank; None: not known.
+
+        Spectral norms, of a layer with W (m, n); without weight decay.
+        """
+        return None
+
     def step_batches(self, batches: Iterator[Batch]) -> None:
         """Step the pairs of all batches, without gradients and with fp32 products."""
         raise NotImplementedError
