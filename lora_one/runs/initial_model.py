@@ -105,12 +105,20 @@ def curvature_record(parts: RunParts, model: nn.Module, tracker: Tracker) -> dic
     drawn = draw(texts, wanted, run.model.max_length, run.init_seed, parts.encoder, "examples of the curvature")
     batches = batches_of(drawn, CURVATURE_BATCH, parts.encoder.pad_id)
     with as_run_errors():
-        largest, products = largest_curvature(model, batches, run.model.loss, run.init_seed)
+        largest = largest_curvature(model, batches, run.model.loss, run.init_seed)
         layers = (
             curvature_by_layer(model, batches, run.model.loss, run.init_seed) if run.wandb.curvature_by_layer else {}
         )
-    tracker.log(0, {"curvature/largest eigenvalue": largest})
-    return {"largest_eigenvalue": largest, "products": products, "examples": len(drawn), "layers": layers}
+    tracker.log(0, {"curvature/largest eigenvalue": largest.value})
+    return {
+        "largest_eigenvalue": largest.value,
+        "error": largest.error,
+        "products": largest.products,
+        "converged": largest.converged,
+        "examples": len(drawn),
+        "layers": {name: found.value for name, found in layers.items()},
+        "layers_not_converged": {name: found.error for name, found in layers.items() if not found.converged},
+    }
 
 
 def with_adapters(parts: RunParts, base: nn.Module) -> tuple[nn.Module, Start]:

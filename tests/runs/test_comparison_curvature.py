@@ -35,10 +35,13 @@ def cells(table):
 
 def test_a_method_with_four_times_the_eigenvalue_gets_a_quarter_of_the_rates(tmp_path, monkeypatch):
     by_rate = {1e-3: 2.0, 2e-3: 8.0, 3e-3: -1.0, 4e-3: 6.0}  # the methods differ in a key that says which one it is
-    monkeypatch.setattr(
-        "lora_one.runs.comparison_curvature.eigenvalue",
-        lambda located, execute: by_rate[located.run.model.learning_rate],
-    )
+
+    def measured(located, execute):
+        value = by_rate[located.run.model.learning_rate]
+        rest = {"converged": False, "error": 0.5, "products": 100} if value == 8.0 else {"converged": True}
+        return {"largest_eigenvalue": value} | rest
+
+    monkeypatch.setattr("lora_one.runs.comparison_curvature.measured_curvature", measured)
     methods = {
         "LoRA": ["model.learning_rate=1e-3"],
         "LoRA-One": ["model.learning_rate=2e-3"],
@@ -49,7 +52,7 @@ def test_a_method_with_four_times_the_eigenvalue_gets_a_quarter_of_the_rates(tmp
     assert rows[0] == ["method", "largest eigenvalue", "relative to LoRA", "learning rates at this ratio"]
     assert rows[2:] == [
         ["LoRA", "2", "1", "0.001, 0.004"],
-        ["LoRA-One", "8", "4", "0.00025, 0.001"],
+        ["LoRA-One", "8 (not converged: error up to 0.5 after 100 products)", "4", "0.00025, 0.001"],
         ["negative", "-1", "", ""],
         ["Muon", "6", "3", "another optimizer than LoRA"],
     ]
@@ -83,6 +86,8 @@ def test_measurement_is_in_run_json_and_changes_no_adapter(tmp_path):
     )
     curvature = measured.read()["init"]["curvature"]
     assert curvature["examples"] == 2 and curvature["largest_eigenvalue"] > 0
+    assert curvature["converged"] and curvature["error"] <= 0.01 * curvature["largest_eigenvalue"]
+    assert curvature["layers_not_converged"] == {}
     # a block on the diagonal has no larger eigenvalue than the whole matrix
     assert len(curvature["layers"]) == 21
     assert max(curvature["layers"].values()) <= 1.01 * curvature["largest_eigenvalue"]
