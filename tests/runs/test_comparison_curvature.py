@@ -1,7 +1,10 @@
 """``lora-one-compare --curvature``: the eigenvalue of every method, and learning rates in inverse proportion."""
 
+import doctest
+
 import pytest
 
+from lora_one.runs import comparison_curvature
 from lora_one.runs.compare_command import main
 from lora_one.runs.comparison_curvature import curvature
 from lora_one.runs.comparison_file import Comparison
@@ -120,3 +123,7 @@ def test_nothing_measured_is_a_failure(tmp_path, monkeypatch, capsys):
     lost = ["--curvature", "2", "dataset.path=/nowhere", f"results_dir={tmp_path}"]
     assert main([str(ROOT / "scripts/comparisons/scale_tiny.yaml"), *lost]) == 1
     assert "not measured: " in capsys.readouterr().out
+
+
+def test_doctests():
+    assert doctest.testmod(comparison_curvature).failed == 0
