@@ -43,7 +43,7 @@ def overshoot_warnings(optimizer: type[PairOptimizer], name: str, pairs: Iterabl
 @torch.no_grad()
 def smallest_singular_value(pair: Pair) -> float:
     """Return the smallest singular value of s B A that is not zero up to rounding; 0 if B A = 0."""
-    R_B, R_A = (torch.linalg.qr(factor.double().cpu(), mode="r").R for factor in (pair.B, pair.A.T))
+    R_B, R_A = (torch.linalg.qr(factor.cpu().double(), mode="r").R for factor in (pair.B, pair.A.T))
     values = torch.linalg.svdvals(R_B @ R_A.T)
     rounding = len(values) * torch.finfo(pair.B.dtype).eps * values[0]
     return pair.scaling * float(values[values > rounding].min()) if values[0] > 0 else 0.0
