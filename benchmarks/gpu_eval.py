@@ -17,10 +17,10 @@ from bench_eval import (
     completions_one_by_one,
     letters_in_batches,
     letters_one_by_one,
-    made_up,
 )
 from common import SHAPES
 from gpu_init import random_llama
+from made_up import mmlu_problems
 from rows import Row, Table, timed
 
 from lora_one.datasets.arithmetic import PRETRAIN_FAMILIES, generate
@@ -34,7 +34,7 @@ def main(chosen: argparse.Namespace, _: str) -> int:
     name = "small" if chosen.small else "llama2-7b"
     settings = {"shape": name, "dtype": "bfloat16", "new tokens": tokens, "gsm8k": f"{few} and {many} problems"}
     table = Table(chosen.out, "eval", chosen.device, settings | {"mmlu": f"{letters} questions"}, chosen.seconds)
-    problems = made_up(1, letters)
+    problems = mmlu_problems(1, letters)
     texts = {*(problem.body + problem.response for problem in problems), *(shot for p in problems for shot in p.shots)}
     tokenizer = byte_level_tokenizer(sorted(texts))
     model = random_llama(SHAPES[name], chosen.device, torch.bfloat16, len(tokenizer))

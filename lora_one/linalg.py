@@ -1,7 +1,6 @@
 """Low-rank approximation of a matrix: seeded, deterministic, accurate in each of the r directions."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -263,37 +262,3 @@ def still_to_gain(errors: list[float]) -> float:
     """Bound the remaining gain by a geometric series, from the errors after each block."""
     ratio = max(math.sqrt(errors[-1] / errors[-2]) if errors[-2] > 0 else 0.0, FASTEST)
     return errors[-1] * ratio / (1 - ratio) if ratio < 1 else math.inf
-
-
-def largest_eigenvalue(
-    product: Callable[[Tensor], Tensor], start: Tensor, *, tolerance: float, limit: int
-) -> tuple[float, int]:
-    """Return the largest eigenvalue of a symmetric matrix M that is accessed through products M v, and their number.
-
-    Lanczos' method with full orthogonalisation. It ends when the residual of the Ritz vector, which bounds the distance
-    to an eigenvalue, is at most ``tolerance`` x the eigenvalue, and after ``limit`` products.
-
-    start: (n,), any direction that is not orthogonal to the eigenvector.
-    Raises ValueError: a product is not finite.
-    """
-    basis = [start / start.norm()]
-    diagonal: list[float] = []
-    beside: list[float] = []
-    while True:
-        image = product(basis[-1])
-        if not torch.isfinite(image).all():
-            raise ValueError("a product with the matrix is not finite")
-        diagonal.append(float(basis[-1] @ image))
-        for _ in range(2):
-            for vector in basis:
-                image = image - vector * (vector @ image)
-        left = float(image.norm())
-        T = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
-        for place, value in enumerate(beside):
-            T[place, place + 1] = T[place + 1, place] = value
-        values, vectors = torch.linalg.eigh(T)
-        largest, residual = float(values[-1]), left * abs(float(vectors[-1, -1]))
-        if residual <= tolerance * abs(largest) or len(basis) >= min(limit, len(start)):
-            return largest, len(basis)
-        beside.append(left)
-        basis.append(image / left)

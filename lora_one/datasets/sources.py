@@ -82,13 +82,13 @@ def as_text(value: Any, column: str, where: str) -> str:
 def split_files(path: Path, split: str) -> list[Path]:
     """Return the file itself, or the folder's file of the split (``train.jsonl``, ``train.json.gz``) or its shards.
 
-    A file ``dev`` counts as ``validation``.
+    Files ``dev`` (of GLUE) and ``val`` (of SuperGLUE) count as ``validation``.
     Raises UsageError: the folder has no such file, or several that are not shards of one table.
     """
     if path.is_file():
         return [path]
-    openings = (split, split.replace("validation", "dev"))
-    found = sorted(file for file in path.iterdir() if file.name.startswith(openings) and format_of(file) is not None)
+    opening = opening_of(split, split.replace("validation", "dev"), split.replace("validation", "val"))
+    found = sorted(file for file in path.iterdir() if opening.match(file.name) and format_of(file) is not None)
     if not found:
         names = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
         raise UsageError(
@@ -102,6 +102,11 @@ def split_files(path: Path, split: str) -> list[Path]:
     return found
 
 
+def opening_of(*names: str) -> re.Pattern[str]:
+    """Return the pattern of file names that begin with one of these; ``val`` must be a whole word (not values.csv)."""
+    return re.compile("|".join(r"val(?![A-Za-z])" if name == "val" else re.escape(name) for name in names))
+
+
 def evaluation_data(path: str) -> str | None:
     """Return the folder with the test or validation split that belongs to local training data; None: none is found.
 
@@ -109,8 +114,8 @@ def evaluation_data(path: str) -> str | None:
     """
     place = Path(path).expanduser()
     folder = place.parent if place.is_file() else place
-    splits = ("test", "validation", "dev")
-    held_out = [file for file in (*folder.iterdir(), *folder.glob("*/*")) if file.name.startswith(splits)]
+    opening = opening_of("test", "validation", "dev", "val")
+    held_out = [file for file in (*folder.iterdir(), *folder.glob("*/*")) if opening.match(file.name)]
     return str(folder) if any(format_of(file) for file in held_out) else None
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -44,7 +45,15 @@ class BatchGenerator:
     separate: bool
 
     def __call__(self, chosen: Sequence[int]) -> list[tuple[int, Completion]]:
-        """Return (index, completion) of the prompts with these indices, of which the first is the longest."""
+        """Return (index, completion) of the prompts with these indices, of which the first is the longest.
+
+        The maximal length decides which beams win, so beam search generates prompts with different rooms separately.
+        """
+        parts = [list(part) for _, part in groupby(chosen, self.room)] if self.decoding.beams > 1 else [chosen]
+        return [found for part in parts for found in self.completions(part)]
+
+    def completions(self, chosen: Sequence[int]) -> list[tuple[int, Completion]]:
+        """Generate these prompts together, up to the largest room, and cut each completion to its own room."""
         rooms = [self.room(index) for index in chosen]
         stop = stop_ids(self.model.generation_config, self.tokenizer, self.decoding.stop)
         ending = Ending(self.tokenizer, stop, self.decoding)
@@ -108,7 +117,8 @@ def complete(
     """Yield (index, completion) of each prompt, longest prompts first; with several processes, only this one's share.
 
     Prompts are padded on the left and masked. A completion ends after max_new_tokens tokens or when it fills the
-    context with its own prompt, whatever else is in the batch; the prompt of an encoder-decoder uses none of it.
+    context with its own prompt, whatever else is in the batch; the prompt of an encoder-decoder uses none of it. Beams
+    are chosen for this length of their own prompt, too.
     streams: names of the random numbers of each prompt, by default its index. What is sampled depends only on that name
     and decoding.seed. Sampled beams are an exception: the prompts of a batch share their random numbers, so the result
     depends on batch_size. Prompts in ``done`` are not yielded, but they remain part of their batch.

@@ -73,7 +73,7 @@ class EvaluationOptions:
     batch_size: int | None = option(
         None,
         type=int,
-        help="prompts in a batch; it does not change the result (default: 16 on a CPU, else as many as fit)",
+        help="prompts in a batch; it changes results by rounding at most (default: 16 on a CPU, else as many as fit)",
     )
     max_new_tokens: int = option(
         512, help="maximum number of new tokens per completion (%(default)s)", decides="completions"

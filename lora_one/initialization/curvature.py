@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lora_one.distributed import Processes
 from lora_one.initialization.gradients import without_autocast
-from lora_one.linalg import largest_eigenvalue
+from lora_one.initialization.lanczos import Eigenvalue, largest_eigenvalue
 from lora_one.losses import Batch, Reduction, batch_loss, evaluating, loss_count, targets
 from lora_one.progress import progress
 from lora_one.seeding import generator_for
@@ -17,8 +17,8 @@ TOLERANCE = 0.01  # relative error of an eigenvalue
 LIMIT = 100  # products with the Hessian
 
 
-def largest_curvature(model: nn.Module, batches: Sequence[Batch], reduction: Reduction, seed: int) -> tuple[float, int]:
-    """Return the largest eigenvalue of the Hessian of the mean loss, and the number of Hessian-vector products.
+def largest_curvature(model: nn.Module, batches: Sequence[Batch], reduction: Reduction, seed: int) -> Eigenvalue:
+    """Return the largest eigenvalue of the Hessian of the mean loss, to 1 % unless 100 products do not suffice.
 
     The Hessian is that in all trained parameters of the adapters together, without dropout. Gradient descent on a
     quadratic with this eigenvalue diverges for learning rates above 2 / lambda.
@@ -27,7 +27,9 @@ def largest_curvature(model: nn.Module, batches: Sequence[Batch], reduction: Red
     return _largest(model, adapter_parameters(model), batches, reduction, seed, "all layers")
 
 
-def curvature_by_layer(model: nn.Module, batches: Sequence[Batch], reduction: Reduction, seed: int) -> dict[str, float]:
+def curvature_by_layer(
+    model: nn.Module, batches: Sequence[Batch], reduction: Reduction, seed: int
+) -> dict[str, Eigenvalue]:
     """Return the largest eigenvalue of the Hessian in the factors of each layer alone, by the name of the layer.
 
     As in arXiv:2602.04998, but with the scaling s of the adapters and with a relative tolerance.
@@ -40,7 +42,7 @@ def curvature_by_layer(model: nn.Module, batches: Sequence[Batch], reduction: Re
         for layer, parameters in layers.items():
             found[layer.removeprefix("base_model.model.")] = _largest(
                 model, parameters, batches, reduction, seed, layer
-            )[0]
+            )
             shown.advance()
     return found
 
@@ -57,7 +59,7 @@ def _largest(
     reduction: Reduction,
     seed: int,
     purpose: str,
-) -> tuple[float, int]:
+) -> Eigenvalue:
     sizes = [parameter.numel() for parameter in parameters.values()]
     device = next(iter(parameters.values())).device
     start = torch.randn(sum(sizes), generator=generator_for(seed, f"curvature of {purpose}")).to(device)

@@ -19,10 +19,13 @@ CPU_LIMIT = 1.5e9  # parameters beyond which a training step takes minutes witho
 PARAMETERS = {"TinyLlama/TinyLlama_v1.1": 1.1e9}
 
 
-def preflight(model: ModelConfig, processes: int = 1, *, full: bool = False) -> None:
+def preflight(
+    model: ModelConfig, processes: int = 1, *, full: bool = False, full_size_moments: str | list[str] | None = None
+) -> None:
     """Refuse a model that this machine cannot train; nothing is downloaded or loaded.
 
-    full: all weights are trained.
+    full: all weights are trained.  full_size_moments: ``peft.lora_target_modules``, if the optimizer keeps two fp32
+    moments of the size of each adapted weight.
     Raises UsageError: bitsandbytes is missing for a quantised base, a sharded base has only one process, a folder has
     no weights, there are too many parameters for a CPU, or the weights need more than the free memory.
     """
@@ -48,10 +51,14 @@ def preflight(model: ModelConfig, processes: int = 1, *, full: bool = False) -> 
     on_device = parameters / processes if model.sharded else parameters
     # The weights, and a fifth of that for adapters and activations; full: fp32 weights, gradients and two moments
     needed = on_device * (16 if full else weight_bytes(model) * 1.2)
+    moments = 0 if full_size_moments is None else 8 * adapted_parameters(model.name, full_size_moments)
     free = free_bytes()
-    if needed > free:
+    if needed + moments > free:
+        with_moments = f", of which {moments / 1e9:.1f} GB are moments of the size of the adapted weights"
+        out = f"choose an optimizer without them (optimizer=adamw), {out}" if moments > 0.2 * needed else out
         raise UsageError(
-            f"{size} and needs at least {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free on {where}: {out}"
+            f"{size} and needs at least {(needed + moments) / 1e9:.1f} GB{with_moments if moments else ''}, but only "
+            f"{free / 1e9:.1f} GB are free on {where}: {out}"
         )
 
 
@@ -78,12 +85,38 @@ def count_parameters(name: str) -> float | None:
     return PARAMETERS.get(name) or (float(sizes[0]) * 1e9 if sizes else None)
 
 
+def adapted_parameters(name: str, targets: str | list[str]) -> float:
+    """Return a lower bound of the number of weights in the adapted layers; targets: ``peft.lora_target_modules``.
+
+    Of a local folder they are counted in the headers of its files: matrices that are neither embeddings nor as high as
+    the vocabulary. Of a model known by its number of parameters alone, all linear layers have at least half of them.
+    """
+    folder = local_folder(name)
+    if folder is None:
+        return (count_parameters(name) or 0) / 2 if targets == "all" else 0
+    shapes = {name: shape for file in folder.glob("*.safetensors") for name, shape in shapes_in_header(file).items()}
+    vocabulary = json.loads((folder / "config.json").read_text()).get("vocab_size")
+    layers = {
+        name.removesuffix(".weight"): shape
+        for name, shape in shapes.items()
+        if len(shape) == 2 and shape[0] != vocabulary and "embed" not in name
+    }
+    if targets != "all":
+        endings = tuple(f".{target}" for target in targets)
+        layers = {name: shape for name, shape in layers.items() if f".{name}".endswith(endings)}
+    return sum(m * n for m, n in layers.values())
+
+
 def count_in_header(file: Path) -> int:
     """Return the number of values in a safetensors file, from its header. Raises RunError: not a safetensors file."""
+    return sum(int(torch.Size(shape).numel()) for shape in shapes_in_header(file).values())
+
+
+def shapes_in_header(file: Path) -> dict[str, list[int]]:
+    """Return name -> shape of the tensors in a safetensors file. Raises RunError: not a safetensors file."""
     try:
         with file.open("rb") as stream:
             header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
     except (OSError, ValueError, OverflowError, MemoryError) as error:
         raise RunError(f"{file} is not a valid safetensors file: download it again") from error
-    shapes = (entry["shape"] for name, entry in header.items() if name != "__metadata__")
-    return sum(int(torch.Size(shape).numel()) for shape in shapes)
+    return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}

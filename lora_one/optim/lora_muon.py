@@ -49,6 +49,11 @@ class LoraMuon(PairOptimizer):
                     f"{group['weight_decay']:g} and lr={group['lr']:g}: lower one of them"
                 )
 
+    @classmethod
+    def first_change(cls, lr: float, scaling: float, m: int, n: int) -> float:
+        """Return lr / 2, whatever the gradient is."""
+        return lr / 2
+
     def step_batches(self, batches: Iterator[Batch]) -> None:
         for batch in batches:
             group, half = batch.group, batch.group["lr"] / (2 * batch.scaling)

@@ -1,7 +1,7 @@
 """LoRA-Pro: AdamW on the low-rank gradient of W_eff that is closest to the full gradient (arXiv:2407.18242)."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 from torch import Tensor
 
@@ -11,7 +11,7 @@ from lora_one.optim.pairs import Pair
 
 
 class LoraPro(PairOptimizer):
-    """With h_A, h_B of `adjusted` for the gradients g_A = s B^T G and g_B = s G A^T, a step is
+    """With h_A, h_B of `Factors.adjusted` for the gradients g_A = s B^T G and g_B = s G A^T, a step is
 
         G~ = s (B h_A + h_B A)                                         (m, n), the best approximation of G
         M <- beta1 M + (1 - beta1) G~      V <- beta2 V + (1 - beta2) G~^2      G^ = M^ / (sqrt(V^) + eps)
@@ -40,54 +40,55 @@ class LoraPro(PairOptimizer):
     def step_batches(self, batches: Iterator[Batch]) -> None:
         for batch in batches:
             A, B, s, group = batch.A, batch.B, batch.scaling, batch.group
-            factors = wide(A), wide(B), s, eigen(A.mT), eigen(B)  # fp64: inverses of Gram matrices square the ratios
+            factors = Factors.of(batch)
             g_A, g_B = batch.g_A, batch.g_B  # stacks of this step only, overwritten by s B^T G^ and s G^ A^T
-            h_A, h_B = (h.to(A) for h in shortest(wide(g_A), wide(g_B), *factors))
+            h_A, h_B = (h.to(A) for h in factors.shortest(wide(g_A), wide(g_B)))
             shape = (B.shape[1], A.shape[2])
             moments = zip(batch.state("exp_avg", shape), batch.state("exp_avg_sq", shape), strict=True)
             for i, (M, V) in enumerate(moments):
                 G = (B[i] @ h_A[i]).addmm_(h_B[i], A[i]).mul_(s)
                 G = adam_direction(G, M, V, group["betas"], group["eps"], batch.step)
                 g_A[i], g_B[i] = s * (B[i].mT @ G), s * (G @ A[i].mT)
-            h_A, h_B = (h.to(A) for h in adjusted(wide(g_A), wide(g_B), *factors))
+            h_A, h_B = (h.to(A) for h in factors.adjusted(wide(g_A), wide(g_B)))
             batch.update(-group["lr"] * h_A, -group["lr"] * h_B, 1 - group["lr"] * group["weight_decay"])
 
 
-def shortest(
-    g_A: Tensor,
-    g_B: Tensor,
-    A: Tensor,
-    B: Tensor,
-    s: float,
-    gram_A: tuple[Tensor, Tensor],
-    gram_B: tuple[Tensor, Tensor],
-) -> tuple[Tensor, Tensor]:
-    """Return h_A = (B^T B)^-1 g_A / s^2 and h_B = (I - P_B) g_B (A A^T)^-1 / s^2, which give the best G~.
+class Factors(NamedTuple):
+    """The pairs of a batch in fp64, because inverses of Gram matrices square the ratios of singular values.
 
-    P_B = B (B^T B)^-1 B^T. gram_A, gram_B: `eigen` of A^T and B, whose pseudo-inverses are used: B = 0 has
-    h_A = 0 = g_A and h_B = g_B (A A^T)^-1 / s^2, the paper's formula for the first step.
+    A (k, r, n), B (k, m, r), scaling s.  gram_A, gram_B: eigenvalues and eigenvectors of A A^T and B^T B, see `eigen`;
+    their pseudo-inverses are used.
     """
-    inverse_A, inverse_B = pseudo_power(*gram_A, -1), pseudo_power(*gram_B, -1)
-    beside_B = g_B - B @ (inverse_B @ (B.mT @ g_B))
-    return inverse_B @ g_A / s**2, beside_B @ inverse_A / s**2
 
+    A: Tensor
+    B: Tensor
+    s: float
+    gram_A: tuple[Tensor, Tensor]
+    gram_B: tuple[Tensor, Tensor]
 
-def adjusted(
-    g_A: Tensor,
-    g_B: Tensor,
-    A: Tensor,
-    B: Tensor,
-    s: float,
-    gram_A: tuple[Tensor, Tensor],
-    gram_B: tuple[Tensor, Tensor],
-) -> tuple[Tensor, Tensor]:
-    """Return h_A + X A and h_B - B X, with h_A and h_B of `shortest`: the same G~, closest to g_A and g_B.
+    @classmethod
+    def of(cls, batch: Batch) -> Self:
+        """Return the factors of a batch, with the eigenvalues of their Gram matrices."""
+        return cls(wide(batch.A), wide(batch.B), batch.scaling, eigen(batch.A.mT), eigen(batch.B))
 
-    X minimises ||h_A + X A - g_A||^2 + ||h_B - B X - g_B||^2: B^T B X + X A A^T = -h_A A^T (Theorem 2.2).
-    """
-    h_A, h_B = shortest(g_A, g_B, A, B, s, gram_A, gram_B)
-    X = sylvester(gram_B, gram_A, -h_A @ A.mT)
-    return h_A + X @ A, h_B - B @ X
+    def shortest(self, g_A: Tensor, g_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Return h_A = (B^T B)^-1 g_A / s^2 and h_B = (I - P_B) g_B (A A^T)^-1 / s^2, which give the best G~.
+
+        P_B = B (B^T B)^-1 B^T. B = 0 has h_A = 0 = g_A and h_B = g_B (A A^T)^-1 / s^2, the paper's formula for the
+        first step.
+        """
+        inverse_A, inverse_B = pseudo_power(*self.gram_A, -1), pseudo_power(*self.gram_B, -1)
+        beside_B = g_B - self.B @ (inverse_B @ (self.B.mT @ g_B))
+        return inverse_B @ g_A / self.s**2, beside_B @ inverse_A / self.s**2
+
+    def adjusted(self, g_A: Tensor, g_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Return h_A + X A and h_B - B X, with h_A and h_B of `shortest`: the same G~, closest to g_A and g_B.
+
+        X minimises ||h_A + X A - g_A||^2 + ||h_B - B X - g_B||^2: B^T B X + X A A^T = -h_A A^T (Theorem 2.2).
+        """
+        h_A, h_B = self.shortest(g_A, g_B)
+        X = sylvester(self.gram_B, self.gram_A, -h_A @ self.A.mT)
+        return h_A + X @ self.A, h_B - self.B @ X
 
 
 def sylvester(left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor], C: Tensor) -> Tensor:

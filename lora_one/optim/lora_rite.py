@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lora_one.optim.matrix_functions import orthonormal_basis
+from lora_one.optim.matrix_functions import orthonormal_basis, power_of_two
 from lora_one.optim.paired import Batch, PairOptimizer
 from lora_one.optim.pairs import Pair
 
@@ -43,11 +43,14 @@ class LoraRite(PairOptimizer):
         super().__init__(params, pairs, lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay, **options)
         self._set_defaults(max_norm=max_norm)
 
+    @classmethod
+    def first_change(cls, lr: float, scaling: float, m: int, n: int) -> float:
+        """Return s lr sqrt(min(m, n)): M = g V^-1/2 with V = g^T g / n has the singular values sqrt(n)."""
+        return scaling * lr * min(m, n) ** 0.5
+
     def step_batches(self, batches: Iterator[Batch]) -> None:
         halves = [(batch, half_A(batch), half_B(batch)) for batch in batches]
-        squares = [half.gradient.square().sum() for _, *both in halves for half in both]
-        device = squares[0].device if squares else None
-        norm = sum((square.to(device) for square in squares), torch.zeros((), device=device)).sqrt()
+        norm = joint_norm([half.gradient for _, *both in halves for half in both])
         for batch, for_A, for_B in halves:
             group = batch.group
             if group["max_norm"]:
@@ -80,6 +83,21 @@ class Half(NamedTuple):
         for states, values in ((self.last_basis, self.basis), (self.V, V), (self.M, M)):
             torch._foreach_copy_(states, list(values.unbind()))
         return M @ self.inverse.mT
+
+
+def joint_norm(gradients: list[Tensor]) -> Tensor:
+    """Return the Frobenius norm of all gradients together, on the device of the first; a 0-d tensor.
+
+    They are divided by a power of two before they are squared, so squares do not overflow. NaN: it is not finite.
+    """
+    if not gradients:
+        return torch.zeros(())
+    device = gradients[0].device
+    largest = torch.stack([gradient.abs().amax().to(device) for gradient in gradients]).amax()
+    scale = power_of_two(largest)
+    squares = [(gradient / scale.to(gradient.device)).square().sum().to(device) for gradient in gradients]
+    norm = scale * sum(squares, torch.zeros((), device=device)).sqrt()
+    return norm.masked_fill(norm.isinf(), torch.nan)  # NaN ends the step in `inverse_square_root`; 0 would be no step
 
 
 def half_A(batch: Batch) -> Half:

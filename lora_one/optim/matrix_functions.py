@@ -22,6 +22,7 @@ def matrix_sign(X: Tensor, steps: int) -> Tensor:
     With 8 steps in fp32, singular values of at least 1e-3 of the Frobenius norm are within 1e-3 of 1; smaller ones stay
     below 1.
     """
+    X = X / power_of_two(X.abs().amax((-2, -1), keepdim=True))  # so that no square overflows
     X = X / torch.linalg.matrix_norm(X, keepdim=True).clamp_min(SMALLEST_NORM)
     identity = torch.eye(X.shape[-1], dtype=X.dtype, device=X.device)
     polynomials = polar_express(steps, LOWEST_SIGN)
@@ -32,6 +33,11 @@ def matrix_sign(X: Tensor, steps: int) -> Tensor:
             H, Q = P @ H @ P, Q @ P
         X = X @ Q
     return X
+
+
+def power_of_two(size: Tensor) -> Tensor:
+    """Return the power of two below each size; 1 for sizes below 1. Division by it only changes exponents."""
+    return size.clamp_min(1.0).log2().floor().exp2()
 
 
 @cache

@@ -95,6 +95,14 @@ class PairOptimizer(AdamW):
                     "them together: put both in one group, without a learning rate of its own for B (LoRA+)"
                 )
 
+    @classmethod
+    def first_change(cls, lr: float, scaling: float, m: int, n: int) -> float | None:
+        """Return min(||s D_B A||, ||s B D_A||) of the first step of factors of full rank; None: not known.
+
+        Spectral norms, of a layer with W (m, n); without weight decay.
+        """
+        return None
+
     def step_batches(self, batches: Iterator[Batch]) -> None:
         """Step the pairs of all batches, without gradients and with fp32 products."""
         raise NotImplementedError
@@ -151,8 +159,14 @@ class PairOptimizer(AdamW):
                 yield Batch(some, [self.state[p] for p in B], groups[id(B[0])], scaling, step, *stacks)
 
     def _diverged(self) -> RunError:
-        wrong = [p.layer for p in self.pairs if not (p.A.isfinite().all() and p.B.isfinite().all())] or ["a layer"]
-        return RunError(f"the factors of {wrong[0]} are not finite: training has diverged; lower the learning rate")
+        for pair in self.pairs:
+            if not (pair.A.isfinite().all() and pair.B.isfinite().all()):
+                wrong = f"the factors of {pair.layer} are not finite"
+                break
+        else:
+            largest = max(float(f.grad.abs().max()) for p in self.pairs for f in (p.A, p.B) if f.grad is not None)
+            wrong = f"the squares of the gradients (largest entry: {largest:.2g}) are not finite"
+        return RunError(f"{wrong}: training has diverged; lower the learning rate")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state. The state of pairs stays as it was saved; torch would round it to the dtype of the factors."""

@@ -84,6 +84,11 @@ def further_points(points: Sequence[Point], best: Point) -> list[Point]:
     If the best rate is the lowest or highest one tried, they are the next two beyond it, at the distance of its
     neighbour; otherwise they are the geometric means with its neighbours, which halves the logarithmic step.
 
+    Two beyond an end, not one beyond and one inside, because a method's best rate may be far from the grid. In a trial
+    with a loss that is a parabola in the log of the rate plus a cubic rise above it, 2 rounds and 3 or 4 rates, one of
+    each left 12 to 14 times the excess loss for minima up to four steps beyond the grid; for those up to one step
+    beyond it was 0.8 times, and inside the grid 0.4 to 0.5 times.
+
     >>> tried = [{RATE: 1e-3}, {RATE: 1e-2}, {RATE: 1e-1}]
     >>> [[point[RATE] for point in further_points(tried, {RATE: best})] for best in (1e-1, 1e-2)]
     [[1.0, 10.0], [0.00316, 0.0316]]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from lora_one.config import RunConfig
 from lora_one.errors import RunError, UsageError
@@ -35,30 +36,43 @@ def curvature(
     as the eigenvalue rises. Methods with another optimizer than the reference get no learning rates: their steps have
     other units.
     """
-    found: dict[str, float | str] = {}
+    found: dict[str, dict[str, Any] | str] = {}
     optimizers: dict[str, str] = {}
     for method in comparison.methods:
         try:
             located = untrained(comparison, method, compose, examples)
             optimizers[method] = located.run.optimizer.name
-            found[method] = eigenvalue(located, execute)
+            found[method] = measured_curvature(located, execute)
         except (UsageError, RunError) as error:
             found[method] = str(error)
     reference = comparison.baseline or next(iter(comparison.methods))
-    unit = found[reference]
+    unit = found[reference]["largest_eigenvalue"] if isinstance(found[reference], dict) else 0.0
     rates = [value for value in comparison.grid_of(reference).get(RATE, ()) if isinstance(value, int | float)]
     rows = [["method", "largest eigenvalue", f"relative to {reference}", "learning rates at this ratio"]]
-    for method, value in found.items():
-        if isinstance(value, str):
-            rows.append([method, f"not measured: {value}", "", ""])
+    for method, measured in found.items():
+        if isinstance(measured, str):
+            rows.append([method, f"not measured: {measured}", "", ""])
             continue
-        ratio = value / unit if isinstance(unit, float) and unit > 0 and value > 0 else None
+        value = measured["largest_eigenvalue"]
+        ratio = value / unit if unit > 0 and value > 0 else None
         scaled = ", ".join(f"{rate / ratio:.2g}" for rate in rates) if ratio else ""
         if optimizers[method] != optimizers.get(reference):
             scaled = f"another optimizer than {reference}"
-        rows.append([method, f"{value:.4g}", f"{ratio:.3g}" if ratio else "", scaled])
-    measured = sum(isinstance(value, float) for value in found.values())
-    return CurvatureTable(f"{markdown(rows)}\n\nOn {examples} training examples.", measured)
+        rows.append([method, eigenvalue_text(measured), f"{ratio:.3g}" if ratio else "", scaled])
+    count = sum(isinstance(measured, dict) for measured in found.values())
+    return CurvatureTable(f"{markdown(rows)}\n\nOn {examples} training examples.", count)
+
+
+def eigenvalue_text(measured: dict[str, Any]) -> str:
+    """Return the eigenvalue, with its error if the search did not converge. measured: ``init.curvature`` of run.json.
+
+    >>> eigenvalue_text({"largest_eigenvalue": 2.0, "converged": False, "error": 0.1, "products": 100})
+    '2 (not converged: error up to 0.1 after 100 products)'
+    """
+    text = f"{measured['largest_eigenvalue']:.4g}"
+    if measured.get("converged", True):  # absent in records of earlier versions
+        return text
+    return f"{text} (not converged: error up to {measured['error']:.2g} after {measured['products']} products)"
 
 
 def untrained(comparison: Comparison, method: str, compose: Compose, examples: int) -> LocatedRun:
@@ -75,10 +89,13 @@ def untrained(comparison: Comparison, method: str, compose: Compose, examples: i
     return locate(replace(run, results_dir=f"{run.results_dir}/curvature"))
 
 
-def eigenvalue(located: LocatedRun, execute: Callable[[RunConfig], object]) -> float:
-    """Return the eigenvalue; the run is executed if necessary. Raises UsageError or RunError: it cannot be measured."""
+def measured_curvature(located: LocatedRun, execute: Callable[[RunConfig], object]) -> dict[str, Any]:
+    """Return ``init.curvature`` of run.json; the run is executed if necessary.
+
+    Raises UsageError or RunError: it cannot be measured.
+    """
     run, folder = located.run, located.folder
     measured = folder.read()["init"].get("curvature") if folder.finished else None
     if measured is None or measured["examples"] != run.wandb.curvature_examples:
         execute(replace(run, overwrite=folder.finished))
-    return folder.read()["init"]["curvature"]["largest_eigenvalue"]
+    return folder.read()["init"]["curvature"]

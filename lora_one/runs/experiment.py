@@ -41,7 +41,8 @@ def execute(run: RunConfig) -> RunFolder | None:
     Returns the folder of the finished run; None for a dry run, which writes nothing.
     """
     processes = Processes.started()
-    models.preflight(run.model, processes.count, full=run.peft.trains_base)
+    moments = run.peft.lora_target_modules if run.optimizer.full_size_moments else None
+    models.preflight(run.model, processes.count, full=run.peft.trains_base, full_size_moments=moments)
     refuse_unready(run.init)
     optimizer_class(run.optimizer)  # raises UsageError if its settings name a wrong class
     located = locate(run)

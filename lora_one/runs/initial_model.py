@@ -10,6 +10,7 @@ from torch import nn
 
 from lora_one.adaptation.checkpoints import save_factors
 from lora_one.adaptation.layers import target_layers, trainable_parameters
+from lora_one.config import RunConfig
 from lora_one.data.encode import batches_of
 from lora_one.distributed import Processes
 from lora_one.files import write_json
@@ -22,6 +23,9 @@ from lora_one.initialization.solution import Start
 from lora_one.initialization.start import as_run_errors, attach_adapters, probe_loss
 from lora_one.initialization.start_warnings import refuse_not_finite, start_warnings
 from lora_one.models import original_weights
+from lora_one.optim.cross_term import overshoot_warnings
+from lora_one.optim.optimizer_class import optimizer_class
+from lora_one.optim.pairs import lora_pairs
 from lora_one.records.provenance import source_fingerprint
 from lora_one.records.tracking import Tracker
 from lora_one.runs.parts import RunParts
@@ -76,11 +80,19 @@ def start_by_method(parts: RunParts, base: nn.Module, tracker: Tracker) -> tuple
     record = {"method": init.title_with(run.peft.dora), "seconds": seconds} | start_record(start, after)
     if init.sets_ranks:
         record["ranks"] = start.solution.ranks
-    record["warnings"] = start_warnings(init, record)
+    record["warnings"] = start_warnings(init, record) + step_warnings(run, model)
     if run.wandb.curvature_examples:
         record["curvature"] = curvature_record(parts, model, tracker)
     eta = 1 / start.solution.gamma if init.steps_weights else getattr(init, "eta", None)
     return model, record | ({} if eta is None else {"eta": eta})
+
+
+def step_warnings(run: RunConfig, model: nn.Module) -> list[str]:
+    """Return a warning if the first steps of an optimizer of pairs are too large for this start; otherwise []."""
+    if not run.optimizer.steps_pairs or run.model.epochs == 0:
+        return []
+    optimizer, name = optimizer_class(run.optimizer), run.optimizer.name
+    return overshoot_warnings(optimizer, name, lora_pairs(model), run.model.learning_rate)
 
 
 def curvature_record(parts: RunParts, model: nn.Module, tracker: Tracker) -> dict[str, Any]:
@@ -93,12 +105,20 @@ def curvature_record(parts: RunParts, model: nn.Module, tracker: Tracker) -> dic
     drawn = draw(texts, wanted, run.model.max_length, run.init_seed, parts.encoder, "examples of the curvature")
     batches = batches_of(drawn, CURVATURE_BATCH, parts.encoder.pad_id)
     with as_run_errors():
-        largest, products = largest_curvature(model, batches, run.model.loss, run.init_seed)
+        largest = largest_curvature(model, batches, run.model.loss, run.init_seed)
         layers = (
             curvature_by_layer(model, batches, run.model.loss, run.init_seed) if run.wandb.curvature_by_layer else {}
         )
-    tracker.log(0, {"curvature/largest eigenvalue": largest})
-    return {"largest_eigenvalue": largest, "products": products, "examples": len(drawn), "layers": layers}
+    tracker.log(0, {"curvature/largest eigenvalue": largest.value})
+    return {
+        "largest_eigenvalue": largest.value,
+        "error": largest.error,
+        "products": largest.products,
+        "converged": largest.converged,
+        "examples": len(drawn),
+        "layers": {name: found.value for name, found in layers.items()},
+        "layers_not_converged": {name: found.error for name, found in layers.items() if not found.converged},
+    }
 
 
 def with_adapters(parts: RunParts, base: nn.Module) -> tuple[nn.Module, Start]:

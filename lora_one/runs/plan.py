@@ -10,6 +10,7 @@ from lora_one.data import load_dataset
 from lora_one.data.encoders import encoder_for
 from lora_one.datasets import DATASETS, labels_of
 from lora_one.evaluation.validation import Validation
+from lora_one.initialization.curvature import LIMIT
 from lora_one.initialization.gradients import sum_dtype
 from lora_one.initialization.moments import group_bytes, passes
 from lora_one.initialization.probe import refuse_too_few
@@ -51,6 +52,7 @@ def plan(run: RunConfig, folder: RunFolder) -> str:
         "adapter": f"{len(layers)} layers, {trainable:,} trainable parameters"
         + (" at most; the initialisation distributes them over the layers by rank" if run.init.sets_ranks else ""),
         "gradient": _gradient(run) if layers or run.init.steps_weights else "none",
+        **_curvature(run, layers),
         "steps": f"{total_steps(examples, model)} of {model.real_batch_size} examples, {model.epochs:g} epochs",
         **_memory(run, skeleton, layers, parameters, trainable),
         "output": str(folder.path),
@@ -101,6 +103,22 @@ def _held(run: RunConfig, skeleton: nn.Module, layers: dict[str, nn.Module]) -> 
     parts = passes(sizes, run.init.memory, torch.device(device()))
     largest = max(sum(sizes[index] for index in part) for part in parts)
     return largest, f" and second moments, in {len(parts)} {'pass' if len(parts) == 1 else 'passes'} over the examples"
+
+
+def _curvature(run: RunConfig, layers: dict[str, nn.Module]) -> dict[str, str]:
+    """Return in words which eigenvalues are computed before training, and from how many passes; {}: none."""
+    count = run.wandb.curvature_examples
+    if not count:
+        return {}
+    wanted = "largest eigenvalue of the Hessian in the adapters"
+    matrices = "at most"
+    if run.wandb.curvature_by_layer:
+        wanted += f", and in those of each of the {len(layers)} layers alone"
+        matrices = "for each at most"
+    return {
+        "curvature": f"{wanted}, on {count} training examples: {matrices} {LIMIT} products, each with two "
+        "backward passes over them"
+    }
 
 
 def _examples(run: RunConfig) -> tuple[int, str]:

@@ -41,12 +41,22 @@ def start_lines(record: dict[str, Any]) -> str:
         found = f"gamma = {record['searched']['gamma']:.4g}" + (f" = 1 / {record['eta']:.4g}" if step else "")
         lines.append(f"init: {found} has the lowest loss on {where} ({tried})")
     if curvature := record.get("curvature"):
-        lines.append(
-            f"init: the largest eigenvalue of the Hessian in the adapters is {curvature['largest_eigenvalue']:.4g} "
-            f"({curvature['examples']} training examples)"
-        )
+        lines.append(curvature_line(curvature))
     lines += [f"WARNING: {warning}" for warning in record["warnings"]]
     return "\n".join(lines)
+
+
+def curvature_line(curvature: dict[str, Any]) -> str:
+    """Return the largest eigenvalue in words, with its error if the limit of products ended the search."""
+    line = (
+        f"init: the largest eigenvalue of the Hessian in the adapters is {curvature['largest_eigenvalue']:.4g} "
+        f"({curvature['examples']} training examples)"
+    )
+    if not curvature["converged"]:
+        line += f"; not converged: its error may be {curvature['error']:.2g} after {curvature['products']} products"
+    if left := curvature["layers_not_converged"]:
+        line += f"; {len(left)} of {len(curvature['layers'])} layers not converged"
+    return line
 
 
 def print_summary(run: RunConfig, folder: RunFolder) -> None:

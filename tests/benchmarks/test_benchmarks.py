@@ -116,11 +116,15 @@ def test_ways_to_train_agree_and_are_written(tmp_path):
 
 def test_evaluations_agree_and_are_written(tmp_path):
     """The script itself refuses answers of the two ways that differ."""
-    options = ("--questions=3", "--problems=3", "--new_tokens=4", "--threads=1")
+    options = ("--questions=3", "--problems=3", "--commonsense=1", "--programs=3", "--new_tokens=4", "--threads=1")
     _, result = run("bench_eval", tmp_path, *options)
-    names = [f"{task}, {way}" for task in ("mmlu", "gsm8k") for way in ("one by one", "in batches")]
-    assert [row["name"] for row in result["rows"]] == names
-    assert all(row["examples_per_cpu_second"] > 0 and row["examples"] == 3 for row in result["rows"])
+    examples = {"mmlu": 3, "gsm8k": 3}
+    examples |= dict.fromkeys(("commonsense greedy", "commonsense beams", "commonsense likelihood"), 8)
+    examples |= {"humaneval": 3}
+    names = {f"{task}, {way}": count for task, count in examples.items() for way in ("one by one", "in batches")}
+    assert {row["name"]: row["examples"] for row in result["rows"]} == names
+    assert all(row["examples_per_cpu_second"] > 0 for row in result["rows"])
+    assert list(result["ratios"]) == [f"{task}: in batches / one by one" for task in examples]
     assert all(isinstance(ratio, float) for ratio in result["ratios"].values())
 
 

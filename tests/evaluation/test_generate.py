@@ -141,6 +141,23 @@ def test_beams_say_it_too(model, tokenizer):
     assert [c.cut_off for c in found] == [c.cut_off for c in alone] and not all(c.cut_off for c in found)
 
 
+@pytest.mark.parametrize("batch_size", [2, 3, 7])
+def test_beams_near_the_end_of_the_context_do_not_depend_on_the_batch(tokenizer, batch_size):
+    """Each prompt leaves another room; the beams of transformers for one prompt and its room are the reference."""
+    model = random_llama(len(tokenizer), max_position_embeddings=40)
+    ends = sorted({tokenizer.eos_token_id, *range(0, len(tokenizer), 40)})
+    model.generation_config.eos_token_id = ends
+    given = prompts()
+    found = run(model, tokenizer, batch_size, Decoding(16, beams=3), given)
+    assert [completion.room for completion in found] == [None] * 5 + [12, 7]
+    for prompt, completion in zip(given, found, strict=True):
+        room = min(16, 40 - len(prompt))
+        row = model.generate(
+            torch.tensor([prompt]), max_new_tokens=room, num_beams=3, do_sample=False, eos_token_id=ends, pad_token_id=0
+        )[0, len(prompt) :]
+        assert completion.text == tokenizer.decode(until(row.tolist(), ends), skip_special_tokens=True)
+
+
 def test_until():
     assert until([5, 6, 2, 7, 2], [2]) == [5, 6] and until([5], [2]) == [5] and until([2], [1, 2]) == []
 

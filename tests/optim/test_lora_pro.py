@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lora_one.optim import LoraPro, create_pair_optimizer
-from lora_one.optim.lora_pro import adjusted, shortest
+from lora_one.optim.lora_pro import Factors
 from lora_one.optim.matrix_functions import eigen
 from tests.helpers.factors import backward, each, gradient, products, rebased, scaled_layers, steps
 
@@ -102,8 +102,8 @@ def test_x_gives_the_closest_steps_and_cancels():
     generator = torch.Generator().manual_seed(2)
     B, A, G = (torch.randn(1, *size, generator=generator, dtype=torch.float64) for size in ((9, 3), (3, 7), (9, 7)))
     s = 1.5
-    g_A, g_B, grams = s * B.mT @ G, s * G @ A.mT, (eigen(A.mT), eigen(B))
-    (h_A, h_B), (a, b) = adjusted(g_A, g_B, A, B, s, *grams), shortest(g_A, g_B, A, B, s, *grams)
+    g_A, g_B, factors = s * B.mT @ G, s * G @ A.mT, Factors(A, B, s, eigen(A.mT), eigen(B))
+    (h_A, h_B), (a, b) = factors.adjusted(g_A, g_B), factors.shortest(g_A, g_B)
     torch.testing.assert_close(B @ h_A + h_B @ A, B @ a + b @ A)
 
     def distance(change):

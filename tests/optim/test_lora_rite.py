@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from lora_one.errors import RunError
 from lora_one.optim import LoraRite, create_pair_optimizer
 from tests.helpers.factors import backward, each, gradient, products, rebased, scaled_layers, steps
 
@@ -107,6 +108,31 @@ def test_gradients_are_clipped_together():
     factors = [(small / large).mean() for small, large in zip(moments[1e-3], moments[0.0], strict=True)]
     torch.testing.assert_close(factors, [factors[0]] * len(factors))
     assert factors[0] < 1e-6
+
+
+def multiplied(factor, **options):
+    """The factors after one step in fp32 with gradients that are ``factor`` times as large."""
+    layers = scaled_layers(torch.float32)
+    optimizer = optimizer_of(layers, **options)
+    backward(layers)
+    for parameter in layers.parameters():
+        parameter.grad *= factor
+    optimizer.step()
+    return [parameter.detach() for parameter in layers.parameters()]
+
+
+@pytest.mark.parametrize("exponent", [60, 100])
+def test_gradients_whose_squares_overflow_are_clipped_like_others(exponent):
+    """2^60 is about 1e18. Powers of two change no digit, and the limit removes them, so the step is the same."""
+    assert all(map(torch.equal, multiplied(2.0**exponent), multiplied(1.0)))
+    assert not torch.equal(multiplied(1.0)[0], scaled_layers(torch.float32)[0].A)
+
+
+@pytest.mark.parametrize(("factor", "options"), [(2.0**60, {"max_norm": 0.0}), (float("inf"), {})])
+def test_gradients_beyond_fp32_are_one_error(factor, options):
+    """Without the limit, second moments of such gradients cannot be stored."""
+    with pytest.raises(RunError, match=r"squares of the gradients \(largest entry: .*lower the learning rate"):
+        multiplied(factor, **options)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

@@ -12,6 +12,7 @@ from lora_one.optim.matrix_functions import (
     matrix_sign,
     orthonormal_basis,
     polar_express,
+    power_of_two,
     pseudo_power,
 )
 
@@ -35,12 +36,21 @@ def with_spectrum(spectrum, m=64, batch=3):
         (torch.float64, 3e-3, 1e-12),
     ],
 )
-@pytest.mark.parametrize("size", [1e-16, 1.0, 1e6])
+@pytest.mark.parametrize("size", [1e-16, 1.0, 1e6, 1e30])
 def test_matrix_sign_is_u_v_transposed(dtype, smallest, tolerance, size):
     """Singular values between 1 and ``smallest``, which is at least 1e-3 of the Frobenius norm."""
     X, expected = with_spectrum(torch.logspace(0, math.log10(smallest), 6))
     found = matrix_sign((size * X).to(dtype), 8).double()
     assert torch.linalg.matrix_norm(found - expected, 2).max() < tolerance
+
+
+def test_power_of_two_changes_no_digit():
+    """At most twice as small as the size, exact, and 1 for small sizes, infinite only for infinite ones."""
+    sizes = torch.tensor([0.0, 1e-30, 0.99, 1.0, 1.5, 2.0, 3.0, 1e18, 3e38])
+    found = power_of_two(sizes)
+    assert found[:5].tolist() == [1.0] * 5 and found[5:7].tolist() == [2.0, 2.0]
+    assert (torch.frexp(found).mantissa == 0.5).all() and (found[5:] <= 1.0001 * sizes[5:]).all()
+    assert power_of_two(torch.tensor(float("inf"))).isinf()
 
 
 def test_matrix_sign_of_zero_is_zero_and_of_low_rank_has_no_more_rank():

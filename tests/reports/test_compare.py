@@ -85,5 +85,16 @@ def test_unequal_training_is_reported():
     assert "seed 1: 30 steps, 900 tokens: a, b; 30 steps, 899 tokens: c" in said
 
 
+@pytest.mark.parametrize("steps", [-4, -3, 0.4, 5, 6])
+def test_two_rounds_reach_a_minimum_far_beyond_the_grid(steps):
+    """A parabola in log(rate), with its minimum up to four steps of the grid beyond its ends (0 and 2 steps)."""
+    points, best = grid_points({RATE: [1e-3, 1e-2, 1e-1]}), None
+    for left in (2, 1, 0):
+        best = min(points, key=lambda point: abs(math.log10(point[RATE] / 1e-3) - steps))
+        points = [*points, *table.further_points(points, best)] if left else points
+    assert len(points) == 7, "the same number of runs for every method"
+    assert abs(math.log10(best[RATE] / 1e-3) - steps) <= 0.5
+
+
 def test_doctests():
     assert doctest.testmod(table).failed == 0

@@ -1,7 +1,10 @@
 """``lora-one-compare --curvature``: the eigenvalue of every method, and learning rates in inverse proportion."""
 
+import doctest
+
 import pytest
 
+from lora_one.runs import comparison_curvature
 from lora_one.runs.compare_command import main
 from lora_one.runs.comparison_curvature import curvature
 from lora_one.runs.comparison_file import Comparison
@@ -35,10 +38,13 @@ def cells(table):
 
 def test_a_method_with_four_times_the_eigenvalue_gets_a_quarter_of_the_rates(tmp_path, monkeypatch):
     by_rate = {1e-3: 2.0, 2e-3: 8.0, 3e-3: -1.0, 4e-3: 6.0}  # the methods differ in a key that says which one it is
-    monkeypatch.setattr(
-        "lora_one.runs.comparison_curvature.eigenvalue",
-        lambda located, execute: by_rate[located.run.model.learning_rate],
-    )
+
+    def measured(located, execute):
+        value = by_rate[located.run.model.learning_rate]
+        rest = {"converged": False, "error": 0.5, "products": 100} if value == 8.0 else {"converged": True}
+        return {"largest_eigenvalue": value} | rest
+
+    monkeypatch.setattr("lora_one.runs.comparison_curvature.measured_curvature", measured)
     methods = {
         "LoRA": ["model.learning_rate=1e-3"],
         "LoRA-One": ["model.learning_rate=2e-3"],
@@ -49,7 +55,7 @@ def test_a_method_with_four_times_the_eigenvalue_gets_a_quarter_of_the_rates(tmp
     assert rows[0] == ["method", "largest eigenvalue", "relative to LoRA", "learning rates at this ratio"]
     assert rows[2:] == [
         ["LoRA", "2", "1", "0.001, 0.004"],
-        ["LoRA-One", "8", "4", "0.00025, 0.001"],
+        ["LoRA-One", "8 (not converged: error up to 0.5 after 100 products)", "4", "0.00025, 0.001"],
         ["negative", "-1", "", ""],
         ["Muon", "6", "3", "another optimizer than LoRA"],
     ]
@@ -83,6 +89,8 @@ def test_measurement_is_in_run_json_and_changes_no_adapter(tmp_path):
     )
     curvature = measured.read()["init"]["curvature"]
     assert curvature["examples"] == 2 and curvature["largest_eigenvalue"] > 0
+    assert curvature["converged"] and curvature["error"] <= 0.01 * curvature["largest_eigenvalue"]
+    assert curvature["layers_not_converged"] == {}
     # a block on the diagonal has no larger eigenvalue than the whole matrix
     assert len(curvature["layers"]) == 21
     assert max(curvature["layers"].values()) <= 1.01 * curvature["largest_eigenvalue"]
@@ -115,3 +123,7 @@ def test_nothing_measured_is_a_failure(tmp_path, monkeypatch, capsys):
     lost = ["--curvature", "2", "dataset.path=/nowhere", f"results_dir={tmp_path}"]
     assert main([str(ROOT / "scripts/comparisons/scale_tiny.yaml"), *lost]) == 1
     assert "not measured: " in capsys.readouterr().out
+
+
+def test_doctests():
+    assert doctest.testmod(comparison_curvature).failed == 0

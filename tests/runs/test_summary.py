@@ -10,7 +10,7 @@ from lora_one.datasets import DATASETS
 from lora_one.evaluation import BENCHMARKS
 from lora_one.records.folder import RunFolder
 from lora_one.runs import summary
-from lora_one.runs.summary import next_command, print_summary, result_lines
+from lora_one.runs.summary import curvature_line, next_command, print_summary, result_lines
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import finish, run_config, small_run
 
@@ -91,3 +91,13 @@ def test_only_the_first_process_prints(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(summary.Processes, "current", lambda: summary.Processes(1, 2))
     print_summary(run_config(), RunFolder(tmp_path))
     assert capsys.readouterr().out == ""
+
+
+def test_the_line_of_the_curvature_says_where_it_did_not_converge():
+    curvature = {"largest_eigenvalue": 0.5, "error": 0.004, "products": 9, "converged": True, "examples": 4}
+    curvature |= {"layers": {}, "layers_not_converged": {}}
+    assert curvature_line(curvature).endswith("in the adapters is 0.5 (4 training examples)")
+    worse = curvature | {"error": 0.1, "products": 100, "converged": False}
+    assert curvature_line(worse).endswith("; not converged: its error may be 0.1 after 100 products")
+    layers = {"layers": {"a": 1.0, "b": 2.0}, "layers_not_converged": {"b": 0.2}}
+    assert curvature_line(curvature | layers).endswith("; 1 of 2 layers not converged")
