@@ -18,7 +18,7 @@ from lora_one.evaluation.engines import ENGINES, SERVER, TRANSFORMERS
 
 Decides = Literal["completions", "score"]
 Options = TypeVar("Options")
-SERVER_OPTIONS = ("base_url", "served_model", "serve", "vllm", "concurrency", "request_timeout", "no_parity")
+SERVER_OPTIONS = ("base_url", "served_model", "serve", "vllm", "concurrency", "request_timeout")
 
 
 def option(
@@ -114,7 +114,7 @@ class EvaluationOptions:
     concurrency: int = option(32, help="with --engine=server: requests at a time (%(default)s)")
     request_timeout: float = option(600.0, help="with --engine=server: seconds that a request may take (%(default)s)")
     no_parity: bool = option(
-        False, help="with --engine=server: leave out the comparison of a few prompts with transformers"
+        False, help="with another engine: leave out the comparison of a few prompts with transformers"
     )
     device: str | None = option(None, help="cuda, cuda:1, mps or cpu (default: the accelerator if there is one)")
     wandb_name: str | None = option(
@@ -198,6 +198,8 @@ def check_options(options: EvaluationOptions) -> None:
 def check_engine(options: EvaluationOptions) -> None:
     """Check the options of the engine. Raises UsageError: an option without effect or missing, or a wrong value."""
     defaults = EvaluationOptions()
+    if options.no_parity and options.engine == TRANSFORMERS:
+        raise UsageError(f"--no_parity has no effect with --engine={TRANSFORMERS}: leave it out")
     if options.engine != SERVER:
         for name in SERVER_OPTIONS:
             if getattr(options, name) != getattr(defaults, name):

@@ -13,6 +13,7 @@ SERVER = [*MODEL, "--engine=server", "--base_url=http://127.0.0.1:1"]
 WRONG = [
     ("gsm8k", [*MODEL, "--base_url=http://a"], "--base_url has no effect without --engine=server"),
     ("gsm8k", [*MODEL, "--concurrency=3"], "--concurrency has no effect without --engine=server"),
+    ("gsm8k", [*MODEL, "--no_parity"], "--no_parity has no effect with --engine=transformers"),
     ("gsm8k", [*MODEL, "--engine=server"], "needs either --base_url"),
     ("gsm8k", [*SERVER, "--serve"], "needs either --base_url"),
     ("gsm8k", [*SERVER, "--vllm=/bin/true"], "--vllm=/bin/true has no effect without --serve"),
