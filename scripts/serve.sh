@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Serve a model with vLLM, from an environment of its own, because vLLM requires other versions than this project.
 #
-#   scripts/serve.sh                           make the environment, once (on a CPU: 2 minutes, 2.5 GB)
+#   scripts/serve.sh                           make the environment, once (on a CPU: 3 minutes, 3.4 GB)
 #   scripts/serve.sh MODEL PORT [OPTION...]    serve a model folder on 127.0.0.1:PORT until Ctrl-C; OPTIONs are those of `vllm serve`
 #
+# --host 0.0.0.0 serves other machines, too (not run yet).
 # Evaluate it in another terminal: python eval/eval_gsm8k.py --model_name=MODEL --engine=server --base_url=http://127.0.0.1:PORT
 #
 # VENV      the environment (default: ${XDG_DATA_HOME:-~/.local/share}/lora-one/vllm, where --serve finds it)

@@ -45,6 +45,8 @@ def test_an_evaluation_serves_the_model_itself(vllm, tmp_path, capsys):
     assert command.main("gsm8k", [*common, *own, *serving]) == 0, capsys.readouterr().err
     report = json.loads((tmp_path / "out/metrics.json").read_text())
     assert report["counts"]["total"] == 4 and report["engine"]["software"] == "vllm"
+    assert report["parity"]["prompts"] == 4 and report["parity"]["explained"] == 1.0
+    assert "vLLM is ready after" in capsys.readouterr().err and (tmp_path / "out/vllm.log").exists()
 
 
 @pytest.fixture(scope="module")

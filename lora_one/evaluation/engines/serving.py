@@ -27,6 +27,7 @@ from lora_one.evaluation.source import base_name
 from lora_one.interruption import caught, deferred
 from lora_one.progress import duration, first_process
 
+AS_FITS = -1  # for vLLM's --max-model-len: positions of the model, or as many as its memory can hold
 SERVED_NAME = "model"  # of the model in the server's API
 FULL_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 SETTINGS = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
@@ -87,7 +88,7 @@ def serve_command(vllm: Path, model: str, port: int, dtype: str, max_model_len: 
     """
     options = ["--served-model-name", SERVED_NAME, "--host", "127.0.0.1", "--port", str(port)]
     options += ["--dtype", FULL_NAMES[dtype], "--generation-config", "vllm"]
-    options += [] if max_model_len is None else ["--max-model-len", str(max_model_len)]
+    options += [f"--max-model-len={AS_FITS if max_model_len is None else max_model_len}"]
     options += [] if gpu else ["--enforce-eager"]  # on a CPU, compiling takes longer than it saves
     return [str(vllm), "serve", model, *options]
 
@@ -109,13 +110,16 @@ def served(
 
     model: a folder or a hub id.  vllm: as ``find_vllm`` returns it.  log: the file for vLLM's output.
     dtype: fp32, bf16, fp16, or "auto" for that of the checkpoint; vLLM's own "auto" would serve fp32 in 16 bits.
-    max_model_len: positions of a prompt with its completion; None: those of the model.
+    max_model_len: positions of a prompt with its completion; None: those of the model, or as many as fit in memory.
     options: more options of ``vllm serve``.
     Raises RunError: vLLM cannot be started, ends early, or is not ready in time; the message has the end of its output.
     """
+    from lora_one.models import local_folder
+
     patience, gpu, port = patience or Patience(), has_gpu(), free_port()
     number_type = stored_dtype(str(model)) if dtype == "auto" else dtype
-    command = [*serve_command(vllm, str(model), port, number_type, max_model_len, gpu=gpu), *options]
+    source = local_folder(str(model), key="--model_name") or model
+    command = [*serve_command(vllm, str(source), port, number_type, max_model_len, gpu=gpu), *options]
     variables = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
     variables = ({} if gpu else CPU_SETTINGS) | variables | SETTINGS
     log.parent.mkdir(parents=True, exist_ok=True)

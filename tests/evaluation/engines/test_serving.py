@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from itertools import pairwise
+from pathlib import Path
 from urllib.request import urlopen
 
 import psutil
@@ -18,8 +19,10 @@ from lora_one.adaptation.checkpoints import save_adapter
 from lora_one.errors import RunError, UsageError
 from lora_one.evaluation.engines import serving
 from lora_one.evaluation.engines.serving import Patience, find_vllm, merged_for_serving, served
+from lora_one.evaluation.options import EvaluationOptions
 from lora_one.interruption import Interrupted
 from tests.helpers.models import folder_of, random_llama, random_roberta
+from tests.helpers.paths import ROOT
 
 QUICK = Patience(start=20, end=0.5, report=0.2, poll=0.02)
 CHILD = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
@@ -101,7 +104,8 @@ def test_the_block_begins_when_the_server_is_ready_and_stops_it(fake, tmp_path, 
     arguments, variables = program.started()["arguments"], program.started()["variables"]
     assert arguments[0] == "serve" and arguments[-2:] == ["--seed", "1"]
     pairs = dict(pairwise(arguments))
-    assert (pairs["--dtype"], pairs["--max-model-len"], pairs["--generation-config"]) == ("float32", "512", "vllm")
+    assert Path(arguments[1]).samefile(ROOT / "lora_one/assets/tiny") and "--max-model-len=512" in arguments
+    assert (pairs["--dtype"], pairs["--generation-config"]) == ("float32", "vllm")
     assert url == f"http://127.0.0.1:{pairs['--port']}"
     assert not {"PYTHONPATH", "RANK"} & set(variables) and variables["VLLM_NO_USAGE_STATS"] == "1"
     assert "starting" in (tmp_path / "logs/vllm.log").read_text()
@@ -156,7 +160,7 @@ def test_a_server_that_cannot_be_started_is_one_message(tmp_path):
     broken = tmp_path / "vllm"
     broken.write_text("#!/nowhere/python\n")
     broken.chmod(0o755)
-    with pytest.raises(RunError, match="could not be started"), served("m", broken, tmp_path / "log", dtype="fp32"):
+    with pytest.raises(RunError, match="could not be started"), served("a/b", broken, tmp_path / "log", dtype="fp32"):
         pytest.fail("the block must not begin")
 
 
@@ -177,7 +181,7 @@ def test_auto_is_the_dtype_of_the_checkpoint(tmp_path, tokenizer):
 
 def test_only_a_cpu_runs_without_compiled_graphs(tmp_path):
     on_cpu, on_gpu = (serving.serve_command(tmp_path, "m", 1, "bf16", None, gpu=gpu) for gpu in (False, True))
-    assert set(on_cpu) - set(on_gpu) == {"--enforce-eager"} and "--max-model-len" not in on_gpu
+    assert set(on_cpu) - set(on_gpu) == {"--enforce-eager"} and "--max-model-len=-1" in on_gpu
 
 
 def test_vllm_is_the_given_one_or_that_on_path_or_that_of_the_script(tmp_path, monkeypatch):
@@ -205,21 +209,46 @@ def test_vllm_is_the_given_one_or_that_on_path_or_that_of_the_script(tmp_path, m
         find_vllm("/nowhere")
 
 
-def test_an_adapter_is_merged_into_a_plain_model(tmp_path, tokenizer):
-    """The merged folder computes W x + s B A x; it is loaded by transformers alone."""
+@pytest.fixture
+def trained(tmp_path, tokenizer):
+    """The folder of a base, the folder of an adapter of it, and the layer that the adapter changes."""
     base = folder_of(random_llama(len(tokenizer)), tokenizer, tmp_path / "base")
-    model = get_peft_model(random_llama(len(tokenizer)), LoraConfig(r=2, lora_alpha=6, target_modules=["q_proj"]))
+    model = random_llama(len(tokenizer))
+    model.name_or_path = str(base)
+    model = get_peft_model(model, LoraConfig(r=2, lora_alpha=6, target_modules=["q_proj"]))
     generator = torch.Generator().manual_seed(0)
     layer = model.base_model.model.model.layers[1].self_attn.q_proj
     for factor in (layer.lora_A.default, layer.lora_B.default):
         factor.weight.data = torch.randn(factor.weight.shape, generator=generator)
     save_adapter(model, tmp_path / "adapter")
-    merged = merged_for_serving(tmp_path / "adapter", str(base), tmp_path / "merged")
+    return base, tmp_path / "adapter", layer
+
+
+def test_an_adapter_is_merged_into_a_plain_model(trained, tmp_path, tokenizer):
+    """The merged folder computes W x + s B A x; it is loaded by transformers alone."""
+    base, adapter, layer = trained
+    merged = merged_for_serving(adapter, str(base), tmp_path / "merged")
     assert sorted(AutoTokenizer.from_pretrained(merged).get_vocab()) == sorted(tokenizer.get_vocab())
     weights = AutoModelForCausalLM.from_pretrained(merged).state_dict()
     for name, before in random_llama(len(tokenizer)).state_dict().items():
         added = 3 * layer.lora_B.default.weight @ layer.lora_A.default.weight if "layers.1.self_attn.q" in name else 0
         torch.testing.assert_close(weights[name], before + added)
+
+
+def test_an_evaluation_gets_the_address_of_its_model_merged_with_its_adapter(trained, fake, tmp_path, monkeypatch):
+    base, adapter, _ = trained
+    monkeypatch.setattr(serving, "Patience", lambda: QUICK)
+    program = fake("ready after a while")
+    options = EvaluationOptions(adapter=str(adapter), engine="server", serve=True, vllm=str(program.path))
+    with serving.serving(options, tmp_path / "out") as found:
+        assert urlopen(f"{found.base_url}/health").status == 200
+        merged = Path(found.model_name)
+        assert program.started()["arguments"][1] == str(merged) and (merged / "model.safetensors").exists()
+        assert (found.adapter, found.served_model, found.max_new_tokens) == (None, "model", options.max_new_tokens)
+    assert not merged.exists() and [file.name for file in (tmp_path / "out").iterdir()] == ["vllm.log"]
+    whole = EvaluationOptions(model_name=str(base), engine="server", serve=True, vllm=str(program.path))
+    with serving.serving(whole, tmp_path / "out") as found:
+        assert found.model_name == program.started()["arguments"][1] == str(base)
 
 
 def test_an_adapter_with_a_head_is_refused(tmp_path, tokenizer):
