@@ -31,7 +31,7 @@ def compare(model, name, num_fewshot, limit, folder, tolerance):
     rows = [row for row, _ in read_columns(data, name, "test")[first : first + limit]]
     assert [line["id"] for line in lines] == [f"{name}/{first + number}" for number in range(limit)]
     loaded = load_model(str(model), dtype="fp32"), load_tokenizer(str(model))
-    samples = samples_of([task_of(name, rows, solved, output)], *loaded, num_fewshot, batch_size=8)[name]
+    samples = samples_of([task_of(name, rows, solved, output)], *loaded, num_fewshot, batch_size=4)[name]
     largest = 0.0
     for sample, line in zip(samples, lines, strict=True):
         theirs, ours = [response[0][0] for response in sample["resps"]], list(line["log_likelihoods"].values())
@@ -51,9 +51,13 @@ def test_the_bundled_model(name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_fewshot", [0, 5])
+@pytest.mark.parametrize(
+    ("num_fewshot", "limit"), [(2, 10), pytest.param(0, 100, marks=pytest.mark.long)], ids=["few", "hundred"]
+)
 @pytest.mark.parametrize("name", TASKS)
-def test_gemma(name, num_fewshot, tmp_path, capsys):
-    largest = compare(real_model("gemma-3-270m-hf"), name, num_fewshot, 100, tmp_path, 1e-2)
+def test_gemma(name, num_fewshot, limit, tmp_path, capsys):
+    largest = compare(real_model("gemma-3-270m-hf"), name, num_fewshot, limit, tmp_path, 1e-2)
     with capsys.disabled():
-        print(f"{name}, {num_fewshot} solved examples: the largest difference of a log-likelihood is {largest:.1e}")
+        print(
+            f"{name}, {num_fewshot} solved examples, {limit} questions: log-likelihoods differ by up to {largest:.1e}"
+        )
