@@ -147,12 +147,15 @@ def test_interrupted_evaluation_resumes_with_the_same_result(tmp_path, model_fol
         patch.setattr(PartialResults, "add", stop_after)
         with pytest.raises(AssertionError):
             evaluate(model_folder, data, tmp_path / "stopped", *options)
+    added = []
+    monkeypatch.setattr(PartialResults, "add", lambda self, request, completion: added.append(request))
     assert evaluate(model_folder, data, tmp_path / "stopped", *options) == whole
+    assert len(added) == len(set(added)) == len(whole.splitlines()) - 29, "what is finished is not computed again"
 
 
 def test_several_processes_give_the_results_of_one(tmp_path, model_folder, data):
-    """The options of a question of winogrande may be computed by different processes."""
-    options = ["--dataset=winogrande,piqa", "--num_fewshot=1", "--batch_size=1"]
+    """With these rows and this size of batches, the two options of winogrande are computed by different processes."""
+    options = ["--dataset=winogrande,piqa", "--num_fewshot=1", "--batch_size=2"]
     one = evaluate(model_folder, data, tmp_path / "one", *options)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     common = [f"--model_name={model_folder}", f"--data_path={data}", f"--output_dir={tmp_path / 'two'}"]
