@@ -1,4 +1,4 @@
-"""Run lm_eval's own tasks of the commonsense sets on local rows, with the same solved examples for each question."""
+"""Run lm_eval on local rows; its own tasks of the commonsense sets, with the same solved examples for each question."""
 
 import json
 import random
