@@ -63,7 +63,7 @@ def test_the_bundled_model(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("num_fewshot", "limit"), [(2, 10), pytest.param(0, 100, marks=pytest.mark.long)], ids=["few", "hundred"]
+    ("num_fewshot", "limit"), [(2, 4), pytest.param(0, 100, marks=pytest.mark.long)], ids=["few", "hundred"]
 )
 def test_gemma(num_fewshot, limit, tmp_path, capsys):
     found = compare(real_model("gemma-3-270m-hf"), num_fewshot, limit, tmp_path)
