@@ -66,6 +66,18 @@ def questions_of(tokenizer: Any, prompts: Sequence[str], answers: Sequence[str])
     return found
 
 
+def shared_beginning(questions: Sequence[Question]) -> list[int]:
+    """Return the tokens that all contexts begin with, without the last token of the shortest context."""
+    beginning = common_beginning([question.context for question in questions])
+    return beginning[: min(len(question.context) for question in questions) - 1]  # each reads one token or more
+
+
+def most_tokens(questions: Sequence[Question]) -> int:
+    """Return the largest number of tokens of a question after those that all share, counted for each answer."""
+    shared = len(shared_beginning(questions)) if questions else 0
+    return max(((question.length - shared) * len(question.answers) for question in questions), default=1)
+
+
 @dataclass(frozen=True)
 class Row:
     """One row of a batch: the tokens after the shared prefix, and the answers whose likelihoods are read from it.
@@ -150,8 +162,7 @@ def log_likelihoods(
     order = sorted(range(len(questions)), key=lambda index: -questions[index].length)
     if all(index in done for index in order):
         return
-    beginning = common_beginning([question.context for question in questions])
-    beginning = beginning[: min(len(question.context) for question in questions) - 1]  # each reads one token or more
+    beginning = shared_beginning(questions)
     with evaluating(model):
         scorer = AnswerScorer(model, questions, prefilled(model, beginning))
         for _, found in each_batch(order, batch_size, scorer, done, Processes.current()):

@@ -2,7 +2,7 @@
 
 Protocol of the published script: its prompt, 32 new tokens, four beams whose continuations are sampled; the answer is
 the first of the set's words in the completion. ``accuracy`` ignores upper and lower case, ``accuracy_official`` is the
-published comparison.
+published comparison. The protocol lm_eval compares the likelihoods of the options instead: ``commonsense_likelihood``.
 """
 
 import argparse
@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from lora_one.datasets.commonsense import RESPONSE, WORDS, folder_of_set, read_set
 from lora_one.errors import UsageError, nearest
 from lora_one.evaluation.benchmark import AnswerBenchmark
+from lora_one.evaluation.commonsense_choices import examples_of
+from lora_one.evaluation.commonsense_likelihood import PROTOCOL, check_protocol, likeliest_options, remarks_of
 from lora_one.evaluation.decoding import Completion, Decoding
 from lora_one.evaluation.options import EvaluationOptions, filled_in, option
 from lora_one.evaluation.scoring import prediction_line
@@ -31,7 +33,12 @@ BEAMS, TOP_K = 4, 40
 TOGETHER = 16  # prompts that share their random numbers, unless --batch_size is given
 PUBLISHED_PLACE = Path("dataset")  # the folder of the published script
 FORMAT = re.compile(r"Answer format: (\S+)")
-KINDS = {"accuracy": "correct", "accuracy_official": "correct_official", "accuracy_likelihood": "correct_likelihood"}
+KINDS = {
+    "accuracy": "correct",
+    "accuracy_official": "correct_official",
+    "accuracy_likelihood": "correct_likelihood",
+    "accuracy_norm": "correct_norm",
+}
 
 
 def sets_of(chosen: str) -> list[str]:
@@ -52,9 +59,14 @@ def published_decoding(options: "CommonsenseOptions") -> "CommonsenseOptions":
 
 def test_rows(data_path: str | None, dataset: str = "all", limit: int | None = None) -> list[Example]:
     """Return the test examples of the chosen sets, one set after the other; of each set the first ``limit``."""
+    folders = folders_of(data_path, dataset)
+    return [example for name, folder in folders.items() for example in read_set(folder, name, "test")[:limit]]
+
+
+def folders_of(data_path: str | None, dataset: str) -> dict[str, Path]:
+    """Return the folder, or the file, of each chosen set. Raises UsageError: there is none."""
     place, names = Path(data_path or PUBLISHED_PLACE).expanduser(), sets_of(dataset)
-    folders = {name: folder_of_set(place, name, alone=len(names) == 1) for name in names}
-    return [example for name in names for example in read_set(folders[name], name, "test")[:limit]]
+    return {name: folder_of_set(place, name, alone=len(names) == 1) for name in names}
 
 
 def by_likelihood(engine: "Engine", examples: Sequence[Example], done: Collection[int]) -> dict[int, dict[str, Any]]:
@@ -140,6 +152,19 @@ class CommonsenseOptions(EvaluationOptions):
     likelihood: bool = option(
         False, help="also choose the answer with the largest likelihood, as a second metric", decides="completions"
     )
+    protocol: str | None = option(
+        None,
+        help="published: the model writes an answer (default); lm_eval: the likeliest option, with the prompts and "
+        "scores of lm_eval's tasks",
+        metavar="{published,lm_eval}",
+        decides="completions",
+    )
+    num_fewshot: int | None = option(
+        None,
+        type=int,
+        help="with --protocol=lm_eval: number of solved examples before each question (default: 0)",
+        decides="completions",
+    )
     beams: int | None = filled_in(None, decides="completions")
     top_k: int | None = filled_in(None, decides="completions")
     drawn_together: int | None = filled_in(None, decides="completions")  # prompts that share random numbers
@@ -162,13 +187,18 @@ class Commonsense(AnswerBenchmark[CommonsenseOptions]):
         Raises UsageError: an unknown set, no data, or options that contradict each other.
         """
         sets_of(options.dataset)
+        check_protocol(options)
         if options.rescore:
             return options
+        if options.protocol == PROTOCOL:
+            options = replace(options, num_fewshot=options.num_fewshot or 0)
+        else:
+            options = replace(options, protocol=None)
         if options.greedy and options.temperature is not None:
             raise UsageError(
                 f"--greedy and --temperature={options.temperature} contradict each other: drop one of them"
             )
-        if not options.greedy:
+        if not options.greedy and options.protocol is None:
             options = published_decoding(options)
         if options.data_path is None:
             if not PUBLISHED_PLACE.is_dir():
@@ -184,21 +214,29 @@ class Commonsense(AnswerBenchmark[CommonsenseOptions]):
         return "the published decoding with sampled beams (--greedy decodes without them)" if options.beams else None
 
     def folder(self, task: str, options: CommonsenseOptions) -> str:
-        """Return a different folder for each choice of sets."""
-        return task if options.dataset == "all" else f"{task}/{'+'.join(sets_of(options.dataset))}"
+        """Return a different folder for each choice of sets and each protocol."""
+        place = task if options.dataset == "all" else f"{task}/{'+'.join(sets_of(options.dataset))}"
+        return place if options.protocol is None else f"{place}-{options.protocol}-{options.num_fewshot}-shot"
 
     def examples(self, options: CommonsenseOptions) -> list[Example]:
         """Return the test examples of the chosen sets."""
-        return test_rows(options.data_path, options.dataset)
+        return self.limited_examples(replace(options, limit=None))
 
     def limited_examples(self, options: CommonsenseOptions) -> list[Example]:
         """Return the first --limit examples of each set."""
-        return test_rows(options.data_path, options.dataset, options.limit)
+        if options.protocol is None:
+            return test_rows(options.data_path, options.dataset, options.limit)
+        folders = folders_of(options.data_path, options.dataset)
+        asked = [examples_of(folder, name, options.num_fewshot) for name, folder in folders.items()]
+        return [example for examples in asked for example in examples[: options.limit]]
 
     def answers(
         self, engine: "Engine", examples: Sequence[Example], options: CommonsenseOptions, done: Collection[int]
     ) -> Iterator[tuple[int, Completion]]:
         """Yield (index, the completion); with --likelihood, its details contain the likeliest answer."""
+        if options.protocol == PROTOCOL:
+            yield from likeliest_options(engine, examples, done)
+            return
         likely = by_likelihood(engine, examples, done) if options.likelihood else {}
         sampling = (options.temperature, options.top_p, options.seed)
         decoding = Decoding(options.max_new_tokens, *sampling, beams=options.beams or 1, top_k=options.top_k or 0)
@@ -214,21 +252,38 @@ class Commonsense(AnswerBenchmark[CommonsenseOptions]):
         return line | {"correct_official": parse_published(completion, name) == gold}
 
     def summarize(self, predictions: Sequence[dict[str, Any]]) -> tuple[dict[str, float], dict[str, int]]:
-        """Return (metrics, counts): each kind of accuracy over all examples.
+        """Return (metrics, counts): each kind of accuracy over all examples, if all have it.
 
         With several sets, also by set, and the unweighted mean over the sets. Standard errors are sqrt(p (1 - p) / n),
         for that mean sqrt(sum of squares) / sets.
         """
+        lines_of: dict[str, list[dict[str, Any]]] = {}
+        for line in predictions:
+            lines_of.setdefault(set_of(line["id"]), []).append(line)
         metrics: dict[str, float] = {}
-        names = [set_of(line["id"]) for line in predictions]
-        for kind, hits in by_kind(predictions, KINDS).items():
-            parts: dict[str, list[bool]] = {}
-            for name, hit in zip(names, hits, strict=True):
-                parts.setdefault(f"{kind}/{name}", []).append(hit)
+        for kind, field in KINDS.items():
+            parts = {f"{kind}/{name}": by_kind(lines, {kind: field}).get(kind) for name, lines in lines_of.items()}
+            scored = {part: hits for part, hits in parts.items() if hits}
             if len(parts) > 1:
-                metrics |= shares(parts)
-                found = [share_of(values) for values in parts.values()]
+                metrics |= shares(scored)
+            if len(parts) > len(scored):
+                continue
+            if len(parts) > 1:
+                found = [share_of(hits) for hits in scored.values()]
                 metrics[f"{kind}/mean"] = sum(share for share, _ in found) / len(found)
                 metrics[f"{kind}/mean_stderr"] = sqrt(sum(error**2 for _, error in found)) / len(found)
-            metrics |= shares({kind: hits})
+            metrics |= shares({kind: [hit for hits in scored.values() for hit in hits]})
         return metrics, counts_of(predictions)
+
+    def judge(
+        self, predictions: Sequence[dict[str, Any]], options: CommonsenseOptions, output: Path
+    ) -> list[dict[str, Any]]:
+        """Return the predictions; those of likelihoods without the published comparison of generated text."""
+        return [
+            {name: value for name, value in line.items() if name != "correct_official" or "protocol" not in line}
+            for line in predictions
+        ]
+
+    def remarks(self, predictions: Sequence[dict[str, Any]]) -> dict[str, int]:
+        """Count the questions that are not comparable with published results, and those that lost tokens."""
+        return remarks_of(predictions)

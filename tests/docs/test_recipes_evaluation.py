@@ -128,9 +128,8 @@ def test_an_engine_touches_two_places(project):
     insert_before(engines / "__init__.py", "    TRANSFORMERS: ", line)
     problems = project / "problems.jsonl"
     problems.write_text('{"question": "3 + 4", "answer": "#### 7"}\n{"question": "3 + 5", "answer": "#### 8"}\n')
-    report = evaluate(
-        project, "eval_gsm8k.py", "--engine=mine", "--no_parity", "--model_name=mine", f"--data_path={problems}"
-    )
+    options = ["--engine=mine", "--no_parity", "--model_name=mine", f"--data_path={problems}"]
+    report = evaluate(project, "eval_gsm8k.py", *options)
     assert report["metrics"]["accuracy"] == 0.5 and report["model"] == "mine"
 
 

@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from lora_one.errors import RunError
-from lora_one.evaluation.choices import Question, log_likelihoods, question_of
+from lora_one.evaluation.choices import Question, log_likelihoods, most_tokens, question_of
 from tests.helpers.models import random_llama
 
 SMALL = {
@@ -121,3 +121,10 @@ def test_prompt_token_merged_with_the_answer_is_scored_with_it():
 
     question = question_of(Pairs(), "abc", ["d", "e"])
     assert question == Question([1, hash("ab")], [[hash("cd")], [hash("ce")]])
+
+
+def test_tokens_after_the_shared_ones_count_once_for_each_answer():
+    """Contexts 1 2 3 | 4 and 1 2 3 | 5 6: the second reads 5 6 with each of its answers, all but their last tokens."""
+    first, second = Question([1, 2, 3, 4], [[9]]), Question([1, 2, 3, 5, 6], [[7, 8, 9], [8]])
+    assert most_tokens([first, second]) == 2 * 4 and most_tokens([first]) == 1 and most_tokens([]) == 1
+    assert most_tokens([Question([0], [[1] * 10]), Question([0], [[1] * 4])]) == 10, "windows of a text"

@@ -3,16 +3,15 @@
 import importlib.util
 import json
 import random
-import warnings
 
 import pytest
-import torch
 
 from lora_one.datasets.arithmetic import generate
 from lora_one.evaluation.command import main
 from lora_one.evaluation.gsm8k import parse
 from lora_one.evaluation.mmlu import LETTERS
 from lora_one.models import BUNDLED, load_model, load_tokenizer
+from tests.helpers.lm_eval import samples_of
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None, reason="lm_eval is not here: pip install 'lora-one[lm-eval]'"
@@ -26,27 +25,8 @@ def by_lm_eval(task, rows, tmp_path):
     data = tmp_path / f"{task['task']}.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     task |= {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data)}}, "test_split": "test"}
-    with torch.random.fork_rng(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # lm_eval's and those of what it imports
-        from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
-
-        model, tokenizer = load_model(str(BUNDLED / "tiny"), dtype="fp32"), load_tokenizer(str(BUNDLED / "tiny"))
-        state = random.getstate()
-        try:
-            found = simple_evaluate(
-                HFLM(pretrained=model, tokenizer=tokenizer, batch_size=32),
-                tasks=[task],
-                task_manager=TaskManager(include_defaults=False),
-                num_fewshot=0,
-                log_samples=True,
-                bootstrap_iters=0,
-                cache_requests=False,
-            )
-        finally:
-            random.setstate(state)
-    samples = sorted(found["samples"][task["task"]], key=lambda sample: sample["doc_id"])
+    model, tokenizer = load_model(str(BUNDLED / "tiny"), dtype="fp32"), load_tokenizer(str(BUNDLED / "tiny"))
+    samples = samples_of([task], model, tokenizer)[task["task"]]
     assert len(samples) == len(rows)
     return samples
 

@@ -8,7 +8,7 @@ from typing import Any, Self
 from lora_one.data.encode import Encoder
 from lora_one.evaluation import loading
 from lora_one.evaluation.batches import automatic_tokens
-from lora_one.evaluation.choices import Question, log_likelihoods
+from lora_one.evaluation.choices import Question, log_likelihoods, most_tokens
 from lora_one.evaluation.decoding import Completion, Decoding
 from lora_one.evaluation.generate import complete, context_length
 from lora_one.evaluation.options import EvaluationOptions
@@ -68,6 +68,5 @@ class Transformers:
         model, size = self.loaded.model, self.loaded.batch_size
         if long:
             most = automatic_tokens(model, model.config.get_text_config().vocab_size)
-            longest = max((question.length for question in questions), default=1)
-            size = self.batch_size or max(1, most // longest)
+            size = self.batch_size or max(1, most // most_tokens(questions))
         return log_likelihoods(model, questions, size, done)

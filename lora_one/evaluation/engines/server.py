@@ -208,7 +208,7 @@ class Server:
             raise RunError(
                 f"the longest prompt needs {tokens} tokens with its completion, but the server at "
                 f"{self.connection.root} accepts {self.served.room}: start it with a larger context (vLLM: "
-                f"--max-model-len {tokens}), or lower --max_new_tokens"
+                f"--max-model-len {tokens}), or ask for shorter prompts and completions"
             )
 
     def answered(self, indices: Sequence[int], work: Callable[[int], T]) -> Iterator[tuple[int, T]]:

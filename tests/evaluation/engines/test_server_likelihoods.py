@@ -5,6 +5,7 @@ import json
 import pytest
 
 from lora_one.evaluation.command import main
+from tests.helpers.commonsense import ROWS as LLM_ADAPTERS
 from tests.helpers.completion_faults import names
 
 pytestmark = pytest.mark.usefixtures("quickly")
@@ -32,6 +33,17 @@ def commonsense(folder):
     ]
     (folder / "boolq/test.json").write_text(json.dumps(rows))
     return ["--dataset=boolq", "--greedy", "--likelihood", "--max_new_tokens=6"]
+
+
+def commonsense_options(folder):
+    """With one solved example: options after a question, and the rest of a sentence after each option."""
+    for name in ("openbookqa", "winogrande"):
+        (folder / name).mkdir()
+        instruction, answer, _ = LLM_ADAPTERS[name]
+        opening, rest = instruction.split(": ", 1)
+        rows = [{"instruction": f"{opening}: {word} {rest}", "answer": answer} for word in ("Fog", "Yes, a tree", "No")]
+        (folder / name / "test.json").write_text(json.dumps(rows))
+    return ["--dataset=openbookqa,winogrande", "--protocol=lm_eval", "--num_fewshot=1"]
 
 
 def glue(folder):
@@ -67,9 +79,9 @@ def through(server):
     return "--engine=server", f"--base_url={server.url}"
 
 
-@pytest.mark.parametrize("rows", [mmlu, commonsense, glue, text], ids=lambda rows: rows.__name__)
+@pytest.mark.parametrize("rows", [mmlu, commonsense, commonsense_options, glue, text], ids=lambda rows: rows.__name__)
 def test_likelihoods_are_those_of_transformers(rows, serve, tmp_path):
-    task = rows.__name__
+    task = rows.__name__.partition("_")[0]
     data = tmp_path / "data"
     data.mkdir()
     given = [f"--data_path={data}", *rows(data)]
