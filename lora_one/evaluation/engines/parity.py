@@ -29,6 +29,7 @@ from lora_one.types import Example
 
 PROMPTS = 32
 ROUNDING = 0.5  # nats: a larger difference between two log-probabilities is not called rounding
+SHARE = 0.02  # of a log-likelihood, if that is more: a sum over many tokens has as many rounding errors
 EXPLAINED = 0.95  # share of prompts that must be equal, or differ by rounding
 
 
@@ -37,16 +38,18 @@ class Difference:
     """Where an example differs between the engines.
 
     token: number of equal tokens of both completions.  nats: by how much the log-probabilities of the two next tokens
-    differ, or the largest difference of two log-likelihoods; None: the engine cannot say it.
+    differ, or the largest difference of two log-likelihoods; None: the engine cannot say it.  limit: up to this number
+    of nats, it is called rounding.
     """
 
     example: int
     token: int | None
     nats: float | None
+    limit: float = ROUNDING
 
     @property
     def rounding(self) -> bool:
-        return self.nats is not None and self.nats <= ROUNDING
+        return self.nats is not None and self.nats <= self.limit
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,9 @@ class Parity:
         if self.explained < EXPLAINED:
             wrong = [str(difference.example) for difference in self.differences if not difference.rounding]
             found.append(
-                f"warning: {len(wrong)} of {self.prompts} prompts (examples {', '.join(wrong[:8])}) differ by "
-                f"more than rounding ({ROUNDING} nats): the server may have another checkpoint, template, stop text "
-                "or context"
+                f"warning: {len(wrong)} of {self.prompts} prompts (examples {', '.join(wrong[:8])}) differ by more "
+                f"than rounding ({ROUNDING} nats, or {SHARE:.0%} of a log-likelihood): the server may have another "
+                "checkpoint, template, stop text or context"
             )
         return found
 
@@ -156,12 +159,13 @@ def compared(
 def difference_of(
     engine: Engine, index: int, prompt: Sequence[int], one: Completion, other: Completion
 ) -> Difference | None:
-    """Return how two completions differ; None: they are equal, and their log-likelihoods too up to rounding."""
-    gaps = [abs(a - b) for a, b in zip(numbers(one.details), numbers(other.details), strict=False)]
+    """Return how two completions differ; None: they are equal, and their log-likelihoods too."""
+    pairs = list(zip(numbers(one.details), numbers(other.details), strict=False))
+    if pairs:
+        a, b = max(pairs, key=lambda pair: abs(pair[0] - pair[1]) / limit_of(pair[0]))
+        return Difference(index, None, abs(a - b), limit_of(a)) if one.text != other.text or a != b else None
     if one.text == other.text:
-        return Difference(index, None, max(gaps)) if max(gaps, default=0.0) > 1e-4 else None
-    if gaps:
-        return Difference(index, None, max(gaps))
+        return None
     rows = [engine.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (one.text, other.text)]
     shared = common_beginning(rows)
     ends = [row[len(shared)] if len(row) > len(shared) else engine.tokenizer.eos_token_id for row in rows]
@@ -173,6 +177,11 @@ def difference_of(
     except RunError:  # a server without log-likelihoods
         return Difference(index, len(shared), None)
     return Difference(index, len(shared), abs(values[0] - values[1]))
+
+
+def limit_of(value: float) -> float:
+    """Return the difference of a log-likelihood that is called rounding, in nats."""
+    return max(ROUNDING, SHARE * abs(value))
 
 
 def numbers(details: Any) -> list[float]:
