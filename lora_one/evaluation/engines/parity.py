@@ -156,13 +156,22 @@ def compared(
 def difference_of(
     engine: Engine, index: int, prompt: Sequence[int], one: Completion, other: Completion
 ) -> Difference | None:
-    """Return how two completions differ; None: they are equal, and their log-likelihoods too up to rounding."""
+    """Return how two completions differ; None: they are equal, and their log-likelihoods too up to rounding.
+
+    A generated text is compared by its tokens even if its details have log-likelihoods as well.
+    """
     gaps = [abs(a - b) for a, b in zip(numbers(one.details), numbers(other.details), strict=False)]
     if one.text == other.text:
         return Difference(index, None, max(gaps)) if max(gaps, default=0.0) > 1e-4 else None
-    if gaps:
+    if gaps and one.cut_off is None and other.cut_off is None:  # the text is only the word of the likeliest answer
         return Difference(index, None, max(gaps))
-    rows = [engine.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (one.text, other.text)]
+    found = difference_of_texts(engine, index, prompt, one.text, other.text)
+    return found if found.nats is None else replace(found, nats=max([found.nats, *gaps]))
+
+
+def difference_of_texts(engine: Engine, index: int, prompt: Sequence[int], one: str, other: str) -> Difference:
+    """Return how two different texts after a prompt differ."""
+    rows = [engine.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (one, other)]
     shared = common_beginning(rows)
     ends = [row[len(shared)] if len(row) > len(shared) else engine.tokenizer.eos_token_id for row in rows]
     if None in ends or ends[0] == ends[1]:
