@@ -66,16 +66,21 @@ def by_another_engine(
     identity: dict[str, Any],
     processes: "Processes",
 ) -> Generated:
-    """Generate the completions with a server; the facts are its software, its version, and the comparison."""
+    """Generate the completions with a server; the facts are what identifies it, and the comparison.
+
+    A server that is running already is asked first, so one that cannot be used is said before anything is computed.
+    """
     from lora_one.evaluation.engines.parity import Gate
 
+    if not options.serve:
+        identity["engine"] = engine_class(options.engine).identity(options)
     gate = Gate.of(benchmark, examples, options, output, identity)
     with ExitStack() as stack:
         if options.serve:
             from lora_one.evaluation.engines.serving import serving
 
             options = stack.enter_context(serving(options, output))
-        identity["engine"] = engine_class(options.engine).identity(options)
+            identity["engine"] = engine_class(options.engine).identity(options)
         partial = PartialResults(output / PARTIAL, identity, processes)
         predictions = generated_predictions(benchmark, examples, options, partial, gate)
     facts = {"engine": {"name": options.engine, **identity["engine"]}}

@@ -68,6 +68,12 @@ def empty_body(handler):
     handler.send(200, None)
 
 
+@fault("retry")
+def wrong_encoding(handler):
+    """Said to be compressed, but it is not."""
+    handler.send(200, {}, {"Content-Encoding": "gzip"})
+
+
 @answer_fault("retry")
 def error_with_status_200(answer):
     """An error message with the status of success."""

@@ -29,12 +29,13 @@ class Connection:
     """A server's address, with the key of the environment; safe to use from several threads.
 
     base_url: with or without /v1 at its end.  timeout: seconds that one request may take.
+    Raises UsageError: not an address, or the key cannot be sent.
     """
 
     def __init__(self, base_url: str, timeout: float):
         self.root = root_of(base_url)
         self.stopping = threading.Event()
-        key = os.environ.get(KEY)
+        key = given_key()
         host = urlsplit(self.root).hostname
         self.timeout = timeout
         self.client = httpx.Client(
@@ -66,7 +67,7 @@ class Connection:
                 return read(response.json())
             except Unusable as error:
                 reason = str(error)
-            except httpx.TransportError as error:
+            except (httpx.TransportError, httpx.DecodingError) as error:
                 reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
                 reason = f"an answer of another form, {error!r:.{SHOWN}}"
@@ -97,12 +98,27 @@ class Connection:
         self.client.close()
 
 
+def given_key() -> str | None:
+    """Return the key of the environment without white space around it; None: there is none.
+
+    Raises UsageError: it has characters that a header cannot have; the message does not show it.
+    """
+    key = os.environ.get(KEY, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise UsageError(f"the environment variable {KEY} has characters that a key cannot have: set it again")
+    return key or None
+
+
 def root_of(base_url: str) -> str:
     """Return the address of the API, which ends in /v1. Raises UsageError: not an address, or one with a password."""
-    parts = urlsplit(base_url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(base_url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of a port that is not a number, or of brackets
+        usable = False
+    if not usable:
         raise UsageError(f"--base_url={base_url} is not an address: pass one such as http://127.0.0.1:8000")
-    if parts.username or parts.password or parts.query:
+    if parts.username or parts.password or parts.query or parts.fragment:
         raise UsageError(
             f"--base_url has more than an address: pass only http(s)://host:port, and the key in the environment "
             f"variable {KEY}"
@@ -151,4 +167,5 @@ def said(response: httpx.Response) -> str:
         text = found.get("message", str(found)) if isinstance(found, dict) else str(found)
     except (ValueError, AttributeError):
         text = response.text
-    return " ".join(text.split())[:SHOWN] or "no message"
+    text, key = " ".join(text.split()), given_key()
+    return (text if key is None else text.replace(key, "<the key>"))[:SHOWN] or "no message"

@@ -159,14 +159,24 @@ def compared(
 def difference_of(
     engine: Engine, index: int, prompt: Sequence[int], one: Completion, other: Completion
 ) -> Difference | None:
-    """Return how two completions differ; None: they are equal, and their log-likelihoods too."""
+    """Return how two completions differ; None: they are equal, and their log-likelihoods too.
+
+    A generated text is compared by its tokens even if its details have log-likelihoods as well.
+    """
     pairs = list(zip(numbers(one.details), numbers(other.details), strict=False))
-    if pairs:
-        a, b = max(pairs, key=lambda pair: abs(pair[0] - pair[1]) / limit_of(pair[0]))
-        return Difference(index, None, abs(a - b), limit_of(a)) if one.text != other.text or a != b else None
+    a, b = max(pairs, key=lambda pair: abs(pair[0] - pair[1]) / limit_of(pair[0]), default=(0.0, 0.0))
+    of_numbers = Difference(index, None, abs(a - b), limit_of(a))
     if one.text == other.text:
-        return None
-    rows = [engine.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (one.text, other.text)]
+        return of_numbers if a != b else None
+    if pairs and one.cut_off is None and other.cut_off is None:  # the text is only the word of the likeliest answer
+        return of_numbers
+    found = difference_of_texts(engine, index, prompt, one.text, other.text)
+    return found if of_numbers.rounding else replace(of_numbers, token=found.token)
+
+
+def difference_of_texts(engine: Engine, index: int, prompt: Sequence[int], one: str, other: str) -> Difference:
+    """Return how two different texts after a prompt differ."""
+    rows = [engine.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (one, other)]
     shared = common_beginning(rows)
     ends = [row[len(shared)] if len(row) > len(shared) else engine.tokenizer.eos_token_id for row in rows]
     if None in ends or ends[0] == ends[1]:

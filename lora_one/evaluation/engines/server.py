@@ -118,10 +118,10 @@ class Server:
 
     @classmethod
     def identity(cls, options: EvaluationOptions) -> dict[str, Any]:
-        """Return the server's software and version."""
+        """Return the server's software and version, and the model's name there."""
         with closing(Connection(options.base_url, options.request_timeout)) as connection:
             found = served(connection, options.served_model)
-        return {"software": found.software, "version": found.version}
+        return {"software": found.software, "version": found.version, "model": found.model}
 
     def close(self) -> None:
         """End the connections."""

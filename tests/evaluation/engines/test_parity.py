@@ -78,6 +78,14 @@ def test_the_comparison_is_made_once(evaluated, serve, tmp_path, monkeypatch):
     assert "parity" not in json.loads((tmp_path / "out/metrics.json").read_text())
 
 
+def test_a_server_that_is_not_there_is_said_before_transformers_is_asked(evaluated, serve, monkeypatch, capsys):
+    server = serve()
+    server.stop()
+    monkeypatch.setattr(parity, "reference", None)
+    assert evaluated(server) == 1
+    assert "does not answer as it should, after 3 attempts" in capsys.readouterr().err
+
+
 def test_a_difference_between_almost_equal_tokens_is_rounding():
     near = [Difference(3, 17, 0.2), Difference(9, 40, 0.01)]
     text = Parity(32, 30, 31, near).lines()

@@ -48,7 +48,12 @@ def test_completions_are_those_of_transformers(more, options, serve, tmp_path):
     server = serve()
     assert command.main("gsm8k", options(server, *more, output="b")) == 0
     assert lines(tmp_path / "a") == lines(tmp_path / "b")
-    assert report(tmp_path / "b")["engine"] == {"name": "server", "software": "vllm", "version": "0.0.test"}
+    assert report(tmp_path / "b")["engine"] == {
+        "name": "server",
+        "software": "vllm",
+        "version": "0.0.test",
+        "model": "model",
+    }
     assert report(tmp_path / "b")["settings"]["engine"] == "server" and "engine" not in report(tmp_path / "a")
     assert server.most_at_once > 1
 
@@ -130,6 +135,47 @@ def test_the_key_is_sent_and_never_written(options, serve, tmp_path, monkeypatch
     said = capsys.readouterr()
     texts = [file.read_text() for file in (tmp_path / "out").rglob("*") if file.is_file()]
     assert not any("secret" in text for text in (*texts, said.out, said.err))
+
+
+@pytest.mark.parametrize("key", ["a secret\x00key", "a secret k\u00e9y"])
+def test_a_key_that_cannot_be_sent_is_not_shown(key, options, serve, monkeypatch, capsys):
+    monkeypatch.setattr(connection.os, "environ", {**os.environ, connection.KEY: key})
+    assert command.main("gsm8k", options(serve())) == 2
+    said = capsys.readouterr().err
+    assert f"variable {connection.KEY} has characters that a key cannot have" in said and "secret" not in said
+
+
+def test_white_space_around_a_key_is_left_out(options, serve, monkeypatch):
+    monkeypatch.setenv(connection.KEY, "a secret of 21 letters\r\n")
+    assert command.main("gsm8k", options(serve(key="a secret of 21 letters"), "--limit=1")) == 0
+
+
+def test_a_server_that_repeats_the_key_does_not_bring_it_into_a_message(monkeypatch):
+    monkeypatch.setenv(connection.KEY, "sk-12345")
+    answer = connection.httpx.Response(400, json={"error": {"message": "Bearer sk-12345 may not do this"}})
+    assert connection.said(answer) == "Bearer <the key> may not do this"
+
+
+@pytest.mark.parametrize("url", ["http://host:port", "http://[::1", "host:8000", "ftp://host", "http://host:70000"])
+def test_what_is_not_an_address_is_said_at_once(url, options, capsys):
+    assert command.main("gsm8k", [*options(), "--engine=server", f"--base_url={url}"]) == 2
+    assert f"--base_url={url} is not an address" in capsys.readouterr().err
+
+
+def test_a_body_that_cannot_be_decompressed_is_asked_again(options, serve, tmp_path):
+    assert command.main("gsm8k", options(output="a")) == 0
+    server = serve({1: "wrong_encoding"})
+    assert command.main("gsm8k", options(server, output="b")) == 0
+    assert lines(tmp_path / "a") == lines(tmp_path / "b") and len(server.requests) == 7
+
+
+def test_another_model_of_the_server_is_not_mixed_in(options, serve, capsys):
+    """A comparison with transformers is not repeated, so it would not show it."""
+    first, second = serve({3: "dies"}, name="one"), serve(name="two")
+    assert command.main("gsm8k", options(first, "--concurrency=1")) == 1
+    capsys.readouterr()
+    assert command.main("gsm8k", options(second)) == 2
+    assert "the engine's model is one there and two here" in capsys.readouterr().err
 
 
 def test_a_model_that_is_not_served_is_named(options, serve, capsys):

@@ -1,12 +1,13 @@
 """Benchmarks that read likelihoods give through a server what they give with transformers."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from lora_one.evaluation.command import main
 from tests.helpers.commonsense import ROWS as LLM_ADAPTERS
-from tests.helpers.completion_faults import names
+from tests.helpers.completion_faults import FAULTS, names
 
 pytestmark = pytest.mark.usefixtures("quickly")
 ROWS = ["Ring?,x,y,z,w,B", "Field?,10,20,30,40,C", "A longer one with many words in it?,a,b,c,d,C"]
@@ -134,3 +135,14 @@ def test_single_tokens_are_read_from_the_likeliest_ones(serve, tmp_path):
     server = serve()
     predictions("glue", [f"--data_path={data}", *glue(data), "--no_parity"], tmp_path / "out", *through(server))
     assert sum(request.get("logprobs") == 20 for request in server.requests) == 3
+
+
+def test_likelihoods_of_a_right_server_do_not_hide_its_wrong_texts(serve, tmp_path, monkeypatch):
+    """With --likelihood both are compared; here the server uses other weights, but only to generate."""
+    wrong = FAULTS["another_models_weights"].act
+    act = lambda handler: handler.send_completion(handler.asked) if "logprobs" in handler.asked else wrong(handler)  # noqa: E731
+    monkeypatch.setitem(FAULTS, "another_models_weights", replace(FAULTS["another_models_weights"], act=act))
+    given = [f"--data_path={tmp_path}", f"--output_dir={tmp_path / 'out'}", *commonsense(tmp_path)]
+    options = ["--model_name=bundled/tiny", "--device=cpu", *given, *through(serve("another_models_weights"))]
+    assert main("commonsense", options) == 0
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["parity"]["explained"] < 0.95
