@@ -101,6 +101,8 @@ def evaluate(task: str, arguments: Sequence[str]) -> int:
         found.partial.remove()
     track(task, options, report, output)
     show(task, report)
+    if "warning" in report.get("parity", {}):
+        print(report["parity"]["warning"], file=sys.stderr)
     print(f"metrics: {output / 'metrics.json'}")
     return 0
 
@@ -116,8 +118,8 @@ def checked_options(task: str, benchmark: Benchmark[Any], arguments: Sequence[st
     needed = None if options.engine == TRANSFORMERS or options.rescore else benchmark.needs_model(options)
     if needed is not None:
         raise UsageError(
-            f"--engine={options.engine} cannot be used for {needed}, which need the model in this process: use "
-            f"--engine={TRANSFORMERS}"
+            f"--engine={options.engine} cannot be used for {needed}, which needs the model in this process: leave "
+            "--engine out"
         )
     if options.base_url is not None:
         from lora_one.evaluation.engines.connection import root_of

@@ -211,7 +211,8 @@ class Commonsense(AnswerBenchmark[CommonsenseOptions]):
 
     def needs_model(self, options: CommonsenseOptions) -> str | None:
         """Return what needs the model itself: sampled beams."""
-        return "the published decoding with sampled beams (--greedy decodes without them)" if options.beams else None
+        without = "--greedy and --protocol=lm_eval do without"
+        return f"the published decoding with sampled beams ({without})" if options.beams else None
 
     def folder(self, task: str, options: CommonsenseOptions) -> str:
         """Return a different folder for each choice of sets and each protocol."""

@@ -59,6 +59,11 @@ class Ending:
     ids: list[int]
     decoding: Decoding
 
+    def reached(self, tokens: Sequence[int]) -> bool:
+        """Return whether these new tokens contain a token or a text that ends a completion."""
+        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return len(until(tokens, self.ids)) < len(tokens) or before(text, self.decoding.stop) != text
+
     def completion(self, tokens: Sequence[int], room: int) -> Completion:
         """Return the completion that these new tokens contain; room: its maximal length."""
         kept = until(tokens, self.ids)

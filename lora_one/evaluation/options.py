@@ -109,7 +109,10 @@ class EvaluationOptions:
     )
     serve: bool = option(False, help="with --engine=server: start vLLM here, and stop it at the end")
     vllm: str | None = option(
-        None, metavar="FILE", help="with --serve: the command vllm (default: on PATH, or as scripts/serve.sh made it)"
+        None,
+        metavar="PATH",
+        help="with --serve: an environment with vLLM, or its program bin/vllm (default: on PATH, or that of "
+        "scripts/serve.sh)",
     )
     concurrency: int = option(32, help="with --engine=server: requests at a time (%(default)s)")
     request_timeout: float = option(600.0, help="with --engine=server: seconds that a request may take (%(default)s)")
@@ -207,7 +210,9 @@ def check_engine(options: EvaluationOptions) -> None:
         return
     if options.rescore:
         return
-    if bool(options.base_url) == options.serve:
+    if options.base_url and options.serve:
+        raise UsageError(f"--base_url={options.base_url} and --serve exclude each other: leave one of them out")
+    if not (options.base_url or options.serve):
         raise UsageError(
             f"--engine={SERVER} needs either --base_url=<address of a running server> or --serve, which starts vLLM"
         )

@@ -51,7 +51,7 @@ REQUIRED = {  # key -> an example of its value
     "grid": "{model.learning_rate: [1e-4, 3e-4, 1e-3]}",
     "methods": "{<name>: [init=<choice>], <other>: [init=<choice>]}",
 }
-SET_HERE = ("--model_name", "--adapter", "--output_dir", "--rescore", "--overwrite")  # options of an evaluation
+SET_HERE = ("--model_name", "--adapter", "--output_dir", "--rescore", "--overwrite", "--base_url", "--served_model")
 
 
 @dataclass(frozen=True)
@@ -282,7 +282,8 @@ def check_evaluation(name: str, evaluation: Evaluation) -> None:
         raise UsageError(f"evaluations.{name}: options={options!r} must be a list, for example [--limit=200]")
     for option in options:
         if option.partition("=")[0] in SET_HERE:
-            raise UsageError(f"evaluations.{name}: {option} is set by the comparison; remove it")
+            instead = "use --serve" if option.startswith("--base_url") else "remove it"
+            raise UsageError(f"evaluations.{name}: {option} is set by the comparison; {instead}")
     benchmark, said = BENCHMARKS[evaluation.benchmark], StringIO()
     try:
         with redirect_stderr(said):

@@ -178,6 +178,10 @@ def test_an_evaluation_that_fails_names_itself_and_the_rest_stands(compared, ask
             "evaluations.a: unrecognized arguments: --limits=3",
         ),
         ("evaluations: {a: {benchmark: gsm8k, options: [--adapter=x]}}", "--adapter=x is set by the comparison"),
+        (
+            "evaluations: {a: {benchmark: gsm8k, options: [--base_url=x]}}",
+            "--base_url=x is set by the comparison; use --serve",
+        ),
         ("evaluations: [a]", "must be a mapping of names"),
         ("baseline: LoRa", "baseline=LoRa is not a method of this comparison; did you mean LoRA"),
         ("tasks: {T: {test: none}}", "task T: test='none' must be a list of overrides"),

@@ -43,7 +43,10 @@ def completion_in(body: Any, prompt: Sequence[int], model: str, ending: Ending, 
     if new is not None and (new > room or (reason == "length" and new < room)):
         raise Unusable(f"{new} new tokens, ended by {reason}, where {room} were asked for")
     if tokens is not None:
-        return ending.completion(tokens, room)
+        found = ending.completion(tokens, room)
+        if reason == "stop" and not ending.reached(tokens):
+            raise Unusable(f"{new} new tokens, ended by a token or text that ends nothing here")
+        return found
     limited = room if room < ending.decoding.max_new_tokens else None
     return Completion(before(text, ending.decoding.stop), room=limited, cut_off=reason == "length")
 

@@ -16,12 +16,12 @@ from typing import Any, Self
 import torch
 
 from lora_one.data.encode import common_beginning
-from lora_one.errors import RunError
+from lora_one.errors import UsageError
 from lora_one.evaluation.benchmark import Benchmark, Request
 from lora_one.evaluation.choices import Question
 from lora_one.evaluation.decoding import Completion
 from lora_one.evaluation.engines import TRANSFORMERS, engine_class
-from lora_one.evaluation.engines.protocol import Engine
+from lora_one.evaluation.engines.protocol import Engine, NoLikelihoods
 from lora_one.evaluation.options import EvaluationOptions
 from lora_one.evaluation.predictions import prediction_of
 from lora_one.files import write_json
@@ -54,11 +54,15 @@ class Difference:
 
 @dataclass(frozen=True)
 class Parity:
-    """The comparison: numbers of prompts, of equal completions and of equal answers, and the differences."""
+    """The comparison: numbers of prompts, of equal completions and of equal answers, and the differences.
+
+    unparsed: of the equal answers, how many have no answer in either completion.
+    """
 
     prompts: int
     equal_completions: int
     equal_answers: int
+    unparsed: int
     differences: list[Difference]
 
     @property
@@ -67,13 +71,16 @@ class Parity:
         return 1 - sum(not difference.rounding for difference in self.differences) / self.prompts
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"explained": self.explained}
+        """Return the fields, the share that is explained, and the warning, if there is one."""
+        _, *warnings = self.lines()
+        return asdict(self) | {"explained": self.explained} | ({"warning": warnings[0]} if warnings else {})
 
     def lines(self) -> list[str]:
         """Return the comparison in words; the second line, if there is one, is a warning."""
         found = [
             f"parity with transformers on {self.prompts} prompts: {self.equal_completions} completions are equal, "
             f"{self.equal_answers} answers are equal"
+            + (f" ({self.unparsed} of them unparsed in both)" if self.unparsed else "")
         ]
         known = [difference.nats for difference in self.differences if difference.nats is not None]
         tokens = [difference.token for difference in self.differences if difference.token is not None]
@@ -86,7 +93,7 @@ class Parity:
             found.append(
                 f"warning: {len(wrong)} of {self.prompts} prompts (examples {', '.join(wrong[:8])}) differ by more "
                 f"than rounding ({ROUNDING} nats, or {SHARE:.0%} of a log-likelihood): the server may have another "
-                "checkpoint, template, stop text or context"
+                "model, template or stop text; serve the model of --model_name, and evaluate again with --overwrite"
             )
         return found
 
@@ -145,15 +152,16 @@ def compared(
     part = [examples[index] for index in indices]
     found = completed(benchmark, engine, part, greedy(options))
     prompts = engine.encoder.prompts(part)
-    differences, equal, answers = [], 0, 0
+    differences, equal, answers, unparsed = [], 0, 0, 0
     for index, example, prompt, one, other in zip(indices, part, prompts, expected.completions, found, strict=True):
         difference = difference_of(engine, index, prompt, one, other)
         equal += one.text == other.text
-        lines = [prediction_of(benchmark, example, index, completion) for completion in (one, other)]
-        answers += lines[0].get("prediction") == lines[1].get("prediction")
+        answer, others = (prediction_of(benchmark, example, index, text).get("prediction") for text in (one, other))
+        answers += answer == others
+        unparsed += answer is None and others is None
         if difference is not None:
             differences.append(difference)
-    return Parity(len(indices), equal, answers, differences)
+    return Parity(len(indices), equal, answers, unparsed, differences)
 
 
 def difference_of(
@@ -184,7 +192,7 @@ def difference_of_texts(engine: Engine, index: int, prompt: Sequence[int], one: 
     question = Question([*prompt, *shared], [[token] for token in ends])
     try:
         ((_, values),) = engine.log_likelihoods([question])
-    except RunError:  # a server without log-likelihoods
+    except NoLikelihoods:
         return Difference(index, len(shared), None)
     return Difference(index, len(shared), abs(values[0] - values[1]))
 
@@ -205,12 +213,13 @@ def numbers(details: Any) -> list[float]:
 class Gate:
     """Compares an engine with transformers before its first completion; ``found`` is the comparison, as plain JSON.
 
-    It is saved with the results, so a continued evaluation does not repeat it.
+    It is saved with the results, so a continued evaluation does not repeat it, unless the engine differed.
     """
 
     def __init__(self, output: Path, identity: dict[str, Any], compare: Callable[[Engine], Parity] | None):
         self.path, self.identity, self.compare = output / "parity.json", json.loads(json.dumps(identity)), compare
         self.found: dict[str, Any] | None = None
+        self.differed = False
 
     @classmethod
     def of(
@@ -226,16 +235,26 @@ class Gate:
         if options.overwrite:
             gate.path.unlink(missing_ok=True)
         gate.found = gate.saved()
-        if gate.found is None and not options.no_parity:
+        gate.differed = gate.found is not None and gate.found["explained"] < EXPLAINED
+        if (gate.found is None or gate.differed) and not options.no_parity:
             expected = reference(benchmark, examples, options, chosen(len(examples)))
             gate.compare = lambda engine: compared(benchmark, examples, options, engine, expected)
         return gate
 
     def __call__(self, engine: Engine) -> None:
-        """Compare, print and save."""
+        """Compare, print and save.
+
+        Raises UsageError: the engine is as transformers now, but unfinished results are of a time when it was not.
+        """
         if self.compare is None:
             return
         parity = self.compare(engine)
+        output = self.path.parent
+        if self.differed and parity.explained >= EXPLAINED and any(output.glob("predictions.partial*.jsonl")):
+            raise UsageError(
+                f"{output} has completions of another server or model than the one that answers now: pass --overwrite "
+                "to evaluate all examples again, or --output_dir=<another folder>"
+            )
         for line in parity.lines():
             print(line, file=sys.stderr)
         self.found = parity.as_json()

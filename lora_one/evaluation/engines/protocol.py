@@ -4,10 +4,15 @@ from collections.abc import Container, Iterator, Sequence
 from typing import Any, Protocol, Self
 
 from lora_one.data.encode import Encoder
+from lora_one.errors import RunError
 from lora_one.evaluation.choices import Question
 from lora_one.evaluation.decoding import Completion, Decoding
 from lora_one.evaluation.options import EvaluationOptions
 from lora_one.model_kinds import ModelKind
+
+
+class NoLikelihoods(RunError):
+    """The engine cannot compute log-likelihoods."""
 
 
 class Engine(Protocol):
@@ -45,6 +50,8 @@ class Engine(Protocol):
         self, questions: Sequence[Question], done: Container[int] = (), *, long: bool = False
     ) -> Iterator[tuple[int, list[float]]]:
         """Yield (index, [log p(answer | context) of each answer]) of each question that is not in ``done``.
+
+        Raises NoLikelihoods: the engine cannot compute them.
 
         long: the answers are long, so the memory that is needed depends on their number of tokens.
         """

@@ -20,6 +20,7 @@ from lora_one.evaluation.choices import Question
 from lora_one.evaluation.decoding import Completion, Decoding, Ending, positions_of, stop_ids
 from lora_one.evaluation.engines.answers import choice_in, completion_in, finite
 from lora_one.evaluation.engines.connection import Connection, Unusable
+from lora_one.evaluation.engines.protocol import NoLikelihoods
 from lora_one.evaluation.options import EvaluationOptions
 from lora_one.model_kinds import CAUSAL, ModelKind
 from lora_one.seeding import generator_for
@@ -63,8 +64,11 @@ def served(connection: Connection, wanted: str | None) -> Served:
         (wanted,) = models
     if wanted not in models:
         names = ", ".join(models) or "no model"
-        instead = f"--served_model={wanted} is not among them; {nearest(wanted, models)}" if wanted else "choose one"
-        raise RunError(f"the server at {connection.root} serves {names}: {instead} (--served_model=<name>)")
+        if wanted is None:
+            raise RunError(f"the server at {connection.root} serves {names}: choose one with --served_model=<name>")
+        raise RunError(
+            f"--served_model={wanted} is not a model of the server at {connection.root}; {nearest(wanted, models)}"
+        )
     entry = models[wanted]
     return Served(wanted, entry.get("owned_by"), version_of(connection), entry.get("max_model_len"))
 
@@ -188,7 +192,7 @@ class Server:
             found = choice_in(body, prompt, self.served.model).get("logprobs")
             values = found["token_logprobs"] if found else []
             if len(values) < min(2, len(prompt)):  # none, or only that of the generated token
-                raise RunError(
+                raise NoLikelihoods(
                     f"the server at {self.connection.root} returns no log-probabilities of a prompt (echo with "
                     "logprobs): use vLLM, or --engine=transformers"
                 )
@@ -203,12 +207,16 @@ class Server:
         return {"model": self.served.model, "prompt": list(prompt), "max_tokens": room, "temperature": 0.0, **NEUTRAL}
 
     def check_room(self, tokens: int) -> None:
-        """Raise RunError if the server accepts fewer tokens than the longest request has with its completion."""
-        if self.served.room is not None and tokens > min(self.served.room, self.context):
+        """Raise RunError if the server accepts fewer tokens than the longest request has with its completion.
+
+        A likelihood needs two positions more than with transformers: for the last token, and for one that follows.
+        """
+        if self.served.room is not None and tokens > self.served.room:
             raise RunError(
                 f"the longest prompt needs {tokens} tokens with its completion, but the server at "
                 f"{self.connection.root} accepts {self.served.room}: start it with a larger context (vLLM: "
-                f"--max-model-len {tokens}), or ask for shorter prompts and completions"
+                f"--max-model-len {tokens}), ask for less (--max_new_tokens, --max_length, fewer solved examples), or "
+                "use --engine=transformers"
             )
 
     def answered(self, indices: Sequence[int], work: Callable[[int], T]) -> Iterator[tuple[int, T]]:

@@ -37,11 +37,13 @@ def test_a_right_server_is_equal(evaluated, serve, tmp_path, capsys):
         "prompts": 8,
         "equal_completions": 8,
         "equal_answers": 8,
+        "unparsed": 8,
         "differences": [],
         "explained": 1.0,
     }
     said = capsys.readouterr().err
-    assert "parity with transformers on 8 prompts: 8 completions are equal, 8 answers are equal" in said
+    told = "8 completions are equal, 8 answers are equal (8 of them unparsed in both)"
+    assert f"parity with transformers on 8 prompts: {told}" in said
     assert "warning" not in said
 
 
@@ -52,6 +54,8 @@ REFUSED = {  # by what the server itself says
     "prompt_cut_on_the_left",
     "another_template",
     "half_the_length",
+    "prompt_cut_on_the_left_unseen",  # by the number of log-probabilities
+    "another_template_unseen",
 }
 
 
@@ -88,12 +92,12 @@ def test_a_server_that_is_not_there_is_said_before_transformers_is_asked(evaluat
 
 def test_a_difference_between_almost_equal_tokens_is_rounding():
     near = [Difference(3, 17, 0.2), Difference(9, 40, 0.01)]
-    text = Parity(32, 30, 31, near).lines()
+    text = Parity(32, 30, 31, 0, near).lines()
     assert len(text) == 1 and text[0].endswith(
         "the others differ from token 18 on or later; log-probabilities there differ by at most 0.2 nats"
     )
     far = [Difference(number, 0, value) for number, value in ((1, 0.6), (2, None))]
-    (_, warning) = Parity(32, 30, 30, far).lines()
+    (_, warning) = Parity(32, 30, 30, 0, far).lines()
     assert warning.startswith("warning: 2 of 32 prompts (examples 1, 2) differ by more than rounding")
 
 
@@ -110,3 +114,20 @@ def test_the_limit_of_a_log_likelihood_grows_with_it(value, other, rounding):
     one, two = (Completion("a", details={"log_likelihoods": {"a": number, "b": -1.0}}) for number in (value, other))
     assert parity.difference_of(None, 0, [1], one, two).rounding is rounding
     assert parity.difference_of(None, 0, [1], one, one) is None
+
+
+def test_a_corrected_server_is_compared_again_and_not_mixed_with_the_wrong_one(evaluated, serve, tmp_path, capsys):
+    partial = tmp_path / "out/predictions.partial.jsonl"
+    wrong = serve(lambda number: "status_401" if partial.exists() else "another_models_weights")
+    assert evaluated(wrong, "--limit=12", "--concurrency=1") == 1
+    right = serve()
+    assert evaluated(right, "--limit=12") == 2
+    assert "has completions of another server or model" in capsys.readouterr().err
+    assert evaluated(right, "--limit=12", "--overwrite") == 0 and found(tmp_path)["explained"] == 1.0
+
+
+def test_a_server_that_fails_during_the_comparison_leaves_none(evaluated, serve, tmp_path):
+    server = serve(lambda number: "status_401" if number >= 8 else "another_models_weights")
+    assert evaluated(server, "--limit=8") == 1 and not (tmp_path / "out/parity.json").exists()
+    server.plan = None
+    assert evaluated(server, "--limit=8") == 0 and found(tmp_path)["explained"] == 1.0

@@ -181,7 +181,7 @@ def test_another_model_of_the_server_is_not_mixed_in(options, serve, capsys):
 def test_a_model_that_is_not_served_is_named(options, serve, capsys):
     server = serve(name="served")
     assert command.main("gsm8k", options(server, "--served_model=other")) == 1
-    assert "serves served: --served_model=other is not among them" in capsys.readouterr().err
+    assert "--served_model=other is not a model of the server" in capsys.readouterr().err
     assert command.main("gsm8k", options(server, "--served_model=served")) == 0
 
 
