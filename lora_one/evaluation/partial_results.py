@@ -30,6 +30,19 @@ class PartialResults:
     def files(self) -> list[Path]:
         return sorted(self.first.parent.glob(f"{self.first.stem}*.jsonl"))
 
+    @property
+    def likelihoods(self) -> Path:
+        """Return the file of what ``engines.remembered`` saves."""
+        return self.first.with_name("likelihoods.partial.jsonl")
+
+    @property
+    def engine(self) -> dict[str, Any] | None:
+        """Return the identity of the engine whose completions are saved; None: there are none, or it is not known."""
+        try:
+            return json.loads(self.first.read_text().partition("\n")[0]).get("engine")
+        except (OSError, ValueError):
+            return None
+
     def read(self, *, overwrite: bool) -> dict[Request, Completion]:
         """Return the completions saved by all processes; overwrite: remove them first."""
         if overwrite and self.processes.rank == 0:
@@ -71,5 +84,5 @@ class PartialResults:
             stream.write(line if stream.tell() else json.dumps(self.identity) + "\n" + line)
 
     def remove(self) -> None:
-        for file in self.files:
+        for file in (*self.files, self.likelihoods):
             file.unlink(missing_ok=True)

@@ -55,20 +55,25 @@ def prediction_of(benchmark: Benchmark[Any], example: Example, index: int, compl
     return line | {name: value for name, value in known.items() if value is not None}
 
 
+def requests_of(examples: Sequence[Example], options: EvaluationOptions) -> list[Request]:
+    """Return all completions that an evaluation needs: the samples of an example together."""
+    return [(index, sample) for index in range(len(examples)) for sample in range(options.num_sample)]
+
+
 def generated_predictions(
     benchmark: Benchmark[Any],
     examples: Sequence[Example],
     options: EvaluationOptions,
     partial: PartialResults,
-    begin: "Callable[[Engine], None] | None" = None,
+    begin: "Callable[[Engine], Engine] | None" = None,
 ) -> list[Prediction]:
     """Generate the completions that are not saved yet, score all, and return the predictions.
 
     They are in the order of the data, the samples of an example together. With several processes, each one generates
     its share; the first process returns all predictions, the others return none.
-    begin: called with the engine before the first of these completions.
+    begin: called with the engine before the first of these completions; it returns the engine to use.
     """
-    requests = [(index, sample) for index in range(len(examples)) for sample in range(options.num_sample)]
+    requests = requests_of(examples, options)
     done = partial.read(overwrite=options.overwrite)
     processes = partial.processes
     asked = [request for request in requests if request not in done]
@@ -79,9 +84,8 @@ def generated_predictions(
             scored.add(request, completion, generated_here=False)
         if asked:
             with closing(engine_class(options.engine).start(options)) as engine:
-                if begin is not None:
-                    begin(engine)
-                for request, completion in benchmark.completions(engine, examples, asked, done, options):
+                used = engine if begin is None else begin(engine)
+                for request, completion in benchmark.completions(used, examples, asked, done, options):
                     partial.add(request, completion)
                     scored.add(request, completion)
         processes.meet()

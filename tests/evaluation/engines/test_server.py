@@ -107,6 +107,18 @@ def test_a_server_that_dies_loses_no_completion_that_it_has_given(options, serve
     assert report(tmp_path / "out")["counts"]["total"] == 6
 
 
+def test_what_is_complete_is_scored_without_a_server(options, serve, tmp_path, monkeypatch):
+    """Everything was generated, but the scores were not written."""
+    server = serve()
+    monkeypatch.setattr(command, "report_of", None)
+    with pytest.raises(TypeError):
+        command.main("gsm8k", options(server))
+    server.stop()
+    monkeypatch.undo()
+    assert command.main("gsm8k", options(server)) == 0
+    assert report(tmp_path / "out")["engine"]["version"] == "0.0.test" and len(server.requests) == 6
+
+
 def test_a_request_that_always_fails_ends_after_some_attempts(options, serve, capsys):
     server = serve("status_503")
     assert command.main("gsm8k", options(server, "--limit=1")) == 1

@@ -120,6 +120,24 @@ def test_a_server_without_likelihoods_is_one_message(name, serve, tmp_path, caps
         assert "returns no log-probabilities of a prompt" in errors[0] and "--engine=transformers" in errors[0]
 
 
+@pytest.mark.parametrize("rows", [commonsense, glue, text], ids=lambda rows: rows.__name__)
+def test_a_server_that_dies_loses_no_likelihood_that_it_has_given(rows, serve, tmp_path):
+    """These benchmarks need all likelihoods before the first line can be written."""
+    data = tmp_path / "data"
+    data.mkdir()
+    given = [f"--data_path={data}", *rows(data), "--no_parity", "--concurrency=1"]
+    one, numbers = predictions(rows.__name__, given[:-2], tmp_path / "a")
+    server = serve({2: "dies"})
+    common = ["--model_name=bundled/tiny", f"--output_dir={tmp_path / 'b'}", *through(server)]
+    assert main(rows.__name__, [*common, *given]) == 1
+    server.start()
+    first = list(server.requests[:2])
+    other, others = predictions(rows.__name__, given, tmp_path / "b", *through(server))
+    assert one == other and numbers == pytest.approx(others, abs=1e-4)
+    assert not any(request in first for request in server.requests[3:]), "nothing is asked again"
+    assert not list((tmp_path / "b").glob("*.partial*"))
+
+
 def test_wrong_likelihoods_are_warned_of(serve, tmp_path, capsys):
     data = tmp_path / "data"
     data.mkdir()
