@@ -1,8 +1,10 @@
 """How this program was started, and how the other programs of this project are called."""
 
+import argparse
 import sys
 from pathlib import Path
 from shlex import quote
+from typing import NoReturn
 
 
 def command_name() -> str:
@@ -23,3 +25,10 @@ def other_command(script: str, installed: str) -> str:
         return installed
     here = Path(script).exists() and Path(script).samefile(place)
     return f"python {script if here else quote(str(place))}"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of options that prints a mistake as one line, without the usage of all options; exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; {self.prog} --help lists the options\n")

@@ -33,3 +33,12 @@ def test_a_script_is_named_so_that_the_command_runs_from_here(tmp_path, monkeypa
     assert other_command("scripts/merge.py", "lora-one-merge") == f"python {root / 'scripts/merge.py'}"
     monkeypatch.setattr(sys, "argv", ["/usr/bin/lora-one"])
     assert other_command("scripts/merge.py", "lora-one-merge") == "lora-one-merge"
+
+
+def test_a_mistake_in_the_options_is_one_line(capsys):
+    parser = invocation.Parser(prog="mine")
+    parser.add_argument("--size", type=int)
+    with pytest.raises(SystemExit) as stop:
+        parser.parse_args(["--size=x"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: argument --size: invalid int value: 'x'; mine --help lists the options\n"

@@ -26,7 +26,7 @@ from lora_one.evaluation.output import (
 from lora_one.evaluation.predictions import remarks_of, rescored_predictions
 from lora_one.evaluation.source import check_present, located
 from lora_one.files import write_json
-from lora_one.invocation import command_name
+from lora_one.invocation import Parser, command_name
 from lora_one.records.provenance import provenance
 
 
@@ -136,7 +136,7 @@ def parser_of(task: str, benchmark: Benchmark[Any]) -> argparse.ArgumentParser:
     """Return the parser of a benchmark's options."""
     called = command_name()
     prog = called if task in called else f"{called} {task}"  # eval/eval_<task>.py has the name of its benchmark
-    parser = argparse.ArgumentParser(prog=prog, description=f"Evaluate a model on {task}.")
+    parser = Parser(prog=prog, description=f"Evaluate a model on {task}.")
     add_options(parser, benchmark.options)
     benchmark.add_spellings(parser)
     return parser

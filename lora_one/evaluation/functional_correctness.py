@@ -15,7 +15,7 @@ from lora_one.evaluation.command import exit_code
 from lora_one.evaluation.options import add_options, check_path, fields_deciding, option, parsed
 from lora_one.evaluation.output import check_writable, show, write_lines
 from lora_one.files import write_json
-from lora_one.invocation import command_name
+from lora_one.invocation import Parser, command_name
 from lora_one.records.provenance import fingerprint, provenance
 
 
@@ -34,7 +34,7 @@ class SampleOptions(humaneval.SandboxOptions):
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of evaluate_functional_correctness.py."""
-    made = argparse.ArgumentParser(prog=command_name(), description="Score HumanEval samples: pass@k.")
+    made = Parser(prog=command_name(), description="Score HumanEval samples: pass@k.")
     add_options(made, SampleOptions)
     return made
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_one.errors import UsageError, nearest
-from lora_one.invocation import command_name
+from lora_one.invocation import Parser, command_name
 from lora_one.runs.sweep import FAILURE, run_command
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ An interrupted comparison continues with the same command: finished runs are not
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
     command = command_name()
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog=command,
         description=DESCRIPTION.format(command=command),
         formatter_class=argparse.RawDescriptionHelpFormatter,

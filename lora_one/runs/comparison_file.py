@@ -289,10 +289,8 @@ def check_evaluation(name: str, evaluation: Evaluation) -> None:
         with redirect_stderr(said):
             parsed(parser_of(evaluation.benchmark, benchmark), benchmark.options, options)
     except SystemExit as error:  # how argparse reports a mistake
-        reason = said.getvalue().strip().splitlines()[-1].partition("error: ")[2]
-        raise UsageError(
-            f"evaluations.{name}: {reason}; lora-one-eval {evaluation.benchmark} --help lists the options"
-        ) from error
+        reason = said.getvalue().strip().splitlines()[-1].removeprefix("error: ")
+        raise UsageError(f"evaluations.{name}: {reason}") from error
 
 
 def is_same_for_all(key: str) -> bool:

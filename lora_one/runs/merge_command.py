@@ -1,18 +1,17 @@
 """The command ``lora-one-merge`` (scripts/merge.py): write merged_checkpoint/ of a finished run."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from lora_one.errors import UsageError
-from lora_one.invocation import command_name
+from lora_one.invocation import Parser, command_name
 from lora_one.records.folder import RunFolder
 from lora_one.runs.sweep import run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command, by default on sys.argv; return the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=command_name(), description="Write merged_checkpoint/ of a finished run, a plain Hugging Face folder."
     )
     parser.add_argument("run", type=Path, help="folder of the run, or its run.json")

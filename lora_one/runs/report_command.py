@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_one.errors import UsageError
-from lora_one.invocation import command_name
+from lora_one.invocation import Parser, command_name
 from lora_one.reports.pages import printed, write_report
 from lora_one.reports.runs_record import records_of_runs
 from lora_one.runs.sweep import run_command
@@ -22,7 +22,7 @@ Write report.html, report.md, report.tex and figures/ from results files alone; 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog=command_name(),
         description=DESCRIPTION.format(command=command_name()),
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -46,7 +46,7 @@ def test_wrong_options_of_an_engine(task, options, told, tmp_path, capsys):
     except SystemExit as ended:  # argparse
         code = ended.code
     error = capsys.readouterr().err
-    assert code == 2 and told in error and "Traceback" not in error
+    assert code == 2 and told in error and error.startswith("error: ") and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
