@@ -71,7 +71,6 @@ def load_config(name: str, revision: str | None = None) -> Any:
         raise RunError(cannot_load(name, "configuration", error)) from error
 
 
-@quiet_weights()
 def generation_settings(name: str, config: Any) -> Any:
     """Return the generation settings that a model of this name is loaded with (GenerationConfig of transformers).
 
@@ -86,6 +85,7 @@ def generation_settings(name: str, config: Any) -> Any:
         return GenerationConfig.from_model_config(config)
 
 
+@quiet_weights()
 def load_model(
     name: str,
     revision: str | None = None,
