@@ -2,7 +2,7 @@
 
     python benchmarks/bench_engines.py --model <folder> --data_path <gsm8k folder> --json bench_engines.json --markdown
 
-GSM8K with 8 solved examples in front of each problem, greedy decoding. vLLM is started by this script (--vllm, as of
+GSM8K with 8 solved examples in front of each problem, or generated problems without, greedy decoding. vLLM is started by this script (--vllm, as of
 the evaluations) or runs already (--base_url). Each engine answers a few problems first, which are not timed. Loading
 the model and starting the server are not timed either. Both engines have the same machine for themselves in turn.
 """
@@ -19,6 +19,8 @@ from typing import Any
 
 from common import set_threads, write_result
 
+from lora_one.datasets.arithmetic import PRETRAIN_FAMILIES, generate
+from lora_one.errors import UsageError
 from lora_one.evaluation.decoding import Decoding
 from lora_one.evaluation.engines import SERVER, TRANSFORMERS, engine_class
 from lora_one.evaluation.engines.serving import serving
@@ -31,6 +33,7 @@ FIGURES = {
     "examples_per_second": ("examples per second", "{:.2f}"),
     "equal": ("completions equal to transformers'", "{}"),
 }
+SEED = 0
 WARM = 2  # problems that are not timed
 
 
@@ -58,8 +61,8 @@ def row(name: str, seconds: float, texts: Sequence[str], expected: Sequence[str]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="folder of a causal model")
-    parser.add_argument("--data_path", required=True, help="folder or test file of GSM8K")
+    parser.add_argument("--model", default="bundled/tiny", help="folder of a causal model (%(default)s)")
+    parser.add_argument("--data_path", help="folder or test file of GSM8K (default: generated problems)")
     parser.add_argument("--examples", type=int, default=32)
     parser.add_argument("--max_new_tokens", type=int, default=128)
     parser.add_argument("--dtype", default="bf16", choices=["fp32", "bf16", "fp16"])
@@ -77,20 +80,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
         max_new_tokens=given.max_new_tokens,
         dtype=given.dtype,
         batch_size=given.batch_size,
-        num_fewshot=8,
         device=given.device,
     )
-    examples = test_problems(given.data_path, 8)[: given.examples]
-    seconds, expected = timed(replace(options, engine=TRANSFORMERS), examples)
-    rows = [row("transformers, in batches", seconds, expected, expected)]
-    print(json.dumps(rows[-1]), flush=True)
-    server = replace(options, engine=SERVER, base_url=given.base_url, vllm=given.vllm)
-    with TemporaryDirectory() as output, nullcontext(server) if given.base_url else serving(server, Path(output)) as it:
-        seconds, texts = timed(it, examples)
-    rows.append(row("vLLM", seconds, texts, expected))
-    print(json.dumps(rows[-1]), flush=True)
-    ratios = {"examples per second, vLLM / transformers": rows[0]["seconds"] / rows[1]["seconds"]}
+    with TemporaryDirectory() as folder:
+        path, shots = (given.data_path, 8) if given.data_path else (generated(Path(folder), given.examples), 0)
+        examples = test_problems(path, shots)[: given.examples]
+        seconds, expected = timed(replace(options, engine=TRANSFORMERS), examples)
+        rows, ratios = [row("transformers, in batches", seconds, expected, expected)], {}
+        print(json.dumps(rows[-1]), flush=True)
+        server = replace(options, engine=SERVER, base_url=given.base_url, vllm=given.vllm)
+        try:
+            with nullcontext(server) if given.base_url else serving(server, Path(folder)) as reachable:
+                seconds, texts = timed(reachable, examples)
+        except UsageError as error:  # vLLM is not installed
+            print(f"vLLM was not measured: {error}", flush=True)
+        else:
+            rows.append(row("vLLM", seconds, texts, expected))
+            print(json.dumps(rows[-1]), flush=True)
+            ratios["examples per second, vLLM / transformers"] = rows[0]["seconds"] / rows[1]["seconds"]
     write_result(given, {"rows": rows, "ratios": ratios}, FIGURES)
+
+
+def generated(folder: Path, count: int) -> str:
+    """Write a test file of generated problems; return its path."""
+    file = folder / "test.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in generate(PRETRAIN_FAMILIES, count, SEED)))
+    return str(file)
 
 
 if __name__ == "__main__":

@@ -135,3 +135,20 @@ def test_encodings_agree_and_are_written(tmp_path):
     assert [row["name"] for row in result["rows"]] == ["lists", "packed, nothing kept yet", "kept before"]
     assert len({row["tokens"] for row in result["rows"]}) == 1 and result["rows"][0]["examples"] == 200
     assert all(isinstance(ratio, float) for ratio in result["ratios"].values())
+
+
+def test_engines_are_timed_and_what_cannot_be_is_said(tmp_path):
+    options = ["--examples=2", "--max_new_tokens=4", "--vllm=/nowhere"]
+    file = tmp_path / "engines.json"
+    done = subprocess.run(
+        [sys.executable, "benchmarks/bench_engines.py", *options, f"--json={file}"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "vLLM was not measured: --vllm=/nowhere" in done.stdout
+    (row,) = json.loads(file.read_text())["rows"]
+    assert row["examples"] == 2 and row["seconds"] > 0
