@@ -2,8 +2,8 @@
 
     python benchmarks/bench_engines.py --model <folder> --data_path <gsm8k folder> --json bench_engines.json --markdown
 
-GSM8K with 8 solved examples in front of each problem, or generated problems without, greedy decoding. vLLM is started by
-this script (--vllm, as of the evaluations) or runs already (--base_url). Each engine answers a few problems first,
+GSM8K with 8 solved examples in front of each problem, or generated problems without, greedy decoding. vLLM is started
+by this script (--vllm, as of the evaluations) or runs already (--base_url). Each engine answers a few problems first,
 which are not timed. Loading the model and starting the server are not timed either. Both engines have the machine for
 themselves in turn.
 """
