@@ -131,3 +131,8 @@ def writing(path: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:  # SafetensorError: a full disk
         reason = getattr(error, "strerror", None) or error
         raise RunError(f"{path} cannot be written ({reason}): free disk space, or choose another folder") from error
+
+
+def whole_lines(text: str) -> str:
+    """Return a text without its last line if that has no line break, as where a process was killed while writing."""
+    return text[: text.rfind("\n") + 1]

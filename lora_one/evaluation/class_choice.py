@@ -124,7 +124,7 @@ def likeliest_tokens(
     """Yield (index, place of the likeliest of the tokens) after the prompt and ``skipped`` tokens of the response."""
     questions = []
     for row in rows.values():
-        begin = row.labels.index(next(label for label in row.labels if label != IGNORED))  # of the response
+        begin = next(place for place, label in enumerate(row.labels) if label != IGNORED)  # of the response
         questions.append(Question(row.input_ids[: begin + skipped], [[token] for token in tokens]))
     indices = list(rows)
     known = {place for place, index in enumerate(indices) if index in done}

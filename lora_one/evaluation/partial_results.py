@@ -8,7 +8,7 @@ from lora_one.errors import UsageError
 from lora_one.evaluation.benchmark import Request
 from lora_one.evaluation.decoding import Completion
 from lora_one.evaluation.output import first_difference
-from lora_one.files import write_whole
+from lora_one.files import whole_lines, write_whole
 
 if TYPE_CHECKING:
     from lora_one.distributed import Processes
@@ -59,7 +59,7 @@ class PartialResults:
     def lines(self, path: Path) -> dict[Request, Completion]:
         """Return the completions of one file; an incomplete last line is ignored, and removed by the first process."""
         text = path.read_text()
-        whole = text[: text.rfind("\n") + 1]
+        whole = whole_lines(text)
         try:
             first, *lines = map(json.loads, whole.split("\n")[:-1])
             found = {(example, sample): Completion(*completion) for example, sample, *completion in lines}

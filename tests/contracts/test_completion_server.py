@@ -11,8 +11,7 @@ import torch
 from lora_one.evaluation.choices import Question, log_likelihoods
 from lora_one.models import load_model
 from tests.helpers.completion_faults import FAULTS
-from tests.helpers.completion_server import CompletionServer
-from tests.helpers.models import random_llama
+from tests.helpers.completion_server import completion_servers
 
 LATE = ("never_answers", "trickles")  # faults that a client ends by its time limit
 
@@ -24,17 +23,8 @@ def model():
 
 @pytest.fixture
 def serve(model, tokenizer):
-    """A function that starts a server with this plan and other options; at the end all are stopped."""
-    servers = []
-
-    def started(plan=None, **options):
-        other = random_llama(model.config.vocab_size)
-        servers.append(CompletionServer(model, tokenizer, plan, other=other, slow=0.05, **options).start())
-        return servers[-1]
-
-    yield started
-    for server in servers:
-        server.stop()
+    with completion_servers(model, tokenizer) as started:
+        yield started
 
 
 @pytest.fixture

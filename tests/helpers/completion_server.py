@@ -13,6 +13,7 @@ from typing import Any
 from tests.helpers import completion_wrong_answers, completion_wrong_requests  # noqa: F401  (they register faults)
 from tests.helpers.completion_answers import Completer, Refusal
 from tests.helpers.completion_faults import FAULTS
+from tests.helpers.models import random_llama
 
 Json = dict[str, Any]
 Plan = str | Sequence[str | None] | Mapping[int, str] | Callable[[int], str | None] | None
@@ -216,3 +217,20 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         with contextlib.suppress(OSError):
             self.connection.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def completion_servers(model: Any, tokenizer: Any) -> Iterator[Callable[..., CompletionServer]]:
+    """Yield a function that starts a server with this plan and other options; at the end all are stopped."""
+    servers = []
+
+    def started(plan: Plan = None, **options: Any) -> CompletionServer:
+        other = random_llama(model.config.vocab_size)
+        servers.append(CompletionServer(model, tokenizer, plan, other=other, slow=0.05, **options).start())
+        return servers[-1]
+
+    try:
+        yield started
+    finally:
+        for server in servers:
+            server.stop()

@@ -146,7 +146,7 @@ def refuse(response: httpx.Response, root: str) -> None:
     """Raise RunError for an answer that a repetition would not change, Unusable for one that it may change."""
     status, text = response.status_code, said(response)
     if status in (401, 403):
-        if os.environ.get(KEY):
+        if given_key() is not None:
             raise RunError(f"the server at {root} refuses the key in {KEY} ({status}): correct this variable")
         raise RunError(f"the server at {root} wants a key ({status}): set the environment variable {KEY}")
     if 300 <= status < 400:
@@ -154,7 +154,7 @@ def refuse(response: httpx.Response, root: str) -> None:
         raise RunError(f"the server at {root} sends to {place}: pass that server as --base_url")
     if status >= 500 or status in TEMPORARY:
         raise Unusable(f"status {status}: {text}")
-    if status < 500 and "html" in response.headers.get("Content-Type", ""):
+    if "html" in response.headers.get("Content-Type", ""):
         raise RunError(
             f"{root} answers with a web page ({status}) and is not a server with OpenAI's completions API: correct "
             "--base_url, or start one with scripts/serve.sh"

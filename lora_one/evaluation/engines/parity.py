@@ -8,7 +8,7 @@ first token in which two completions differ is compared by the log-probabilities
 import gc
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -17,7 +17,7 @@ import torch
 
 from lora_one.data.encode import common_beginning
 from lora_one.errors import UsageError
-from lora_one.evaluation.benchmark import Benchmark, Request
+from lora_one.evaluation.benchmark import Benchmark
 from lora_one.evaluation.choices import Question
 from lora_one.evaluation.decoding import Completion
 from lora_one.evaluation.engines import TRANSFORMERS, engine_class
@@ -98,14 +98,6 @@ class Parity:
         return found
 
 
-@dataclass(frozen=True)
-class Reference:
-    """What transformers gives for a few examples: the requests, in order, and their completions."""
-
-    requests: list[Request]
-    completions: list[Completion]
-
-
 def chosen(count: int) -> list[int]:
     """Return the indices of the compared examples: at most PROMPTS, evenly spaced."""
     step = max(1.0, count / PROMPTS)
@@ -117,13 +109,10 @@ def greedy(options: EvaluationOptions) -> EvaluationOptions:
     return replace(options, temperature=None, top_p=None)
 
 
-def reference(
-    benchmark: Benchmark[Any], examples: Sequence[Example], options: EvaluationOptions, indices: Sequence[int]
-) -> Reference:
-    """Evaluate these examples with transformers."""
+def reference(benchmark: Benchmark[Any], examples: Sequence[Example], options: EvaluationOptions) -> list[Completion]:
+    """Return what transformers gives for these examples, in order."""
     engine = engine_class(TRANSFORMERS).start(options)
-    part = [examples[index] for index in indices]
-    found = Reference([(index, 0) for index in indices], completed(benchmark, engine, part, greedy(options)))
+    found = completed(benchmark, engine, examples, greedy(options))
     del engine
     gc.collect()
     if torch.cuda.is_available():  # a server that starts now needs the memory
@@ -142,18 +131,17 @@ def completed(
 
 def compared(
     benchmark: Benchmark[Any],
-    examples: Sequence[Example],
+    examples: Mapping[int, Example],
     options: EvaluationOptions,
     engine: Engine,
-    expected: Reference,
+    expected: Sequence[Completion],
 ) -> Parity:
-    """Evaluate the examples of the reference with an engine, and compare."""
-    indices = [index for index, _ in expected.requests]
-    part = [examples[index] for index in indices]
+    """Evaluate examples with an engine, and compare. examples: by their index; expected: what transformers gives."""
+    part = list(examples.values())
     found = completed(benchmark, engine, part, greedy(options))
     prompts = engine.encoder.prompts(part)
     differences, equal, answers, unparsed = [], 0, 0, 0
-    for index, example, prompt, one, other in zip(indices, part, prompts, expected.completions, found, strict=True):
+    for index, example, prompt, one, other in zip(examples, part, prompts, expected, found, strict=True):
         difference = difference_of(engine, index, prompt, one, other)
         equal += one.text == other.text
         answer, others = (prediction_of(benchmark, example, index, text).get("prediction") for text in (one, other))
@@ -161,7 +149,7 @@ def compared(
         unparsed += answer is None and others is None
         if difference is not None:
             differences.append(difference)
-    return Parity(len(indices), equal, answers, unparsed, differences)
+    return Parity(len(part), equal, answers, unparsed, differences)
 
 
 def difference_of(
@@ -237,8 +225,9 @@ class Gate:
         gate.found = gate.saved()
         gate.differed = gate.found is not None and gate.found["explained"] < EXPLAINED
         if (gate.found is None or gate.differed) and not options.no_parity:
-            expected = reference(benchmark, examples, options, chosen(len(examples)))
-            gate.compare = lambda engine: compared(benchmark, examples, options, engine, expected)
+            part = {index: examples[index] for index in chosen(len(examples))}
+            expected = reference(benchmark, list(part.values()), options)
+            gate.compare = lambda engine: compared(benchmark, part, options, engine, expected)
         return gate
 
     def __call__(self, engine: Engine) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from lora_one.evaluation.choices import Question
 from lora_one.evaluation.engines.protocol import Engine
+from lora_one.files import whole_lines, write_whole
 
 
 class Remembered:
@@ -19,7 +20,7 @@ class Remembered:
     def __init__(self, engine: Engine, path: Path, identity: dict[str, Any]):
         self.engine, self.path = engine, path
         self.identity = json.dumps(identity, sort_keys=True)
-        self.known = dict(map(json.loads, whole_lines(path)))
+        self.known = dict(map(json.loads, saved_lines(path)))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine, name)
@@ -45,12 +46,12 @@ class Remembered:
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def whole_lines(path: Path) -> list[str]:
+def saved_lines(path: Path) -> list[str]:
     """Return the lines of a file without an incomplete last one, which is removed; none if there is no file."""
     if not path.exists():
         return []
     text = path.read_text()
-    whole = text[: text.rfind("\n") + 1]
+    whole = whole_lines(text)
     if whole != text:
-        path.write_text(whole)
+        write_whole(path, whole)
     return whole.splitlines()

@@ -4,8 +4,7 @@ import pytest
 
 from lora_one.evaluation.engines import connection
 from lora_one.models import load_model
-from tests.helpers.completion_server import CompletionServer
-from tests.helpers.models import random_llama
+from tests.helpers.completion_server import completion_servers
 
 
 @pytest.fixture(scope="module")
@@ -15,17 +14,8 @@ def model():
 
 @pytest.fixture
 def serve(model, tokenizer):
-    """A function that starts a server with this plan and other options; at the end all are stopped."""
-    servers = []
-
-    def started(plan=None, **options):
-        other = random_llama(model.config.vocab_size)
-        servers.append(CompletionServer(model, tokenizer, plan, other=other, slow=0.05, **options).start())
-        return servers[-1]
-
-    yield started
-    for server in servers:
-        server.stop()
+    with completion_servers(model, tokenizer) as started:
+        yield started
 
 
 @pytest.fixture
