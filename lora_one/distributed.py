@@ -4,6 +4,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -11,7 +12,10 @@ from torch import Tensor
 from torch import distributed as dist
 
 from lora_one.errors import UsageError
+from lora_one.peers import meet_peers
 
+SILENCE_S = 300.0  # seconds
+WAITING = timedelta(hours=24)  # of a collective operation: one process may encode or merge while the others wait
 T = TypeVar("T")
 
 
@@ -30,10 +34,12 @@ class Processes:
         return cls()
 
     @classmethod
-    def started(cls) -> "Processes":
+    def started(cls, silence_s: float = SILENCE_S) -> "Processes":
         """Join the processes of a launcher (torchrun, accelerate launch; WORLD_SIZE is set) or the tasks of one srun.
 
         Without a GPU the backend is gloo; by default, accelerate would start every process as rank 0 of 1.
+        silence_s: seconds without a sign of life after which another process is lost, see ``lora_one.peers``. It
+        replaces the time-outs of collective operations, which would end processes that wait for the only one at work.
         Raises UsageError: the launcher enables FSDP or DeepSpeed.
         """
         refuse_sharding(os.environ)
@@ -41,7 +47,10 @@ class Processes:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
             from accelerate import PartialState
 
-            PartialState(cpu=not torch.cuda.is_available())
+            store, rank, count = next(dist.rendezvous("env://"))
+            group = {"store": store, "rank": rank, "world_size": count, "timeout": WAITING}
+            PartialState(cpu=not torch.cuda.is_available(), **group)
+            meet_peers(dist.PrefixStore("peers", store.clone()), rank, count, silence_s)
         return cls.current()
 
     def meet(self) -> None:

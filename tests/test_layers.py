@@ -12,7 +12,7 @@ from tests.helpers.paths import ROOT
 
 ORDER = [  # from the bottom
     {"types", "errors", "invocation", "progress", "quiet"},
-    {"interruption", "files", "datasets", "model_kinds"},
+    {"interruption", "files", "datasets", "model_kinds", "peers"},
     {"config", "linalg", "seeding", "losses", "distributed", "diagnostics", "statistics"},
     {"models", "optim"},
     {"data", "records"},

@@ -39,6 +39,7 @@ class RunConfig:
     results_dir: str
     overwrite: bool
     dry_run: bool
+    process_timeout_s: float
 
     @classmethod
     def from_hydra(cls, composed: DictConfig) -> "RunConfig":

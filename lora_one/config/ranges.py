@@ -15,6 +15,7 @@ CHOICES: Choices = {
 
 RANGES: Ranges = {
     "seed": SEED,
+    "process_timeout_s": ("at least 1 second", lambda v: v >= 1 and math.isfinite(v)),
     "model.seed": SEED,
     "model.order_seed": SEED,
     "dataset.data_seed": SEED,

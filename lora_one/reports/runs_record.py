@@ -14,7 +14,12 @@ from lora_one.reports.measurements import measurements
 from lora_one.reports.scores import score_in
 
 ACCURACY = "validation accuracy"
-NOT_SHOWN = {"seed", "results_dir", "overwrite"}  # configuration keys that do not distinguish methods
+NOT_SHOWN = {
+    "seed",
+    "results_dir",
+    "overwrite",
+    "process_timeout_s",
+}  # configuration keys that do not distinguish methods
 
 
 def records_of_runs(results: Path, baseline: str | None = None) -> dict[str, dict[str, Any]]:

@@ -22,7 +22,7 @@ from lora_one.runs.comparison_keys import EXAMPLE, check_names, check_tasks, joi
 from lora_one.runs.published_values import Published, check_published, published_of
 
 # keys that, like those of the data, must be the same for every method: amount of training and evaluation
-SAME = {"seed", "results_dir", "overwrite", "dry_run"} | {
+SAME = {"seed", "results_dir", "overwrite", "dry_run", "process_timeout_s"} | {
     f"model.{key}"
     for key in (
         "name",

@@ -40,7 +40,7 @@ def execute(run: RunConfig) -> RunFolder | None:
 
     Returns the folder of the finished run; None for a dry run, which writes nothing.
     """
-    processes = Processes.started()
+    processes = Processes.started(run.process_timeout_s)
     moments = run.peft.lora_target_modules if run.optimizer.full_size_moments else None
     models.preflight(run.model, processes.count, full=run.peft.trains_base, full_size_moments=moments)
     refuse_unready(run.init)

@@ -14,6 +14,7 @@ from pathlib import Path
 from lora_one.config import RunConfig
 from lora_one.errors import RunError, UsageError
 from lora_one.interruption import Interrupted, caught
+from lora_one.peers import failed, lost_connection, reports_errors
 from lora_one.progress import duration, first_process
 from lora_one.records.folder import RunFolder
 from lora_one.runs.planned_jobs import by_key, differing
@@ -191,10 +192,11 @@ class Sweep:
         except RunError as error:
             self.fail(str(error), FAILURE, job)
             _end_with_the_others()
-        except Exception as error:  # a bug, here or in a library: print where it is
-            if not self.tracebacks:
+        except Exception as error:
+            lost = lost_connection(error)
+            if lost is None and not self.tracebacks:  # a bug, here or in a library: print where it is
                 traceback.print_exc()
-            self.fail(f"{type(error).__name__}: {error}", FAILURE, job)
+            self.fail(lost or f"{type(error).__name__}: {error}", FAILURE, job)
             _end_with_the_others()
 
     def fail(self, message: str, code: int, job: Job | None = None) -> None:
@@ -257,12 +259,13 @@ _current: ContextVar[Sweep | None] = ContextVar("sweep", default=None)
 
 
 def print_error(message: str) -> None:
-    """Print an error on one line of stderr; only the first process prints."""
-    if first_process():
+    """Print an error on one line of stderr; of several processes, the first that has it prints."""
+    if reports_errors():
         print(f"error: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
 
 
 def _end_with_the_others() -> None:
     """End this process if it is one of several: the others wait for it, so no further job can run."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        failed()
         raise SystemExit(FAILURE)

@@ -1,0 +1,203 @@
+"""Several processes of one command: each one sees that another one hangs or is gone, and one of them says so.
+
+Every process writes a number to the store that the processes share (``torch.distributed.Store``), and adds one every
+few seconds. A process whose number stays the same, because it was stopped, its machine is gone or it waits for a disk,
+is lost: the others end with one message, instead of waiting in a collective operation. Where torchrun or SLURM started
+them, these may start them again. A process that ends writes a word instead of its number.
+"""
+
+import atexit
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from lora_one.progress import first_process
+
+BEAT_S = 2.0  # seconds between two signs of life, at most
+ENDED, FAILED = "ended", "failed"
+EXIT_CODE = 1
+CONNECTION = ("gloo", "nccl", "closed by peer", "reset by peer", "tcpstore")  # in the text of an error
+CONTINUES = "all processes end; the same command continues from the last resume point"
+
+
+class Peers:
+    """The processes of one command, as one of them sees them.
+
+    store: shared by all; this object's threads alone use this connection (``Store.clone``).
+    silence_s: seconds without a sign of life after which a process is lost. They are counted by this process itself, so
+    time in which it was stopped too, such as that of a sleeping laptop, does not count.
+    end: ends this process at once, from any thread.
+    """
+
+    def __init__(self, store: Any, rank: int, count: int, silence_s: float, end: Callable[[int], object] = os._exit):
+        self.store, self.rank, self.count, self.silence_s, self.end = store, rank, count, silence_s, end
+        self.beat_s = min(BEAT_S, silence_s / 8)
+        self.ticks = self.answered = 0  # beats of this process's clock; those when the store answered last
+        self.reports = 0
+        self.word: str | None = None  # the last sign of life
+        self.found: dict[int, tuple[bytes, int]] = {}  # rank -> what it wrote last, and the tick when that was new
+        self.lock = threading.Lock()
+        store.set(f"name/{rank}", f"pid {os.getpid()} on {socket.gethostname()}")
+
+    def beat(self) -> None:
+        """Write a sign of life."""
+        self.store.set(f"life/{self.rank}", self.word or str(self.ticks))
+
+    def look(self) -> None:
+        """Read the signs of life of the other processes."""
+        keys = {rank: f"life/{rank}" for rank in range(self.count) if rank != self.rank}
+        known = [rank for rank, key in keys.items() if rank in self.found or self.store.check([key])]
+        words = self.store.multi_get([keys[rank] for rank in known]) if known else []
+        for rank, word in zip(known, words, strict=True):
+            if self.found.get(rank, (None,))[0] != word:
+                self.found[rank] = (word, self.ticks)
+
+    def silent(self, seconds: float) -> list[int]:
+        """Return the ranks without a sign of life for so long; not those that have said that they end."""
+        return [
+            rank
+            for rank, (word, since) in self.found.items()
+            if word.decode() not in (ENDED, FAILED) and (self.ticks - since) * self.beat_s > seconds
+        ]
+
+    def failed(self) -> bool:
+        """Return whether a process has ended with an error, which it has reported."""
+        return any(word.decode() == FAILED for word, _ in self.found.values())
+
+    def claim(self) -> bool:
+        """Return whether this process reports the next error: the first one that asks does.
+
+        All processes have the same errors in the same order, or one has an error and all end. If the store is gone with
+        its process, the first process that is left reports.
+        """
+        self.reports += 1
+        try:
+            return self.store.add(f"reported/{self.reports}", 1) == 1
+        except RuntimeError:
+            return self.first_left()
+
+    def lost(self, ranks: list[int], seconds: float) -> str:
+        """Return the message about lost processes."""
+        names = [f"{rank} ({self.store.get(f'name/{rank}').decode()})" for rank in ranks[:4]]
+        names += [f"{len(ranks) - 4} more"] if len(ranks) > 4 else []
+        which = f"process {names[0]}" if len(ranks) == 1 else f"processes {', '.join(names[:-1])} and {names[-1]}"
+        return (
+            f"{which} of {self.count} gave no sign of life for {seconds:.0f} s, so it was killed or stopped, or its "
+            f"machine is gone: {CONTINUES}"
+        )
+
+    def count_time(self) -> None:
+        """Count ticks; end this process if the store does not answer. In a thread, as every call of the store waits."""
+        while self.word is None:
+            time.sleep(self.beat_s)
+            self.ticks += 1
+            if (self.ticks - self.answered) * self.beat_s > self.silence_s:
+                return self.leave(self.store_gone(), asking=False)
+
+    def watch(self) -> None:
+        """Give and read signs of life until this process ends, or another one is lost; then end it. In a thread.
+
+        The others are read four times in ``silence_s``, which costs little with many processes.
+        """
+        every, rounds = max(1, int(self.silence_s / 4 / self.beat_s)), 0
+        while self.word is None:
+            time.sleep(self.beat_s)
+            try:
+                with self.lock:
+                    self.beat()
+                    rounds += 1
+                    if rounds % every == 0:
+                        self.look()
+                        self.answered = self.ticks
+                    gone = self.silent(self.silence_s)
+                    if gone:
+                        return self.leave(self.lost(gone, self.silence_s))
+                    if self.failed():
+                        return self.leave(None)
+            except RuntimeError:
+                return self.leave(self.store_gone())
+
+    def first_left(self) -> bool:
+        """Return whether this is the first process that is left when the one with the store is gone."""
+        return self.rank == (0 if store_of_torchrun() else 1)
+
+    def store_gone(self) -> str:
+        """Return the message about the process that has the store."""
+        where = "torchrun on the first machine" if store_of_torchrun() else "process 0"
+        return f"{where}, which connects the processes, does not answer: {CONTINUES}"
+
+    def leave(self, message: str | None, *, asking: bool = True) -> None:
+        """Report a message, unless another process does, and end this process.
+
+        asking: ask the store who reports; otherwise the first process that is left does.
+        """
+        if self.word is None:  # else it is ending
+            if message is not None and (self.claim() if asking else self.first_left()):
+                print(f"error: {message}", file=sys.stderr, flush=True)
+            self.end(EXIT_CODE)
+
+    def after_lost_connection(self) -> str:
+        """Wait until a process that is gone can be told from those that are left; return a message that names it."""
+        soon = 3 * self.beat_s
+        try:
+            until = self.ticks + 5
+            while self.ticks < until:
+                with self.lock:
+                    self.look()
+                time.sleep(self.beat_s / 2)
+            gone = self.silent(soon)
+            if gone:
+                return self.lost(gone, soon)
+        except RuntimeError:
+            return self.store_gone()
+        return f"the connection to another process is lost: {CONTINUES}"
+
+    def farewell(self, word: str) -> None:
+        """Write the last sign of life: ENDED, or FAILED, which ends the other processes too."""
+        if self.word is None:
+            self.word = word
+            try:
+                with self.lock:
+                    self.beat()
+            except RuntimeError:  # the process with the store has ended before
+                pass
+
+
+def store_of_torchrun() -> bool:
+    """Return whether torchrun's agent, and not the first process, has the store."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+_peers: list[Peers] = []  # of this process: none or one
+
+
+def meet_peers(store: Any, rank: int, count: int, silence_s: float) -> None:
+    """Begin to give and to read signs of life, in threads of their own. Arguments: see ``Peers``."""
+    peers = Peers(store, rank, count, silence_s)
+    _peers[:] = [peers]
+    atexit.register(peers.farewell, ENDED)
+    for work in (peers.count_time, peers.watch):
+        threading.Thread(target=work, name="signs of life", daemon=True).start()
+
+
+def reports_errors() -> bool:
+    """Return whether this process reports the next error, see ``Peers.claim``."""
+    return _peers[0].claim() if _peers else first_process()
+
+
+def failed() -> None:
+    """Tell the other processes that this one ends after an error, which it has reported."""
+    for peers in _peers:
+        peers.farewell(FAILED)
+
+
+def lost_connection(error: Exception) -> str | None:
+    """Return the message about an error in the communication with another process; None: it is another error."""
+    text = f"{type(error).__name__} {error}".lower()
+    if not _peers or not isinstance(error, RuntimeError) or not any(sign in text for sign in CONNECTION):
+        return None
+    return _peers[0].after_lost_connection()

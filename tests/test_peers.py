@@ -1,0 +1,142 @@
+"""Signs of life between processes: who is lost, who says so, and when nobody may be called lost."""
+
+import re
+
+import pytest
+from torch import distributed as dist
+
+from lora_one import peers
+from lora_one.peers import FAILED, Peers
+
+
+class Ended(Exception):
+    pass
+
+
+def end(code):
+    raise Ended(code)
+
+
+@pytest.fixture
+def three():
+    store = dist.HashStore()
+    return [Peers(store, rank, 3, silence_s=8.0, end=end) for rank in range(3)]
+
+
+def later(all_of_them, ticks, *, silent=()):
+    """Let time pass: everybody counts it, and those who are not silent give and read signs of life."""
+    for _ in range(ticks):
+        for each in all_of_them:
+            each.ticks += 1
+            if each.rank not in silent:
+                each.beat()
+        for each in all_of_them:
+            if each.rank not in silent:
+                each.look()
+
+
+def test_a_process_is_lost_after_the_time_out_and_not_before(three):
+    later(three, 3)
+    per_second = 1 / three[0].beat_s
+    later(three, round(8 * per_second), silent={2})
+    assert three[0].silent(8.0) == []
+    later(three, 2, silent={2})
+    assert three[0].silent(8.0) == three[1].silent(8.0) == [2]
+    later(three, 1)
+    assert three[0].silent(8.0) == [], "it was slow, not gone"
+
+
+def test_a_process_that_has_not_begun_or_has_ended_is_not_lost(three):
+    alone = Peers(dist.HashStore(), 0, 3, silence_s=8.0)
+    later([alone], 100)
+    assert alone.silent(8.0) == [], "the other two have not started yet"
+    later(three, 2)
+    three[1].farewell(peers.ENDED)
+    later(three, 100, silent={1})
+    assert three[0].silent(8.0) == [] and not three[0].failed()
+
+
+def test_a_process_that_was_stopped_itself_calls_nobody_lost(three):
+    """Its clock stood still, too: after SIGCONT it waits as long as everybody else."""
+    later(three, 3)
+    later(three[:2], 500)
+    three[2].ticks += 1
+    three[2].look()
+    assert three[2].silent(8.0) == []
+
+
+def test_one_process_reports_an_error_that_all_have(three):
+    assert [each.claim() for each in (three[1], three[0], three[2])] == [True, False, False]
+    assert [each.claim() for each in (three[2], three[0], three[1])] == [True, False, False], "the next error"
+
+
+def test_the_message_names_process_and_machine(three):
+    later(three, 1)
+    text = three[0].lost([2], 300)
+    assert re.match(r"process 2 \(pid \d+ on \S+\) of 3 gave no sign of life for 300 s", text)
+    assert "the same command continues from the last resume point" in text
+    many = [Peers(three[0].store, rank, 9, silence_s=8.0) for rank in range(9)]
+    assert re.search(
+        r"processes 1 \(.*\), 2 \(.*\), 3 \(.*\), 4 \(.*\) and 2 more of 9", many[0].lost([1, 2, 3, 4, 5, 6], 8)
+    )
+
+
+def test_a_failure_ends_the_others_without_a_second_message(three, capsys, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    later(three, 1)
+    three[1].farewell(FAILED)
+    with pytest.raises(Ended):
+        three[0].watch()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_lost_process_ends_the_others_with_one_message(three, capsys, monkeypatch):
+    later(three, 1)
+    for each in three[:2]:
+        monkeypatch.setattr("time.sleep", lambda _, each=each: setattr(each, "ticks", each.ticks + 1))
+        with pytest.raises(Ended):
+            each.watch()
+    assert capsys.readouterr().err.count("error: process") == 1
+
+
+class Gone:
+    """A store whose process has ended."""
+
+    def __getattr__(self, name):
+        def call(*_):
+            raise dist.DistNetworkError("Broken pipe")
+
+        return call
+
+
+@pytest.mark.parametrize(("agent", "reporter"), [("True", 0), ("False", 1)])
+def test_without_the_store_the_first_process_that_is_left_reports(three, agent, reporter, capsys, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", agent)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    for each in three:
+        each.store = Gone()
+        with pytest.raises(Ended):
+            each.watch()
+        said = capsys.readouterr().err
+        assert bool(said) == (each.rank == reporter)
+        if said:
+            assert ("torchrun on the first machine" if agent == "True" else "process 0") in said
+
+
+def test_a_store_that_does_not_answer_is_gone(three, capsys, monkeypatch):
+    """Its calls wait for ever, so another thread counts the time."""
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    with pytest.raises(Ended):
+        three[1].count_time()
+    assert "process 0, which connects the processes, does not answer" in capsys.readouterr().err
+
+
+def test_only_an_error_of_a_connection_is_about_another_process(three, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda _: [setattr(each, "ticks", each.ticks + 1) for each in three])
+    error = RuntimeError("[gloo/transport/tcp/pair.cc:525] Read error [127.0.0.1]: Connection reset by peer")
+    assert peers.lost_connection(error) is None, "a single process"
+    monkeypatch.setattr(peers, "_peers", [three[0]])
+    later(three, 1)
+    assert peers.lost_connection(RuntimeError("CUDA out of memory")) is None
+    assert peers.lost_connection(ValueError("gloo")) is None
+    assert re.match(r"processes 1 .* and 2 .* of 3 gave no sign of life", peers.lost_connection(error))
