@@ -57,16 +57,16 @@ class Peers:
                 self.found[rank] = (word, self.ticks)
 
     def silent(self, seconds: float) -> list[int]:
-        """Return the ranks without a sign of life for so long; not those that have said that they end."""
+        """Return the ranks without a new sign of life for so long; not those that have ended as they should."""
         return [
             rank
             for rank, (word, since) in self.found.items()
-            if word.decode() not in (ENDED, FAILED) and (self.ticks - since) * self.beat_s > seconds
+            if word.decode() != ENDED and (self.ticks - since) * self.beat_s > seconds
         ]
 
-    def failed(self) -> bool:
-        """Return whether a process has ended with an error, which it has reported."""
-        return any(word.decode() == FAILED for word, _ in self.found.values())
+    def reported(self, rank: int) -> bool:
+        """Return whether a process has said that it ends after an error, which it has reported."""
+        return self.found[rank][0].decode() == FAILED
 
     def claim(self) -> bool:
         """Return whether this process reports the next error: the first one that asks does.
@@ -86,8 +86,8 @@ class Peers:
         names += [f"{len(ranks) - 4} more"] if len(ranks) > 4 else []
         which = f"process {names[0]}" if len(ranks) == 1 else f"processes {', '.join(names[:-1])} and {names[-1]}"
         return (
-            f"{which} of {self.count} gave no sign of life for {seconds:.0f} s, so it was killed or stopped, or its "
-            f"machine is gone: {CONTINUES}"
+            f"{which} of {self.count} gave no sign of life for {seconds:.0f} s (killed, stopped, or the machine is "
+            f"gone): {CONTINUES}"
         )
 
     def count_time(self) -> None:
@@ -115,9 +115,8 @@ class Peers:
                         self.answered = self.ticks
                     gone = self.silent(self.silence_s)
                     if gone:
-                        return self.leave(self.lost(gone, self.silence_s))
-                    if self.failed():
-                        return self.leave(None)
+                        known = any(map(self.reported, gone))
+                        return self.leave(None if known else self.lost(gone, self.silence_s))
             except RuntimeError:
                 return self.leave(self.store_gone())
 
@@ -157,7 +156,10 @@ class Peers:
         return f"the connection to another process is lost: {CONTINUES}"
 
     def farewell(self, word: str) -> None:
-        """Write the last sign of life: ENDED, or FAILED, which ends the other processes too."""
+        """Write the last sign of life: ENDED, or FAILED, after which the others end too, but not at once.
+
+        They may have the same error or signal, and still be writing the status of the run.
+        """
         if self.word is None:
             self.word = word
             try:
@@ -190,7 +192,7 @@ def reports_errors() -> bool:
 
 
 def failed() -> None:
-    """Tell the other processes that this one ends after an error, which it has reported."""
+    """Tell the other processes that this one ends after an error or a signal, which it has reported."""
     for peers in _peers:
         peers.farewell(FAILED)
 

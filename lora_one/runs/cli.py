@@ -21,7 +21,7 @@ from lora_one.runs.composition import checked
 from lora_one.runs.explanations import explain
 from lora_one.runs.overrides import translate
 from lora_one.runs.planned_jobs import MULTIRUN, planned_jobs
-from lora_one.runs.sweep import FAILURE, INTERRUPTED, USAGE, Outcome, Sweep, print_error
+from lora_one.runs.sweep import FAILURE, INTERRUPTED, USAGE, Outcome, Sweep, print_error_of_all
 
 
 @hydra.main(version_base="1.3", config_path=str(configuration_folder()), config_name="config")
@@ -83,7 +83,7 @@ def launch(hydra_main: Callable[[], None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILURE
     except KeyboardInterrupt:
-        print_error("interrupted: the same command continues from the last resume point")
+        print_error_of_all("interrupted: the same command continues from the last resume point")
         sweep.print_state()
         return INTERRUPTED
     except OSError as error:  # Hydra creates the results folder before the first job
@@ -100,7 +100,7 @@ def report_signal(stop: Interrupted, sweep: Sweep) -> int:
     with sigterm_ignored():
         requeued = None if sweep.overwriting else requeue(stop)  # a job with overwrite=true would delete its results
         command = "the same command" + (" (without overwrite=true)" if sweep.overwriting else "")
-        print_error(
+        print_error_of_all(
             f"stopped by {stop}: {command} continues from the last resume point" + (f"; {requeued}" if requeued else "")
         )
         sweep.print_state()

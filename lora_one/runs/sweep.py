@@ -250,7 +250,7 @@ def run_command(work: Callable[[], int | None], continuation: str) -> int:
         with caught(), sweep.job():
             return work() or 0
     except Interrupted as stop:
-        print_error(f"stopped by {stop}: the same command {continuation}")
+        print_error_of_all(f"stopped by {stop}: the same command {continuation}")
         return stop.exit_code
     return sweep.exit_code
 
@@ -261,7 +261,18 @@ _current: ContextVar[Sweep | None] = ContextVar("sweep", default=None)
 def print_error(message: str) -> None:
     """Print an error on one line of stderr; of several processes, the first that has it prints."""
     if reports_errors():
-        print(f"error: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
+        print_line(message)
+
+
+def print_error_of_all(message: str) -> None:
+    """Print an error or a signal that ends all processes; the first process prints."""
+    if first_process():
+        print_line(message)
+    failed()
+
+
+def print_line(message: str) -> None:
+    print(f"error: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
 
 
 def _end_with_the_others() -> None:

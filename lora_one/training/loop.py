@@ -32,7 +32,7 @@ from lora_one.training.job import TrainingJob
 from lora_one.training.packing import check_packing, one_example_per_row
 from lora_one.training.resume_points import keep_only, last_checkpoint, step_of
 from lora_one.training.schedule import micro_batch, steps_per_epoch
-from lora_one.training.trainer import FineTuner, ignore_shards
+from lora_one.training.trainer import FineTuner, ignore_frozen
 
 
 def train(model: nn.Module, examples: Sequence[Encoded], job: TrainingJob) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def train(model: nn.Module, examples: Sequence[Encoded], job: TrainingJob) -> di
     packing = job.run.model.packing
     if packing:
         check_packing(model, examples)
-    ignore_shards(model)
+    ignore_frozen(model)
     stopper = StopOnSignal()
     trainer = build_trainer(model, examples, job, stopper)
     if rank := Processes.current().rank:  # otherwise dropout would be the same on all processes

@@ -12,7 +12,6 @@ import torch
 from accelerate.data_loader import prepare_data_loader
 from safetensors import SafetensorError
 from torch import nn
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from transformers import Trainer
@@ -159,8 +158,10 @@ class FineTuner(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
 
-def ignore_shards(model: nn.Module) -> None:
-    """Make DDP ignore a sharded base, which is frozen: it averages only the gradients of the adapters."""
-    frozen = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    if any(isinstance(parameter, DTensor) for parameter in frozen.values()):
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, list(frozen))
+def ignore_frozen(model: nn.Module) -> None:
+    """Make DDP ignore the frozen base, which it would send to every process before the first step.
+
+    Every process has loaded the same base, or has its part of a sharded one.
+    """
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)

@@ -9,7 +9,7 @@ import torch
 
 from lora_one.files import read_lines
 from lora_one.records.folder import RunFolder
-from tests.helpers.forked import forked
+from scripts.campaign.forked import forked
 from tests.helpers.runs import SMALL
 
 pytestmark = [
@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="the processes would each take a GPU; written for CPUs"),
 ]
 TIME_OUT = 6
-RUN = [*SMALL, "dataset.accuracy_examples=0", "model.epochs=3", "model.save_steps=2"]
+RUN = [*SMALL, "model.epochs=3", "model.save_steps=2"]
 RUN = [*(change for change in RUN if "batch_size" not in change), "model.real_batch_size=6"]
 
 
