@@ -16,6 +16,7 @@ from lora_one.config.defaults import configuration_folder
 from lora_one.errors import UsageError
 from lora_one.interruption import Interrupted, caught, requeue, sigterm_ignored
 from lora_one.invocation import command_name
+from lora_one.peers import failed
 from lora_one.records.folder import RunFolder
 from lora_one.runs.composition import checked
 from lora_one.runs.explanations import explain
@@ -92,6 +93,8 @@ def launch(hydra_main: Callable[[], None]) -> int:
         reason = f"results folder {error.filename} cannot be written ({error.strerror})"
         sweep.fail(f"{reason}: set results_dir=<a writable folder>", FAILURE)
     sweep.close()
+    if sweep.exit_code:
+        failed()
     return sweep.exit_code
 
 

@@ -6,6 +6,7 @@ from lora_one.distributed import Processes
 from lora_one.initialization.methods import refuse_unready
 from lora_one.models.peak_memory import reset_peak_memory
 from lora_one.optim.optimizer_class import optimizer_class
+from lora_one.records.agreement import refuse_differences
 from lora_one.records.folder import LocatedRun, RunFolder, locate
 from lora_one.runs.fine_tuning import fine_tune
 from lora_one.runs.initial_model import initial_model
@@ -47,6 +48,7 @@ def execute(run: RunConfig) -> RunFolder | None:
     optimizer_class(run.optimizer)  # raises UsageError if its settings name a wrong class
     located = locate(run)
     run, folder = located.run, located.folder
+    refuse_differences(located)
     micro_batch(run.model, processes.count)  # raises UsageError if the batch cannot be divided
     if run.dry_run:
         if processes.rank == 0:

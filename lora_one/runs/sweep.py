@@ -252,6 +252,8 @@ def run_command(work: Callable[[], int | None], continuation: str) -> int:
     except Interrupted as stop:
         print_error_of_all(f"stopped by {stop}: the same command {continuation}")
         return stop.exit_code
+    if sweep.exit_code:
+        failed()
     return sweep.exit_code
 
 
