@@ -2,14 +2,18 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
+import psutil
 import pytest
 import torch
 
 from lora_one.files import read_lines
 from lora_one.records.folder import RunFolder
 from scripts.campaign.forked import forked
+from tests.helpers.paths import ROOT
 from tests.helpers.runs import SMALL
 
 pytestmark = [
@@ -67,3 +71,20 @@ def test_others_end_and_the_same_command_goes_on(number, victim, undisturbed, tm
     assert losses_of(tmp_path / "results") == losses_of(undisturbed)
     (file,) = tmp_path.rglob("run.json")
     assert RunFolder(file.parent).read()["status"] == "finished"
+
+
+def test_torchrun_starts_the_processes_again(undisturbed, tmp_path):
+    """With --max-restarts, nobody has to give the command again."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3", "--max-restarts=1"]
+    command = [sys.executable, *launcher, str(ROOT / "run_exp.py"), *RUN, f"results_dir={tmp_path}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as agent:
+        while not any('"loss"' in file.read_text() for file in tmp_path.rglob("metrics.jsonl")):
+            assert agent.poll() is None
+            time.sleep(0.05)
+        (victim,) = (child for child in psutil.Process(agent.pid).children() if child.environ().get("RANK") == "1")
+        victim.kill()
+        said = agent.communicate()[1]
+    assert agent.returncode == 0, said
+    assert adapter_of(tmp_path) == adapter_of(undisturbed)
+    assert losses_of(tmp_path) == losses_of(undisturbed)
