@@ -48,6 +48,10 @@ class Processes:
             from accelerate import PartialState
 
             store, rank, count = next(dist.rendezvous("env://"))
+            if os.environ.get("LOCAL_WORLD_SIZE") == str(count):
+                # torchrun keeps its store when it restarts the processes of one machine (torch 2.13), and those would
+                # read the addresses of the dead ones in it
+                store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
             group = {"store": store, "rank": rank, "world_size": count, "timeout": WAITING}
             PartialState(cpu=not torch.cuda.is_available(), **group)
             meet_peers(dist.PrefixStore("peers", store.clone()), rank, count, silence_s)

@@ -108,7 +108,10 @@ def test_the_small_messages_do_not_grow_with_the_model(ranks):
                 {name: sent[name] / calls[name] for name in sent if "gather" in name}
                 for calls, sent in (rank[(*one, width)] for width in WIDTHS)
             ]
-            assert each[0] == (pytest.approx(each[1], rel=0.1) if "low" in one else each[1]), one
+            if "low" in one:
+                assert max(*each[0].values(), *each[1].values()) < 256
+            else:
+                assert each[0] == each[1], one
 
 
 @pytest.mark.parametrize("width", WIDTHS)
