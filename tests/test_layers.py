@@ -24,7 +24,7 @@ ORDER = [  # from the bottom
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 ONLY = {
-    "hydra": {"runs/cli", "runs/composition", "runs/explanations", "runs/planned_jobs"},
+    "hydra": {"runs/cli", "runs/composition", "runs/explanations", "runs/planned_jobs", "runs/sweep_compositions"},
     "peft": {"adaptation"}
     | {f"initialization/{file}" for file in ("start", "scale_search", "library", "methods/peft_methods")},
     "wandb": {"records/tracking"},

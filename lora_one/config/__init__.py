@@ -5,9 +5,11 @@ for each choice, so a key that the choice does not read is refused as unknown. r
 does not import torch, so ``--help`` stays fast.
 """
 
+import copy
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -59,7 +61,7 @@ class RunConfig:
             key = getattr(error, "full_key", None) or "configuration"
             raise UsageError(f"{key}: {first_line(error)}; set a value, or ${{<key>}} with an existing key") from error
         given.pop("hydra", None)
-        refuse_unknown("", given, cls, known_keys())
+        refuse_unknown("", given, cls, known_keys)
         sections: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
             if field.name == "init":
@@ -69,9 +71,9 @@ class RunConfig:
             if schema is None:
                 sections[field.name] = given[field.name]
                 continue
-            refuse_unknown(f"{field.name}.", given[field.name], schema, known_keys())
-            sections[field.name] = OmegaConf.to_object(typed(f"{field.name}.", given[field.name], schema))
-        typed("", {name: value for name, value in sections.items() if not dataclasses.is_dataclass(value)}, cls)
+            refuse_unknown(f"{field.name}.", given[field.name], schema, known_keys)
+            sections[field.name] = converted(f"{field.name}.", given[field.name], schema)
+        converted("", {field.name: sections[field.name] for field in dataclasses.fields(PlainValues)}, PlainValues)
         run = cls(**sections)
         check(run)
         return with_core(run)
@@ -100,6 +102,15 @@ class RunConfig:
         return self.seed if self.model.order_seed is None else self.model.order_seed
 
 
+PlainValues = dataclasses.make_dataclass(  # the values of a RunConfig that belong to no group
+    "PlainValues",
+    [(field.name, field.type) for field in dataclasses.fields(RunConfig) if field.type in (int, float, str, bool)],
+)
+structured = cache(OmegaConf.structured)  # merged into copies
+MANY = 10_000
+_conversions: dict[tuple[type, str, str], Any] = {}  # (settings, key, value as given) -> value
+
+
 def method_settings(given: dict[str, Any]) -> MethodSettings:
     """Return the settings of an initialisation, given in either spelling, with defaults in place of null.
 
@@ -109,8 +120,8 @@ def method_settings(given: dict[str, Any]) -> MethodSettings:
     name = given.get("method")
     if name not in METHODS:
         raise UsageError(f"init.method={name} is not an initialisation; {nearest(name, METHODS)}")
-    refuse_unknown("init.", given, METHODS[name], known_keys())
-    return OmegaConf.to_object(typed("init.", given, METHODS[name])).resolved()
+    refuse_unknown("init.", given, METHODS[name], known_keys)
+    return converted("init.", given, METHODS[name]).resolved()
 
 
 def schema_of(section: str, given: Any) -> type | None:
@@ -167,17 +178,42 @@ def unknown_key(key: str, valid: Collection[str], elsewhere: Collection[str] = (
     return UsageError(f"unknown key {key}; {hint}valid: {', '.join(sorted(valid))}")
 
 
-def refuse_unknown(prefix: str, given: dict[str, Any], schema: type, elsewhere: Collection[str] = ()) -> None:
-    """Raise UsageError if the keys are not those of the dataclass: one is unknown or missing."""
+def refuse_unknown(
+    prefix: str, given: dict[str, Any], schema: type, elsewhere: Callable[[], Collection[str]] = tuple
+) -> None:
+    """Raise UsageError if the keys are not those of the dataclass: one is unknown or missing.
+
+    elsewhere: returns the keys, with their groups, that may have been meant as well.
+    """
     fields = {field.name for field in dataclasses.fields(schema)}
     for key in given:
         if key not in fields:
-            raise unknown_key(f"{prefix}{key}", fields, elsewhere)
+            raise unknown_key(f"{prefix}{key}", fields, elsewhere())
     missing = dataclasses.MISSING
     required = (f.name for f in dataclasses.fields(schema) if f.default is missing and f.default_factory is missing)
     for name in required:
         if name not in given:
             raise UsageError(f"{prefix}{name} is missing: set {prefix}{name}=<value>")
+
+
+def converted(prefix: str, given: dict[str, Any], schema: type) -> Any:
+    """Return the values as an instance of the dataclass, see ``typed``.
+
+    A value is converted independently of the others, and a conversion takes milliseconds, so values that were converted
+    before are copied: the jobs of a sweep share most of theirs.
+    Raises UsageError: a value of the wrong type.
+    """
+    keys = {name: (schema, name, repr(value)) for name, value in given.items()}
+    new = {name: given[name] for name, key in keys.items() if key not in _conversions}
+    if new:
+        if len(_conversions) > MANY:
+            _conversions.clear()
+            return converted(prefix, given, schema)
+        found = typed(prefix, new, schema)
+        for name in new:
+            value = found[name]
+            _conversions[keys[name]] = OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
+    return schema(**{name: copy.deepcopy(_conversions[key]) for name, key in keys.items()})
 
 
 def typed(prefix: str, given: dict[str, Any], schema: type) -> DictConfig:
@@ -186,7 +222,7 @@ def typed(prefix: str, given: dict[str, Any], schema: type) -> DictConfig:
     Raises UsageError: a value of the wrong type.
     """
     try:
-        return OmegaConf.merge(OmegaConf.structured(schema), given)
+        return OmegaConf.merge(structured(schema), given)
     except OmegaConfBaseException as error:
         key = (error.full_key or str(error.key)).split("[")[0]
         hint = next(field.type for field in dataclasses.fields(schema) if field.name == key)

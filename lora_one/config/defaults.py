@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from lora_one.config import typed
+from lora_one.config import converted
 from lora_one.config.methods import METHODS
 from lora_one.datasets import DATASETS
 from lora_one.datasets.settings import DatasetConfig
@@ -31,7 +31,7 @@ def defaults_of(choice: str, group: str = "init") -> dict[str, Any]:
 def dataset_settings(name: str, path: str | None) -> DatasetConfig:
     """Return the default settings of a data set. path: local file or folder; None: the hub."""
     given = defaults_of(name, "dataset") | {"path": path}
-    return OmegaConf.to_object(typed("dataset.", given, DATASETS[name].settings))
+    return converted("dataset.", given, DATASETS[name].settings)
 
 
 def choices_of_init() -> dict[str, str]:

@@ -1,5 +1,6 @@
-"""Peak memory of a run: on a GPU of torch's tensors, otherwise of the whole process."""
+"""Memory of a run: freed before it, and its peak, on a GPU that of torch's tensors, otherwise of the whole process."""
 
+import gc
 import resource
 import sys
 from contextlib import suppress
@@ -8,6 +9,13 @@ from pathlib import Path
 import torch
 
 PROCESS = Path("/proc/self")  # of Linux
+
+
+def free_memory() -> None:
+    """Free the model of an earlier run in this process, which its trainer and it keep by references to each other."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def reset_peak_memory() -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import platform
 import subprocess
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ PACKAGES = (
     "wandb",
     "bitsandbytes",
 )
+
+RECENT = 10.0
+_digests: dict[tuple[str, int, int, int, int], str] = {}  # (path, inode, size, times of change) -> sha256
 
 # keys that cannot change the adapter, such as names, folders and logging
 NOT_HASHED = {"seed", "results_dir", "overwrite", "dry_run", "process_timeout_s"}
@@ -45,12 +49,28 @@ def fingerprint(path: Path, *, nested: bool = False) -> str:
     files = sorted(p for p in entries if p.is_file() and (single or not p.name.startswith(".")))
     total = hashlib.sha256()
     for file in files:
-        with file.open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        content = content_digest(file)
         # the suffixes of a single file decide how a table is read
         name = "".join(file.suffixes) if single else file.relative_to(path).as_posix()
         total.update(f"{name}\0{content}\n".encode())
     return total.hexdigest()
+
+
+def content_digest(file: Path) -> str:
+    """Return the sha256 (hex) of a file's content, of an unchanged file without reading it again.
+
+    The jobs of a sweep have the same model and data, which take minutes to read if they are large. A file that was
+    changed in the last RECENT seconds is always read, because two changes at once may have the same time.
+    """
+    state = file.stat()
+    key = (str(file.absolute()), state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+    if key not in _digests:
+        with file.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if time.time() - max(state.st_mtime, state.st_ctime) < RECENT:
+            return found
+        _digests[key] = found
+    return _digests[key]
 
 
 def source_fingerprint() -> str:

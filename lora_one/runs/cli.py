@@ -1,11 +1,14 @@
 """The command ``lora-one`` (run_exp.py): Hydra composes each job, and errors and signals become exit codes."""
 
+import gc
 import importlib.util
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
+from types import ModuleType
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -23,6 +26,7 @@ from lora_one.runs.explanations import explain
 from lora_one.runs.overrides import translate
 from lora_one.runs.planned_jobs import MULTIRUN, planned_jobs
 from lora_one.runs.sweep import FAILURE, INTERRUPTED, USAGE, Outcome, Sweep, print_error_of_all
+from lora_one.runs.sweep_compositions import choices_composed_once
 
 
 @hydra.main(version_base="1.3", config_path=str(configuration_folder()), config_name="config")
@@ -38,12 +42,23 @@ def main(composed: DictConfig) -> float | None:
         sweep.started_with(overrides)
         run = checked(composed, overrides)  # checks every key, without importing torch
         sweep.begin(run)
-        from lora_one.runs.experiment import execute  # imports torch
-
-        folder = execute(run)
+        folder = experiment_module().execute(run)
         sweep.add(folder)
         return validation_loss(folder)
     return None
+
+
+@cache
+def experiment_module() -> ModuleType:
+    """Import what runs a job, and torch with it, when the first configuration has been checked.
+
+    Later garbage collections leave out the many objects of these modules: there are two before each training, of a
+    third of a second each otherwise.
+    """
+    from lora_one.runs import experiment
+
+    gc.freeze()
+    return experiment
 
 
 def validation_loss(folder: RunFolder | None) -> float | None:
@@ -74,7 +89,7 @@ def launch(hydra_main: Callable[[], None]) -> int:
     try:
         check_launcher(sys.argv[1:])
         sweep.plan(planned_jobs(sys.argv[1:]), several=bool(MULTIRUN & set(sys.argv[1:])))
-        with sweep.running(), hydra_raises(sweep), only_choices_listed(), caught():
+        with sweep.running(), hydra_raises(sweep), only_choices_listed(), choices_composed_once(), caught():
             hydra_main()
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: from a group without a name
         sweep.fail(explain(error, sys.argv[1:]), USAGE)

@@ -4,7 +4,7 @@ from lora_one import models
 from lora_one.config import RunConfig
 from lora_one.distributed import Processes
 from lora_one.initialization.methods import refuse_unready
-from lora_one.models.peak_memory import reset_peak_memory
+from lora_one.models.peak_memory import free_memory, reset_peak_memory
 from lora_one.optim.optimizer_class import optimizer_class
 from lora_one.records.agreement import refuse_differences
 from lora_one.records.folder import LocatedRun, RunFolder, locate
@@ -22,6 +22,7 @@ from lora_one.training.schedule import micro_batch
 def experiment(located: LocatedRun) -> None:
     """Do one run: data, base, gradient, adapters, training, saving. An interrupted run continues where it stopped."""
     run, folder = located.run, located.folder
+    free_memory()  # here, because the jobs of a sweep that are finished or dry load no model
     reset_peak_memory()
     check_before_loading(run, folder)
     parts = load_parts(run, folder)

@@ -1,5 +1,6 @@
 """Forecast the memory of activations and of the optimizer, without weights, data or a device."""
 
+import copy
 from collections.abc import Collection, Iterable
 from contextlib import ExitStack
 from typing import Any
@@ -40,17 +41,25 @@ def activation_bytes(
 ) -> int:
     """Return the bytes that the forward pass of ``rows`` examples of ``length`` tokens keeps for the backward pass.
 
-    The pass runs on fake tensors, which have a shape but no data, so it takes about a second even for 7B parameters.
+    The pass runs on fake tensors, which have a shape but no data, so it takes about a second even for 7B parameters;
+    it is done once for equal arguments, such as those of the jobs of a sweep.
     targets: dotted names of the adapted layers, whose inputs are kept; None: every weight is trained.
     checkpointing: only the inputs of the blocks are kept, and all tensors of the largest block.
     """
-    with FakeTensorMode():
-        model = auto_class(kind).from_config(config, dtype=dtype).requires_grad_(targets is None)
-        ids = torch.zeros(rows, length, dtype=torch.long)
-        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if MODEL_KINDS[kind].has_decoder:
-            batch["decoder_input_ids"] = ids
-        return _kept(model, batch, list(targets or ()), checkpointing=checkpointing)
+    layers = None if targets is None else tuple(targets)
+    key = (config.to_json_string(use_diff=False), kind, layers, rows, length, dtype, checkpointing)
+    if key not in _forecasts:
+        with FakeTensorMode():
+            model = auto_class(kind).from_config(copy.deepcopy(config), dtype=dtype).requires_grad_(targets is None)
+            ids = torch.zeros(rows, length, dtype=torch.long)
+            batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            if MODEL_KINDS[kind].has_decoder:
+                batch["decoder_input_ids"] = ids
+            _forecasts[key] = _kept(model, batch, list(layers or ()), checkpointing=checkpointing)
+    return _forecasts[key]
+
+
+_forecasts: dict[tuple[Any, ...], int] = {}  # arguments of activation_bytes -> its result
 
 
 def groups_of_inputs(config: Any, kind: str, targets: Iterable[str]) -> list[list[str]]:

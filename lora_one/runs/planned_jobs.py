@@ -1,5 +1,6 @@
 """The jobs that a sweep consists of, from its command line, as Hydra's own sweeper orders them."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from lora_one.runs.overrides import is_override
@@ -37,11 +38,35 @@ def by_key(overrides: Sequence[str]) -> dict[str, str]:
     return dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
 
 
+class Differing:
+    """The keys whose values differ between the jobs that were added, without ``seed``."""
+
+    def __init__(self) -> None:
+        self.jobs = 0
+        self.values: dict[str, set[str]] = {}  # of each key, in the order of the command line
+        self.having: Counter[str] = Counter()  # number of jobs with the key
+
+    def add(self, job: dict[str, str]) -> None:
+        """Add a job, by its overrides."""
+        self.jobs += 1
+        self.having.update(job.keys())
+        for key, value in job.items():
+            self.values.setdefault(key, set()).add(value)
+
+    @property
+    def keys(self) -> list[str]:
+        """Return the keys in the order of the command line."""
+        found = self.values.items()
+        return [key for key, values in found if key != "seed" and (len(values) > 1 or self.having[key] < self.jobs)]
+
+
 def differing(jobs: Sequence[dict[str, str]]) -> list[str]:
     """Return the keys whose values differ between jobs, without ``seed``, in the order of the command line.
 
     >>> differing([{"init": "lora", "seed": "1", "a": "0"}, {"init": "lora_one", "seed": "2", "a": "0"}])
     ['init']
     """
-    keys = dict.fromkeys(key for job in jobs for key in job)
-    return [key for key in keys if key != "seed" and len({job.get(key) for job in jobs}) > 1]
+    found = Differing()
+    for job in jobs:
+        found.add(job)
+    return found.keys

@@ -1,6 +1,5 @@
 """The jobs of one command: their results, and their errors as one line each with an exit code."""
 
-import gc
 import os
 import sys
 import time
@@ -17,7 +16,7 @@ from lora_one.interruption import Interrupted, caught
 from lora_one.peers import failed, lost_connection, reports_errors
 from lora_one.progress import duration, first_process
 from lora_one.records.folder import RunFolder
-from lora_one.runs.planned_jobs import by_key, differing
+from lora_one.runs.planned_jobs import Differing, by_key, differing
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 
@@ -36,14 +35,13 @@ class Job:
     """One job of a command.
 
     overrides: those of the command line, by key; {}: unknown.  name: the overrides that differ between jobs, and the
-    seed.  folder: of the finished run.  error: why there is no result.  seconds: that it took, if it ran here.
+    seed.  folder: of the finished run.  error: why there is no result.
     """
 
     overrides: dict[str, str] = field(default_factory=dict)
     name: str = ""
     folder: RunFolder | None = None
     error: str | None = None
-    seconds: float | None = None
     ended: bool = False  # also without a folder, as a dry run
 
     @property
@@ -57,7 +55,9 @@ class Sweep:
     """Results of the jobs of one command, collected one after another; a single run is a sweep of one job.
 
     jobs: all jobs that are planned or have started.  several: the command is a sweep.  planned: ``jobs`` has all of
-    its jobs.  current_job: the position of the one that started last; -1: none.
+    its jobs.  started: what differs between those that have started without a plan.  over: the positions of the jobs
+    that are not left.  seconds, timed: the sum over the jobs that ran here, and their number.
+    current_job: the position of the one that started last; -1: none.
     job_began: its start, in seconds as of time.time().
     failures: exit codes of the failed jobs.
     overwriting: a job has overwrite=true, so SLURM must not start the command again.
@@ -67,6 +67,10 @@ class Sweep:
     jobs: list[Job] = field(default_factory=list)
     several: bool = False
     planned: bool = False
+    started: Differing = field(default_factory=Differing)
+    over: set[int] = field(default_factory=set)
+    seconds: float = 0.0
+    timed: int = 0
     current_job: int = -1
     job_began: float = 0.0
     failures: list[int] = field(default_factory=list)
@@ -106,13 +110,16 @@ class Sweep:
 
         If the plan has others, it is dropped: Hydra's sweep is another one, such as that of hydra.sweeper.params.
         """
-        job = self.jobs[self.current_job]
-        if self.planned and job.overrides != by_key(overrides):
+        job, given = self.jobs[self.current_job], by_key(overrides)
+        if self.planned and job.overrides == given:
+            return
+        if self.planned:
             self.planned = False
             self.jobs = self.jobs[: self.current_job + 1]
-        job.overrides = by_key(overrides)
-        keys = differing([other.overrides for other in self.jobs if other.overrides])
-        job.name = name_of(job.overrides, keys)
+            for earlier in self.jobs[:-1]:
+                self.started.add(earlier.overrides)
+        self.started.add(given)
+        job.overrides, job.name = given, name_of(given, self.started.keys)
 
     @property
     def done(self) -> list[RunFolder]:
@@ -145,9 +152,8 @@ class Sweep:
 
     def remaining(self) -> str:
         """Return how many jobs are left, this one included, and their time, estimated from the jobs that ran here."""
-        left = sum(job.left for job in self.jobs)
-        times = [job.seconds for job in self.jobs if job.seconds is not None]
-        return f"{left} left" + (f", about {duration(left * sum(times) / len(times))}" if times else "")
+        left = len(self.jobs) - len(self.over)
+        return f"{left} left" + (f", about {duration(left * self.seconds / self.timed)}" if self.timed else "")
 
     def add(self, folder: RunFolder | None) -> None:
         """Add the folder of the current job's finished run; None, from a dry run, is ignored."""
@@ -156,7 +162,7 @@ class Sweep:
         job = self.jobs[self.current_job]
         job.folder = folder
         if folder.run_json.exists() and folder.run_json.stat().st_mtime >= self.job_began:  # not finished earlier
-            job.seconds = time.time() - self.job_began
+            self.seconds, self.timed = self.seconds + time.time() - self.job_began, self.timed + 1
 
     def add_outcome(self, outcome: Outcome) -> None:
         """Add the result of the current job, which ran in another process."""
@@ -175,12 +181,11 @@ class Sweep:
         if self.current_job >= len(self.jobs):
             self.jobs.append(Job())
         self.job_began = time.time()
-        gc.collect()  # the model and the trainer of the previous job reference each other
-        if "torch" in sys.modules:
-            sys.modules["torch"].cuda.empty_cache()
         with self.errors(self.jobs[self.current_job]):
             yield
             self.jobs[self.current_job].ended = True
+        if not self.jobs[self.current_job].left:
+            self.over.add(self.current_job)
 
     @contextmanager
     def errors(self, job: Job | None = None) -> Iterator[None]:

@@ -11,6 +11,7 @@ from lora_one.model_kinds import MODEL_KINDS
 from lora_one.models import auto_class, load_skeleton, weight_shape
 from lora_one.optim import build_optimizer
 from lora_one.records.folder import RunFolder
+from lora_one.runs import memory_forecast
 from lora_one.runs.memory_forecast import activation_bytes, state_bytes
 from lora_one.runs.plan import plan
 from tests.helpers.models import random_llama, random_roberta, random_t5
@@ -100,3 +101,18 @@ def test_the_plan_counts_full_size_moments(tmp_path):
     shapes = [weight_shape(layer) for layer in target_layers(skeleton, run.peft).values()]
     sizes = [m * n for m, n in shapes]
     assert optimizers["lora_pro"] - optimizers["adamw"] == 8 * (sum(sizes) + max(sizes))
+
+
+def test_equal_jobs_of_a_sweep_share_the_forecast(monkeypatch):
+    passes, original = [], memory_forecast._kept
+    monkeypatch.setattr(memory_forecast, "_kept", lambda *a, **k: passes.append(a) or original(*a, **k))
+    config, targets = random_llama().config, ["model.layers.0.mlp.up_proj"]
+
+    def forecast(length, checkpointing=False, targets=targets):
+        options = {"checkpointing": checkpointing}
+        return activation_bytes(config, "CausalLM", targets, 1, length, torch.float32, **options)
+
+    assert forecast(31) == forecast(31) and len(passes) == 1
+    assert len({forecast(31), forecast(33), forecast(31, checkpointing=True), forecast(31, targets=None)}) == 4
+    config.intermediate_size *= 2
+    assert forecast(31) > 0 and len(passes) == 5

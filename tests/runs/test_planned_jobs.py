@@ -1,9 +1,10 @@
 """The jobs of a sweep are those that Hydra runs, in its order."""
 
 import doctest
+from random import Random
 
 from lora_one.runs import planned_jobs as module
-from lora_one.runs.planned_jobs import planned_jobs
+from lora_one.runs.planned_jobs import Differing, planned_jobs
 
 
 def test_last_key_changes_fastest_and_brackets_and_quotes_do_not_split():
@@ -19,3 +20,15 @@ def test_without_a_sweep_with_a_mistake_a_glob_or_a_shuffle_there_is_no_plan():
 
 def test_doctests():
     assert doctest.testmod(module).failed == 0
+
+
+def test_keys_that_differ_are_known_after_each_job():
+    """By their definition: a key with two values, or one that some job lacks."""
+    random = Random(0)
+    jobs = [{key: random.choice("ab") for key in "wxyz" if random.random() < 0.9} | {"a": "1"} for _ in range(12)]
+    found = Differing()
+    for count, job in enumerate(jobs, start=1):
+        found.add(job)
+        keys = dict.fromkeys(key for earlier in jobs[:count] for key in earlier)
+        assert found.keys == [key for key in keys if len({earlier.get(key) for earlier in jobs[:count]}) > 1]
+    assert set(found.keys) == set("wxyz")

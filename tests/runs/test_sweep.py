@@ -1,23 +1,32 @@
 """A sweep: what is finished is not redone, what fails stops nothing else, and its table is right."""
 
 import csv
+import dataclasses
+import gc
+import hashlib
 import json
 import os
 import re
 import signal
 import sys
 import weakref
+from collections import Counter
 from statistics import mean, stdev
 from typing import ClassVar
 
 import pytest
 from hydra.experimental.callback import Callback
+from omegaconf import OmegaConf
 
 import run_exp
-from lora_one.records.folder import RunFolder
+from lora_one.config.defaults import configuration_folder
+from lora_one.models import BUNDLED
+from lora_one.records import provenance
+from lora_one.records.folder import RunFolder, locate
 from lora_one.runs import cli, experiment
 from lora_one.runs.sweep import Sweep
 from lora_one.training.trainer import FineTuner
+from tests.helpers.runs import run_config
 
 SWEEP = [
     "-m",
@@ -213,3 +222,27 @@ def test_a_sweeper_gets_the_validation_loss_of_each_job(tmp_path, monkeypatch):
     assert launched(monkeypatch, *command, callback, f"results_dir={tmp_path}") == 1
     finished = next(record for record in records(tmp_path) if record["status"] == "finished")
     assert Returned.values == [finished["evaluation"]["final"]["eval_loss"], None], "the second one diverges"
+
+
+def test_a_finished_job_is_skipped_without_hashing_collecting_or_composing_again(tmp_path, monkeypatch, capsys):
+    """What a job costs does not depend on the number of jobs."""
+    seeds = range(6)
+    run = run_config(*[part for part in SWEEP[4:] if "bundled" not in part], "init=default", f"results_dir={tmp_path}")
+    for seed in seeds:
+        located = locate(dataclasses.replace(run, seed=seed))
+        final = {"evaluation": {"final": {"eval_loss": 1.0 + seed}}}
+        located.folder.update(status="finished", config=located.run.published(), **final)
+    counts, read, digest, load = Counter(), RunFolder.read, hashlib.file_digest, OmegaConf.load
+    monkeypatch.setattr(provenance, "_digests", {})
+    monkeypatch.setattr(provenance, "RECENT", 0)
+    monkeypatch.setattr(RunFolder, "read", lambda self: counts.update(["read"]) or read(self))
+    monkeypatch.setattr(hashlib, "file_digest", lambda *file: counts.update(["hashed"]) or digest(*file))
+    monkeypatch.setattr(OmegaConf, "load", lambda file: counts.update([file.name]) or load(file))
+    monkeypatch.setattr(gc, "collect", lambda *_: counts.update(["collected"]))
+    command = ["-m", f"seed={','.join(map(str, seeds))}", *SWEEP[4:], "init=default", f"results_dir={tmp_path}"]
+    assert launched(monkeypatch, *command) == 0
+    assert capsys.readouterr().out.count("already finished") == len(seeds)
+    assert counts["read"] == 3 * len(seeds), "whether it is finished, its loss for a sweeper, its row in the table"
+    assert counts["hashed"] == len([file for file in BUNDLED.joinpath("tiny").iterdir() if file.is_file()])
+    assert counts[str(configuration_folder() / "init" / "default.yaml")] == 3, "by Hydra twice at the start, then once"
+    assert not counts["collected"]
