@@ -20,6 +20,7 @@ from lora_one.config.rules import check
 from lora_one.config.schemas import (
     ModelConfig,
     PeftConfig,
+    PlanConfig,
     WandbConfig,
 )
 from lora_one.config.suggestions import meant
@@ -35,6 +36,7 @@ class RunConfig:
     model: ModelConfig
     optimizer: OptimizerConfig
     wandb: WandbConfig
+    plan: PlanConfig
     seed: int
     results_dir: str
     overwrite: bool
@@ -127,7 +129,7 @@ def schema_of(section: str, given: Any) -> type | None:
         if name not in OPTIMIZERS:
             raise UsageError(f"optimizer.name={name} is not an optimizer; {nearest(name, OPTIMIZERS)}")
         return OPTIMIZERS[name]
-    return {"peft": PeftConfig, "model": ModelConfig, "wandb": WandbConfig}.get(section)
+    return {"peft": PeftConfig, "model": ModelConfig, "wandb": WandbConfig, "plan": PlanConfig}.get(section)
 
 
 def valid_keys(section: str) -> set[str]:
@@ -142,6 +144,7 @@ def valid_keys(section: str) -> set[str]:
         "peft": PeftConfig,
         "model": ModelConfig,
         "wandb": WandbConfig,
+        "plan": PlanConfig,
     }
     schemas = one_of_many.get(section) or (single.get(section, RunConfig),)
     keys = {field.name for schema in schemas for field in dataclasses.fields(schema)}
@@ -150,7 +153,7 @@ def valid_keys(section: str) -> set[str]:
 
 def known_keys() -> set[str]:
     """Return every key that some choice reads, with its group, and the names of the groups."""
-    groups = {name: valid_keys(name) for name in ("dataset", "peft", "init", "model", "optimizer", "wandb")}
+    groups = {name: valid_keys(name) for name in ("dataset", "peft", "init", "model", "optimizer", "wandb", "plan")}
     return valid_keys("") | {f"{group}.{name}" for group, names in groups.items() for name in names}
 
 
@@ -167,7 +170,9 @@ def unknown_key(key: str, valid: Collection[str], elsewhere: Collection[str] = (
 
 
 def refuse_unknown(prefix: str, given: dict[str, Any], schema: type, elsewhere: Collection[str] = ()) -> None:
-    """Raise UsageError if the keys are not those of the dataclass: one is unknown or missing."""
+    """Raise UsageError if the keys are not those of the dataclass: one is unknown or missing, or there are none."""
+    if not isinstance(given, dict):
+        raise UsageError(f"{prefix[:-1] or 'the content'}={given} must have keys: set {prefix}<key>=<value>")
     fields = {field.name for field in dataclasses.fields(schema)}
     for key in given:
         if key not in fields:

@@ -25,7 +25,7 @@ PACKAGES = (
 )
 
 # keys that cannot change the adapter, such as names, folders and logging
-NOT_HASHED = {"seed", "results_dir", "overwrite", "dry_run"}
+NOT_HASHED = {"seed", "results_dir", "overwrite", "dry_run", "plan.processes", "plan.hardware"}
 NOT_HASHED |= {
     f"model.{key}" for key in ("saving", "logging_steps", "keep_epochs", "save_steps", "preflight", "sharded")
 }

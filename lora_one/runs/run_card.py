@@ -4,7 +4,7 @@ from typing import Any
 
 from lora_one.records.model_card import CardFacts, on_hub
 
-LEFT_OUT = ("wandb", "results_dir", "overwrite", "dry_run")  # they cannot change the adapter
+LEFT_OUT = ("wandb", "results_dir", "overwrite", "dry_run", "plan")  # they cannot change the adapter
 STAGES = {"start": "pretrained", "init": "after the initialisation", "final": "after training"}
 
 
