@@ -1,6 +1,6 @@
 """Run all measurements on a GPU with one command, without a network.
 
-    python benchmarks/gpu.py correctness init optimizer train eval --out results/gpu
+    python benchmarks/gpu.py correctness init optimizer train plan eval --out results/gpu
     python benchmarks/gpu.py report --out results/gpu
 
 Every part writes FOLDER/<part>.json and .md after each row, and continues where it was stopped: a row that was measured
@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]  # neither run_exp.py nor the benchmarks are in the package
 
-PARTS = ("correctness", "init", "optimizer", "train", "eval", "gemma", "distributed")
+PARTS = ("correctness", "init", "optimizer", "train", "plan", "eval", "gemma", "distributed")
 SECONDS = 500  # time limit of a part, after which no row starts
 GRACE = 120  # further seconds, after which one of several parts is killed
 

@@ -156,6 +156,7 @@ TITLES = {
     "ratio": ("ratio", "{:.2f}"),
     "tokens_per_second": ("tokens/s", "{:.0f}"),
     "examples_per_second": ("examples/s", "{:.2f}"),
+    "predicted_gib": ("predicted GiB", "{:.2f}"),
     "peak_gib": ("peak GiB", "{:.1f}"),
     "extra_gib": ("GiB beyond the start", "{:.1f}"),
     "loss": ("loss", "{:.4f}"),

@@ -22,6 +22,7 @@ from lora_one.config.rules import check
 from lora_one.config.schemas import (
     ModelConfig,
     PeftConfig,
+    PlanConfig,
     WandbConfig,
 )
 from lora_one.config.suggestions import meant
@@ -37,6 +38,7 @@ class RunConfig:
     model: ModelConfig
     optimizer: OptimizerConfig
     wandb: WandbConfig
+    plan: PlanConfig
     seed: int
     results_dir: str
     overwrite: bool
@@ -139,7 +141,7 @@ def schema_of(section: str, given: Any) -> type | None:
         if name not in OPTIMIZERS:
             raise UsageError(f"optimizer.name={name} is not an optimizer; {nearest(name, OPTIMIZERS)}")
         return OPTIMIZERS[name]
-    return {"peft": PeftConfig, "model": ModelConfig, "wandb": WandbConfig}.get(section)
+    return {"peft": PeftConfig, "model": ModelConfig, "wandb": WandbConfig, "plan": PlanConfig}.get(section)
 
 
 def valid_keys(section: str) -> set[str]:
@@ -154,6 +156,7 @@ def valid_keys(section: str) -> set[str]:
         "peft": PeftConfig,
         "model": ModelConfig,
         "wandb": WandbConfig,
+        "plan": PlanConfig,
     }
     schemas = one_of_many.get(section) or (single.get(section, RunConfig),)
     keys = {field.name for schema in schemas for field in dataclasses.fields(schema)}
@@ -162,7 +165,7 @@ def valid_keys(section: str) -> set[str]:
 
 def known_keys() -> set[str]:
     """Return every key that some choice reads, with its group, and the names of the groups."""
-    groups = {name: valid_keys(name) for name in ("dataset", "peft", "init", "model", "optimizer", "wandb")}
+    groups = {name: valid_keys(name) for name in ("dataset", "peft", "init", "model", "optimizer", "wandb", "plan")}
     return valid_keys("") | {f"{group}.{name}" for group, names in groups.items() for name in names}
 
 
@@ -181,10 +184,12 @@ def unknown_key(key: str, valid: Collection[str], elsewhere: Collection[str] = (
 def refuse_unknown(
     prefix: str, given: dict[str, Any], schema: type, elsewhere: Callable[[], Collection[str]] = tuple
 ) -> None:
-    """Raise UsageError if the keys are not those of the dataclass: one is unknown or missing.
+    """Raise UsageError if the keys are not those of the dataclass: one is unknown or missing, or there are none.
 
     elsewhere: returns the keys, with their groups, that may have been meant as well.
     """
+    if not isinstance(given, dict):
+        raise UsageError(f"{prefix[:-1] or 'the content'}={given} must have keys: set {prefix}<key>=<value>")
     fields = {field.name for field in dataclasses.fields(schema)}
     for key in given:
         if key not in fields:

@@ -35,6 +35,7 @@ def check(run: "RunConfig") -> None:
     for together in (check_batches, check_peft, check_core, check_kind, check_quantization, check_dataset, check_names):
         together(run)
     check_sharded(run)
+    check_plan(run)
     run.init.check()
     run.optimizer.check(run.model, run.peft)
 
@@ -270,3 +271,10 @@ def check_names(run: "RunConfig") -> None:
             )
     if not run.results_dir:
         raise UsageError("results_dir='' is not a folder: set results_dir=<a writable folder>, or . for this folder")
+
+
+def check_plan(run: "RunConfig") -> None:
+    """Refuse keys of the plan in a run that is not only planned, because they would change nothing."""
+    for key, value in run.to_dict()["plan"].items():
+        if value is not None and not run.dry_run:
+            raise UsageError(f"plan.{key}={value} is read only by a dry run: add dry_run=true, or remove plan.{key}")

@@ -83,3 +83,16 @@ class WandbConfig:
     diagnostics_every: int  # optimizer steps between records of the adapters' spectra and angles; 0 = none
     curvature_examples: int  # training examples on which the curvature at the start is measured; 0 = not measured
     curvature_by_layer: bool  # also of each layer alone
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """What a dry run plans for, instead of this machine."""
+
+    processes: int | None  # one device each; null = those of the launcher
+    hardware: str | None  # a name in conf/plan/hardware, or the path of a YAML file
+
+    @property
+    def given(self) -> bool:
+        """Return whether the run is planned for another machine."""
+        return self.processes is not None or self.hardware is not None

@@ -56,12 +56,9 @@ def how_to_hold(layers: dict[str, nn.Module], batches: Sequence[Batch], memory: 
     whole.  auto: layer by layer for one batch; otherwise the ``fastest`` place.
     """
     processes = Processes.current()
-    if len(batches) == 1:
-        return Holding("device" if memory == "fast" and processes.count == 1 else "layer")
-    if memory == "fast":
-        return Holding("device")
-    if memory == "low":
-        return Holding("cpu" if whole else "sketch")
+    fixed = place_of(len(batches), memory, processes.count, whole=whole)
+    if fixed is not None:
+        return Holding(fixed)
     device = next(iter(layers.values())).weight.device
     host = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes share it
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host
@@ -77,6 +74,17 @@ def how_to_hold(layers: dict[str, nn.Module], batches: Sequence[Batch], memory: 
         speed=SPEEDS.get(device.type, SPEEDS["cpu"]),
         whole=whole,
     )
+
+
+def place_of(batches: int, memory: Memory, processes: int, *, whole: bool) -> Place | None:
+    """Return the place for this number of batches, if it does not depend on the free memory; None: it does."""
+    if batches == 1:
+        return "device" if memory == "fast" and processes == 1 else "layer"
+    if memory == "fast":
+        return "device"
+    if memory == "low":
+        return "cpu" if whole else "sketch"
+    return None
 
 
 def fastest(

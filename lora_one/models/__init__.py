@@ -27,7 +27,14 @@ from lora_one.models.loading import (
     refuse_drawn_layers,
 )
 from lora_one.models.location import BUNDLED, check_weights, local_folder
-from lora_one.models.requirements import CPU_LIMIT, count_parameters, free_bytes, preflight, weight_bytes
+from lora_one.models.requirements import (
+    CPU_LIMIT,
+    count_parameters,
+    free_bytes,
+    preflight,
+    refuse_one_part,
+    weight_bytes,
+)
 
 __all__ = [
     "BUNDLED",
@@ -53,6 +60,7 @@ __all__ = [
     "padded_with",
     "preflight",
     "refuse_drawn_layers",
+    "refuse_one_part",
     "weight_bytes",
     "weight_shape",
     "with_rank",

@@ -29,11 +29,7 @@ def preflight(
     Raises UsageError: bitsandbytes is missing for a quantised base, a sharded base has only one process, a folder has
     no weights, there are too many parameters for a CPU, or the weights need more than the free memory.
     """
-    if model.sharded and processes == 1:
-        raise UsageError(
-            "model.sharded=True distributes the base over several processes, but there is only one: start several "
-            "(accelerate launch), or use model.sharded=false"
-        )
+    refuse_one_part(model, processes)
     if model.quantization and importlib.util.find_spec("bitsandbytes") is None:
         raise UsageError(
             f"model.quantization={model.quantization} needs bitsandbytes, which is not installed: "
@@ -59,6 +55,15 @@ def preflight(
         raise UsageError(
             f"{size} and needs at least {(needed + moments) / 1e9:.1f} GB{with_moments if moments else ''}, but only "
             f"{free / 1e9:.1f} GB are free on {where}: {out}"
+        )
+
+
+def refuse_one_part(model: ModelConfig, processes: int) -> None:
+    """Raise UsageError if a base is to be sharded over a single process."""
+    if model.sharded and processes == 1:
+        raise UsageError(
+            "model.sharded=True distributes the base over several processes, but there is only one: start several "
+            "(accelerate launch), or use model.sharded=false"
         )
 
 

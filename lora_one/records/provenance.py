@@ -29,7 +29,7 @@ RECENT = 10.0
 _digests: dict[tuple[str, int, int, int, int], str] = {}  # (path, inode, size, times of change) -> sha256
 
 # keys that cannot change the adapter, such as names, folders and logging
-NOT_HASHED = {"seed", "results_dir", "overwrite", "dry_run", "process_timeout_s"}
+NOT_HASHED = {"seed", "results_dir", "overwrite", "dry_run", "process_timeout_s", "plan.processes", "plan.hardware"}
 NOT_HASHED |= {
     f"model.{key}" for key in ("saving", "logging_steps", "keep_epochs", "save_steps", "preflight", "sharded")
 }

@@ -2,6 +2,7 @@
 
 from lora_one import models
 from lora_one.config import RunConfig
+from lora_one.config.hardware import read_hardware
 from lora_one.distributed import Processes
 from lora_one.initialization.methods import refuse_unready
 from lora_one.models.peak_memory import free_memory, reset_peak_memory
@@ -11,7 +12,7 @@ from lora_one.records.folder import LocatedRun, RunFolder, locate
 from lora_one.runs.fine_tuning import fine_tune
 from lora_one.runs.initial_model import initial_model
 from lora_one.runs.parts import check_before_loading, check_model_and_data, load_base, load_parts
-from lora_one.runs.plan import plan
+from lora_one.runs.plan import plan, planned_processes
 from lora_one.runs.saving import merge_run, save
 from lora_one.runs.status import recorded
 from lora_one.runs.summary import print_summary
@@ -43,17 +44,21 @@ def execute(run: RunConfig) -> RunFolder | None:
     Returns the folder of the finished run; None for a dry run, which writes nothing.
     """
     processes = Processes.started(run.process_timeout_s)
+    hardware = None if run.plan.hardware is None else read_hardware(run.plan.hardware)
     moments = run.peft.lora_target_modules if run.optimizer.full_size_moments else None
-    models.preflight(run.model, processes.count, full=run.peft.trains_base, full_size_moments=moments)
+    if run.plan.given:  # for another machine, so the memory and the files of this one do not matter
+        models.refuse_one_part(run.model, planned_processes(run))
+    else:
+        models.preflight(run.model, processes.count, full=run.peft.trains_base, full_size_moments=moments)
     refuse_unready(run.init)
     optimizer_class(run.optimizer)  # raises UsageError if its settings name a wrong class
     located = locate(run)
     run, folder = located.run, located.folder
     refuse_differences(located)
-    micro_batch(run.model, processes.count)  # raises UsageError if the batch cannot be divided
+    micro_batch(run.model, planned_processes(run))  # raises UsageError if the batch cannot be divided
     if run.dry_run:
         if processes.rank == 0:
-            print(plan(run, folder))
+            print(plan(run, folder, hardware))
         return None
     with folder.locked():
         finished = processes.gathered(folder.finished)[0]  # all processes must decide alike

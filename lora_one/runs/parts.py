@@ -22,7 +22,7 @@ from lora_one.initialization.solution import Probe
 from lora_one.records.folder import RunFolder
 from lora_one.seeding import seed_everything
 from lora_one.training.resume_points import check_resume_point, last_checkpoint
-from lora_one.training.schedule import first_step_size, refuse_no_learning, total_steps
+from lora_one.training.schedule import first_step_size, refuse_idle, refuse_no_learning, total_steps
 
 
 @dataclass(frozen=True)
@@ -115,9 +115,11 @@ def load_base(parts: RunParts) -> nn.Module:
 def check_model_and_data(parts: RunParts, base: nn.Module) -> None:
     """Check what depends on both model and data.
 
-    Raises UsageError: early stopping without validation examples, or a learning rate that would always be 0.
+    Raises UsageError: early stopping without validation examples, a learning rate that would always be 0, or more
+    processes than examples.
     """
     run, splits = parts.run, parts.splits
+    refuse_idle(len(splits.train), Processes.current().count)
     refuse_no_learning(len(splits.train), run.model)
     if run.model.early_stopping_patience and not splits.validation:
         raise UsageError(

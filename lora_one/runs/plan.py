@@ -1,4 +1,4 @@
-"""The plan of a run, printed by dry_run=true."""
+"""The plan of a run, printed by dry_run=true: for this machine, or for the one that the keys of ``plan`` describe."""
 
 import torch
 from torch import nn
@@ -6,9 +6,11 @@ from torch import nn
 from lora_one.adaptation.layers import scaling_of
 from lora_one.adaptation.selection import adaptation_of
 from lora_one.config import RunConfig
+from lora_one.config.hardware import Hardware
 from lora_one.data import load_dataset
 from lora_one.data.encoders import encoder_for
 from lora_one.datasets import DATASETS, labels_of
+from lora_one.distributed import Processes
 from lora_one.evaluation.validation import Validation
 from lora_one.initialization.curvature import LIMIT
 from lora_one.initialization.gradients import sum_dtype
@@ -25,17 +27,20 @@ from lora_one.models import (
 )
 from lora_one.records.folder import RunFolder, method_name
 from lora_one.runs.memory_forecast import activation_bytes, groups_of_inputs, state_bytes
-from lora_one.training.schedule import refuse_no_learning, total_steps
+from lora_one.runs.scale_plan import planned_bases, scale_plan
+from lora_one.training.schedule import refuse_idle, refuse_no_learning, total_steps
 
 GB = 1e9
 
 
-def plan(run: RunConfig, folder: RunFolder) -> str:
+def plan(run: RunConfig, folder: RunFolder, hardware: Hardware | None = None) -> str:
     """Return model, data, method, steps, memory and output folder as text, without loading weights.
 
     The number of examples is exact for local data; for data of the hub it is the configured maximum.
-    Raises UsageError: the learning rate would always be 0.
+    hardware: the profile that ``plan.hardware`` names.
+    Raises UsageError: the learning rate would always be 0, or there are more processes than examples.
     """
+    elsewhere, processes = run.plan.given, planned_processes(run)
     model, dataset, adaptation = run.model, run.dataset, adaptation_of(run, folder.initial_factors)
     skeleton = load_skeleton(model.name, model.revision, model.type, labels_of(dataset.name))
     layers = adaptation.layers(skeleton, run.init)
@@ -43,10 +48,12 @@ def plan(run: RunConfig, folder: RunFolder) -> str:
     parameters = sum(parameter.numel() for parameter in skeleton.parameters())
     trainable = adaptation.trainable_parameters(skeleton)
     examples, data = _examples(run)
+    refuse_idle(examples, processes)
     refuse_no_learning(examples, model)
+    where = f"{processes} x {run.plan.hardware or 'unknown hardware'}" if elsewhere else device()
     kind = model.quantization or ("bf16" if model.bf16 else "fp32")
     lines = {
-        "model": f"{model.name}, {parameters:,} parameters, {kind}, on {device()}",
+        "model": f"{model.name}, {parameters:,} parameters, {kind}, on {where}",
         "data": f"{dataset.name}{f' from {dataset.path}' if dataset.path else ''}, {data}",
         "method": f"{method_name(run)}, scaling {scaling_of(run.peft):.4g}" if layers else method_name(run),
         "adapter": f"{len(layers)} layers, {trainable:,} trainable parameters"
@@ -54,10 +61,19 @@ def plan(run: RunConfig, folder: RunFolder) -> str:
         "gradient": _gradient(run) if layers or run.init.steps_weights else "none",
         **_curvature(run, layers),
         "steps": f"{total_steps(examples, model)} of {model.real_batch_size} examples, {model.epochs:g} epochs",
-        **_memory(run, skeleton, layers, parameters, trainable),
+        **({} if elsewhere else _memory(run, skeleton, layers, parameters, trainable)),
         "output": str(folder.path),
     }
-    return "\n".join(f"{name:9s} {text}" for name, text in lines.items())
+    text = "\n".join(f"{name:9s} {text}" for name, text in lines.items())
+    if not elsewhere:
+        return text
+    bases = planned_bases(run, skeleton, layers, trainable, examples, hardware)
+    return f"{text}\n\n{scale_plan(bases, processes)}"
+
+
+def planned_processes(run: RunConfig) -> int:
+    """Return the number of processes that a dry run plans for; by default those of the launcher."""
+    return run.plan.processes or Processes.current().count
 
 
 def _memory(
@@ -126,6 +142,7 @@ def _examples(run: RunConfig) -> tuple[int, str]:
     dataset = run.dataset
     limits = [size for size in (dataset.max_train_samples, dataset.train_size) if size is not None]
     if limits and dataset.path is None and not DATASETS[dataset.name].generated:
+        refuse_too_few(run, min(limits))
         return min(limits), f"from the hub, at most {min(limits):,} training examples"
     encoder = encoder_for(run.model, dataset)
     splits = load_dataset(dataset, encoder, run.model.max_length)

@@ -4,7 +4,14 @@ from typing import Any
 
 from lora_one.records.model_card import CardFacts, on_hub
 
-LEFT_OUT = ("wandb", "results_dir", "overwrite", "dry_run", "process_timeout_s")  # they cannot change the adapter
+LEFT_OUT = (
+    "wandb",
+    "results_dir",
+    "overwrite",
+    "dry_run",
+    "process_timeout_s",
+    "plan",
+)  # they cannot change the adapter
 STAGES = {"start": "pretrained", "init": "after the initialisation", "final": "after training"}
 
 

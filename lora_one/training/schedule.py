@@ -55,6 +55,15 @@ def refuse_no_learning(examples: int, model: ModelConfig) -> None:
         )
 
 
+def refuse_idle(examples: int, processes: int) -> None:
+    """Raise UsageError if there are more processes than training examples, so that some would never get one."""
+    if processes > examples:
+        raise UsageError(
+            f"{processes} processes are more than the {examples} training examples: start at most {examples}, or use "
+            "more examples"
+        )
+
+
 def first_step_size(examples: int, model: ModelConfig) -> float:
     """Return the learning rate of the first warm-up step: learning_rate / warm-up steps.
 

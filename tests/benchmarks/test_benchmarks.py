@@ -114,6 +114,24 @@ def test_ways_to_train_agree_and_are_written(tmp_path):
     assert "ours, 8 at a time / Trainer + PEFT, 1 at a time" in result["ratios"]
 
 
+def test_the_plan_predicts_memory_and_traffic(tmp_path):
+    """Memory within 15 %; collective operations to the byte, apart from DDP's own messages of less than 10 kB."""
+    result = run_small("bench_plan", tmp_path)
+    cases = ("init, every gradient on the device", "init, sketch", "init, layer by layer", "training")
+    bases = ("one process", "4 processes", "sharded over 4")
+    assert [row["name"] for row in result["rows"]] == [f"{base}: {case}" for base in bases for case in cases]
+    for row in result["rows"]:
+        assert 0.85 < row["ratio"] < 1.15, row
+        predicted, counted = row["operations_predicted"], row["operations_measured"]
+        for kind, number in predicted.items():
+            if "sketch" in row["name"]:  # layers that have settled send nothing, and the passes may be fewer
+                assert counted[kind] <= number
+            elif "training" in row["name"]:
+                assert 0 <= counted[kind] - number < 10_000
+            else:
+                assert counted[kind] == number
+
+
 def test_evaluations_agree_and_are_written(tmp_path):
     """The script itself refuses answers of the two ways that differ."""
     options = ("--questions=3", "--problems=3", "--commonsense=1", "--programs=3", "--new_tokens=4", "--threads=1")

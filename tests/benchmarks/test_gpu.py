@@ -86,6 +86,7 @@ ROWS = {
     ),
     "optimizer": ("fused AdamW", "ours", "PEFT", "LoRA-Muon", "LoRA-RITE"),
     "train": ("ours, 1", "Trainer + PEFT, 1", "ours, 4 at", "Trainer + PEFT, 4", "ours, 4 packed"),
+    "plan": ("init, every gradient on the device", "init, sketch", "init, layer by layer", "training"),
     "eval": ("gsm8k, one", "gsm8k, in", "mmlu, one", "mmlu, in"),
     "gemma": (
         "LoRA, learning rate",

@@ -38,6 +38,10 @@ def test_hash_ignores_names_outputs_and_logging(override):
     assert identity(override) == identity()
 
 
+def test_hash_ignores_what_a_dry_run_plans_for():
+    assert identity("dry_run=true", "plan.processes=4", "plan.hardware=h100") == identity()
+
+
 @pytest.mark.parametrize(
     "override",
     [
