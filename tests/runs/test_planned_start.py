@@ -46,9 +46,7 @@ def test_gradients_are_stored_where_the_code_stores_them(init, iters, memory, mo
 def test_little_memory_means_groups_of_layers_with_a_pass_each():
     fast = planned_for("init=gora", "init.iters=8")
     sums = 4 * sum(m * n for m, n in fast.shapes)
-    planned = planned_for(
-        "init=gora", "init.iters=8", memory=fast.base + 1.2 * sums
-    )  # half of the rest
+    planned = planned_for("init=gora", "init.iters=8", memory=fast.base + 1.2 * sums)  # half of the rest
     one, two = (planned_start(planned, 1, memory, ()) for memory in ("fast", "auto"))
     assert (one.place, one.passes, two.place, two.passes) == ("device", 1, "device", 2)
     assert two.memory < one.memory and two.seconds > one.seconds
