@@ -54,7 +54,7 @@ RANGES |= dict.fromkeys(SHARES, ("in (0, 1]", lambda v: 0 < v <= 1))
 
 
 def read_hardware(name: str) -> Hardware:
-    """Read a profile: a name in conf/plan/hardware, or the path of a YAML file.
+    """Read a profile: a name in conf/hardware, or the path of a YAML file.
 
     Raises UsageError, which names the file: it does not exist or is not YAML, or a field is missing, unknown, of the
     wrong type or not positive.
@@ -74,7 +74,7 @@ def read_hardware(name: str) -> Hardware:
 
 def profile(name: str) -> Path:
     """Return the file of a profile. Raises UsageError: there is none."""
-    folder = configuration_folder() / "plan/hardware"
+    folder = configuration_folder() / "hardware"
     for file in (folder / f"{name}.yaml", Path(name).expanduser()):
         if file.is_file():
             return file

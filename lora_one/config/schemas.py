@@ -90,7 +90,7 @@ class PlanConfig:
     """What a dry run plans for, instead of this machine."""
 
     processes: int | None  # one device each; null = those of the launcher
-    hardware: str | None  # a name in conf/plan/hardware, or the path of a YAML file
+    hardware: str | None  # a name in conf/hardware, or the path of a YAML file
 
     @property
     def given(self) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 GROUPS = ("dataset", "model", "peft", "init", "optimizer", "wandb", "experiment")
 WITH_VALUE = {"--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p", "--cfg", "-c"}
 WITH_VALUE |= {"--experimental-rerun"}  # flags of Hydra; the word after each belongs to it
-RENAMED = {"dataset_name": "dataset", "init.weight": "init.scale", "plan/hardware": "plan.hardware"}
+RENAMED = {"dataset_name": "dataset", "init.weight": "init.scale", "hardware": "plan.hardware"}
 
 
 def translate(arguments: Sequence[str]) -> list[str]:
@@ -24,7 +24,7 @@ def translate(arguments: Sequence[str]) -> list[str]:
         if argument in WITH_VALUE:
             flags += [argument, *[word for word in [next(words, None)] if word is not None]]
             continue
-        match = re.fullmatch(r"(\+{0,2})([\w./]+)=(.*)", argument, flags=re.DOTALL)
+        match = re.fullmatch(r"(\+{0,2})([\w.]+)=(.*)", argument, flags=re.DOTALL)
         if match:
             key = RENAMED.get(match[2], match[2])
             if key != match[2] or key in GROUPS:

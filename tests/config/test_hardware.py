@@ -7,7 +7,7 @@ from lora_one.config.hardware import read_hardware
 from lora_one.errors import UsageError
 from tests.helpers.paths import ROOT
 
-PROFILES = sorted((ROOT / "conf/plan/hardware").glob("*.yaml"))
+PROFILES = sorted((ROOT / "conf/hardware").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("file", PROFILES, ids=lambda file: file.stem)

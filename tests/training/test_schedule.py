@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lora_one.errors import UsageError
-from lora_one.training.schedule import accumulation_steps, micro_batch, refuse_no_learning, total_steps
+from lora_one.training.schedule import accumulation_steps, micro_batch, refuse_idle, refuse_no_learning, total_steps
 from tests.helpers.examples import examples
 from tests.helpers.training import adapted, settings, trained
 
@@ -38,3 +38,9 @@ def test_a_run_that_only_warms_up_is_refused(tmp_path):
         refuse_no_learning(6, run.model)
         factors, _ = trained(run, tmp_path / learns, data)
         assert not all(torch.equal(factors[name], value) for name, value in before.items())
+
+
+def test_as_many_processes_as_examples_are_enough():
+    refuse_idle(4, 4)
+    with pytest.raises(UsageError, match="^5 processes are more than the 4 training examples: start at most 4"):
+        refuse_idle(4, 5)

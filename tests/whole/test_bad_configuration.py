@@ -220,7 +220,7 @@ CONFIGURATION = [
     ("plan.hardware=h100", "plan.hardware=h100 is read only by a dry run", "remove plan.hardware"),
     ("dry_run=true plan.processes=0", "plan.processes=0 is out of range", "at least 1"),
     ("dry_run=true plan.processes=many", "plan.processes='many' has the wrong type", "must be int or null"),
-    ("dry_run=true plan/hardware=h10", "plan.hardware=h10 is neither a file nor a profile", "did you mean h100?"),
+    ("dry_run=true hardware=h10", "plan.hardware=h10 is neither a file nor a profile", "did you mean h100?"),
     ("dry_run=true plan.processes=5", "model.real_batch_size=32 is not divisible by 5 processes", "or start 4"),
     ("plan.gpus=4", "unknown key plan.gpus", "valid: hardware, processes"),
     ("plan=64", "plan=64 must have keys", "set plan.<key>=<value>"),
