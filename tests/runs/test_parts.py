@@ -16,7 +16,7 @@ def test_more_processes_than_examples_are_refused(monkeypatch):
     monkeypatch.setattr(Processes, "current", classmethod(lambda cls: cls(0, 5)))
     splits = SimpleNamespace(train=[None] * 4, validation=[])
     parts = SimpleNamespace(run=run_config("model.warmup=0"), splits=splits)
-    with pytest.raises(UsageError, match="^5 processes are more than the 4 training examples: start at most 4"):
+    with pytest.raises(UsageError, match=r"^5 processes are more than the 4 training examples: start at most 4"):
         check_model_and_data(parts, random_llama())
     splits.train.append(None)
     check_model_and_data(parts, random_llama())

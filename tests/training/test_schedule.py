@@ -42,5 +42,5 @@ def test_a_run_that_only_warms_up_is_refused(tmp_path):
 
 def test_as_many_processes_as_examples_are_enough():
     refuse_idle(4, 4)
-    with pytest.raises(UsageError, match="^5 processes are more than the 4 training examples: start at most 4"):
+    with pytest.raises(UsageError, match=r"^5 processes are more than the 4 training examples: start at most 4"):
         refuse_idle(4, 5)
