@@ -66,10 +66,10 @@ def summed_gradients(shapes: Shapes, itemsize: int) -> Traffic:
 
 
 def summed_sketches(shapes: Shapes, width: int, probes: int, itemsize: int, passes: int) -> Traffic:
-    """Return at most the traffic of a sketch: every process gets the product of each layer in each pass.
+    """Return the traffic of a sketch with this number of passes: every process gets each layer's product in each pass.
 
-    G Omega of the first pass has ``probes`` further columns; then G^T Q (n, width) and G P (m, width) alternate. Layers
-    that have settled take no part in later passes.
+    G Omega of the first pass has ``probes`` further columns; then G^T Q (n, width) and G P (m, width) alternate. It is
+    less if some layers settle earlier, because they take no part in later passes.
     """
     left, right = sum(m for m, _ in shapes), sum(n for _, n in shapes)
     products = left * (width + probes) + width * (right * (passes // 2) + left * ((passes - 1) // 2))

@@ -34,7 +34,7 @@ def every_choice():
     return [
         f"{folder.name}={file.stem}"
         for folder in sorted((ROOT / "conf").iterdir())
-        if folder.is_dir() and folder.name not in ("hydra", "experiment")
+        if folder.is_dir() and folder.name not in ("hydra", "experiment", "hardware")
         for file in sorted(folder.glob("[!_]*.yaml"))
     ]
 
