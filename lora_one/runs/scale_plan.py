@@ -146,7 +146,7 @@ def gigabytes(size: float) -> str:
 def short(value: float) -> str:
     """Return a number with three digits.
 
-    >>> short(0.12345), short(12.345), short(1234.5)
-    ('0.123', '12.3', '1,234')
+    >>> short(0.12345), short(12.345), short(999.6), short(1234.5)
+    ('0.123', '12.3', '1,000', '1,234')
     """
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}"
