@@ -432,4 +432,5 @@ def test_values_of_a_batch_that_are_not_tensors_are_passed_on(method):
         given = [batch | further for batch in batches()]
         model = initialize_adapters(random_llama(), lora(use_rslora=False), given, examples=3, method=method)
         found.append(factors_of(model))
-    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+    for name, value in found[0].items():  # close, not equal: several threads need not add in the same order twice
+        torch.testing.assert_close(value, found[1][name], rtol=1e-4, atol=1e-5 * float(value.abs().max()))
