@@ -55,6 +55,11 @@ def names(*expected: Expected, reads: Literal["text", "likelihoods"]) -> list[st
     return [name for name, entry in FAULTS.items() if entry.expected in expected and entry.reads in ("both", reads)]
 
 
+def patience(name: str) -> list[str]:
+    """Return options with which a client meets a fault soon, and still waits for right answers on a slow machine."""
+    return ["--request_timeout=3", "--concurrency=1"] if name in ("never_answers", "trickles") else []
+
+
 def error(handler: "Handler", status: int, message: str, **headers: str) -> None:
     """Answer with an error in the JSON form of the API."""
     body = {"error": {"message": message, "type": "InternalServerError", "param": None, "code": status}}

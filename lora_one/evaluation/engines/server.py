@@ -19,7 +19,7 @@ from lora_one.errors import RunError, UsageError, nearest
 from lora_one.evaluation.choices import Question
 from lora_one.evaluation.decoding import Completion, Decoding, Ending, positions_of, stop_ids
 from lora_one.evaluation.engines.answers import choice_in, completion_in, finite
-from lora_one.evaluation.engines.connection import Connection, Unusable
+from lora_one.evaluation.engines.connection import FIRST_WAIT, Connection, Unusable
 from lora_one.evaluation.engines.protocol import NoLikelihoods
 from lora_one.evaluation.options import EvaluationOptions
 from lora_one.model_kinds import CAUSAL, ModelKind
@@ -74,11 +74,19 @@ def served(connection: Connection, wanted: str | None) -> Served:
 
 
 def version_of(connection: Connection) -> str | None:
-    """Return the version of the server; None: it does not say."""
-    try:
-        return str(connection.client.get(connection.root.removesuffix("/v1") + "/version").json()["version"])
-    except (httpx.HTTPError, ValueError, KeyError, TypeError):
-        return None
+    """Return the version of the server; None: it does not say, or has failed several times."""
+    address = connection.root.removesuffix("/v1") + "/version"
+    for _ in range(AT_START):
+        try:
+            answer = connection.client.get(address)
+            if answer.status_code < 500:
+                return str(answer.json()["version"])
+        except httpx.TransportError:
+            pass
+        except (httpx.HTTPError, ValueError, KeyError, TypeError):
+            return None
+        connection.stopping.wait(FIRST_WAIT)
+    return None
 
 
 @dataclass(frozen=True)

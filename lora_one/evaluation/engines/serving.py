@@ -210,6 +210,7 @@ def stop(process: subprocess.Popen[bytes], patience: Patience) -> None:
     """End vLLM and its children: SIGTERM to vLLM, then SIGKILL to those of its session that are left."""
     try:
         if process.poll() is None:
+            note(f"stopping vLLM, which takes up to {duration(patience.end)}")
             process.terminate()
         wait_until_gone(process, patience.end)
     finally:  # a second signal does not leave it alone either

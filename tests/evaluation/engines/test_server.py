@@ -6,11 +6,13 @@ import signal
 import threading
 import time
 
+import httpx
 import pytest
 
 from lora_one.evaluation import command
 from lora_one.evaluation.engines import connection
-from tests.helpers.completion_faults import FAULTS, names
+from lora_one.evaluation.engines.server import version_of
+from tests.helpers.completion_faults import FAULTS, names, patience
 
 pytestmark = pytest.mark.usefixtures("quickly")
 PROBLEMS = [f"Tom has {number} apples and buys {number + 2} more. How many?" for number in range(3, 9)]
@@ -80,7 +82,7 @@ def test_each_sample_has_a_seed_of_its_own_that_only_its_name_determines(options
 def test_what_a_server_recovers_from_changes_nothing(name, options, serve, tmp_path):
     assert command.main("gsm8k", options(output="a")) == 0
     server = serve(lambda number: name if number < 2 else None)
-    assert command.main("gsm8k", options(server, "--request_timeout=1", output="b")) == 0
+    assert command.main("gsm8k", options(server, *patience(name), output="b")) == 0
     assert lines(tmp_path / "a") == lines(tmp_path / "b")
 
 
@@ -195,6 +197,28 @@ def test_a_model_that_is_not_served_is_named(options, serve, capsys):
     assert command.main("gsm8k", options(server, "--served_model=other")) == 1
     assert "--served_model=other is not a model of the server" in capsys.readouterr().err
     assert command.main("gsm8k", options(server, "--served_model=served")) == 0
+    server.stop()
+    assert command.main("gsm8k", options(server, "--served_model=served")) == 0, "finished, so no server is needed"
+    assert command.main("gsm8k", options(server, "--served_model=other")) == 2
+    assert "the engine's model is served there and other here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("first", [httpx.ConnectError("reset"), httpx.Response(503)])
+def test_the_version_of_a_server_is_asked_for_again(first, serve, monkeypatch):
+    """Otherwise unfinished results could not be continued after one failed request."""
+    connected = connection.Connection(serve().url, timeout=5)
+    answers = iter([first, httpx.Response(200, json={"version": "0.0.test"})])
+
+    def get(_):
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(connected.client, "get", get)
+    assert version_of(connected) == "0.0.test"
+    monkeypatch.setattr(connected.client, "get", lambda _: httpx.Response(404, json={"detail": "Not Found"}))
+    assert version_of(connected) is None
 
 
 def test_no_server_is_said_at_once(options, serve, capsys):

@@ -7,7 +7,7 @@ import pytest
 
 from lora_one.evaluation.command import main
 from tests.helpers.commonsense import ROWS as LLM_ADAPTERS
-from tests.helpers.completion_faults import FAULTS, names
+from tests.helpers.completion_faults import FAULTS, names, patience
 
 pytestmark = pytest.mark.usefixtures("quickly")
 ROWS = ["Ring?,x,y,z,w,B", "Field?,10,20,30,40,C", "A longer one with many words in it?,a,b,c,d,C"]
@@ -100,10 +100,10 @@ def test_what_a_server_recovers_from_changes_nothing(name, serve, tmp_path):
         pytest.skip("see test_server.py")
     data = tmp_path / "data"
     data.mkdir()
-    given = [f"--data_path={data}", *text(data), "--request_timeout=1", "--no_parity"]
-    _, numbers = predictions("text", given[:-2], tmp_path / "a")
+    given = [f"--data_path={data}", *text(data)]
+    _, numbers = predictions("text", given, tmp_path / "a")
     server = serve(lambda number: name if number < 2 else None)
-    _, others = predictions("text", given, tmp_path / "b", *through(server))
+    _, others = predictions("text", [*given, *patience(name), "--no_parity"], tmp_path / "b", *through(server))
     assert numbers == pytest.approx(others, abs=1e-4)
 
 
