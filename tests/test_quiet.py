@@ -15,7 +15,7 @@ from tests.helpers.paths import ROOT
 from tests.helpers.runs import SMALL
 
 OWN_PROGRESS = re.compile(
-    r"step \d+ of \d+: validation loss [\d.]+, exact match [\d.]+|[a-z ]+: \d+ (of \d+ )?[a-z]+ .*\d:\d\d.*"
+    r"step \d+ of \d+: validation loss [\d.]+, exact match [\d.]+|[a-z, ]+: \d+ (of \d+ )?[a-z]+ .*\d:\d\d.*"
 )
 
 

@@ -6,8 +6,11 @@ import subprocess
 import sys
 import time
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,6 @@ from lora_one.runs.comparison_file import Comparison, Evaluation
 from lora_one.runs.comparison_jobs import Job, Jobs
 from lora_one.runs.comparison_runners import Measures, Pace, attempt, broken
 
-LOOK_S = 0.2  # seconds between two looks at the processes
 STOP_S = 600  # seconds that a stopped process may take for its resume point
 Ended = tuple[int, float, str | None]  # place of a task, its seconds, and why it has no result
 
@@ -125,7 +127,10 @@ def refuse(run: RunConfig) -> None:
 
 
 class SideBySide(Workers):
-    """Runs up to ``count`` tasks at a time on this machine; each has a share of the threads, and one of the GPUs."""
+    """Runs up to ``count`` tasks at a time on this machine, each in a process with a share of the threads and a GPU.
+
+    A process does one task after another, because its imports take seconds; after one that failed there is a new one.
+    """
 
     def __init__(self, output: Path, count: int, threads: int | None = None):
         super().__init__(output)
@@ -133,30 +138,34 @@ class SideBySide(Workers):
         self.threads = threads or max(1, (os.cpu_count() or 1) // count)
 
     def ended(self, tasks: Sequence[Task]) -> Iterator[Ended]:
-        left = list(range(len(tasks)))
-        slots: dict[int, tuple[int, subprocess.Popen, float]] = {}  # place of a worker -> task, process, its start
+        left = deque(range(len(tasks)))
+        workers: dict[int, subprocess.Popen] = {}
+        busy: dict[int, tuple[int, float]] = {}  # place of a worker -> its task, and when that began
         try:
-            while left or slots:
+            while left or busy:
                 for slot in range(self.count):
-                    if slot not in slots and left:
-                        number = left.pop(0)
-                        slots[slot] = (number, self.start(tasks[number], slot), time.monotonic())
-                for slot, (number, process, began) in list(slots.items()):
-                    if process.poll() is not None:
-                        del slots[slot]
-                        yield number, time.monotonic() - began, reason(process.returncode, log_of(tasks[number]))
-                time.sleep(LOOK_S)
+                    if slot not in busy and left:
+                        busy[slot] = left.popleft(), time.monotonic()
+                        workers[slot] = workers.get(slot) or self.start(slot)
+                        send(workers[slot], tasks[busy[slot][0]])
+                ready = wait([workers[slot].stdout for slot in busy])
+                for slot in [slot for slot in busy if workers[slot].stdout in ready]:
+                    code = answer(workers[slot])
+                    if code != 0:
+                        stop([workers.pop(slot)], busy=[])
+                    number, began = busy.pop(slot)
+                    yield number, time.monotonic() - began, reason(code, log_of(tasks[number]))
         finally:
-            stop([process for _, process, _ in slots.values()])
+            stop(list(workers.values()), busy=[workers[slot] for slot in busy if slot in workers])
 
-    def start(self, task: Task, slot: int) -> subprocess.Popen:
-        """Start a task in a process of a session of its own, so that only this process forwards signals to it."""
-        with log_of(task).open("w") as log:
+    def start(self, slot: int) -> subprocess.Popen:
+        """Start a process for tasks, in a session of its own, so that only this process forwards signals to it."""
+        with (self.folder / f"process-{slot}.log").open("w") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "lora_one.runs.comparison_workers", json.dumps(asdict(task))],
+                [sys.executable, "-m", "lora_one.runs.comparison_workers"],
                 env={**os.environ, **self.environment(slot)},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,
             )
@@ -175,6 +184,19 @@ class SideBySide(Workers):
         return found
 
 
+def send(worker: subprocess.Popen, task: Task) -> None:
+    """Give a task to a worker; one that has just ended cannot take it, which ``answer`` returns."""
+    with suppress(BrokenPipeError):
+        worker.stdin.write(json.dumps(asdict(task)).encode() + b"\n")
+        worker.stdin.flush()
+
+
+def answer(worker: subprocess.Popen) -> int:
+    """Return the exit code of a worker's task, or that of its process if it has ended."""
+    line = worker.stdout.readline()
+    return int(line) if line else worker.wait()
+
+
 def log_of(task: Task) -> Path:
     """Return the file with the output of a task."""
     return Path(task.result).with_suffix(".log")
@@ -185,15 +207,19 @@ def reason(code: int, log: Path) -> str | None:
     return None if code == 0 else f"its process ended with exit code {code}: see {log}"
 
 
-def stop(processes: Sequence[subprocess.Popen]) -> None:
-    """Ask processes to stop with a resume point, and wait until they have."""
-    for process in processes:
-        process.terminate()
-    for process in processes:
+def stop(workers: Sequence[subprocess.Popen], busy: Sequence[subprocess.Popen]) -> None:
+    """End the workers: those that wait at once, the busy ones with a resume point."""
+    for worker in workers:
+        with suppress(BrokenPipeError):
+            worker.stdin.close()
+    for worker in busy:
+        worker.terminate()
+    for worker in workers:
         try:
-            process.wait(STOP_S)
+            worker.wait(STOP_S)
         except subprocess.TimeoutExpired:
-            process.kill()
+            worker.kill()
+        worker.stdout.close()
 
 
 class SlurmArray(Workers):
@@ -231,13 +257,34 @@ def submitted_task(task: Task) -> object:
     return cli.run_submitted(task)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Do one task; return its exit code."""
+def main() -> int:
+    """Do the tasks of stdin, one on each line, and write the exit code of each to stdout, until one is not 0.
+
+    What a task prints goes to its own log.
+    """
+    tasks, answers = os.fdopen(os.dup(0)), os.dup(1)  # no other program that is started here can use these
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)
+    for line in tasks:
+        code = logged(Task(**json.loads(line)))
+        os.write(answers, f"{code}\n".encode())
+        if code != 0:
+            return code
+    return 0
+
+
+def logged(task: Task) -> int:
+    """Do a task, with all output in its log; return its exit code."""
     from lora_one.runs.sweep import run_command
 
-    (text,) = arguments
-    return run_command(Task(**json.loads(text)), "continues from the last resume point")
+    with log_of(task).open("w") as log:
+        for stream in (1, 2):
+            os.dup2(log.fileno(), stream)
+    code = run_command(task, "continues from the last resume point")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -104,7 +104,7 @@ ROWS = {
 @pytest.mark.parametrize("part", ROWS)
 def test_every_part_runs_small_without_a_gpu(part, tmp_path):
     """No row fails; the report has the part and names the others as not run yet."""
-    done = gpu(part, "--small", "--device=cpu", f"--out={tmp_path}")
+    done = gpu(part, "--small", "--device=cpu", "--seconds=3600", f"--out={tmp_path}")
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
     result = json.loads((tmp_path / f"{part}.json").read_text())
     names = [row["name"] for row in result["rows"]]

@@ -11,6 +11,7 @@ import yaml
 
 from lora_one.runs import compare_command, comparison
 from lora_one.runs.comparison_runners import Pace
+from lora_one.runs.comparison_workers import SideBySide, Task
 from tests.helpers.comparison_records import TIMES, without
 from tests.helpers.comparisons import RATE, write_problems
 from tests.helpers.paths import ROOT
@@ -78,11 +79,40 @@ def test_a_signal_stops_the_workers_and_the_same_command_continues(content, tmp_
     assert started.returncode == 128 + signal.SIGTERM and "stopped by SIGTERM" in err, err
     records = [json.loads(file.read_text()) for file in (tmp_path / "results").rglob("run.json")]
     assert [record["status"] for record in records] == ["interrupted", "interrupted"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert all(
         json.loads(file.read_text())["status"] == "finished" for file in (tmp_path / "results").rglob("run.json")
     )
+
+
+WORKER = """
+import json, os, sys
+for line in sys.stdin:
+    task = json.loads(line)
+    open(task["result"], "w").write(str(os.getpid()))
+    if task["seed"] == 2:
+        os._exit(9)
+    print(int(task["seed"] == 4), flush=True)
+    if task["seed"] == 4:
+        break
+"""
+
+
+class Scripted(SideBySide):
+    """Workers that write their process id as the result, die in task 2 and fail in task 4."""
+
+    def start(self, slot):
+        return subprocess.Popen([sys.executable, "-c", WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def test_a_process_does_tasks_until_one_fails(tmp_path):
+    tasks = [Task({}, "LoRA", "tuning", {}, seed, False, str(tmp_path / f"{seed}.json")) for seed in range(7)]
+    found = {number: error for number, _, error in Scripted(tmp_path, count=1).ended(tasks)}
+    assert {number for number, error in found.items() if error} == {2, 4}
+    assert "exit code 9: see" in found[2] and "exit code 1: see" in found[4]
+    processes = [(tmp_path / f"{seed}.json").read_text() for seed in range(7)]
+    assert [processes.index(process) for process in processes] == [0, 0, 0, 3, 3, 5, 5]
 
 
 def wait_until(condition, process, seconds=120):
