@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lora_one.progress import first_process
@@ -21,6 +21,7 @@ from lora_one.progress import first_process
 BEAT_S = 2.0  # seconds between two signs of life, at most
 ENDED, FAILED = "ended", "failed"
 EXIT_CODE = 1
+LAST_CALL_S = 10.0  # seconds for a call of the store at the end
 CONNECTION = ("gloo", "nccl", "closed by peer", "reset by peer", "tcpstore")  # in the text of an error
 CONTINUES = "all processes end; the same command continues from the last resume point"
 
@@ -43,7 +44,7 @@ class Peers:
         self.word: str | None = None  # the last sign of life
         self.word_of_first: str | None = None  # that of the process with the store
         self.found: dict[int, tuple[bytes, int]] = {}  # rank -> what it wrote last, and the tick when that was new
-        self.lock = threading.Lock()
+        self.lock, self.ending = threading.Lock(), threading.Event()
         store.set(f"name/{rank}", f"pid {os.getpid()} on {socket.gethostname()}")
 
     def beat(self) -> None:
@@ -97,7 +98,7 @@ class Peers:
     def count_time(self) -> None:
         """Count ticks; end this process if the store does not answer. In a thread, as every call of the store waits."""
         while self.word is None:
-            time.sleep(self.beat_s)
+            self.pause(self.beat_s)
             self.ticks += 1
             if (self.ticks - self.answered) * self.beat_s > self.silence_s:
                 return self.leave(self.store_gone(), asking=False)
@@ -109,7 +110,7 @@ class Peers:
         """
         every, rounds = max(1, int(self.silence_s / 4 / self.beat_s)), 0
         while self.word is None:
-            time.sleep(self.beat_s)
+            self.pause(self.beat_s)
             try:
                 with self.lock:
                     self.beat()
@@ -126,6 +127,10 @@ class Peers:
             if gone:
                 return self.leave(message)
 
+    def pause(self, seconds: float) -> None:
+        """Wait, but not after the farewell of this process."""
+        self.ending.wait(seconds)
+
     def hear_first(self) -> None:
         """Read whether the process with the store ends, and tell it that this one knows."""
         if self.rank > 0 and self.word_of_first is None and self.store.check(["over"]):
@@ -137,7 +142,7 @@ class Peers:
         if self.word_of_first is None:
             return self.leave(self.store_gone())
         if self.word_of_first == FAILED:
-            time.sleep(3 * self.beat_s)  # this process may have the same error or signal
+            self.pause(3 * self.beat_s)  # this process may have the same error or signal
             self.leave(None)
 
     def first_left(self) -> bool:
@@ -158,7 +163,9 @@ class Peers:
             if message is not None and (self.claim() if asking else self.first_left()):
                 print(f"error: {message}", file=sys.stderr, flush=True)
             elif asking:
-                time.sleep(self.beat_s)  # the main thread may be reporting
+                self.pause(self.beat_s)  # the main thread may be reporting
+                if self.word is not None:
+                    return
             if asking:
                 self.farewell(FAILED)
             self.end(EXIT_CODE)
@@ -171,7 +178,7 @@ class Peers:
             while self.ticks < until and not self.store.check([f"reported/{self.reports + 1}"]):
                 with self.lock:
                     self.look()
-                time.sleep(self.beat_s / 2)
+                self.pause(self.beat_s / 2)
             gone = self.silent(soon)
             if gone:
                 return self.lost(gone, soon)
@@ -186,6 +193,7 @@ class Peers:
         """
         if self.word is None:
             self.word = word
+            self.ending.set()
             try:
                 with self.lock:
                     self.beat()
@@ -220,9 +228,17 @@ def meet_peers(store: Any, rank: int, count: int, silence_s: float) -> None:
     """Begin to give and to read signs of life, in threads of their own. Arguments: see ``Peers``."""
     peers = Peers(store, rank, count, silence_s)
     _peers[:] = [peers]
-    atexit.register(peers.farewell, ENDED)
-    for work in (peers.count_time, peers.watch):
-        threading.Thread(target=work, name="signs of life", daemon=True).start()
+    threads = [threading.Thread(target=work, daemon=True) for work in (peers.count_time, peers.watch)]
+    atexit.register(end_with, peers, threads)
+    for thread in threads:
+        thread.start()
+
+
+def end_with(peers: Peers, threads: Sequence[threading.Thread]) -> None:
+    """Say farewell, and wait for the threads: Python aborts a process that ends during a thread's call of the store."""
+    peers.farewell(ENDED)
+    for thread in threads:
+        thread.join(LAST_CALL_S)
 
 
 def reports_errors() -> bool:
