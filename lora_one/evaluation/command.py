@@ -25,7 +25,7 @@ from lora_one.evaluation.output import (
 )
 from lora_one.evaluation.predictions import remarks_of, rescored_predictions
 from lora_one.evaluation.source import check_present, located
-from lora_one.files import write_json
+from lora_one.files import full_disk, write_json
 from lora_one.invocation import Parser, command_name
 from lora_one.peers import failed, lost_connection, reports_errors
 from lora_one.records.provenance import provenance
@@ -55,11 +55,11 @@ def exit_code(work: Callable[[], int]) -> int:
         return reported(str(error), 2 if isinstance(error, UsageError) else 1)
     except KeyboardInterrupt:
         return reported("interrupted: run the same command again to continue", 130)
-    except RuntimeError as error:
-        lost = lost_connection(error)
-        if lost is None:
+    except (RuntimeError, OSError) as error:
+        known = lost_connection(error) or full_disk(error)
+        if known is None:
             raise
-        return reported(lost, 1)
+        return reported(known, 1)
 
 
 def reported(message: str, code: int) -> int:
