@@ -227,6 +227,7 @@ _peers: list[Peers] = []  # of this process: none or one
 def meet_peers(store: Any, rank: int, count: int, silence_s: float) -> None:
     """Begin to give and to read signs of life, in threads of their own. Arguments: see ``Peers``."""
     peers = Peers(store, rank, count, silence_s)
+    peers.beat()  # one that is killed before the first beat of the thread is named, too
     _peers[:] = [peers]
     threads = [threading.Thread(target=work, daemon=True) for work in (peers.count_time, peers.watch)]
     atexit.register(end_with, peers, threads)

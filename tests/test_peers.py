@@ -212,7 +212,9 @@ def test_no_thread_is_left_when_the_process_ends(monkeypatch):
     monkeypatch.setattr(peers.atexit, "register", lambda function, *arguments: registered.append((function, arguments)))
     monkeypatch.setattr(peers, "_peers", [])
     before = set(threading.enumerate())
-    peers.meet_peers(dist.HashStore(), 0, 1, silence_s=300.0)
+    store = dist.HashStore()
+    peers.meet_peers(store, 0, 1, silence_s=300.0)
+    assert store.check(["life/0"]), "it is known from its beginning, and named if it is killed at once"
     assert len(set(threading.enumerate()) - before) == 2
     for function, arguments in registered:
         function(*arguments)

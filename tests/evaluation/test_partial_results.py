@@ -13,7 +13,9 @@ FIRST, SECOND = (0, 0), (1, 0)
 
 
 def saved(folder):
-    return PartialResults(folder / "predictions.partial.jsonl", {"model": "tiny", "settings": {}, "fingerprints": {}}, Processes())
+    return PartialResults(
+        folder / "predictions.partial.jsonl", {"model": "tiny", "settings": {}, "fingerprints": {}}, Processes()
+    )
 
 
 @pytest.mark.parametrize("kept", [0, 5, 40])
