@@ -1,5 +1,6 @@
 """Write files and folders atomically: a reader sees the complete content or none."""
 
+import errno
 import json
 import os
 import re
@@ -131,6 +132,13 @@ def writing(path: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:  # SafetensorError: a full disk
         reason = getattr(error, "strerror", None) or error
         raise RunError(f"{path} cannot be written ({reason}): free disk space, or choose another folder") from error
+
+
+def full_disk(error: Exception) -> str | None:
+    """Return the message about a disk without space; None: it is another error."""
+    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return None
+    return f"{error.filename or 'a file'} cannot be written ({error.strerror}): free disk space, and repeat the command"
 
 
 def whole_lines(text: str) -> str:

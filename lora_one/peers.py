@@ -3,7 +3,8 @@
 Every process writes a number to the store that the processes share (``torch.distributed.Store``), and adds one every
 few seconds. A process whose number stays the same, because it was stopped, its machine is gone or it waits for a disk,
 is lost: the others end with one message, instead of waiting in a collective operation. Where torchrun or SLURM started
-them, these may start them again. A process that ends writes a word instead of its number.
+them, these may start them again. A process that ends writes a word instead of its number. Without torchrun the store is
+in the first process, which therefore ends last: otherwise the others would take its end for a failure.
 """
 
 import atexit
@@ -12,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lora_one.progress import first_process
@@ -20,6 +21,7 @@ from lora_one.progress import first_process
 BEAT_S = 2.0  # seconds between two signs of life, at most
 ENDED, FAILED = "ended", "failed"
 EXIT_CODE = 1
+LAST_CALL_S = 10.0  # seconds for a call of the store at the end
 CONNECTION = ("gloo", "nccl", "closed by peer", "reset by peer", "tcpstore")  # in the text of an error
 CONTINUES = "all processes end; the same command continues from the last resume point"
 
@@ -37,10 +39,12 @@ class Peers:
         self.store, self.rank, self.count, self.silence_s, self.end = store, rank, count, silence_s, end
         self.beat_s = min(BEAT_S, silence_s / 8)
         self.ticks = self.answered = 0  # beats of this process's clock; those when the store answered last
-        self.reports = 0
+        self.reports = self.reports_without_store = 0
+        self.reporting = False  # the main thread reports that a process is lost
         self.word: str | None = None  # the last sign of life
+        self.word_of_first: str | None = None  # that of the process with the store
         self.found: dict[int, tuple[bytes, int]] = {}  # rank -> what it wrote last, and the tick when that was new
-        self.lock = threading.Lock()
+        self.lock, self.ending = threading.Lock(), threading.Event()
         store.set(f"name/{rank}", f"pid {os.getpid()} on {socket.gethostname()}")
 
     def beat(self) -> None:
@@ -78,7 +82,8 @@ class Peers:
         try:
             return self.store.add(f"reported/{self.reports}", 1) == 1
         except RuntimeError:
-            return self.first_left()
+            self.reports_without_store += 1  # two threads may ask
+            return self.word_of_first is None and self.first_left() and self.reports_without_store == 1
 
     def lost(self, ranks: list[int], seconds: float) -> str:
         """Return the message about lost processes."""
@@ -93,7 +98,7 @@ class Peers:
     def count_time(self) -> None:
         """Count ticks; end this process if the store does not answer. In a thread, as every call of the store waits."""
         while self.word is None:
-            time.sleep(self.beat_s)
+            self.pause(self.beat_s)
             self.ticks += 1
             if (self.ticks - self.answered) * self.beat_s > self.silence_s:
                 return self.leave(self.store_gone(), asking=False)
@@ -105,20 +110,40 @@ class Peers:
         """
         every, rounds = max(1, int(self.silence_s / 4 / self.beat_s)), 0
         while self.word is None:
-            time.sleep(self.beat_s)
+            self.pause(self.beat_s)
             try:
                 with self.lock:
                     self.beat()
+                    self.hear_first()
                     rounds += 1
                     if rounds % every == 0:
                         self.look()
                         self.answered = self.ticks
                     gone = self.silent(self.silence_s)
-                    if gone:
-                        known = any(map(self.reported, gone))
-                        return self.leave(None if known else self.lost(gone, self.silence_s))
+                    known = self.reporting or any(map(self.reported, gone))
+                    message = None if known or not gone else self.lost(gone, self.silence_s)
             except RuntimeError:
-                return self.leave(self.store_gone())
+                return self.after_the_store()
+            if gone:
+                return self.leave(message)
+
+    def pause(self, seconds: float) -> None:
+        """Wait, but not after the farewell of this process."""
+        self.ending.wait(seconds)
+
+    def hear_first(self) -> None:
+        """Read whether the process with the store ends, and tell it that this one knows."""
+        if self.rank > 0 and self.word_of_first is None and self.store.check(["over"]):
+            self.word_of_first = self.store.get("over").decode()
+            self.store.set(f"heard/{self.rank}", "")
+
+    def after_the_store(self) -> None:
+        """End this process, as the one with the store is gone; unless that has ended as it should."""
+        if self.word_of_first is None:
+            return self.leave(self.store_gone())
+        if self.word_of_first == FAILED:
+            self.pause(3 * self.beat_s)  # this process may have the same error or signal
+            self.leave(None)
 
     def first_left(self) -> bool:
         """Return whether this is the first process that is left when the one with the store is gone."""
@@ -137,17 +162,23 @@ class Peers:
         if self.word is None:  # else it is ending
             if message is not None and (self.claim() if asking else self.first_left()):
                 print(f"error: {message}", file=sys.stderr, flush=True)
+            elif asking:
+                self.pause(self.beat_s)  # the main thread may be reporting
+                if self.word is not None:
+                    return
+            if asking:
+                self.farewell(FAILED)
             self.end(EXIT_CODE)
 
     def after_lost_connection(self) -> str:
         """Wait until a process that is gone can be told from those that are left; return a message that names it."""
-        soon = 3 * self.beat_s
+        self.reporting, soon = True, 3 * self.beat_s
         try:
             until = self.ticks + 5
-            while self.ticks < until:
+            while self.ticks < until and not self.store.check([f"reported/{self.reports + 1}"]):
                 with self.lock:
                     self.look()
-                time.sleep(self.beat_s / 2)
+                self.pause(self.beat_s / 2)
             gone = self.silent(soon)
             if gone:
                 return self.lost(gone, soon)
@@ -162,11 +193,27 @@ class Peers:
         """
         if self.word is None:
             self.word = word
+            self.ending.set()
             try:
                 with self.lock:
                     self.beat()
+                    if self.rank == 0 and not store_of_torchrun():
+                        self.end_last(word)
             except RuntimeError:  # the process with the store has ended before
                 pass
+
+    def end_last(self, word: str) -> None:
+        """Wait until the other processes have ended, know that this one ends (then for three beats), or are lost."""
+        self.store.set("over", word)
+        pauses = 8  # in a beat
+        for pause in range(int(pauses * self.silence_s / self.beat_s)):
+            self.look()
+            ended = {rank for rank, (word, _) in self.found.items() if word.decode() in (ENDED, FAILED)}
+            left = self.found.keys() - ended - set(self.silent(3 * self.beat_s))
+            if not left or (pause > 3 * pauses and self.store.check([f"heard/{rank}" for rank in left])):
+                return
+            time.sleep(self.beat_s / pauses)
+            self.ticks += 1 / pauses
 
 
 def store_of_torchrun() -> bool:
@@ -180,10 +227,19 @@ _peers: list[Peers] = []  # of this process: none or one
 def meet_peers(store: Any, rank: int, count: int, silence_s: float) -> None:
     """Begin to give and to read signs of life, in threads of their own. Arguments: see ``Peers``."""
     peers = Peers(store, rank, count, silence_s)
+    peers.beat()  # one that is killed before the first beat of the thread is named, too
     _peers[:] = [peers]
-    atexit.register(peers.farewell, ENDED)
-    for work in (peers.count_time, peers.watch):
-        threading.Thread(target=work, name="signs of life", daemon=True).start()
+    threads = [threading.Thread(target=work, daemon=True) for work in (peers.count_time, peers.watch)]
+    atexit.register(end_with, peers, threads)
+    for thread in threads:
+        thread.start()
+
+
+def end_with(peers: Peers, threads: Sequence[threading.Thread]) -> None:
+    """Say farewell, and wait for the threads: Python aborts a process that ends during a thread's call of the store."""
+    peers.farewell(ENDED)
+    for thread in threads:
+        thread.join(LAST_CALL_S)
 
 
 def reports_errors() -> bool:
@@ -199,7 +255,10 @@ def failed() -> None:
 
 def lost_connection(error: Exception) -> str | None:
     """Return the message about an error in the communication with another process; None: it is another error."""
+    return _peers[0].after_lost_connection() if of_connection(error) else None
+
+
+def of_connection(error: Exception) -> bool:
+    """Return whether an error is one in the communication with another process."""
     text = f"{type(error).__name__} {error}".lower()
-    if not _peers or not isinstance(error, RuntimeError) or not any(sign in text for sign in CONNECTION):
-        return None
-    return _peers[0].after_lost_connection()
+    return bool(_peers) and isinstance(error, RuntimeError) and any(sign in text for sign in CONNECTION)

@@ -2,9 +2,10 @@
 
 python scripts/kill_campaign.py --kills 50 --processes 4 --seed 1
 
-Each run is killed up to three times, at random places of the stages below and in a random process, and started again
-with the same command until it ends. Printed: what was killed, how long the others took to end, their message, and
-whether the adapter and every loss are those of the undisturbed run, bit for bit. Exit code 1: something differs.
+Each run, or evaluation of its adapter, is killed up to three times, at random places of the stages below and in a
+random process, and started again with the same command until it ends. Printed: what was killed, how long the others
+took to end, their message, and whether adapter and losses, or metrics and predictions, are those of the undisturbed
+one, bit for bit. Exit code 1: something differs, or there was not exactly one message, which names the process.
 """
 
 import argparse
@@ -14,34 +15,130 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from campaign.forked import Forked, forked
+from campaign.forked import Fault, Forked, Forking
 
-PLACES = {  # stage -> function, and how often a process calls it in the run below, at least
-    "data": ("lora_one.data:load_dataset", 1),
-    "gradient": ("lora_one.initialization.gradients:BatchSums.add", 8),
-    "factorisation": ("lora_one.initialization.low_rank_step:factorised", 4),
-    "search for the scale": ("lora_one.initialization.forward_batches:batches_loss", 2),
-    "training": ("lora_one.training.trainer:FineTuner.training_step", 10),
-    "resume point": ("lora_one.training.trainer:FineTuner._save_checkpoint", 5),
-    "validation": ("lora_one.evaluation.validation:Validation.loss", 3),
-    "saving": ("lora_one.runs.saving:save", 1),
+TRAINER = "lora_one.training.trainer:FineTuner"
+PLACES = {  # stage -> function, how often a process calls it below, at least, and whether only the first process does
+    "data": ("lora_one.data:load_dataset", 1, False),
+    "gradient": ("lora_one.initialization.gradients:BatchSums.add", 8, False),
+    "factorisation": ("lora_one.initialization.low_rank_step:factorised", 4, False),
+    "search for the scale": ("lora_one.initialization.forward_batches:batches_loss", 2, False),
+    "training": (f"{TRAINER}.training_step", 20, False),
+    "resume point": (f"{TRAINER}._save_checkpoint", 4, False),
+    "writing a file": ("lora_one.files:synced_entry", 30, True),
+    "validation": ("lora_one.evaluation.validation:Validation.loss", 3, False),
+    "saving": ("lora_one.runs.saving:save", 1, False),
+    "evaluation": ("lora_one.evaluation.generate:BatchGenerator.__call__", 3, False),
 }
 RUN = [
     "wandb.mode=disabled",
+    "dataset.cache=null",
     "dataset.train_size=41",
     "dataset.validation_size=8",
     "dataset.accuracy_examples=4",
-    "dataset.max_new_tokens=8",
+    "dataset.max_new_tokens=4",
     "model.real_batch_size=8",
     "model.per_device_batch_size=1",
-    "model.epochs=3",
-    "model.save_steps=2",
+    "model.epochs=2",
+    "model.eval_epochs=1",
+    "model.save_steps=3",
+    "init.cache=null",
 ]
-TIME_OUT_S = 10
-LONGEST_S = 600
+QUESTIONS = 24  # of the evaluation, in batches of 2
+LOSSES = ("step", "loss", "eval_loss", "eval_accuracy")
+TIME_OUT_S = 16
+LONGEST_S = 900
+
+
+@dataclass(frozen=True)
+class Work:
+    """A command in a folder of its own. adapter: what is evaluated; None: the command is a training."""
+
+    folder: Path
+    start: Forking
+    processes: int
+    adapter: Path | None = None
+
+    def begin(self, fault: Fault | None = None) -> Forked:
+        """Start the processes of the command."""
+        outputs = self.folder / f"out{len(list(self.folder.glob('out*')))}"
+        if self.adapter is None:
+            arguments = [*RUN, f"process_timeout_s={TIME_OUT_S}", f"results_dir={self.folder / 'results'}"]
+            return self.start(self.processes, outputs, *arguments, fault=fault)
+        arguments = [
+            "--model_name=bundled/tiny",
+            f"--adapter={self.adapter}",
+            f"--data_path={self.adapter.parent / 'questions.jsonl'}",
+        ]
+        arguments += ["--max_new_tokens=6", "--batch_size=2", f"--output_dir={self.folder / 'results'}"]
+        return self.start(self.processes, outputs, *arguments, program="eval/eval_gsm8k.py", fault=fault)
+
+    def finish(self) -> dict[str, Any]:
+        """Run the command to its end; return its results."""
+        started = self.begin()
+        codes = started.wait(LONGEST_S)
+        if set(codes.values()) != {0} or len(codes) < self.processes:
+            sys.exit(f"the run did not end as it should ({codes}): {started.errors}; its output: {started.folder}")
+        if self.adapter is not None:
+            metrics = json.loads((self.folder / "results/metrics.json").read_text())
+            predictions = (self.folder / "results/predictions.jsonl").read_text()
+            return {"metrics": metrics["metrics"], "counts": metrics["counts"], "predictions": predictions}
+        (metrics,) = self.folder.rglob("metrics.jsonl")
+        lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+        losses = [{key: line[key] for key in LOSSES if key in line} for line in lines]
+        return {"adapter": (adapter_in(self.folder) / "adapter_model.safetensors").read_bytes(), "losses": losses}
+
+
+def adapter_in(folder: Path) -> Path:
+    """Return the adapter of a finished run."""
+    (file,) = folder.rglob("adapter/adapter_model.safetensors")
+    return file.parent
+
+
+def one_kill(draw: random.Random, work: Work, stage: str) -> dict[str, Any] | None:
+    """Start a command, kill one process at a random call of the stage; None: it ended before it came there."""
+    place, calls, first = PLACES[stage]
+    fault = Fault(place, 0 if first else draw.randrange(work.processes), draw.randint(1, calls))
+    started, killed, began = work.begin(fault), None, time.monotonic()
+    while killed is None and started.running and time.monotonic() - began < LONGEST_S:
+        time.sleep(0.05)
+        killed = time.monotonic() if started.codes().get(fault.rank) == -9 else None
+    codes = started.wait(LONGEST_S)
+    if codes.get(fault.rank) != -9:
+        return None
+    others = {code for rank, code in codes.items() if rank != fault.rank}
+    names = (f"process {fault.rank} (pid {started.pids[fault.rank]}", "process 0, which" if fault.rank == 0 else "none")
+    right = len(started.errors) == 1 and any(name in started.errors[0] for name in names) and others == {1}
+    right = right and len(codes) == work.processes
+    return {
+        "stage": stage,
+        "rank": fault.rank,
+        "call": fault.call,
+        "seconds": time.monotonic() - (killed or time.monotonic()),
+        "messages": started.errors,
+        "codes": codes,
+        "right": right,
+    }
+
+
+def disturbed(draw: random.Random, work: Work, stages: list[str], kills: list[dict[str, Any]], most: int) -> None:
+    """Kill a command up to three times, and add what was killed to ``kills``, which shall have at most ``most``."""
+    for _ in range(min(draw.randint(1, 3), most - len(kills))):
+        killed = one_kill(draw, work, draw.choice(stages))
+        if killed is None:
+            return
+        kills.append(killed)
+        said = " | ".join(killed["messages"])
+        print(
+            f"kill {len(kills)}: {killed['stage']} (call {killed['call']}), process {killed['rank']}; the others ended "
+            f"after {killed['seconds']:.1f} s{'' if killed['right'] else ', WRONG ' + str(killed['codes'])}: {said}",
+            flush=True,
+        )
 
 
 def main() -> int:
@@ -51,81 +148,40 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write the list of kills to this file")
     options = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="kills-"))
-    expected = result(finished(options.processes, folder / "undisturbed"))
-    print(f"undisturbed: {len(expected['losses'])} losses", flush=True)
-    draw, kills, wrong, number = random.Random(options.seed), [], 0, 0
-    while len(kills) < options.kills:
-        number += 1
-        run = folder / str(number)
-        for _ in range(min(draw.randint(1, 3), options.kills - len(kills))):
-            killed = one_kill(draw, options.processes, run)
-            if killed is None:
-                break  # the run ended before it came to this place again
-            kills.append(killed)
-            print(f"kill {len(kills)}: {killed['text']}", flush=True)
-            wrong += killed["messages"] != 1
-        same = result(finished(options.processes, run)) == expected
-        wrong += not same
-        print(f"run {number}: {'equal, bit for bit' if same else 'DIFFERENT'}", flush=True)
-        shutil.rmtree(run)
-    slowest = max(kill["seconds"] for kill in kills)
-    print(f"{len(kills)} kills in {number} runs, {wrong} wrong; the others ended after at most {slowest:.0f} s")
-    if options.json:
-        options.json.write_text(json.dumps({"seed": options.seed, "wrong": wrong, "kills": kills}, indent=1))
+    folder, draw, began = Path(tempfile.mkdtemp(prefix="kills-")), random.Random(options.seed), time.monotonic()
+    kills: list[dict[str, Any]] = []
+    number = differing = 0
+    with Forking() as start:
+        training = Work(folder / "undisturbed", start, options.processes)
+        expected = {"training": training.finish()}
+        adapter = adapter_in(training.folder)
+        rows = [{"question": f"How many is {i} and {i}?", "answer": f"#### {2 * i}"} for i in range(QUESTIONS)]
+        (adapter.parent / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        expected["evaluation"] = Work(folder / "evaluated", start, options.processes, adapter).finish()
+        print(f"undisturbed: {len(expected['training']['losses'])} lines of losses, {QUESTIONS} answers", flush=True)
+        while len(kills) < options.kills:
+            number += 1
+            kind = "evaluation" if draw.randrange(len(PLACES)) == 0 else "training"
+            stages = [stage for stage in PLACES if (stage == "evaluation") == (kind == "evaluation")]
+            work = Work(folder / str(number), start, options.processes, adapter if kind == "evaluation" else None)
+            disturbed(draw, work, stages, kills, options.kills)
+            same = work.finish() == expected[kind]
+            differing += not same
+            print(f"{kind} {number}: {'equal, bit for bit' if same else 'DIFFERENT'}", flush=True)
+            shutil.rmtree(work.folder)
+            if options.json:
+                content = {"seed": options.seed, "runs": number, "differing": differing, "kills": kills}
+                options.json.write_text(json.dumps(content, indent=1))
+    wrong = sum(not kill["right"] for kill in kills)
+    counts = ", ".join(f"{stage} {count}" for stage, count in Counter(kill["stage"] for kill in kills).most_common())
+    seconds, minutes = sorted(kill["seconds"] for kill in kills), (time.monotonic() - began) / 60
+    print(
+        f"seed {options.seed}: {len(kills)} kills in {number} runs of {options.processes} processes ({counts}):\n"
+        f"{differing} results differ, {wrong} kills without exactly one right message; the others ended after "
+        f"{seconds[len(seconds) // 2]:.0f} s (median), {seconds[-1]:.0f} s at most; all took {minutes:.0f} min"
+    )
     shutil.rmtree(folder)
-    return int(wrong > 0)
-
-
-def one_kill(draw: random.Random, processes: int, run: Path) -> dict[str, Any] | None:
-    """Start the run, kill one process at a random place, wait for the others; None: it was not killed."""
-    stage = draw.choice(sorted(PLACES))
-    place, calls = PLACES[stage]
-    victim, call = draw.randrange(processes), draw.randint(1, calls)
-    started = start(processes, run, kill=f"{place}:{victim}:{call}")
-    died = None
-    began = time.monotonic()
-    while died is None and started.parent.poll() is None and time.monotonic() - began < LONGEST_S:
-        time.sleep(0.05)
-        died = time.monotonic() if started.codes().get(victim) == -9 else None
-    codes = started.wait(LONGEST_S)
-    if codes.get(victim) != -9:
-        return None
-    seconds = time.monotonic() - (died or time.monotonic())
-    messages = len(started.errors)
-    return {
-        "stage": stage,
-        "rank": victim,
-        "call": call,
-        "seconds": seconds,
-        "messages": messages,
-        "text": f"{stage} (call {call}), process {victim}; the others ended after {seconds:.1f} s with {messages} "
-        f"message: {' | '.join(started.errors)}",
-    }
-
-
-def start(processes: int, run: Path, kill: str = "none") -> Forked:
-    attempt = len(list(run.glob("out*"))) if run.exists() else 0
-    arguments = [*RUN, f"process_timeout_s={TIME_OUT_S}", f"results_dir={run / 'results'}"]
-    return forked(processes, run / f"out{attempt}", *arguments, kill=kill)
-
-
-def finished(processes: int, run: Path) -> Path:
-    """Run the command to its end; return its folder."""
-    started = start(processes, run)
-    codes = started.wait(LONGEST_S)
-    if set(codes.values()) != {0} or len(codes) < processes:
-        sys.exit(f"the run did not end as it should ({codes}): {started.errors}")
-    return run
-
-
-def result(run: Path) -> dict[str, Any]:
-    """Return the adapter and the losses of a run."""
-    (adapter,) = run.rglob("adapter/adapter_model.safetensors")
-    (metrics,) = run.rglob("metrics.jsonl")
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    kept = [{key: line[key] for key in ("step", "loss", "eval_loss", "eval_accuracy") if key in line} for line in lines]
-    return {"adapter": adapter.read_bytes(), "losses": kept}
+    return int(wrong + differing > 0)
 
 
 if __name__ == "__main__":

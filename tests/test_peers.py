@@ -1,6 +1,7 @@
 """Signs of life between processes: who is lost, who says so, and when nobody may be called lost."""
 
 import re
+import threading
 
 import pytest
 from torch import distributed as dist
@@ -83,24 +84,68 @@ def test_the_message_names_process_and_machine(three):
 
 def test_a_failure_ends_the_others_without_a_second_message(three, capsys, monkeypatch):
     """Not at once: they may have the same error, and still be writing the status of the run."""
-    monkeypatch.setattr("time.sleep", lambda _: setattr(three[0], "ticks", three[0].ticks + 1))
+    monkeypatch.setattr(Peers, "pause", lambda *_: setattr(three[2], "ticks", three[2].ticks + 1))
     later(three, 1)
     three[1].farewell(FAILED)
     later(three, 1, silent={1})
-    said = three[0].ticks
+    said = three[2].ticks
     with pytest.raises(Ended):
-        three[0].watch()
+        three[2].watch()
     assert capsys.readouterr().err == ""
-    assert 8.0 < (three[0].ticks - said) * three[0].beat_s < 12.0
+    assert 8.0 < (three[2].ticks - said) * three[2].beat_s < 12.0
 
 
 def test_a_lost_process_ends_the_others_with_one_message(three, capsys, monkeypatch):
     later(three, 1)
     for each in three[:2]:
-        monkeypatch.setattr("time.sleep", lambda _, each=each: setattr(each, "ticks", each.ticks + 1))
+        monkeypatch.setattr(Peers, "pause", lambda *_, each=each: setattr(each, "ticks", each.ticks + 1))
         with pytest.raises(Ended):
             each.watch()
     assert capsys.readouterr().err.count("error: process") == 1
+
+
+def test_the_process_with_the_store_ends_when_the_others_know(three, monkeypatch):
+    """Without that, they would report its end as a second error. A process that is lost is not waited for."""
+    slept = []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        three[1].ticks += seconds
+        three[1].beat()
+        if sum(slept) > 2:
+            three[1].hear_first()
+
+    monkeypatch.setattr("time.sleep", sleep)
+    later(three, 1)
+    three[0].farewell(FAILED)  # process 2 is silent
+    assert three[1].word_of_first == FAILED and 3.0 < sum(slept) < 4.0
+    three[1].store = Gone()
+    assert not three[1].claim(), "it knows that the error was reported"
+    monkeypatch.setattr(Peers, "pause", lambda *_: None)
+    with pytest.raises(Ended):
+        three[1].watch()
+
+
+def test_the_process_with_the_store_does_not_wait_for_those_that_have_ended(three, monkeypatch):
+    slept = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    later(three, 1)
+    for each in (three[2], three[1], three[0]):
+        each.farewell(peers.ENDED)
+    assert slept == []
+
+
+def test_a_process_may_still_be_ending_after_the_one_with_the_store(three, capsys, monkeypatch):
+    """It has ended as it should: neither a message nor another exit code."""
+    monkeypatch.setattr(Peers, "pause", lambda *_: None)
+    later(three, 1)
+    three[1].farewell(peers.ENDED)
+    monkeypatch.setattr(three[0], "silent", lambda _: [2])
+    three[0].farewell(peers.ENDED)
+    three[2].hear_first()
+    three[2].store = Gone()
+    three[2].watch()
+    assert capsys.readouterr().err == ""
 
 
 class Gone:
@@ -116,7 +161,7 @@ class Gone:
 @pytest.mark.parametrize(("agent", "reporter"), [("True", 0), ("False", 1)])
 def test_without_the_store_the_first_process_that_is_left_reports(three, agent, reporter, capsys, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", agent)
-    monkeypatch.setattr("time.sleep", lambda _: None)
+    monkeypatch.setattr(Peers, "pause", lambda *_: None)
     for each in three:
         each.store = Gone()
         with pytest.raises(Ended):
@@ -129,14 +174,14 @@ def test_without_the_store_the_first_process_that_is_left_reports(three, agent, 
 
 def test_a_store_that_does_not_answer_is_gone(three, capsys, monkeypatch):
     """Its calls wait for ever, so another thread counts the time."""
-    monkeypatch.setattr("time.sleep", lambda _: None)
+    monkeypatch.setattr(Peers, "pause", lambda *_: None)
     with pytest.raises(Ended):
         three[1].count_time()
     assert "process 0, which connects the processes, does not answer" in capsys.readouterr().err
 
 
 def test_only_an_error_of_a_connection_is_about_another_process(three, monkeypatch):
-    monkeypatch.setattr("time.sleep", lambda _: [setattr(each, "ticks", each.ticks + 1) for each in three])
+    monkeypatch.setattr(Peers, "pause", lambda *_: [setattr(each, "ticks", each.ticks + 1) for each in three])
     error = RuntimeError("[gloo/transport/tcp/pair.cc:525] Read error [127.0.0.1]: Connection reset by peer")
     assert peers.lost_connection(error) is None, "a single process"
     monkeypatch.setattr(peers, "_peers", [three[0]])
@@ -144,3 +189,33 @@ def test_only_an_error_of_a_connection_is_about_another_process(three, monkeypat
     assert peers.lost_connection(RuntimeError("CUDA out of memory")) is None
     assert peers.lost_connection(ValueError("gloo")) is None
     assert re.match(r"processes 1 .* and 2 .* of 3 gave no sign of life", peers.lost_connection(error))
+
+
+def test_a_lost_connection_is_not_examined_again_after_a_report(three, monkeypatch):
+    """The other processes lose theirs to those that have ended, one after the other."""
+    monkeypatch.setattr(Peers, "pause", lambda *_: pytest.fail("it waited"))
+    monkeypatch.setattr(peers, "_peers", [three[1]])
+    later(three, 1)
+    assert three[2].claim()
+    message = peers.lost_connection(RuntimeError("[gloo] Connection closed by peer"))
+    assert message is not None and not three[1].claim()
+
+
+def test_two_threads_report_one_error_without_the_store(three):
+    three[1].store = Gone()
+    assert [three[1].claim(), three[1].claim()] == [True, False]
+
+
+def test_no_thread_is_left_when_the_process_ends(monkeypatch):
+    """Python aborts a process that ends while a daemon thread is in a call of torch's store."""
+    registered = []
+    monkeypatch.setattr(peers.atexit, "register", lambda function, *arguments: registered.append((function, arguments)))
+    monkeypatch.setattr(peers, "_peers", [])
+    before = set(threading.enumerate())
+    store = dist.HashStore()
+    peers.meet_peers(store, 0, 1, silence_s=300.0)
+    assert store.check(["life/0"]), "it is known from its beginning, and named if it is killed at once"
+    assert len(set(threading.enumerate()) - before) == 2
+    for function, arguments in registered:
+        function(*arguments)
+    assert set(threading.enumerate()) <= before

@@ -25,8 +25,9 @@ from lora_one.evaluation.output import (
 )
 from lora_one.evaluation.predictions import remarks_of, rescored_predictions
 from lora_one.evaluation.source import check_present, located
-from lora_one.files import write_json
+from lora_one.files import full_disk, write_json
 from lora_one.invocation import Parser, command_name
+from lora_one.peers import failed, lost_connection, reports_errors
 from lora_one.records.provenance import provenance
 
 
@@ -47,15 +48,26 @@ def main(task: str, arguments: Sequence[str]) -> int:
 
 
 def exit_code(work: Callable[[], int]) -> int:
-    """Run a command and return its exit code; an error is printed as one line."""
+    """Run a command and return its exit code; an error is printed as one line, by one of several processes."""
     try:
         return work()
     except (UsageError, RunError) as error:
-        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
+        return reported(str(error), 2 if isinstance(error, UsageError) else 1)
     except KeyboardInterrupt:
-        print("error: interrupted: run the same command again to continue", file=sys.stderr)
-        return 130
+        return reported("interrupted: run the same command again to continue", 130)
+    except (RuntimeError, OSError) as error:
+        known = lost_connection(error) or full_disk(error)
+        if known is None:
+            raise
+        return reported(known, 1)
+
+
+def reported(message: str, code: int) -> int:
+    """Print an error, unless another process does, and return the exit code; the other processes end too."""
+    if reports_errors():
+        print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
+    failed()
+    return code
 
 
 def evaluate(task: str, arguments: Sequence[str]) -> int:

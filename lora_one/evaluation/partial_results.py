@@ -8,7 +8,7 @@ from lora_one.errors import UsageError
 from lora_one.evaluation.benchmark import Request
 from lora_one.evaluation.decoding import Completion
 from lora_one.evaluation.output import first_difference
-from lora_one.files import whole_lines, write_whole
+from lora_one.files import whole_lines, write_whole, writing
 
 if TYPE_CHECKING:
     from lora_one.distributed import Processes
@@ -61,7 +61,7 @@ class PartialResults:
         text = path.read_text()
         whole = whole_lines(text)
         try:
-            first, *lines = map(json.loads, whole.split("\n")[:-1])
+            first, *lines = map(json.loads, whole.split("\n")[:-1] or ["{}"])  # not even the first line is complete
             found = {(example, sample): Completion(*completion) for example, sample, *completion in lines}
         except (ValueError, TypeError) as error:
             raise UsageError(f"{path} is damaged ({error}): remove it, or pass --overwrite") from error
@@ -76,12 +76,13 @@ class PartialResults:
         return found
 
     def add(self, request: Request, completion: Completion) -> None:
-        """Append a completion to this process's file."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        """Append a completion to this process's file. Raises RunError: it cannot be written (no space, for example)."""
         known = [completion.text, completion.too_long, completion.details, completion.room, completion.cut_off]
         line = json.dumps([*request, *known]) + "\n"
-        with self.path.open("a") as stream:
-            stream.write(line if stream.tell() else json.dumps(self.identity) + "\n" + line)
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a") as stream:
+                stream.write(line if stream.tell() else json.dumps(self.identity) + "\n" + line)
 
     def remove(self) -> None:
         for file in (*self.files, self.likelihoods):

@@ -11,7 +11,7 @@ from typing import Any
 
 from lora_one.config import RunConfig
 from lora_one.errors import RunError
-from lora_one.files import write_json
+from lora_one.files import write_json, writing
 from lora_one.progress import first_process
 
 
@@ -95,10 +95,11 @@ class RunFolder:
             raise RunError(f"{self.run_json} is not valid JSON ({error}): move it away to run again") from error
 
     def update(self, **entries: Any) -> dict[str, Any]:
-        """Merge entries into run.json, and return its content."""
+        """Merge entries into run.json, and return its content. Raises RunError: it cannot be written."""
         record = self.read() | entries
         if first_process():
-            write_json(self.run_json, record)
+            with writing(self.run_json):
+                write_json(self.run_json, record)
         return record
 
     @property

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from lora_one.distributed import Processes
+from lora_one.errors import RunError
 from lora_one.models import local_folder
 from lora_one.records.folder import LocatedRun
 from lora_one.records.provenance import provenance
@@ -34,7 +35,7 @@ def recorded(located: LocatedRun) -> Iterator[Tracker]:
         yield tracker
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        with suppress(OSError):  # on a full disk, for example; the original error is more important
+        with suppress(RunError):  # on a full disk, for example; the original error is more important
             folder.update(status=status, error=f"{type(error).__name__}: {error}")
         tracker.finish({"status": status}, exit_code=1)
         raise

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lora_one.config import RunConfig
 from lora_one.errors import RunError, UsageError
+from lora_one.files import full_disk
 from lora_one.interruption import Interrupted, caught
 from lora_one.peers import failed, lost_connection, reports_errors
 from lora_one.progress import duration, first_process
@@ -198,10 +199,10 @@ class Sweep:
             self.fail(str(error), FAILURE, job)
             _end_with_the_others()
         except Exception as error:
-            lost = lost_connection(error)
-            if lost is None and not self.tracebacks:  # a bug, here or in a library: print where it is
+            known = lost_connection(error) or full_disk(error)
+            if known is None and not self.tracebacks:  # a bug, here or in a library: print where it is
                 traceback.print_exc()
-            self.fail(lost or f"{type(error).__name__}: {error}", FAILURE, job)
+            self.fail(known or f"{type(error).__name__}: {error}", FAILURE, job)
             _end_with_the_others()
 
     def fail(self, message: str, code: int, job: Job | None = None) -> None:

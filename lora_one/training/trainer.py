@@ -22,6 +22,7 @@ from lora_one.errors import RunError
 from lora_one.files import publish
 from lora_one.losses import few_logits, loss_at
 from lora_one.model_kinds import CAUSAL
+from lora_one.peers import of_connection
 from lora_one.quiet import quiet_weights
 from lora_one.training.batches import COUNTED, TOKENS
 from lora_one.training.job import TrainingJob
@@ -143,6 +144,8 @@ class FineTuner(Trainer):
                 publish(hidden / point, place)
                 keep_only(place)
         except (OSError, RuntimeError, SafetensorError) as error:  # the last two: on a full disk
+            if of_connection(error):  # another process is gone
+                raise
             reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
             raise RunError(
                 f"the resume point {place} cannot be written ({reason}): free disk space; the same command continues "

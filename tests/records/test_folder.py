@@ -1,5 +1,7 @@
 """The folder is a function of what can change the adapter, and of nothing else."""
 
+import os
+
 import pytest
 
 from lora_one.errors import RunError
@@ -36,3 +38,16 @@ def test_broken_run_json_is_not_overwritten(tmp_path):
     with pytest.raises(RunError, match=r"is not valid JSON .*move it away"):
         RunFolder(tmp_path).update(status="running")
     assert (tmp_path / "run.json").read_text() == "{"
+
+
+def test_a_record_that_cannot_be_written_is_unchanged(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path)
+    folder.update(status="running")
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunError, match=r"run.json cannot be written \(No space left on device\): free disk space"):
+        folder.update(status="finished")
+    assert folder.read() == {"status": "running"} and len(list(tmp_path.iterdir())) == 1

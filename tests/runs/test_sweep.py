@@ -131,6 +131,16 @@ def test_failed_job_does_not_stop_others_and_has_a_row_with_its_reason(tmp_path,
         assert note in table.read_text()
 
 
+def test_a_full_disk_is_reported_in_one_line(tmp_path, monkeypatch, capsys):
+    def full(run):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(experiment, "execute", full)
+    assert launched(monkeypatch, f"results_dir={tmp_path}") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "error: a file cannot be written (No space left on device): free disk space, and repeat the command"
+
+
 def test_a_job_without_result_or_error_has_a_row(tmp_path, capsys):
     sweep = Sweep()
     sweep.plan([{"init": "lora", "seed": "1"}, {"init": "svd", "seed": "1"}], several=True)

@@ -1,12 +1,16 @@
 """The loop against a hand-written one: same batches, same loss, same weights."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import LlamaForCausalLM, TrainingArguments
+from transformers import LlamaForCausalLM, Trainer, TrainingArguments
 
+from lora_one import peers
 from lora_one.data.encode import Encoded, batches_of
-from lora_one.errors import UsageError
+from lora_one.errors import RunError, UsageError
 from lora_one.files import read_lines
 from lora_one.initialization.methods import build_init
 from lora_one.initialization.start import attach_adapters
@@ -373,3 +377,21 @@ def test_tokens_are_counted_without_padding(tmp_path):
             adapted(run), data, TrainingJob(run, adaptation_for(run), checkpoints=folder, pad_id=0, tracker=tracker)
         )
         assert done["tokens"] == 2 * sum(len(example.input_ids) for example in data)
+
+
+def test_a_lost_process_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
+    """The processes meet after the writing of a resume point, where they notice that one is gone."""
+    trainer = object.__new__(FineTuner)
+    trainer.args = SimpleNamespace(output_dir=str(tmp_path), should_save=False)
+    trainer.state, trainer.model, trainer.checkpoints = SimpleNamespace(global_step=3), None, tmp_path
+    trainer.adaptation = SimpleNamespace(saving_state=lambda model: nullcontext())
+    monkeypatch.setattr(peers, "_peers", [None])
+    for text, kind in (("[gloo] Connection closed by peer", RuntimeError), ("unexpected pos 22 vs 23", RunError)):
+
+        def lost(*_, text=text):
+            raise RuntimeError(text)
+
+        monkeypatch.setattr(Trainer, "_save_checkpoint", lost)
+        with pytest.raises(RuntimeError) as caught:
+            trainer._save_checkpoint(None, None)
+        assert type(caught.value) is kind

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lora_one import models
+from scripts.campaign.forked import Forking
 from tests.helpers.bad_input import broken_files
 from tests.helpers.paths import ROOT
 
@@ -47,3 +48,10 @@ def no_weights(monkeypatch):
     monkeypatch.setattr(models, "load_model", load_model)
     cpu = models.device("cpu")
     monkeypatch.setattr("lora_one.models.requirements.device", lambda wanted=None: cpu)
+
+
+@pytest.fixture(scope="module")
+def forking():
+    """Starts several processes of a command, see scripts/campaign/forked.py."""
+    with Forking() as start:
+        yield start

@@ -12,7 +12,6 @@ import torch
 
 from lora_one.files import read_lines
 from lora_one.records.folder import RunFolder
-from scripts.campaign.forked import forked
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import SMALL
 
@@ -36,9 +35,9 @@ def losses_of(folder):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def undisturbed(forking, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
-    processes = forked(3, folder / "out", *RUN, f"results_dir={folder / 'results'}")
+    processes = forking(3, folder / "out", *RUN, f"results_dir={folder / 'results'}")
     assert set(processes.wait(300).values()) == {0}, processes.output(0)
     return folder / "results"
 
@@ -48,11 +47,11 @@ def undisturbed(tmp_path_factory):
     [(signal.SIGSTOP, 1), (signal.SIGKILL, 0)],
     ids=["one hangs", "the first one is killed"],
 )
-def test_others_end_and_the_same_command_goes_on(number, victim, undisturbed, tmp_path):
+def test_others_end_and_the_same_command_goes_on(number, victim, forking, undisturbed, tmp_path):
     command = [*RUN, f"process_timeout_s={TIME_OUT}", f"results_dir={tmp_path / 'results'}"]
-    processes = forked(3, tmp_path / "out", *command)
+    processes = forking(3, tmp_path / "out", *command)
     while not any('"loss"' in file.read_text() for file in tmp_path.rglob("metrics.jsonl")):
-        assert processes.parent.poll() is None, processes.output(0)
+        assert processes.running, processes.output(0)
         time.sleep(0.05)
     processes.send(victim, number)
     began = time.monotonic()
@@ -65,7 +64,7 @@ def test_others_end_and_the_same_command_goes_on(number, victim, undisturbed, tm
     assert name in processes.errors[0] or (victim == 0 and "process 0, which connects" in processes.errors[0])
     assert "Traceback" not in "".join(processes.output(rank) for rank in others)
     print(f"{seconds:.1f} s", os.linesep, processes.errors[0])
-    again = forked(3, tmp_path / "again", *command)
+    again = forking(3, tmp_path / "again", *command)
     assert set(again.wait(300).values()) == {0}, again.output(0)
     assert adapter_of(tmp_path / "results") == adapter_of(undisturbed)
     assert losses_of(tmp_path / "results") == losses_of(undisturbed)

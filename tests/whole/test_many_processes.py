@@ -6,7 +6,6 @@ from safetensors.torch import load_file
 
 from lora_one.files import read_lines
 from lora_one.records.folder import RunFolder
-from scripts.campaign.forked import forked
 from tests.helpers.runs import finish, small_run
 
 CHANGES = [
@@ -28,9 +27,9 @@ def alone(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the processes would each take a GPU; written for CPUs")
 @pytest.mark.parametrize("count", [8, 16])
-def test_many_processes_give_the_results_of_one(alone, count, tmp_path):
+def test_many_processes_give_the_results_of_one(alone, count, forking, tmp_path):
     top, one = alone
-    processes = forked(count, tmp_path / "out", "wandb.mode=disabled", *CHANGES, f"results_dir={tmp_path / 'many'}")
+    processes = forking(count, tmp_path / "out", "wandb.mode=disabled", *CHANGES, f"results_dir={tmp_path / 'many'}")
     assert processes.wait(500) == dict.fromkeys(range(count), 0), (processes.errors, processes.output(0))
     many = RunFolder(tmp_path / "many" / one.path.relative_to(top))
     expected, found = one.read(), many.read()

@@ -14,7 +14,7 @@ from lora_one.errors import RunError
 from lora_one.files import read_lines
 from lora_one.records.folder import RunFolder
 from lora_one.runs import slurm as slurm_jobs
-from tests.helpers import slurm_cluster
+from scripts.campaign import slurm_cluster
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import SMALL, finish, small_run
 
@@ -53,8 +53,8 @@ def slurm(tmp_path_factory):
         pytest.skip(reason)
     if torch.cuda.is_available():
         pytest.skip("the node of the test has no GPUs to give out")
-    with slurm_cluster.cluster(tmp_path_factory.mktemp("slurm")) as environment:
-        yield environment | {"OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
+    with slurm_cluster.cluster(tmp_path_factory.mktemp("slurm")) as cluster:
+        yield cluster.environment | {"OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
 
 
 def run(command, environment):
