@@ -110,8 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows += sweeps(chosen, folder) if chosen.jobs else ()
         rows += reports(chosen, folder) if chosen.runs else ()
         rows += [trained(chosen.train, folder)] if chosen.train else []
-    settings = {name: getattr(chosen, name) for name in ("jobs", "runs", "seeds", "train")}
-    write_result(chosen, {"settings": settings, "rows": rows, "ratios": linearity(rows)}, FIGURES)
+        settings = {name: getattr(chosen, name) for name in ("jobs", "runs", "seeds", "train")}
+        write_result(chosen, {"settings": settings, "rows": rows, "ratios": linearity(rows)}, FIGURES)
 
 
 if __name__ == "__main__":
