@@ -39,7 +39,7 @@ def measured(name: str, items: int, work: str, *arguments: str) -> dict[str, Any
         row = json.loads(file.read_text())
     row |= {"name": name, "items": items, "each_ms": 1000 * row["seconds"] / items}
     row["peak_mib"] = row.pop("peak_bytes") / 2**20
-    print(f"{name}: {row['seconds']:.1f} s, {row['peak_mib']:.0f} MiB", flush=True)
+    print(f"{name}: {row['seconds']:.1f} s, CPU {row['cpu_seconds']:.1f} s, {row['peak_mib']:.0f} MiB", flush=True)
     return row
 
 
@@ -48,11 +48,11 @@ def sweeps(chosen: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]
     model = real_run(folder / "real")
     for jobs in chosen.jobs:
         grid, results = Grid.of(jobs, chosen.seeds), folder / f"sweep-{jobs}"
-        yield measured(f"dry, {jobs} jobs", jobs, "sweep", *grid.arguments(results), "dry_run=true")
         written(grid, results, model)
         yield measured(f"finished, {jobs} jobs", jobs, "sweep", *grid.arguments(results))
         yield measured(f"locking, {jobs} folders", jobs, "locked", str(results))
         yield measured(f"final table, {jobs} jobs", jobs, "table", str(results))
+        yield measured(f"dry, {jobs} jobs", jobs, "sweep", *grid.arguments(results), "dry_run=true")
 
 
 def reports(chosen: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
@@ -110,8 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows += sweeps(chosen, folder) if chosen.jobs else ()
         rows += reports(chosen, folder) if chosen.runs else ()
         rows += [trained(chosen.train, folder)] if chosen.train else []
-    settings = {name: getattr(chosen, name) for name in ("jobs", "runs", "seeds", "train")}
-    write_result(chosen, {"settings": settings, "rows": rows, "ratios": linearity(rows)}, FIGURES)
+        settings = {name: getattr(chosen, name) for name in ("jobs", "runs", "seeds", "train")}
+        write_result(chosen, {"settings": settings, "rows": rows, "ratios": linearity(rows)}, FIGURES)
 
 
 if __name__ == "__main__":

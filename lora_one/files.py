@@ -36,15 +36,15 @@ def write_whole(path: Path, text: str) -> None:
         raise
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path, having: str = "") -> list[dict[str, Any]]:
     """Return the objects of a file of JSON lines, [] without a file.
 
-    An incomplete last line, which a crash may leave, is left out.
+    An incomplete last line, which a crash may leave, is left out.  having: only lines with this text are parsed.
     """
     lines = path.read_text().splitlines() if path.exists() else []
     if lines and not lines[-1].endswith("}"):
         lines.pop()
-    return [json.loads(line) for line in lines]
+    return [json.loads(line) for line in lines if having in line]
 
 
 def folder_name(name: str) -> str:

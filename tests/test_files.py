@@ -7,7 +7,7 @@ import pytest
 
 from lora_one import files
 from lora_one.errors import RunError
-from lora_one.files import whole_files, whole_folder, write_json
+from lora_one.files import read_lines, whole_files, whole_folder, write_json
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path):
@@ -17,6 +17,13 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
         write_json(file, {"a": object()})
     assert json.loads(file.read_text()) == {"a": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_lines_are_chosen_by_their_text_and_an_incomplete_last_one_is_left_out(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"a": 1}\n{"b": 2}\n{"a": 3}\n{"a"')
+    assert read_lines(file) == [{"a": 1}, {"b": 2}, {"a": 3}] and read_lines(file, '"a"') == [{"a": 1}, {"a": 3}]
+    assert read_lines(tmp_path / "none") == []
 
 
 def old_folder(tmp_path):

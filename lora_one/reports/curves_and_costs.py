@@ -28,8 +28,8 @@ def learning_rates(results: Results) -> Iterator[Section]:
 def tuning(results: Results, method: str) -> figures.Tuning | None:
     """Return a method's learning rates with the lowest mean loss over the seeds at each; None: it has none."""
     losses: dict[float, dict[str, list[float]]] = {}
-    for run in results.runs:
-        if (run.method, run.stage) == (method, "tuning") and RATE in run.point:
+    for run in results.by_stage.get((method, "tuning"), ()):
+        if RATE in run.point:
             others = str([value for key, value in run.point.items() if key != RATE])
             value = inf if run.error is not None or run.validation_loss is None else run.validation_loss
             losses.setdefault(run.point[RATE], {}).setdefault(others, []).append(value)

@@ -48,8 +48,9 @@ def compared(values: Sequence[Any]) -> tuple[str, str]:
 
 def by_seed(runs: Sequence[Run], name: str) -> tuple[str, str]:
     """Return the values of the seeds, and whether all methods have the same one at each."""
-    seeds = sorted({run.seed for run in runs})
-    found = {seed: {getattr(run, name) for run in runs if run.seed == seed} for seed in seeds}
+    found: dict[int, set[Any]] = {}
+    for run in sorted(runs, key=lambda run: run.seed):
+        found.setdefault(run.seed, set()).add(getattr(run, name))
     every = sorted({value for values in found.values() for value in values if value is not None})
     if not every:
         return "-", "-"

@@ -1,6 +1,6 @@
 """What a comparison shows against its baseline: verdicts from the seeds, and tests over the questions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,12 +19,20 @@ LOSSES = {LOSS: "test_loss", VALIDATION: "validation_loss"}  # figure -> field o
 Key = TypeVar("Key")
 
 
-def findings(runs: Sequence[Run], baseline: str, evaluations: Sequence[str], loss: str = LOSS) -> list[dict[str, Any]]:
+def findings(
+    runs: Sequence[Run],
+    baseline: str,
+    evaluations: Sequence[str],
+    loss: str = LOSS,
+    answered: Collection[str] | None = None,
+) -> list[dict[str, Any]]:
     """Return the findings of each figure: the evaluations, then the loss.
 
     Each has ``figure``, ``verdicts`` (one for each method but the baseline) and, for an evaluation, ``questions``.
+    answered: the methods whose answers are compared; None: all.
     """
     found = []
+    asked = runs if answered is None else [run for run in runs if run.method in answered]
     for figure in (*evaluations, loss):
         values = by_seed(runs, figure)
         if baseline in values:
@@ -32,7 +40,7 @@ def findings(runs: Sequence[Run], baseline: str, evaluations: Sequence[str], los
             part = {"figure": figure, "verdicts": [asdict(verdict) for verdict in judged]}
             part["questions"] = []
             try:
-                part["questions"] = questions(runs, baseline, figure) if figure in evaluations else []
+                part["questions"] = questions(asked, baseline, figure) if figure in evaluations else []
             except UsageError as error:  # the runs are finished, and their results must not be lost
                 part["untested"] = str(error)
             found.append(part)
@@ -43,8 +51,9 @@ def unit_of(runs: Sequence[Run], figure: str) -> Unit:
     """Return the unit of a figure: nats of a loss; of an evaluation, the unit that is part of its scores."""
     if figure in LOSSES:
         return NATS
-    units = [run.scores[figure]["unit"] for run in runs if "unit" in run.scores.get(figure, {})]
-    return Unit(**units[0]) if units else POINTS
+    units = (run.scores[figure]["unit"] for run in runs if "unit" in run.scores.get(figure, {}))
+    unit = next(units, None)
+    return POINTS if unit is None else Unit(**unit)
 
 
 def by_seed(runs: Sequence[Run], figure: str, stage: str = "final") -> dict[str, dict[int, float]]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
@@ -13,9 +13,8 @@ Record = dict[str, Any]
 NOT_DATA = {"path", "cache"}  # keys of a data set's configuration that do not choose examples; path: see its hash
 
 
-def measurements(folder: RunFolder) -> dict[str, Any]:
-    """Return the fields of ``compare.Run`` that a finished run measured itself."""
-    record = folder.read()
+def measurements(folder: RunFolder, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of ``compare.Run`` that a finished run measured itself. record: its run.json."""
     final, start, train = record["evaluation"].get("final", {}), record["init"], record["train"]
     return {
         "validation_loss": final.get("eval_loss"),
@@ -27,7 +26,7 @@ def measurements(folder: RunFolder) -> dict[str, Any]:
         "peak_memory_bytes": record.get("peak_memory_bytes"),
         "git_commit": record["provenance"]["git_commit"],
         "warnings": tuple(start.get("warnings", ())),
-        "history": tuple(history(read_lines(folder.metrics))),
+        "history": tuple(history(read_lines(folder.metrics, "eval_loss"))),
         "start": start_figures(start),
         "adapters": adapter_figures(read_lines(folder.path / "diagnostics.jsonl")),
         "identity": identity(record),

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from lora_one.files import folder_name, write_whole
+from lora_one.reports.compare import as_csv
 from lora_one.reports.figures import Drawing
 from lora_one.reports.results import Results, Section, Table
-from lora_one.reports.sections import RESULTS, VERDICTS, sections
+from lora_one.reports.sections import RESULTS, sections, short_sections
 from lora_one.reports.table import markdown
 
 FORMATS = ("md", "html", "tex")
@@ -39,6 +40,7 @@ class Part:
 def write_report(title: str, records: Mapping[str, Mapping[str, Any]], output: Path) -> Path:
     """Write report.html, report.md, report.tex and figures/ to ``output``; return the path of report.md.
 
+    If the report leaves methods out, the rows of all are written to [<task>-]methods.csv.
     records: name of a task -> its comparison.json, or "" -> that of a file without tasks.
     Raises OSError: the folder cannot be written.
     """
@@ -49,6 +51,9 @@ def write_report(title: str, records: Mapping[str, Mapping[str, Any]], output: P
     for part in parts:
         for drawing in (drawn for section in part.sections for drawn in section.drawings):
             write_drawing(drawing, output / "figures")
+    for name, record in records.items():
+        if Results(record).omitted:
+            write_whole(output / f"{name and folder_name(name) + '-'}methods.csv", as_csv(with_outcomes(record)))
     summary = overview(records) if len(records) > 1 else None
     for suffix in FORMATS:
         text = environment(suffix).get_template(f"report.{suffix}.j2").render(title=title, parts=parts, summary=summary)
@@ -74,6 +79,16 @@ def write_drawing(drawing: Drawing, folder: Path) -> None:
     (folder / f"{drawing.name}.png").write_bytes(drawing.png())
 
 
+def with_outcomes(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of all methods with the verdict on each figure."""
+    rows = [dict(row) for row in record["rows"]]
+    for part in record["findings"]:
+        outcomes = {verdict["method"]: verdict["outcome"] for verdict in part["verdicts"]}
+        for row in rows:
+            row[f"verdict on {part['figure']}"] = outcomes.get(row["method"])
+    return rows
+
+
 def overview(records: Mapping[str, Mapping[str, Any]]) -> Section:
     """Return the main figure of every method and task, with the verdict on it."""
     results = {name: Results(record) for name, record in records.items()}
@@ -90,11 +105,10 @@ def overview(records: Mapping[str, Mapping[str, Any]]) -> Section:
 def printed(record: Mapping[str, Any]) -> str:
     """Return the main table of a comparison with its notes, and the verdicts, for the terminal."""
     lines = []
-    for section in sections(record):
-        if section.title == RESULTS or section.title.startswith(VERDICTS):
-            heading = [section.title, ""] if section.title != RESULTS else [f"{record['title']}", ""]
-            table = [markdown(section.table), ""] if section.table else []
-            lines += [*heading, *table, *(f"- {item}" for item in section.items), ""]
+    for section in short_sections(record):
+        heading = [section.title, ""] if section.title != RESULTS else [f"{record['title']}", ""]
+        table = [markdown(section.table), ""] if section.table else []
+        lines += [*heading, *table, *(f"- {item}" for item in section.items), ""]
     return "\n".join(lines)
 
 

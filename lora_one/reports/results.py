@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import mean, stdev
 from typing import Any
 
 from lora_one.reports.compare import Run
 from lora_one.reports.figures import Drawing, looks_of
-from lora_one.reports.findings import LOSS, VALIDATION, by_seed, unit_of
+from lora_one.reports.findings import by_seed, unit_of
+from lora_one.reports.shown import main_figure, shown_methods
 from lora_one.statistics.units import NATS, Unit
 from lora_one.statistics.verdicts import BETTER, WORSE
 
@@ -31,15 +33,24 @@ class Section:
 
 
 class Results:
-    """The record of a comparison, as the sections read it."""
+    """The record of a comparison, as the sections read it.
+
+    rows, methods: those that the report shows.  runs: of all methods.  by_stage: of each method and stage, in order.
+    """
 
     def __init__(self, record: Mapping[str, Any]):
         self.record = record
         self.runs = [Run(**run) for run in record["runs"]]
         self.evaluations = list(record["comparison"]["evaluations"])
         self.baseline = record["comparison"]["baseline"]
-        self.rows = record["rows"]
-        self.methods = [row["method"] for row in self.rows]
+        self.by_stage: dict[tuple[str, str], list[Run]] = {}
+        for run in self.runs:
+            self.by_stage.setdefault((run.method, run.stage), []).append(run)
+        self.figure = main_figure(self.runs, self.evaluations)
+        every = [row["method"] for row in record["rows"]]
+        self.methods = shown_methods(self.runs, every, self.figure, self.baseline)
+        self.rows = [row for row in record["rows"] if row["method"] in self.methods]
+        self.units: dict[str, Unit] = {}
         self.looks = looks_of(self.methods)
         self.keys = list(dict.fromkeys(key for run in self.runs for key in run.point))
         published = record["comparison"].get("published") or {"source": "", "values": {}}
@@ -47,17 +58,18 @@ class Results:
 
     def of(self, method: str, stage: str) -> list[Run]:
         """Return the finished runs of a method in a stage."""
-        return [run for run in self.runs if (run.method, run.stage, run.error) == (method, stage, None)]
+        return [run for run in self.by_stage.get((method, stage), ()) if run.error is None]
 
     @property
-    def figure(self) -> str:
-        """Return the main figure: the first evaluation, else the test loss, else the validation loss."""
-        measured = [name for name in (*self.evaluations, LOSS, VALIDATION) if by_seed(self.runs, name)]
-        return measured[0] if measured else LOSS
+    def omitted(self) -> int:
+        """Return the number of methods that are not shown."""
+        return len(self.record["rows"]) - len(self.rows)
 
     def unit(self, figure: str) -> Unit:
         """Return the unit of a figure."""
-        return unit_of(self.runs, figure)
+        if figure not in self.units:
+            self.units[figure] = unit_of(self.runs, figure)
+        return self.units[figure]
 
     def titled(self, figure: str) -> str:
         """Return the name of a figure with the unit of its values."""
@@ -79,7 +91,7 @@ class Results:
         """Return the published value of a method and an evaluation as text, "-" if there is none."""
         return str(self.published.get(figure, {}).get(method, "-"))
 
-    @property
+    @cached_property
     def outcomes(self) -> dict[str, str]:
         """Return the verdict on each method for the main figure; {} without a baseline."""
         for part in self.record["findings"]:

@@ -1,7 +1,8 @@
 """The record of the runs in a results folder, in the form of a comparison's, so that the same report is made of it."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,26 @@ from lora_one.errors import UsageError, nearest
 from lora_one.records.folder import RunFolder
 from lora_one.reports.compare import RATE, Run, method_row
 from lora_one.reports.findings import VALIDATION, findings
-from lora_one.reports.measurements import measurements
+from lora_one.reports.measurements import Record, measurements
 from lora_one.reports.scores import score_in
+from lora_one.reports.shown import main_figure, shown_methods
 
 ACCURACY = "validation accuracy"
-NOT_SHOWN = {
-    "seed",
-    "results_dir",
-    "overwrite",
-    "process_timeout_s",
-}  # configuration keys that do not distinguish methods
+# Keys of a configuration that do not distinguish methods. Those of a dry run are the same in all finished runs
+NOT_SHOWN = {"seed", "results_dir", "overwrite", "process_timeout_s"}
+
+
+@dataclass
+class Task:
+    """The runs of a folder <project>_<dataset>, and the configuration of each method by <group>.<key>."""
+
+    runs: list[Run] = field(default_factory=list)
+    configs: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def add(self, run: Run, config: Mapping[str, Any]) -> None:
+        self.runs.append(run)
+        if run.error is None:
+            self.configs[run.method] = entries(config)
 
 
 def records_of_runs(results: Path, baseline: str | None = None) -> dict[str, dict[str, Any]]:
@@ -28,17 +39,18 @@ def records_of_runs(results: Path, baseline: str | None = None) -> dict[str, dic
     A method is a configuration: the folder that contains its seeds.  baseline: such a folder's name, or its beginning.
     Raises UsageError: there is no run, or no configuration of this name.
     """
-    tasks: dict[str, list[Run]] = {}
-    for folder in folders(results):
-        task = folder.path.parent.parent
-        name = task.name if task.parent == results.resolve() else str(task)
-        tasks.setdefault(name, []).append(run_of(folder))
+    tasks: dict[str, Task] = {}
+    root = results.resolve()
+    for folder, record in ended(root):
+        place = folder.path.parent.parent
+        name = place.name if place.parent == root else str(place)
+        tasks.setdefault(name, Task()).add(run_of(folder, record), record.get("config") or {})
     if not tasks:
         raise UsageError(
             f"{results} contains no run: pass the results_dir of runs, or the folder of a comparison (with "
             "comparison.json)"
         )
-    methods = dict.fromkeys(run.method for runs in tasks.values() for run in runs)
+    methods = dict.fromkeys(run.method for task in tasks.values() for run in task.runs)
     meant = [method for method in methods if baseline and method.startswith(baseline)]
     if baseline is not None and not meant:
         raise UsageError(f"--baseline={baseline} is not a configuration of {results}; {nearest(baseline, methods)}")
@@ -47,34 +59,35 @@ def records_of_runs(results: Path, baseline: str | None = None) -> dict[str, dic
             f"--baseline={baseline} begins the names of several configurations: pass one of {', '.join(meant)}"
         )
     named = {"": next(iter(tasks.values()))} if len(tasks) == 1 else tasks
-    return {
-        task: record_of(task or f"Runs in {results.resolve().name}", runs, baseline) for task, runs in named.items()
-    }
+    return {name: record_of(name or f"Runs in {root.name}", task, baseline) for name, task in named.items()}
 
 
-def folders(results: Path) -> Iterator[RunFolder]:
-    """Yield the folders of all runs that have ended, by path."""
-    for file in sorted(results.rglob("run.json")):
-        folder = RunFolder(file.parent.resolve())
-        if folder.read().get("status") in ("finished", "failed"):
-            yield folder
+def ended(root: Path) -> Iterator[tuple[RunFolder, Record]]:
+    """Yield the folders of all runs that have ended, by path, with the content of run.json. root: absolute."""
+    for path in sorted(Path(path) for path, _, files in os.walk(root) if "run.json" in files):
+        folder = RunFolder(path)
+        record = folder.read()
+        if record.get("status") in ("finished", "failed"):
+            yield folder, record
 
 
-def run_of(folder: RunFolder) -> Run:
-    """Return a run with its measurements, or with its error."""
-    record = folder.read()
+def run_of(folder: RunFolder, record: Record) -> Run:
+    """Return a run with its measurements, or with its error. record: its run.json."""
     config = record.get("config") or {}
     seed = config.get("seed", int(folder.path.name) if folder.path.name.isdigit() else 0)
     point = {RATE: config["model"]["learning_rate"]} if config else {}
     method = folder.path.parent.name
     if record["status"] == "failed":
         return Run(method, "final", point, seed, str(folder.path), record.get("error") or "no reason is known")
-    found = measurements(folder)
+    found = measurements(folder, record)
     return Run(method, "final", point, seed, str(folder.path), scores=scores_of(folder, record), **found)
 
 
 def scores_of(folder: RunFolder, record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the scores of a run: the accuracy of its validation, and the first metric of each evaluation in eval/."""
+    """Return the scores of a run: the accuracy of its validation, and the first metric of each evaluation in eval/.
+
+    Answers are not read, see ``add_answers``.
+    """
     found = {}
     final = record["evaluation"].get("final", {})
     if final.get("eval_accuracy") is not None:
@@ -82,14 +95,18 @@ def scores_of(folder: RunFolder, record: Mapping[str, Any]) -> dict[str, dict[st
     for file in sorted((folder.path / "eval").rglob("metrics.json")):
         name = str(file.parent.relative_to(folder.path / "eval"))
         if not name.startswith("loss-"):
-            found[name] = score_in(file.parent)
+            found[name] = score_in(file.parent, with_answers=False)
     return found
 
 
-def differences(runs: Sequence[Run]) -> dict[str, str]:
+def add_answers(run: Run) -> None:
+    """Add the files with the answers of a run's evaluations to its scores."""
+    for name in run.scores.keys() - {ACCURACY}:
+        run.scores[name] |= score_in(Path(run.path) / "eval" / name)
+
+
+def differences(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Return for each method the configuration keys whose values differ between methods, as text."""
-    finished = [run for run in runs if run.error is None]
-    configs = {run.method: entries(RunFolder(Path(run.path)).read()["config"]) for run in finished}
     keys = dict.fromkeys(key for config in configs.values() for key in config if key not in NOT_SHOWN)
     shown = [key for key in keys if len({str(config.get(key)) for config in configs.values()}) > 1]
     return {
@@ -106,19 +123,17 @@ def entries(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def record_of(title: str, runs: Sequence[Run], baseline: str | None) -> dict[str, Any]:
-    """Return the record of a task."""
-    methods = list(dict.fromkeys(run.method for run in runs))
-    evaluations = list(dict.fromkeys(name for run in runs for name in run.scores))
-    against = next((method for method in methods if baseline and method.startswith(baseline)), None)
-    against = baseline if baseline in methods else against
-    rows, differing = [], differences(runs)
-    for method in methods:
-        own = [run for run in runs if run.method == method]
-        point = next((run.point for run in own if run.point), {})
-        rows.append(method_row(method, own, point, [point], None, evaluations) | {"edge": ""})
-        rows[-1]["note"] = "; ".join(filter(None, [differing.get(method, ""), rows[-1]["note"]]))
-    versions = next((run.identity["versions"] for run in runs if run.identity), {})
+def record_of(title: str, task: Task, baseline: str | None) -> Record:
+    """Return the record of a task. Answers to questions are read and compared for the methods that a report shows."""
+    of_method: dict[str, list[Run]] = {}
+    for run in task.runs:
+        of_method.setdefault(run.method, []).append(run)
+    evaluations = list(dict.fromkeys(name for run in task.runs for name in run.scores))
+    against = next((method for method in of_method if baseline and method.startswith(baseline)), None)
+    against = baseline if baseline in of_method else against
+    differing = differences(task.configs)
+    rows = [row_of(method, runs, evaluations, differing.get(method, "")) for method, runs in of_method.items()]
+    versions = next((run.identity["versions"] for run in task.runs if run.identity), {})
     return {
         "title": title,
         "command": None,
@@ -127,6 +142,22 @@ def record_of(title: str, runs: Sequence[Run], baseline: str | None) -> dict[str
         "versions": versions,
         "comparison": {"evaluations": {name: {} for name in evaluations}, "baseline": against},
         "rows": rows,
-        "findings": findings(runs, against, evaluations, VALIDATION) if against else [],
-        "runs": [asdict(run) for run in runs],
+        "findings": tested(of_method, against, evaluations) if against else [],
+        "runs": [vars(run) for run in task.runs],
     }
+
+
+def row_of(method: str, runs: Sequence[Run], evaluations: Sequence[str], differing: str) -> dict[str, Any]:
+    """Return the row of a configuration, with what distinguishes it in its note."""
+    point = next((run.point for run in runs if run.point), {})
+    row = method_row(method, runs, point, [point], None, evaluations) | {"edge": ""}
+    return row | {"note": "; ".join(filter(None, [differing, row["note"]]))}
+
+
+def tested(of_method: Mapping[str, list[Run]], baseline: str, evaluations: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the findings of a task against one of its methods."""
+    runs = [run for own in of_method.values() for run in own]
+    shown = shown_methods(runs, list(of_method), main_figure(runs, evaluations), baseline)
+    for run in (run for method in shown for run in of_method[method]):
+        add_answers(run)
+    return findings(runs, baseline, evaluations, VALIDATION, answered=shown)

@@ -12,12 +12,13 @@ from lora_one.statistics.units import POINTS, unit_in
 COUNTS = {"answers": "total", "unparsed": "unparsed", "cut": "cut_off"}  # of a score -> of metrics.json
 
 
-def score_in(folder: Path, metric: str | None = None) -> dict[str, Any]:
+def score_in(folder: Path, metric: str | None = None, *, with_answers: bool = True) -> dict[str, Any]:
     """Return one metric of an evaluation: value, metric, unit (the fields of ``Unit``), and facts about the answers.
 
     metric: None: the first one.  predictions: path of the file with the answers; None: there is none, or the metric is
     not the share of answers for which one of their fields is true.  field: the name of that field.
     answers: their number; unparsed, cut: of those without a readable answer, and ended by the limit of new tokens.
+    with_answers: False: the file with the answers, which may be large, is not read; predictions and field are None.
     Raises UsageError: the evaluation has no such metric.
     """
     report = json.loads((folder / "metrics.json").read_text())
@@ -26,7 +27,7 @@ def score_in(folder: Path, metric: str | None = None) -> dict[str, Any]:
     if metric not in metrics:
         raise UsageError(f"{report['task']} reports no metric {metric}; {nearest(metric, metrics)}")
     unit, predictions = unit_in(report, metric), folder / "predictions.jsonl"
-    field = field_of(predictions, metrics[metric], metric) if unit == POINTS else None
+    field = field_of(predictions, metrics[metric], metric) if with_answers and unit == POINTS else None
     found = {"value": metrics[metric], "metric": metric, "unit": asdict(unit)}
     found |= {"predictions": str(predictions) if field else None, "field": field}
     return found | {name: counts.get(key) for name, key in COUNTS.items()}

@@ -3,7 +3,7 @@
 The record is the content of comparison.json, see ``record.comparison_record``.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lora_one.reports import figures
@@ -16,12 +16,23 @@ from lora_one.reports.results import Results, Section, spread
 from lora_one.statistics.units import NATS
 
 RESULTS, VERDICTS = "Results", "Verdicts"
+Maker = Callable[[Results], Iterator[Section]]
 
 
 def sections(record: Mapping[str, Any]) -> list[Section]:
     """Return the sections that the record has data for, in the order of the report."""
+    return made(PARTS, record)
+
+
+def short_sections(record: Mapping[str, Any]) -> list[Section]:
+    """Return the main table and the verdicts."""
+    return made((table, verdicts), record)
+
+
+def made(parts: Sequence[Maker], record: Mapping[str, Any]) -> list[Section]:
+    """Return the sections of these parts that the record has data for."""
     results = Results(record)
-    return [section for part in PARTS for section in part(results) if section.items or section.table or section.text]
+    return [section for part in parts for section in part(results) if section.items or section.table or section.text]
 
 
 def verdicts(results: Results) -> Iterator[Section]:
@@ -38,7 +49,7 @@ def verdicts(results: Results) -> Iterator[Section]:
                 verdict["test"]["interval"] and tuple(unit.scale * end for end in verdict["test"]["interval"]),
             )
             for verdict in part["verdicts"]
-            if verdict["test"] is not None
+            if verdict["test"] is not None and verdict["method"] in results.methods
         ]
         caption = f"{part['figure']}: paired differences to {results.baseline}; dots are seeds, lines 95 % intervals."
         drawn = [
@@ -46,7 +57,7 @@ def verdicts(results: Results) -> Iterator[Section]:
                 f"differences-{number + 1}", caption, figures.forest(rows, results.baseline, unit.name, results.looks)
             )
         ]
-        sentences = [verdict["sentence"] for verdict in part["verdicts"]]
+        sentences = [verdict["sentence"] for verdict in part["verdicts"] if verdict["method"] in results.methods]
         yield Section(f"{VERDICTS}: {part['figure']}", items=sentences, drawings=drawn if rows else ())
 
 
@@ -74,12 +85,25 @@ def table(results: Results) -> Iterator[Section]:
         line += [unit_cell(row.get(f"{name}_mean"), row.get(f"{name}_sd"), NATS) for name in losses.values()]
         lines.append(line + [found.get(row["method"], "-")] * bool(found))
     notes = [f"{row['method']}: {' '.join(row['note'].split())}" for row in results.rows if row["note"]]
-    text = [*protocol(results), "Mean +- sample standard deviation over the seeds."]
+    text = [*protocol(results), *left_out(results), "Mean +- sample standard deviation over the seeds."]
     if any(row.get("edge") for row in results.rows):
         text[-1] += " (lowest), (highest), (only): place in the values tried."
     if results.published:
         text.append(f"Published: {results.source}")
     yield Section(RESULTS, text, notes, lines)
+
+
+def left_out(results: Results) -> list[str]:
+    """Return which methods the report leaves out, [] if it shows all."""
+    if not results.omitted:
+        return []
+    every = f"{len(results.methods) + results.omitted:,}"
+    kept = ", the baseline among them" if results.baseline in results.methods else ""
+    return [
+        f"Shown are the best {len(results.methods)} of {every} methods by mean {results.figure}{kept}; all are in the "
+        "file methods.csv. Failures, and what is the same for every method, are those of all runs; p values are "
+        "corrected for all methods."
+    ]
 
 
 def protocol(results: Results) -> list[str]:
@@ -100,11 +124,12 @@ def protocol(results: Results) -> list[str]:
 def questions(results: Results) -> Iterator[Section]:
     """Yield the tests over the questions of each evaluation."""
     for part in results.record["findings"]:
-        if part["questions"]:
+        entries = [entry for entry in part["questions"] if entry["method"] in results.methods]
+        if entries:
             yield Section(
                 f"The trained models on the questions: {part['figure']}",
                 ["Shares of correct answers of these trained models; this is no statement about the methods."],
-                [f"{question_sentence(entry, results.baseline)}." for entry in part["questions"]],
+                [f"{question_sentence(entry, results.baseline)}." for entry in entries],
                 folded=True,
             )
         elif part.get("untested"):
@@ -186,13 +211,13 @@ def provenance(results: Results) -> Iterator[Section]:
             lines.append(["test examples that are also training or validation examples", f"{counts['seen']}: {reason}"])
     yield Section("Origin", table=lines)
     runs = [["method", "stage", *results.keys, "seed", "folder"]]
-    for run in results.runs:
+    for run in (run for run in results.runs if run.method in results.methods):
         values = [value_text(run.point[key]) if key in run.point else "-" for key in results.keys]
         runs.append([run.method, run.stage, *values, str(run.seed), run.path or "-"])
     yield Section("Runs", table=runs, folded=True)
 
 
-PARTS: tuple[Callable[[Results], Iterator[Section]], ...] = (
+PARTS: tuple[Maker, ...] = (
     table,
     verdicts,
     steps,

@@ -148,5 +148,5 @@ def broken(job: Job, error: str) -> Run:
 
 def finished(job: Job, **of_test_data: Any) -> Run:
     """Return a finished run with its measurements. of_test_data: the fields that ``Measures`` returns."""
-    found = measurements(job.folder)
+    found = measurements(job.folder, job.folder.read())
     return Run(job.method, job.stage, job.point, job.seed, str(job.folder.path), **found, **of_test_data)

@@ -4,11 +4,9 @@ import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from types import SimpleNamespace
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
-from hydra.core import utils
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
@@ -21,22 +19,17 @@ def choices_composed_once() -> Iterator[None]:
     Hydra composes every job twice: all of them before the first one starts, and each before it runs. The files and
     their merge depend on the choices alone; the values of a job (``seed=1``) are then set in a copy.
     """
-    original, copied, compositions = ConfigLoaderImpl.load_sweep_config, utils.copy, Compositions()
+    original, compositions = ConfigLoaderImpl.load_sweep_config, Compositions()
 
     def load(loader: ConfigLoaderImpl, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
         found = compositions.composed(loader, master_config, sweep_overrides, original)
         return original(loader, master_config, sweep_overrides) if found is None else found
 
-    ConfigLoaderImpl.load_sweep_config, utils.copy = load, SimpleNamespace(deepcopy=copy_of)
+    ConfigLoaderImpl.load_sweep_config = load
     try:
         yield
     finally:
-        ConfigLoaderImpl.load_sweep_config, utils.copy = original, copied
-
-
-def copy_of(config: Any) -> Any:
-    """Return a deep copy. Hydra makes two for each job; by pickling they take a third of the time of copy.deepcopy."""
-    return pickle.loads(pickle.dumps(config))
+        ConfigLoaderImpl.load_sweep_config = original
 
 
 class Compositions:

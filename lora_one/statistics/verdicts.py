@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from lora_one.statistics.seeds import MIN_SEEDS, SeedTest, detectable, interval, paired, seeds_for
 from lora_one.statistics.units import Unit
@@ -74,12 +75,22 @@ def limits(test: SeedTest, family: int, unit: Unit) -> str:
     """
     level = ALPHA / family
     excluded = max(map(abs, interval(test, 1 - level)))
-    smallest = detectable(test.sd, test.n, level)
-    needed = seeds_for(smallest / 2, test.sd, level)
+    in_sds, needed = reach(test.n, level)
+    smallest = in_sds * test.sd
     return (
         f"differences above {unit.text(excluded, '')} are excluded. {test.n} seeds find a true difference of "
         f"{unit.text(smallest, '')} in 8 of 10 comparisons; half of that needs {needed} seeds."
     )
+
+
+@cache
+def reach(n: int, level: float) -> tuple[float, int | None]:
+    """Return the true difference that n seeds find, in standard deviations, and the seeds that half of it needs.
+
+    The methods of a comparison mostly share n, and each power problem takes milliseconds.
+    """
+    smallest = detectable(1.0, n, level)
+    return smallest, seeds_for(smallest / 2, 1.0, level)
 
 
 def untested(method: str, baseline: str, test: SeedTest | None, unit: Unit) -> str:

@@ -1,6 +1,8 @@
 """A report on the runs of a results folder."""
 
 import json
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -85,6 +87,23 @@ def test_a_baseline_gives_verdicts_on_the_validation_loss_and_the_evaluations(re
     assert entry["questions"] == 100 and entry["difference"] == 0
     text = write_report("Runs", records, tmp_path / "report").read_text()
     assert "LoRA-b-22222222 is better than LoRA-a-11111111" in text and "test loss" not in text
+
+
+def test_answers_are_read_only_for_the_tests_against_a_baseline(results):
+    """Ten thousand runs have gigabytes of them."""
+    for file in results.rglob("predictions.jsonl"):
+        file.write_text("not JSON}")
+    (record,) = records_of_runs(results).values()
+    assert record["rows"][0]["gsm8k_mean"] == pytest.approx(0.6)
+    with pytest.raises(ValueError):
+        records_of_runs(results, "LoRA-a")
+
+
+def test_each_file_of_a_run_is_read_once(results, monkeypatch):
+    read, original = Counter(), Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda path: read.update([path.name]) or original(path))
+    records_of_runs(results)
+    assert read["run.json"] == 8 and read["metrics.jsonl"] == read["metrics.json"] == 6
 
 
 def test_each_data_set_is_a_task(results):

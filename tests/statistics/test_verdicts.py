@@ -8,9 +8,9 @@ from scipy import optimize, special, stats
 
 from lora_one.statistics import verdicts as module
 from lora_one.statistics.questions import bootstrap
-from lora_one.statistics.seeds import paired, power
+from lora_one.statistics.seeds import detectable, paired, power, seeds_for
 from lora_one.statistics.units import NATS, POINTS
-from lora_one.statistics.verdicts import holm, verdicts
+from lora_one.statistics.verdicts import holm, reach, verdicts
 
 BASE = {1: 0.50, 2: 0.52, 3: 0.51, 4: 0.49, 5: 0.50}
 
@@ -64,6 +64,15 @@ def test_a_lower_loss_is_better():
     losses = {"LoRA": BASE, "lower": plus(-0.10, -0.11, -0.09, -0.10, -0.12)}
     (found,) = verdicts(losses, "LoRA", NATS)
     assert found.outcome == "better" and "-0.1040 nats" in found.sentence
+
+
+@pytest.mark.parametrize("sd", [0.003, 2.5])
+@pytest.mark.parametrize(("n", "level"), [(3, 0.05), (10, 0.05 / 29)])
+def test_what_a_design_finds_is_proportional_to_the_noise(sd, n, level):
+    """So that it is computed once for all methods with as many seeds."""
+    in_sds, needed = reach(n, level)
+    smallest = detectable(sd, n, level)
+    assert sd * in_sds == pytest.approx(smallest) and needed == seeds_for(smallest / 2, sd, level)
 
 
 def difficulties(questions, share, spread=2.0):
