@@ -47,7 +47,7 @@ class StoredExamples(Sequence[Example]):
     """Examples of a memory-mapped table, in the order of ``places``.
 
     columns: those of SCHEMA.  content: sha256 of all fields that an encoding can read.  places: row of each example.
-    A slice is a view. Iteration reads TOGETHER examples at a time.
+    A slice is a view; its step must be positive. Iteration reads TOGETHER examples at a time.
     """
 
     def __init__(self, columns: pa.Table, content: str, places: Tensor | None = None):
@@ -60,7 +60,7 @@ class StoredExamples(Sequence[Example]):
 
     def __getitem__(self, index: int | slice) -> "Example | StoredExamples":
         if isinstance(index, slice):
-            return self.at(torch.arange(len(self))[index])
+            return StoredExamples(self.columns, self._content, self.places[index])
         return self._read([int(self.places[range(len(self))[index]])])[0]
 
     def __iter__(self) -> Iterator[Example]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from lora_one.datasets.instruct import PROMPT
-from lora_one.datasets.settings import DatasetConfig
+from lora_one.datasets.settings import StreamedConfig
 from lora_one.datasets.sources import each_row
 from lora_one.types import Example
 
@@ -11,9 +11,9 @@ SOURCE = ("m-a-p/CodeFeedback-Filtered-Instruction", None)
 FENCE = "```"
 
 
-def code_answers(config: DatasetConfig) -> Iterator[Example]:
+def code_answers(config: StreamedConfig) -> Iterator[Example]:
     """Yield the examples of all rows whose answer has a code block."""
-    for row in each_row(SOURCE, config.path, "train", ["query", "answer"]):
+    for row in each_row(SOURCE, config.path, "train", ["query", "answer"], first=config.rows):
         if FENCE in row["answer"]:
             yield Example(PROMPT.format(instruction=row["query"]), first_block(row["answer"]))
 

@@ -1,17 +1,11 @@
 """FLAN and FLAN v2: too large to download, so the first rows of the stream are read."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from lora_one.datasets.instruct import PROMPT
-from lora_one.datasets.settings import DatasetConfig
+from lora_one.datasets.settings import StreamedConfig
 from lora_one.datasets.sources import Hub, each_row
 from lora_one.types import Example
-
-
-@dataclass(frozen=True)
-class StreamedConfig(DatasetConfig):
-    rows: int  # number of rows to read from the start of the stream
 
 
 def flan(config: StreamedConfig) -> Iterator[Example]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from lora_one.datasets.settings import DatasetConfig
+from lora_one.datasets.settings import StreamedConfig
 from lora_one.datasets.sources import Hub, each_row
 from lora_one.types import Example
 
@@ -16,22 +16,22 @@ PROMPT_WITH_INPUT = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n#
 REFUSALS = ("sorry", "as an ai")
 
 
-def alpaca(config: DatasetConfig) -> Iterator[Example]:
+def alpaca(config: StreamedConfig) -> Iterator[Example]:
     return alpaca_rows(("yahma/alpaca-cleaned", None), config)
 
 
-def alpaca_gpt4(config: DatasetConfig) -> Iterator[Example]:
+def alpaca_gpt4(config: StreamedConfig) -> Iterator[Example]:
     return alpaca_rows(("vicgalle/alpaca-gpt4", None), config)
 
 
-def alpaca_rows(hub: Hub, config: DatasetConfig) -> Iterator[Example]:
-    for row in each_row(hub, config.path, "train", ["instruction", "input", "output"]):
+def alpaca_rows(hub: Hub, config: StreamedConfig) -> Iterator[Example]:
+    for row in each_row(hub, config.path, "train", ["instruction", "input", "output"], first=config.rows):
         yield Example((PROMPT_WITH_INPUT if row["input"] else PROMPT).format(**row), row["output"])
 
 
-def wizard_lm(config: DatasetConfig) -> Iterator[Example]:
+def wizard_lm(config: StreamedConfig) -> Iterator[Example]:
     """Yield the rows whose answer is not a refusal."""
     hub = ("silk-road/Wizard-LM-Chinese-instruct-evol", None)
-    for row in each_row(hub, config.path, "train", ["instruction", "output"]):
+    for row in each_row(hub, config.path, "train", ["instruction", "output"], first=config.rows):
         if not any(word in row["output"].lower() for word in REFUSALS):
             yield Example(PROMPT.format(**row), row["output"])

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lora_one.datasets.gsm8k import PROMPT, gold_of
-from lora_one.datasets.settings import DatasetConfig
+from lora_one.datasets.settings import StreamedConfig
 from lora_one.datasets.sources import each_row
 from lora_one.types import Example
 
@@ -25,13 +25,13 @@ def any_example_of(row: dict[str, Any]) -> Example:
     return Example(PROMPT.format(question=row["query"]), response, gold_of(response))
 
 
-def gsm8k_part(config: DatasetConfig) -> Iterator[Example]:
-    for row in each_row(SOURCE, config.path, "train", ["query", "response", "type"]):
+def gsm8k_part(config: StreamedConfig) -> Iterator[Example]:
+    for row in each_row(SOURCE, config.path, "train", ["query", "response", "type"], first=config.rows):
         if (example := example_of(row)) is not None:
             yield example
 
 
-def whole(config: DatasetConfig) -> Iterator[Example]:
+def whole(config: StreamedConfig) -> Iterator[Example]:
     """Yield all rows, including those derived from MATH, whose responses have no ``####``."""
-    for row in each_row(SOURCE, config.path, "train", ["query", "response"]):
+    for row in each_row(SOURCE, config.path, "train", ["query", "response"], first=config.rows):
         yield any_example_of(row)

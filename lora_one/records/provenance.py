@@ -33,7 +33,7 @@ NOT_HASHED |= {
 NOT_HASHED |= {f"init.{key}" for key in ("cache", "memory")}
 NOT_HASHED |= {"dataset.accuracy_examples", "dataset.max_new_tokens", "dataset.answer", "dataset.cache"}
 # Newer keys and the value that changes nothing: with it, the hash is that of runs from before the key existed
-ADDED = {"dataset.train_on_inputs": False, "init.shuffle": None}
+ADDED = {"dataset.train_on_inputs": False, "dataset.rows": None, "init.shuffle": None}
 
 
 def source_fingerprint() -> str:
