@@ -49,7 +49,7 @@ def examples_of(chosen: argparse.Namespace) -> list[Any]:
         data_seed=0,
         rows=chosen.examples,
     )
-    return DATASETS[chosen.dataset].train(config)
+    return list(DATASETS[chosen.dataset].train(config))
 
 
 def measure(case: str, chosen: argparse.Namespace, folder: str) -> dict[str, Any]:

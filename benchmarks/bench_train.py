@@ -84,7 +84,7 @@ class Order(Sampler[int]):
         return self.count
 
     def __iter__(self) -> Iterator[int]:
-        yield from order_of(self.count, self.seed, self.epoch)
+        yield from order_of(self.count, self.seed, self.epoch).tolist()
         self.epoch += 1
 
 

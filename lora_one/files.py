@@ -1,10 +1,12 @@
-"""Write files and folders atomically: a reader sees the complete content or none."""
+"""Write files and folders atomically: a reader sees the complete content or none. The fingerprints of their content."""
 
 import errno
+import hashlib
 import json
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,9 @@ from typing import Any
 from safetensors import SafetensorError
 
 from lora_one.errors import RunError
+
+RECENT = 10.0  # seconds
+_digests: dict[tuple[str, int, int, int, int], str] = {}  # (path, inode, size, times of change) -> sha256
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -144,3 +149,37 @@ def full_disk(error: Exception) -> str | None:
 def whole_lines(text: str) -> str:
     """Return a text without its last line if that has no line break, as where a process was killed while writing."""
     return text[: text.rfind("\n") + 1]
+
+
+def fingerprint(path: Path, *, nested: bool = False) -> str:
+    """Return the sha256 of a file's content and suffixes, or of the names and contents of a folder's files.
+
+    Hidden files are left out. Subfolders are left out unless ``nested``: a run may write its results below the model.
+    """
+    single = path.is_file()
+    entries = [path] if single else path.rglob("*") if nested else path.iterdir()
+    files = sorted(p for p in entries if p.is_file() and (single or not p.name.startswith(".")))
+    total = hashlib.sha256()
+    for file in files:
+        content = content_digest(file)
+        # the suffixes of a single file decide how a table is read
+        name = "".join(file.suffixes) if single else file.relative_to(path).as_posix()
+        total.update(f"{name}\0{content}\n".encode())
+    return total.hexdigest()
+
+
+def content_digest(file: Path) -> str:
+    """Return the sha256 (hex) of a file's content, of an unchanged file without reading it again.
+
+    The jobs of a sweep have the same model and data, which take minutes to read if they are large. A file that was
+    changed in the last RECENT seconds is always read, because two changes at once may have the same time.
+    """
+    state = file.stat()
+    key = (str(file.absolute()), state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+    if key not in _digests:
+        with file.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if time.time() - max(state.st_mtime, state.st_ctime) < RECENT:
+            return found
+        _digests[key] = found
+    return _digests[key]

@@ -1,7 +1,9 @@
 """Files and folders are written completely or not at all."""
 
 import doctest
+import hashlib
 import json
+import os
 
 import pytest
 
@@ -88,3 +90,33 @@ def test_a_file_at_the_place_of_a_folder_stays(how, tmp_path):
 
 def test_doctests():
     assert doctest.testmod(files).failed == 0
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """The files that are hashed."""
+    files, original = [], hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, kind: files.append(file.name) or original(file, kind))
+    return files
+
+
+def test_an_unchanged_file_is_hashed_once(tmp_path, read, monkeypatch):
+    monkeypatch.setattr(files, "RECENT", 0)
+    (tmp_path / "weights").write_text("1" * 1000)
+    assert len({files.fingerprint(tmp_path) for _ in range(5)}) == 1 and len(read) == 1
+
+
+def test_a_file_that_has_just_been_written_is_always_hashed(tmp_path, read):
+    """A further change may have the same time."""
+    (tmp_path / "weights").write_text("1")
+    assert len({files.fingerprint(tmp_path) for _ in range(3)}) == 1 and len(read) == 3
+
+
+def test_a_changed_file_of_the_same_size_and_time_has_another_fingerprint(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "RECENT", 0)
+    file = tmp_path / "weights"
+    file.write_text("1")
+    before, times = files.fingerprint(tmp_path), file.stat()
+    file.write_text("2")
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert files.fingerprint(tmp_path) != before

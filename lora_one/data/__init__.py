@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from lora_one.data.contamination import without_questions
 from lora_one.data.encode import Encoded, Encoder
 from lora_one.data.encoded_cache import EncodedCache
+from lora_one.data.stored import chosen, training_examples
 from lora_one.datasets import DATASETS, labels_of
 from lora_one.datasets.settings import DatasetConfig
 from lora_one.distributed import Processes
@@ -30,8 +30,8 @@ class Splits:
 
     train: Sequence[Encoded]
     validation: Sequence[Encoded]
-    train_texts: list[Example]
-    validation_texts: list[Example]
+    train_texts: Sequence[Example]
+    validation_texts: Sequence[Example]
     counts: dict[str, Any]
 
 
@@ -44,16 +44,15 @@ def load_dataset(config: DatasetConfig, encoder: Encoder, max_length: int) -> Sp
     are those of the source's validation split, if it has one; a ``path`` to a single file has none.
     Raises RunError: no training example is left, before or after encoding.
     """
-    rows = DATASETS[config.name].train(config)
-    clean, contaminated = without_questions(rows, config.decontaminate)
-    examples, _ = prepared(clean, config, encoder)
-    found = len(rows)
+    read = training_examples(config)
+    examples, _ = prepared(read.examples, config, encoder)
+    found, contaminated, left = read.rows, read.contaminated, len(examples)
     train, validation = split(examples, config.train_size, config.validation_size)
     if not train:
         raise no_training_example(config, found, sum(contaminated.values()), len(validation))
     if has_own_validation(config):
-        validation, more = prepared(DATASETS[config.name].validation(config), config, encoder)
-        examples, found = [*examples, *validation], found + more
+        validation, more = prepared(list(DATASETS[config.name].validation(config)), config, encoder)
+        left, found = left + len(validation), found + more
     train = train[: config.max_train_samples]
     validation = validation[: config.max_eval_samples]
     kept = encoded_cache_for(config, encoder, max_length=max_length)
@@ -64,7 +63,7 @@ def load_dataset(config: DatasetConfig, encoder: Encoder, max_length: int) -> Sp
     counts = {
         "rows": found,
         "contaminated": contaminated,
-        "too_long": found - sum(contaminated.values()) - len(examples),
+        "too_long": found - sum(contaminated.values()) - left,
         "train": asdict(train_counts),
         "validation": asdict(validation_counts),
     }
@@ -119,9 +118,9 @@ def notes(config: DatasetConfig, counts: dict[str, Any], max_length: int) -> Ite
         )
 
 
-def read_examples(config: DatasetConfig, encoder: Encoder) -> tuple[list[Example], int]:
+def read_examples(config: DatasetConfig, encoder: Encoder) -> tuple[Sequence[Example], int]:
     """Return the training examples, ordered and filtered by length, and their number before the filter."""
-    return prepared(DATASETS[config.name].train(config), config, encoder)
+    return prepared(list(DATASETS[config.name].train(config)), config, encoder)
 
 
 def has_own_validation(config: DatasetConfig) -> bool:
@@ -130,21 +129,21 @@ def has_own_validation(config: DatasetConfig) -> bool:
     return DATASETS[config.name].validation is not None and config.validation_size is None and not single
 
 
-def prepared(examples: list[Example], config: DatasetConfig, encoder: Encoder) -> tuple[list[Example], int]:
+def prepared(examples: Sequence[Example], config: DatasetConfig, encoder: Encoder) -> tuple[Sequence[Example], int]:
     """Return the examples, ordered and filtered by length, and their number before the filter."""
     found = len(examples)
     if config.shuffle_seed is not None:
         order = torch.randperm(found, generator=generator_for(config.shuffle_seed, "order of the data"))
-        examples = [examples[i] for i in order.tolist()]
+        examples = chosen(examples, order)
     if config.max_tokens is not None:
         sizes = encoded_cache_for(config, encoder).measured(encoder.sizes, examples)
-        examples = [example for example, size in zip(examples, sizes, strict=True) if size < config.max_tokens]
+        examples = chosen(examples, (sizes < config.max_tokens).nonzero().flatten())
     return examples, found
 
 
 def split(
-    examples: list[Example], train_size: int | None, validation_size: float | None
-) -> tuple[list[Example], list[Example]]:
+    examples: Sequence[Example], train_size: int | None, validation_size: float | None
+) -> tuple[Sequence[Example], Sequence[Example]]:
     """Return the first examples for training and the next ones for validation; too few are split in proportion.
 
     validation_size: a number of examples, or below 1 a fraction of all.  train_size: None: all other examples.

@@ -7,9 +7,11 @@ to 12 words must occur as a whole, and a shorter one is not searched for, becaus
 that occurs in more than 10 questions is part of their format and is ignored.
 """
 
+import hashlib
+import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from lora_one.datasets.questions import evaluations_in, questions_of
@@ -60,22 +62,51 @@ def in_a_row(words: list[str], length: int) -> Iterable[tuple[str, ...]]:
     return zip(*(words[start:] for start in range(length)), strict=False)
 
 
-def without_questions(examples: list[Example], decontaminate: Any) -> tuple[list[Example], dict[str, int]]:
-    """Return the examples without an evaluation's question, in order, and the number removed for each evaluation.
+class Search:
+    """The search for the questions of evaluations in training rows.
 
-    decontaminate: the value of the configuration.  A row is counted once, for the first evaluation found in it.
+    decontaminate: the value of the configuration.  rows: number of rows of the last search.  removed: those with a
+    question, for each evaluation; a row is counted once, for the first evaluation found in it.
     Raises UsageError: a local file has no column of questions; RunError: a file cannot be read.
     """
-    dropped = {}
-    for evaluation in dict.fromkeys(evaluations_in(decontaminate)):
-        questions = Questions(list(questions_of(evaluation)))
-        clean = [example for example in examples if not questions.occur_in(f"{example.prompt}\n{example.response}")]
-        dropped[evaluation] = len(examples) - len(clean)
-        if Processes.current().rank == 0:
+
+    def __init__(self, decontaminate: Any):
+        self.questions: dict[Any, Questions] = {}
+        content = hashlib.sha256()
+        for evaluation in dict.fromkeys(evaluations_in(decontaminate)):
+            texts = list(questions_of(evaluation))
+            content.update(json.dumps(texts).encode() + b"\n")
+            self.questions[evaluation] = Questions(texts)
+        self.content = content.hexdigest()
+        self.rows, self.removed = 0, dict.fromkeys(self.questions, 0)
+
+    def clean(self, examples: Iterable[Example]) -> Iterator[Example]:
+        """Yield the examples without a question, in order, and count."""
+        self.rows, self.removed = 0, dict.fromkeys(self.questions, 0)
+        for example in examples:
+            self.rows += 1
+            text = f"{example.prompt}\n{example.response}"
+            found = next((name for name, questions in self.questions.items() if questions.occur_in(text)), None)
+            if found is None:
+                yield example
+            else:
+                self.removed[found] += 1
+
+    def report(self) -> None:
+        """Print how many rows were removed; only on the first process."""
+        rows = self.rows
+        for evaluation, questions in self.questions.items() if Processes.current().rank == 0 else ():
             short = f"; {questions.short} questions of fewer than {FEWEST} words were not searched for"
             print(
-                f"data: {dropped[evaluation]} of {len(examples)} training rows contain one of the {questions.count} "
+                f"data: {self.removed[evaluation]} of {rows} training rows contain one of the {questions.count} "
                 f"questions of {evaluation} and were removed{short if questions.short else ''}"
             )
-        examples = clean
-    return examples, dropped
+            rows -= self.removed[evaluation]
+
+
+def without_questions(examples: Iterable[Example], decontaminate: Any) -> tuple[list[Example], dict[str, int]]:
+    """Return the examples without an evaluation's question, and the number removed for each evaluation; see Search."""
+    search = Search(decontaminate)
+    clean = list(search.clean(examples))
+    search.report()
+    return clean, search.removed

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from lora_one.distributed import Processes
 from lora_one.seeding import generator_for
@@ -22,7 +23,7 @@ class MicroBatches:
     micro-batches, whose sizes differ by at most one; a size may be 0 if there are fewer examples than processes.
     """
 
-    lengths: Sequence[int]
+    lengths: Sequence[int] | Tensor
     global_size: int
     size: int
     processes: Processes
@@ -42,22 +43,22 @@ class MicroBatches:
         return -(-examples // (self.size * self.processes.count))
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = order_of(len(self.lengths), self.seed, self.epoch)
-        for start in range(0, len(order), self.global_size):
-            batch = sorted(order[start : start + self.global_size], key=lambda i: self.lengths[i], reverse=True)
+        lengths = torch.as_tensor(self.lengths)
+        for part in order_of(len(lengths), self.seed, self.epoch).split(self.global_size):
+            batch = part[lengths[part].argsort(descending=True, stable=True)].tolist()
             cuts = self.each(len(batch)) * self.processes.count
             for cut in range(self.processes.rank, cuts, self.processes.count):
                 yield batch[cut * len(batch) // cuts : (cut + 1) * len(batch) // cuts]
 
 
-def order_of(count: int, seed: int, epoch: int) -> list[int]:
-    """Return the order of one epoch, a permutation of range(count), independent for every seed and epoch."""
-    return torch.randperm(count, generator=generator_for(seed, f"order of epoch {epoch}")).tolist()
+def order_of(count: int, seed: int, epoch: int) -> Tensor:
+    """Return the order of one epoch, a permutation of range(count), int64, independent for every seed and epoch."""
+    return torch.randperm(count, generator=generator_for(seed, f"order of epoch {epoch}"))
 
 
-def fitting(order: Sequence[int], lengths: Sequence[int], tokens: int) -> Sequence[int]:
+def fitting(order: Sequence[int], lengths: Sequence[int] | Tensor, tokens: int) -> Sequence[int]:
     """Return the first examples of an order that have at most ``tokens`` tokens with padding; at least one example.
 
     order: descending in length, so the first example determines the padded length.
     """
-    return order[: max(1, tokens // lengths[order[0]])]
+    return order[: max(1, tokens // int(lengths[order[0]]))]

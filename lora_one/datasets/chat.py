@@ -1,10 +1,11 @@
 """Your own conversations: a column of a local file with the turns of each conversation."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from lora_one.datasets.own import LocalConfig
-from lora_one.datasets.sources import read_rows
+from lora_one.datasets.sources import each_row
 from lora_one.errors import UsageError
 from lora_one.types import Example
 
@@ -27,14 +28,15 @@ class ConversationConfig(LocalConfig):
             )
 
 
-def conversations(config: ConversationConfig) -> list[Example]:
-    """Return one example for each row; the encoding drops and counts those without an assistant's turn.
+def conversations(config: ConversationConfig) -> Iterator[Example]:
+    """Yield one example for each row; the encoding drops and counts those without an assistant's turn.
 
     Raises UsageError: a row is not a conversation of texts (the row is named).
     """
     column = config.messages
-    rows = read_rows(None, config.path, "train", [], nested=[column], other_names={column: SHAREGPT})
-    return [example_of(row[column], f"{config.path}, row {number}") for number, row in enumerate(rows, start=1)]
+    rows = each_row(None, config.path, "train", [], nested=[column], other_names={column: SHAREGPT})
+    for number, row in enumerate(rows, start=1):
+        yield example_of(row[column], f"{config.path}, row {number}")
 
 
 def example_of(messages: Any, where: str) -> Example:

@@ -1,6 +1,6 @@
 """The description of a data set: all facts about it in one object."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,15 +8,16 @@ from lora_one.datasets.classification import Task
 from lora_one.datasets.settings import DatasetConfig
 from lora_one.types import Example
 
-Rows = Callable[[Any], list[Example]]  # takes the settings of the data set
+Rows = Callable[[Any], Iterable[Example]]  # takes the settings of the data set
 
 
 @dataclass(frozen=True)
 class DataSet:
     """All facts about a data set that other modules need.
 
-    train: returns the training examples.  validation: returns the examples of the set's own validation split; None: it
-    has none, so validation examples are held out of the training split.  settings: the class of its settings.
+    train: returns the training examples, as a list or one by one.  validation: returns the examples of the set's own
+    validation split; None: it has none, so validation examples are held out of the training split.
+    settings: the class of its settings.
     labels: the words of the classes, by index; None: not a classification set. With labels, a generated answer is
     correct if it is the word of the example's class; without labels, if its final number is the right one.
     evaluation: the benchmark that scores a model trained on this data set, with its options; None: there is none.

@@ -3,11 +3,12 @@
 Responses are cut before "The answer is:"; those of the GSM8K part then end in ``#### <number>``.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from lora_one.datasets.gsm8k import PROMPT, gold_of
-from lora_one.datasets.settings import DatasetConfig
-from lora_one.datasets.sources import read_rows
+from lora_one.datasets.settings import StreamedConfig
+from lora_one.datasets.sources import each_row
 from lora_one.types import Example
 
 SOURCE = ("meta-math/MetaMathQA", None)
@@ -24,11 +25,13 @@ def any_example_of(row: dict[str, Any]) -> Example:
     return Example(PROMPT.format(question=row["query"]), response, gold_of(response))
 
 
-def gsm8k_part(config: DatasetConfig) -> list[Example]:
-    rows = read_rows(SOURCE, config.path, "train", ["query", "response", "type"])
-    return [example for row in rows if (example := example_of(row)) is not None]
+def gsm8k_part(config: StreamedConfig) -> Iterator[Example]:
+    for row in each_row(SOURCE, config.path, "train", ["query", "response", "type"], first=config.rows):
+        if (example := example_of(row)) is not None:
+            yield example
 
 
-def whole(config: DatasetConfig) -> list[Example]:
-    """Return all rows, including those derived from MATH, whose responses have no ``####``."""
-    return [any_example_of(row) for row in read_rows(SOURCE, config.path, "train", ["query", "response"])]
+def whole(config: StreamedConfig) -> Iterator[Example]:
+    """Yield all rows, including those derived from MATH, whose responses have no ``####``."""
+    for row in each_row(SOURCE, config.path, "train", ["query", "response"], first=config.rows):
+        yield any_example_of(row)

@@ -1,10 +1,11 @@
 """Your own data: two columns of a local file, named in the configuration."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lora_one.datasets.gsm8k import gold_of
 from lora_one.datasets.settings import DatasetConfig
-from lora_one.datasets.sources import read_rows
+from lora_one.datasets.sources import each_row
 from lora_one.errors import UsageError
 from lora_one.types import Example
 
@@ -26,15 +27,12 @@ class OwnDataConfig(LocalConfig):
     answer: str | None  # column of the gold answers; null = the text after #### in the response
 
 
-def own_rows(config: OwnDataConfig) -> list[Example]:
-    """Return the examples of all rows; the encoding drops and counts those with an empty prompt or response."""
+def own_rows(config: OwnDataConfig) -> Iterator[Example]:
+    """Yield the examples of all rows; the encoding drops and counts those with an empty prompt or response."""
     columns = [config.prompt, config.response, *([config.answer] if config.answer else [])]
-    rows = read_rows(None, config.path, "train", columns)
-    return [
-        Example(
+    for row in each_row(None, config.path, "train", columns):
+        yield Example(
             row[config.prompt],
             row[config.response],
             row[config.answer].strip() if config.answer else gold_of(row[config.response]),
         )
-        for row in rows
-    ]

@@ -25,3 +25,10 @@ class DatasetConfig:
 
     def check(self) -> None:
         """Check the rules of this data set. Raises UsageError: one is broken."""
+
+
+@dataclass(frozen=True)
+class StreamedConfig(DatasetConfig):
+    """The settings of a data set of the hub that can be streamed."""
+
+    rows: int | None  # first rows to read; from the hub they are streamed, without the rest; null = all

@@ -1,23 +1,27 @@
 """Read the rows of a split: from local files, with unchanged values, or from the hub by the datasets library."""
 
-import bz2
-import csv
-import gzip
 import json
-import lzma
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from textwrap import shorten
-from typing import Any, TextIO
+from typing import Any
 
+from lora_one.datasets.tables import FORMATS, TOGETHER, Table, format_of, read_table
 from lora_one.errors import RunError, UsageError
 
 Hub = tuple[str, str | None]  # id and configuration
-FORMATS = {"json": "json", "jsonl": "json", "csv": "csv", "tsv": "csv", "parquet": "parquet"}
 
 
 def read_rows(
+    hub: Hub | None, path: str | None, split: str, columns: Sequence[str], **options: Any
+) -> list[dict[str, Any]]:
+    """Return the rows of a split as a list; arguments and errors as ``each_row``."""
+    return list(each_row(hub, path, split, columns, **options))
+
+
+def each_row(
     hub: Hub | None,
     path: str | None,
     split: str,
@@ -28,9 +32,10 @@ def read_rows(
     nested: Sequence[str] = (),
     optional: Sequence[str] = (),
     first: int | None = None,
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """Return the rows of ``split``, with ``columns`` as text, from a local file or folder or (path None) from the hub.
 
+    Rows of parquet files and of the hub are read in parts, while the iterator advances.
     other_names: column -> its alternative name in local files.  headless: the columns of a .tsv file without a header,
     that is, if its first line contains none of their names.  nested: columns kept unchanged.  optional: columns that
     are read if they exist.  first: maximal number of rows; None: all.
@@ -38,30 +43,28 @@ def read_rows(
     or the hub cannot be reached.
     """
     if path is not None:
-        where, rows = path, local_rows(Path(path).expanduser(), split, headless)[:first]
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        renamed = {other: column for column, other in (other_names or {}).items() if column not in names}
-        rows = [{renamed.get(name, name): value for name, value in row.items()} for row in rows]
-        names = [renamed.get(name, name) for name in names]
+        where, table = path, local_table(Path(path).expanduser(), split, headless)
     else:
-        where, table = hub[0], from_hub(*hub, split, first)
-        names = table.column_names
+        where, table = hub[0], hub_table(*hub, split, first)
+    others = (other_names or {}).items() if path is not None else ()
+    renamed = {other: column for column, other in others if column not in table.names}
+    source = {renamed.get(name, name): name for name in table.names}
     columns = [*columns, *nested]
-    missing = [column for column in columns if column not in names]
+    missing = [column for column in columns if column not in source]
     if missing:
         raise UsageError(
-            f"{where} has no column {', '.join(missing)}; its columns are {', '.join(names)}, required are "
+            f"{where} has no column {', '.join(missing)}; its columns are {', '.join(source)}, required are "
             f"{', '.join(columns)}: rename the columns; for training they can also be named: dataset=json "
             "dataset.prompt=<column> dataset.response=<column>, conversations: dataset=chat dataset.messages=<column>"
         )
-    columns = [*columns, *(column for column in optional if column in names)]
-    if path is None:
-        rows = table.select_columns(columns).to_list()
+    columns = [*columns, *(column for column in optional if column in source)]
 
     def cell(row: dict[str, Any], column: str) -> Any:
-        return row.get(column) if column in nested else as_text(row.get(column), column, where)
+        value = row.get(source[column])
+        return value if column in nested else as_text(value, column, where)
 
-    return [{column: cell(row, column) for column in columns} for row in rows]
+    rows = islice(table.rows([source[column] for column in columns]), first)
+    return ({column: cell(row, column) for column in columns} for row in rows)
 
 
 def as_text(value: Any, column: str, where: str) -> str:
@@ -119,108 +122,62 @@ def evaluation_data(path: str) -> str | None:
     return str(folder) if any(format_of(file) for file in held_out) else None
 
 
-def format_of(file: Path) -> str | None:
-    """Return json, csv or parquet, by the file's name; None: another format."""
-    endings = [ending.lstrip(".") for ending in file.suffixes if ending not in {".gz", ".bz2", ".xz"}]
-    return FORMATS.get(endings[-1]) if endings else None
-
-
 def local_rows(path: Path, split: str, headless: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Return the rows of a local file, or of the split of a folder, with unchanged values. Raises as ``read_rows``."""
+    table = local_table(path, split, headless)
+    return list(table.rows(table.names))
+
+
+def local_table(path: Path, split: str, headless: Sequence[str] = ()) -> Table:
+    """Return the table of a local file, or of the split of a folder. Raises as ``read_rows``."""
     files = split_files(path, split)
-    rows: list[dict[str, Any]] = []
-    for file in files:
-        if format_of(file) is None:
-            raise UsageError(f"{file} has an unknown format: pass a file of the type {', '.join(FORMATS)} (also .gz)")
-        try:
-            rows += READERS[format_of(file)](file, headless)
-        except (OSError, ValueError, EOFError) as error:
-            reason = shorten(" ".join(str(error).split()), 200)
-            raise RunError(f"{file} cannot be read as {format_of(file)} ({reason}): check the file") from error
-    if not rows:
+    tables = [read_table(file, headless) for file in files]
+    names = list(dict.fromkeys(name for table in tables for name in table.names))
+    if not names:
         raise RunError(f"{files[0]} has no rows: pass a file with examples")
-    return rows
+    return Table(names, lambda columns: (row for table in tables for row in table.rows(columns)))
 
 
-def opened(file: Path, newline: str | None = None) -> TextIO:
-    """Open a text in UTF-8, compressed or not. newline: as in ``open``."""
-    opener = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(file.suffix, open)
-    return opener(file, "rt", encoding="utf-8-sig", newline=newline)
+def hub_table(name: str, subset: str | None, split: str, first: int | None) -> Table:
+    """Return the names of the columns of a split on the hub, and its rows, which are read while the iterator advances.
 
+    Raises RunError: it cannot be loaded.
+    """
+    table = from_hub(name, subset, split, first)
+    with loading(name):
+        names = table.column_names or list(next(iter(table)))  # a stream may not know its columns
 
-def read_text(file: Path) -> str:
-    """Return the whole text of a file, also a compressed one. Raises RunError: it cannot be read."""
-    try:
-        with opened(file, newline="") as stream:
-            return stream.read()
-    except (OSError, ValueError, EOFError) as error:
-        reason = shorten(" ".join(str(error).split()), 200)
-        raise RunError(f"{file} cannot be read as text in UTF-8 ({reason}): check the file") from error
+    def rows(columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+        batches = iter(table.select_columns(columns).with_format("arrow").iter(TOGETHER))
+        while True:
+            with loading(name):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield from batch.to_pylist()
 
-
-def _json_rows(file: Path, _: Sequence[str]) -> list[dict[str, Any]]:
-    """Read a list of objects, or one object per line, with unchanged values. Raises ValueError: anything else."""
-    with opened(file) as stream:
-        text = stream.read()
-    if text.lstrip().startswith("["):
-        rows = json.loads(text)
-    else:
-        rows = []
-        for number, line in enumerate(text.split("\n"), start=1):
-            try:
-                rows += [json.loads(line)] if line.strip() else []
-            except ValueError as error:
-                raise ValueError(f"line {number}: {error}") from error
-    if not all(isinstance(row, dict) for row in rows):
-        raise ValueError("each row must be an object {column: value}")
-    return rows
-
-
-def _csv_rows(file: Path, headless: Sequence[str]) -> list[dict[str, Any]]:
-    """Read every cell as text: None, NA and 007 stay as written. In a .tsv, quotes are part of the text."""
-    import pandas
-
-    tabs = ".tsv" in file.suffixes
-    options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
-    options |= {"sep": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
-    try:
-        if tabs and headless and not set(headless) & set(pandas.read_csv(file, nrows=0, **options).columns):
-            options |= {"header": None, "names": list(headless)}
-        table = pandas.read_csv(file, **options)
-    except pandas.errors.EmptyDataError:
-        return []
-    return table.to_dict("records")
-
-
-def _parquet_rows(file: Path, _: Sequence[str]) -> list[dict[str, Any]]:
-    """Read a parquet file. Raises ValueError: it cannot be read."""
-    import pyarrow.parquet
-
-    try:
-        return pyarrow.parquet.read_table(file).to_pylist()
-    except pyarrow.ArrowException as error:
-        raise ValueError(str(error)) from error
-
-
-READERS: dict[str, Callable[[Path, Sequence[str]], list[dict[str, Any]]]] = {
-    "json": _json_rows,
-    "csv": _csv_rows,
-    "parquet": _parquet_rows,
-}
+    return Table(names, rows)
 
 
 def from_hub(name: str, subset: str | None, split: str, first: int | None = None) -> Any:
-    """Return a split as a table of the datasets library; with ``first``, only so many rows are streamed.
+    """Return a split as a table of the datasets library; with ``first``, a stream, of which only so many rows are read.
 
     Raises RunError: it cannot be loaded.
     """
     import datasets
 
+    with loading(name):
+        table = datasets.load_dataset(name, subset, split=split, streaming=first is not None)
+        return table if first is None else table.take(first)
+
+
+@contextmanager
+def loading(name: str) -> Iterator[None]:
+    """Return a context in which a failure to load a data set of the hub becomes a RunError."""
+    import datasets
+
     try:
-        if first is None:
-            return datasets.load_dataset(name, subset, split=split)
-        stream = datasets.load_dataset(name, subset, split=split, streaming=True)
-        return datasets.Dataset.from_list(list(stream.take(first)))
+        yield
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise RunError(
             f"dataset {name} cannot be loaded from the hub ({' '.join(str(error).split())[:160]}): if there is no "

@@ -4,7 +4,7 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lora_one.data.order import fitting
 from lora_one.distributed import Processes
@@ -69,7 +69,7 @@ def automatic_tokens(model: nn.Module, outputs: int) -> int:
 
 
 def each_that_fits(
-    order: Sequence[int], lengths: Sequence[int], tokens: int, work: Callable[[Sequence[int]], T]
+    order: Sequence[int], lengths: Sequence[int] | Tensor, tokens: int, work: Callable[[Sequence[int]], T]
 ) -> Iterator[T]:
     """Yield ``work(batch)`` for consecutive batches of at most ``tokens`` tokens with padding; order: longest first.
 
@@ -83,10 +83,10 @@ def each_that_fits(
         except torch.OutOfMemoryError as error:
             if len(batch) == 1:
                 raise RunError(
-                    f"the loss of a single example of {lengths[batch[0]]} tokens does not fit in the device's memory: "
-                    "lower model.max_length, or use a device with more memory"
+                    f"the loss of a single example of {int(lengths[batch[0]])} tokens does not fit in the device's "
+                    "memory: lower model.max_length, or use a device with more memory"
                 ) from error
-            tokens = len(batch) // 2 * lengths[batch[0]]
+            tokens = len(batch) // 2 * int(lengths[batch[0]])
         else:
             yield found
             order = order[len(batch) :]

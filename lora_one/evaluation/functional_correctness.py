@@ -14,9 +14,9 @@ from lora_one.evaluation import humaneval
 from lora_one.evaluation.command import exit_code
 from lora_one.evaluation.options import add_options, check_path, fields_deciding, option, parsed
 from lora_one.evaluation.output import check_writable, show, write_lines
-from lora_one.files import write_json
+from lora_one.files import fingerprint, write_json
 from lora_one.invocation import Parser, command_name
-from lora_one.records.provenance import fingerprint, provenance
+from lora_one.records.provenance import provenance
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,8 @@ from typing import Any
 from lora_one.errors import RunError, UsageError
 from lora_one.evaluation.engines import TRANSFORMERS
 from lora_one.evaluation.options import EvaluationOptions
-from lora_one.files import write_whole
+from lora_one.files import fingerprint, write_whole
 from lora_one.records.folder import RunFolder, run_of
-from lora_one.records.provenance import fingerprint
 from lora_one.statistics.shares import percent
 from lora_one.statistics.units import POINTS, unit_in
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from lora_one.config.defaults import dataset_settings
 from lora_one.datasets import DATASETS
 from lora_one.datasets.own import LocalConfig
-from lora_one.datasets.sources import as_text, format_of, local_rows, read_text
+from lora_one.datasets.sources import as_text, local_rows
+from lora_one.datasets.tables import format_of, read_text
 from lora_one.errors import RunError, UsageError, nearest
 from lora_one.evaluation.benchmark import AnswerBenchmark
 from lora_one.evaluation.decoding import Completion

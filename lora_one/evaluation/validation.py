@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from lora_one.config import RunConfig
 from lora_one.data import Splits
 from lora_one.data.encode import Encoded, Encoder, collate
+from lora_one.data.encoded_cache import lengths_of
 from lora_one.datasets import labels_of
 from lora_one.distributed import Processes
 from lora_one.errors import UsageError
@@ -51,13 +53,13 @@ class Validation:
 
     def __init__(self, run: RunConfig, splits: Splits, encoder: Encoder):
         self.examples, self.pad_id = splits.validation, encoder.pad_id
-        self.lengths = [example.tokens for example in self.examples]
+        self.lengths = lengths_of(self.examples)
         self.sharded, self.micro_batch = run.model.sharded, run.model.per_device_batch_size
         self.reduction = run.model.loss
         self.head = run.model.kind.has_head
         self.labels = labels_of(run.dataset.name)
-        scorable = [text for text in splits.validation_texts if self.labels or form_of(text)]
-        self.asked = [] if self.head else scorable[: run.dataset.accuracy_examples]
+        scorable = (text for text in splits.validation_texts if self.labels or form_of(text))
+        self.asked = [] if self.head else list(islice(scorable, run.dataset.accuracy_examples))
         if run.dataset.accuracy_examples and splits.validation_texts and not (self.asked or self.head):
             raise nothing_scorable(run, splits.validation_texts)
         self.prompts = encoder.prompts(self.asked)
@@ -138,7 +140,7 @@ class Validation:
 
     def longest_first(self) -> list[int]:
         """Return the indices of all examples, the longest first."""
-        return sorted(range(len(self.examples)), key=lambda index: -self.lengths[index])
+        return self.lengths.argsort(descending=True, stable=True).tolist()
 
     def measured(self, model: nn.Module, examples: Sequence[Encoded]) -> Measured:
         """Run one forward pass on a batch of examples."""

@@ -1,16 +1,19 @@
 """Draw the initialisation examples, for the one-step gradient and for PEFT's data-driven methods."""
 
+from collections.abc import Sequence
+
 import torch
 
 from lora_one.config import RunConfig
 from lora_one.data.encode import Encoded, Encoder, batches_of
+from lora_one.data.stored import chosen
 from lora_one.errors import UsageError
 from lora_one.losses import Batch
 from lora_one.seeding import generator_for
 from lora_one.types import Example
 
 
-def probe_batches(run: RunConfig, texts: list[Example], encoder: Encoder) -> tuple[list[Batch], list[Batch] | None]:
+def probe_batches(run: RunConfig, texts: Sequence[Example], encoder: Encoder) -> tuple[list[Batch], list[Batch] | None]:
     """Return batches of the initialisation examples, and of those for the search for the scale.
 
     All are drawn without replacement from the training texts with init.seed. The second list is None if the search uses
@@ -54,7 +57,7 @@ def refuse_too_few(run: RunConfig, examples: int) -> None:
 
 
 def draw(
-    texts: list[Example],
+    texts: Sequence[Example],
     wanted: int,
     max_length: int,
     seed: int,
@@ -65,12 +68,12 @@ def draw(
 
     Raises RunError: none has an answer token.
     """
-    order = torch.randperm(len(texts), generator=generator_for(seed, purpose)).tolist()
+    order = torch.randperm(len(texts), generator=generator_for(seed, purpose))
     drawn: list[Encoded] = []
-    while order and len(drawn) < wanted:
+    while len(order) and len(drawn) < wanted:
         missing = wanted - len(drawn)
-        chosen, order = order[:missing], order[missing:]
-        encoded, _ = encoder.encode([texts[i] for i in chosen], max_length)
+        encoded, _ = encoder.encode(list(chosen(texts, order[:missing])), max_length)
+        order = order[missing:]
         drawn += encoded
     if not drawn:
         raise encoder.nothing_left(texts, max_length)

@@ -4,13 +4,13 @@ import hashlib
 import json
 import platform
 import subprocess
-import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from lora_one.datasets import DATASETS
 from lora_one.datasets.questions import EVALUATIONS, evaluations_in
+from lora_one.files import fingerprint
 
 PACKAGES = (
     "lora-one",
@@ -25,9 +25,6 @@ PACKAGES = (
     "bitsandbytes",
 )
 
-RECENT = 10.0
-_digests: dict[tuple[str, int, int, int, int], str] = {}  # (path, inode, size, times of change) -> sha256
-
 # keys that cannot change the adapter, such as names, folders and logging
 NOT_HASHED = {"seed", "results_dir", "overwrite", "dry_run", "process_timeout_s", "plan.processes", "plan.hardware"}
 NOT_HASHED |= {
@@ -36,41 +33,7 @@ NOT_HASHED |= {
 NOT_HASHED |= {f"init.{key}" for key in ("cache", "memory")}
 NOT_HASHED |= {"dataset.accuracy_examples", "dataset.max_new_tokens", "dataset.answer", "dataset.cache"}
 # Newer keys and the value that changes nothing: with it, the hash is that of runs from before the key existed
-ADDED = {"dataset.train_on_inputs": False, "init.shuffle": None}
-
-
-def fingerprint(path: Path, *, nested: bool = False) -> str:
-    """Return the sha256 of a file's content and suffixes, or of the names and contents of a folder's files.
-
-    Hidden files are left out. Subfolders are left out unless ``nested``: a run may write its results below the model.
-    """
-    single = path.is_file()
-    entries = [path] if single else path.rglob("*") if nested else path.iterdir()
-    files = sorted(p for p in entries if p.is_file() and (single or not p.name.startswith(".")))
-    total = hashlib.sha256()
-    for file in files:
-        content = content_digest(file)
-        # the suffixes of a single file decide how a table is read
-        name = "".join(file.suffixes) if single else file.relative_to(path).as_posix()
-        total.update(f"{name}\0{content}\n".encode())
-    return total.hexdigest()
-
-
-def content_digest(file: Path) -> str:
-    """Return the sha256 (hex) of a file's content, of an unchanged file without reading it again.
-
-    The jobs of a sweep have the same model and data, which take minutes to read if they are large. A file that was
-    changed in the last RECENT seconds is always read, because two changes at once may have the same time.
-    """
-    state = file.stat()
-    key = (str(file.absolute()), state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
-    if key not in _digests:
-        with file.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-        if time.time() - max(state.st_mtime, state.st_ctime) < RECENT:
-            return found
-        _digests[key] = found
-    return _digests[key]
+ADDED = {"dataset.train_on_inputs": False, "dataset.rows": None, "init.shuffle": None}
 
 
 def source_fingerprint() -> str:

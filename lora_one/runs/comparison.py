@@ -7,6 +7,7 @@ training. Finished runs are not run again, so an interrupted comparison continue
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,9 @@ def held_out_data(jobs: Jobs) -> HeldOut:
         raise UsageError(
             "the comparison needs validation examples to choose the best point: raise dataset.validation_size in common"
         )
-    seen = {example.prompt for example in [*splits.train_texts, *splits.validation_texts]}
+    tested = {example.prompt for example in held_out.texts}
+    used = chain(splits.train_texts, splits.validation_texts)
+    seen = {example.prompt for example in used if example.prompt in tested}
     known = sum(example.prompt in seen for example in held_out.texts)
     if known and jobs.comparison.overlap is None:
         raise UsageError(

@@ -10,9 +10,8 @@ from typing import Any
 
 from lora_one.errors import RunError, UsageError
 from lora_one.evaluation.command import evaluate
-from lora_one.files import folder_name
+from lora_one.files import fingerprint, folder_name
 from lora_one.records.folder import RunFolder
-from lora_one.records.provenance import fingerprint
 from lora_one.reports.scores import score_in
 from lora_one.runs.comparison_file import Evaluation
 

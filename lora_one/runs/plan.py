@@ -140,7 +140,8 @@ def _curvature(run: RunConfig, layers: dict[str, nn.Module]) -> dict[str, str]:
 def _examples(run: RunConfig) -> tuple[int, str]:
     """Return the number of training examples, and the data in words."""
     dataset = run.dataset
-    limits = [size for size in (dataset.max_train_samples, dataset.train_size) if size is not None]
+    sizes = (dataset.max_train_samples, dataset.train_size, getattr(dataset, "rows", None))
+    limits = [size for size in sizes if size is not None]
     if limits and dataset.path is None and not DATASETS[dataset.name].generated:
         refuse_too_few(run, min(limits))
         return min(limits), f"from the hub, at most {min(limits):,} training examples"

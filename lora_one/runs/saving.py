@@ -11,10 +11,9 @@ from lora_one.data.encode import pad_id_of
 from lora_one.datasets import DATASETS
 from lora_one.distributed import Processes
 from lora_one.errors import RunError
-from lora_one.files import read_lines
+from lora_one.files import fingerprint, read_lines
 from lora_one.models import load_model, load_tokenizer
 from lora_one.records.folder import RunFolder
-from lora_one.records.provenance import fingerprint
 from lora_one.records.tracking import Tracker
 from lora_one.reports.curves import plot_run
 from lora_one.runs.parts import RunParts

@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from lora_one.data.encode import Encoded
+from lora_one.data.encoded_cache import lengths_of
 from lora_one.data.order import MicroBatches
 from lora_one.datasets import DATASETS
 from lora_one.distributed import Processes
@@ -81,7 +82,7 @@ def build_trainer(model: nn.Module, examples: Sequence[Encoded], job: TrainingJo
     trainer = FineTuner(
         job,
         MicroBatches(
-            lengths=[example.tokens for example in examples],
+            lengths=lengths_of(examples),
             global_size=settings.real_batch_size,
             size=micro_batch(settings, Processes.current().count),
             processes=Processes.current(),

@@ -1,6 +1,5 @@
 """Packing (several examples in one row): check that the model keeps the examples apart."""
 
-import heapq
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -9,6 +8,7 @@ from torch import nn
 from transformers import masking_utils
 
 from lora_one.data.encode import Encoded, pack
+from lora_one.data.encoded_cache import lengths_of
 from lora_one.errors import UsageError
 from lora_one.losses import evaluating, model_logits
 
@@ -19,7 +19,7 @@ def check_packing(model: nn.Module, examples: Sequence[Encoded]) -> None:
 
     Raises UsageError: the attention of this model crosses their boundary, or its positions do not restart there.
     """
-    pair = heapq.nsmallest(2, examples, key=lambda example: len(example.input_ids))
+    pair = [examples[place] for place in lengths_of(examples).argsort(stable=True)[:2].tolist()]
     with evaluating(model):
         alone = torch.cat([model_logits(model, pack([example]))[0] for example in pair]).float()
         together = model_logits(model, pack(pair))[0].float()

@@ -77,10 +77,9 @@ def prepared(model: Path, data: Path, seed: int, steps: int) -> tuple[Any, list[
     loaded = load_model(
         str(model), dtype="fp32", model_type=KIND, labels=labels_of(DATA), pad_id=tokenizer.pad_token_id
     )
-    examples = DATASETS[DATA].train(dataset_settings(DATA, str(data)))
-    order = [
-        place for epoch in range(-(-steps * BATCH // len(examples))) for place in order_of(len(examples), seed, epoch)
-    ]
+    examples = list(DATASETS[DATA].train(dataset_settings(DATA, str(data))))
+    epochs = range(-(-steps * BATCH // len(examples)))
+    order = [place for epoch in epochs for place in order_of(len(examples), seed, epoch).tolist()]
     chosen = [examples[place] for place in order[: steps * BATCH]]
     return loaded, lora_one.encode_batches(loaded, tokenizer, chosen, batch_size=BATCH, max_length=LENGTH)
 

@@ -161,7 +161,7 @@ REAL = [
 
 @pytest.mark.parametrize(("evaluation", "name", "path", "rows", "contaminated"), REAL)
 def test_real_training_sets_against_real_evaluations(evaluation, name, path, rows, contaminated):
-    examples = DATASETS[name].train(config(name, shared(f"data/{path}")))
+    examples = list(DATASETS[name].train(config(name, shared(f"data/{path}"))))
     clean, dropped = without_questions(examples, str(shared(f"data/{evaluation}")))
     assert len(examples) == rows and list(dropped.values()) == [contaminated] and len(clean) == rows - contaminated
 

@@ -7,12 +7,13 @@ import sys
 import time
 from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
 from safetensors.torch import load_file
 
-from lora_one.data import encoded_cache, encoded_cache_for, load_dataset
+from lora_one.data import encoded_cache, encoded_cache_for, load_dataset, mapped
 from lora_one.data.encode import ClassEncoder, Encoded, Encoder, EncoderDecoderEncoder, EncodingCounts
-from lora_one.data.encoded_cache import EncodedCache, Packed, packed
+from lora_one.data.encoded_cache import EncodedCache, Packed, lengths_of, packed
 from lora_one.models import load_tokenizer
 from lora_one.types import Example
 from tests.helpers.paths import ROOT
@@ -81,14 +82,15 @@ def test_packed_examples_are_those_of_the_lists(tokenizer):
     examples = [Example("Why?", "so " * i) for i in range(30)]
     lists, counts = Encoder(tokenizer).encode(examples, 20)
     assert counts.shortened and counts.dropped
-    tensors = packed(lambda part: Encoder(tokenizer).encode(part, 20), examples)
-    assert EncodingCounts(*tensors.pop("counts").tolist()) == counts
-    found = Packed(tensors)
+    table = packed(lambda part: Encoder(tokenizer).encode(part, 20), examples).together()
+    assert EncodingCounts(**table.facts) == counts
+    found = Packed(table.columns)
     assert len(found) == len(lists) and list(found) == lists
     assert found[-1] == lists[-1] and found[3:-2:2] == lists[3:-2:2] and found[:0] == []
     with pytest.raises(IndexError):
         found[len(lists)]
-    assert all(values.element_size() == 4 for name, values in tensors.items() if not name.endswith(".ends"))
+    assert all(kind == pa.list_(pa.int32()) for kind in table.columns.schema.types)
+    assert lengths_of(found).tolist() == lengths_of(lists).tolist() == [example.tokens for example in lists]
 
 
 @pytest.mark.parametrize("kind", [Encoder, EncoderDecoderEncoder, ClassEncoder])
@@ -96,9 +98,8 @@ def test_every_kind_of_encoding_is_packed_whole_and_has_its_own_key(tokenizer, k
     encoder = kind(tokenizer)
     examples = [Example(f"{i}?", "so " * i, texts=("a " * i, f"b {i}"), label=i % 3) for i in range(1, 30)]
     lists, _ = encoder.encode(examples, 20)
-    tensors = packed(lambda part: encoder.encode(part, 20), examples)
-    tensors.pop("counts")
-    assert list(Packed(tensors)) == lists
+    found = Packed(packed(lambda part: encoder.encode(part, 20), examples).together().columns)
+    assert list(found) == lists and lengths_of(found).tolist() == lengths_of(lists).tolist()
     chosen = run_config("model=tiny").dataset
     kinds = (Encoder, EncoderDecoderEncoder, ClassEncoder)
     keys = [encoded_cache_for(chosen, each(tokenizer), max_length=20).key for each in kinds]
@@ -111,12 +112,11 @@ def test_every_kind_of_encoding_is_packed_whole_and_has_its_own_key(tokenizer, k
 
 def test_a_class_is_one_integer_and_nothing_left_is_empty():
     counts = EncodingCounts(1, 0, 0)
-    found = packed(lambda part: ([Encoded([1, 2], 3)] * len(part), counts), [Example("a", "b")] * 9)
-    assert found.pop("counts").tolist() == [2, 0, 0], "of two parts"
-    assert list(Packed(found)) == [Encoded([1, 2], 3)] * 9
-    nothing = packed(lambda part: ([], counts), [Example("a", "b")] * 9)
-    nothing.pop("counts")
-    assert not Packed(nothing) and list(Packed(nothing)) == []
+    found = packed(lambda part: ([Encoded([1, 2], 3)] * len(part), counts), [Example("a", "b")] * 9).together()
+    assert EncodingCounts(**found.facts) == EncodingCounts(2, 0, 0), "of two parts"
+    assert list(Packed(found.columns)) == [Encoded([1, 2], 3)] * 9
+    nothing = Packed(packed(lambda part: ([], counts), [Example("a", "b")] * 9).together().columns)
+    assert not nothing and list(nothing) == [] and lengths_of(nothing).tolist() == []
 
 
 def test_cached_encoding_is_read(tmp_path, rows, tokenizer, calls, capsys):
@@ -193,6 +193,7 @@ def test_damaged_entry_is_recomputed(tmp_path, rows, tokenizer, harm, capsys):
     whole = load_dataset(config(tmp_path), Encoder(tokenizer), 40)
     (file,) = (tmp_path / "cache").iterdir()
     content = file.read_bytes()
+    file.unlink()  # the whole one stays mapped
     file.write_bytes({"cut": content[:-1], "empty": b"", "other": b"no tensors at all"}[harm])
     assert same(whole, load_dataset(config(tmp_path), Encoder(tokenizer), 40))
     assert f"{file} is damaged" in capsys.readouterr().out
@@ -207,11 +208,11 @@ def test_unwritable_cache_folder_prints_a_note(tmp_path, rows, tokenizer, capsys
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path, rows, tokenizer, monkeypatch, capsys):
-    def full(tensors, file):
-        file.write_bytes(b"half")
+    def full(sink, parts):
+        sink.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(encoded_cache, "save_file", full)
+    monkeypatch.setattr(mapped, "write_parts", full)
     assert len(load_dataset(config(tmp_path), Encoder(tokenizer), 40).train) == 36
     assert "No space left on device" in capsys.readouterr().out and not list((tmp_path / "cache").iterdir())
 
@@ -222,7 +223,7 @@ def test_unused_entries_are_deleted(tmp_path, rows, tokenizer):
     first, second = sorted((tmp_path / "cache").iterdir(), key=lambda path: path.stat().st_mtime_ns)
     mine = tmp_path / "cache" / "mine.safetensors"
     mine.write_text("somebody's own")
-    long_ago = time.time() - encoded_cache.UNREAD - 60
+    long_ago = time.time() - mapped.UNREAD - 60
     for file in (first, second, mine):
         os.utime(file, (long_ago, long_ago))
     load_dataset(config(tmp_path), Encoder(tokenizer), 40)  # reads the first

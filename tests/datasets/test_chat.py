@@ -32,5 +32,5 @@ def test_the_last_reply_is_the_response_and_all_else_the_prompt(tmp_path):
 )
 def test_what_is_not_a_conversation_is_refused_with_its_row(tmp_path, row, words):
     with pytest.raises(UsageError) as refused:
-        conversations(config_for(tmp_path, row_of(), row))
+        list(conversations(config_for(tmp_path, row_of(), row)))
     assert "row 2" in str(refused.value) and words in str(refused.value)

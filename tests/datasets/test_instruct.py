@@ -11,5 +11,5 @@ from tests.helpers.paths import shared
     ("file", "rows"), [("alpaca_random_9k.json.gz", 9229), ("code_alpaca_2k.json", 2017), ("alpaca_en_demo.json", 999)]
 )
 def test_real_alpaca_rows(file, rows):
-    found = DATASETS["alpaca"].train(named_dataset("alpaca", f"dataset.path={shared(f'data/instruct/{file}')}"))
+    found = list(DATASETS["alpaca"].train(named_dataset("alpaca", f"dataset.path={shared(f'data/instruct/{file}')}")))
     assert len(found) == rows and all(example.prompt.endswith("### Response:\n") for example in found)

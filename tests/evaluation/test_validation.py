@@ -69,7 +69,7 @@ def test_own_data_is_scored_in_the_form_of_its_responses(column, example, writte
     path = write_jsonl(tmp_path / "own.jsonl", [line] * len(written))
     changes = ("dataset=json", "model=tiny", f"dataset.path={path}", "dataset.accuracy_examples=9")
     run = run_config("init=default", *changes, *([f"dataset.answer={column}"] if column else []))
-    texts = own_rows(run.dataset)
+    texts = list(own_rows(run.dataset))
     assert texts[0] == example
     monkeypatch.setattr(validation, "complete", lambda *_: enumerate(map(Completion, written)))
     found = validation.Validation(run, Splits([], [], [], texts, {}), ENCODER)(model=None)

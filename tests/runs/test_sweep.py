@@ -19,9 +19,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import OmegaConf
 
 import run_exp
+from lora_one import files
 from lora_one.config.defaults import configuration_folder
 from lora_one.models import BUNDLED
-from lora_one.records import provenance
 from lora_one.records.folder import RunFolder, locate
 from lora_one.runs import cli, experiment
 from lora_one.runs.sweep import Sweep
@@ -243,8 +243,8 @@ def test_a_finished_job_is_skipped_without_hashing_collecting_or_composing_again
         final = {"evaluation": {"final": {"eval_loss": 1.0 + seed}}}
         located.folder.update(status="finished", config=located.run.published(), **final)
     counts, read, digest, load = Counter(), RunFolder.read, hashlib.file_digest, OmegaConf.load
-    monkeypatch.setattr(provenance, "_digests", {})
-    monkeypatch.setattr(provenance, "RECENT", 0)
+    monkeypatch.setattr(files, "_digests", {})
+    monkeypatch.setattr(files, "RECENT", 0)
     monkeypatch.setattr(RunFolder, "read", lambda self: counts.update(["read"]) or read(self))
     monkeypatch.setattr(hashlib, "file_digest", lambda *file: counts.update(["hashed"]) or digest(*file))
     monkeypatch.setattr(OmegaConf, "load", lambda file: counts.update([file.name]) or load(file))
