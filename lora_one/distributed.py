@@ -126,8 +126,8 @@ def refuse_sharding(environment: Mapping[str, str]) -> None:
         if environment.get(f"ACCELERATE_USE_{name.upper()}", "").lower() == "true":
             raise UsageError(
                 f"accelerate's configuration enables {name}, which is not supported: use "
-                "scripts/accelerate/sharded.yaml with model.sharded=true (or node: within each node) instead, which shards "
-                "the base while it is loaded"
+                "scripts/accelerate/sharded.yaml with model.sharded=true (or node: within each node) instead, which "
+                "shards the base while it is loaded"
             )
 
 

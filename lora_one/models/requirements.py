@@ -68,8 +68,6 @@ def with_shards(model: ModelConfig, processes: int, per_node: int | None) -> Mod
     sharded = model.sharded
     if not sharded:
         return model
-    import transformers
-
     if processes == 1:
         raise UsageError(
             f"model.sharded={sharded} distributes the base over several processes, but there is only one: start "
@@ -93,11 +91,14 @@ def with_shards(model: ModelConfig, processes: int, per_node: int | None) -> Mod
             f"model.sharded={sharded}{of_node} does not divide the {processes} processes into equal groups: set it to "
             f"a divisor of {processes}, or start a multiple of {shards} processes"
         )
-    if shards < processes and not hasattr(transformers.distributed.DistributedConfig, "dp_replicate_size"):
-        raise UsageError(
-            f"model.sharded={sharded} needs transformers 5.23 or newer, and {transformers.__version__} is installed: "
-            "pip install -U transformers, or set model.sharded=true"
-        )
+    if shards < processes:
+        from transformers.distributed import DistributedConfig
+
+        if not hasattr(DistributedConfig, "dp_replicate_size"):
+            raise UsageError(
+                f"model.sharded={sharded} needs transformers 5.23 or newer: pip install -U transformers, or set "
+                "model.sharded=true"
+            )
     return dataclasses.replace(model, sharded=size)
 
 
