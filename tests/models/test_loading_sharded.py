@@ -44,7 +44,7 @@ def test_one_message_for_what_cannot_be_divided(sharded, processes, per_node, sa
 
 def test_a_library_that_cannot_replicate_is_refused(monkeypatch):
     monkeypatch.setattr("transformers.distributed.DistributedConfig", object)
-    with pytest.raises(UsageError, match=r"needs transformers 5.23 or newer, .*or set model.sharded=true"):
+    with pytest.raises(UsageError, match=r"needs transformers 5.23 or newer: .*or set model.sharded=true"):
         with_shards(model_of(4), 8, 4)
     assert with_shards(model_of(4), 4, 4).sharded == 4, "one copy, so nothing is replicated"
 
