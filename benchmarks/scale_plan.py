@@ -64,24 +64,24 @@ def bases_of(model: Path, hardware: str, *overrides: str) -> dict[str, PlannedRu
     return planned_bases(run, skeleton, layers, trainable, EXAMPLES, read_hardware(hardware))
 
 
-def rows(models: dict[str, dict[str, PlannedRun]]) -> Iterator[list[str]]:
+def rows(models: dict[str, dict[str, PlannedRun]], chosen: Sequence[str]) -> Iterator[list[str]]:
     """Yield the header, then a row for each model, number of processes and base."""
-    modes = modes_of(next(iter(models.values()))[BASES[0]])
+    modes = modes_of(next(iter(models.values()))[chosen[0]])
     inits = [f"init {mode}" for mode in modes]
     yield ["model", "processes", "base", "training", *inits, "sent/step", "sent once", "step", "init", "run"]
     for name, bases in models.items():
         for processes in PROCESSES:
-            for base in BASES:
+            for base in chosen:
                 if processes > 1 or not base.startswith("sharded"):
                     yield [name, str(processes), *row(base, bases[base], processes, modes, ())[:-1]]
 
 
-def smallest_rows(models: dict[str, dict[str, PlannedRun]]) -> Iterator[list[str]]:
+def smallest_rows(models: dict[str, dict[str, PlannedRun]], chosen: Sequence[str]) -> Iterator[list[str]]:
     """Yield the header, then the smallest number of devices for each model, base and ``init.memory``."""
     modes = ("auto", "low")
     yield ["model", "base", *(f"devices, init.memory={mode}" for mode in modes)]
     for name, bases in models.items():
-        for base in BASES:
+        for base in chosen:
             run = bases[base].run
             runs = (replace(run, init=replace(run.init, memory=mode)) for mode in modes)
             yield [name, base, *(smallest(replace(bases[base], run=changed), ()) for changed in runs)]
@@ -91,10 +91,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--hardware", default="h100", help="as plan.hardware (%(default)s)")
     parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--bases", nargs="+", default=list(BASES), help='such as "sharded by 8, bf16" (%(default)s)')
     chosen = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         models = {name: bases_of(write_config(Path(folder), name), chosen.hardware) for name in chosen.models}
-        print(markdown(list(rows(models))), markdown(list(smallest_rows(models))), sep="\n\n")
+        tables = (list(make(models, chosen.bases)) for make in (rows, smallest_rows))
+        print(*map(markdown, tables), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Several processes: which one handles which batch and which layer. With one process every function is a no-op."""
 
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,11 @@ class Processes:
             PartialState(cpu=not torch.cuda.is_available(), **group)
             meet_peers(dist.PrefixStore("peers", store.clone()), rank, count, silence_s)
         return cls.current()
+
+    def per_node(self) -> int | None:
+        """Return the number of processes on each node; None: the nodes differ, or the launcher does not tell it."""
+        sizes = set(self.gathered(os.environ.get("LOCAL_WORLD_SIZE")))
+        return int(sizes.pop()) if len(sizes) == 1 and None not in sizes else None
 
     def meet(self) -> None:
         """Wait for the other processes."""
@@ -120,8 +126,8 @@ def refuse_sharding(environment: Mapping[str, str]) -> None:
         if environment.get(f"ACCELERATE_USE_{name.upper()}", "").lower() == "true":
             raise UsageError(
                 f"accelerate's configuration enables {name}, which is not supported: use "
-                "scripts/accelerate/sharded.yaml with model.sharded=true instead, which shards the base while it is "
-                "loaded"
+                "scripts/accelerate/sharded.yaml with model.sharded=true (or node: within each node) instead, which "
+                "shards the base while it is loaded"
             )
 
 
@@ -137,6 +143,9 @@ def take_slurm_tasks(environment: MutableMapping[str, str]) -> None:
         listed = ["scontrol", "show", "hostnames", environment["SLURM_STEP_NODELIST"]]
         first = subprocess.run(listed, check=True, capture_output=True, text=True).stdout.split()[0]
     step = 64 * int(environment["SLURM_JOB_ID"]) + int(environment["SLURM_STEP_ID"])
+    tasks = re.fullmatch(r"(\d+)(\(x\d+\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    if tasks:  # such as 4(x2); 4(x2),3 if the nodes differ
+        environment["LOCAL_WORLD_SIZE"] = tasks[1]
     environment.update(
         RANK=environment["SLURM_PROCID"],
         LOCAL_RANK=environment["SLURM_LOCALID"],

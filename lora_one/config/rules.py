@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lora_one.config.checked import check_values
 from lora_one.config.methods import methods_with
 from lora_one.config.ranges import CHOICES, RANGES
+from lora_one.config.schemas import NODE
 from lora_one.datasets import CLASSIFIED, DATASETS
 from lora_one.datasets.questions import EVALUATIONS, evaluations_in
 from lora_one.errors import UsageError, nearest
@@ -216,9 +217,15 @@ def check_kind(run: "RunConfig") -> None:
 
 def check_sharded(run: "RunConfig") -> None:
     """Refuse what does not work with a sharded base: its weights can be used, but not changed or read as a whole."""
-    if not run.model.sharded:
-        return
     init, peft, model = run.init, run.peft, run.model
+    sharded = model.sharded
+    if not (isinstance(sharded, bool) or sharded == NODE or (isinstance(sharded, int) and sharded > 1)):
+        raise UsageError(
+            f"model.sharded={sharded} must be false, true (over all processes), {NODE} (over those of each node), or "
+            "the number of processes that share one copy of the base, at least 2"
+        )
+    if not sharded:
+        return
     without_weights = methods_with(reads_weights=False, changes_base=False)
     examples = run.dataset.accuracy_examples
     problems = {
@@ -237,7 +244,7 @@ def check_sharded(run: "RunConfig") -> None:
     }
     for problem, found in problems.items():
         if found:
-            raise UsageError(f"model.sharded=True does not work with {problem}")
+            raise UsageError(f"model.sharded={sharded} does not work with {problem}")
 
 
 def check_dataset(run: "RunConfig") -> None:

@@ -5,6 +5,8 @@ from typing import Any
 
 from lora_one.model_kinds import MODEL_KINDS, ModelKind
 
+NODE = "node"  # value of model.sharded
+
 
 @dataclass(frozen=True)
 class PeftConfig:
@@ -41,7 +43,7 @@ class ModelConfig:
     type: str
     revision: str | None
     quantization: str | None  # format of the base's linear layers in bitsandbytes; null = not quantised
-    sharded: bool  # each process stores only a part of the base
+    sharded: bool | int | str  # each process stores a part of the base: of all processes, so many, or those of a node
     epochs: float
     per_device_batch_size: int
     real_batch_size: int  # examples per optimizer step, over all processes
@@ -70,6 +72,13 @@ class ModelConfig:
     def kind(self) -> ModelKind:
         """Return the kind of model that ``type`` names."""
         return MODEL_KINDS[self.type]
+
+    def shards(self, processes: int) -> int:
+        """Return how many processes share one copy of the base; 1: each has a whole one.
+
+        ``models.with_shards`` replaces ``sharded=node`` by a number first.
+        """
+        return processes if self.sharded is True else int(self.sharded) or 1
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ from lora_one.models.requirements import (
     count_parameters,
     free_bytes,
     preflight,
-    refuse_one_part,
     weight_bytes,
+    with_shards,
 )
 
 __all__ = [
@@ -60,8 +60,8 @@ __all__ = [
     "padded_with",
     "preflight",
     "refuse_drawn_layers",
-    "refuse_one_part",
     "weight_bytes",
     "weight_shape",
     "with_rank",
+    "with_shards",
 ]

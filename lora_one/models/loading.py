@@ -97,6 +97,7 @@ def load_model(
     labels: Sequence[str] | None = None,
     pad_id: int | None = None,
     shards: int = 1,
+    copies: int = 1,
 ) -> nn.Module:
     """Load a frozen model in evaluation mode.
 
@@ -105,7 +106,8 @@ def load_model(
     of the checkpoint. If the checkpoint has no head, it is initialised with torch's random numbers.
     pad_id: the padding token of the batches; only a classification head needs it.
     quantization: "nf4" (4 bit, blocks of 64) or "int8", by bitsandbytes, of all linear layers except the head.
-    shards: the number of processes, each of which loads one part of the weights (FSDP).
+    shards: the number of processes that share one copy of the weights, each with one part (FSDP).
+    copies: the number of such groups, each of consecutive ranks (HSDP).
     Raises UsageError: a folder without weights.  RunError: not found, broken, or too large for the device.
     """
     from transformers.distributed import DistributedConfig
@@ -115,7 +117,9 @@ def load_model(
     if labels is not None:
         words = dict(enumerate(labels))
         options |= {"id2label": words, "label2id": {word: place for place, word in words.items()}}
-    options |= {"distributed_config": DistributedConfig(fsdp_size=shards)} if shards > 1 else {}
+    if shards > 1:
+        replicas = {"dp_replicate_size": copies} if copies > 1 else {}  # transformers before 5.23 has no such option
+        options |= {"distributed_config": DistributedConfig(fsdp_size=shards, **replicas)}
     target, number_type = device(where), DTYPES.get(dtype, dtype)
     options |= quantized(quantization, dtype, target) | {"dtype": number_type, "output_loading_info": True}
     loader, attention = auto_class(model_type), attention_of(number_type, target)
@@ -167,11 +171,14 @@ def kept_sharded(model: nn.Module) -> nn.Module:
 
     Otherwise the process that saves the adapters would have layers in another state than the other processes, PEFT
     would gather the whole base at every save, and the Trainer would refuse resume points, which here contain only the
-    adapters.
+    adapters. The device mesh loses the names of its dimensions, because PEFT 0.21 takes a sharded base that is also
+    replicated for a tensor-parallel one, and would give its adapters the shape of one part of the weight.
     """
     if getattr(model, "is_distributed_loading_by_transformers", False):
         model.set_reshard_after_forward(True)
         model._is_distributed_loading_by_transformers, model._tp_size = False, None
+        for weight in model.parameters():
+            weight.device_mesh._mesh_dim_names = None
     return model
 
 

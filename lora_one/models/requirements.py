@@ -1,5 +1,6 @@
 """Check that this machine can train a model, before anything is downloaded or loaded."""
 
+import dataclasses
 import importlib.util
 import json
 import re
@@ -8,7 +9,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from lora_one.config.schemas import ModelConfig
+from lora_one.config.schemas import NODE, ModelConfig
 from lora_one.errors import RunError, UsageError
 from lora_one.models.loading import device
 from lora_one.models.location import check_weights, local_folder
@@ -26,10 +27,9 @@ def preflight(
 
     full: all weights are trained.  full_size_moments: ``peft.lora_target_modules``, if the optimizer keeps two fp32
     moments of the size of each adapted weight.
-    Raises UsageError: bitsandbytes is missing for a quantised base, a sharded base has only one process, a folder has
-    no weights, there are too many parameters for a CPU, or the weights need more than the free memory.
+    Raises UsageError: bitsandbytes is missing for a quantised base, a folder has no weights, there are too many
+    parameters for a CPU, or the weights need more than the free memory.
     """
-    refuse_one_part(model, processes)
     if model.quantization and importlib.util.find_spec("bitsandbytes") is None:
         raise UsageError(
             f"model.quantization={model.quantization} needs bitsandbytes, which is not installed: "
@@ -44,7 +44,7 @@ def preflight(
     out = "choose a smaller model (model=tiny), a machine with a GPU, or model.preflight=false to skip this check"
     if where.type == "cpu" and parameters > CPU_LIMIT:
         raise UsageError(f"{size}; the limit without an accelerator is {CPU_LIMIT / 1e9:g}B: {out}")
-    on_device = parameters / processes if model.sharded else parameters
+    on_device = parameters / model.shards(processes)
     # The weights, and a fifth of that for adapters and activations; full: fp32 weights, gradients and two moments
     needed = on_device * (16 if full else weight_bytes(model) * 1.2)
     moments = 0 if full_size_moments is None else 8 * adapted_parameters(model.name, full_size_moments)
@@ -58,13 +58,48 @@ def preflight(
         )
 
 
-def refuse_one_part(model: ModelConfig, processes: int) -> None:
-    """Raise UsageError if a base is to be sharded over a single process."""
-    if model.sharded and processes == 1:
+def with_shards(model: ModelConfig, processes: int, per_node: int | None) -> ModelConfig:
+    """Return the settings with the number of processes that share one copy of the base in place of ``sharded=node``.
+
+    per_node: processes of each node; None: not known.
+    Raises UsageError: there is nothing to share, the copies do not divide the processes, the number of processes of a
+    node is needed but not known, or transformers cannot replicate a sharded model.
+    """
+    sharded = model.sharded
+    if not sharded:
+        return model
+    if processes == 1:
         raise UsageError(
-            "model.sharded=True distributes the base over several processes, but there is only one: start several "
-            "(accelerate launch), or use model.sharded=false"
+            f"model.sharded={sharded} distributes the base over several processes, but there is only one: start "
+            "several (accelerate launch), or use model.sharded=false"
         )
+    if sharded == NODE and per_node is None:
+        raise UsageError(
+            "model.sharded=node needs the same number of processes on each node, which the launcher sets in "
+            "LOCAL_WORLD_SIZE (a dry run: plan.hardware): set model.sharded=<number of processes of a node>"
+        )
+    size = min(per_node, processes) if sharded == NODE else sharded
+    shards = dataclasses.replace(model, sharded=size).shards(processes)
+    if shards == 1:
+        raise UsageError(
+            "model.sharded=node divides nothing, because each node has one process (LOCAL_WORLD_SIZE=1): set "
+            "model.sharded=true, or the number of processes that share one copy of the base"
+        )
+    if processes % shards:
+        of_node = f" ({shards} processes)" if sharded == NODE else ""
+        raise UsageError(
+            f"model.sharded={sharded}{of_node} does not divide the {processes} processes into equal groups: set it to "
+            f"a divisor of {processes}, or start a multiple of {shards} processes"
+        )
+    if shards < processes:
+        from transformers.distributed import DistributedConfig
+
+        if not hasattr(DistributedConfig, "dp_replicate_size"):
+            raise UsageError(
+                f"model.sharded={sharded} needs transformers 5.23 or newer: pip install -U transformers, or set "
+                "model.sharded=true"
+            )
+    return dataclasses.replace(model, sharded=size)
 
 
 def free_bytes() -> int:

@@ -1,5 +1,7 @@
 """One run, from its settings to the files in its folder."""
 
+import dataclasses
+
 from lora_one import models
 from lora_one.config import RunConfig
 from lora_one.config.hardware import read_hardware
@@ -12,7 +14,7 @@ from lora_one.records.folder import LocatedRun, RunFolder, locate
 from lora_one.runs.fine_tuning import fine_tune
 from lora_one.runs.initial_model import initial_model
 from lora_one.runs.parts import check_before_loading, check_model_and_data, load_base, load_parts
-from lora_one.runs.plan import plan, planned_processes
+from lora_one.runs.plan import plan, planned_per_node, planned_processes
 from lora_one.runs.saving import merge_run, save
 from lora_one.runs.status import recorded
 from lora_one.runs.summary import print_summary
@@ -46,9 +48,9 @@ def execute(run: RunConfig) -> RunFolder | None:
     processes = Processes.started(run.process_timeout_s)
     hardware = None if run.plan.hardware is None else read_hardware(run.plan.hardware)
     moments = run.peft.lora_target_modules if run.optimizer.full_size_moments else None
-    if run.plan.given:  # for another machine, so the memory and the files of this one do not matter
-        models.refuse_one_part(run.model, planned_processes(run))
-    else:
+    per_node = planned_per_node(run, hardware)
+    run = dataclasses.replace(run, model=models.with_shards(run.model, planned_processes(run), per_node))
+    if not run.plan.given:  # for another machine, the memory and the files of this one do not matter
         models.preflight(run.model, processes.count, full=run.peft.trains_base, full_size_moments=moments)
     refuse_unready(run.init)
     optimizer_class(run.optimizer)  # raises UsageError if its settings name a wrong class

@@ -104,9 +104,10 @@ def load_base(parts: RunParts) -> nn.Module:
         "labels": labels,
         "pad_id": parts.encoder.pad_id,
     }
-    shards = Processes.current().count if model.sharded else 1
+    processes = Processes.current().count
+    shards = model.shards(processes)
     seed_everything(run.training_seed)  # for the new head
-    base = models.load_model(model.name, model.revision, shards=shards, **options)
+    base = models.load_model(model.name, model.revision, shards=shards, copies=processes // shards, **options)
     if labels and not run.peft.trains_base:
         models.refuse_drawn_layers(base, model.name)
     return base

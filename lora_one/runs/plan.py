@@ -7,6 +7,7 @@ from lora_one.adaptation.layers import scaling_of
 from lora_one.adaptation.selection import adaptation_of
 from lora_one.config import RunConfig
 from lora_one.config.hardware import Hardware
+from lora_one.config.schemas import NODE
 from lora_one.data import load_dataset
 from lora_one.data.encoders import encoder_for
 from lora_one.datasets import DATASETS, labels_of
@@ -76,6 +77,15 @@ def planned_processes(run: RunConfig) -> int:
     return run.plan.processes or Processes.current().count
 
 
+def planned_per_node(run: RunConfig, hardware: Hardware | None) -> int | None:
+    """Return the number of processes of each node; None: it is not known, or ``model.sharded`` does not need it."""
+    if run.model.sharded != NODE:
+        return None
+    if run.plan.given:
+        return None if hardware is None else hardware.devices_per_node
+    return Processes.current().per_node()
+
+
 def _memory(
     run: RunConfig, skeleton: nn.Module, layers: dict[str, nn.Module], parameters: int, trainable: int
 ) -> dict[str, str]:
@@ -91,7 +101,7 @@ def _memory(
         )  # fmt: skip
         return kept + length * outputs * (8 + 2 * dtype.itemsize)  # logits, their fp32 copy and gradients
 
-    weights = parameters * (4 if full else weight_bytes(model))
+    weights = parameters * (4 if full else weight_bytes(model)) / model.shards(planned_processes(run))
     states = state_bytes(run.optimizer, trainable, [weight_shape(layer) for layer in layers.values()])
     each = example_bytes(model.max_length)
     training = weights + states + model.per_device_batch_size * each

@@ -67,7 +67,7 @@ class PlannedRun:
 
     def resident(self, processes: int) -> float:
         """Return the bytes of the base on each process, with the copies that a pass needs."""
-        return self.base / (processes if self.run.model.sharded else 1) + self.copies
+        return self.base / self.run.model.shards(processes) + self.copies
 
     def free(self, processes: int) -> float:
         """Return the bytes of a device that are free once the base is loaded."""
@@ -105,6 +105,10 @@ class PlannedRun:
         gathered = self.base if self.run.model.sharded else 0
         return training_step(self.trainable, gathered, accumulation_steps(self.run.model, processes))
 
+    def sent(self, traffic: Traffic, processes: int) -> float:
+        """Return the bytes that each process sends; a sharded base is gathered from those that share a copy of it."""
+        return traffic.sent(processes, self.run.model.shards(processes))
+
     def step_seconds(self, processes: int) -> float:
         """Return the seconds of one optimizer step: passes, then the sum of the gradients."""
         model = self.run.model
@@ -124,13 +128,14 @@ class PlannedRun:
         The three overlap. reads: how often every weight is read; a quantised one is also written and read in the dtype
         of the products.  gatherings: how often a sharded base is gathered.
         """
-        hardware, moved = self.hardware, self.base
+        hardware, moved, shards = self.hardware, self.base, self.run.model.shards(processes)
         if self.run.model.quantization:
             moved += 2 * self.dtype.itemsize * self.weights
         peak = hardware.bf16_flops if self.dtype == torch.bfloat16 else hardware.fp32_flops
-        gathered = Traffic(gathered=gatherings * self.base * self.run.model.sharded)
+        gathered = Traffic(gathered=gatherings * self.base * bool(self.run.model.sharded))
         return max(
             flops / (peak * efficiency),
             reads * moved / hardware.memory_bandwidth,
-            gathered.sent(processes) / hardware.link(processes),
+            # within a node only if no group of shards is on two of them
+            self.sent(gathered, processes) / hardware.link(processes if hardware.devices_per_node % shards else shards),
         )

@@ -83,7 +83,7 @@ def planned_start(planned: PlannedRun, processes: int, memory: Memory | None, gr
     after = LOSS * together * length * planned.outputs
     evaluations = 1 if init.search_from is None else EVALUATIONS + 1
     forward = evaluations * -(-wanted // (together * processes))
-    base = planned.base * planned.run.model.sharded
+    base = planned.base * bool(planned.run.model.sharded)
     seconds = None
     if hardware is not None:
         adapted = sum(m * n for m, n in planned.shapes)

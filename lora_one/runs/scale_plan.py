@@ -10,6 +10,7 @@ from torch import nn
 from lora_one.config import RunConfig
 from lora_one.config.hardware import Hardware
 from lora_one.config.rules import check
+from lora_one.config.schemas import ModelConfig
 from lora_one.errors import UsageError
 from lora_one.reports.table import markdown
 from lora_one.runs.memory_forecast import activation_bytes, groups_of_inputs
@@ -37,23 +38,31 @@ def planned_bases(
             skeleton.config, model.type, names, 1, length, dtype, checkpointing=model.gradient_checkpointing
         )
 
-    small = run.model.quantization or "nf4"
-    variants = {
-        "whole, bf16": {"sharded": False, "quantization": None, "bf16": True},
-        "whole, fp32": {"sharded": False, "quantization": None, "bf16": False},
-        f"whole, {small}": {"sharded": False, "quantization": small},
-        "sharded, bf16": {"sharded": True, "quantization": None, "bf16": True},
-        "sharded, fp32": {"sharded": True, "quantization": None, "bf16": False},
-    }
+    wide = [{"quantization": None, "bf16": True}, {"quantization": None, "bf16": False}]
+    variants = [{"sharded": False} | each for each in (*wide, {"quantization": run.model.quantization or "nf4"})]
+    variants += [{"sharded": shards} | each for shards in sharings(run.model, hardware) for each in wide]
     found: dict[str, PlannedRun | str] = {}
-    for name, changes in variants.items():
+    for changes in variants:
         changed = replace(run, model=replace(run.model, **changes))
+        name = title_of(changed.model)
         try:
             check(changed)
             found[name] = PlannedRun(changed, skeleton, layers, trainable, examples, kept, hardware)
         except UsageError as error:
             found[name] = str(error)
     return found
+
+
+def sharings(model: ModelConfig, hardware: Hardware | None) -> list[bool | int]:
+    """Return the values of ``model.sharded`` to plan for: all processes, and those of the run or of a node."""
+    own = model.sharded if not isinstance(model.sharded, bool) else hardware.devices_per_node if hardware else 1
+    return [True] if own == 1 else [True, own]
+
+
+def title_of(model: ModelConfig) -> str:
+    """Return the name of a variant of the base, such as "sharded by 8, bf16"."""
+    shared = "whole" if not model.sharded else "sharded" if model.sharded is True else f"sharded by {model.sharded}"
+    return f"{shared}, {model.quantization or ('bf16' if model.bf16 else 'fp32')}"
 
 
 def scale_plan(bases: dict[str, PlannedRun | str], processes: int) -> str:
@@ -86,7 +95,7 @@ def row(name: str, planned: PlannedRun, processes: int, modes: Sequence[str], gr
     """Return one row of the table: GB of each process, GB that it sends, seconds, hours, and the number of devices."""
     hardware, model = planned.hardware, planned.run.model
     fits = [smallest(planned, groups)] if hardware else []
-    if model.sharded and processes == 1:  # refused, but several processes may do
+    if not possible(model, processes):  # but it may be with more of them
         return [name, *["-"] * (3 + len(modes) + 3 * bool(hardware)), *fits]
     starts = {mode: planned_start(planned, processes, mode or None, groups) for mode in modes}
     own = starts.get(getattr(planned.run.init, "memory", ""))
@@ -94,9 +103,9 @@ def row(name: str, planned: PlannedRun, processes: int, modes: Sequence[str], gr
     cells += [
         gigabytes(start.memory) + (f" ({start.place})" if mode == "auto" else "") for mode, start in starts.items()
     ]
-    cells.append(gigabytes(planned.step_traffic(processes).sent(processes)))
-    begin = planned.begin_traffic().sent(processes)
-    cells.append(gigabytes(begin + (own.sent.sent(processes) if own else 0)) if own or not modes else "-")
+    cells.append(gigabytes(planned.sent(planned.step_traffic(processes), processes)))
+    begin = planned.sent(planned.begin_traffic(), processes)
+    cells.append(gigabytes(begin + (planned.sent(own.sent, processes) if own else 0)) if own or not modes else "-")
     if hardware:
         step, start = planned.step_seconds(processes), own.seconds if own else 0.0
         whole = start + begin / hardware.link(processes) + step * total_steps(planned.examples, model)
@@ -104,13 +113,18 @@ def row(name: str, planned: PlannedRun, processes: int, modes: Sequence[str], gr
     return cells
 
 
+def possible(model: ModelConfig, processes: int) -> bool:
+    """Return whether a sharded base can be divided over this number of processes."""
+    return not model.sharded or (processes > 1 and processes % model.shards(processes) == 0)
+
+
 def smallest(planned: PlannedRun, groups: Groups) -> str:
     """Return in words the smallest number of devices whose memory is enough for training and initialisation."""
     model = planned.run.model
     modes = modes_of(planned)
     mode = getattr(planned.run.init, "memory", None)
-    for processes in range(2 if model.sharded else 1, model.real_batch_size + 1):
-        if model.real_batch_size % processes == 0 and processes <= planned.examples:
+    for processes in range(1, min(model.real_batch_size, planned.examples) + 1):
+        if model.real_batch_size % processes == 0 and possible(model, processes):
             needed = planned.training_memory(processes)
             if modes:
                 needed = max(needed, planned_start(planned, processes, mode, groups).memory)

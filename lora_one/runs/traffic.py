@@ -14,7 +14,7 @@ class Traffic:
     """Bytes of the tensors in each kind of collective operation, added up over its calls.
 
     all_reduced: sums that every process gets.  reduced: sums that one process gets.  broadcast: from one to all.
-    gathered: whole tensors that every process puts together from the parts of all.
+    gathered: whole tensors that every process puts together from the parts of all that share a copy of the base.
     """
 
     all_reduced: float = 0
@@ -29,16 +29,18 @@ class Traffic:
         """Return the traffic of this number of repetitions."""
         return Traffic(**{name: number * value for name, value in vars(self).items()})
 
-    def sent(self, processes: int) -> float:
-        """Return the bytes that each of N processes sends in a ring.
+    def sent(self, processes: int, shards: int | None = None) -> float:
+        """Return the bytes that each of N processes sends in a ring. shards: of each gathering; None: all processes.
 
         A tensor of S bytes: 2 S (N - 1) / N for a sum on all processes, S (N - 1) / N for a sum on one, a broadcast or
         a gathering; the first two and the last are the least possible (arXiv:1802.05799).
 
-        >>> Traffic(all_reduced=100).sent(4), Traffic(gathered=100).sent(4), Traffic(broadcast=100).sent(1)
-        (150.0, 75.0, 0.0)
+        >>> Traffic(all_reduced=100).sent(4), Traffic(gathered=100).sent(4), Traffic(gathered=100).sent(4, shards=2)
+        (150.0, 75.0, 50.0)
         """
-        return (2 * self.all_reduced + self.reduced + self.broadcast + self.gathered) * (processes - 1) / processes
+        shards = shards or processes
+        everywhere = (2 * self.all_reduced + self.reduced + self.broadcast) * (processes - 1) / processes
+        return everywhere + self.gathered * (shards - 1) / shards
 
 
 def training_step(trainable: int, base: float, micro_batches: int) -> Traffic:

@@ -68,6 +68,20 @@ def test_a_whole_base_is_the_same_on_every_process_and_a_sharded_one_is_divided(
     assert sharded.begin_traffic().broadcast == 4 * whole.trainable
 
 
+def test_a_replicated_base_is_divided_and_gathered_within_its_copy():
+    """On 64 devices, 8 of a node: each stores an eighth, and gathers it by the links of the node."""
+    batch = ["model.real_batch_size=64", "model.per_device_batch_size=1"]
+    all_of_them, within, across = (planned_for(random_llama(), *batch, f"model.sharded={n}") for n in ("true", 8, 16))
+    assert within.resident(64) == all_of_them.resident(8) and across.resident(64) == all_of_them.resident(16)
+    adapters = 2 * 4 * within.trainable * 63 / 64
+    assert within.sent(within.step_traffic(64), 64) == pytest.approx(adapters + 2 * within.base * 7 / 8)
+    links = within.hardware.link_within_node, within.hardware.link_between_nodes
+    assert within.pass_seconds(0, 0, 2, 64, 0.5) == pytest.approx(2 * within.base * 7 / 8 / links[0])
+    assert across.pass_seconds(0, 0, 2, 64, 0.5) == pytest.approx(2 * within.base * 15 / 16 / links[1])
+    astride = planned_for(random_llama(), *batch, "model.sharded=3")  # ranks 6, 7 and 8
+    assert astride.pass_seconds(0, 0, 2, 63, 0.5) == pytest.approx(2 * within.base * 2 / 3 / links[1])
+
+
 def test_processes_share_the_micro_batches_of_a_step_and_then_add_up_the_gradients():
     planned = planned_for(random_llama(), "model.real_batch_size=64", "model.per_device_batch_size=8")
     assert planned.step_traffic(1).sent(1) == 0

@@ -47,10 +47,11 @@ def test_a_folder_with_only_a_config_is_planned_for_64_gpus(tmp_path, capsys):
     assert time.process_time() - began < 15, "seconds of one core"
     assert f"{PARAMETERS['7B']:,} parameters, bf16, on 64 x h100" in said
     found = cells(said)
-    assert list(found) == ["whole, bf16", "whole, fp32", "whole, nf4", "sharded, bf16", "sharded, fp32"]
+    wide = [f"{sharing}, {kind}" for sharing in ("sharded", "sharded by 8") for kind in ("bf16", "fp32")]
+    assert list(found) == ["whole, bf16", "whole, fp32", "whole, nf4", *wide]
     adapters = 4 * 19_988_480 * 2 * 63 / 64 / 1e9  # fp32 gradients in a ring
     assert found["whole, bf16"]["sent/step"] == f"{adapters:.3g} GB"
-    assert {line["fits on"] for line in found.values()} == {"1", "2"}
+    assert {line["fits on"] for line in found.values()} == {"1", "2", "8"}
     assert found["sharded, bf16"]["init auto"].endswith("(device)")
     assert "8 batches of examples, so 56 of the processes only wait" in said
     assert "1 at once, 1 times for each step" in said
@@ -89,6 +90,8 @@ def test_keys_of_the_plan_change_neither_the_other_lines_nor_the_folder(tmp_path
         (("plan.processes=32", "dataset.train_size=20"), "32 processes are more than the 20 training examples"),
         (("plan.processes=4", "init.iters=200000"), "init.bsz x init.iters=200000"),
         (("plan.processes=1", "model.sharded=true"), "there is only one: start several"),
+        (("plan.processes=32", "model.sharded=node"), "plan.hardware"),
+        (("plan.processes=4", "model.sharded=3"), "model.sharded=3 does not divide the 4 processes"),
         (("plan.hardware=b100",), "plan.hardware=b100 is neither a file nor a profile"),
     ],
     ids=str,

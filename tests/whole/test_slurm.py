@@ -22,6 +22,7 @@ ADAPTER = "adapter_model.safetensors"
 STEP = {
     "SLURM_STEP_NUM_TASKS": "3",
     "SLURM_STEP_NUM_NODES": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "3",
     "SLURM_STEP_NODELIST": "here",
     "SLURM_JOB_ID": "7",
     "SLURM_STEP_ID": "2",
@@ -34,9 +35,18 @@ def test_tasks_of_a_step_are_processes_of_one_run():
     environment = dict(STEP)
     take_slurm_tasks(environment)
     assert (environment["RANK"], environment["LOCAL_RANK"], environment["WORLD_SIZE"]) == ("1", "1", "3")
+    assert environment["LOCAL_WORLD_SIZE"] == "3"
     other = STEP | {"SLURM_STEP_ID": "3"}
     take_slurm_tasks(other)
     assert environment["MASTER_PORT"] != other["MASTER_PORT"] and 20000 <= int(other["MASTER_PORT"]) < 40000
+
+
+@pytest.mark.parametrize(("tasks", "size"), [("4(x2)", "4"), ("4(x2),3", None)])
+def test_the_number_of_tasks_on_a_node_is_known_if_all_nodes_have_it(tasks, size, monkeypatch):
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: SimpleNamespace(stdout="here\n"))
+    environment = STEP | {"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_TASKS_PER_NODE": tasks}
+    take_slurm_tasks(environment)
+    assert environment.get("LOCAL_WORLD_SIZE") == size
 
 
 @pytest.mark.parametrize("changed", [{"SLURM_STEP_NUM_TASKS": "1"}, {"WORLD_SIZE": "2", "RANK": "0"}])
