@@ -100,6 +100,8 @@ class Peers:
         while self.word is None:
             self.pause(self.beat_s)
             self.ticks += 1
+            if self.word_of_first == ENDED:  # and with it, as it should, the store
+                return
             if (self.ticks - self.answered) * self.beat_s > self.silence_s:
                 return self.leave(self.store_gone(), asking=False)
 

@@ -51,9 +51,11 @@ def kept(file: Path, message: str, find: Callable[[], Parts], *, valid: bool = T
         elif processes.rank == 0:
             print(f"{message}, from {file}", flush=True)
     finally:  # also if the first process fails: the others must not wait forever
-        processes.meet()
+        facts = processes.gathered(found and found.facts)[0]
     if found is None:
         found = read(file)
+        if found is not None and found.facts != facts:  # an older file of another node
+            found = None
     return found_and_written(file, find, None) if found is None else found
 
 
@@ -104,8 +106,9 @@ def write(file: Path, find: Callable[[], Parts]) -> None:
     finally:
         beside.unlink(missing_ok=True)
     for entry in (entry for pattern in ENTRIES for entry in file.parent.glob(pattern)):
-        if time.time() - entry.stat().st_mtime > UNREAD:
-            entry.unlink(missing_ok=True)
+        with suppress(OSError):  # another process has removed it, or it belongs to another user
+            if time.time() - entry.stat().st_mtime > UNREAD:
+                entry.unlink()
 
 
 def write_parts(sink: pa.NativeFile, parts: Parts) -> None:

@@ -71,12 +71,14 @@ def with_shards(model: ModelConfig, processes: int, per_node: int | None) -> Mod
     if processes == 1:
         raise UsageError(
             f"model.sharded={sharded} distributes the base over several processes, but there is only one: start "
-            "several (accelerate launch), or use model.sharded=false"
+            "several (torchrun, accelerate launch or srun), plan for several (dry_run=true plan.processes=8), or set "
+            "model.sharded=false"
         )
     if sharded == NODE and per_node is None:
         raise UsageError(
-            "model.sharded=node needs the same number of processes on each node, which the launcher sets in "
-            "LOCAL_WORLD_SIZE (a dry run: plan.hardware): set model.sharded=<number of processes of a node>"
+            "model.sharded=node needs the same number of processes on each node, but it differs or is not known: set "
+            "model.sharded=<number of processes that share one copy of the base>; in a dry run, "
+            "plan.hardware tells it too (devices_per_node), in a run the launcher (LOCAL_WORLD_SIZE)"
         )
     size = min(per_node, processes) if sharded == NODE else sharded
     shards = dataclasses.replace(model, sharded=size).shards(processes)

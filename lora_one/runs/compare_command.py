@@ -159,9 +159,10 @@ def refuse_beside_curvature(options: argparse.Namespace) -> None:
 
 def runner_of(chosen: "Comparison", output: Path, threads: int | None) -> "Runner":
     """Return what does the runs: this process, others beside it, or SLURM. Raises UsageError: submitit is missing."""
+    from lora_one.runs.comparison_array import SlurmArray
     from lora_one.runs.comparison_file import slurm_defaults
     from lora_one.runs.comparison_runners import InThisProcess
-    from lora_one.runs.comparison_workers import SideBySide, SlurmArray
+    from lora_one.runs.comparison_workers import SideBySide
     from lora_one.runs.experiment import execute
 
     if chosen.launcher == "slurm":

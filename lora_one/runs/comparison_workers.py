@@ -1,4 +1,4 @@
-"""The runs of a comparison in other processes: side by side on this machine, or as an array of SLURM jobs."""
+"""The runs of a comparison in other processes: as tasks, side by side on this machine; see also comparison_array."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import sys
 import time
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import wait
@@ -97,7 +97,8 @@ class Workers:
         """Return the task of a job, whose result has the name of the run's folder; remove that of an earlier call."""
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / f"{job.stage}-{job.folder.path.parent.name}-{job.seed}.json"
-        file.unlink(missing_ok=True)
+        for old in (file, file.with_suffix(".log")):
+            old.unlink(missing_ok=True)
         return Task(asdict(self.comparison), job.method, job.stage, job.point, job.seed, measured, str(file.resolve()))
 
     def result(self, task: Task, job: Job, error: str | None) -> Run:
@@ -129,7 +130,7 @@ def refuse(run: RunConfig) -> None:
 class SideBySide(Workers):
     """Runs up to ``count`` tasks at a time on this machine, each in a process with a share of the threads and a GPU.
 
-    A process does one task after another, because its imports take seconds; after one that failed there is a new one.
+    A process does one task after another, because its imports take seconds; after a failed one there is a new process.
     """
 
     def __init__(self, output: Path, count: int, threads: int | None = None):
@@ -140,6 +141,7 @@ class SideBySide(Workers):
     def ended(self, tasks: Sequence[Task]) -> Iterator[Ended]:
         left = deque(range(len(tasks)))
         workers: dict[int, subprocess.Popen] = {}
+        ended: list[subprocess.Popen] = []
         busy: dict[int, tuple[int, float]] = {}  # place of a worker -> its task, and when that began
         try:
             while left or busy:
@@ -151,16 +153,18 @@ class SideBySide(Workers):
                 ready = wait([workers[slot].stdout for slot in busy])
                 for slot in [slot for slot in busy if workers[slot].stdout in ready]:
                     code = answer(workers[slot])
-                    if code != 0:
-                        stop([workers.pop(slot)], busy=[])
                     number, began = busy.pop(slot)
-                    yield number, time.monotonic() - began, reason(code, log_of(tasks[number]))
+                    if code != 0 or not left:
+                        ended.append(dismissed(workers.pop(slot)))
+                    log = log_of(tasks[number])
+                    yield number, time.monotonic() - began, reason(code, log if log.exists() else self.log(slot))
         finally:
-            stop(list(workers.values()), busy=[workers[slot] for slot in busy if slot in workers])
+            stop([*ended, *workers.values()], busy=[workers[slot] for slot in busy if slot in workers])
 
     def start(self, slot: int) -> subprocess.Popen:
         """Start a process for tasks, in a session of its own, so that only this process forwards signals to it."""
-        with (self.folder / f"process-{slot}.log").open("w") as log:
+        self.log(slot).unlink(missing_ok=True)
+        with self.log(slot).open("w") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "lora_one.runs.comparison_workers"],
                 env={**os.environ, **self.environment(slot)},
@@ -169,6 +173,10 @@ class SideBySide(Workers):
                 stderr=log,
                 start_new_session=True,
             )
+
+    def log(self, slot: int) -> Path:
+        """Return the file with what a worker prints outside of its tasks."""
+        return self.folder / f"process-{slot}.log"
 
     def environment(self, slot: int) -> dict[str, str]:
         """Return the variables of a worker: its threads, its GPU, and where this package is."""
@@ -192,9 +200,16 @@ def send(worker: subprocess.Popen, task: Task) -> None:
 
 
 def answer(worker: subprocess.Popen) -> int:
-    """Return the exit code of a worker's task, or that of its process if it has ended."""
+    """Return the exit code of a worker's task; if the process has ended instead, its exit code, but never 0."""
     line = worker.stdout.readline()
-    return int(line) if line else worker.wait()
+    return int(line) if line else worker.wait() or 1
+
+
+def dismissed(worker: subprocess.Popen) -> subprocess.Popen:
+    """Let a worker end, and with it the memory that it has on a GPU; return it."""
+    with suppress(BrokenPipeError):
+        worker.stdin.close()
+    return worker
 
 
 def log_of(task: Task) -> Path:
@@ -210,8 +225,7 @@ def reason(code: int, log: Path) -> str | None:
 def stop(workers: Sequence[subprocess.Popen], busy: Sequence[subprocess.Popen]) -> None:
     """End the workers: those that wait at once, the busy ones with a resume point."""
     for worker in workers:
-        with suppress(BrokenPipeError):
-            worker.stdin.close()
+        dismissed(worker)
     for worker in busy:
         worker.terminate()
     for worker in workers:
@@ -220,41 +234,6 @@ def stop(workers: Sequence[subprocess.Popen], busy: Sequence[subprocess.Popen]) 
         except subprocess.TimeoutExpired:
             worker.kill()
         worker.stdout.close()
-
-
-class SlurmArray(Workers):
-    """Submits the tasks of each stage as one array of SLURM jobs, and waits for them.
-
-    parameters: those of conf/hydra/launcher/slurm.yaml.
-    """
-
-    def __init__(self, output: Path, parameters: Mapping[str, Any]):
-        super().__init__(output)
-        self.parameters = {**parameters, "submitit_folder": str(self.folder / "%j")}
-
-    def ended(self, tasks: Sequence[Task]) -> Iterator[Ended]:
-        from lora_one.runs import slurm
-
-        began = time.monotonic()
-        submitted = slurm.submit(submitted_task, [(task,) for task in tasks], self.parameters)
-        try:
-            for job in slurm.wait_for(submitted):
-                error = None
-                try:
-                    slurm.outcome_of(job)
-                except RunError as failure:
-                    error = str(failure)
-                yield submitted.index(job), time.monotonic() - began, error
-        except KeyboardInterrupt:
-            slurm.not_cancelled(submitted)
-            raise
-
-
-def submitted_task(task: Task) -> object:
-    """Do a task in a SLURM job; before a time limit it writes a resume point and is queued again."""
-    from lora_one.runs import cli
-
-    return cli.run_submitted(task)
 
 
 def main() -> int:
@@ -274,7 +253,10 @@ def main() -> int:
 
 
 def logged(task: Task) -> int:
-    """Do a task, with all output in its log; return its exit code."""
+    """Do a task, with all output in its log; return its exit code, 1 for a run that failed.
+
+    A failed run may leave its process unusable: after some errors, every use of the GPU fails.
+    """
     from lora_one.runs.sweep import run_command
 
     with log_of(task).open("w") as log:
@@ -283,7 +265,7 @@ def logged(task: Task) -> int:
     code = run_command(task, "continues from the last resume point")
     sys.stdout.flush()
     sys.stderr.flush()
-    return code
+    return code or int(json.loads(Path(task.result).read_text())["error"] is not None)
 
 
 if __name__ == "__main__":

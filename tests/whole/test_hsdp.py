@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 from lora_one.files import read_lines
 from lora_one.records.folder import RunFolder
-from scripts.campaign.forked import forked
+from scripts.campaign.forked import Fault, Forking
 from tests.helpers.runs import finish, small_run
 
 CHANGES = [
@@ -20,7 +20,7 @@ CHANGES = [
     "init.scale=stable",
     "peft.lora_target_modules=[q_proj,down_proj]",
 ]
-SECOND_STEP = "lora_one.training.trainer:FineTuner.training_step:3:2"  # of the last process
+SECOND_STEP = Fault("lora_one.training.trainer:FineTuner.training_step", rank=3, call=2)
 
 
 @pytest.mark.slow
@@ -30,10 +30,11 @@ def test_two_copies_of_two_shards_give_the_results_of_one_process(tmp_path, monk
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # as if on two nodes
     command = [*CHANGES, "model.sharded=node", f"results_dir={tmp_path / 'four'}"]
     command += [f"init.cache={tmp_path / 'four/factors'}"]
-    killed = forked(4, tmp_path / "killed", *command, kill=SECOND_STEP)
-    assert killed.wait(200) == {0: 1, 1: 1, 2: 1, 3: -9}, (killed.errors, killed.output(0))
-    again = forked(4, tmp_path / "again", *command)
-    assert again.wait(200) == dict.fromkeys(range(4), 0), (again.errors, again.output(0))
+    with Forking() as start:
+        killed = start(4, tmp_path / "killed", *command, fault=SECOND_STEP)
+        assert killed.wait(200) == {0: 1, 1: 1, 2: 1, 3: -9}, (killed.errors, killed.output(0))
+        again = start(4, tmp_path / "again", *command)
+        assert again.wait(200) == dict.fromkeys(range(4), 0), (again.errors, again.output(0))
     one = finish(small_run(tmp_path / "one", "bundled/tiny", *CHANGES, f"init.cache={tmp_path / 'one/factors'}"))
 
     four = RunFolder(tmp_path / "four" / one.path.relative_to(tmp_path / "one"))
