@@ -93,6 +93,8 @@ for line in sys.stdin:
     open(task["result"], "w").write(str(os.getpid()))
     if task["seed"] == 2:
         os._exit(9)
+    if task["seed"] == 5:
+        os._exit(0)
     print(int(task["seed"] == 4), flush=True)
     if task["seed"] == 4:
         break
@@ -100,19 +102,20 @@ for line in sys.stdin:
 
 
 class Scripted(SideBySide):
-    """Workers that write their process id as the result, die in task 2 and fail in task 4."""
+    """Workers that write their process id as the result, die in tasks 2 and 5 (as if without an error), fail in 4."""
 
     def start(self, slot):
         return subprocess.Popen([sys.executable, "-c", WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
 def test_a_process_does_tasks_until_one_fails(tmp_path):
-    tasks = [Task({}, "LoRA", "tuning", {}, seed, False, str(tmp_path / f"{seed}.json")) for seed in range(7)]
+    tasks = [Task({}, "LoRA", "tuning", {}, seed, False, str(tmp_path / f"{seed}.json")) for seed in range(8)]
     found = {number: error for number, _, error in Scripted(tmp_path, count=1).ended(tasks)}
-    assert {number for number, error in found.items() if error} == {2, 4}
+    assert {number for number, error in found.items() if error} == {2, 4, 5}
     assert "exit code 9: see" in found[2] and "exit code 1: see" in found[4]
-    processes = [(tmp_path / f"{seed}.json").read_text() for seed in range(7)]
-    assert [processes.index(process) for process in processes] == [0, 0, 0, 3, 3, 5, 5]
+    assert str(tmp_path / "workers/process-0.log") in found[5], "the task has no log"
+    processes = [(tmp_path / f"{seed}.json").read_text() for seed in range(8)]
+    assert [processes.index(process) for process in processes] == [0, 0, 0, 3, 3, 5, 6, 6]
 
 
 def wait_until(condition, process, seconds=120):
