@@ -163,7 +163,7 @@ class Peers:
         """
         if self.word is None:  # else it is ending
             if message is not None and (self.claim() if asking else self.first_left()):
-                print(f"error: {message}", file=sys.stderr, flush=True)
+                print_line(message)
             elif asking:
                 self.pause(self.beat_s)  # the main thread may be reporting
                 if self.word is not None:
@@ -247,6 +247,17 @@ def end_with(peers: Peers, threads: Sequence[threading.Thread]) -> None:
 def reports_errors() -> bool:
     """Return whether this process reports the next error, see ``Peers.claim``."""
     return _peers[0].claim() if _peers else first_process()
+
+
+def print_error(message: str) -> None:
+    """Print an error on one line of stderr; of several processes, the first that has it prints."""
+    if reports_errors():
+        print_line(message)
+
+
+def print_line(message: str) -> None:
+    """Print an error on one line of stderr."""
+    print(f"error: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
 
 
 def failed() -> None:

@@ -102,11 +102,3 @@ class Search:
                 f"questions of {evaluation} and were removed{short if questions.short else ''}"
             )
             rows -= self.removed[evaluation]
-
-
-def without_questions(examples: Iterable[Example], decontaminate: Any) -> tuple[list[Example], dict[str, int]]:
-    """Return the examples without an evaluation's question, and the number removed for each evaluation; see Search."""
-    search = Search(decontaminate)
-    clean = list(search.clean(examples))
-    search.report()
-    return clean, search.removed

@@ -46,18 +46,18 @@ def read_table(file: Path, headless: Sequence[str] = ()) -> Table:
     """
     if format_of(file) is None:
         raise UsageError(f"{file} has an unknown format: pass a file of the type {', '.join(FORMATS)} (also .gz)")
-    with reading(file):
+    with reading(file, format_of(file)):
         return READERS[format_of(file)](file, headless)
 
 
 @contextmanager
-def reading(file: Path) -> Iterator[None]:
-    """Return a context in which a failure to read a table becomes a RunError."""
+def reading(file: Path, form: str) -> Iterator[None]:
+    """Return a context in which a failure to read a file becomes a RunError. form: what it is read as."""
     try:
         yield
     except (OSError, ValueError, EOFError, NotImplementedError) as error:
         reason = shorten(" ".join(str(error).split()), 200)
-        raise RunError(f"{file} cannot be read as {format_of(file)} ({reason}): check the file") from error
+        raise RunError(f"{file} cannot be read as {form} ({reason}): check the file") from error
 
 
 def opened(file: Path, newline: str | None = None) -> TextIO:
@@ -68,12 +68,8 @@ def opened(file: Path, newline: str | None = None) -> TextIO:
 
 def read_text(file: Path) -> str:
     """Return the whole text of a file, also a compressed one. Raises RunError: it cannot be read."""
-    try:
-        with opened(file, newline="") as stream:
-            return stream.read()
-    except (OSError, ValueError, EOFError) as error:
-        reason = shorten(" ".join(str(error).split()), 200)
-        raise RunError(f"{file} cannot be read as text in UTF-8 ({reason}): check the file") from error
+    with reading(file, "text in UTF-8"), opened(file, newline="") as stream:
+        return stream.read()
 
 
 def _json_table(file: Path, _: Sequence[str]) -> Table:
@@ -118,7 +114,7 @@ def _parquet_table(file: Path, _: Sequence[str]) -> Table:
     names = metadata.schema.to_arrow_schema().names if metadata.num_rows else []
 
     def rows(columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-        with reading(file), pyarrow.parquet.ParquetFile(file, memory_map=True) as opened:
+        with reading(file, "parquet"), pyarrow.parquet.ParquetFile(file, memory_map=True) as opened:
             batches = opened.iter_batches(TOGETHER, columns=[name for name in columns if name in names])
             yield from (row for batch in batches for row in batch.to_pylist())
 

@@ -27,7 +27,7 @@ from lora_one.evaluation.predictions import remarks_of, rescored_predictions
 from lora_one.evaluation.source import check_present, located
 from lora_one.files import full_disk, write_json
 from lora_one.invocation import Parser, command_name
-from lora_one.peers import failed, lost_connection, reports_errors
+from lora_one.peers import failed, lost_connection, print_error
 from lora_one.records.provenance import provenance
 
 
@@ -64,8 +64,7 @@ def exit_code(work: Callable[[], int]) -> int:
 
 def reported(message: str, code: int) -> int:
     """Print an error, unless another process does, and return the exit code; the other processes end too."""
-    if reports_errors():
-        print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
+    print_error(message)
     failed()
     return code
 

@@ -57,7 +57,8 @@ def finished_report(output: Path, options: EvaluationOptions) -> dict[str, Any] 
     wanted = {"model": options.model, "settings": options.settings, "fingerprints": data_fingerprints(options)}
     found = {"model": report["model"], "settings": report["settings"], **report["provenance"]}
     if options.served_model is not None:  # without this option, it was the only model of the server
-        wanted["engine"], found["engine"] = ({"model": name} for name in (options.served_model, served_name(report)))
+        wanted["engine"] = {"model": options.served_model}
+        found["engine"] = {"model": report.get("engine", {}).get("model")}
     difference = first_difference(found, wanted)
     if difference is None:
         return report
@@ -65,11 +66,6 @@ def finished_report(output: Path, options: EvaluationOptions) -> dict[str, Any] 
         f"{file} contains results of another model or other settings ({difference}): pass --output_dir=<another "
         "folder>, or --overwrite to replace them"
     )
-
-
-def served_name(report: dict[str, Any]) -> str | None:
-    """Return the name of the model on the server that gave the completions; None: there was no server."""
-    return report.get("engine", {}).get("model")
 
 
 def first_difference(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:

@@ -14,7 +14,7 @@ from lora_one.config import RunConfig
 from lora_one.errors import RunError, UsageError
 from lora_one.files import full_disk
 from lora_one.interruption import Interrupted, caught
-from lora_one.peers import failed, lost_connection, reports_errors
+from lora_one.peers import failed, lost_connection, print_error, print_line
 from lora_one.progress import duration, first_process
 from lora_one.records.folder import RunFolder
 from lora_one.runs.planned_jobs import Differing, by_key, differing
@@ -266,21 +266,11 @@ def run_command(work: Callable[[], int | None], continuation: str) -> int:
 _current: ContextVar[Sweep | None] = ContextVar("sweep", default=None)
 
 
-def print_error(message: str) -> None:
-    """Print an error on one line of stderr; of several processes, the first that has it prints."""
-    if reports_errors():
-        print_line(message)
-
-
 def print_error_of_all(message: str) -> None:
     """Print an error or a signal that ends all processes; the first process prints."""
     if first_process():
         print_line(message)
     failed()
-
-
-def print_line(message: str) -> None:
-    print(f"error: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
 
 
 def _end_with_the_others() -> None:

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from lora_one.data import contamination, load_dataset
-from lora_one.data.contamination import FORMAT, Questions, without_questions
+from lora_one.data.contamination import FORMAT, Questions, Search
 from lora_one.data.encode import Encoder
 from lora_one.datasets import DATASETS
 from lora_one.datasets.questions import questions_of
@@ -25,6 +25,14 @@ PROGRAM = '''def middle(numbers: List[int]) -> int:
     2
     """
 '''
+
+
+def without_questions(examples, decontaminate):
+    """Return the examples without a question, and the number removed for each evaluation."""
+    search = Search(decontaminate)
+    clean = list(search.clean(examples))
+    search.report()
+    return clean, search.removed
 
 
 def config(name, path, *evaluations, **others):

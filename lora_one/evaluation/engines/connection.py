@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import httpx
 
@@ -46,7 +46,7 @@ class Connection:
         )
 
     def get(self, path: str, read: Callable[[Any], T], attempts: int = ATTEMPTS) -> T:
-        """Return ``read`` of the JSON at a path below the root."""
+        """Return ``read`` of the JSON at a path, relative to the root."""
         return self.ask("GET", path, None, read, attempts)
 
     def post(self, path: str, payload: dict[str, Any], read: Callable[[Any], T], attempts: int = ATTEMPTS) -> T:
@@ -84,7 +84,7 @@ class Connection:
     def sent(self, method: str, path: str, payload: Any) -> httpx.Response:
         """Send a request and return the whole answer. Raises Unusable: it takes longer than the time-out in all."""
         end = time.monotonic() + self.timeout
-        with self.client.stream(method, self.root + path, json=payload) as response:
+        with self.client.stream(method, urljoin(f"{self.root}/", path), json=payload) as response:
             parts = []
             for part in response.iter_bytes():
                 parts.append(part)

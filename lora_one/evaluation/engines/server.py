@@ -12,21 +12,19 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, Self, TypeVar
 
-import httpx
-
 from lora_one.data.encode import Encoder
 from lora_one.errors import RunError, UsageError, nearest
 from lora_one.evaluation.choices import Question
 from lora_one.evaluation.decoding import Completion, Decoding, Ending, positions_of, stop_ids
 from lora_one.evaluation.engines.answers import choice_in, completion_in, finite
-from lora_one.evaluation.engines.connection import FIRST_WAIT, Connection, Unusable
+from lora_one.evaluation.engines.connection import Connection, Unusable
 from lora_one.evaluation.engines.protocol import NoLikelihoods
 from lora_one.evaluation.options import EvaluationOptions
 from lora_one.model_kinds import CAUSAL, ModelKind
 from lora_one.seeding import generator_for
 
 T = TypeVar("T")
-COMPLETIONS = "/completions"
+COMPLETIONS = "completions"
 AT_START = 3  # attempts of the first requests: a server that is not there is said soon
 LIKELIEST = 20  # tokens whose log-probabilities vLLM returns at most
 STOPS = 4  # stop texts that OpenAI and vLLM accept; completions are cut here before any of them
@@ -59,7 +57,7 @@ def served(connection: Connection, wanted: str | None) -> Served:
 
     Raises RunError: the server does not answer, or does not serve this model.
     """
-    models = {entry["id"]: entry for entry in connection.get("/models", lambda body: list(body["data"]), AT_START)}
+    models = {entry["id"]: entry for entry in connection.get("models", lambda body: list(body["data"]), AT_START)}
     if wanted is None and len(models) == 1:
         (wanted,) = models
     if wanted not in models:
@@ -75,18 +73,10 @@ def served(connection: Connection, wanted: str | None) -> Served:
 
 def version_of(connection: Connection) -> str | None:
     """Return the version of the server; None: it does not say, or has failed several times."""
-    address = connection.root.removesuffix("/v1") + "/version"
-    for _ in range(AT_START):
-        try:
-            answer = connection.client.get(address)
-            if answer.status_code < 500:
-                return str(answer.json()["version"])
-        except httpx.TransportError:
-            pass
-        except (httpx.HTTPError, ValueError, KeyError, TypeError):
-            return None
-        connection.stopping.wait(FIRST_WAIT)
-    return None
+    try:
+        return connection.get("../version", lambda body: str(body["version"]), AT_START)
+    except RunError:
+        return None
 
 
 @dataclass(frozen=True)

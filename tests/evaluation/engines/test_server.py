@@ -209,15 +209,15 @@ def test_the_version_of_a_server_is_asked_for_again(first, serve, monkeypatch):
     connected = connection.Connection(serve().url, timeout=5)
     answers = iter([first, httpx.Response(200, json={"version": "0.0.test"})])
 
-    def get(_):
+    def sent(*_):
         answer = next(answers)
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    monkeypatch.setattr(connected.client, "get", get)
+    monkeypatch.setattr(connected, "sent", sent)
     assert version_of(connected) == "0.0.test"
-    monkeypatch.setattr(connected.client, "get", lambda _: httpx.Response(404, json={"detail": "Not Found"}))
+    monkeypatch.setattr(connected, "sent", lambda *_: httpx.Response(404, json={"detail": "Not Found"}))
     assert version_of(connected) is None
 
 
