@@ -57,10 +57,7 @@ def backward_passes(
     taps = Taps(receive, Counter() if calls is None else calls)
     loss = 0.0
     with (
-        evaluating(model),
-        taps.on(layers),
-        gradients_from_the_embeddings(model),
-        _checkpointed(model, checkpointing),
+        prepared(model, layers, taps, checkpointing=checkpointing),
         progress("gradient", -(-len(batches) // processes.count), "batches") as shown,
     ):
         for batch, weight in processes.share(batches):
@@ -140,6 +137,13 @@ class Taps:
         if not output.requires_grad:
             return None
         return _Tap.apply(output, inputs[0].detach(), partial(self.receive, name))
+
+
+@contextmanager
+def prepared(model: nn.Module, layers: dict[str, nn.Module], taps: Taps, *, checkpointing: bool) -> Iterator[None]:
+    """Return a context in which a pass is as ``backward_passes`` needs it: without dropout, with these hooks."""
+    with evaluating(model), taps.on(layers), gradients_from_the_embeddings(model), _checkpointed(model, checkpointing):
+        yield
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Choose where the gradients of all layers are stored until the last batch: a trade-off between time and memory."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +16,8 @@ from lora_one.models import weight_shape
 Memory = Literal["auto", "fast", "low"]  # the setting init.memory
 Place = Literal["layer", "device", "cpu", "sketch"]  # the place that is chosen; see ``Holding``
 FREE_SHARE = 0.5  # largest share of the free memory for all gradients together
+REST_SHARE = 0.75  # and of the memory that the activations leave
+SMALL_SHARE = 0.125  # gradients up to this share of the free memory fit beside any activations
 SKETCH_PASSES = 11  # measured with Gemma 3 270M, 8 examples and r = 8; a flat spectrum needs 17
 
 
@@ -48,10 +50,18 @@ class Speed:
 SPEEDS = {"cuda": Speed(flops=2e14), "cpu": Speed(flops=5e10)}
 
 
-def how_to_hold(layers: dict[str, nn.Module], batches: Sequence[Batch], memory: Memory, *, whole: bool) -> Holding:
+def how_to_hold(
+    layers: dict[str, nn.Module],
+    batches: Sequence[Batch],
+    memory: Memory,
+    *,
+    whole: bool,
+    activations: Callable[[], int],
+) -> Holding:
     """Choose the place for the gradients of all layers, the same on every process: the smallest free memory decides.
 
     whole: a transform needs the whole G.
+    activations: returns the bytes that a pass over a batch needs beside them; called on every process or on none.
     memory=fast: on the device.  low: layer by layer for one batch; otherwise as a sketch, or on the CPU if G is needed
     whole.  auto: layer by layer for one batch; otherwise the ``fastest`` place.
     """
@@ -64,16 +74,26 @@ def how_to_hold(layers: dict[str, nn.Module], batches: Sequence[Batch], memory: 
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host
     free, host = (min(rooms) for rooms in zip(*processes.gathered((free, host)), strict=True))
     sizes = [gradient_bytes(layer) for layer in layers.values()]
+    device_room = room_beside(sum(sizes), free, lambda: max(processes.gathered(activations())))
     tokens = sum(batch["input_ids"].numel() for batch in batches)
     return fastest(
         -(-len(batches) // processes.count),
         tokens // processes.count,
         sizes,
-        device_room=int(FREE_SHARE * free),
+        device_room=device_room,
         host_room=int(FREE_SHARE * host) if device.type != "cpu" else 0,
         speed=SPEEDS.get(device.type, SPEEDS["cpu"]),
         whole=whole,
     )
+
+
+def room_beside(wanted: int, free: float, activations: Callable[[], float]) -> int:
+    """Return the bytes that gradients may take on the device beside the activations of a pass.
+
+    wanted: bytes of all gradients.  free: memory after loading.  activations: called unless ``wanted`` is small.
+    """
+    half = FREE_SHARE * free
+    return int(half if wanted <= SMALL_SHARE * free else max(0, min(half, REST_SHARE * (free - activations()))))
 
 
 def place_of(batches: int, memory: Memory, processes: int, *, whole: bool) -> Place | None:

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from lora_one.config.methods import MethodSettings
 from lora_one.distributed import Processes
+from lora_one.initialization.activations import activations_of
 from lora_one.initialization.gradients import GradientReport, mean_gradients, without_autocast, zero_gradient
 from lora_one.initialization.holding import Memory, Place, grouped, how_to_hold
 from lora_one.initialization.sketch import sketched_steps
@@ -83,7 +85,9 @@ def low_rank_steps(
     Raises ValueError, on every process: see ``mean_gradients``; or a gradient is zero or not finite (the layer is
     named).
     """
-    holding = how_to_hold(layers, batches, settings.memory, whole=settings.transform is not None)
+    activations = partial(activations_of, model, layers, batches, reduction, checkpointing=settings.checkpointing)
+    whole = settings.transform is not None
+    holding = how_to_hold(layers, batches, settings.memory, whole=whole, activations=activations)
     steps = Steps(settings, consume)
     if holding.place == "sketch":
         report = sketched_steps(

@@ -2,16 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import psutil
 import torch
 from torch import Tensor, nn
 
 from lora_one.distributed import Processes
+from lora_one.initialization.activations import activations_of
 from lora_one.initialization.backward import GradientReport, backward_passes
 from lora_one.initialization.given_batches import one_by_one
 from lora_one.initialization.gradients import product, refuse_unused, sum_dtype, without_autocast
-from lora_one.initialization.holding import FREE_SHARE, Memory, packed
+from lora_one.initialization.holding import Memory, packed, room_beside
 from lora_one.losses import Batch, Reduction, evaluating, loss_count, model_logits, targets
 from lora_one.models import weight_shape
 
@@ -49,7 +51,8 @@ def layer_moments(
     Examples are passed one at a time without padding, because a padded position would enter C.
 
     memory: fast: one pass for all layers. low: a pass for each input, so that the sums of only the layers that share
-    this input are in memory. auto: as few passes as fit into half of the free memory. All give the same moments.
+    this input are in memory. auto: as few passes as fit into the free memory, see
+    ``holding.room_beside``. All give the same moments.
     Raises ValueError, on every process: the loss is not finite, or a layer took no part in it (the layer is named).
     """
     examples = list(one_by_one(batches))
@@ -57,7 +60,8 @@ def layer_moments(
     dtype = sum_dtype(model, layers)
     losses = sum(loss_count(targets(batch), reduction) for batch in examples)
     sizes = [group_bytes([layers[name] for name in group], dtype) for group in groups]
-    for chosen in passes(sizes, memory, next(iter(layers.values())).weight.device):
+    activations = partial(activations_of, model, layers, examples, reduction, checkpointing=checkpointing)
+    for chosen in passes(sizes, memory, next(iter(layers.values())).weight.device, activations):
         part = {groups[index][0]: groups[index] for index in chosen}
         own = {name: layers[name] for group in part.values() for name in group}
         sums = MomentSums(set(part), dtype)
@@ -96,17 +100,21 @@ def group_bytes(layers: Sequence[nn.Module], dtype: torch.dtype) -> int:
     return sum(m * n for m, n in shapes) * dtype.itemsize + 8 * shapes[0][1] ** 2
 
 
-def passes(sizes: Sequence[int], memory: Memory, device: torch.device) -> list[list[int]]:
+def passes(
+    sizes: Sequence[int], memory: Memory, device: torch.device, activations: Callable[[], float]
+) -> list[list[int]]:
     """Return the groups of each pass, by index; the same on every process.
 
-    sizes: bytes of each group.
+    sizes: bytes of each group.  activations: see ``holding.room_beside``.
     """
     if memory == "fast":
         return [list(range(len(sizes)))]
     if memory == "low":
         return [[index] for index in range(len(sizes))]
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    return packed(sizes, int(FREE_SHARE * min(Processes.current().gathered(free))))
+    processes = Processes.current()
+    least = min(processes.gathered(free))
+    return packed(sizes, room_beside(sum(sizes), least, lambda: max(processes.gathered(activations()))))
 
 
 @dataclass

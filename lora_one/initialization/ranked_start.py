@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from lora_one.adaptation.layers import bare_view
 from lora_one.distributed import Processes
+from lora_one.initialization.activations import activations_of
 from lora_one.initialization.gradients import mean_gradients, without_autocast
 from lora_one.initialization.holding import grouped, how_to_hold
 from lora_one.initialization.methods import Method
@@ -49,7 +51,10 @@ def solve_with_ranks(
             refused.append(str(error))
 
     base.requires_grad_(False)
-    holding = how_to_hold(layers, probe.batches, probe.settings.memory, whole=True)
+    activations = partial(
+        activations_of, base, layers, probe.batches, probe.reduction, checkpointing=probe.settings.checkpointing
+    )
+    holding = how_to_hold(layers, probe.batches, probe.settings.memory, whole=True, activations=activations)
     for group in grouped(layers, holding.room):
         report = mean_gradients(
             base,

@@ -108,9 +108,10 @@ def _memory(
     parts = f"weights {weights / GB:.2f}, optimizer {states / GB:.3f}, each example of {model.max_length} tokens"
     lines = {"memory": f"training about {training / GB:.2f} GB: {parts} {each / GB:.3f}"}
     if run.init.needs_examples and not full:
-        held, in_passes = _held(run, skeleton, layers)
         rows = run.init.bsz or model.per_device_batch_size
-        start = weights + held + rows * (each if run.init.max_length is None else example_bytes(run.init.max_length))
+        taken = weights + rows * (each if run.init.max_length is None else example_bytes(run.init.max_length))
+        held, in_passes = _held(run, skeleton, layers, taken)
+        start = taken + held
         lines["memory"] += f"; init at most {start / GB:.2f} GB, including gradients {held / GB:.2f}{in_passes}"
     free = free_bytes()
     fitting = int((free - weights - states) / each)
@@ -119,14 +120,17 @@ def _memory(
     return lines
 
 
-def _held(run: RunConfig, skeleton: nn.Module, layers: dict[str, nn.Module]) -> tuple[int, str]:
-    """Return the bytes of all gradients of the initialisation; with second moments, those of a pass, and the passes."""
+def _held(run: RunConfig, skeleton: nn.Module, layers: dict[str, nn.Module], taken: float) -> tuple[int, str]:
+    """Return the bytes of all gradients of the initialisation; with second moments, those of a pass, and the passes.
+
+    taken: bytes of weights and activations.
+    """
     if not run.init.needs_moments:
         gradients = run.init.needs_gradient or run.init.gradient_by_peft
         return sum(m * n for m, n in map(weight_shape, layers.values())) * 4 * gradients, ""
     groups = groups_of_inputs(skeleton.config, run.model.type, layers)
     sizes = [group_bytes([layers[name] for name in group], sum_dtype(skeleton, layers)) for group in groups]
-    parts = passes(sizes, run.init.memory, torch.device(device()))
+    parts = passes(sizes, run.init.memory, torch.device(device()), lambda: taken)
     largest = max(sum(sizes[index] for index in part) for part in parts)
     return largest, f" and second moments, in {len(parts)} {'pass' if len(parts) == 1 else 'passes'} over the examples"
 

@@ -13,6 +13,7 @@ from lora_one.initialization.holding import (
     fastest,
     packed,
     place_of,
+    room_beside,
 )
 from lora_one.initialization.moments import group_bytes
 from lora_one.initialization.search import EVALUATIONS
@@ -67,13 +68,13 @@ def planned_start(planned: PlannedRun, processes: int, memory: Memory | None, gr
     length = init.max_length or planned.run.model.max_length
     wanted = init.examples_wanted or planned.examples
     batches = -(-wanted // rows)
-    stored = stored_gradients(planned, processes, memory, batches, wanted * length, groups)
+    activations = min(rows, wanted) * planned.example(length)
+    stored = stored_gradients(planned, processes, memory, batches, wanted * length, activations, groups)
     if stored is None:
         return None
     alike = stored.place == "layer" or not init.needs_gradient  # every process uses all batches
     mine = batches if alike else -(-batches // processes)
     passes = stored.passes * mine
-    activations = min(rows, wanted) * planned.example(length)
     if mine > 1:
         in_passes = activations + stored.sums
     else:  # at the end of the only backward pass there are no activations, and no block is gathered in advance
@@ -101,16 +102,25 @@ def planned_start(planned: PlannedRun, processes: int, memory: Memory | None, gr
 
 
 def stored_gradients(
-    planned: PlannedRun, processes: int, memory: Memory | None, batches: int, tokens: int, groups: Groups
+    planned: PlannedRun,
+    processes: int,
+    memory: Memory | None,
+    batches: int,
+    tokens: int,
+    activations: float,
+    groups: Groups,
 ) -> Stored | None:
-    """Return how the gradients are stored; None: it is not known without hardware. tokens: of all batches."""
+    """Return how the gradients are stored; None: it is not known without hardware.
+
+    tokens: of all batches.  activations: bytes of a pass over a batch.
+    """
     init, shapes = planned.run.init, planned.shapes
     itemsize = sum_dtype(planned.skeleton, planned.layers).itemsize
     if init.needs_moments:
-        return stored_moments(planned, processes, memory, groups)
+        return stored_moments(planned, processes, memory, activations, groups)
     if not init.needs_gradient:  # PEFT's code, on every process
         return Stored("device", 4 * sum(m * n for m, n in shapes) * init.gradient_by_peft, 0, 1, Traffic())
-    holding = holding_of(planned, processes, memory, batches, tokens)
+    holding = holding_of(planned, processes, memory, batches, tokens, activations)
     if holding is None:
         return None
     singular = init.vectors * planned.run.peft.lora_r
@@ -125,7 +135,9 @@ def stored_gradients(
     return Stored(holding.place, *held, passes, sent)
 
 
-def stored_moments(planned: PlannedRun, processes: int, memory: Memory, groups: Groups) -> Stored | None:
+def stored_moments(
+    planned: PlannedRun, processes: int, memory: Memory, activations: float, groups: Groups
+) -> Stored | None:
     """Return how second moments are stored; None: it is not known without hardware."""
     layers, dtype = planned.layers, sum_dtype(planned.skeleton, planned.layers)
     shapes = dict(zip(layers, planned.shapes, strict=True))
@@ -138,22 +150,25 @@ def stored_moments(planned: PlannedRun, processes: int, memory: Memory, groups: 
         return Stored("device", max(sizes), 0, len(sizes), sent)
     if planned.hardware is None:
         return None
-    parts = packed(sizes, int(FREE_SHARE * planned.free(processes)))
+    parts = packed(sizes, room_beside(sum(sizes), planned.free(processes), lambda: activations))
     return Stored("device", max(sum(sizes[index] for index in part) for part in parts), 0, len(parts), sent)
 
 
-def holding_of(planned: PlannedRun, processes: int, memory: Memory, batches: int, tokens: int) -> Holding | None:
+def holding_of(
+    planned: PlannedRun, processes: int, memory: Memory, batches: int, tokens: int, activations: float
+) -> Holding | None:
     """Return where whole gradients are stored, as ``how_to_hold`` would choose; None: not known without hardware."""
     init, hardware = planned.run.init, planned.hardware
     whole = init.transform is not None or init.sets_ranks
     fixed = place_of(batches, memory, processes, whole=whole)
     if fixed is not None or hardware is None:
         return None if fixed is None else Holding(fixed)
+    sizes = [4 * m * n for m, n in planned.shapes]
     return fastest(
         -(-batches // processes),
         tokens // processes,
-        [4 * m * n for m, n in planned.shapes],
-        device_room=int(FREE_SHARE * planned.free(processes)),
+        sizes,
+        device_room=room_beside(sum(sizes), planned.free(processes), lambda: activations),
         host_room=int(FREE_SHARE * hardware.host_memory / min(processes, hardware.devices_per_node)),
         speed=SPEEDS["cuda"],
         whole=whole,

@@ -10,7 +10,6 @@ from lora_one.initialization import gradients as gradient_room
 from lora_one.initialization import holding
 from lora_one.initialization import low_rank_step as steps
 from lora_one.initialization.gradients import mean_gradients
-from lora_one.initialization.holding import how_to_hold
 from lora_one.initialization.low_rank_step import StepSettings, low_rank_steps
 from tests.helpers.examples import HOLDS, RANK, assert_same, autograd, examples, gradients, linear_layers
 from tests.helpers.memory import Alive
@@ -32,9 +31,8 @@ def test_transform_keeps_whole_gradients():
     model = random_llama()
     layers, batches = linear_layers(model), batches_of(examples(), 2, 0)
     settings = StepSettings(singular=RANK, memory="low", transform=torch.sign)
-    assert how_to_hold(layers, batches, settings.memory, whole=settings.transform is not None).place == "cpu"
     found = {}
-    low_rank_steps(model, layers, batches, "example", settings, found.__setitem__)
+    assert low_rank_steps(model, layers, batches, "example", settings, found.__setitem__).memory == "cpu"
     for name, G in autograd(model, layers, batches).items():
         S = torch.linalg.svdvals(G.sign())
         torch.testing.assert_close(found[name].S, S[:RANK], rtol=1e-3, atol=0)

@@ -6,7 +6,6 @@ import torch
 from lora_one.data.encode import batches_of
 from lora_one.errors import RunError
 from lora_one.initialization import low_rank_step as steps
-from lora_one.initialization.holding import how_to_hold
 from lora_one.initialization.low_rank_step import StepSettings, low_rank_steps
 from lora_one.initialization.methods import build_init
 from lora_one.initialization.solution import Probe
@@ -34,7 +33,6 @@ def test_same_steps_as_the_exact_svd_of_autograds_gradient(memory, batch_size, h
     layers, batches = linear_layers(model), batches_of(examples(), batch_size, 0)
     expected = {n: torch.linalg.svd(G, full_matrices=False) for n, G in autograd(model, layers, batches).items()}
     settings = StepSettings(singular=RANK, tolerance=1e-8, memory=memory, checkpointing=checkpointing)
-    assert how_to_hold(layers, batches, settings.memory, whole=settings.transform is not None).place == hold
     found = {}
     report = low_rank_steps(model, layers, batches, "example", settings, found.__setitem__)
     assert (report.examples, report.memory) == (5, hold)
@@ -57,8 +55,8 @@ def test_every_memory_mode_gives_the_same_product(singular):
     products = {}
     for memory, batch_size in (("fast", 2), ("low", 2), ("low", 5)):
         batches, settings = batches_of(examples(), batch_size, 0), StepSettings(singular=singular, memory=memory)
-        hold, found = how_to_hold(layers, batches, settings.memory, whole=settings.transform is not None).place, {}
-        low_rank_steps(model, layers, batches, "example", settings, found.__setitem__)
+        found = {}
+        hold = low_rank_steps(model, layers, batches, "example", settings, found.__setitem__).memory
         products[hold] = {name: step.U * step.S @ step.Vh for name, step in found.items()}
     assert products.keys() == {"device", "sketch", "layer"}
     assert_same(products["sketch"], products["device"])

@@ -1,6 +1,5 @@
 """Several processes give what one gives: the same gradients, the same factors, the same errors, on every rank."""
 
-import os
 import warnings
 from collections import Counter
 from dataclasses import replace
@@ -9,7 +8,6 @@ from datetime import timedelta
 import pytest
 import torch
 from torch import distributed as dist
-from torch import multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from lora_one.adaptation import layers as adapters
@@ -28,6 +26,7 @@ from lora_one.losses import loss_count, loss_sum, targets
 from lora_one.optim import AdamW, create_scaled_optimizer
 from tests.helpers.examples import autograd_gradients, examples, linear_layers
 from tests.helpers.models import Experts, random_llama
+from tests.helpers.processes import in_processes
 from tests.helpers.runs import adaptation_for, run_config
 
 EXAMPLES = 5
@@ -124,7 +123,7 @@ def least_room_decides():
 
     original, holding.psutil.virtual_memory = holding.psutil.virtual_memory, lambda: Memory
     try:
-        return holding.how_to_hold(layers, batches, "auto", whole=False).place
+        return holding.how_to_hold(layers, batches, "auto", whole=False, activations=lambda: 0).place
     finally:
         holding.psutil.virtual_memory = original
 
@@ -247,14 +246,7 @@ def work(rank, folder):
 def ranks(tmp_path_factory):
     """{number of processes: what each rank found}; the processes are started once."""
     folder = tmp_path_factory.mktemp("ranks")
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        multiprocessing.start_processes(work, (str(folder),), nprocs=3, start_method="spawn")
-    finally:
-        os.environ.pop("OMP_NUM_THREADS")
-        if before is not None:
-            os.environ["OMP_NUM_THREADS"] = before
+    in_processes(work, 3, str(folder))
     return {n: [torch.load(folder / f"{n}-{r}.pt", weights_only=False) for r in range(n)] for n in (2, 3)}
 
 

@@ -6,7 +6,6 @@ from datetime import timedelta
 import pytest
 import torch
 from torch import distributed as dist
-from torch import multiprocessing
 
 from lora_one.distributed import Processes
 from lora_one.files import read_lines
@@ -19,6 +18,7 @@ from lora_one.training.loop import train
 from lora_one.training.trainer import FineTuner
 from tests.helpers.examples import examples
 from tests.helpers.models import random_llama, random_roberta
+from tests.helpers.processes import in_processes
 from tests.helpers.runs import adaptation_for
 from tests.helpers.training import settings
 from tests.helpers.validation import counting, heads, validation_of
@@ -122,7 +122,7 @@ def work(rank, folder):
 def ranks(tmp_path_factory):
     """What each of two processes found."""
     folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.start_processes(work, (folder,), nprocs=2, start_method="spawn")
+    in_processes(work, 2, folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 

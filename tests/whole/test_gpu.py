@@ -30,7 +30,6 @@ from lora_one.evaluation.validation import Validation
 from lora_one.files import read_lines
 from lora_one.initialization.gradients import mean_gradients, sums_in_fp32
 from lora_one.initialization.gradients import product as product_of_layer
-from lora_one.initialization.holding import how_to_hold
 from lora_one.initialization.low_rank_step import StepSettings, low_rank_steps
 from lora_one.initialization.methods import build_init
 from lora_one.initialization.solution import Probe
@@ -161,7 +160,7 @@ def test_every_way_of_holding_gradients_gives_the_same_steps(memory, size):
     report = low_rank_steps(model, layers, batches, "example", settings, found.__setitem__)
     assert report.examples == 5
     assert (
-        how_to_hold(layers, batches, settings.memory, whole=settings.transform is not None).place
+        report.memory
         == {
             ("auto", 2): "device",
             ("fast", 2): "device",

@@ -7,7 +7,6 @@ import os
 
 import pytest
 import torch
-from torch import multiprocessing
 
 from lora_one.data.encode import batches_of
 from lora_one.distributed import Processes
@@ -22,6 +21,7 @@ from lora_one.training.loop import train
 from tests.helpers.counting_group import join
 from tests.helpers.examples import examples, linear_layers
 from tests.helpers.models import random_llama
+from tests.helpers.processes import in_processes
 from tests.helpers.runs import adaptation_for, run_config
 from tests.helpers.training import settings
 from tests.helpers.validation import validation_of
@@ -80,7 +80,7 @@ def work(rank, folder):
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.start_processes(work, (folder,), nprocs=COUNT, start_method="spawn")
+    in_processes(work, COUNT, folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(COUNT)]
 
 
