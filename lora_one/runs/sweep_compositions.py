@@ -1,6 +1,7 @@
 """Compose the jobs of a sweep quickly: the files of the same choices are read and merged once, not for each job."""
 
 import pickle
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -9,6 +10,7 @@ from typing import Any
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf
 
 
@@ -17,19 +19,25 @@ def choices_composed_once() -> Iterator[None]:
     """Make Hydra compose each combination of choices (``init=lora``) once within the block.
 
     Hydra composes every job twice: all of them before the first one starts, and each before it runs. The files and
-    their merge depend on the choices alone; the values of a job (``seed=1``) are then set in a copy.
+    their merge depend on the choices alone; the values of a job (``seed=1``) are then set in a copy. Before the first
+    one starts, only jobs with a new value are composed.
     """
     original, compositions = ConfigLoaderImpl.load_sweep_config, Compositions()
+    validated = Sweeper.validate_batch_is_legal
 
     def load(loader: ConfigLoaderImpl, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
         found = compositions.composed(loader, master_config, sweep_overrides, original)
         return original(loader, master_config, sweep_overrides) if found is None else found
 
-    ConfigLoaderImpl.load_sweep_config = load
+    def validate(sweeper: Sweeper, batch: Sequence[Sequence[str]]) -> None:
+        loader = sweeper.hydra_context.config_loader
+        validated(sweeper, [job for job in batch if compositions.is_new(loader, job)])
+
+    ConfigLoaderImpl.load_sweep_config, Sweeper.validate_batch_is_legal = load, validate
     try:
         yield
     finally:
-        ConfigLoaderImpl.load_sweep_config = original
+        ConfigLoaderImpl.load_sweep_config, Sweeper.validate_batch_is_legal = original, validated
 
 
 class Compositions:
@@ -39,6 +47,9 @@ class Compositions:
         self.of_choices: dict[tuple[str, ...], bytes] = {}
         self.parsed = cache(parse)
         self.groups: dict[str, bool] = {}  # key -> whether it is a group
+        self.values: dict[tuple[tuple[str, ...], tuple[str, ...]], set[str]] = defaultdict(
+            set
+        )  # of equal choices and keys
 
     def composed(self, loader: Any, master: DictConfig, overrides: Sequence[str], compose: Any) -> DictConfig | None:
         """Return what ``compose(loader, master, overrides)`` returns; None: a job that only Hydra itself composes."""
@@ -57,6 +68,23 @@ class Compositions:
         found.hydra.job.override_dirname = get_overrides_dirname(jobs, form.exclude_keys, form.item_sep, form.kv_sep)
         OmegaConf.copy_cache(from_config=master, to_config=found)
         return found
+
+    def is_new(self, loader: Any, overrides: Sequence[str]) -> bool:
+        """Return whether a job has a value that no earlier one with the same choices and the same keys had.
+
+        Hydra refuses an override for its key (unknown with these choices) or for its form, and it sets one after
+        another. So a job is accepted if each of its values was accepted among the same keys; sections (``a={b: 1}``)
+        are keys of their own.
+        """
+        jobs = [self.parsed(text) for text in overrides]
+        values = [job for job in jobs if self.sets_value(loader, job)]
+        if not (values and all(map(shareable, jobs))):
+            return True
+        choices = tuple(job.input_line for job in jobs if not self.sets_value(loader, job))
+        seen = self.values[choices, tuple(job.key_or_group for job in values)]
+        new = {job.input_line for job in values if job.input_line not in seen or isinstance(job.value(), dict)}
+        seen.update(new)
+        return bool(new)
 
     def sets_value(self, loader: Any, override: Override) -> bool:
         """Return whether an override sets a value, not a choice; Hydra tells them apart in the same way."""

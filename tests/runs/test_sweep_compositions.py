@@ -1,9 +1,13 @@
 """Jobs of a sweep are composed as Hydra composes each of them, with the files of equal choices read once."""
 
+from types import SimpleNamespace
+
 import pytest
 from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from hydra.plugins.sweeper import Sweeper
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
@@ -50,7 +54,9 @@ JOBS = [
     ["experiment=lora_ga_gsm8k", "seed=3"],
     ["~seed"],
     ["hydra.verbose=true", "seed=1"],
-    ["init=lora", "+seed=3"],  # errors from here on
+]
+WRONG = [
+    ["init=lora", "+seed=3"],
     ["init=pissa", "init.nothing=3"],
     ["init=nothing"],
     ["init=3"],
@@ -61,11 +67,11 @@ JOBS = [
 
 def test_each_job_is_composed_as_hydra_does_and_fails_as_there(loader):
     own, configuration = loader.load_sweep_config, master(loader, "+hydra.job.env_set.A=b")
-    expected = [result(own, configuration, job) for job in JOBS]
+    expected = [result(own, configuration, job) for job in [*JOBS, *WRONG]]
     with choices_composed_once():
         for _ in range(2):  # composed, then copied
-            assert [result(loader.load_sweep_config, configuration, job) for job in JOBS] == expected
-    assert len({repr(entry) for entry in expected}) == len(JOBS)
+            assert [result(loader.load_sweep_config, configuration, job) for job in [*JOBS, *WRONG]] == expected
+    assert len({repr(entry) for entry in expected}) == len(JOBS) + len(WRONG)
 
 
 def test_the_files_of_equal_choices_are_read_once(loader, monkeypatch):
@@ -89,6 +95,50 @@ def test_jobs_share_nothing(loader):
     one.wandb.tags.append("b")
     one.new = 1
     assert other.wandb.tags == ["a"] and "new" not in other
+
+
+@pytest.fixture
+def composed(monkeypatch):
+    """The jobs that Hydra composes, and whether without an error, within ``choices_composed_once``."""
+    jobs = {}
+    with choices_composed_once():
+        load = ConfigLoaderImpl.load_sweep_config
+
+        def listed(loader, master_config, sweep_overrides):
+            jobs[tuple(sweep_overrides)] = False
+            found = load(loader, master_config, sweep_overrides)
+            jobs[tuple(sweep_overrides)] = True
+            return found
+
+        monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", listed)
+        yield jobs
+        monkeypatch.undo()
+
+
+def validate(loader, batch):
+    """As Hydra's sweeper validates its jobs before it starts them."""
+    context = SimpleNamespace(config_loader=loader)
+    Sweeper.validate_batch_is_legal(SimpleNamespace(config=master(loader), hydra_context=context), batch)
+
+
+def test_before_the_first_job_starts_each_new_value_is_composed(loader, composed):
+    seeds = [["init=lora", f"seed={seed}", "model.epochs=1"] for seed in (1, 2, 3)]
+    rates = [["init=lora", f"seed={seed}", f"model.epochs={epochs}"] for seed in (1, 2, 3) for epochs in (1, 4)]
+    others = [["init=lora_one", f"seed={seed}", "model.epochs=1"] for seed in (1, 2, 3)]
+    for batch in (seeds, rates, others):
+        validate(loader, batch)
+    again = [["init=lora", "seed=1", "model={epochs: 2}"]] * 2  # a section
+    validate(loader, again)
+    assert list(composed) == [*map(tuple, seeds), tuple(rates[1]), *map(tuple, others), tuple(again[0])]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=" ".join)
+def test_what_hydra_refuses_is_refused_before_the_first_job_starts(wrong, loader, composed):
+    good = [["init=lora", "seed=1"], ["init=lora", "seed=2"], ["init=pissa", "seed=2"], ["init=lora", "dataset=gsm8k"]]
+    validate(loader, good)
+    assert all(composed[tuple(job)] for job in good)
+    with pytest.raises((HydraException, ValueError)):  # ValueError: a group without a name
+        validate(loader, [*good, wrong])
 
 
 def test_further_folders_of_choices_are_left_to_hydra(loader, tmp_path):
