@@ -20,10 +20,10 @@ demo: setup
 	$(BIN)/python run_exp.py
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
+	$(BIN)/python -m pytest -m "not slow" $(PARALLEL) --durations=30
 
 test-slow: setup
-	$(BIN)/python -m pytest -m "slow and not long" $(PARALLEL)
+	$(BIN)/python -m pytest -vv -m "slow and not long" $(PARALLEL) --durations=30
 
 test-long: setup
 	$(BIN)/python -m pytest -m long $(PARALLEL)

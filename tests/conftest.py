@@ -1,6 +1,7 @@
 """Offline, one torch thread, small models made on the spot."""
 
 import dataclasses
+import gc
 import importlib.util
 import os
 import shutil
@@ -24,6 +25,12 @@ from tests.helpers.paths import shared
 
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started the tests in the background
+
+
+def pytest_collection_finish():
+    """Later garbage collections, three or more in each run, leave out the modules and the tests."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -132,6 +132,7 @@ def test_the_plan_predicts_memory_and_traffic(tmp_path):
                 assert counted[kind] == number
 
 
+@pytest.mark.long
 def test_evaluations_agree_and_are_written(tmp_path):
     """The script itself refuses answers of the two ways that differ."""
     options = ("--questions=3", "--problems=3", "--commonsense=1", "--programs=3", "--new_tokens=4", "--threads=1")

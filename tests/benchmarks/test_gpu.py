@@ -100,8 +100,11 @@ ROWS = {
 }
 
 
+LONG = {"correctness", "gemma", "train", "distributed"}  # minutes together
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ROWS)
+@pytest.mark.parametrize("part", [pytest.param(part, marks=[pytest.mark.long] * (part in LONG)) for part in ROWS])
 def test_every_part_runs_small_without_a_gpu(part, tmp_path):
     """No row fails; the report has the part and names the others as not run yet."""
     done = gpu(part, "--small", "--device=cpu", "--seconds=3600", f"--out={tmp_path}")
@@ -116,6 +119,7 @@ def test_every_part_runs_small_without_a_gpu(part, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_gemma_slices_divide_the_runs(tmp_path):
     """Two slices hold every run once; without a slice none is trained again, and the test problems come on top."""
     slices = []

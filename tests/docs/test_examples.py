@@ -66,6 +66,7 @@ def test_own_method(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_own_dataset(tmp_path):
     """The model answers questions that it was not trained on."""
     printed = run("own_dataset.py", tmp_path, "results", "wandb.mode=disabled", "dataset.cache=null")

@@ -62,9 +62,8 @@ def test_the_bundled_model(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("num_fewshot", "limit"), [(2, 4), pytest.param(0, 100, marks=pytest.mark.long)], ids=["few", "hundred"]
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("num_fewshot", "limit"), [(2, 4), (0, 100)], ids=["few", "hundred"])
 def test_gemma(num_fewshot, limit, tmp_path, capsys):
     found = compare(real_model("gemma-3-270m-hf"), num_fewshot, limit, tmp_path)
     with capsys.disabled():

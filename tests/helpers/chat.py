@@ -39,7 +39,7 @@ TURNS = (
 
 
 def with_template(tokenizer, template):
-    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer = copy.copy(tokenizer)
     tokenizer.chat_template = template
     return tokenizer
 

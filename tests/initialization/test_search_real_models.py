@@ -40,8 +40,13 @@ def settings(name):
     return (*overrides, *GSM8K), [gamma for gamma in ALL if 1000 < gamma < 3000]
 
 
+every_model = pytest.mark.parametrize(
+    "name", ["bundled", "stories260K", "minilm", pytest.param("gemma", marks=pytest.mark.long)]
+)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["bundled", "stories260K", "minilm", "gemma"])
+@every_model
 @torch.no_grad()
 def test_search_reaches_the_least_loss_of_a_grid(name):
     """Within 1 % of it, on the gradient's own examples, by at most 4 evaluations, and below the loss before."""
@@ -64,7 +69,7 @@ def test_search_reaches_the_least_loss_of_a_grid(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["bundled", "stories260K", "minilm", "gemma"])
+@every_model
 def test_the_default_start_raises_no_loss_on_its_examples(name, tmp_path):
     """By seeds 1 to 3 of each model, Gemma's by one."""
     overrides, _ = settings(name)

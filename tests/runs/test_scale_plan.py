@@ -111,7 +111,12 @@ def test_more_processes_than_local_examples_are_refused(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("size", "fits"), [("7B", ("1", "1", "2")), ("13B", ("1", "1", "2")), ("70B", ("none", "none", "8"))]
+    ("size", "fits"),
+    [
+        ("7B", ("1", "1", "2")),
+        pytest.param("13B", ("1", "1", "2"), marks=pytest.mark.long),
+        ("70B", ("none", "none", "8")),
+    ],
 )
 def test_llama_shapes_on_1_8_and_64_processes(size, fits, tmp_path):
     """Nothing is loaded, so it takes seconds; as whole bases, 70B parameters fit on no GPU of 80 GB."""

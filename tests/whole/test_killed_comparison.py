@@ -29,17 +29,24 @@ CONTENT = {  # 20 steps of the bundled model
     "test": ["dataset.data_seed=1"],
     "test_examples": 40,
     "tuning_seeds": [1],
+    "baseline": "LoRA",
+}
+SMALL = {
+    "seeds": [1, 2],
+    "grid": {"model.learning_rate": [5e-3, 2e-2]},
+    "methods": {"LoRA": ["init=lora"], "LoRA-One": ["init=lora_one"]},
+}
+WHOLE = {
     "seeds": [1, 2, 3],
     "grid": {"model.learning_rate": [1e-3, 5e-3, 2e-2]},
     "methods": {"LoRA": ["init=lora"], "LoRA-One": ["init=lora_one"], "PiSSA": ["init=pissa"]},
-    "baseline": "LoRA",
 }
 
 
-def start(folder):
+def start(folder, content):
     """Start the comparison in a folder of its own, so that the paths of the runs are the same in two of them."""
     folder.mkdir(exist_ok=True)
-    (folder / "three.yaml").write_text(yaml.safe_dump(CONTENT))
+    (folder / "three.yaml").write_text(yaml.safe_dump(CONTENT | content))
     command = [sys.executable, str(ROOT / "scripts/compare.py"), "three.yaml", "--output=out", "--threads=1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
@@ -62,10 +69,14 @@ def report_of(folder, output):
     return {file.name: file.read_bytes() for file in output.rglob("*.*")}
 
 
-def test_killed_three_times_gives_the_same_report(tmp_path):
+@pytest.mark.parametrize(
+    ("content", "kills"), [(SMALL, (3,)), pytest.param(WHOLE, (2, 8, 17), marks=pytest.mark.long)], ids=len
+)
+def test_killed_several_times_gives_the_same_report(content, kills, tmp_path):
+    """kills: after so many finished runs."""
     alone, killed = tmp_path / "alone", tmp_path / "killed"
-    for enough in (2, 8, 17):
-        process = start(killed)
+    for enough in kills:
+        process = start(killed, content)
         end = time.monotonic() + 300
         while finished_runs(killed) < enough:
             assert process.poll() is None and time.monotonic() < end, process.stdout.read()
@@ -74,7 +85,7 @@ def test_killed_three_times_gives_the_same_report(tmp_path):
         process.send_signal(signal.SIGKILL)
         process.communicate()
     for folder in (killed, alone):
-        process = start(folder)
+        process = start(folder, content)
         said, _ = process.communicate(timeout=600)
         assert process.returncode == 0, said
     whole, parts = report_of(alone, tmp_path / "first"), report_of(killed, tmp_path / "second")

@@ -78,6 +78,7 @@ def test_two_processes_give_the_results_of_one(tmp_path, name):
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the two processes would each take a GPU; written for CPUs")
+@pytest.mark.long
 def test_optimizers_of_pairs_give_the_losses_of_one_process(tmp_path):
     """Every process computes the same steps from the averaged gradients."""
     names = ("lora_pro", "lora_muon", "lora_rite")
@@ -129,7 +130,7 @@ def test_a_batch_that_two_processes_cannot_share_is_refused(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the two processes would each take a GPU; written for CPUs")
-@pytest.mark.parametrize("interrupted", [False, True])
+@pytest.mark.parametrize("interrupted", [pytest.param(False, marks=pytest.mark.long), True])
 def test_sharded_base_gives_the_same_results(tmp_path, interrupted):
     """The start, every loss and the adapter; also where the run is told to end and goes on from its resume point."""
     changes = [*SMALL[1:], "dataset.accuracy_examples=0", "model.gradient_checkpointing=true", "model.epochs=3"]

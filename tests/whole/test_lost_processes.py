@@ -72,6 +72,7 @@ def test_others_end_and_the_same_command_goes_on(number, victim, forking, undist
     assert RunFolder(file.parent).read()["status"] == "finished"
 
 
+@pytest.mark.long
 def test_torchrun_starts_the_processes_again(undisturbed, tmp_path):
     """With --max-restarts, nobody has to give the command again."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3", "--max-restarts=1"]

@@ -26,7 +26,7 @@ def alone(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the processes would each take a GPU; written for CPUs")
-@pytest.mark.parametrize("count", [8, 16])
+@pytest.mark.parametrize("count", [pytest.param(8, marks=pytest.mark.long), 16])
 def test_many_processes_give_the_results_of_one(alone, count, forking, tmp_path):
     top, one = alone
     processes = forking(count, tmp_path / "out", "wandb.mode=disabled", *CHANGES, f"results_dir={tmp_path / 'many'}")

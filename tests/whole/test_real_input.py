@@ -16,6 +16,7 @@ from tests.helpers.runs import PUBLISHED, finish, run_config
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("init", ["gradient", "default"])
 def test_stories_on_gsm8k_loses_a_fifth_of_its_loss_in_an_epoch(tmp_path, init):
     model, data = shared("models/stories260K-hf"), shared("data/gsm8k")
