@@ -205,6 +205,12 @@ def test_a_signal_outside_training_ends_the_run_at_once(number, tmp_path, llama_
     assert json.loads(file.read_text())["status"] == "interrupted"
 
 
+def test_an_interrupted_dry_run_promises_no_continuation(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(experiment, "execute", lambda run: os.kill(os.getpid(), signal.SIGTERM))
+    assert launched(monkeypatch, "dry_run=true", f"results_dir={tmp_path}", "wandb.mode=disabled") == 143
+    assert "stopped by SIGTERM: a dry run has no resume point" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("number", "extra", "answer", "said"),
     [

@@ -99,7 +99,7 @@ def launch(hydra_main: Callable[[], None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILURE
     except KeyboardInterrupt:
-        print_error_of_all("interrupted: the same command continues from the last resume point")
+        print_error_of_all(f"interrupted: {continuation(sweep)}")
         sweep.print_state()
         return INTERRUPTED
     except OSError as error:  # Hydra creates the results folder before the first job
@@ -117,12 +117,17 @@ def report_signal(stop: Interrupted, sweep: Sweep) -> int:
     """Print that a signal stopped the command, requeue a SLURM job if possible, and return the exit code."""
     with sigterm_ignored():
         requeued = None if sweep.overwriting else requeue(stop)  # a job with overwrite=true would delete its results
-        command = "the same command" + (" (without overwrite=true)" if sweep.overwriting else "")
-        print_error_of_all(
-            f"stopped by {stop}: {command} continues from the last resume point" + (f"; {requeued}" if requeued else "")
-        )
+        print_error_of_all(f"stopped by {stop}: {continuation(sweep)}" + (f"; {requeued}" if requeued else ""))
         sweep.print_state()
     return stop.exit_code
+
+
+def continuation(sweep: Sweep) -> str:
+    """Return what the same command does after an interruption."""
+    if sweep.dry:
+        return "a dry run has no resume point"
+    command = "the same command" + (" (without overwrite=true)" if sweep.overwriting else "")
+    return f"{command} continues from the last resume point"
 
 
 def check_launcher(arguments: Sequence[str]) -> None:

@@ -62,6 +62,7 @@ class Sweep:
     job_began: its start, in seconds as of time.time().
     failures: exit codes of the failed jobs.
     overwriting: a job has overwrite=true, so SLURM must not start the command again.
+    dry: the current job only prints its plan.
     tracebacks: print the traceback of every error too.
     """
 
@@ -76,6 +77,7 @@ class Sweep:
     job_began: float = 0.0
     failures: list[int] = field(default_factory=list)
     overwriting: bool = False
+    dry: bool = False
     tracebacks: bool = False
 
     @staticmethod
@@ -140,7 +142,7 @@ class Sweep:
 
     def begin(self, run: RunConfig) -> None:
         """Record what a signal handler must know about a job that starts; print which of the jobs it is."""
-        self.overwriting = self.overwriting or run.overwrite
+        self.overwriting, self.dry = self.overwriting or run.overwrite, run.dry_run
         job = self.jobs[self.current_job]
         if not (self.several and first_process()):
             return

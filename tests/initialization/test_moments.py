@@ -135,8 +135,10 @@ def test_free_memory_decides_the_number_of_passes(monkeypatch):
 
     monkeypatch.setattr(room.psutil, "virtual_memory", lambda: Memory)
     cpu = torch.device("cpu")
-    assert passes([40, 50, 60, 500, 10], "auto", cpu) == [[0, 1], [2], [3], [4]]
-    assert passes([40, 50], "low", cpu) == [[0], [1]] and passes([40, 500], "fast", cpu) == [[0, 1]]
+    assert passes([40, 50, 60, 500, 10], "auto", cpu, lambda: 0) == [[0, 1], [2], [3], [4]]
+    assert passes([40, 50, 60, 500, 10], "auto", cpu, lambda: 80) == [[0, 1], [2], [3], [4]], "90 bytes of 120 are left"
+    assert passes([40, 50, 60, 500, 10], "auto", cpu, lambda: 120) == [[0], [1], [2], [3], [4]]
+    assert passes([40, 50], "low", cpu, None) == [[0], [1]] and passes([40, 500], "fast", cpu, None) == [[0, 1]]
 
 
 def test_bf16_model_sums_in_high_precision():

@@ -26,7 +26,7 @@ from lora_one.losses import loss_count, loss_sum, targets
 from lora_one.optim import AdamW, create_scaled_optimizer
 from tests.helpers.examples import autograd_gradients, examples, linear_layers
 from tests.helpers.models import Experts, random_llama
-from tests.helpers.processes import in_processes
+from tests.helpers.processes import results_of
 from tests.helpers.runs import adaptation_for, run_config
 
 EXAMPLES = 5
@@ -245,8 +245,7 @@ def work(rank, folder):
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """{number of processes: what each rank found}; the processes are started once."""
-    folder = tmp_path_factory.mktemp("ranks")
-    in_processes(work, 3, str(folder))
+    folder = results_of(work, 3, "start", tmp_path_factory)
     return {n: [torch.load(folder / f"{n}-{r}.pt", weights_only=False) for r in range(n)] for n in (2, 3)}
 
 

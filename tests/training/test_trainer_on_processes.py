@@ -18,7 +18,7 @@ from lora_one.training.loop import train
 from lora_one.training.trainer import FineTuner
 from tests.helpers.examples import examples
 from tests.helpers.models import random_llama, random_roberta
-from tests.helpers.processes import in_processes
+from tests.helpers.processes import results_of
 from tests.helpers.runs import adaptation_for
 from tests.helpers.training import settings
 from tests.helpers.validation import counting, heads, validation_of
@@ -121,8 +121,7 @@ def work(rank, folder):
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """What each of two processes found."""
-    folder = tmp_path_factory.mktemp("ranks")
-    in_processes(work, 2, folder)
+    folder = results_of(work, 2, "trainer", tmp_path_factory)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 

@@ -21,7 +21,7 @@ from lora_one.training.loop import train
 from tests.helpers.counting_group import join
 from tests.helpers.examples import examples, linear_layers
 from tests.helpers.models import random_llama
-from tests.helpers.processes import in_processes
+from tests.helpers.processes import results_of
 from tests.helpers.runs import adaptation_for, run_config
 from tests.helpers.training import settings
 from tests.helpers.validation import validation_of
@@ -79,8 +79,7 @@ def work(rank, folder):
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    in_processes(work, COUNT, folder)
+    folder = results_of(work, COUNT, "traffic", tmp_path_factory)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(COUNT)]
 
 
