@@ -38,7 +38,7 @@ from lora_one.records.tracking import Tracker
 from lora_one.runs.composition import compose
 from lora_one.runs.planned_run import PlannedRun
 from lora_one.runs.planned_start import planned_start
-from lora_one.runs.scale_plan import planned_bases
+from lora_one.runs.scale_plan import planned_bases, title_of
 from lora_one.runs.traffic import Traffic
 from lora_one.training.job import TrainingJob
 from lora_one.training.loop import train
@@ -136,7 +136,7 @@ class Unsummed(DistributedDataParallel):
         return done
 
 
-def settings(shape: Shape, folder: Path, processes: int, *, bf16: bool, sharded: bool) -> RunConfig:
+def settings(shape: Shape, folder: Path, processes: int, *, bf16: bool, sharded: bool | int) -> RunConfig:
     keys = [f"model.name={folder}", "model=llama", "dataset=arithmetic", "init=lora_one", "wandb.mode=disabled"]
     keys += [f"peft.lora_r={RANK}", "init.bsz=1", f"init.iters={EXAMPLES}"]
     keys += ["dataset.accuracy_examples=0", f"model.max_length={shape.length}", f"model.bf16={bf16}"]
@@ -151,7 +151,7 @@ def planned_of(run: RunConfig) -> PlannedRun:
     adaptation = adaptation_of(run, NO_FILE)
     layers, trainable = adaptation.layers(skeleton, run.init), adaptation.trainable_parameters(skeleton)
     found = planned_bases(run, skeleton, layers, trainable, EXAMPLES, None)
-    return found[f"{'sharded' if run.model.sharded else 'whole'}, {'bf16' if run.model.bf16 else 'fp32'}"]
+    return found[title_of(run.model)]
 
 
 def start(base: nn.Module, run: RunConfig, shape: Shape) -> nn.Module:
@@ -244,7 +244,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     set_threads(chosen)
     shape, rows, dtype = SHAPES[chosen.shape], [], getattr(torch, chosen.dtype)
-    bases = {"one process": (1, False), f"{MANY} processes": (MANY, False), f"sharded over {MANY}": (MANY, True)}
+    bases = {"one process": (1, False), f"{MANY} processes": (MANY, False)}
+    bases |= {f"sharded over {MANY}": (MANY, True), f"sharded over 2 of {MANY}": (MANY, 2)}
     with tempfile.TemporaryDirectory() as folder:
         random_llama(shape, "cpu", dtype).save_pretrained(folder)
         for title, (processes, sharded) in bases.items():
@@ -254,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 fake_group(processes)
             run = settings(shape, Path(folder), processes, bf16=dtype == torch.bfloat16, sharded=sharded)
             options = {"dtype": "bf16" if run.model.bf16 else "fp32", "where": chosen.device}
-            base = load_model(folder, **options, shards=processes if sharded else 1)
+            base = load_model(folder, **options, shards=run.model.shards(processes))
             for name, case in cases_of(base, run, shape, processes).items():
                 rows.append({"name": f"{title}: {name}"} | case())
                 print({key: rows[-1][key] for key in ("name", *FIGURES)}, flush=True)

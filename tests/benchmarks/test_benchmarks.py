@@ -16,7 +16,7 @@ def run(script, folder, *options):
     """Run a benchmark once; return what it prints and its JSON."""
     file = folder / f"{script}.json"
     done = subprocess.run(
-        [sys.executable, f"benchmarks/{script}.py", "--repeats=1", *options, f"--json={file}"],
+        [sys.executable, f"benchmarks/{script}.py", *options, f"--json={file}"],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -31,7 +31,7 @@ def run(script, folder, *options):
 
 def run_small(script, folder, *options):
     """Run a benchmark at its smallest shape; return its JSON."""
-    printed, result = run(script, folder, "--shape=small", "--threads=1", "--markdown", *options)
+    printed, result = run(script, folder, "--shape=small", "--threads=1", "--repeats=1", "--markdown", *options)
     assert "| case " in printed
     assert {"cpu", "cores", "threads"} <= result["machine"].keys() and "torch" in result["versions"]
     names = [row["name"] for row in result["rows"]]
@@ -104,7 +104,7 @@ def test_optimizers_are_compared_at_every_rank_and_take_the_exact_step(tmp_path)
 
 def test_ways_to_train_agree_and_are_written(tmp_path):
     """The script itself refuses losses that differ."""
-    options = ("--steps=2", "--size=8", "--threads=1", "--shape=small", "--max_length=128", "--markdown")
+    options = ("--steps=2", "--size=8", "--threads=1", "--repeats=1", "--shape=small", "--max_length=128", "--markdown")
     _, result = run("bench_train", tmp_path, *options)
     names = [row["name"] for row in result["rows"]]
     for kind in ("Trainer + PEFT, 1", "Trainer + PEFT, 8", "ours, 1", "ours, 8 at", "ours, 8 packed", "ours, 8, check"):
@@ -118,7 +118,7 @@ def test_the_plan_predicts_memory_and_traffic(tmp_path):
     """Memory within 15 %; collective operations to the byte, apart from DDP's own messages of less than 10 kB."""
     result = run_small("bench_plan", tmp_path)
     cases = ("init, every gradient on the device", "init, sketch", "init, layer by layer", "training")
-    bases = ("one process", "4 processes", "sharded over 4")
+    bases = ("one process", "4 processes", "sharded over 4", "sharded over 2 of 4")
     assert [row["name"] for row in result["rows"]] == [f"{base}: {case}" for base in bases for case in cases]
     for row in result["rows"]:
         assert 0.85 < row["ratio"] < 1.15, row
@@ -135,7 +135,8 @@ def test_the_plan_predicts_memory_and_traffic(tmp_path):
 @pytest.mark.long
 def test_evaluations_agree_and_are_written(tmp_path):
     """The script itself refuses answers of the two ways that differ."""
-    options = ("--questions=3", "--problems=3", "--commonsense=1", "--programs=3", "--new_tokens=4", "--threads=1")
+    options = ("--questions=3", "--problems=3", "--commonsense=1", "--programs=3", "--new_tokens=4")
+    options += ("--threads=1", "--repeats=1")
     _, result = run("bench_eval", tmp_path, *options)
     examples = {"mmlu": 3, "gsm8k": 3}
     examples |= dict.fromkeys(("commonsense greedy", "commonsense beams", "commonsense likelihood"), 8)
@@ -149,7 +150,7 @@ def test_evaluations_agree_and_are_written(tmp_path):
 
 def test_encodings_agree_and_are_written(tmp_path):
     """The script itself refuses examples that differ from case to case."""
-    printed, result = run("bench_data", tmp_path, "--examples=200", "--markdown")
+    printed, result = run("bench_data", tmp_path, "--examples=200", "--repeats=1", "--markdown")
     assert "| case " in printed
     assert [row["name"] for row in result["rows"]] == ["lists", "packed, nothing kept yet", "kept before"]
     assert len({row["tokens"] for row in result["rows"]}) == 1 and result["rows"][0]["examples"] == 200
@@ -171,3 +172,21 @@ def test_engines_are_timed_and_what_cannot_be_is_said(tmp_path):
     assert "vLLM was not measured: --vllm=/nowhere" in done.stdout
     (row,) = json.loads(file.read_text())["rows"]
     assert row["examples"] == 2 and row["seconds"] > 0
+
+
+@pytest.mark.long
+def test_large_data_has_its_stages(tmp_path):
+    printed, result = run("bench_large_data", tmp_path, "--rows=20000", "--shuffled", "--markdown")
+    stages = [row["name"] for row in result["rows"]]
+    assert len(stages) == len(set(stages)) >= 4 and all(stage in printed for stage in stages)
+    assert all(row["rows"] == 20_000 and row["seconds"] >= 0 for row in result["rows"])
+
+
+@pytest.mark.long
+def test_sweeps_and_reports_have_their_rows(tmp_path):
+    """Of five methods with one seed."""
+    _, result = run("bench_sweeps", tmp_path, "--jobs=5", "--runs=10", "--seeds=1", "--train=1")
+    names = [row["name"] for row in result["rows"]]
+    kinds = ("finished, 5", "locking, 5", "final table, 5", "dry, 5", "report, 10 runs", "trained, 1")
+    assert all(any(name.startswith(kind) for name in names) for kind in kinds), names
+    assert all(row["cpu_seconds"] > 0 and row["peak_mib"] > 0 for row in result["rows"])
