@@ -255,7 +255,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 fake_group(processes)
             run = settings(shape, Path(folder), processes, bf16=dtype == torch.bfloat16, sharded=sharded)
             options = {"dtype": "bf16" if run.model.bf16 else "fp32", "where": chosen.device}
-            base = load_model(folder, **options, shards=run.model.shards(processes))
+            shards = run.model.shards(processes)
+            base = load_model(folder, **options, shards=shards, copies=processes // shards if shards > 1 else 1)
             for name, case in cases_of(base, run, shape, processes).items():
                 rows.append({"name": f"{title}: {name}"} | case())
                 print({key: rows[-1][key] for key in ("name", *FIGURES)}, flush=True)
