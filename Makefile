@@ -1,6 +1,6 @@
 # make demo   set up (once) and run LoRA-One on the bundled model: accuracy before and after, some minutes
 # make test   set up (once) and run the tests        make test-slow   whole experiments on real input
-# make test-long   the small trials of all published tables, half an hour
+# make test-long   the longest tests: all published tables in small, more of the real models, hours
 # make lint   style                                  make bench       every benchmark, as tables
 # make docs   the documentation as a site in site/, in an environment of its own
 PYTHON ?= python3

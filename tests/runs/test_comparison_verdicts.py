@@ -9,7 +9,7 @@ from lora_one.runs.comparison_runners import InThisProcess
 from lora_one.runs.composition import compose
 from tests.helpers.comparisons import RATE
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 def test_a_handicapped_method_is_worse_and_one_against_itself_is_not(tmp_path):

@@ -68,7 +68,7 @@ def test_side_by_side_has_the_record_of_one_process(content, tmp_path, capsys):
 def test_a_signal_stops_the_workers_and_the_same_command_continues(content, tmp_path):
     """Stopped in the first runs, and once more later; each leaves its resume point and no process."""
     several = content | {"methods": {"LoRA": ["init=lora"]}, "evaluations": {}}
-    several["common"] = [*content["common"], f"results_dir={tmp_path / 'results'}", "model.epochs=40"]
+    several["common"] = [*content["common"], f"results_dir={tmp_path / 'results'}", "model.epochs=12"]
     (tmp_path / "file.yaml").write_text(yaml.safe_dump(several))
     command = [sys.executable, "scripts/compare.py", str(tmp_path / "file.yaml"), "--jobs=2", "--threads=1"]
     command += [f"--output={tmp_path / 'out'}"]

@@ -75,6 +75,7 @@ def scores(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_arithmetic_on_stories(tmp_path):
     data, results = tmp_path / "data", tmp_path / "results"
     (data / "meta_math").mkdir(parents=True)

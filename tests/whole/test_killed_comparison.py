@@ -14,7 +14,7 @@ from lora_one.reports.pages import write_report
 from tests.helpers.comparison_records import without
 from tests.helpers.paths import ROOT
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 CONTENT = {  # 20 steps of the bundled model
     "title": "Three methods",
@@ -69,9 +69,7 @@ def report_of(folder, output):
     return {file.name: file.read_bytes() for file in output.rglob("*.*")}
 
 
-@pytest.mark.parametrize(
-    ("content", "kills"), [(SMALL, (3,)), pytest.param(WHOLE, (2, 8, 17), marks=pytest.mark.long)], ids=len
-)
+@pytest.mark.parametrize(("content", "kills"), [(SMALL, (3,)), (WHOLE, (2, 8, 17))], ids=["small", "whole"])
 def test_killed_several_times_gives_the_same_report(content, kills, tmp_path):
     """kills: after so many finished runs."""
     alone, killed = tmp_path / "alone", tmp_path / "killed"

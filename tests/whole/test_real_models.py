@@ -57,22 +57,22 @@ def test_lora_one_on_gemma_and_gsm8k(tmp_path, monkeypatch):
         f"results_dir={tmp_path}",
         "dataset=gsm8k",
         f"dataset.path={data}",
-        "dataset.max_train_samples=20",
-        "dataset.train_size=16",
+        "dataset.max_train_samples=12",
+        "dataset.train_size=8",
         "dataset.validation_size=4",
         "dataset.accuracy_examples=0",
         "model=llama",
         f"model.name={base}",
         "model.bf16=false",
         "model.max_length=256",
-        "model.real_batch_size=8",
+        "model.real_batch_size=4",
         "model.saving=true",
         "init.bsz=1",
-        "init.iters=8",
+        "init.iters=4",
     )
     folder = finish(run)
     record = folder.read()
-    assert (record["init"]["method"], record["init"]["examples"], record["train"]["steps"]) == ("LoRA-One", 8, 2)
+    assert (record["init"]["method"], record["init"]["examples"], record["train"]["steps"]) == ("LoRA-One", 4, 2)
     assert len(record["init"]["relative_shift"]) == 18 * 7
     with torch.no_grad():
         adapted = PeftModel.from_pretrained(

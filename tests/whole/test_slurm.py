@@ -274,6 +274,7 @@ def test_array_with_a_failed_and_a_requeued_job(slurm, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_comparison_is_an_array_for_each_stage(slurm, tmp_path):
     """Tuning, chosen points and untrained runs: three arrays; what is finished is not submitted again."""
     pytest.importorskip("submitit", reason="pip install -e .[slurm]")
