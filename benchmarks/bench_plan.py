@@ -29,6 +29,7 @@ from torch.utils._pytree import tree_leaves
 from lora_one.adaptation.selection import adaptation_of
 from lora_one.config import RunConfig
 from lora_one.data.encode import batches_of
+from lora_one.initialization.activations import storage_of
 from lora_one.initialization.low_rank_step import StepSettings
 from lora_one.initialization.methods import build_init
 from lora_one.initialization.solution import Probe
@@ -112,10 +113,6 @@ def finite(operation: str, arguments: tuple) -> list[torch.Tensor]:
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """Return this process's part of a tensor."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
-def storage_of(tensor: torch.Tensor) -> torch.UntypedStorage:
-    return local(tensor).untyped_storage()
 
 
 class Unsummed(DistributedDataParallel):

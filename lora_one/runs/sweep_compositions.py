@@ -47,17 +47,14 @@ class Compositions:
         self.of_choices: dict[tuple[str, ...], bytes] = {}
         self.parsed = cache(parse)
         self.groups: dict[str, bool] = {}  # key -> whether it is a group
-        self.values: dict[tuple[tuple[str, ...], tuple[str, ...]], set[str]] = defaultdict(
-            set
-        )  # of equal choices and keys
+        # (choices, keys) -> the overrides of these keys in the jobs so far
+        self.values: dict[tuple[tuple[str, ...], tuple[str, ...]], set[str]] = defaultdict(set)
 
     def composed(self, loader: Any, master: DictConfig, overrides: Sequence[str], compose: Any) -> DictConfig | None:
         """Return what ``compose(loader, master, overrides)`` returns; None: a job that only Hydra itself composes."""
-        jobs, shared = [self.parsed(text) for text in overrides], [*master.hydra.overrides.hydra]
+        (jobs, choices, values), shared = self.divided(loader, overrides), [*master.hydra.overrides.hydra]
         if not all(map(shareable, jobs)) or any("searchpath" in text for text in shared):  # further folders of choices
             return None
-        values = [job for job in jobs if self.sets_value(loader, job)]
-        choices = tuple(job.input_line for job in jobs if not self.sets_value(loader, job))
         key = (*shared, "", *choices)
         if key not in self.of_choices:
             self.of_choices[key] = pickle.dumps(compose(loader, master, list(choices)))
@@ -76,15 +73,19 @@ class Compositions:
         another. So a job is accepted if each of its values was accepted among the same keys; sections (``a={b: 1}``)
         are keys of their own.
         """
-        jobs = [self.parsed(text) for text in overrides]
-        values = [job for job in jobs if self.sets_value(loader, job)]
+        jobs, choices, values = self.divided(loader, overrides)
         if not (values and all(map(shareable, jobs))):
             return True
-        choices = tuple(job.input_line for job in jobs if not self.sets_value(loader, job))
         seen = self.values[choices, tuple(job.key_or_group for job in values)]
         new = {job.input_line for job in values if job.input_line not in seen or isinstance(job.value(), dict)}
         seen.update(new)
         return bool(new)
+
+    def divided(self, loader: Any, overrides: Sequence[str]) -> tuple[list[Override], tuple[str, ...], list[Override]]:
+        """Return the parsed overrides of a job, those that are choices as given, and those that set a value."""
+        jobs = [self.parsed(text) for text in overrides]
+        values = [job for job in jobs if self.sets_value(loader, job)]
+        return jobs, tuple(job.input_line for job in jobs if not self.sets_value(loader, job)), values
 
     def sets_value(self, loader: Any, override: Override) -> bool:
         """Return whether an override sets a value, not a choice; Hydra tells them apart in the same way."""

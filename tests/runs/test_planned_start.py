@@ -45,13 +45,13 @@ def test_gradients_are_stored_where_the_code_stores_them(init, iters, memory, mo
 
 
 def test_little_memory_means_groups_of_layers_with_a_pass_each():
-    fast = planned_for("init=gora", "init.iters=8", kept=2000)
+    fast = planned_for("init=gora", "init.iters=8", kept=30_000)
     sums = 4 * sum(m * n for m, n in fast.shapes)
     memory = fast.base + fast.example(64) + 0.8 * sums  # of what the activations leave, three quarters
-    planned = planned_for("init=gora", "init.iters=8", memory=memory, kept=2000)
+    planned = planned_for("init=gora", "init.iters=8", memory=memory, kept=30_000)
     one, two = (planned_start(planned, 1, memory, ()) for memory in ("fast", "auto"))
     assert (one.place, one.passes, two.place, two.passes) == ("device", 1, "device", 2)
-    assert two.memory <= one.memory and two.seconds > one.seconds
+    assert two.memory < one.memory and two.seconds > one.seconds
 
 
 def test_without_hardware_the_choice_of_auto_is_not_known():
