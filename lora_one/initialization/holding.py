@@ -70,21 +70,31 @@ def how_to_hold(
     if fixed is not None:
         return Holding(fixed)
     device = next(iter(layers.values())).weight.device
-    host = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes share it
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host
-    free, host = (min(rooms) for rooms in zip(*processes.gathered((free, host)), strict=True))
+    free, host = least_free(device)
     sizes = [gradient_bytes(layer) for layer in layers.values()]
-    device_room = room_beside(sum(sizes), free, lambda: max(processes.gathered(activations())))
     tokens = sum(batch["input_ids"].numel() for batch in batches)
     return fastest(
         -(-len(batches) // processes.count),
         tokens // processes.count,
         sizes,
-        device_room=device_room,
+        device_room=room_beside(sum(sizes), free, largest_of_all(activations)),
         host_room=int(FREE_SHARE * host) if device.type != "cpu" else 0,
         speed=SPEEDS.get(device.type, SPEEDS["cpu"]),
         whole=whole,
     )
+
+
+def least_free(device: torch.device) -> tuple[int, int]:
+    """Return the free bytes of the device, and of the host for each of its processes: the smallest of all processes."""
+    host = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes share it
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host
+    devices, hosts = zip(*Processes.current().gathered((free, host)), strict=True)
+    return min(devices), min(hosts)
+
+
+def largest_of_all(activations: Callable[[], int]) -> Callable[[], int]:
+    """Return a function that calls ``activations`` on every process and returns the largest result."""
+    return lambda: max(Processes.current().gathered(activations()))
 
 
 def room_beside(wanted: int, free: float, activations: Callable[[], float]) -> int:

@@ -2,9 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 
-import psutil
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +11,7 @@ from lora_one.initialization.activations import activations_of
 from lora_one.initialization.backward import GradientReport, backward_passes
 from lora_one.initialization.given_batches import one_by_one
 from lora_one.initialization.gradients import product, refuse_unused, sum_dtype, without_autocast
-from lora_one.initialization.holding import Memory, packed, room_beside
+from lora_one.initialization.holding import Memory, largest_of_all, least_free, packed, room_beside
 from lora_one.losses import Batch, Reduction, evaluating, loss_count, model_logits, targets
 from lora_one.models import weight_shape
 
@@ -60,8 +58,15 @@ def layer_moments(
     dtype = sum_dtype(model, layers)
     losses = sum(loss_count(targets(batch), reduction) for batch in examples)
     sizes = [group_bytes([layers[name] for name in group], dtype) for group in groups]
-    activations = partial(activations_of, model, layers, examples, reduction, checkpointing=checkpointing)
-    for chosen in passes(sizes, memory, next(iter(layers.values())).weight.device, activations):
+
+    def activations() -> int:
+        return activations_of(model, layers, examples, reduction, checkpointing=checkpointing)
+
+    def room() -> int:
+        free, _ = least_free(next(iter(layers.values())).weight.device)
+        return room_beside(sum(sizes), free, largest_of_all(activations))
+
+    for chosen in groups_of_passes(sizes, memory, room):
         part = {groups[index][0]: groups[index] for index in chosen}
         own = {name: layers[name] for group in part.values() for name in group}
         sums = MomentSums(set(part), dtype)
@@ -100,21 +105,16 @@ def group_bytes(layers: Sequence[nn.Module], dtype: torch.dtype) -> int:
     return sum(m * n for m, n in shapes) * dtype.itemsize + 8 * shapes[0][1] ** 2
 
 
-def passes(
-    sizes: Sequence[int], memory: Memory, device: torch.device, activations: Callable[[], float]
-) -> list[list[int]]:
-    """Return the groups of each pass, by index; the same on every process.
+def groups_of_passes(sizes: Sequence[int], memory: Memory, room: Callable[[], int]) -> list[list[int]]:
+    """Return the groups of each pass, by index.
 
-    sizes: bytes of each group.  activations: see ``holding.room_beside``.
+    sizes: bytes of each group.  room: returns the bytes for the groups of a pass; called for memory=auto only.
     """
     if memory == "fast":
         return [list(range(len(sizes)))]
     if memory == "low":
         return [[index] for index in range(len(sizes))]
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    processes = Processes.current()
-    least = min(processes.gathered(free))
-    return packed(sizes, room_beside(sum(sizes), least, lambda: max(processes.gathered(activations()))))
+    return packed(sizes, room())
 
 
 @dataclass

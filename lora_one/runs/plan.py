@@ -1,6 +1,5 @@
 """The plan of a run, printed by dry_run=true: for this machine, or for the one that the keys of ``plan`` describe."""
 
-import torch
 from torch import nn
 
 from lora_one.adaptation.layers import scaling_of
@@ -15,7 +14,8 @@ from lora_one.distributed import Processes
 from lora_one.evaluation.validation import Validation
 from lora_one.initialization.curvature import LIMIT
 from lora_one.initialization.gradients import sum_dtype
-from lora_one.initialization.moments import group_bytes, passes
+from lora_one.initialization.holding import room_beside
+from lora_one.initialization.moments import group_bytes, groups_of_passes
 from lora_one.initialization.probe import refuse_too_few
 from lora_one.models import (
     DTYPES,
@@ -130,7 +130,7 @@ def _held(run: RunConfig, skeleton: nn.Module, layers: dict[str, nn.Module], tak
         return sum(m * n for m, n in map(weight_shape, layers.values())) * 4 * gradients, ""
     groups = groups_of_inputs(skeleton.config, run.model.type, layers)
     sizes = [group_bytes([layers[name] for name in group], sum_dtype(skeleton, layers)) for group in groups]
-    parts = passes(sizes, run.init.memory, torch.device(device()), lambda: taken)
+    parts = groups_of_passes(sizes, run.init.memory, lambda: room_beside(sum(sizes), free_bytes(), lambda: taken))
     largest = max(sum(sizes[index] for index in part) for part in parts)
     return largest, f" and second moments, in {len(parts)} {'pass' if len(parts) == 1 else 'passes'} over the examples"
 

@@ -15,7 +15,7 @@ from lora_one.initialization.holding import (
     place_of,
     room_beside,
 )
-from lora_one.initialization.moments import group_bytes
+from lora_one.initialization.moments import group_bytes, groups_of_passes
 from lora_one.initialization.search import EVALUATIONS
 from lora_one.initialization.sketch import PROBES
 from lora_one.linalg import OVERSAMPLING
@@ -144,13 +144,9 @@ def stored_moments(
     inputs = [shapes[group[0]][1] for group in groups]
     sizes = [group_bytes([layers[name] for name in group], dtype) for group in groups]
     sent = traffic.summed_moments(planned.shapes, inputs, planned.run.peft.lora_r, dtype.itemsize)
-    if memory == "fast":
-        return Stored("device", sum(sizes), 0, 1, sent)
-    if memory == "low":
-        return Stored("device", max(sizes), 0, len(sizes), sent)
-    if planned.hardware is None:
+    if memory == "auto" and planned.hardware is None:
         return None
-    parts = packed(sizes, room_beside(sum(sizes), planned.free(processes), lambda: activations))
+    parts = groups_of_passes(sizes, memory, lambda: room_beside(sum(sizes), planned.free(processes), lambda: activations))
     return Stored("device", max(sum(sizes[index] for index in part) for part in parts), 0, len(parts), sent)
 
 

@@ -5,8 +5,9 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from lora_one.data.encode import batches_of
+from lora_one.initialization import holding
 from lora_one.initialization import moments as room
-from lora_one.initialization.moments import layer_moments, passes, sharing_inputs
+from lora_one.initialization.moments import groups_of_passes, layer_moments, sharing_inputs
 from lora_one.losses import model_logits, targets
 from tests.helpers.examples import autograd_gradients, examples, linear_layers
 from tests.helpers.models import random_bert, random_llama, random_t5
@@ -129,16 +130,29 @@ def test_every_memory_mode_gives_the_same_moments_in_its_number_of_passes(llama,
             torch.testing.assert_close(getattr(found[name], part), getattr(moments, part), rtol=1e-5, atol=1e-9)
 
 
-def test_free_memory_decides_the_number_of_passes(monkeypatch):
-    class Memory:
-        available = 200
+@pytest.mark.parametrize(("local", "passes"), [(1, 1), (1000, 4)])
+def test_free_memory_decides_the_number_of_passes(local, passes, monkeypatch):
+    """The processes of a machine share its memory: with many of them, every group of layers has a pass of its own."""
 
-    monkeypatch.setattr(room.psutil, "virtual_memory", lambda: Memory)
-    cpu = torch.device("cpu")
-    assert passes([40, 50, 60, 500, 10], "auto", cpu, lambda: 0) == [[0, 1], [2], [3], [4]]
-    assert passes([40, 50, 60, 500, 10], "auto", cpu, lambda: 80) == [[0, 1], [2], [3], [4]], "90 bytes of 120 are left"
-    assert passes([40, 50, 60, 500, 10], "auto", cpu, lambda: 120) == [[0], [1], [2], [3], [4]]
-    assert passes([40, 50], "low", cpu, None) == [[0], [1]] and passes([40, 500], "fast", cpu, None) == [[0, 1]]
+    class Memory:
+        available = 10_000_000
+
+    runs, original = [], room.backward_passes
+    monkeypatch.setattr(room, "backward_passes", lambda *a, **k: runs.append(list(a[1])) or original(*a, **k))
+    monkeypatch.setattr(holding.psutil, "virtual_memory", lambda: Memory)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local))
+    ours(random_llama(num_hidden_layers=1), batches_of(examples(), 2, 0), memory="auto")
+    assert len(runs) == passes
+
+
+def test_groups_of_a_pass_fit_into_the_room():
+    def fail():
+        raise AssertionError("the room is not needed")
+
+    assert groups_of_passes([40, 50, 60, 500, 10], "auto", lambda: 100) == [[0, 1], [2], [3], [4]]
+    assert groups_of_passes([40, 50, 60, 500, 10], "auto", lambda: 0) == [[0], [1], [2], [3], [4]]
+    assert groups_of_passes([40, 50], "low", fail) == [[0], [1]]
+    assert groups_of_passes([40, 500], "fast", fail) == [[0, 1]]
 
 
 def test_bf16_model_sums_in_high_precision():

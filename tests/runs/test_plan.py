@@ -2,6 +2,7 @@
 
 import pytest
 
+from lora_one.distributed import Processes
 from lora_one.initialization.curvature import LIMIT
 from lora_one.records.folder import RunFolder
 from lora_one.runs.plan import plan
@@ -21,3 +22,15 @@ def test_the_curvature_that_will_be_measured(by_layer, said, tmp_path):
 
 def test_without_a_curvature_there_is_no_line(tmp_path):
     assert "curvature" not in lines_of(tmp_path)
+
+
+@pytest.mark.parametrize("init", ["lora_one", "lora_da"])
+def test_a_plan_waits_for_no_other_process(init, tmp_path, monkeypatch):
+    """Only the first process makes it."""
+
+    def fail(*_):
+        raise AssertionError("the other processes do not answer")
+
+    for name in ("gathered", "total", "meet"):
+        monkeypatch.setattr(Processes, name, fail)
+    assert "init at most" in lines_of(tmp_path, f"init={init}", "init.memory=auto", "init.iters=8")["memory"]
