@@ -23,10 +23,12 @@ class Benchmark(ABC, Generic[Options]):
     """A benchmark; it has no state. ``examples``, ``score`` and ``summarize`` are required, the rest has defaults.
 
     options: the class of its options: EvaluationOptions, or a frozen subclass with more fields.
+    counted: what the progress of an evaluation counts.
     units: metric -> its unit, of metrics that are not shares of correct answers.
     """
 
     options: ClassVar[type[EvaluationOptions]] = EvaluationOptions
+    counted: ClassVar[str] = "completions"
     units: ClassVar[Mapping[str, Unit]] = {}
 
     @abstractmethod
@@ -93,6 +95,8 @@ class Benchmark(ABC, Generic[Options]):
 
 class AnswerBenchmark(Benchmark[Options]):
     """A benchmark whose answers are not only generated text, but likelihoods or the output of a head as well."""
+
+    counted: ClassVar[str] = "examples"
 
     @abstractmethod
     def answers(

@@ -43,7 +43,8 @@ def generated(
     """Generate the completions and score them.
 
     Completions that a file in ``output`` has already are not generated again.
-    Raises UsageError: several processes with another engine, or unfinished results of another evaluation.
+    Raises UsageError: several processes with another engine, or a model that it cannot run; or unfinished results of
+    another evaluation.
     """
     examples = benchmark.limited_examples(options)
     identity = {"model": options.model, "settings": options.deciding("completions"), "fingerprints": fingerprints}
@@ -56,6 +57,7 @@ def generated(
             f"--engine={options.engine} needs one process, but {processes.count} are running: start the command "
             "without a launcher (--concurrency sets how many requests are sent at a time)"
         )
+    engine_class(options.engine).check(options)
     return by_another_engine(benchmark, examples, options, output, identity, processes)
 
 

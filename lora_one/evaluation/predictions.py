@@ -78,7 +78,7 @@ def generated_predictions(
     processes = partial.processes
     asked = [request for request in requests if request not in done]
     own = math.ceil(len(asked) / processes.count)
-    with progress("evaluation", len(done) + own, "completions", len(done)) as shown:
+    with progress("evaluation", len(done) + own, benchmark.counted, len(done)) as shown:
         scored = ScoredCompletions(benchmark, examples, shown)
         for request, completion in done.items():
             scored.add(request, completion, generated_here=False)

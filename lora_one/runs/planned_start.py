@@ -146,7 +146,9 @@ def stored_moments(
     sent = traffic.summed_moments(planned.shapes, inputs, planned.run.peft.lora_r, dtype.itemsize)
     if memory == "auto" and planned.hardware is None:
         return None
-    parts = groups_of_passes(sizes, memory, lambda: room_beside(sum(sizes), planned.free(processes), lambda: activations))
+    parts = groups_of_passes(
+        sizes, memory, lambda: room_beside(sum(sizes), planned.free(processes), lambda: activations)
+    )
     return Stored("device", max(sum(sizes[index] for index in part) for part in parts), 0, len(parts), sent)
 
 

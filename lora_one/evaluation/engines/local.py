@@ -26,6 +26,10 @@ class Transformers:
     batch_size: int | None = None
 
     @classmethod
+    def check(cls, options: EvaluationOptions) -> None:
+        """Do nothing: transformers runs every kind of model."""
+
+    @classmethod
     def start(cls, options: EvaluationOptions) -> Self:
         """Load the checkpoint, with its adapter if there is one."""
         return cls(loading.load_evaluated(options), options.batch_size)

@@ -28,6 +28,10 @@ class Engine(Protocol):
     context: int
 
     @classmethod
+    def check(cls, options: EvaluationOptions) -> None:
+        """Raise UsageError if this engine cannot run a model of this kind. Loads no model."""
+
+    @classmethod
     def start(cls, options: EvaluationOptions) -> Self:
         """Load the model, or connect to it. Raises UsageError, RunError: it cannot be used."""
 

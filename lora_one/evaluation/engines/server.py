@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Self, TypeVar
 
@@ -16,6 +17,7 @@ from lora_one.data.encode import Encoder
 from lora_one.errors import RunError, UsageError, nearest
 from lora_one.evaluation.choices import Question
 from lora_one.evaluation.decoding import Completion, Decoding, Ending, positions_of, stop_ids
+from lora_one.evaluation.engines import TRANSFORMERS
 from lora_one.evaluation.engines.answers import choice_in, completion_in, finite
 from lora_one.evaluation.engines.connection import Connection, Unusable
 from lora_one.evaluation.engines.protocol import NoLikelihoods
@@ -96,27 +98,36 @@ class Server:
     concurrency: int
 
     @classmethod
-    def start(cls, options: EvaluationOptions) -> Self:
-        """Load the tokenizer and connect. Raises UsageError: not a causal model; RunError: the server is not usable."""
-        from lora_one.data.encoders import encoder_of
-        from lora_one.models import generation_settings, kind_of_checkpoint, load_config, load_tokenizer
+    def check(cls, options: EvaluationOptions) -> None:
+        """Raise UsageError if the model, or its adapter, is not causal."""
+        from lora_one.adaptation.checkpoints import kind_of_adapter
+        from lora_one.models import kind_of_checkpoint
 
-        name = options.model_name
-        kind = kind_of_checkpoint(name)
+        name, adapter = options.model_name, options.adapter
+        kind = (kind_of_adapter(Path(adapter)) if adapter else None) or kind_of_checkpoint(name)
         if kind is not CAUSAL:
             raise UsageError(
-                f"--engine={options.engine} needs a causal model, but {name} is of the type {kind.name}: use "
-                "--engine=transformers"
+                f"--engine={options.engine} needs a causal model, but {adapter or name} is of the type {kind.name}: "
+                f"use --engine={TRANSFORMERS}"
             )
-        config, tokenizer = load_config(name), load_tokenizer(name, model_type=kind.name)
-        encoder, generation = encoder_of(kind, tokenizer, config), generation_settings(name, config)
+
+    @classmethod
+    def start(cls, options: EvaluationOptions) -> Self:
+        """Load the tokenizer and connect. Raises UsageError: see ``check``; RunError: the server is not usable."""
+        from lora_one.data.encoders import encoder_of
+        from lora_one.models import generation_settings, load_config, load_tokenizer
+
+        cls.check(options)
+        name = options.model_name
+        config, tokenizer = load_config(name), load_tokenizer(name, model_type=CAUSAL.name)
+        encoder, generation = encoder_of(CAUSAL, tokenizer, config), generation_settings(name, config)
         connection = Connection(options.base_url, options.request_timeout)
         try:
             found = served(connection, options.served_model)
         except BaseException:
             connection.close()
             raise
-        return cls(connection, found, tokenizer, encoder, kind, positions_of(config), generation, options.concurrency)
+        return cls(connection, found, tokenizer, encoder, CAUSAL, positions_of(config), generation, options.concurrency)
 
     @classmethod
     def identity(cls, options: EvaluationOptions) -> dict[str, Any]:

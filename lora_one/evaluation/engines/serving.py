@@ -243,24 +243,12 @@ def merged_for_serving(adapter: Path, base: str, folder: Path, dtype: str = "aut
 
     adapter: its folder.  base: a folder or a hub id.  dtype: of the merged weights, as of a model that is evaluated
     with transformers; a quantised base is dequantised first.
-    Raises UsageError: the folder has no adapter, the adapter does not fit the base, or vLLM cannot serve its kind.
+    Raises UsageError: the folder has no adapter, or it does not fit the base.
     """
-    from lora_one.adaptation.checkpoints import (
-        dequantized,
-        kind_of_adapter,
-        load_adapter,
-        merge_adapter,
-        save_merged,
-    )
-    from lora_one.model_kinds import CAUSAL
-    from lora_one.models import kind_of_checkpoint, load_model, load_tokenizer
+    from lora_one.adaptation.checkpoints import dequantized, load_adapter, merge_adapter, save_merged
+    from lora_one.models import load_model, load_tokenizer
     from lora_one.records.folder import base_of
 
-    kind = kind_of_adapter(adapter) or kind_of_checkpoint(base)
-    if kind is not CAUSAL:
-        raise UsageError(
-            f"--serve needs a causal model, but {adapter} is an adapter of the type {kind.name}: leave --serve out"
-        )
     model = load_model(base, where="cpu", **{"dtype": dtype} | base_of(adapter))
     save_merged(merge_adapter(load_adapter(dequantized(model), adapter)), load_tokenizer(base), folder)
     return folder

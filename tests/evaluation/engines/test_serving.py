@@ -7,6 +7,7 @@ import sys
 import time
 from itertools import pairwise
 from pathlib import Path
+from unittest import mock
 from urllib.request import urlopen
 
 import psutil
@@ -17,11 +18,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lora_one.adaptation.checkpoints import save_adapter
 from lora_one.errors import RunError, UsageError
+from lora_one.evaluation import command
 from lora_one.evaluation.engines import serving
 from lora_one.evaluation.engines.serving import Patience, find_vllm, merged_for_serving, served
 from lora_one.evaluation.options import EvaluationOptions
 from lora_one.interruption import Interrupted
-from tests.helpers.models import folder_of, random_llama, random_roberta
+from tests.helpers.models import folder_of, random_llama, random_roberta, random_t5
 from tests.helpers.paths import ROOT
 
 QUICK = Patience(start=20, end=0.5, report=0.2, poll=0.02)
@@ -251,10 +253,27 @@ def test_an_evaluation_gets_the_address_of_its_model_merged_with_its_adapter(tra
         assert found.model_name == program.started()["arguments"][1] == str(base)
 
 
-def test_an_adapter_with_a_head_is_refused(tmp_path, tokenizer):
-    base = folder_of(random_roberta(len(tokenizer)), tokenizer, tmp_path / "base")
-    config = LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS")
-    get_peft_model(random_roberta(len(tokenizer)), config).save_pretrained(tmp_path / "adapter")
-    with pytest.raises(UsageError, match=r"--serve needs a causal model.*SequenceClassification"):
-        merged_for_serving(tmp_path / "adapter", str(base), tmp_path / "merged")
-    assert not (tmp_path / "merged").exists()
+@pytest.mark.parametrize("serving_it", [("--serve",), ("--base_url=http://127.0.0.1:9",)])
+@pytest.mark.parametrize("kind", ["ConditionalGeneration", "SequenceClassification"])
+def test_other_kinds_of_models_are_refused_before_anything_is_loaded(
+    kind, serving_it, fake, tmp_path, tokenizer, capsys
+):
+    if kind == "ConditionalGeneration":
+        model = [f"--model_name={folder_of(random_t5(len(tokenizer)), tokenizer, tmp_path / 'base')}"]
+    else:
+        base = folder_of(random_roberta(len(tokenizer)), tokenizer, tmp_path / "base")
+        config = LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS")
+        get_peft_model(random_roberta(len(tokenizer)), config).save_pretrained(tmp_path / "adapter")
+        model = [f"--model_name={base}"]
+        model += [f"--adapter={tmp_path / 'adapter'}"] if serving_it == ("--serve",) else []
+    program = fake("ready after a while")
+    vllm = [f"--vllm={program.path}"] if serving_it == ("--serve",) else []
+    data = tmp_path / "test.jsonl"
+    data.write_text(json.dumps({"question": "1 + 1?", "answer": "#### 2"}) + "\n")
+    common = [f"--data_path={data}", f"--output_dir={tmp_path / 'out'}", "--engine=server"]
+    with mock.patch("lora_one.evaluation.loading.load_evaluated", side_effect=AssertionError):
+        assert command.main("gsm8k", [*model, *common, *serving_it, *vllm]) == 2
+    assert f"--engine=server needs a causal model, but {model[-1].partition('=')[2]} is of the type {kind}" in (
+        capsys.readouterr().err
+    )
+    assert not program.note.exists()
