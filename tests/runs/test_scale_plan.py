@@ -16,6 +16,7 @@ from lora_one.runs.planned_run import PlannedRun
 from lora_one.runs.planned_start import planned_start
 from lora_one.runs.scale_plan import smallest
 from tests.helpers.llama_shapes import PARAMETERS, bases_of, write_config
+from tests.helpers.paths import ROOT
 from tests.helpers.runs import adaptation_for, run_config
 
 HUB = ("model=llama", "dataset=meta_math", "init=lora_one", "dataset.accuracy_examples=0")
@@ -46,6 +47,7 @@ def test_a_folder_with_only_a_config_is_planned_for_64_gpus(tmp_path, capsys):
     said = printed(capsys, folder, "plan.processes=64", "plan.hardware=h100", "model.real_batch_size=64")
     assert time.process_time() - began < 15, "seconds of one core"
     assert f"{PARAMETERS['7B']:,} parameters, bf16, on 64 x h100" in said
+    assert said.partition("\n\n")[2] in (ROOT / "docs/scale.md").read_text(), "the example of the documentation"
     found = cells(said)
     wide = [f"{sharing}, {kind}" for sharing in ("sharded", "sharded by 8") for kind in ("bf16", "fp32")]
     assert list(found) == ["whole, bf16", "whole, fp32", "whole, nf4", *wide]
