@@ -53,7 +53,8 @@ def initial_model(parts: RunParts, base: nn.Module, tracker: Tracker) -> nn.Modu
     else:
         model, record = start_by_method(parts, base, tracker)
         if parts.validation or parts.run.model.epochs == 0:
-            evaluations["init"] = evaluate_start(parts, model, tracker)
+            known = evaluations.get("start") if equals_base(parts.run, record) else None
+            evaluations["init"] = evaluate_start(parts, model, tracker, known)
     folder.update(trainable_parameters=trainable_parameters(model), init=record, evaluation=evaluations)
     if own_start is None and Processes.current().rank == 0:
         print(start_lines(record))
@@ -141,9 +142,23 @@ def stepped(parts: RunParts, base: nn.Module) -> tuple[nn.Module, Start]:
     return parts.adaptation.start(base, parts.steps), start
 
 
-def evaluate_start(parts: RunParts, model: nn.Module, tracker: Tracker) -> dict[str, float]:
-    """Evaluate and log the model before training. Raises RunError: its validation loss is not finite."""
-    metrics, init = parts.validation(model), parts.init
+def equals_base(run: RunConfig, record: dict[str, Any]) -> bool:
+    """Return whether the start computes what the base does: every s B A is 0, so nothing is added to any output.
+
+    record: the entry ``init`` of run.json. DoRA divides by a norm, so its outputs differ by rounding even then.
+    """
+    shifts = record["relative_shift"]
+    return bool(shifts) and not any(shifts.values()) and not run.peft.dora
+
+
+def evaluate_start(
+    parts: RunParts, model: nn.Module, tracker: Tracker, known: dict[str, float] | None
+) -> dict[str, float]:
+    """Evaluate and log the model before training; known: its evaluation, if the base's is also that of the start.
+
+    Raises RunError: its validation loss is not finite.
+    """
+    metrics, init = known or parts.validation(model), parts.init
     refuse_not_finite(init, init.title, {"validation loss": metrics.get("eval_loss")})
     tracker.log(0, metrics)
     return metrics

@@ -12,8 +12,9 @@ from peft import PeftModel
 
 from lora_one.adaptation import checkpoints
 from lora_one.errors import RunError
+from lora_one.evaluation.validation import Validation
 from lora_one.models import load_model
-from lora_one.runs import experiment, fine_tuning
+from lora_one.runs import experiment, fine_tuning, initial_model
 from tests.helpers.models import quantized_llama
 from tests.helpers.runs import LOGITS, finish, logits_at_saving, small_run, straight_and_resumed
 
@@ -193,14 +194,11 @@ def test_a_diverging_loss_stops_the_run_and_is_recorded(asked, tmp_path, llama_f
     assert record["status"] == "failed" and "learning_rate" in record["error"]
 
 
-def test_vanilla_lora_runs_and_starts_at_the_pretrained_function(tmp_path, llama_folder):
+def test_vanilla_lora_shifts_no_layer(tmp_path, llama_folder):
     folder = finish(small_run(tmp_path, llama_folder, "init=default"))
     record = folder.read()
     assert record["init"]["method"] == "LoRA" and record["init"]["captured_energy"] is None
     assert all(shift == 0 for shift in record["init"]["relative_shift"].values())
-    assert record["evaluation"]["start"]["eval_loss"] == pytest.approx(
-        record["evaluation"]["init"]["eval_loss"], rel=1e-6
-    )
 
 
 @pytest.mark.parametrize(
@@ -252,3 +250,29 @@ def test_plan_is_printed_and_nothing_is_made(tmp_path, llama_folder, capsys, mon
     for word in ("random-llama", "arithmetic", "LoRA-One-r8", "6 of 8 examples", "GB", "48 training"):
         assert word in printed
     assert not (tmp_path / "results").exists()
+
+
+ONE_STEP = ("model.epochs=0.1", "model.warmup=0")
+
+
+@pytest.mark.parametrize(
+    ("changes", "saved"),
+    [
+        (("init=lora",), 1),
+        (("init=lora", "peft.lora_target_modules=[q_proj]", "model.bf16=true"), 1),
+        (("init=lora", "peft=dora"), 0),
+        (("init=lora_ga",), 0),
+        (("init=lora_one",), 0),
+    ],
+    ids=str,
+)
+def test_a_start_that_adds_nothing_has_the_evaluation_of_the_base(changes, saved, tmp_path, llama_folder, monkeypatch):
+    """It is not measured a second time, and a measurement would give the same, to the last bit."""
+    calls, original = [], Validation.__call__
+    monkeypatch.setattr(Validation, "__call__", lambda self, model: calls.append(1) or original(self, model))
+    found = finish(small_run(tmp_path / "a", llama_folder, *ONE_STEP, *changes)).read()["evaluation"]
+    times = len(calls)
+    monkeypatch.setattr(initial_model, "equals_base", lambda *_: False)
+    again = finish(small_run(tmp_path / "b", llama_folder, *ONE_STEP, *changes))
+    assert again.read()["evaluation"] == found
+    assert len(calls) - times == times + saved
