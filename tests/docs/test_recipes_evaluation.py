@@ -64,6 +64,10 @@ class Mine:
     tokenizer, encoder, kind, context = None, Lengths(), CAUSAL, 1024
 
     @classmethod
+    def check(cls, options):
+        pass
+
+    @classmethod
     def start(cls, options):
         return cls()
 
