@@ -26,14 +26,19 @@ def plot_run(
     base = pretrained or {}
     accuracy = series(lines, "eval_accuracy")
     columns = 2 if accuracy[0] else 1
-    figure = Figure(figsize=(10, 4.2) if columns == 2 else (6.4, 4.2), layout="constrained")
+    figure = Figure(figsize=(10, 4.2) if columns == 2 else (6.4, 4.2))
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, columns, squeeze=False)[0]
+    left = 0.08 if columns == 2 else 0.125
+    figure.subplots_adjust(left=left, right=0.98, bottom=0.12, top=0.9, wspace=0.2)  # a fitted layout draws it twice
     trained = series(lines, "loss")
     if trained[0]:
         axes[0].plot(*trained, linewidth=1, alpha=0.7, label="training")
     draw_validation(axes[0], series(lines, "eval_loss"), base.get("eval_loss"), "C1")
-    axes[0].set(xlabel="optimizer step", ylabel="loss (nats per token)", yscale=scale_of(lines, base))
+    scale = scale_of(lines, base)
+    axes[0].set(xlabel="optimizer step", ylabel="loss (nats per token)", yscale=scale)
+    if scale == "linear":
+        axes[0].ticklabel_format(axis="y", scilimits=(-2, 4))  # short labels
     if columns == 2:
         share = base.get("eval_accuracy")
         percent = (accuracy[0], [100 * value for value in accuracy[1]])
