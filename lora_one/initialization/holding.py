@@ -77,7 +77,7 @@ def how_to_hold(
         -(-len(batches) // processes.count),
         tokens // processes.count,
         sizes,
-        device_room=room_beside(sum(sizes), free, largest_of_all(activations)),
+        device_room=common_room(sum(sizes), free, activations),
         host_room=int(FREE_SHARE * host) if device.type != "cpu" else 0,
         speed=SPEEDS.get(device.type, SPEEDS["cpu"]),
         whole=whole,
@@ -92,9 +92,9 @@ def least_free(device: torch.device) -> tuple[int, int]:
     return min(devices), min(hosts)
 
 
-def largest_of_all(activations: Callable[[], int]) -> Callable[[], int]:
-    """Return a function that calls ``activations`` on every process and returns the largest result."""
-    return lambda: max(Processes.current().gathered(activations()))
+def common_room(wanted: int, free: int, activations: Callable[[], int]) -> int:
+    """Return ``room_beside`` with the largest activations of all processes, which must call this with equal values."""
+    return room_beside(wanted, free, lambda: max(Processes.current().gathered(activations())))
 
 
 def room_beside(wanted: int, free: float, activations: Callable[[], float]) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from lora_one.initialization.activations import activations_of
 from lora_one.initialization.backward import GradientReport, backward_passes
 from lora_one.initialization.given_batches import one_by_one
 from lora_one.initialization.gradients import product, refuse_unused, sum_dtype, without_autocast
-from lora_one.initialization.holding import Memory, largest_of_all, least_free, packed, room_beside
+from lora_one.initialization.holding import Memory, common_room, least_free, packed
 from lora_one.losses import Batch, Reduction, evaluating, loss_count, model_logits, targets
 from lora_one.models import weight_shape
 
@@ -59,12 +60,10 @@ def layer_moments(
     losses = sum(loss_count(targets(batch), reduction) for batch in examples)
     sizes = [group_bytes([layers[name] for name in group], dtype) for group in groups]
 
-    def activations() -> int:
-        return activations_of(model, layers, examples, reduction, checkpointing=checkpointing)
-
     def room() -> int:
+        activations = partial(activations_of, model, layers, examples, reduction, checkpointing=checkpointing)
         free, _ = least_free(next(iter(layers.values())).weight.device)
-        return room_beside(sum(sizes), free, largest_of_all(activations))
+        return common_room(sum(sizes), free, activations)
 
     for chosen in groups_of_passes(sizes, memory, room):
         part = {groups[index][0]: groups[index] for index in chosen}

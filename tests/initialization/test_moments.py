@@ -7,6 +7,7 @@ from torch.nn.functional import cross_entropy
 from lora_one.data.encode import batches_of
 from lora_one.initialization import holding
 from lora_one.initialization import moments as room
+from lora_one.initialization.holding import room_beside
 from lora_one.initialization.moments import groups_of_passes, layer_moments, sharing_inputs
 from lora_one.losses import model_logits, targets
 from tests.helpers.examples import autograd_gradients, examples, linear_layers
@@ -149,8 +150,13 @@ def test_groups_of_a_pass_fit_into_the_room():
     def fail():
         raise AssertionError("the room is not needed")
 
-    assert groups_of_passes([40, 50, 60, 500, 10], "auto", lambda: 100) == [[0, 1], [2], [3], [4]]
-    assert groups_of_passes([40, 50, 60, 500, 10], "auto", lambda: 0) == [[0], [1], [2], [3], [4]]
+    def groups(activations):
+        sizes = [40, 50, 60, 500, 10]
+        return groups_of_passes(sizes, "auto", lambda: room_beside(sum(sizes), 200, lambda: activations))
+
+    assert groups(0) == [[0, 1], [2], [3], [4]]
+    assert groups(80) == [[0, 1], [2], [3], [4]], "90 bytes of 120 are left"
+    assert groups(120) == [[0], [1], [2], [3], [4]]
     assert groups_of_passes([40, 50], "low", fail) == [[0], [1]]
     assert groups_of_passes([40, 500], "fast", fail) == [[0, 1]]
 

@@ -194,11 +194,14 @@ def test_a_diverging_loss_stops_the_run_and_is_recorded(asked, tmp_path, llama_f
     assert record["status"] == "failed" and "learning_rate" in record["error"]
 
 
-def test_vanilla_lora_shifts_no_layer(tmp_path, llama_folder):
+def test_vanilla_lora_runs_and_starts_at_the_pretrained_function(tmp_path, llama_folder):
     folder = finish(small_run(tmp_path, llama_folder, "init=default"))
     record = folder.read()
     assert record["init"]["method"] == "LoRA" and record["init"]["captured_energy"] is None
     assert all(shift == 0 for shift in record["init"]["relative_shift"].values())
+    assert record["evaluation"]["start"]["eval_loss"] == pytest.approx(
+        record["evaluation"]["init"]["eval_loss"], rel=1e-6
+    )
 
 
 @pytest.mark.parametrize(
