@@ -100,7 +100,7 @@ def looks(folder):
 
 def test_diagnostics_do_not_change_a_run(tmp_path, llama_folder):
     """LoRA-One starts within the gradient's leading vectors; six steps, looked at every other one."""
-    short = ("dataset.accuracy_examples=0", "model.save_steps=6")
+    short = ("model.save_steps=6",)
     watched = finish(small_run(tmp_path / "1", llama_folder, *short, "wandb.diagnostics_every=2"))
     plain = finish(small_run(tmp_path / "2", llama_folder, *short))
     assert watched.path.parent.name == plain.path.parent.name, "the hash is the same"
@@ -132,7 +132,7 @@ def test_diagnostics_do_not_change_a_run(tmp_path, llama_folder):
     ids=lambda value: str(value),
 )
 def test_angles_are_to_the_gradient_s_leading_vectors(tmp_path, llama_folder, init, angles):
-    short = ("dataset.accuracy_examples=0", "model.epochs=0", "wandb.diagnostics_every=5")
+    short = ("model.epochs=0", "wandb.diagnostics_every=5")
     (line,) = looks(finish(small_run(tmp_path, llama_folder, *short, *init.split())))
     assert line["step"] == 0
     for found in line["layers"].values():
@@ -142,7 +142,7 @@ def test_angles_are_to_the_gradient_s_leading_vectors(tmp_path, llama_folder, in
 
 
 def test_a_cached_start_brings_its_vectors(tmp_path, llama_folder):
-    short = ("dataset.accuracy_examples=0", "model.epochs=0", f"init.cache={tmp_path / 'cache'}")
+    short = ("model.epochs=0", f"init.cache={tmp_path / 'cache'}")
     finish(small_run(tmp_path / "0", llama_folder, *short))  # without them
     first, again = (
         looks(finish(small_run(tmp_path / folder, llama_folder, *short, "wandb.diagnostics_every=1")))

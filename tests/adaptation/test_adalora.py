@@ -20,7 +20,6 @@ from tests.helpers.runs import finish, run_config, small_run, stop_at
 RUN = (
     "peft=adalora",
     "peft.lora_r=2",
-    "dataset.accuracy_examples=0",
     "model.max_length=64",
     "model.learning_rate=5e-2",
 )

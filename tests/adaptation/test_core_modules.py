@@ -19,7 +19,6 @@ from tests.helpers.models import random_llama
 from tests.helpers.runs import LOGITS, attach, finish, logits_at_saving, run_config, small_run, straight_and_resumed
 
 SB, XS = "init.direction=LoRA-SB", "init=lora_xs"
-SHORT = "dataset.accuracy_examples=0"
 IDS = torch.arange(2, 40).reshape(1, -1)
 both = pytest.mark.parametrize("method", [SB, XS])
 
@@ -137,7 +136,7 @@ def test_merged_and_saved_are_the_trained_model(method, dtype, tmp_path):
 @both
 def test_whole_run_loads_with_plain_peft(method, tmp_path, llama_folder, monkeypatch):
     trained = logits_at_saving(monkeypatch, IDS)
-    folder = finish(small_run(tmp_path, llama_folder, method, SHORT, "model.learning_rate=0.05", "model.saving=true"))
+    folder = finish(small_run(tmp_path, llama_folder, method, "model.learning_rate=0.05", "model.saving=true"))
     arguments = [str(llama_folder), str(folder.adapter), str(tmp_path / "logits.pt")]
     subprocess.run([sys.executable, "-c", LOGITS, *arguments], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     loaded = torch.load(tmp_path / "logits.pt", weights_only=True)
@@ -159,7 +158,7 @@ def test_whole_run_loads_with_plain_peft(method, tmp_path, llama_folder, monkeyp
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_resumes_bitwise_after_a_kill_between_checkpoints(method, dtype, tmp_path, llama_folder, monkeypatch):
     """Two epochs with dropout, stopped after the first one's checkpoint: B, R and A come back bit for bit."""
-    changes = (method, "model.epochs=2", "peft.lora_dropout=0.1", f"init.dtype={dtype}", SHORT)
+    changes = (method, "model.epochs=2", "peft.lora_dropout=0.1", f"init.dtype={dtype}")
     straight, resumed = straight_and_resumed(tmp_path, llama_folder, changes, monkeypatch)
     name = "adapter_model.safetensors"
     assert (resumed.adapter / name).read_bytes() == (straight.adapter / name).read_bytes()

@@ -45,7 +45,7 @@ def test_full_fine_tuning_is_plain_adamw(llama_folder, tmp_path):
     """Two steps against torch alone: the same batches, the same clipping, the same schedule."""
     run = small_run(
         tmp_path, llama_folder, "peft=full_ft", "dataset.train_size=8", "model.epochs=2", "model.scheduler=constant",
-        "model.warmup=0", "dataset.accuracy_examples=0", "model.max_length=64", "model.loss=token",
+        "model.warmup=0", "model.max_length=64", "model.loss=token",
     )  # fmt: skip
     tuned = AutoModelForCausalLM.from_pretrained(finish(run).merged)
 

@@ -233,7 +233,7 @@ def test_unused_entries_are_deleted(tmp_path, rows, tokenizer):
 
 def test_a_run_on_packed_examples_ends_with_the_same_adapter(tmp_path, monkeypatch):
     folders = []
-    options = ("bundled/tiny", f"dataset.cache={tmp_path / 'cache'}", "dataset.accuracy_examples=0")
+    options = ("bundled/tiny", f"dataset.cache={tmp_path / 'cache'}")
     for name, small in (("lists", 1000), ("packed", 10)):
         monkeypatch.setattr(encoded_cache, "SMALL", small)
         folders.append(finish(small_run(tmp_path / name, *options)))

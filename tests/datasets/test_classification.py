@@ -204,7 +204,6 @@ def test_a_causal_model_trains_on_it(name, path, rows, tmp_path):
         f"dataset.validation_size={'null' if name == 'mrpc' else 0.1}",
         "dataset.max_train_samples=16",
         "dataset.max_eval_samples=4",
-        "dataset.accuracy_examples=0",
         "model.max_length=512",
     )
     record = finish(run).read()

@@ -161,7 +161,7 @@ def test_adapter_unmerged_gives_the_merged_predictions(tmp_path, llama_folder, t
     """Through a run's own folder, where its evaluations lie by default."""
     from tests.helpers.runs import finish, small_run
 
-    folder = finish(small_run(tmp_path / "results", llama_folder, "model.saving=true", "dataset.accuracy_examples=0"))
+    folder = finish(small_run(tmp_path / "results", llama_folder, "model.saving=true"))
     common = [f"--data_path={test_file}", "--max_new_tokens=12"]
     assert main("gsm8k", [f"--adapter={folder.adapter}", f"--output_dir={tmp_path / 'unmerged'}", *common]) == 0
     assert main("gsm8k", [f"--model_name={folder.merged}", *common]) == 0

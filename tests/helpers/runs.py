@@ -39,7 +39,7 @@ ADAPTER_INITS = sorted(
     for path in (ROOT / "conf/init").glob("[!_]*.yaml")
     if not METHODS.get(defaults_of(path.stem).get("method"), MethodSettings).steps_weights
 )
-SHORT = ("dataset.accuracy_examples=0", "model.epochs=1", "model.max_length=64")
+SHORT = ("model.epochs=1", "model.max_length=64")
 PUBLISHED = {
     "first": "++init.direction=LoRA-One",
     "meta_math": "++dataset_name=meta_math model.epochs=1 model.eval_epochs=1 ++model.saving=true +init=gradient "
@@ -55,7 +55,7 @@ SMALL = [
     "wandb.mode=disabled",
     "dataset.train_size=41",  # a last batch of one example: one of two processes has none
     "dataset.validation_size=8",
-    "dataset.accuracy_examples=4",
+    "dataset.accuracy_examples=0",
     "dataset.max_new_tokens=8",
     "model.real_batch_size=8",
     "model.per_device_batch_size=4",
@@ -160,13 +160,13 @@ def logits_at_saving(monkeypatch: pytest.MonkeyPatch, ids: torch.Tensor) -> dict
 
 
 def small_run(results: Path, model: Path | str = BUNDLED / "tiny", *overrides: str) -> RunConfig:
-    """An experiment of some seconds: 48 problems, batches of 8, few generated tokens."""
+    """An experiment of some seconds: 48 problems, batches of 8, validation without generated answers."""
     return run_config(
         f"results_dir={results}",
         f"model.name={model}",
         "dataset.train_size=48",
         "dataset.validation_size=8",
-        "dataset.accuracy_examples=4",
+        "dataset.accuracy_examples=0",
         "dataset.max_new_tokens=8",
         "model.real_batch_size=8",
         "model.per_device_batch_size=8",

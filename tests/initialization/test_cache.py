@@ -109,7 +109,7 @@ def test_key_contains_what_the_factors_depend_on(tmp_path, llama_folder, capsys)
         "model.bf16=true": "model.bf16",
         "init.dtype=bf16": "init.dtype",
     }
-    cache = ("model.epochs=0", "dataset.accuracy_examples=0", f"init.cache={tmp_path / 'cache'}")
+    cache = ("model.epochs=0", f"init.cache={tmp_path / 'cache'}")
     finish(small_run(tmp_path, llama_folder, *cache))
     for change, key in changes.items():
         capsys.readouterr()
@@ -120,7 +120,7 @@ def test_key_contains_what_the_factors_depend_on(tmp_path, llama_folder, capsys)
 
 
 def test_changed_code_is_another_key(tmp_path, llama_folder, monkeypatch, capsys):
-    cache = ("model.epochs=0", "dataset.accuracy_examples=0", f"init.cache={tmp_path / 'cache'}")
+    cache = ("model.epochs=0", f"init.cache={tmp_path / 'cache'}")
     finish(small_run(tmp_path, llama_folder, *cache))
     monkeypatch.setattr(initial_model, "source_fingerprint", lambda: "other")
     finish(small_run(tmp_path, llama_folder, *cache, "overwrite=true"))

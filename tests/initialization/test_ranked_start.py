@@ -55,7 +55,7 @@ def test_ranks_scaling_and_factors_follow_the_gradient_of_autograd():
 
 
 def test_a_run_saves_merges_and_records_its_ranks(tmp_path, llama_folder, capsys):
-    run = small_run(tmp_path, llama_folder, *GORA, "model.saving=true", "dataset.accuracy_examples=0")
+    run = small_run(tmp_path, llama_folder, *GORA, "model.saving=true")
     folder = finish(run)
     record = folder.read()
     ranks = record["init"]["ranks"]
@@ -81,7 +81,7 @@ def test_a_run_saves_merges_and_records_its_ranks(tmp_path, llama_folder, capsys
 
 
 def test_a_resumed_run_has_the_same_ranks(tmp_path, llama_folder, monkeypatch):
-    changes = (*GORA, "init.iters=8", "model.epochs=2", "peft.lora_dropout=0.1", "dataset.accuracy_examples=0")
+    changes = (*GORA, "init.iters=8", "model.epochs=2", "peft.lora_dropout=0.1")
     straight, resumed = straight_and_resumed(tmp_path, llama_folder, changes, monkeypatch)
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         assert (resumed.adapter / name).read_bytes() == (straight.adapter / name).read_bytes()

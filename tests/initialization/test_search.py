@@ -88,7 +88,7 @@ def test_run_with_search_over_losses_that_are_not_finite(tmp_path, llama_folder,
 
     monkeypatch.setattr(scale_search, "batches_loss", loss)
     own = ("init.scale=search", "init.search_examples=0")
-    run = small_run(tmp_path, llama_folder, "model.epochs=0", *own, "dataset.accuracy_examples=0")
+    run = small_run(tmp_path, llama_folder, "model.epochs=0", *own)
     if fatal:
         with pytest.raises(RunError, match="the loss is not finite at any of the 8 scales"):
             finish(run)
@@ -101,7 +101,7 @@ def test_run_with_search_over_losses_that_are_not_finite(tmp_path, llama_folder,
 
 def test_search_examples_exclude_those_of_the_gradient(tmp_path, llama_folder):
     """The slope is the gradient's; the losses are those of other training examples, and so is the loss before."""
-    short = ("model.epochs=0", "dataset.accuracy_examples=0")
+    short = ("model.epochs=0",)
     own = finish(small_run(tmp_path, llama_folder, *short, "init.search_examples=0")).read()["init"]
     other = finish(small_run(tmp_path, llama_folder, *short, "init.search_examples=6")).read()["init"]
     assert (own["searched"]["other_examples"], other["searched"]["other_examples"]) == (0, 6)
@@ -113,7 +113,7 @@ def test_search_examples_exclude_those_of_the_gradient(tmp_path, llama_folder):
 
 @pytest.mark.parametrize(("size", "others"), [(16, 8), (15, 0)])
 def test_search_uses_equally_many_other_examples_by_default(tmp_path, llama_folder, size, others):
-    short = ("model.epochs=0", "dataset.accuracy_examples=0", f"dataset.max_train_samples={size}")
+    short = ("model.epochs=0", f"dataset.max_train_samples={size}")
     record = finish(small_run(tmp_path, llama_folder, *short)).read()["init"]
     assert (record["examples"], record["searched"]["other_examples"]) == (8, others)
 

@@ -44,7 +44,7 @@ def test_predicted_decrease_is_the_first_order(overrides):
 
 def test_run_reports_the_effect_of_its_start(tmp_path, llama_folder, capsys):
     own = ("init.scale=search", "init.search_examples=0")
-    run = small_run(tmp_path, llama_folder, "model.epochs=0", *own, "dataset.accuracy_examples=0")
+    run = small_run(tmp_path, llama_folder, "model.epochs=0", *own)
     record = finish(run).read()["init"]
     energies = record["captured_energy"]["layers"]
     assert len(energies) == 14 and min(energies.values()) == record["captured_energy"]["min"]
@@ -105,7 +105,7 @@ def test_dora_is_saved_and_merged_as_it_was_trained(init, tmp_path):
 
 
 def test_dora_run_names_itself(tmp_path, llama_folder):
-    run = small_run(tmp_path, llama_folder, "peft=dora", "model.epochs=0", "dataset.accuracy_examples=0")
+    run = small_run(tmp_path, llama_folder, "peft=dora", "model.epochs=0")
     folder = finish(run)
     assert folder.path.parent.name.startswith("DoRA-One-r8")
     config = json.loads((folder.adapter / "adapter_config.json").read_text())

@@ -19,7 +19,7 @@ from tests.helpers.runs import finish, run_config, small_run
 )
 def test_warns_if_the_start_raises_the_loss(tmp_path, capsys, overrides, said):
     """The warning is on the screen and in run.json, with the two losses and the key to change."""
-    run = small_run(tmp_path, BUNDLED / "tiny", "model.epochs=0", "dataset.accuracy_examples=0", *overrides)
+    run = small_run(tmp_path, BUNDLED / "tiny", "model.epochs=0", *overrides)
     record = finish(run).read()["init"]
     (warning,) = record["warnings"]
     assert said in warning and record["loss_after"] > record["loss_before"]
@@ -42,7 +42,7 @@ def test_warns_if_the_predicted_decrease_exceeds_the_loss():
 
 @pytest.mark.parametrize("overrides", [(), ("init.direction=LoRA-GA",), ("init=default",), ("init=svd",)])
 def test_a_default_start_warns_of_nothing(tmp_path, llama_folder, overrides):
-    run = small_run(tmp_path, llama_folder, "model.epochs=0", "dataset.accuracy_examples=0", *overrides)
+    run = small_run(tmp_path, llama_folder, "model.epochs=0", *overrides)
     assert finish(run).read()["init"]["warnings"] == []
 
 

@@ -70,7 +70,7 @@ def test_directions_that_are_zero_up_to_rounding_do_not_count():
 
 @pytest.mark.parametrize(("start", "warned"), [("init=lora_one", True), ("init=lora", False)])
 def test_a_run_says_it_before_training(start, warned, tmp_path, llama_folder, capsys):
-    options = ("optimizer=lora_muon", "model.learning_rate=0.5", "dataset.accuracy_examples=0")
+    options = ("optimizer=lora_muon", "model.learning_rate=0.5")
     run = small_run(tmp_path, llama_folder, start, *options)
     warnings = finish(run).read()["init"]["warnings"]
     said = capsys.readouterr().out

@@ -102,7 +102,7 @@ def offline(monkeypatch):
     monkeypatch.delenv("WANDB_MODE", raising=False)
 
 
-SHORT = ("wandb.mode=offline", "dataset.accuracy_examples=0")
+SHORT = ("wandb.mode=offline",)
 
 
 @pytest.fixture(scope="module")

@@ -69,7 +69,7 @@ def test_metrics_have_a_line_a_step(finished):
 def test_plain_peft_in_a_fresh_process_gives_the_trained_model_bitwise(tmp_path, llama_folder, monkeypatch):
     """The adapter that was trained, not merely one that reloads equal to itself."""
     trained = logits_at_saving(monkeypatch, torch.arange(2, 40).reshape(1, -1))
-    folder = finish(small_run(tmp_path, llama_folder, "dataset.accuracy_examples=0"))
+    folder = finish(small_run(tmp_path, llama_folder))
     arguments = [str(llama_folder), str(folder.adapter), str(tmp_path / "logits.pt")]
     subprocess.run([sys.executable, "-c", LOGITS, *arguments], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert torch.equal(torch.load(tmp_path / "logits.pt", weights_only=True), trained["trained"])
@@ -101,10 +101,10 @@ def test_the_same_command_again_does_nothing(finished, monkeypatch, capsys):
 
 
 def test_saving_a_finished_run_merges_without_training(tmp_path, llama_folder, monkeypatch):
-    folder = finish(small_run(tmp_path, llama_folder, "dataset.accuracy_examples=0"))
+    folder = finish(small_run(tmp_path, llama_folder))
     assert not folder.merged.exists()
     monkeypatch.setattr(fine_tuning, "train", None)
-    again = finish(small_run(tmp_path, llama_folder, "dataset.accuracy_examples=0", "model.saving=true"))
+    again = finish(small_run(tmp_path, llama_folder, "model.saving=true"))
     assert again.path == folder.path and (folder.merged / "model.safetensors").exists()
     assert folder.read()["artifacts"]["merged_checkpoint"] == "merged_checkpoint"
 
@@ -145,7 +145,7 @@ def test_resumes_bitwise_after_a_kill_between_checkpoints(tmp_path, llama_folder
     """Two epochs with dropout, stopped after the first one's checkpoint; also where the base was changed."""
     if "quantization" in start:
         quantized_llama(llama_folder)  # or skip
-    changes = (*start.split(), "model.epochs=2", "peft.lora_dropout=0.1", "dataset.accuracy_examples=0")
+    changes = (*start.split(), "model.epochs=2", "peft.lora_dropout=0.1")
     straight, resumed = straight_and_resumed(tmp_path, llama_folder, changes, monkeypatch)
     name = "adapter_model.safetensors"
     assert (resumed.adapter / name).read_bytes() == (straight.adapter / name).read_bytes()
@@ -161,7 +161,7 @@ def test_resumes_bitwise_after_a_kill_between_checkpoints(tmp_path, llama_folder
 def test_every_optimizer_resumes_bitwise_after_a_kill(tmp_path, llama_folder, monkeypatch, optimizer):
     """adamw: above. With LoRA+, so with two groups."""
     changes = (*f"optimizer={optimizer}".split(), "model.prec_reg=1e-3", "peft.use_loraplus=true", "model.epochs=2")
-    short = ("dataset.accuracy_examples=0", "model.learning_rate=1e-3")
+    short = ("model.learning_rate=1e-3",)
     straight, resumed = straight_and_resumed(tmp_path, llama_folder, (*changes, *short), monkeypatch)
     assert f"-{optimizer.split()[0]}-" in straight.path.parent.name
     name = "adapter_model.safetensors"
@@ -177,7 +177,7 @@ def test_every_optimizer_resumes_bitwise_after_a_kill(tmp_path, llama_folder, mo
 def test_optimizers_of_pairs_resume_bitwise_after_a_kill(tmp_path, llama_folder, monkeypatch, optimizer, dtype):
     """With DoRA's magnitudes as a second group. The state of bf16 factors is fp32 and must stay so."""
     changes = (f"optimizer={optimizer}", "peft=dora", f"init.dtype={dtype}", "model.weight_decay=0.1")
-    short = ("dataset.accuracy_examples=0", "model.learning_rate=1e-3", "model.epochs=2")
+    short = ("model.learning_rate=1e-3", "model.epochs=2")
     straight, resumed = straight_and_resumed(tmp_path, llama_folder, (*changes, *short), monkeypatch)
     name = "adapter_model.safetensors"
     assert (resumed.adapter / name).read_bytes() == (straight.adapter / name).read_bytes()
@@ -210,7 +210,7 @@ def test_vanilla_lora_runs_and_starts_at_the_pretrained_function(tmp_path, llama
 def test_peft_s_own_initialisations_run(tmp_path, llama_folder, init, examples, attrs_package):
     """On record by their names, each from the pretrained function, and plain PEFT loads what they trained."""
     name = init.split()[0]
-    run = small_run(tmp_path, llama_folder, *f"init={init}".split(), "model.saving=true", "dataset.accuracy_examples=0")
+    run = small_run(tmp_path, llama_folder, *f"init={init}".split(), "model.saving=true")
     folder = finish(run)
     record = folder.read()
     assert folder.path.parent.name.startswith(f"{name}-r8-a16-") and record["init"]["method"] == name
@@ -232,9 +232,7 @@ def test_peft_s_own_initialisations_run(tmp_path, llama_folder, init, examples, 
 def test_bf16_base_keeps_fp32_adapters_and_merges_to_bf16(tmp_path, llama_folder):
     from safetensors.torch import load_file
 
-    folder = finish(
-        small_run(tmp_path, llama_folder, "model.bf16=true", "model.saving=true", "dataset.accuracy_examples=0")
-    )
+    folder = finish(small_run(tmp_path, llama_folder, "model.bf16=true", "model.saving=true"))
     adapter = load_file(folder.adapter / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in adapter.values()} == {torch.float32}
     merged = load_file(folder.merged / "model.safetensors")
@@ -255,7 +253,7 @@ def test_plan_is_printed_and_nothing_is_made(tmp_path, llama_folder, capsys, mon
     assert not (tmp_path / "results").exists()
 
 
-ONE_STEP = ("model.epochs=0.1", "model.warmup=0")
+ONE_STEP = ("dataset.accuracy_examples=4", "model.epochs=0.1", "model.warmup=0")
 
 
 @pytest.mark.parametrize(

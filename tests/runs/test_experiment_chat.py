@@ -47,7 +47,7 @@ def test_packing_and_micro_batches_change_no_loss(chat, tmp_path):
 
 
 def test_a_loss_on_the_prompt_is_another_run_with_other_losses(tmp_path):
-    common = (tmp_path / "results", "bundled/tiny", "dataset.accuracy_examples=0", "init=lora_one")
+    common = (tmp_path / "results", "bundled/tiny", "init=lora_one")
     answers, everything = finish(small_run(*common)), finish(small_run(*common, "dataset.train_on_inputs=true"))
     assert answers.path != everything.path
     found = [json.loads(folder.run_json.read_text()) for folder in (answers, everything)]

@@ -8,7 +8,7 @@ def test_each_stage_is_shown(tmp_path, llama_folder, monkeypatch, capsys):
     monkeypatch.setattr(progress, "QUIET", 0.0)
     monkeypatch.setattr(progress, "EVERY", 0.0)
     monkeypatch.setattr(progress, "TOGETHER", 0.0)
-    finish(small_run(tmp_path, llama_folder))
+    finish(small_run(tmp_path, llama_folder, "dataset.accuracy_examples=4"))
     said = capsys.readouterr().err.splitlines()
     stages = {line.partition(":")[0] for line in said if " elapsed" in line}
     wanted = {"gradient", "low-rank steps", "search for the scale", "training", "validation, answers"}

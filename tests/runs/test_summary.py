@@ -60,7 +60,7 @@ def test_without_a_checkout_the_installed_command_is_named(tmp_path, monkeypatch
 
 
 def test_a_run_measures_and_prints_every_stage(tmp_path, llama_folder, capsys):
-    run = small_run(tmp_path, llama_folder)
+    run = small_run(tmp_path, llama_folder, "dataset.accuracy_examples=4")
     folder = finish(run)
     record, said = folder.read(), capsys.readouterr().out
     for stage in ("start", "init", "final"):
@@ -71,7 +71,7 @@ def test_a_run_measures_and_prints_every_stage(tmp_path, llama_folder, capsys):
 
 
 def test_the_base_is_measured_without_generated_answers_too(tmp_path, llama_folder):
-    evaluations = finish(small_run(tmp_path, llama_folder, "dataset.accuracy_examples=0")).read()["evaluation"]
+    evaluations = finish(small_run(tmp_path, llama_folder)).read()["evaluation"]
     assert list(evaluations) == ["start", "init", "final"]
     assert all(list(found) == ["eval_loss"] for found in evaluations.values())
 

@@ -21,6 +21,8 @@ from lora_one.runs import experiment
 from tests.helpers.paths import ROOT, shared
 from tests.helpers.runs import SMALL, finish, run_config, small_run
 
+ANSWERS = "dataset.accuracy_examples=4"
+
 
 def launcher(name):
     if name == "torchrun":
@@ -50,11 +52,11 @@ def launch(name, *arguments):
 @pytest.mark.parametrize("name", ["torchrun", "accelerate"])
 def test_two_processes_give_the_results_of_one(tmp_path, name):
     """A sweep of two jobs, by torchrun and by the published line with the file for two GPUs."""
-    done = launch(name, "-m", *SMALL, "seed=1,2", f"results_dir={tmp_path / 'two'}")
+    done = launch(name, "-m", *SMALL, ANSWERS, "seed=1,2", f"results_dir={tmp_path / 'two'}")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("run: ") == 2, "the first process speaks"
     for seed in (1, 2):
-        alone = finish(small_run(tmp_path / "one", "bundled/tiny", *SMALL[1:], f"seed={seed}"))
+        alone = finish(small_run(tmp_path / "one", "bundled/tiny", *SMALL[1:], ANSWERS, f"seed={seed}"))
         together = RunFolder(tmp_path / "two" / alone.path.relative_to(tmp_path / "one"))
         assert list(together.path.glob("checkpoints/*/rng_state_1.pth")), "a second process took part"
         one, two = alone.read(), together.read()
@@ -82,7 +84,7 @@ def test_two_processes_give_the_results_of_one(tmp_path, name):
 def test_optimizers_of_pairs_give_the_losses_of_one_process(tmp_path):
     """Every process computes the same steps from the averaged gradients."""
     names = ("lora_pro", "lora_muon", "lora_rite")
-    small = [*SMALL, "dataset.accuracy_examples=0", "model.learning_rate=1e-3", "peft=dora"]
+    small = [*SMALL, "model.learning_rate=1e-3", "peft=dora"]
     done = launch("torchrun", "-m", *small, f"optimizer={','.join(names)}", f"results_dir={tmp_path / 'two'}")
     assert done.returncode == 0, done.stderr
     for name in names:
@@ -133,7 +135,7 @@ def test_a_batch_that_two_processes_cannot_share_is_refused(tmp_path):
 @pytest.mark.parametrize("interrupted", [pytest.param(False, marks=pytest.mark.long), True])
 def test_sharded_base_gives_the_same_results(tmp_path, interrupted):
     """The start, every loss and the adapter; also where the run is told to end and goes on from its resume point."""
-    changes = [*SMALL[1:], "dataset.accuracy_examples=0", "model.gradient_checkpointing=true", "model.epochs=3"]
+    changes = [*SMALL[1:], "model.gradient_checkpointing=true", "model.epochs=3"]
     changes += ["optimizer=scaled_adamw"] if interrupted else []
     command = ["wandb.mode=disabled", *changes, "model.sharded=true", f"results_dir={tmp_path / 'sharded'}"]
     if interrupted:

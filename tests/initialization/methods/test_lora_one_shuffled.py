@@ -93,7 +93,7 @@ def test_the_draws_depend_on_the_seed_and_the_layer_alone():
 
 
 def test_a_run_records_the_control(tmp_path, llama_folder):
-    small = ("model.epochs=0", "init.search_examples=0", "dataset.accuracy_examples=0")
+    small = ("model.epochs=0", "init.search_examples=0")
     plain = finish(small_run(tmp_path, llama_folder, *small))
     control = finish(small_run(tmp_path, llama_folder, *small, "init.shuffle=directions"))
     one, other = plain.read()["init"], control.read()["init"]
