@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lora_one.config import RunConfig, with_core
 from lora_one.config.schemas import ModelConfig
 from lora_one.errors import RunError, UsageError
-from lora_one.model_kinds import ModelKind, kind_by_architecture
+from lora_one.model_kinds import CAUSAL, ModelKind, kind_by_architecture
 from lora_one.models.loading import load_config
 from lora_one.models.location import local_folder
 
@@ -22,9 +22,23 @@ def kind_of(model: nn.Module) -> ModelKind:
 
 
 def kind_of_checkpoint(name: str, revision: str | None = None) -> ModelKind:
-    """Return the kind of a saved model, from its configuration."""
+    """Return the kind of a saved model, from its configuration.
+
+    Raises UsageError: an encoder without a classification head, which neither generates text nor chooses a class.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
     config = load_config(name, revision)
-    return kind_by_architecture(config.architectures or (), config)
+    classes = config.architectures or ()
+    kind = kind_by_architecture(classes, config)
+    generates = getattr(config, "is_decoder", False) or any("CausalLM" in each or "LMHead" in each for each in classes)
+    if kind is CAUSAL and not generates and config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        raise UsageError(
+            f"model {name} is an encoder without a classification head (its config.json says: "
+            f"{', '.join(classes) or config.model_type}): pass a model with a head, or the run or adapter that trained "
+            "one"
+        )
+    return kind
 
 
 def with_rank(run: RunConfig) -> RunConfig:
