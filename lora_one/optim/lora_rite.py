@@ -65,6 +65,7 @@ class Half(NamedTuple):
     """The step of one factor of each pair of a batch, all in the form of B: (k, m, r).
 
     gradient: g T^-1.  basis, inverse: U (k, l, r) and T^-1 (k, r, r) of the partner.  last_basis, M, V: the state.
+    V is fp64: it has the squares of the singular values of g, whose small ones fp32 would round away.
     """
 
     gradient: Tensor
@@ -77,9 +78,12 @@ class Half(NamedTuple):
     def direction(self, betas: tuple[float, float], eps: float, t: int) -> Tensor:
         """Update the state and return M T^-T: (k, m, r)."""
         b1, b2 = (beta * (1 - beta ** (t - 1)) / (1 - beta**t) for beta in betas)
-        g, P = self.gradient, self.basis.mT @ torch.stack(self.last_basis)
-        V = b2 * (P @ torch.stack(self.V) @ P.mT) + (1 - b2) / g.shape[1] * (g.mT @ g)
-        M = b1 * (torch.stack(self.M) @ P.mT) + (1 - b1) * (g @ inverse_square_root(V, eps))
+        P, wide = self.basis.mT @ torch.stack(self.last_basis), self.gradient.double()
+        V = b2 * (P.double() @ torch.stack(self.V).double() @ P.double().mT) + (1 - b2) / wide.shape[1] * (
+            wide.mT @ wide
+        )
+        scaled = (wide @ inverse_square_root(V, eps)).to(self.gradient.dtype)
+        M = b1 * (torch.stack(self.M) @ P.mT) + (1 - b1) * scaled
         for states, values in ((self.last_basis, self.basis), (self.V, V), (self.M, M)):
             torch._foreach_copy_(states, list(values.unbind()))
         return M @ self.inverse.mT
@@ -114,11 +118,10 @@ def half(batch: Batch, name: str, gradient: Tensor, partner: Tensor) -> Half:
     """Return the step of the factor of this name, from its gradient and its partner, both tall."""
     basis, inverse = orthonormal_basis(partner)
     r = partner.shape[-1]
-    state = [
-        batch.state(f"{kind}_{name}", shape)
-        for kind, shape in (("basis", partner.shape[1:]), ("exp_avg", gradient.shape[1:]), ("exp_avg_sq", (r, r)))
-    ]
-    return Half(gradient @ inverse, basis, inverse, *state)
+    last_basis = batch.state(f"basis_{name}", partner.shape[1:])
+    M = batch.state(f"exp_avg_{name}", gradient.shape[1:])
+    V = batch.state(f"exp_avg_sq_{name}", (r, r), torch.float64)
+    return Half(gradient @ inverse, basis, inverse, last_basis, M, V)
 
 
 def inverse_square_root(V: Tensor, eps: float) -> Tensor:

@@ -54,11 +54,11 @@ class Batch(NamedTuple):
     g_A: Tensor
     g_B: Tensor
 
-    def state(self, name: str, shape: Iterable[int]) -> list[Tensor]:
-        """Return the tensors of one name, zero at first, in the dtype of the stacks."""
+    def state(self, name: str, shape: Iterable[int], dtype: torch.dtype | None = None) -> list[Tensor]:
+        """Return the tensors of one name, zero at first. dtype: None: that of the stacks."""
         for state in self.states:
             if name not in state:
-                state[name] = torch.zeros(*shape, dtype=self.A.dtype, device=self.A.device)
+                state[name] = torch.zeros(*shape, dtype=dtype or self.A.dtype, device=self.A.device)
         return [state[name] for state in self.states]
 
     def update(self, step_A: Tensor, step_B: Tensor, shrink: float) -> None:
@@ -73,14 +73,19 @@ class Batch(NamedTuple):
 class PairOptimizer(AdamW):
     """Steps pairs of LoRA factors by ``step_batches``, and every other parameter by torch's AdamW.
 
-    The state of a pair is stored under its B, in fp32 (fp64 for fp64 factors) whatever the dtype of the factors. A pair
-    is stepped when both of its factors have a gradient. Gradients are not changed.
+    The state of a pair is stored under its B, in fp32 whatever the dtype of the factors (fp64 for fp64 factors, and for
+    r x r matrices that need it). A pair is stepped when both of its factors have a gradient. Gradients are not changed.
     """
 
     pairs: list[Pair]
 
     def __init__(self, params: Any, pairs: Iterable[Pair], lr: float, **options: Any):
+        for option in ("maximize", "amsgrad"):
+            if options.get(option):
+                raise UsageError(f"{option}=True: {type(self).__name__} does not have it for LoRA pairs; leave it out")
         super().__init__(params, lr, **options)
+        # else a GradScaler would leave unscaling to the fused kernel, which does not see the gradients of the pairs
+        self._step_supports_amp_scaling = False
         groups = self._groups()
         self.pairs = [pair for pair in pairs if id(pair.A) in groups or id(pair.B) in groups]
         if not self.pairs:

@@ -32,13 +32,16 @@ def gradient(B, A, s, target):
     return s * B @ A - target
 
 
-def backward(layers):
-    layers.zero_grad()
-    losses = [
+def loss_of(layers):
+    return sum(
         (x.scaling["default"] * x.B @ x.A - target).square().sum() / 2
         for x, target in zip(layers, layers.targets, strict=True)
-    ]
-    loss = sum(losses)
+    )
+
+
+def backward(layers):
+    layers.zero_grad()
+    loss = loss_of(layers)
     loss.backward()
     return loss
 

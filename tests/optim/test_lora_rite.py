@@ -8,6 +8,7 @@ import torch
 from lora_one.errors import RunError
 from lora_one.optim import LoraRite, create_pair_optimizer
 from tests.helpers.factors import backward, each, gradient, products, rebased, scaled_layers, steps
+from tests.helpers.models import FactorLayer
 
 
 def optimizer_of(layers, **options):
@@ -128,11 +129,36 @@ def test_gradients_whose_squares_overflow_are_clipped_like_others(exponent):
     assert not torch.equal(multiplied(1.0)[0], scaled_layers(torch.float32)[0].A)
 
 
-@pytest.mark.parametrize(("factor", "options"), [(2.0**60, {"max_norm": 0.0}), (float("inf"), {})])
-def test_gradients_beyond_fp32_are_one_error(factor, options):
-    """Without the limit, second moments of such gradients cannot be stored."""
+def test_gradients_that_are_not_finite_are_one_error():
     with pytest.raises(RunError, match=r"squares of the gradients \(largest entry: .*lower the learning rate"):
-        multiplied(factor, **options)
+        multiplied(float("inf"))
+
+
+def test_gradients_whose_squares_overflow_need_no_limit():
+    """Second moments are fp64, and their size divides out, except for eps."""
+    expected = multiplied(1.0, max_norm=0.0, eps=0.0)
+    torch.testing.assert_close(multiplied(2.0**60, max_norm=0.0, eps=0.0), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("max_norm", [1.0, 0.0])
+def test_no_direction_of_a_step_is_too_large_in_fp32(max_norm):
+    """Singular values of g from 100 to 0.001: their squares differ by 1e10, beyond fp32.
+
+    The step of B, seen through A with orthonormal rows, has the singular values sqrt(m) lr w / (w + eps).
+    """
+    m, n, r = 64, 96, 8
+    generator = torch.Generator().manual_seed(0)
+    bases = [torch.linalg.qr(torch.randn(k, r, generator=generator).double())[0] for k in (m, n, r)]
+    layer = FactorLayer(bases[0].float(), bases[1].T.float())
+    optimizer = optimizer_of(torch.nn.ModuleList([layer]), lr=1.0, max_norm=max_norm)
+    sizes = torch.logspace(2, -3, r, dtype=torch.float64)
+    layer.A.grad = torch.zeros_like(layer.A)
+    layer.B.grad = (bases[0] * sizes @ bases[2].T).float()
+    before = layer.B.detach().clone()
+    optimizer.step()
+    found = torch.linalg.svdvals((layer.B - before).double())
+    w = sizes / (sizes.norm().clamp(min=1) if max_norm else 1) / m**0.5
+    torch.testing.assert_close(found, m**0.5 * w / (w + 1e-6), rtol=0.05, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

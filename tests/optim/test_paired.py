@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lora_one.errors import RunError, UsageError
 from lora_one.optim import LoraMuon, LoraPro, LoraRite, create_pair_optimizer, paired
 from lora_one.optim.pairs import lora_pairs
-from tests.helpers.factors import SCALINGS, SHAPES, backward, scaled_layers, steps
+from tests.helpers.factors import SCALINGS, SHAPES, backward, loss_of, scaled_layers, steps
 from tests.helpers.models import random_llama, random_roberta
 
 CLASSES = [LoraPro, LoraMuon, LoraRite]
@@ -174,8 +174,9 @@ def test_state_is_saved_and_loaded_bitwise(cls, dtype):
     resumed = create_pair_optimizer(again, cls, lr=7e-3)  # the rates are loaded too
     resumed.load_state_dict(saved["optimizer"])
     states = [state for state in resumed.state.values() if state]
+    wide = {"exp_avg_sq_A": torch.float64, "exp_avg_sq_B": torch.float64} if cls is LoraRite else {}
     assert len(states) == len(layers)
-    assert all(tensor.dtype == torch.float32 for state in states for tensor in state.values())
+    assert all(tensor.dtype == wide.get(name, torch.float32) for state in states for name, tensor in state.items())
     assert all(map(torch.equal, steps(layers, optimizer), steps(again, resumed)))
 
 
@@ -320,3 +321,26 @@ def test_a_decomposition_that_fails_names_the_layer(monkeypatch):
     monkeypatch.setattr("lora_one.optim.lora_pro.eigen", fails)
     with pytest.raises(RunError, match=r"factors of 3 are not finite: .*lower the learning rate"):
         create_pair_optimizer(layers, LoraPro, lr=0.1).step()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@every_class
+def test_grad_scaler_passes_unscaled_gradients_and_skips_overflow(cls, fused):
+    """With fused=True torch's AdamW leaves both to its kernel, which does not see the pairs."""
+    layers, other = scaled_layers(torch.float32), scaled_layers(torch.float32)
+    optimizer = create_pair_optimizer(layers, cls, lr=0.01, fused=fused)
+    expected = steps(other, create_pair_optimizer(other, cls, lr=0.01, fused=fused), 2)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for factor in (1.0, 1.0, float("inf")):
+        layers.zero_grad()
+        scaler.scale(loss_of(layers) * factor).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    assert all(map(torch.equal, layers.parameters(), expected))
+
+
+@pytest.mark.parametrize("option", ["maximize", "amsgrad"])
+@every_class
+def test_what_pairs_do_not_have_is_refused(cls, option):
+    with pytest.raises(UsageError, match=rf"{option}=True: {cls.__name__} does not have it for LoRA pairs"):
+        create_pair_optimizer(scaled_layers(), cls, lr=0.1, **{option: True})
