@@ -248,11 +248,16 @@ def factors_of(layer: Any) -> AdapterFactors:
 
 
 def relative_shift(layer: Any, factors: AdapterFactors) -> float:
-    """Return ||s B A||_F / ||W||_F, or with a core ||s B R A||_F / ||W||_F."""
+    """Return ||s B A||_F / ||W||_F, or with a core ||s B R A||_F / ||W||_F; see `relative_change`."""
     B = factors.B if factors.R is None else factors.B @ factors.R
     # ||B A||_F^2 = tr((B^T B)(A A^T)): r x r products instead of the m x n one
     moved = ((B.T @ B) * (factors.A @ factors.A.T)).sum().clamp(min=0).sqrt()
-    return layer.scaling[ADAPTER] * float(moved) / float(wide_weight(layer.get_base_layer()).norm())
+    return relative_change(layer.scaling[ADAPTER] * float(moved), float(wide_weight(layer.get_base_layer()).norm()))
+
+
+def relative_change(change: float, weight: float) -> float:
+    """Return the norm of a change over that of the weight; for a weight of zero, 1, or 0 if nothing changes."""
+    return change / weight if weight else float(change > 0)
 
 
 def trainable_parameters(model: nn.Module) -> int:

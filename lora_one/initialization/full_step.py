@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from lora_one.adaptation.layers import refuse_quantised
+from lora_one.adaptation.layers import refuse_quantised, relative_change
 from lora_one.distributed import Processes
 from lora_one.errors import UsageError
 from lora_one.initialization.forward_batches import batches_loss, forward_batches
@@ -121,5 +121,8 @@ class FullStep:
         return self.loss_at(0.0)
 
     def relative_shift(self, eta: float) -> dict[str, float]:
-        """Return ||eta G||_F / ||W||_F by layer."""
-        return {name: float(eta * self.gradients[name].norm() / self.weights[name].norm()) for name in self.layers}
+        """Return ||eta G||_F / ||W||_F by layer, see `relative_change`."""
+        return {
+            name: relative_change(float(eta * self.gradients[name].norm()), float(self.weights[name].norm()))
+            for name in self.layers
+        }

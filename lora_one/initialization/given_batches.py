@@ -13,6 +13,8 @@ from lora_one.initialization.cache import content_of
 from lora_one.losses import IGNORED, Batch, loss_count, targets
 from lora_one.models import kind_of
 
+OF_DECODER = ("decoder_input_ids", "decoder_attention_mask", "labels")  # padded apart from the encoder's input
+
 
 def take(
     model: nn.Module, batches: Batch | Iterable[Batch], wanted: int | None, *, further: bool
@@ -104,6 +106,13 @@ def rows_of(batch: Batch, part: slice) -> Batch:
     return dict(batch) | {name: value[part] for name, value in tensors.items()}
 
 
+def read_by_decoder(batch: Batch, row: int) -> Tensor:
+    """Return which positions of an example a decoder reads: those of its mask, else all up to the last label."""
+    if "decoder_attention_mask" in batch:
+        return batch["decoder_attention_mask"][row].bool()
+    return (batch["labels"][row] != IGNORED).flip(0).cumsum(0).flip(0) > 0
+
+
 def one_by_one(batches: Sequence[Batch]) -> Iterator[Batch]:
     """Yield each example as a batch of one, without padding.
 
@@ -111,8 +120,7 @@ def one_by_one(batches: Sequence[Batch]) -> Iterator[Batch]:
     """
     for batch in batches:
         for row, real in enumerate(batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()):
-            written = batch["labels"][row] != IGNORED  # a decoder's input and labels have another padding
-            places = dict.fromkeys(("decoder_input_ids", "labels"), written) if "decoder_input_ids" in batch else {}
+            places = dict.fromkeys(OF_DECODER, read_by_decoder(batch, row)) if "decoder_input_ids" in batch else {}
             yield {
                 name: value[:, places.get(name, real)] if isinstance(value, Tensor) and value.dim() > 1 else value
                 for name, value in rows_of(batch, slice(row, row + 1)).items()

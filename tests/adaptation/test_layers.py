@@ -53,6 +53,14 @@ def test_every_layer_starts_at_its_own_gradient():
         assert start.relative_shift[name] == pytest.approx(shift.item(), rel=1e-4)
 
 
+@pytest.mark.parametrize(("init", "shift"), [("lora", 0.0), ("pissa", 0.0), ("random_ab", 1.0)])
+def test_a_layer_of_zeros_can_be_adapted(init, shift):
+    base = random_llama()
+    base.get_submodule("model.layers.0.self_attn.o_proj").weight.data.zero_()
+    _, start = attach(base, run_config(f"init={init}"))
+    assert start.relative_shift["model.layers.0.self_attn.o_proj"] == shift
+
+
 def test_without_rslora_the_scaling_is_alpha_over_r():
     run = run_config("peft.use_rslora=false", "peft.lora_alpha=24")
     model, _ = attach(random_llama(), run)

@@ -26,6 +26,20 @@ def test_part_of_a_batch_keeps_what_is_not_a_tensor_of_rows():
     assert part["weight"] == 2
 
 
+def test_a_decoder_reads_masked_positions_before_its_last_label():
+    """A masked prompt of the decoder stays: without it, the other positions would read something else."""
+    labels = torch.tensor([[-100, -100, 5, -100, 6, -100], [-100, 7, 8, -100, -100, -100]])
+    ids = torch.arange(12).reshape(2, 6)
+    batch = {"input_ids": torch.arange(14).reshape(2, 7), "decoder_input_ids": ids, "labels": labels}
+    first, second = one_by_one([batch])
+    assert first["labels"].tolist() == [[-100, -100, 5, -100, 6]] and second["labels"].tolist() == [[-100, 7, 8]]
+    assert first["decoder_input_ids"].tolist() == [[0, 1, 2, 3, 4]] and first["input_ids"].shape == (1, 7)
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 1, 1, 0, 0, 0]])
+    first, second = one_by_one([batch | {"decoder_attention_mask": mask}])
+    assert first["labels"].shape == (1, 6) and second["decoder_input_ids"].tolist() == [[7, 8]]
+    assert second["labels"].tolist() == [[7, 8]] and second["decoder_attention_mask"].tolist() == [[1, 1]]
+
+
 @pytest.mark.parametrize("divide", [lambda batch: rows_between([batch], 0, 1), lambda batch: list(one_by_one([batch]))])
 def test_a_tensor_that_cannot_be_divided_is_refused(divide):
     with pytest.raises(UsageError, match=r"cu_seq_lens_q has shape \(3,\), .* the 2 examples .*: pass batches of one"):

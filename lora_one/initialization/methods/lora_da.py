@@ -79,7 +79,7 @@ def smallest_eigenvectors(
     if n > max(EXACT_BELOW, 2 * width):
         block = torch.linalg.qr(torch.randn(n, width, generator=generator).to(like)).Q
         space = images = None
-        for _ in range(BLOCKS):
+        for _ in range(min(BLOCKS, n // width)):  # no more orthonormal vectors than n
             image = product(block)
             space = block if space is None else torch.cat([space, block], dim=1)
             images = image if images is None else torch.cat([images, image], dim=1)

@@ -19,7 +19,7 @@ def factors(settings: MiloraSettings, layer: LayerView, step: None = None) -> Ad
         raise ValueError(
             f"{layer.rank - found} of the last {layer.rank} singular values of {layer.name} are zero, so their "
             f"directions could not be trained by {settings.title}: remove the layer from peft.lora_target_modules, or "
-            "set init=pissa or init=lora"
+            "set init=lora"
         )
     root = (W.S / layer.scaling).sqrt()
     return AdapterFactors(W.U * root, (W.Vh.T * root).T, shift_base=True)

@@ -131,6 +131,20 @@ def test_eigenvectors_of_a_large_matrix(decay):
     assert max(products) < n or decay == 0.0
 
 
+def test_no_more_vectors_than_the_matrix_has():
+    """A space of all vectors cannot grow: what follows would be rounding errors."""
+    n, rank, widths = 1100, 200, []
+    M = torch.diag(torch.linspace(-1, 1, n, dtype=torch.float64))
+
+    def product(block):
+        widths.append(block.shape[1])
+        return M @ block
+
+    V = smallest_eigenvectors(product, M, rank, 0.0, torch.Generator().manual_seed(0))
+    assert sum(widths[:-1]) <= n and widths[-1] == n
+    torch.testing.assert_close(V, torch.eye(n, rank, dtype=torch.float64), rtol=0, atol=1e-10)
+
+
 def test_a_multiple_of_the_identity_changes_no_eigenvector():
     """Relative to a large eigenvalue, the residual of any vector is small."""
     n = 1100

@@ -68,7 +68,7 @@ def test_small_singular_values_are_found_next_to_large_ones():
 
 def test_a_zero_direction_is_refused_because_it_could_not_be_trained():
     W = weight(24, 13) @ weight(13, 16)  # rank 13 of 16
-    with pytest.raises(ValueError, match=r"3 of the last 5 singular values of layer are zero.*set init=pissa"):
+    with pytest.raises(ValueError, match=r"3 of the last 5 singular values of layer are zero.*set init=lora"):
         start(W)
     base = random_llama()
     base.get_submodule("model.layers.1.mlp.up_proj").weight.data[:, :3] = 0
