@@ -13,6 +13,7 @@ from transformers.trainer_callback import TrainerState
 
 import run_exp
 from lora_one.errors import RunError
+from lora_one.files import read_lines
 from lora_one.initialization import low_rank_step as steps
 from lora_one.initialization import start
 from lora_one.interruption import caught
@@ -332,3 +333,37 @@ def test_every_kind_of_training_resumes_bitwise(changes, tmp_path, llama_folder,
     assert len(files) >= 1 + ("peft=full_ft" not in changes)
     for file in files:
         assert (folder.path / file).read_bytes() == (whole.path / file).read_bytes(), file
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [
+        (("model.epochs=1.5",), 9),
+        (("model.epochs=4", "model.early_stopping_patience=1", "model.learning_rate=1"), 18),
+    ],
+    ids=["within an epoch", "stopped early"],
+)
+def test_a_run_killed_after_its_last_step_takes_no_further_one(changes, steps, tmp_path, llama_folder, monkeypatch):
+    """The Trainer itself would take the next step of the epoch, and forget that it had stopped early."""
+    changes = (
+        *changes,
+        "init=lora",
+        "model.eval_epochs=1",
+        "model.scheduler=constant",
+        "model.warmup=0",
+        "model.max_grad_norm=0",
+    )
+    whole = finish(small_run(tmp_path / "whole", llama_folder, *changes))
+    run = small_run(tmp_path / "killed", llama_folder, *changes)
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "save", lambda *_: (_ for _ in ()).throw(RunError("killed")))
+        with pytest.raises(RunError, match="killed"):
+            experiment.execute(run)
+    resumed = finish(run)
+    expected, found = whole.read(), resumed.read()
+    assert found["train"]["steps"] == expected["train"]["steps"] == steps
+    assert found["train"]["tokens"] == expected["train"]["tokens"]
+    assert found["evaluation"] == expected["evaluation"]
+    lines = [[line["step"] for line in read_lines(folder.metrics)] for folder in (whole, resumed)]
+    assert lines[0] == lines[1]
+    assert (resumed.adapter / ADAPTER).read_bytes() == (whole.adapter / ADAPTER).read_bytes()

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -102,19 +102,20 @@ class AfterStep(TrainerCallback):
 
 
 class EarlyStopping(TrainerCallback):
-    """Stop training when the last ``patience`` evaluations have not improved on the lowest eval_loss before them.
-
-    The evaluations are read from the Trainer's log, which resume points contain.
-    """
+    """Stop training when patience is `exhausted`, by the Trainer's log, which resume points contain."""
 
     def __init__(self, patience: int):
         self.patience = patience
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
-        since_best = len(losses) - 1 - losses.index(min(losses))
-        if since_best >= self.patience:
+        if exhausted(state.log_history, self.patience):
             control.should_training_stop = True
+
+
+def exhausted(log: Sequence[dict[str, Any]], patience: int) -> bool:
+    """Return whether the last ``patience`` evaluations of a log have not improved on the lowest eval_loss before."""
+    losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
+    return bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= patience
 
 
 class AfterEpoch(TrainerCallback):

@@ -28,10 +28,11 @@ from lora_one.training.callbacks import (
     Recorder,
     StopOnSignal,
     TrainingProgress,
+    exhausted,
 )
 from lora_one.training.job import TrainingJob
 from lora_one.training.packing import check_packing, one_example_per_row
-from lora_one.training.resume_points import keep_only, last_checkpoint, step_of
+from lora_one.training.resume_points import keep_only, last_checkpoint, state_of, step_of
 from lora_one.training.schedule import micro_batch, steps_per_epoch
 from lora_one.training.trainer import FineTuner, ignore_frozen
 
@@ -66,7 +67,10 @@ def train(model: nn.Module, examples: Sequence[Encoded], job: TrainingJob) -> di
         trainer.add_callback(TrainingProgress(shown, DATASETS[job.run.dataset.name].accuracy_name))
         if done:
             shown.note(f"continuing after step {done} of {trainer.args.max_steps}")
-        trainer.train(resume_from_checkpoint=last)
+        if last is not None and ended(last, trainer.args.max_steps, job.run.model.early_stopping_patience):
+            trainer.restore(last)
+        else:
+            trainer.train(resume_from_checkpoint=last)
     if stopper.signal:  # of this process or of another one
         raise Interrupted(stopper.signal)
     return {
@@ -74,6 +78,11 @@ def train(model: nn.Module, examples: Sequence[Encoded], job: TrainingJob) -> di
         "seconds": trainer.seconds,
         "tokens": int(trainer.state.num_input_tokens_seen),
     }
+
+
+def ended(point: str, max_steps: int, patience: int) -> bool:
+    """Return whether training had ended at a resume point; the Trainer would take the rest of its epoch."""
+    return step_of(point) >= max_steps or (patience > 0 and exhausted(state_of(point).log_history, patience))
 
 
 def build_trainer(model: nn.Module, examples: Sequence[Encoded], job: TrainingJob, stopper: StopOnSignal) -> FineTuner:

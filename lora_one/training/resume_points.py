@@ -6,6 +6,8 @@ import zipfile
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from lora_one.errors import RunError
@@ -26,6 +28,11 @@ def step_of(point: str) -> int:
     500
     """
     return int(point.rpartition("-")[2])
+
+
+def state_of(point: str) -> TrainerState:
+    """Return the Trainer's state at a resume point."""
+    return TrainerState.load_from_json(str(Path(point) / TRAINER_STATE_NAME))
 
 
 def seconds_of(point: str | None) -> float:

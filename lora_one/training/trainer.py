@@ -26,7 +26,7 @@ from lora_one.peers import of_connection
 from lora_one.quiet import quiet_weights
 from lora_one.training.batches import COUNTED, TOKENS
 from lora_one.training.job import TrainingJob
-from lora_one.training.resume_points import SECONDS, keep_only, seconds_of
+from lora_one.training.resume_points import SECONDS, keep_only, seconds_of, state_of
 
 
 class FineTuner(Trainer):
@@ -57,6 +57,12 @@ class FineTuner(Trainer):
         """Train from a resume point, and count the seconds before it in those of this training."""
         self.began = time.monotonic() - seconds_of(resume_from_checkpoint)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
+
+    def restore(self, point: str) -> None:
+        """Take over the trained values and the state of a resume point at which training had ended."""
+        self.began = time.monotonic() - seconds_of(point)
+        self._load_from_checkpoint(point)
+        self.state = state_of(point)
 
     @property
     def seconds(self) -> float:
