@@ -47,7 +47,7 @@ if importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher"):  # otherwi
 
         def _valid(self, sweep: Sweep, number: int, overrides: list[str]) -> bool:
             """Check a job's configuration before it waits in a queue; return whether it is valid."""
-            with sweep.job(number):
+            with sweep.job(number, checked_only=True):
                 sweep.started_with(overrides)
                 composed = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
                 checked(OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"]), overrides)

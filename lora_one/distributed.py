@@ -6,16 +6,17 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from lora_one.errors import UsageError
+from lora_one.errors import RunError, UsageError
 from lora_one.peers import meet_peers
 
 SILENCE_S = 300.0  # seconds
+JOIN_S = 600.0  # seconds in which all processes must have started
 WAITING = timedelta(hours=24)  # of a collective operation: one process may encode or merge while the others wait
 T = TypeVar("T")
 
@@ -41,18 +42,14 @@ class Processes:
         Without a GPU the backend is gloo; by default, accelerate would start every process as rank 0 of 1.
         silence_s: seconds without a sign of life after which another process is lost, see ``lora_one.peers``. It
         replaces the time-outs of collective operations, which would end processes that wait for the only one at work.
-        Raises UsageError: the launcher enables FSDP or DeepSpeed.
+        Raises UsageError: the launcher enables FSDP or DeepSpeed.  RunError: another process has not started.
         """
         refuse_sharding(os.environ)
         take_slurm_tasks(os.environ)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
             from accelerate import PartialState
 
-            store, rank, count = next(dist.rendezvous("env://"))
-            if os.environ.get("LOCAL_WORLD_SIZE") == str(count):
-                # torchrun keeps its store when it restarts the processes of one machine (torch 2.13), and those would
-                # read the addresses of the dead ones in it
-                store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+            store, rank, count = joined()
             group = {"store": store, "rank": rank, "world_size": count, "timeout": WAITING}
             PartialState(cpu=not torch.cuda.is_available(), **group)
             meet_peers(dist.PrefixStore("peers", store.clone()), rank, count, silence_s)
@@ -129,6 +126,34 @@ def refuse_sharding(environment: Mapping[str, str]) -> None:
                 "scripts/accelerate/sharded.yaml with model.sharded=true (or node: within each node) instead, which "
                 "shards the base while it is loaded"
             )
+
+
+def joined() -> tuple[Any, int, int]:
+    """Return the store of all processes, this one's rank, and their number, once all have started.
+
+    Raises RunError: one of them has not started within JOIN_S.
+    """
+    within, count = timedelta(seconds=JOIN_S), int(os.environ["WORLD_SIZE"])
+    missing = "the others"
+    try:
+        store, rank, count = next(dist.rendezvous("env://", timeout=within))
+        if os.environ.get("LOCAL_WORLD_SIZE") == str(count):
+            # torchrun keeps its store when it restarts the processes of one machine (torch 2.13), and those would
+            # read the addresses of the dead ones in it
+            store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        started = {other: f"started/{other}" for other in range(count)}
+        store.set(started[rank], "")
+        try:
+            store.wait(list(started.values()), within)
+        except dist.DistError:
+            missing = "process " + ", ".join(str(other) for other, key in started.items() if not store.check([key]))
+            raise
+    except dist.DistError as error:
+        raise RunError(
+            f"not all of the {count} processes have started within {JOIN_S / 60:g} minutes: what {missing} printed "
+            "says why; the same command starts them again"
+        ) from error
+    return store, rank, count
 
 
 def take_slurm_tasks(environment: MutableMapping[str, str]) -> None:

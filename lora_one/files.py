@@ -46,10 +46,8 @@ def read_lines(path: Path, having: str = "") -> list[dict[str, Any]]:
 
     An incomplete last line, which a crash may leave, is left out.  having: only lines with this text are parsed.
     """
-    lines = path.read_text().splitlines() if path.exists() else []
-    if lines and not lines[-1].endswith("}"):
-        lines.pop()
-    return [json.loads(line) for line in lines if having in line]
+    text = whole_lines(path.read_text()) if path.exists() else ""
+    return [json.loads(line) for line in text.split("\n") if having in line and line]
 
 
 def folder_name(name: str) -> str:
@@ -155,9 +153,10 @@ def fingerprint(path: Path, *, nested: bool = False) -> str:
     """Return the sha256 of a file's content and suffixes, or of the names and contents of a folder's files.
 
     Hidden files are left out. Subfolders are left out unless ``nested``: a run may write its results below the model.
+    Links are followed.
     """
     single = path.is_file()
-    entries = [path] if single else path.rglob("*") if nested else path.iterdir()
+    entries = [path] if single else files_below(path) if nested else path.iterdir()
     files = sorted(p for p in entries if p.is_file() and (single or not p.name.startswith(".")))
     total = hashlib.sha256()
     for file in files:
@@ -166,6 +165,12 @@ def fingerprint(path: Path, *, nested: bool = False) -> str:
         name = "".join(file.suffixes) if single else file.relative_to(path).as_posix()
         total.update(f"{name}\0{content}\n".encode())
     return total.hexdigest()
+
+
+def files_below(path: Path) -> Iterator[Path]:
+    """Yield the files in a folder and its subfolders, also in those that are links."""
+    for folder, _, names in os.walk(path, followlinks=True):
+        yield from (Path(folder) / name for name in names)
 
 
 def content_digest(file: Path) -> str:

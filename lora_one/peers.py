@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lora_one.progress import first_process
+from lora_one.progress import first_of_node, first_process
 
 BEAT_S = 2.0  # seconds between two signs of life, at most
 ENDED, FAILED = "ended", "failed"
@@ -244,15 +244,18 @@ def end_with(peers: Peers, threads: Sequence[threading.Thread]) -> None:
         thread.join(LAST_CALL_S)
 
 
-def reports_errors() -> bool:
-    """Return whether this process reports the next error, see ``Peers.claim``."""
-    return _peers[0].claim() if _peers else first_process()
-
-
 def print_error(message: str) -> None:
-    """Print an error on one line of stderr; of several processes, the first that has it prints."""
-    if reports_errors():
+    """Print an error on one line of stderr; of several processes, the first that has it prints.
+
+    Before they have met, the first one of each machine prints: a file may be missing on one machine alone.
+    """
+    if _peers:
+        if _peers[0].claim():
+            print_line(message)
+    elif first_process():
         print_line(message)
+    elif first_of_node():
+        print_line(f"on {socket.gethostname()}: {message}")
 
 
 def print_line(message: str) -> None:

@@ -19,6 +19,11 @@ def first_process() -> bool:
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0") if tasks > 1 else "0") == "0"
 
 
+def first_of_node() -> bool:
+    """Return whether this is the first of the processes on its machine."""
+    return os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
+
+
 class Progress:
     """Counts the finished parts of a stage, and shows them with elapsed and remaining time on stderr.
 

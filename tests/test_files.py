@@ -9,7 +9,7 @@ import pytest
 
 from lora_one import files
 from lora_one.errors import RunError
-from lora_one.files import read_lines, whole_files, whole_folder, write_json
+from lora_one.files import fingerprint, read_lines, whole_files, whole_folder, write_json
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path):
@@ -26,6 +26,23 @@ def test_lines_are_chosen_by_their_text_and_an_incomplete_last_one_is_left_out(t
     file.write_text('{"a": 1}\n{"b": 2}\n{"a": 3}\n{"a"')
     assert read_lines(file) == [{"a": 1}, {"b": 2}, {"a": 3}] and read_lines(file, '"a"') == [{"a": 1}, {"a": 3}]
     assert read_lines(tmp_path / "none") == []
+
+
+def test_an_incomplete_line_may_end_in_a_brace(tmp_path):
+    file = tmp_path / "diagnostics.jsonl"
+    file.write_text('{"a": {"b": 1}}\n{"a": {"b": 2}')
+    assert read_lines(file) == [{"a": {"b": 1}}]
+
+
+def test_files_below_a_linked_folder_are_part_of_a_fingerprint(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "boolq").symlink_to(tmp_path / "real")
+    found = set()
+    for text in ("one", "two"):
+        (tmp_path / "real" / "train.json").write_text(text)
+        found.add(fingerprint(tmp_path / "data", nested=True))
+    assert len(found) == 2
 
 
 def old_folder(tmp_path):

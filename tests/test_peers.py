@@ -1,12 +1,14 @@
 """Signs of life between processes: who is lost, who says so, and when nobody may be called lost."""
 
 import re
+import socket
 import threading
 
 import pytest
 from torch import distributed as dist
 
-from lora_one import peers
+from lora_one import distributed, peers
+from lora_one.errors import RunError
 from lora_one.peers import FAILED, Peers
 
 
@@ -219,3 +221,33 @@ def test_no_thread_is_left_when_the_process_ends(monkeypatch):
     for function, arguments in registered:
         function(*arguments)
     assert set(threading.enumerate()) <= before
+
+
+@pytest.mark.parametrize(
+    ("rank", "local", "said"), [("0", "0", "error: wrong"), ("1", "1", ""), ("8", "0", "error: on node3: wrong")]
+)
+def test_before_they_meet_one_process_of_each_machine_reports(rank, local, said, capsys, monkeypatch):
+    """A file may be missing on one machine alone, whose first process then ends."""
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("LOCAL_RANK", local)
+    monkeypatch.setattr("socket.gethostname", lambda: "node3")
+    peers.print_error("wrong")
+    assert capsys.readouterr().err.strip() == said
+
+
+@pytest.mark.parametrize("agent", [True, False])
+def test_processes_that_do_not_start_are_an_error_and_named_where_known(agent, monkeypatch):
+    """Known with the store of torchrun; otherwise it is in the first process, which waits for the others."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    if agent:
+        store = dist.TCPStore("127.0.0.1", port, is_master=True)
+        store.set("started/2", "")
+    names = {"RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for name, value in (names | {"TORCHELASTIC_USE_AGENT_STORE": str(agent)}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed, "JOIN_S", 1.5)
+    who = "process 1" if agent else "the others"
+    with pytest.raises(RunError, match=rf"not all of the 3 processes .* within .* minutes: what {who} printed"):
+        distributed.joined()

@@ -125,9 +125,14 @@ class RunFolder:
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 raise RunError(
                     f"another process is running in {self.path}: wait until it ends, or change a setting, such as seed"
+                ) from error
+            except OSError as error:
+                raise RunError(
+                    f"the file system of {self.path} cannot lock files ({error.strerror}), so two processes could "
+                    "write to this folder: mount it with locks (flock), or set results_dir to another one"
                 ) from error
             self.clear_leftovers()
             yield

@@ -1,5 +1,6 @@
 """The objects that the stages of a run share: its data, the initialisation examples, and what is trained."""
 
+import os
 from dataclasses import dataclass
 
 from torch import nn
@@ -13,7 +14,7 @@ from lora_one.data import Splits, head_labels, load_dataset
 from lora_one.data.encode import Encoder
 from lora_one.data.encoders import encoder_for
 from lora_one.distributed import Processes
-from lora_one.errors import UsageError
+from lora_one.errors import RunError, UsageError
 from lora_one.evaluation.generate import context_length
 from lora_one.evaluation.validation import Validation
 from lora_one.initialization.low_rank_step import StepSettings
@@ -60,13 +61,25 @@ class RunParts:
 def check_before_loading(run: RunConfig, folder: RunFolder) -> None:
     """Check the model's config.json and the run's folder before any data or weights are loaded.
 
-    Raises RunError: the resume point is broken. UsageError: the model lacks the configured layers or positions.
+    Raises RunError: the resume point is broken, or an automatic restart would delete it. UsageError: the model lacks
+    the configured layers or positions.
     """
     if not run.overwrite:
         check_resume_point(folder.checkpoints)
+    elif started_again() and last_checkpoint(folder.checkpoints) is not None:
+        raise RunError(
+            f"overwrite=true would delete {folder.path} in this automatic restart: repeat the command without it, and "
+            "it continues from the last resume point"
+        )
     skeleton = models.load_skeleton(run.model.name, run.model.revision, run.model.type)
     adaptation_of(run, folder.initial_factors).layers(skeleton, run.init)
     models.check_positions(skeleton, run.model)
+
+
+def started_again() -> bool:
+    """Return whether torchrun or SLURM has started this process again after a failure."""
+    names = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+    return any(int(os.environ.get(name, "0")) > 0 for name in names)
 
 
 def load_parts(run: RunConfig, folder: RunFolder) -> RunParts:

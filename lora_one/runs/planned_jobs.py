@@ -1,11 +1,13 @@
 """The jobs that a sweep consists of, from its command line, as Hydra's own sweeper orders them."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 
 from lora_one.runs.overrides import is_override
 
 MULTIRUN = {"-m", "--multirun", "hydra.mode=MULTIRUN"}
+OF_HYDRA = re.compile(r"[+~]*hydra[./@]")  # not among the overrides of a job
 
 
 def planned_jobs(arguments: Sequence[str]) -> list[dict[str, str]]:
@@ -22,8 +24,8 @@ def planned_jobs(arguments: Sequence[str]) -> list[dict[str, str]]:
 
     if not MULTIRUN & set(arguments):
         return []
-    overrides = [argument for argument in arguments if is_override(argument)]
-    if any("shuffle" in override for override in overrides):
+    overrides = [argument for argument in arguments if is_override(argument) and not OF_HYDRA.match(argument)]
+    if any("shuffle(" in override for override in overrides):
         return []
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)

@@ -175,10 +175,11 @@ class Sweep:
         job.error = outcome.error
 
     @contextmanager
-    def job(self, number: int | None = None) -> Iterator[None]:
+    def job(self, number: int | None = None, *, checked_only: bool = False) -> Iterator[None]:
         """Run one job within the block: an error is printed on one line and counted, and the sweep continues.
 
         number: the position of the job among the planned ones; None: the next one.
+        checked_only: without an error, the job is left.
         """
         self.current_job = self.current_job + 1 if number is None else number
         if self.current_job >= len(self.jobs):
@@ -186,7 +187,7 @@ class Sweep:
         self.job_began = time.time()
         with self.errors(self.jobs[self.current_job]):
             yield
-            self.jobs[self.current_job].ended = True
+            self.jobs[self.current_job].ended = not checked_only
         if not self.jobs[self.current_job].left:
             self.over.add(self.current_job)
 

@@ -53,7 +53,8 @@ class Compositions:
     def composed(self, loader: Any, master: DictConfig, overrides: Sequence[str], compose: Any) -> DictConfig | None:
         """Return what ``compose(loader, master, overrides)`` returns; None: a job that only Hydra itself composes."""
         (jobs, choices, values), shared = self.divided(loader, overrides), [*master.hydra.overrides.hydra]
-        if not all(map(shareable, jobs)) or any("searchpath" in text for text in shared):  # further folders of choices
+        further = any("searchpath" in text for text in shared) or master.hydra.searchpath  # folders of choices
+        if further or not all(map(shareable, jobs)):
             return None
         key = (*shared, "", *choices)
         if key not in self.of_choices:

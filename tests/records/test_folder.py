@@ -1,5 +1,7 @@
 """The folder is a function of what can change the adapter, and of nothing else."""
 
+import errno
+import fcntl
 import os
 
 import pytest
@@ -23,6 +25,15 @@ def test_second_process_is_refused(tmp_path):
         pass
     with RunFolder(tmp_path).locked():
         pass
+
+
+def test_a_file_system_without_locks_is_not_another_process(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(RunError, match=r"cannot lock files \(Function not implemented\).*set results_dir"):
+        RunFolder(tmp_path).locked().__enter__()
 
 
 def test_partial_files_of_a_killed_process_are_deleted(tmp_path):

@@ -5,10 +5,24 @@ from types import SimpleNamespace
 import pytest
 
 from lora_one.distributed import Processes
-from lora_one.errors import UsageError
-from lora_one.runs.parts import check_model_and_data
+from lora_one.errors import RunError, UsageError
+from lora_one.records.folder import RunFolder
+from lora_one.runs.parts import check_before_loading, check_model_and_data
 from tests.helpers.models import random_llama
 from tests.helpers.runs import run_config
+
+
+@pytest.mark.parametrize("name", ["TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
+def test_an_automatic_restart_does_not_delete_a_resume_point(name, tmp_path, monkeypatch):
+    run = run_config("overwrite=true")
+    check_before_loading(run, RunFolder(tmp_path))
+    (tmp_path / "checkpoints" / "checkpoint-3").mkdir(parents=True)
+    for count in ("0", "1"):
+        monkeypatch.setenv(name, count)
+        if count == "0":
+            check_before_loading(run, RunFolder(tmp_path))
+    with pytest.raises(RunError, match=r"overwrite=true would delete .* in this automatic restart"):
+        check_before_loading(run, RunFolder(tmp_path))
 
 
 def test_more_processes_than_examples_are_refused(monkeypatch):

@@ -18,6 +18,12 @@ def test_without_a_sweep_with_a_mistake_a_glob_or_a_shuffle_there_is_no_plan():
         assert planned_jobs(arguments) == []
 
 
+def test_a_key_with_shuffle_in_its_name_and_settings_of_hydra_leave_the_plan():
+    """Those of Hydra are not among the overrides that it gives to a job."""
+    jobs = planned_jobs(["-m", "dataset.shuffle_seed=1,2", "hydra/launcher=slurm", "++hydra.launcher.partition=gpu"])
+    assert jobs == [{"dataset.shuffle_seed": "1"}, {"dataset.shuffle_seed": "2"}]
+
+
 def test_doctests():
     assert doctest.testmod(module).failed == 0
 

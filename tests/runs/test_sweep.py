@@ -256,3 +256,17 @@ def test_a_finished_job_is_skipped_without_hashing_collecting_or_composing_again
     assert counts["hashed"] == len([file for file in BUNDLED.joinpath("tiny").iterdir() if file.is_file()])
     assert counts[str(configuration_folder() / "init" / "default.yaml")] == 3, "by Hydra twice at the start, then once"
     assert not counts["collected"]
+
+
+def test_a_job_that_was_only_checked_is_left(capsys):
+    sweep = Sweep()
+    sweep.plan([{"seed": "1"}, {"seed": "2"}], several=True)
+    for number in range(2):
+        with sweep.job(number, checked_only=True):
+            pass
+    with sweep.job(0):
+        pass
+    sweep.print_state()
+    assert capsys.readouterr().err.splitlines() == [
+        "finished, 1 of 2 jobs:", "  job 1: seed 1", "left, 1 of 2 jobs:", "  job 2: seed 2"
+    ]  # fmt: skip

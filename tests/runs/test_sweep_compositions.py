@@ -150,6 +150,18 @@ def test_further_folders_of_choices_are_left_to_hydra(loader, tmp_path):
         assert loader.load_sweep_config(configuration, ["+mine=one", "seed=1"]).mine == {"a": 1}
 
 
+def test_folders_of_choices_in_a_primary_configuration_too(tmp_path):
+    (tmp_path / "more" / "mine").mkdir(parents=True)
+    (tmp_path / "more" / "mine" / "one.yaml").write_text("a: 1\n")
+    (tmp_path / "own").mkdir()
+    primary = f"defaults: [_self_]\nhydra:\n  searchpath: ['file://{tmp_path / 'more'}']\nseed: 0\n"
+    (tmp_path / "own" / "own.yaml").write_text(primary)
+    with initialize_config_dir(str(tmp_path / "own"), version_base="1.3"), choices_composed_once():
+        loader = GlobalHydra.instance().config_loader()
+        configuration = loader.load_configuration("own", [], RunMode.MULTIRUN)
+        assert loader.load_sweep_config(configuration, ["+mine=one", "seed=1"]).mine == {"a": 1}
+
+
 def test_hydra_is_as_before_afterwards():
     before = ConfigLoaderImpl.load_sweep_config
     with pytest.raises(KeyError), choices_composed_once():
