@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from lora_one.adaptation.layers import fused_experts
 from lora_one.config.optimizers import OptimizerConfig
 from lora_one.initialization.backward import blocks_of, gradients_from_the_embeddings
 from lora_one.initialization.moments import sharing_inputs
@@ -51,6 +52,9 @@ def activation_bytes(
     if key not in _forecasts:
         with FakeTensorMode():
             model = auto_class(kind).from_config(copy.deepcopy(config), dtype=dtype).requires_grad_(targets is None)
+            if dtype != torch.bfloat16 and fused_experts(model):  # their product of tensors without data wants bf16
+                narrow = (config, kind, layers, rows, length, torch.bfloat16)
+                return activation_bytes(*narrow, checkpointing=checkpointing) * dtype.itemsize // 2
             ids = torch.zeros(rows, length, dtype=torch.long)
             batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
             if MODEL_KINDS[kind].has_decoder:
@@ -65,7 +69,7 @@ _forecasts: dict[tuple[Any, ...], int] = {}  # arguments of activation_bytes -> 
 def groups_of_inputs(config: Any, kind: str, targets: Iterable[str]) -> list[list[str]]:
     """Return the adapted layers in groups that get the same input, see ``initialization.moments.sharing_inputs``."""
     with FakeTensorMode():
-        model = auto_class(kind).from_config(config).requires_grad_(False)
+        model = auto_class(kind).from_config(config, dtype=torch.bfloat16).requires_grad_(False)
         ids = torch.zeros(1, 8, dtype=torch.long)
         batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if MODEL_KINDS[kind].has_decoder:

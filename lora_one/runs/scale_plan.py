@@ -105,12 +105,19 @@ def row(name: str, planned: PlannedRun, processes: int, modes: Sequence[str], gr
     ]
     cells.append(gigabytes(planned.sent(planned.step_traffic(processes), processes)))
     begin = planned.sent(planned.begin_traffic(), processes)
-    cells.append(gigabytes(begin + (planned.sent(own.sent, processes) if own else 0)) if own or not modes else "-")
+    known = own is not None or not (modes or unpredicted(planned))
+    cells.append(gigabytes(begin + (planned.sent(own.sent, processes) if own else 0)) if known else "-")
     if hardware:
         step, start = planned.step_seconds(processes), own.seconds if own else 0.0
         whole = start + begin / hardware.link(processes) + step * total_steps(planned.examples, model)
-        cells += [f"{short(step)} s", f"{short(start)} s", f"{short(whole / 3600)} h", *fits]
+        init = "-" if unpredicted(planned) else f"{short(start)} s"
+        cells += [f"{short(step)} s", init, f"{short(whole / 3600)} h", *fits]
     return cells
+
+
+def unpredicted(planned: PlannedRun) -> bool:
+    """Return whether the initialisation is not predicted: that of a gradient step in the weights themselves."""
+    return not planned.layers and planned.run.init.needs_examples
 
 
 def possible(model: ModelConfig, processes: int) -> bool:
@@ -140,6 +147,11 @@ def notes(planned: PlannedRun, processes: int) -> list[str]:
         f"GB and seconds of one process; every example with {model.max_length} tokens, "
         f"{micro_batch(model, processes)} at once, {accumulation_steps(model, processes)} times for each step"
     ]
+    if unpredicted(planned):
+        lines.append(
+            f"the initialisation by {init.title} is not predicted: each process keeps the weights of the target layers "
+            "twice, and their gradients in fp32"
+        )
     if modes_of(planned) and init.needs_gradient:
         own = init.memory
         lines.append(

@@ -12,9 +12,9 @@ from lora_one.models import auto_class, load_skeleton, weight_shape
 from lora_one.optim import build_optimizer
 from lora_one.records.folder import RunFolder
 from lora_one.runs import memory_forecast
-from lora_one.runs.memory_forecast import activation_bytes, state_bytes
+from lora_one.runs.memory_forecast import activation_bytes, groups_of_inputs, state_bytes
 from lora_one.runs.plan import plan
-from tests.helpers.models import random_llama, random_roberta, random_t5
+from tests.helpers.models import random_llama, random_mixtral, random_roberta, random_t5
 from tests.helpers.runs import run_config
 from tests.helpers.training import adapted
 
@@ -59,6 +59,17 @@ def test_forecast_matches_the_stored_activations(kind, dtype, full):
     assert 0.95 * real < forecast < 1.3 * real, (forecast, real)
     fewer = activation_bytes(model.config, kind, targets, 2, 48, dtype, checkpointing=True)
     assert fewer < 0.8 * forecast
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1.5), (torch.bfloat16, 1.3)])
+def test_a_mixture_of_experts_has_a_forecast(dtype, most):
+    """In fp32 from bf16, where norms and probabilities are fp32 too, and then counted twice."""
+    config, names = random_mixtral().config, ["q_proj", "v_proj"]
+    targets = [f"model.layers.0.self_attn.{name}" for name in names]
+    forecast = activation_bytes(config, "CausalLM", targets, 2, 48, dtype)
+    real = really_kept(config, "CausalLM", names, 2, 48, dtype)
+    assert 0.9 * real < forecast < most * real, (forecast, real)
+    assert groups_of_inputs(config, "CausalLM", targets) == [targets]
 
 
 def test_memory_is_proportional_to_the_examples():

@@ -72,6 +72,14 @@ def test_a_base_that_the_method_cannot_use_is_named_with_the_reason(tmp_path, ll
     assert "sharded, bf16: not possible: model.sharded=True does not work with LoRA-GA" in said
 
 
+def test_an_initialisation_that_is_not_predicted_is_no_zero(tmp_path, llama_folder, capsys):
+    keys = ("init=full_step", "peft=full_ft", "model.max_length=64", "plan.processes=4", "plan.hardware=h100")
+    said = printed(capsys, llama_folder, *keys)
+    row = cells(said)["whole, fp32"]
+    assert row["init"] == row["sent once"] == "-" and row["run"] != "-"
+    assert "the initialisation by full gradient step is not predicted" in said
+
+
 def test_keys_of_the_plan_change_neither_the_other_lines_nor_the_folder(tmp_path, llama_folder):
     """Without them, the plan is that of this machine, as before."""
     keys = ("dataset.train_size=80", "dataset.validation_size=8", "dataset.accuracy_examples=0", "model.epochs=1")
