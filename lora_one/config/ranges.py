@@ -41,7 +41,10 @@ RANGES: Ranges = {
     "dataset.max_train_samples": ("at least 1", lambda v: v >= 1),
     "dataset.max_eval_samples": ("at least 1", lambda v: v >= 1),
     "dataset.train_size": ("at least 1", lambda v: v >= 1),
-    "dataset.validation_size": ("a share below 1 or a number of examples", lambda v: 0 < v < 1 or v == int(v) >= 1),
+    "dataset.validation_size": (
+        "a share above 0 and below 1, or a number of examples",
+        lambda v: 0 < v < 1 or v == int(v) >= 1,
+    ),
     "plan.processes": ("at least 1", lambda v: v >= 1),
     "dataset.rows": ("at least 1", lambda v: v >= 1),
     "dataset.max_tokens": ("at least 2", lambda v: v >= 2),

@@ -38,7 +38,7 @@ def check_weights(name: str, key: str = "model.name") -> None:
     if folder and not any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir()):
         raise UsageError(
             f"{key}={name}: the folder {folder} has a config.json but no weights (model.safetensors): download "
-            "them into it, or pass another model folder"
+            "them into it, or pass another model folder (a plan needs no weights: dry_run=true plan.processes=1)"
         )
 
 

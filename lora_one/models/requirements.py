@@ -41,7 +41,10 @@ def preflight(
         return
     where = device()
     size = f"model.name={model.name} has about {parameters / 1e9:.2g}B parameters"
-    out = "choose a smaller model (model=tiny), a machine with a GPU, or model.preflight=false to skip this check"
+    out = (
+        "choose a smaller model (model=tiny), a machine with a GPU (to plan for one here: dry_run=true "
+        "plan.processes=1), or model.preflight=false to skip this check"
+    )
     if where.type == "cpu" and parameters > CPU_LIMIT:
         raise UsageError(f"{size}; the limit without an accelerator is {CPU_LIMIT / 1e9:g}B: {out}")
     on_device = parameters / model.shards(processes)

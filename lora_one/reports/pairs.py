@@ -85,7 +85,7 @@ def finished_runs(path: Path) -> dict[int, RunFolder]:
     done: dict[int, RunFolder] = {}
     for folder in map(RunFolder, folders):
         record = folder.read()
-        if record["status"] == "finished":
+        if record.get("status") == "finished":
             done[record["config"]["seed"]] = folder
     if not done:
         raise UsageError(

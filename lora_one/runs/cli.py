@@ -22,7 +22,7 @@ from lora_one.invocation import command_name
 from lora_one.peers import failed
 from lora_one.records.folder import RunFolder
 from lora_one.runs.composition import checked
-from lora_one.runs.explanations import explain
+from lora_one.runs.explanations import explain, refuse_unknown_flags
 from lora_one.runs.overrides import translate
 from lora_one.runs.planned_jobs import MULTIRUN, planned_jobs
 from lora_one.runs.sweep import FAILURE, INTERRUPTED, USAGE, Outcome, Sweep, print_error_of_all
@@ -87,6 +87,7 @@ def launch(hydra_main: Callable[[], None]) -> int:
         sys.argv.append(f"hydra.help.app_name='{command_name()}'")
     sweep = Sweep()
     try:
+        refuse_unknown_flags(sys.argv[1:])
         check_launcher(sys.argv[1:])
         sweep.plan(planned_jobs(sys.argv[1:]), several=bool(MULTIRUN & set(sys.argv[1:])))
         with sweep.running(), hydra_raises(sweep), only_choices_listed(), choices_composed_once(), caught():

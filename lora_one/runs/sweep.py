@@ -213,6 +213,8 @@ class Sweep:
         self.failures.append(code)
         if job is not None:
             job.error = message
+            if len(self.jobs) > 1 and job.name:
+                message = f"job {self.current_job + 1} ({job.name}): {message}"
         if self.tracebacks:
             traceback.print_exc()
         print_error(message)

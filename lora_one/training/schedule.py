@@ -47,8 +47,14 @@ def warmup_steps(examples: int, model: ModelConfig) -> int:
 
 
 def refuse_no_learning(examples: int, model: ModelConfig) -> None:
-    """Raise UsageError if the only optimizer step is the first of a warm-up, where the learning rate is 0."""
-    if total_steps(examples, model) == 1 and warmup_steps(examples, model) >= 1:
+    """Raise UsageError if the only step is the first of a warm-up, at learning rate 0, or no step is after it."""
+    steps, warmup = total_steps(examples, model), warmup_steps(examples, model)
+    if warmup > steps > 1:
+        raise UsageError(
+            f"model.warmup={model.warmup:g} is more than the {steps} steps of this run, so the learning rate would "
+            "never reach model.learning_rate: set it to fewer steps, or to a share of them, such as 0.03"
+        )
+    if steps == 1 and warmup >= 1:
         raise UsageError(
             f"model.warmup={model.warmup:g} starts with learning rate 0, and this run has only one step, so it would "
             "train nothing: set model.warmup=0, or train for more steps (model.epochs, model.real_batch_size)"

@@ -29,6 +29,14 @@ CONFIGURATION = [
     ("dataset=gsm9k", "dataset=gsm9k", "did you mean gsm8k? valid: alpaca, alpaca_gpt4, arithmetic"),
     ("++dataset_name=gsm9k", "dataset=gsm9k", "did you mean gsm8k?"),
     ("peft=", "peft= is not a choice of conf/peft", "valid: adalora, all, all_w_emb, dora, full_ft"),
+    ("model=/models/mine", "model=/models/mine: the value of a group", "model.name=/models/mine"),
+    ("dataset=data/my.jsonl", "dataset=data/my.jsonl: the value of a group", "dataset.path=data/my.jsonl"),
+    ("peft=qlora", "peft=qlora is not a choice of conf/peft", "set model.quantization=nf4"),
+    ("wandb=off", "wandb=off is not a choice of conf/wandb", "set wandb.mode=disabled"),
+    ("init=lora,pissa", "init=lora,pissa has several values", "add -m"),
+    ("wandb.name=a(b", "wandb.name=a(b cannot be parsed", "in quotes inside those of the shell"),
+    ("--dry_run", "--dry_run is not a flag", "dry_run=<value>", "--help"),
+    ("--model.learning-rate=1", "--model.learning-rate=1 is not a flag", "model.learning_rate=1"),
     ("init=null", "init=null", "the value of a group is the name of a file in conf/"),
     ("dataset.name=gsm9k", "dataset.name=gsm9k is not a data set", "did you mean gsm8k?"),
     ("init.mode=gradiant", "init.mode=gradiant is not a choice", "did you mean gradient?"),
@@ -323,7 +331,9 @@ def test_wrong_configuration(line, fragments, program, no_weights):
 
 def test_one_wrong_job_of_a_sweep_does_not_stop_the_next(program, no_weights):
     code, said, _ = program("-m seed=-1,-2")
-    assert code == USAGE and [text.split(" ")[1] for text in said] == ["seed=-1", "seed=-2"]
+    assert code == USAGE and [text.split(": ")[1:3] for text in said] == [
+        [f"job {number} (seed -{number})", f"seed=-{number} is out of range"] for number in (1, 2)
+    ]
 
 
 def test_the_traceback_is_shown_on_demand(program, no_weights, monkeypatch):
