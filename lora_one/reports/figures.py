@@ -23,6 +23,7 @@ MARKERS = "osD^vPX"
 Looks = Mapping[str, Mapping[str, str]]
 LABELS = 7  # of the learning-rate axis, at most, and one
 LEGEND = 80  # characters in a line of the legend, about
+LINES, LINE = 6, 0.17  # of the legend: as many as the heights of figures have room for; inches of each
 WIDTH = 5.2  # inches; a phone shows 9-point text of this width at about its size
 SETTINGS = {
     "font.size": 9,
@@ -104,11 +105,13 @@ def looks_of(methods: Sequence[str]) -> Looks:
 
 
 def legend(figure: "Figure", axes: "Axes") -> None:
-    """Put the methods below the axes, in as many columns as their names leave room for."""
+    """Put the methods below the axes, in as many columns as their names leave room for; a long list adds height."""
     handles, labels = axes.get_legend_handles_labels()
-    columns = max(1, LEGEND // (6 + max(map(len, labels), default=0)))
+    columns = min(3, max(1, LEGEND // (6 + max(map(len, labels), default=0))))
+    further = max(0, -(-len(labels) // columns) - LINES)
+    figure.set_figheight(figure.get_figheight() + LINE * further)
     with styled():
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, 3), fontsize=8)
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
 
 
 @dataclass(frozen=True)

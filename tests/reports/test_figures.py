@@ -3,7 +3,7 @@
 import pytest
 
 from lora_one.reports import figures
-from lora_one.reports.figures import Cost, Course, Difference, Tuning, looks_of
+from lora_one.reports.figures import Cost, Course, Difference, Drawing, Tuning, looks_of
 
 METHODS = [f"method {number}" for number in range(9)]
 LOOKS = looks_of(METHODS)
@@ -48,6 +48,16 @@ def test_a_diverged_run_does_not_flatten_the_others():
     curve = Tuning("method 0", [1, 2, 3, 4], [1.0, 1.1, 1.2, 900.0], 0)
     axes = figures.learning_rates([curve], LOOKS).axes[0]
     assert 1.2 < axes.get_ylim()[1] < 2 and "above the axis" in axes.get_title(loc="right")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_long_legend_leaves_room_for_the_axes():
+    """As many methods as a report shows, with the names of their folders: more lines than the figure was high."""
+    names = [f"LoRA-One-r8-a16-search-lr0.005-{number:08d}" for number in range(21)]
+    looks = looks_of(names)
+    figure = figures.learning_rates([Tuning(name, [1e-3, 1e-2], [2.0, 1.0], 1) for name in names], looks)
+    assert Drawing("a", "b", figure).svg().startswith("<svg")
+    assert figure.axes[0].get_window_extent().height > 100
 
 
 def test_epochs_show_accuracy_only_where_it_was_measured():
