@@ -61,7 +61,8 @@ def plan(run: RunConfig, folder: RunFolder, hardware: Hardware | None = None) ->
         + (" at most; the initialisation distributes them over the layers by rank" if run.init.sets_ranks else ""),
         "gradient": _gradient(run) if layers or run.init.steps_weights else "none",
         **_curvature(run, layers),
-        "steps": f"{total_steps(examples, model)} of {model.real_batch_size} examples, {model.epochs:g} epochs",
+        "steps": f"{total_steps(examples, model)} of {model.real_batch_size} examples, "
+        f"{model.epochs:g} {'epoch' if model.epochs == 1 else 'epochs'}",
         **({} if elsewhere else _memory(run, skeleton, layers, parameters, trainable)),
         "output": str(folder.path),
     }
