@@ -54,8 +54,8 @@ def each_row(
     if missing:
         raise UsageError(
             f"{where} has no column {', '.join(missing)}; its columns are {', '.join(source)}, required are "
-            f"{', '.join(columns)}: rename the columns; for training they can also be named: dataset=json "
-            "dataset.prompt=<column> dataset.response=<column>, conversations: dataset=chat dataset.messages=<column>"
+            f"{', '.join(columns)}: rename the columns, or train with dataset=json dataset.prompt=<column> "
+            "dataset.response=<column>, conversations with dataset=chat dataset.messages=<column>"
         )
     columns = [*columns, *(column for column in optional if column in source)]
 
