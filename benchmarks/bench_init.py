@@ -2,10 +2,11 @@
 
     python benchmarks/bench_init.py --shape medium --json bench_init.json --markdown
 
-A random Llama and 8 random examples. Each case runs once to count live tensor bytes and captured energy, then
-`--repeats` times for the clock, in alternation; the table shows the shortest time (official and sketched: that of the
-first run). The floor is the passes alone, in which the target weights require gradients. The official setting is our
-reading of the published code. cpu_seconds counts all threads; with --threads 1 it is valid on a busy machine too.
+A random Llama and 8 random examples, or --examples. Each case runs once to count live tensor bytes and captured energy,
+then `--repeats` times for the clock, in alternation; the table shows the shortest time (official, sketched and LoRA-DA:
+that of the first run). The floor is the passes alone, in which the target weights require gradients. The official
+setting is our reading of the published code. cpu_seconds counts all threads; with --threads 1 it is valid on a busy
+machine too.
 """
 
 import argparse
@@ -29,14 +30,14 @@ from lora_one.initialization.methods.lora_one import descent_factors
 from lora_one.linalg import LowRank
 from lora_one.losses import Batch
 
-RANK, EXAMPLES, SEED = 8, 8, 0
+RANK, SEED = 8, 0
 ONCE = ("official", "sketched", "LoRA-DA")  # cases that take too long for repeats
 OFFICIAL_COLUMNS, OFFICIAL_ITERATIONS = 512, 16
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The model, its target layers, and the examples as 8 batches of 1 (micro) and as 1 batch of 8 (whole)."""
+    """The model, its target layers, and the examples as batches of 1 (micro) and as one batch (whole)."""
 
     model: nn.Module
     layers: dict[str, nn.Linear]
@@ -54,7 +55,7 @@ class Found:
     held: int = 0
 
 
-def subject(shape: Shape, device: str, dtype: torch.dtype) -> Subject:
+def subject(shape: Shape, device: str, dtype: torch.dtype, examples: int = 8) -> Subject:
     """Return a frozen random Llama of this shape, and random examples."""
     torch.manual_seed(SEED)
     config = LlamaConfig(
@@ -69,9 +70,9 @@ def subject(shape: Shape, device: str, dtype: torch.dtype) -> Subject:
     with torch.device(device):
         model = LlamaForCausalLM(config).to(dtype).eval().requires_grad_(False)
     layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and n != "lm_head"}
-    ids = torch.randint(0, shape.vocabulary, (EXAMPLES, shape.length), device=device)
+    ids = torch.randint(0, shape.vocabulary, (examples, shape.length), device=device)
     whole = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
-    micro = [{name: value[i : i + 1] for name, value in whole.items()} for i in range(EXAMPLES)]
+    micro = [{name: value[i : i + 1] for name, value in whole.items()} for i in range(examples)]
     return Subject(model, layers, micro, [whole])
 
 
@@ -217,32 +218,33 @@ def least_energy(right: dict[str, Tensor], gradients: dict[str, Tensor], best: d
 
 def measure(at: Subject, repeats: int, skip: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Run all cases; return their rows and the ratios of their times."""
+    many, one = f"{len(at.micro)} batches of 1", f"1 batch of {len(at.micro)}"
     gradients: dict[str, Tensor] = {}
     floor(at, at.whole, keep=gradients)
     print("exact spectra", flush=True)
     best = {name: float(torch.linalg.svdvals(G)[:RANK].square().sum()) for name, G in gradients.items()}
     # name -> (the case, the name of the floor with the same batches)
     cases: dict[str, tuple[Callable[[], Found], str]] = {
-        "floor, 8 batches of 1": (lambda: floor(at, at.micro), "floor, 8 batches of 1"),
-        "floor, 1 batch of 8": (lambda: floor(at, at.whole), "floor, 1 batch of 8"),
-        "device, 8 batches of 1": (lambda: ours(at, at.micro, "fast"), "floor, 8 batches of 1"),
-        "device, 1 batch of 8": (lambda: ours(at, at.whole, "fast"), "floor, 1 batch of 8"),
-        "fused, 1 batch of 8": (lambda: ours(at, at.whole, "auto"), "floor, 1 batch of 8"),
-        "sketched, 8 batches of 1": (lambda: ours(at, at.micro, "low"), "floor, 8 batches of 1"),
-        "with search, 8 batches of 1": (lambda: with_library(at), "floor, 8 batches of 1"),
-        "GoRA, 8 batches of 1": (lambda: with_library(at, "gora"), "floor, 8 batches of 1"),
-        "LoRA-DA, 8 batches of 1": (
+        f"floor, {many}": (lambda: floor(at, at.micro), f"floor, {many}"),
+        f"floor, {one}": (lambda: floor(at, at.whole), f"floor, {one}"),
+        f"device, {many}": (lambda: ours(at, at.micro, "fast"), f"floor, {many}"),
+        f"device, {one}": (lambda: ours(at, at.whole, "fast"), f"floor, {one}"),
+        f"fused, {one}": (lambda: ours(at, at.whole, "auto"), f"floor, {one}"),
+        f"sketched, {many}": (lambda: ours(at, at.micro, "low"), f"floor, {many}"),
+        f"with search, {many}": (lambda: with_library(at), f"floor, {many}"),
+        f"GoRA, {many}": (lambda: with_library(at, "gora"), f"floor, {many}"),
+        f"LoRA-DA, {many}": (
             lambda: with_library(at, "lora_da", train_examples=100_000, memory="fast"),
-            "floor, 8 batches of 1",
+            f"floor, {many}",
         ),
-        "low-rank step alone": (lambda: low_rank_alone(at, gradients), "floor, 1 batch of 8"),
-        "PEFT LoRA-GA, 1 batch of 8": (lambda: peft_lora_ga(at), "floor, 1 batch of 8"),
-        "official, 8 batches of 1": (lambda: official(at), "floor, 8 batches of 1"),
+        "low-rank step alone": (lambda: low_rank_alone(at, gradients), f"floor, {one}"),
+        f"PEFT LoRA-GA, {one}": (lambda: peft_lora_ga(at), f"floor, {one}"),
+        f"official, {many}": (lambda: official(at), f"floor, {many}"),
     }
     cases = {name: case for name, case in cases.items() if not any(word in name for word in skip)}
     once = {name for name in cases if name.startswith(ONCE)}
     bare = {}
-    for name, batches in (("floor, 8 batches of 1", at.micro), ("floor, 1 batch of 8", at.whole)):
+    for name, batches in ((f"floor, {many}", at.micro), (f"floor, {one}", at.whole)):
         with LiveBytes() as memory:
             floor(at, batches, drop=True)
         bare[name] = memory.peak
@@ -270,12 +272,12 @@ def measure(at: Subject, repeats: int, skip: Sequence[str]) -> tuple[list[dict[s
     for name, (_, floor_name) in cases.items():
         rows[name]["ratio_to_floor"] = rows[name]["seconds"] / rows[floor_name]["seconds"]
     ratios = {f"{name} / floor": row["ratio_to_floor"] for name, row in rows.items() if not name.startswith("floor")}
-    reference = rows.get("official, 8 batches of 1")
+    reference = rows.get(f"official, {many}")
     if reference:
-        for name in ("device, 8 batches of 1", "device, 1 batch of 8", "fused, 1 batch of 8"):
+        for name in (f"device, {many}", f"device, {one}", f"fused, {one}"):
             ratios[f"official / {name}"] = reference["seconds"] / rows[name]["seconds"]
-    if "fused, 1 batch of 8" in rows:
-        ratios["fused: held / largest gradient"] = rows["fused, 1 batch of 8"]["held_to_largest_gradient"]
+    if f"fused, {one}" in rows:
+        ratios["fused: held / largest gradient"] = rows[f"fused, {one}"]["held_to_largest_gradient"]
     return list(rows.values()), ratios
 
 
@@ -292,12 +294,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     common_arguments(parser, shape="medium", repeats=3)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--examples", type=int, default=8, metavar="N", help="number of examples (%(default)s)")
     parser.add_argument("--skip", nargs="*", default=[], metavar="WORD", help="leave out cases with WORD in their name")
     chosen = parser.parse_args(arguments)
     set_threads(chosen)
-    at = subject(SHAPES[chosen.shape], chosen.device, getattr(torch, chosen.dtype))
+    at = subject(SHAPES[chosen.shape], chosen.device, getattr(torch, chosen.dtype), chosen.examples)
     rows, ratios = measure(at, chosen.repeats, chosen.skip)
-    settings = {"name": chosen.shape, "rank": RANK, "dtype": chosen.dtype, "repeats": chosen.repeats}
+    settings = {"name": chosen.shape, "rank": RANK, "dtype": chosen.dtype, "examples": chosen.examples}
+    settings["repeats"] = chosen.repeats
     write_result(chosen, {"shape": settings, "rows": rows, "ratios": ratios}, FIGURES)
 
 
