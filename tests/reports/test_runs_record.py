@@ -92,7 +92,7 @@ def test_a_baseline_gives_verdicts_on_the_validation_loss_and_the_evaluations(re
 def test_answers_are_read_only_for_the_tests_against_a_baseline(results):
     """Ten thousand runs have gigabytes of them."""
     for file in results.rglob("predictions.jsonl"):
-        file.write_text("not JSON}")
+        file.write_text("not JSON}\n")
     (record,) = records_of_runs(results).values()
     assert record["rows"][0]["gsm8k_mean"] == pytest.approx(0.6)
     with pytest.raises(ValueError):
