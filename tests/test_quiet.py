@@ -42,7 +42,7 @@ def test_bars_of_weights_are_hidden_and_others_come_back(capfd):
 @pytest.mark.slow
 def test_commands_print_no_noise(tmp_path):
     """A run with W&B as by default and its merge: on stderr only the lines of their own progress, nowhere a bar."""
-    results = [*SMALL[1:], f"results_dir={tmp_path}"]
+    results = [*SMALL[1:], "dataset.accuracy_examples=4", f"results_dir={tmp_path}"]
     environment = {key: value for key, value in os.environ.items() if key != "WANDB_MODE"}
 
     def said(*command):
