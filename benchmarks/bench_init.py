@@ -144,7 +144,7 @@ def with_library(at: Subject, method: str = "lora_one", **settings: Any) -> Foun
     targets = sorted({name.rpartition(".")[2] for name in at.layers})
     config = LoraConfig(r=RANK, lora_alpha=2 * RANK, use_rslora=True, target_modules=targets, task_type="CAUSAL_LM")
     clock = Clock()
-    model = initialize_adapters(at.model, config, at.micro, method=method, **settings)
+    model = initialize_adapters(at.model, config, at.micro, examples=len(at.micro), method=method, **settings)
     clock.stop()
     right = {name: layer.lora_A["default"].weight.detach() for name, layer in lora_layers(model).items()}
     model.unload()
