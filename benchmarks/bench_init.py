@@ -300,9 +300,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     set_threads(chosen)
     at = subject(SHAPES[chosen.shape], chosen.device, getattr(torch, chosen.dtype), chosen.examples)
     rows, ratios = measure(at, chosen.repeats, chosen.skip)
-    settings = {"name": chosen.shape, "rank": RANK, "dtype": chosen.dtype, "examples": chosen.examples}
-    settings["repeats"] = chosen.repeats
-    write_result(chosen, {"shape": settings, "rows": rows, "ratios": ratios}, FIGURES)
+    settings = {"rank": RANK} | {name: getattr(chosen, name) for name in ("dtype", "examples", "repeats")}
+    write_result(chosen, {"shape": {"name": chosen.shape} | settings, "rows": rows, "ratios": ratios}, FIGURES)
 
 
 if __name__ == "__main__":

@@ -134,7 +134,7 @@ def joined() -> tuple[Any, int, int]:
     Raises RunError: one of them has not started within JOIN_S.
     """
     within, count = timedelta(seconds=JOIN_S), int(os.environ["WORLD_SIZE"])
-    missing = "the others"
+    started: dict[int, str] = {}  # rank -> its key in the store; empty: the store was not reached
     try:
         store, rank, count = next(dist.rendezvous("env://", timeout=within))
         if os.environ.get("LOCAL_WORLD_SIZE") == str(count):
@@ -143,14 +143,12 @@ def joined() -> tuple[Any, int, int]:
             store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         started = {other: f"started/{other}" for other in range(count)}
         store.set(started[rank], "")
-        try:
-            store.wait(list(started.values()), within)
-        except dist.DistError:
-            missing = "process " + ", ".join(str(other) for other, key in started.items() if not store.check([key]))
-            raise
+        store.wait(list(started.values()), within)
     except dist.DistError as error:
+        missing = ", ".join(str(other) for other, key in started.items() if not store.check([key]))
+        others = f"process {missing}" if missing else "the others"
         raise RunError(
-            f"not all of the {count} processes have started within {JOIN_S / 60:g} minutes: what {missing} printed "
+            f"not all of the {count} processes have started within {JOIN_S / 60:g} minutes: what {others} printed "
             "says why; the same command starts them again"
         ) from error
     return store, rank, count

@@ -78,11 +78,10 @@ class Half(NamedTuple):
     def direction(self, betas: tuple[float, float], eps: float, t: int) -> Tensor:
         """Update the state and return M T^-T: (k, m, r)."""
         b1, b2 = (beta * (1 - beta ** (t - 1)) / (1 - beta**t) for beta in betas)
-        P, wide = self.basis.mT @ torch.stack(self.last_basis), self.gradient.double()
-        V = b2 * (P.double() @ torch.stack(self.V).double() @ P.double().mT) + (1 - b2) / wide.shape[1] * (
-            wide.mT @ wide
-        )
-        scaled = (wide @ inverse_square_root(V, eps)).to(self.gradient.dtype)
+        P = self.basis.mT @ torch.stack(self.last_basis)
+        g64, P64, V64 = self.gradient.double(), P.double(), torch.stack(self.V).double()
+        V = b2 * (P64 @ V64 @ P64.mT) + (1 - b2) / g64.shape[1] * (g64.mT @ g64)
+        scaled = (g64 @ inverse_square_root(V, eps)).to(P.dtype)
         M = b1 * (torch.stack(self.M) @ P.mT) + (1 - b1) * scaled
         for states, values in ((self.last_basis, self.basis), (self.V, V), (self.M, M)):
             torch._foreach_copy_(states, list(values.unbind()))

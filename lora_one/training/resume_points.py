@@ -7,11 +7,11 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from transformers import TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from lora_one.errors import RunError
 
+STATE = "trainer_state.json"  # of the Trainer
 SECONDS = "seconds.json"  # of training until a resume point, over all its interruptions
 HIDDEN = ".partial"  # subfolder for resume points that are being written or removed
 
@@ -32,7 +32,7 @@ def step_of(point: str) -> int:
 
 def state_of(point: str) -> TrainerState:
     """Return the Trainer's state at a resume point."""
-    return TrainerState.load_from_json(str(Path(point) / TRAINER_STATE_NAME))
+    return TrainerState.load_from_json(str(Path(point) / STATE))
 
 
 def seconds_of(point: str | None) -> float:
@@ -58,7 +58,7 @@ def check_resume_point(checkpoints: Path) -> None:
         return
     path = Path(last)
     try:
-        json.loads((path / "trainer_state.json").read_text())["global_step"]
+        json.loads((path / STATE).read_text())["global_step"]
         model = path / "model.safetensors"  # only after full fine-tuning
         with safe_open(model if model.exists() else path / "adapter_model.safetensors", "pt") as tensors:
             tensors.keys()
