@@ -50,12 +50,15 @@ def compare(comparison: Comparison, compose: Compose, runner: Runner, output: Pa
     jobs = Jobs(comparison, compose)
     held_out = held_out_data(jobs)
     pretrained = held_out(output / "eval")
-    runner.begin(jobs, *to_do(jobs, tuned(jobs, found_already)))
-    tunings = tuned(jobs, lambda planned: runner.run(planned, measured=False))
-    final = [job for method in tunings for job in final_jobs(jobs, method, tunings[method])]
-    trained = runner.run(final, measured=True)
-    starts = [start_of(job) for job, run in zip(final, trained, strict=True) if run.error is None]
-    measured = [*trained, *runner.run(starts, measured=True)]
+    try:
+        runner.begin(jobs, *to_do(jobs, tuned(jobs, found_already)))
+        tunings = tuned(jobs, lambda planned: runner.run(planned, measured=False))
+        final = [job for method in tunings for job in final_jobs(jobs, method, tunings[method])]
+        trained = runner.run(final, measured=True)
+        starts = [start_of(job) for job, run in zip(final, trained, strict=True) if run.error is None]
+        measured = [*trained, *runner.run(starts, measured=True)]
+    finally:
+        runner.end()
     rows, runs = [], []
     for method, tuning in tunings.items():
         done = [*tuning.runs, *(run for run in measured if run.method == method)]

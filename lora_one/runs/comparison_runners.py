@@ -34,6 +34,9 @@ class Runner(Protocol):
         measured: also the test loss and the evaluations of the comparison.
         """
 
+    def end(self) -> None:
+        """Free what the runs used; called in any case, also after an error."""
+
 
 @dataclass(frozen=True)
 class Measures:
@@ -111,6 +114,9 @@ class InThisProcess:
 
     def run(self, jobs: Sequence[Job], *, measured: bool) -> list[Run]:
         return [self.one(job, self.measures if measured else None) for job in jobs]
+
+    def end(self) -> None:
+        """Nothing is left."""
 
     def one(self, job: Job, measure: Measures | None) -> Run:
         """Return the result of one job."""

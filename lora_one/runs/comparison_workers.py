@@ -7,7 +7,7 @@ import sys
 import time
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import wait
@@ -116,6 +116,9 @@ class Workers:
     def ended(self, tasks: Sequence[Task]) -> Iterator[Ended]:
         """Start the tasks; yield each one when it has ended."""
 
+    def end(self) -> None:
+        """See ``Runner.end``."""
+
 
 def path_of(job: Job) -> Path | None:
     """Return the folder of a job; None: it cannot run."""
@@ -130,36 +133,37 @@ def refuse(run: RunConfig) -> None:
 class SideBySide(Workers):
     """Runs up to ``count`` tasks at a time on this machine, each in a process with a share of the threads and a GPU.
 
-    A process does one task after another, because its imports take seconds; after a failed one there is a new process.
+    A process does one task after another until ``end``, because its imports take seconds; after a failed one there is a
+    new process.
     """
 
     def __init__(self, output: Path, count: int, threads: int | None = None):
         super().__init__(output)
         self.count = count
         self.threads = threads or max(1, (os.cpu_count() or 1) // count)
+        self.workers: dict[int, subprocess.Popen] = {}
+        self.busy: dict[int, tuple[int, float]] = {}  # place of a worker -> its task, and when that began
 
     def ended(self, tasks: Sequence[Task]) -> Iterator[Ended]:
         left = deque(range(len(tasks)))
-        workers: dict[int, subprocess.Popen] = {}
-        ended: list[subprocess.Popen] = []
-        busy: dict[int, tuple[int, float]] = {}  # place of a worker -> its task, and when that began
-        try:
-            while left or busy:
-                for slot in range(self.count):
-                    if slot not in busy and left:
-                        busy[slot] = left.popleft(), time.monotonic()
-                        workers[slot] = workers.get(slot) or self.start(slot)
-                        send(workers[slot], tasks[busy[slot][0]])
-                ready = wait([workers[slot].stdout for slot in busy])
-                for slot in [slot for slot in busy if workers[slot].stdout in ready]:
-                    code = answer(workers[slot])
-                    number, began = busy.pop(slot)
-                    if code != 0 or not left:
-                        ended.append(dismissed(workers.pop(slot)))
-                    log = log_of(tasks[number])
-                    yield number, time.monotonic() - began, reason(code, log if log.exists() else self.log(slot))
-        finally:
-            stop([*ended, *workers.values()], busy=[workers[slot] for slot in busy if slot in workers])
+        while left or self.busy:
+            for slot in range(self.count):
+                if slot not in self.busy and left:
+                    self.busy[slot] = left.popleft(), time.monotonic()
+                    self.workers[slot] = self.workers.get(slot) or self.start(slot)
+                    send(self.workers[slot], tasks[self.busy[slot][0]])
+            ready = wait([self.workers[slot].stdout for slot in self.busy])
+            for slot in [slot for slot in self.busy if self.workers[slot].stdout in ready]:
+                code = answer(self.workers[slot])
+                number, began = self.busy.pop(slot)
+                if code != 0:
+                    stop([self.workers.pop(slot)])
+                log = log_of(tasks[number])
+                yield number, time.monotonic() - began, reason(code, log if log.exists() else self.log(slot))
+
+    def end(self) -> None:
+        """End all processes; the busy ones, if the comparison was stopped, with resume points."""
+        stop(self.workers.values(), busy=[self.workers[slot] for slot in self.busy])
 
     def start(self, slot: int) -> subprocess.Popen:
         """Start a process for tasks, in a session of its own, so that only this process forwards signals to it."""
@@ -205,13 +209,6 @@ def answer(worker: subprocess.Popen) -> int:
     return int(line) if line else worker.wait() or 1
 
 
-def dismissed(worker: subprocess.Popen) -> subprocess.Popen:
-    """Let a worker end, and with it the memory that it has on a GPU; return it."""
-    with suppress(BrokenPipeError):
-        worker.stdin.close()
-    return worker
-
-
 def log_of(task: Task) -> Path:
     """Return the file with the output of a task."""
     return Path(task.result).with_suffix(".log")
@@ -222,10 +219,11 @@ def reason(code: int, log: Path) -> str | None:
     return None if code == 0 else f"its process ended with exit code {code}: see {log}"
 
 
-def stop(workers: Sequence[subprocess.Popen], busy: Sequence[subprocess.Popen]) -> None:
+def stop(workers: Collection[subprocess.Popen], busy: Sequence[subprocess.Popen] = ()) -> None:
     """End the workers: those that wait at once, the busy ones with a resume point."""
     for worker in workers:
-        dismissed(worker)
+        with suppress(BrokenPipeError):
+            worker.stdin.close()
     for worker in busy:
         worker.terminate()
     for worker in workers:

@@ -108,9 +108,13 @@ class Scripted(SideBySide):
         return subprocess.Popen([sys.executable, "-c", WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
-def test_a_process_does_tasks_until_one_fails(tmp_path):
+def test_a_process_does_the_tasks_of_all_stages_until_one_fails(tmp_path):
     tasks = [Task({}, "LoRA", "tuning", {}, seed, False, str(tmp_path / f"{seed}.json")) for seed in range(8)]
-    found = {number: error for number, _, error in Scripted(tmp_path, count=1).ended(tasks)}
+    workers = Scripted(tmp_path, count=1)
+    found = {}
+    for stage in (tasks[:4], tasks[4:]):
+        found |= {stage[number].seed: error for number, _, error in workers.ended(stage)}
+    workers.end()
     assert {number for number, error in found.items() if error} == {2, 4, 5}
     assert "exit code 9: see" in found[2] and "exit code 1: see" in found[4]
     assert str(tmp_path / "workers/process-0.log") in found[5], "the task has no log"
