@@ -38,7 +38,9 @@ class Counted:
 
     rows, columns: (n,) int64, positions in (batch, length).  wanted: (n,) int64, the targets there.
     sizes: (n,) int64, number of counted tokens in the same example; None: every token has weight 1.
-    length: length of the batch's rows.  first: the first counted column; 0 if no position counts.
+    kept: (k,) int64, the columns in which any row has a counted position, ascending; [0] if no position counts.
+    of_kept: (n,) int64, the place in ``kept`` of each position's column.
+    length: length of the batch's rows.
     count: divisor of the sum of losses for the mean: the number of counted tokens, or of examples that have any.
     """
 
@@ -46,8 +48,9 @@ class Counted:
     columns: Tensor
     wanted: Tensor
     sizes: Tensor | None
+    kept: Tensor
+    of_kept: Tensor
     length: int
-    first: int
     count: int
 
     def to(self, device: Any, non_blocking: bool = False) -> "Counted":
@@ -72,8 +75,9 @@ def counted_of(wanted: Tensor, reduction: Reduction, position_ids: Tensor | None
         example = examples_of(wanted, position_ids)[rows, columns]
         tokens = example.bincount()
         sizes, count = tokens[example], int(tokens.count_nonzero())
-    first = int(columns.min()) if len(columns) else 0
-    return Counted(rows, columns, wanted[rows, columns], sizes, wanted.shape[1], first, count)
+    kept, of_kept = columns.unique(return_inverse=True)
+    kept = kept if len(kept) else kept.new_zeros(1)
+    return Counted(rows, columns, wanted[rows, columns], sizes, kept, of_kept, wanted.shape[1], count)
 
 
 def loss_sum(logits: Tensor, wanted: Tensor, reduction: Reduction, position_ids: Tensor | None = None) -> Tensor:
@@ -88,12 +92,12 @@ def loss_sum(logits: Tensor, wanted: Tensor, reduction: Reduction, position_ids:
 def loss_at(logits: Tensor, counted: Counted) -> Tensor:
     """Return ``loss_sum`` at known positions, on the device of the logits, without a host synchronisation.
 
-    logits: (batch, length, vocabulary), or (batch, classes) of a classification head. They may contain only the last
-    positions, if no earlier one counts.  The loss is computed in at least fp32, for the counted tokens only.
+    logits: (batch, length, vocabulary), or (batch, classes) of a classification head; (batch, k, vocabulary) if only
+    those at ``counted.kept`` were computed.  The loss is computed in at least fp32, for the counted tokens only.
     """
     logits = logits[:, None] if logits.dim() == 2 else logits
-    kept = logits.shape[1]
-    places = counted.rows * kept + counted.columns - (counted.length - kept)
+    columns = counted.columns if logits.shape[1] == counted.length else counted.of_kept
+    places = counted.rows * logits.shape[1] + columns
     chosen = logits.flatten(0, 1).index_select(0, places)
     chosen = chosen if chosen.dtype == torch.float64 else chosen.float()
     losses = cross_entropy(chosen, counted.wanted, reduction="none")
@@ -126,7 +130,7 @@ def model_logits(model: nn.Module, batch: Batch, **options: Any) -> Tensor:
 
 
 def answer_logits(model: nn.Module, batch: Batch, counted: Counted | None = None) -> Tensor:
-    """Return the logits from the first counted position on, as input of ``loss_sum``.
+    """Return the logits at the columns that have a counted position, as input of ``loss_sum``.
 
     The logits of prompts are not needed, and with 100,000 vocabulary entries they take much of the memory and time.
     """
@@ -143,15 +147,15 @@ def batch_loss(model: nn.Module, batch: Batch, reduction: Reduction) -> tuple[Te
     return loss_at(logits, counted.to(logits.device)), counted.count, logits
 
 
-def few_logits(model: nn.Module, batch: Batch, counted: Counted | None = None) -> dict[str, int]:
-    """Return the option that makes a causal model skip the logits before the first counted one; {} for other models.
+def few_logits(model: nn.Module, batch: Batch, counted: Counted | None = None) -> dict[str, Tensor]:
+    """Return the option that makes a causal model compute the ``answer_logits`` only; {} for other models.
 
     counted: the counted positions of this batch, if known.
     """
     if batch["labels"].dim() == 1 or "decoder_input_ids" in batch or not keeps_logits(model):
         return {}
     counted = counted or counted_of(targets(batch), "token")
-    return {"logits_to_keep": counted.length - counted.first}
+    return {"logits_to_keep": counted.kept.to(next(model.parameters()).device)}
 
 
 def keeps_logits(model: nn.Module) -> bool:

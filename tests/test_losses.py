@@ -98,17 +98,30 @@ def test_prompt_tokens_do_not_count(llama):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("reduction", ["token", "example"])
-def test_logits_before_the_first_counted_token_are_not_computed(llama, side, reduction):
+def test_logits_of_columns_without_a_counted_token_are_not_computed(llama, side, reduction):
     """Neither the loss nor its gradient misses them."""
     generator = torch.Generator().manual_seed(4)
     rows = [torch.randint(2, 512, (n,), generator=generator).tolist() for n in (9, 14, 12)]
     together = collate([Encoded(row, [-100] * 6 + row[6:]) for row in rows], 0, side)
     few = answer_logits(llama, together)
-    places = 14 - 5  # the label at 6 is predicted at 5; the longest row begins at 0 on either side
-    assert few.shape[1] == places
-    torch.testing.assert_close(few, model_logits(llama, together)[:, -places:])
+    kept = slice(5, 13)  # the label at 6 is predicted at 5; the longest row begins at 0 on either side
+    torch.testing.assert_close(few, model_logits(llama, together)[:, kept])
     wanted = targets(together)
     every = loss_sum(model_logits(llama, together), wanted, reduction)
     torch.testing.assert_close(loss_sum(few, wanted, reduction), every)
     nothing = together | {"labels": torch.full_like(together["labels"], -100)}
-    assert answer_logits(llama, nothing).shape[1] == 14
+    few = answer_logits(llama, nothing)
+    assert few.shape[1] == 1 and loss_sum(few, targets(nothing), reduction) == 0
+
+
+@pytest.mark.parametrize("reduction", ["token", "example"])
+def test_logits_between_the_answers_of_packed_examples_are_not_computed(llama, reduction):
+    generator = torch.Generator().manual_seed(5)
+    rows = [torch.randint(2, 512, (n,), generator=generator).tolist() for n in (9, 14)]
+    batch = pack([Encoded(rows[0], [-100] * 6 + rows[0][6:]), Encoded(rows[1], [-100] * 12 + rows[1][12:])])
+    few = answer_logits(llama, batch)
+    every = model_logits(llama, batch)
+    torch.testing.assert_close(few, every[:, [5, 6, 7, 9 + 11, 9 + 12]])
+    positions = batch["position_ids"]
+    expected = loss_sum(every, targets(batch), reduction, positions)
+    torch.testing.assert_close(loss_sum(few, targets(batch), reduction, positions), expected)
