@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -219,10 +220,18 @@ def least_energy(right: dict[str, Tensor], gradients: dict[str, Tensor], best: d
 def measure(at: Subject, repeats: int, skip: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Run all cases; return their rows and the ratios of their times."""
     many, one = f"{len(at.micro)} batches of 1", f"1 batch of {len(at.micro)}"
-    gradients: dict[str, Tensor] = {}
-    floor(at, at.whole, keep=gradients)
-    print("exact spectra", flush=True)
-    best = {name: float(torch.linalg.svdvals(G)[:RANK].square().sum()) for name, G in gradients.items()}
+
+    @cache
+    def gradients() -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        floor(at, at.micro, keep=found)
+        return found
+
+    @cache
+    def best() -> dict[str, float]:
+        print("exact spectra", flush=True)
+        return {name: float(torch.linalg.svdvals(G)[:RANK].square().sum()) for name, G in gradients().items()}
+
     # name -> (the case, the name of the floor with the same batches)
     cases: dict[str, tuple[Callable[[], Found], str]] = {
         f"floor, {many}": (lambda: floor(at, at.micro), f"floor, {many}"),
@@ -237,16 +246,16 @@ def measure(at: Subject, repeats: int, skip: Sequence[str]) -> tuple[list[dict[s
             lambda: with_library(at, "lora_da", train_examples=100_000, memory="fast"),
             f"floor, {many}",
         ),
-        "low-rank step alone": (lambda: low_rank_alone(at, gradients), f"floor, {one}"),
+        "low-rank step alone": (lambda: low_rank_alone(at, gradients()), f"floor, {one}"),
         f"PEFT LoRA-GA, {one}": (lambda: peft_lora_ga(at), f"floor, {one}"),
         f"official, {many}": (lambda: official(at), f"floor, {many}"),
     }
     cases = {name: case for name, case in cases.items() if not any(word in name for word in skip)}
     once = {name for name in cases if name.startswith(ONCE)}
     bare = {}
-    for name, batches in ((f"floor, {many}", at.micro), (f"floor, {one}", at.whole)):
-        with LiveBytes() as memory:
-            floor(at, batches, drop=True)
+    for name in {floor_name for _, floor_name in cases.values()}:
+        with LiveBytes() as memory:  # each batch of 1 needs the same memory
+            floor(at, at.whole if name == f"floor, {one}" else at.micro[:1], drop=True)
         bare[name] = memory.peak
     rows: dict[str, dict[str, Any]] = {}
     times: dict[str, list[Clock]] = {}
@@ -255,7 +264,7 @@ def measure(at: Subject, repeats: int, skip: Sequence[str]) -> tuple[list[dict[s
             found = work()
         times[name] = [found.clock] if name in once else []
         row = rows[name] = {"name": name, "seconds": None, "cpu_seconds": None, "ratio_to_floor": None}
-        row["energy"] = least_energy(found.right, gradients, best) if found.right else None
+        row["energy"] = least_energy(found.right, gradients(), best()) if found.right else None
         row["peak_extra_mib"] = (memory.peak - (0 if name == "low-rank step alone" else bare[floor_name])) / 2**20
         if name.startswith("fused"):
             largest = max(layer.weight.numel() for layer in at.layers.values()) * 4

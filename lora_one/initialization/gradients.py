@@ -160,6 +160,14 @@ def product(dY: Tensor, X: Tensor, onto: Tensor | None = None) -> Tensor:
     return dY.to(wide).T @ X.to(wide) if onto is None else onto.addmm_(dY.to(wide).T, X.to(wide))
 
 
+def add_product(sums: Tensor, dY: Tensor, X: Tensor) -> None:
+    """Add dY^T X to sums (m, n) of at least fp32, in place; the product is in the wider dtype of its factors."""
+    if sums.dtype == torch.promote_types(dY.dtype, torch.float32):
+        product(dY, X, onto=sums)
+    else:
+        sums += product(dY, X)
+
+
 @cache
 def sums_in_fp32(device: torch.device) -> bool:
     """Return whether the device can multiply 16-bit matrices into fp32 sums; tested once with small matrices."""

@@ -11,7 +11,7 @@ from lora_one.distributed import Processes
 from lora_one.initialization.activations import activations_of
 from lora_one.initialization.backward import GradientReport, backward_passes
 from lora_one.initialization.given_batches import one_by_one
-from lora_one.initialization.gradients import product, refuse_unused, sum_dtype, without_autocast
+from lora_one.initialization.gradients import add_product, refuse_unused, sum_dtype, without_autocast
 from lora_one.initialization.holding import Memory, common_room, least_free, packed
 from lora_one.losses import Batch, Reduction, evaluating, loss_count, model_logits, targets
 from lora_one.models import weight_shape
@@ -127,30 +127,64 @@ class MomentSums:
     dtype: torch.dtype
     gradients: dict[str, Tensor] = field(default_factory=dict)
     squares: dict[str, Tensor] = field(default_factory=dict)  # (m,) of output gradients
-    inputs: dict[str, Tensor] = field(default_factory=dict)  # (n, n) of the leaders
+    inputs: dict[str, Tensor] = field(default_factory=dict)  # (n, n) of the leaders, see ``add_squares``
     tokens: dict[str, int] = field(default_factory=dict)
     rounding: float = 0.0  # of the products of inputs
 
     def add(self, name: str, X: Tensor, dY: Tensor) -> None:
         """Add one use of a layer in one example."""
-        self.tokens[name] = self.tokens.get(name, 0) + len(X)
-        if X.device.type == "cpu":  # C^-1 amplifies rounding errors of C and G; a GPU multiplies fp32 far faster
-            X, dY = X.double(), dY.double()
-        squares = dY.to(torch.promote_types(dY.dtype, torch.float32)).square().sum(dim=0)
-        parts = [(self.gradients, product(dY, X).to(self.dtype)), (self.squares, squares.to(exact_dtype(X.device)))]
+        (tokens, n), m = X.shape, dY.shape[1]
+        self.tokens[name] = self.tokens.get(name, 0) + tokens
+        G = self.sum(self.gradients, name, (m, n), X.device)
+        add_product(G, factor(dY, G.dtype), factor(X, G.dtype))
+        squares = self.sum(self.squares, name, (m,), X.device)
+        squares += dY.to(squares.dtype).square().sum(dim=0)
         if name in self.leaders:
-            square = product(X, X)
-            self.rounding = torch.finfo(square.dtype).eps
-            parts.append((self.inputs, square.to(exact_dtype(X.device))))
-        for sums, part in parts:
-            sums[name] = sums[name].add_(part) if name in sums else part
+            C = self.sum(self.inputs, name, (n, n), X.device)
+            X = factor(X, C.dtype)
+            add_squares(C, X)
+            self.rounding = torch.finfo(torch.promote_types(X.dtype, torch.float32)).eps
+
+    def sum(self, sums: dict[str, Tensor], name: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        """Return a sum; before the first example, zeros."""
+        if name not in sums:
+            dtype = self.dtype if sums is self.gradients else exact_dtype(device)
+            sums[name] = torch.zeros(shape, dtype=dtype, device=device)
+        return sums[name]
 
     def take(self, sums: dict[str, Tensor], name: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
         """Remove and return a sum; zeros if the layer was used only by other processes."""
-        if name in sums:
-            return sums.pop(name)
-        dtype = self.dtype if sums is self.gradients else exact_dtype(device)
-        return torch.zeros(shape, dtype=dtype, device=device)
+        self.sum(sums, name, shape, device)
+        return sums.pop(name)
+
+
+def factor(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the factor of a product that is added to sums of this dtype; unchanged on a GPU, which is slow in fp64.
+
+    C^-1 amplifies rounding errors of C and G. If the sums of G are fp32, fp64 products make it hardly more accurate.
+    """
+    return values.to(dtype) if values.device.type == "cpu" else values
+
+
+def add_squares(sums: Tensor, X: Tensor) -> None:
+    """Add X^T X to sums (n, n), without the blocks below the diagonal, which saves almost half of the work.
+
+    ``fill_lower`` adds these blocks. X: (tokens, n).
+    """
+    for start, end in blocks(len(sums)):
+        add_product(sums[start:end, start:], X[:, start:end], X[:, start:])
+
+
+def fill_lower(sums: Tensor) -> None:
+    """Fill the blocks below the diagonal, which are those above it transposed."""
+    for start, end in blocks(len(sums)):
+        sums[start:end, :start] = sums[:start, start:end].T
+
+
+def blocks(n: int) -> list[tuple[int, int]]:
+    """Return begin and end of the blocks of a square matrix: 8, or fewer if they were too small for fast products."""
+    size = max(128, -(-n // 8))
+    return [(start, min(start + size, n)) for start in range(0, n, size)]
 
 
 def exact_dtype(device: torch.device) -> torch.dtype:
@@ -175,7 +209,8 @@ def hand_over(
     n = weight_shape(layers[group[0]])[1]
     tokens = {name: round(processes.total(sums.tokens.get(name, 0))) for name in group}
     rounding = max(processes.gathered(sums.rounding))
-    C = processes.sum_to(owner, sums.take(sums.inputs, group[0], (n, n), device)) / tokens[group[0]]
+    C = processes.sum_to(owner, sums.take(sums.inputs, group[0], (n, n), device)).div_(tokens[group[0]])
+    fill_lower(C)
     for name in group:
         m, n = weight_shape(layers[name])
         G = processes.sum_to(owner, sums.take(sums.gradients, name, (m, n), device))

@@ -77,6 +77,14 @@ def test_moments_are_those_of_autograd_and_padding_counts_nowhere(llama, batch_s
     assert report.examples == 5 and report.memory == "device"
 
 
+def test_moments_of_inputs_of_several_blocks():
+    """Only the blocks on and above the diagonal are summed; the last one is smaller."""
+    model, batches = random_llama(intermediate_size=300), batches_of(examples(), 1, 0)
+    assert max(layer.in_features for layer in linear_layers(model).values()) == 300
+    found, _ = ours(model, batches)
+    assert_moments(found, by_autograd(model, batches, example_loss))
+
+
 def test_token_reduction_takes_the_gradients_of_the_sum_over_tokens(llama):
     def token_sum(model, batch):
         return cross_entropy(model_logits(model, batch)[0], targets(batch)[0], ignore_index=-100, reduction="sum")
