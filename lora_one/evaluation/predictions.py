@@ -115,13 +115,16 @@ def rescored(benchmark: Benchmark[Any], file: Path, number: int, text: str) -> P
     """Score one line again. Raises UsageError: the line is not a prediction."""
     try:
         line = json.loads(text)
-        for name, kinds in (("id", str | int), ("prompt", str), ("completion", str)):
+        for name, kinds in (("id", str | int), ("prompt", str), ("completion", str), ("gold", object)):
+            if name not in line:
+                raise ValueError(f"it has no {name}")
             if not isinstance(line[name], kinds):
                 raise TypeError(f"{name} is {line[name]!r:.40}")
         return line | benchmark.score(line["id"], line["prompt"], line["completion"], line["gold"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"unknown: {error}" if isinstance(error, KeyError) else error
         raise UsageError(
-            f"--rescore={file}, line {number} is not a prediction of this benchmark ({error!r}); required are id, "
+            f"--rescore={file}, line {number} is not a prediction of this benchmark ({reason}); required are id, "
             "prompt, completion, gold: pass the predictions.jsonl of an evaluation"
         ) from error
 

@@ -34,7 +34,12 @@ EVALUATION = [
         "--temperature=nan must be a positive number",
         "leave it out",
     ),
-    ("--rescore={files}/gsm8k.jsonl", USAGE, "gsm8k.jsonl, line 1 is not a prediction", "required are id, prompt"),
+    (
+        "--rescore={files}/gsm8k.jsonl",
+        USAGE,
+        "gsm8k.jsonl, line 1 is not a prediction of this benchmark (it has no id)",
+        "required are id, prompt",
+    ),
     (
         "--model_name=bundled/tiny --data_path={files}/json.jsonl",
         USAGE,
