@@ -7,7 +7,7 @@ import sys
 import time
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import wait
@@ -23,6 +23,7 @@ from lora_one.runs.comparison_jobs import Job, Jobs
 from lora_one.runs.comparison_runners import Measures, Pace, attempt, broken
 
 STOP_S = 600  # seconds that a stopped process may take for its resume point
+IDLE_STOP_S = 30  # and one without a task to end
 Ended = tuple[int, float, str | None]  # place of a task, its seconds, and why it has no result
 
 
@@ -143,27 +144,37 @@ class SideBySide(Workers):
         self.threads = threads or max(1, (os.cpu_count() or 1) // count)
         self.workers: dict[int, subprocess.Popen] = {}
         self.busy: dict[int, tuple[int, float]] = {}  # place of a worker -> its task, and when that began
+        self.replaced: list[subprocess.Popen] = []
 
     def ended(self, tasks: Sequence[Task]) -> Iterator[Ended]:
         left = deque(range(len(tasks)))
         while left or self.busy:
             for slot in range(self.count):
                 if slot not in self.busy and left:
+                    worker = self.worker(slot)
                     self.busy[slot] = left.popleft(), time.monotonic()
-                    self.workers[slot] = self.workers.get(slot) or self.start(slot)
-                    send(self.workers[slot], tasks[self.busy[slot][0]])
+                    send(worker, tasks[self.busy[slot][0]])
             ready = wait([self.workers[slot].stdout for slot in self.busy])
             for slot in [slot for slot in self.busy if self.workers[slot].stdout in ready]:
                 code = answer(self.workers[slot])
                 number, began = self.busy.pop(slot)
                 if code != 0:
-                    stop([self.workers.pop(slot)])
+                    self.replaced.append(self.workers.pop(slot))
                 log = log_of(tasks[number])
                 yield number, time.monotonic() - began, reason(code, log if log.exists() else self.log(slot))
 
+    def worker(self, slot: int) -> subprocess.Popen:
+        """Return a process that waits for a task: a new one if there is none, or if it was killed while it waited."""
+        if slot in self.workers and self.workers[slot].poll() is not None:
+            self.replaced.append(self.workers.pop(slot))
+        if slot not in self.workers:
+            self.workers[slot] = self.start(slot)
+        return self.workers[slot]
+
     def end(self) -> None:
         """End all processes; the busy ones, if the comparison was stopped, with resume points."""
-        stop(self.workers.values(), busy=[self.workers[slot] for slot in self.busy])
+        busy = [self.workers[slot] for slot in self.busy]
+        stop([*self.replaced, *self.workers.values()], busy)
 
     def start(self, slot: int) -> subprocess.Popen:
         """Start a process for tasks, in a session of its own, so that only this process forwards signals to it."""
@@ -219,7 +230,7 @@ def reason(code: int, log: Path) -> str | None:
     return None if code == 0 else f"its process ended with exit code {code}: see {log}"
 
 
-def stop(workers: Collection[subprocess.Popen], busy: Sequence[subprocess.Popen] = ()) -> None:
+def stop(workers: Sequence[subprocess.Popen], busy: Sequence[subprocess.Popen]) -> None:
     """End the workers: those that wait at once, the busy ones with a resume point."""
     for worker in workers:
         with suppress(BrokenPipeError):
@@ -228,9 +239,10 @@ def stop(workers: Collection[subprocess.Popen], busy: Sequence[subprocess.Popen]
         worker.terminate()
     for worker in workers:
         try:
-            worker.wait(STOP_S)
+            worker.wait(STOP_S if worker in busy else IDLE_STOP_S)
         except subprocess.TimeoutExpired:
             worker.kill()
+            worker.wait()
         worker.stdout.close()
 
 

@@ -122,6 +122,32 @@ def test_a_process_does_the_tasks_of_all_stages_until_one_fails(tmp_path):
     assert [processes.index(process) for process in processes] == [0, 0, 0, 3, 3, 5, 6, 6]
 
 
+def test_a_process_killed_while_it_waits_is_replaced(tmp_path):
+    first, second = (Task({}, "LoRA", "tuning", {}, seed, False, str(tmp_path / f"{seed}.json")) for seed in (0, 1))
+    workers = Scripted(tmp_path, count=1)
+    assert [error for _, _, error in workers.ended([first])] == [None]
+    workers.workers[0].kill()
+    workers.workers[0].wait()
+    assert [error for _, _, error in workers.ended([second])] == [None]
+    workers.end()
+    assert (tmp_path / "0.json").read_text() != (tmp_path / "1.json").read_text()
+
+
+def test_a_process_that_cannot_be_started_leaves_no_other_behind(tmp_path):
+    class Limited(Scripted):
+        def start(self, slot):
+            if slot == 1:
+                raise OSError("no more processes")
+            return super().start(slot)
+
+    tasks = [Task({}, "LoRA", "tuning", {}, seed, False, str(tmp_path / f"{seed}.json")) for seed in (0, 1)]
+    workers = Limited(tmp_path, count=2)
+    with pytest.raises(OSError, match="no more processes"):
+        list(workers.ended(tasks))
+    workers.end()
+    assert workers.workers[0].poll() is not None
+
+
 def wait_until(condition, process, seconds=120):
     """Wait for a condition while a process runs."""
     end = time.monotonic() + seconds
