@@ -86,26 +86,31 @@ def questions(runs: Sequence[Run], baseline: str, evaluation: str) -> list[dict[
     ]
 
 
-def aligned(files: Mapping[Key, Path], metric: str | None = None) -> dict[Key, numpy.ndarray]:
+def aligned(
+    files: Mapping[Key, Path], metric: str | None = None, filtered: str | None = None
+) -> dict[Key, numpy.ndarray]:
     """Return which answers of each file are correct, as arrays (questions,) of bool in one order of the questions.
 
-    metric: see ``correct_answers``. Raises UsageError: a file cannot be read, or they have different questions.
+    If a question has several samples, the arrays are of float: the share of its correct ones.
+    metric, filtered: see ``correct_answers``. Raises UsageError: see there; or they have different questions.
     """
     if not files:
         return {}
-    answers = {key: correct_answers(path, metric) for key, path in files.items()}
+    answers = {key: correct_answers(path, metric, filtered) for key, path in files.items()}
     order = common_questions({str(files[key]): found for key, found in answers.items()})
-    return {key: numpy.array([found[question] for question in order]) for key, found in answers.items()}
+    single = all(len(samples) == 1 for found in answers.values() for samples in found.values())
+    kind = bool if single else float
+    return {key: numpy.array([numpy.mean(found[name]) for name in order], kind) for key, found in answers.items()}
 
 
 def compared(first: Mapping[int, numpy.ndarray], second: Mapping[int, numpy.ndarray]) -> dict[str, Any]:
     """Compare the answers of two methods: the cluster bootstrap over all seeds, and McNemar's test seed by seed.
 
-    first, second: seed -> array (questions,) of bool.
+    first, second: seed -> array (questions,) of bool; of float: shares of correct samples, without McNemar's test.
     """
     found = bootstrap(numpy.array(list(first.values())), numpy.array(list(second.values())))
-    tests = {seed: asdict(mcnemar(first[seed], second[seed])) for seed in first if seed in second}
-    return {**asdict(found), "mcnemar": tests}
+    both = [seed for seed in first if seed in second and first[seed].dtype == second[seed].dtype == bool]
+    return {**asdict(found), "mcnemar": {seed: asdict(mcnemar(first[seed], second[seed])) for seed in both}}
 
 
 def question_sentence(entry: Mapping[str, Any], baseline: str) -> str:
@@ -120,4 +125,4 @@ def question_sentence(entry: Mapping[str, Any], baseline: str) -> str:
         f"seed {seed}: {test['first_only']} and {test['second_only']}, p = {test['p']:.2g}"
         for seed, test in entry["mcnemar"].items()
     ]
-    return text + f"; McNemar, questions that only one of the two answers: {'; '.join(tests)}"
+    return text + f"; McNemar, questions that only one of the two answers: {'; '.join(tests)}" * bool(tests)

@@ -14,15 +14,15 @@ from lora_one.statistics.verdicts import verdicts
 VALIDATION = {"validation loss": ("eval_loss", NATS), "validation accuracy": ("eval_accuracy", POINTS)}
 
 
-def compare_predictions(first: Path, second: Path, metric: str | None = None) -> str:
+def compare_predictions(first: Path, second: Path, metric: str | None = None, filtered: str | None = None) -> str:
     """Return the shares of two evaluations of the same questions, and the tests of their difference.
 
-    metric: the field of a line that says whether the answer is correct; None: see ``correct_answers``.
+    metric: the field of a line that says whether the answer is correct; None, and filtered: see ``correct_answers``.
     Raises UsageError: a file cannot be read, or they are not of the same questions.
     """
     if first == second:
         raise UsageError(f"{first} is given twice: pass two files")
-    answers = aligned({path: path for path in (first, second)}, metric)
+    answers = aligned({path: path for path in (first, second)}, metric, filtered)
     lines = [f"{path}: {percent(row.mean(), len(row)).strip()}" for path, row in answers.items()]
     entry = {"method": str(first), **compared({0: answers[first]}, {0: answers[second]})}
     return "\n".join([*lines, question_sentence(entry, str(second)) + "."])
@@ -59,7 +59,8 @@ def section(figure: str, values: Mapping[str, Mapping[int, float]], baseline: st
 def evaluation_section(task: str, runs: Mapping[str, Mapping[int, RunFolder]], baseline: str) -> list[str]:
     """Return the lines of an evaluation that both configurations have."""
     values: dict[str, dict[int, float]] = {}
-    files: dict[str, dict[int, Path]] = {}
+    files: dict[tuple[str, int], Path] = {}
+    fields: set[str] = set()
     for name, found in runs.items():
         for seed, folder in found.items():
             place = folder.path / "eval" / task
@@ -67,16 +68,20 @@ def evaluation_section(task: str, runs: Mapping[str, Mapping[int, RunFolder]], b
                 score = score_in(place)
                 values.setdefault(name, {})[seed] = score["value"]
                 if score["predictions"]:
-                    files.setdefault(name, {})[seed] = Path(score["predictions"])
+                    files[name, seed] = Path(score["predictions"])
+                    fields.add(score["field"])
     title = "loss on test data of a comparison" if task.startswith("loss-") else task
     lines = section(title, values, baseline, Unit(**score["unit"]))
     (method,) = set(runs) - {baseline}
-    if len(files) == 2:
-        flat = aligned({(name, seed): path for name, found in files.items() for seed, path in found.items()})
-        one, other = ({seed: flat[name, seed] for seed in files[name]} for name in (method, baseline))
-        entry = {"method": method, **compared(one, other)}
-        lines.append(f"  these trained models: {question_sentence(entry, baseline)}.")
-    return lines
+    if len({name for name, _ in files}) < 2:
+        return lines
+    try:
+        answers = aligned(files, fields.pop() if len(fields) == 1 else None)
+    except UsageError as error:  # the other results must not be lost
+        return [*lines, f"  these trained models: not compared: {error}"]
+    one, other = ({seed: row for (name, seed), row in answers.items() if name == mine} for mine in (method, baseline))
+    entry = {"method": method, **compared(one, other)}
+    return [*lines, f"  these trained models: {question_sentence(entry, baseline)}."]
 
 
 def finished_runs(path: Path) -> dict[int, RunFolder]:

@@ -1,20 +1,21 @@
 """The correct answers of an evaluation, read from its file of predictions: ours, or the samples of lm_eval."""
 
 import json
-from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_one.errors import UsageError
+from lora_one.errors import UsageError, nearest
 
 CORRECT = ("correct", "exact_match", "acc", "acc_norm")  # fields of ours, and of lm_eval's samples; the first one found
 
 
-def correct_answers(path: Path, metric: str | None = None) -> dict[str, bool]:
-    """Return question -> whether the answer is correct. metric: the field to read; None: the first of CORRECT.
+def correct_answers(path: Path, metric: str | None = None, filtered: str | None = None) -> dict[str, list[bool]]:
+    """Return question -> whether the answer of each of its samples is correct.
 
-    A question with several samples has an entry for each: ``<id> (2)`` is the second one.
-    Raises UsageError: the file cannot be read, or a line has no id or no such field.
+    metric: the field to read; None: the first of CORRECT.  filtered: of lm_eval's samples, the lines of this filter.
+    Raises UsageError: the file cannot be read, a line has no id or no such field, a field says neither yes nor no, or
+    the answers are scored by several filters and none is chosen.
     """
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
@@ -26,31 +27,38 @@ def correct_answers(path: Path, metric: str | None = None) -> dict[str, bool]:
     if not lines or not all(isinstance(line, dict) for line in lines):
         raise UsageError(f"{path} has no predictions: pass the predictions.jsonl of an evaluation")
     chosen = metric or next((name for name in CORRECT if name in lines[0]), None)
-    found: dict[str, bool] = {}
-    times: Counter[str] = Counter()
-    for number, line in enumerate(lines, start=1):
-        question = question_of(line)
+    found: dict[str, list[bool]] = {}
+    for number, line in of_filter(path, lines, filtered):
+        question = next((str(line[name]) for name in ("id", "doc_id") if name in line), None)
         if question is None or chosen not in line:
             fields = ", ".join(line)
             raise UsageError(
                 f"{path}, line {number}: no id or no field {chosen or ' or '.join(CORRECT)}; it has {fields}"
             )
-        times[question] += 1
-        name = question if times[question] == 1 else f"{question} ({times[question]})"
-        found[name] = bool(line[chosen])
+        if line[chosen] not in (0, 1, None):  # None: undecided, as of mathematics that took too long
+            raise UsageError(
+                f"{path}, line {number}: {chosen} is {line[chosen]!r}, which does not say whether the answer is "
+                "correct: choose another field with --metric"
+            )
+        found.setdefault(question, []).append(bool(line[chosen]))
     return found
 
 
-def question_of(line: dict[str, Any]) -> str | None:
-    """Return the id of a line; lm_eval scores a document once for each filter."""
-    if "id" in line:
-        return str(line["id"])
-    if "doc_id" in line:
-        return str(line["doc_id"]) + (f", {line['filter']}" if "filter" in line else "")
-    return None
+def of_filter(path: Path, lines: list[dict[str, Any]], filtered: str | None) -> list[tuple[int, dict[str, Any]]]:
+    """Return the lines of a filter with their numbers; lm_eval writes each document once for every filter.
+
+    Raises UsageError: there are several filters and none is chosen, or the chosen one is not there.
+    """
+    known = list(dict.fromkeys(line["filter"] for line in lines if "filter" in line))
+    if filtered is None and len(known) > 1:
+        raise UsageError(f"{path} has answers of the filters {', '.join(known)}: choose one with --filter")
+    if filtered is not None and filtered not in known:
+        raise UsageError(f"--filter={filtered} is not in {path}; {nearest(filtered, known)}")
+    numbered = enumerate(lines, start=1)
+    return [(number, line) for number, line in numbered if filtered is None or line.get("filter") == filtered]
 
 
-def common_questions(answers: dict[str, dict[str, bool]]) -> list[str]:
+def common_questions(answers: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return the questions of several files, by name, in the order of the first one.
 
     Raises UsageError: they are not of the same questions.

@@ -72,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
         help="without a file: test two predictions.jsonl (or samples of lm_eval) of the same questions",
     )
     add("--metric", help="with --predictions: the field that says whether an answer is correct")
+    add("--filter", help="with --predictions: which of lm_eval's filters, if the files have several")
     add("--small", action="store_true", help="run the small trial that the key small of the file describes")
     add(
         "--curvature",
@@ -100,7 +101,7 @@ def compare(options: argparse.Namespace) -> int:
         from lora_one.reports import pairs
 
         if options.predictions:
-            print(pairs.compare_predictions(*options.predictions, options.metric))
+            print(pairs.compare_predictions(*options.predictions, options.metric, options.filter))
         if options.runs:
             print(pairs.compare_runs(*options.runs))
         return 0

@@ -8,6 +8,8 @@ import pytest
 from lora_one.errors import UsageError
 from lora_one.reports.pairs import compare_predictions, compare_runs
 from lora_one.runs import compare_command
+from lora_one.statistics.questions import bootstrap
+from lora_one.statistics.units import POINTS
 
 
 def write(path, correct):
@@ -36,6 +38,29 @@ def test_predictions_by_hand(tmp_path):
     said = compare_predictions(first, second)
     assert f"{first}: 56.67 %" in said and f"{second}: 51.67 %" in said
     assert "+5.0 points" in said and "seed 0: 8 and 2, p = 0.11" in said and "over 120 questions" in said
+
+
+def test_samples_of_a_question_are_not_questions(tmp_path):
+    """150 questions with 4 samples: the interval is that of the shares of each question, and McNemar has no place."""
+    rng = numpy.random.default_rng(0)
+    files, shares = [], []
+    for name in "ab":
+        samples = rng.random((150, 4)) < rng.random((150, 1))
+        rows = [{"id": i, "correct": bool(hit)} for i, hits in enumerate(samples) for hit in hits]
+        files.append(tmp_path / f"{name}.jsonl")
+        files[-1].write_text("".join(json.dumps(row) + "\n" for row in rows))
+        shares.append(samples.mean(axis=1))
+    low, high = (POINTS.text(end).split()[0] for end in bootstrap(*shares).interval)
+    said = compare_predictions(*files)
+    assert said.endswith(f"(95 % interval over 150 questions {low} to {high}).")
+
+
+def test_an_evaluation_of_other_questions_loses_no_other_result(tmp_path):
+    base = configuration(tmp_path / "base", {1: 1.0, 2: 1.1, 3: 0.9}, {seed: [1, 0, 1] for seed in (1, 2, 3)})
+    other = configuration(tmp_path / "other", {1: 1.2, 2: 1.31, 3: 1.09}, {seed: [1, 0] for seed in (1, 2, 3)})
+    said = compare_runs(other, base)
+    assert f"{other} is worse than {base}: +0.2000 nats" in said and "3 seeds" in said
+    assert "these trained models: not compared: " in said and "1 only in the second one" in said
 
 
 def test_predictions_of_other_questions_are_refused(tmp_path):

@@ -215,12 +215,18 @@ def test_tasks_extend_the_file(tmp_path):
 def test_predictions_of_other_programs_and_other_questions(tmp_path):
     ours, theirs, other = (tmp_path / f"{name}.jsonl" for name in ("ours", "theirs", "other"))
     ours.write_text('{"id": 0, "correct": true}\n{"id": 1, "correct": false}\n{"id": 1, "correct": true}\n')
-    assert correct_answers(ours) == {"0": True, "1": False, "1 (2)": True}
+    assert correct_answers(ours) == {"0": [True], "1": [False, True]}
     theirs.write_text(
         '{"doc_id": 0, "filter": "strict", "exact_match": 1.0}\n'
         '{"doc_id": 0, "filter": "flexible", "exact_match": 0.0}\n'
     )
-    assert correct_answers(theirs) == {"0, strict": True, "0, flexible": False}
+    assert correct_answers(theirs, filtered="flexible") == {"0": [False]}
+    for filtered, message in ((None, "filters strict, flexible: choose one"), ("strikt", "did you mean strict")):
+        with pytest.raises(UsageError, match=message):
+            correct_answers(theirs, filtered=filtered)
+    ours.write_text('{"id": 0, "f1": 0.4}\n')
+    with pytest.raises(UsageError, match=r"line 1: f1 is .*, which does not say whether"):
+        correct_answers(ours, "f1")
     other.write_text('{"id": 0}\n')
     for file, message in ((other, "line 1: no id or no field correct"), (tmp_path / "no", "cannot be read")):
         with pytest.raises(UsageError, match=message):
