@@ -162,4 +162,6 @@ def content_of_tokenizer(tokenizer: Any) -> str | None:
         "chat": tokenizer.chat_template,
         "special": tokenizer.special_tokens_map,
     }
+    for name in ("truncation_side", "model_input_names", "split_special_tokens"):
+        told[name] = getattr(tokenizer, name, None)
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()

@@ -144,6 +144,12 @@ def other_tokenizer(change):
         changed.add_tokens(["so so"])
     if change == "chat":
         changed.chat_template = "{{ messages }}"
+    if change == "side":
+        changed.truncation_side = "left"
+    if change == "inputs":
+        changed.model_input_names = ["input_ids"]
+    if change == "split":
+        changed.split_special_tokens = True
     if change == "cut":
         changed(["cut to two tokens"], truncation=True, max_length=2)
     return changed
@@ -157,6 +163,9 @@ def other_tokenizer(change):
         ({"overrides": ("dataset.shuffle_seed=1",)}, True),
         ({"tokenizer": "token"}, True),
         ({"tokenizer": "chat"}, True),
+        ({"tokenizer": "side"}, True),
+        ({"tokenizer": "inputs"}, True),
+        ({"tokenizer": "split"}, True),
         ({"tokenizer": "cut"}, False),
         ({"file": "elsewhere.jsonl"}, False),
         ({"overrides": ("dataset.accuracy_examples=2", "dataset.max_eval_samples=1")}, False),
