@@ -94,8 +94,15 @@ def loss_at(logits: Tensor, counted: Counted) -> Tensor:
 
     logits: (batch, length, vocabulary), or (batch, classes) of a classification head; (batch, k, vocabulary) if only
     those at ``counted.kept`` were computed.  The loss is computed in at least fp32, for the counted tokens only.
+    Raises ValueError: another number of columns.
     """
     logits = logits[:, None] if logits.dim() == 2 else logits
+    if logits.shape[1] not in (counted.length, len(counted.kept)):
+        raise ValueError(
+            f"the model returned logits of {logits.shape[1]} positions, not of all {counted.length} or of the "
+            f"{len(counted.kept)} that logits_to_keep names: its forward must take a tensor of indices there, as in "
+            "transformers, or have no such argument"
+        )
     columns = counted.columns if logits.shape[1] == counted.length else counted.of_kept
     places = counted.rows * logits.shape[1] + columns
     chosen = logits.flatten(0, 1).index_select(0, places)
@@ -148,11 +155,12 @@ def batch_loss(model: nn.Module, batch: Batch, reduction: Reduction) -> tuple[Te
 
 
 def few_logits(model: nn.Module, batch: Batch, counted: Counted | None = None) -> dict[str, Tensor]:
-    """Return the option that makes a causal model compute the ``answer_logits`` only; {} for other models.
+    """Return the option that makes a causal model on one device compute the ``answer_logits`` only; {} for others.
 
     counted: the counted positions of this batch, if known.
     """
-    if batch["labels"].dim() == 1 or "decoder_input_ids" in batch or not keeps_logits(model):
+    split = len(set(getattr(model, "hf_device_map", {}).values())) > 1  # the output layer is on another device
+    if batch["labels"].dim() == 1 or "decoder_input_ids" in batch or split or not keeps_logits(model):
         return {}
     counted = counted or counted_of(targets(batch), "token")
     return {"logits_to_keep": counted.kept.to(next(model.parameters()).device)}

@@ -125,3 +125,12 @@ def test_logits_between_the_answers_of_packed_examples_are_not_computed(llama, r
     positions = batch["position_ids"]
     expected = loss_sum(every, targets(batch), reduction, positions)
     torch.testing.assert_close(loss_sum(few, targets(batch), reduction, positions), expected)
+
+
+def test_a_model_that_cannot_take_indices_is_asked_for_all_logits_or_refused(llama):
+    batch = collate([Encoded([5, 6, 7, 8], [-100, -100, 7, 8])], 0)
+    with pytest.raises(ValueError, match=r"logits of 1 positions, not of all 4 or of the 2 that logits_to_keep names"):
+        loss_sum(model_logits(llama, batch)[:, -1:], targets(batch), "token")
+    llama.hf_device_map = {"model": 0, "lm_head": 1}  # its output layer is on another device than its first parameter
+    assert answer_logits(llama, batch).shape[1] == 4
+    del llama.hf_device_map

@@ -86,11 +86,9 @@ def length(example: Batch) -> int:
 
 
 def logits_of(examples: Sequence[Batch]) -> int:
-    """Return how many positions of the examples' batch get logits: those from the first one with a loss in any row."""
-    wanted = [targets(example) for example in examples]
-    longest = max(places.shape[1] for places in wanted)
-    first = min(int((places != IGNORED).any(dim=0).int().argmax()) for places in wanted)
-    return len(examples) * (longest - first)
+    """Return how many positions of the examples' batch get logits: the columns with a loss in any row, in every row."""
+    columns = [(targets(example)[0] != IGNORED).nonzero().flatten().tolist() for example in examples]
+    return len(examples) * max(1, len(set().union(*columns)))
 
 
 def padded_batch(examples: Sequence[Batch], pad_id: int) -> Batch:
