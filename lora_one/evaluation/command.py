@@ -93,8 +93,9 @@ def evaluate(task: str, arguments: Sequence[str]) -> int:
     check_writable(output)
     fingerprints = data_fingerprints(options)
     if options.rescore:
-        found, predictions = None, rescored_predictions(benchmark, Path(options.rescore))
+        found, predictions = None, rescored_predictions(benchmark, Path(options.rescore).expanduser())
     else:
+        warn_of_template(options, processes.rank)
         found = generated(benchmark, options, output, fingerprints, processes)
         predictions = found.predictions
     if processes.rank > 0:
@@ -116,6 +117,17 @@ def evaluate(task: str, arguments: Sequence[str]) -> int:
         print(report["parity"]["warning"], file=sys.stderr)
     print(f"metrics: {output / 'metrics.json'}")
     return 0
+
+
+def warn_of_template(options: EvaluationOptions, rank: int) -> None:
+    """Print a warning if the evaluated run was trained on prompts with a chat template, which evaluations do not use."""
+    found = evaluated_run(options)
+    if rank == 0 and found and found[0].read().get("config", {}).get("dataset", {}).get("chat_template"):
+        print(
+            f"warning: {found[0].path} was trained with dataset.chat_template=true, but the prompts of this evaluation "
+            "have no chat template",
+            file=sys.stderr,
+        )
 
 
 def checked_options(task: str, benchmark: Benchmark[Any], arguments: Sequence[str]) -> EvaluationOptions:

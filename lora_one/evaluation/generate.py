@@ -73,8 +73,8 @@ class BatchGenerator:
         prompts = [list(self.prompts[index]) for index in chosen]
         longest, pad = len(prompts[0]), pad_id_of(self.tokenizer)
         device = next(self.model.parameters()).device
-        ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts])
-        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        ids = torch.tensor([self.filled(prompt, pad, longest) for prompt in prompts])
+        mask = torch.tensor([self.filled([1] * len(prompt), 0, longest) for prompt in prompts])
         begin = 1 if self.separate else longest  # first generated token in a row; a decoder's row has a start token
         options = self.choosing([self.streams[index] for index in chosen], begin)
         with default_generation(self.model), clamped_positions(self.model, self.context):
@@ -86,6 +86,11 @@ class BatchGenerator:
                 eos_token_id=stop,
                 **options,
             )[:, begin:].tolist()
+
+    def filled(self, row: list[int], filler: int, length: int) -> list[int]:
+        """Return a row with fillers before it; behind it if an encoder reads it, which may count absolute positions."""
+        fillers = [filler] * (length - len(row))
+        return row + fillers if self.separate else fillers + row
 
     def choosing(self, names: Sequence[str], begin: int) -> dict[str, Any]:
         """Return the options of ``generate`` that choose the tokens; for beams, seed torch's global generator."""

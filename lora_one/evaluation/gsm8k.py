@@ -21,6 +21,7 @@ NUMBER = re.compile(
     r"""\s*:?\s*
     (?P<sign>[-+\u2212]?)\s*\$?\s*(?P<sign2>[-+\u2212]?)
     (?P<digits>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)
+    (?![ ]*[-+*\u00d7x/=][ ]*\$?\d)  # not the first number of a calculation
     (?!\d|[,./:^-]\d|[ ]\d|[eE][-+]?\d|[\u00bc-\u00be\u2150-\u215e])  # not followed by the rest of another notation""",
     re.VERBOSE,
 )

@@ -47,21 +47,22 @@ def load_evaluated(options: EvaluationOptions) -> LoadedModel:
     from lora_one.data.encode import pad_id_of
     from lora_one.evaluation.batches import automatic
     from lora_one.models import kind_of_checkpoint, load_model, load_tokenizer
-    from lora_one.records.folder import base_of
+    from lora_one.records.folder import base_of, revision_of
 
     adapter = Path(options.adapter).expanduser() if options.adapter else None
     name = base_name(adapter) if options.model_name is None else options.model_name
-    kind = (kind_of_adapter(adapter) if adapter is not None else None) or kind_of_checkpoint(name)
+    revision = revision_of(adapter, name)
+    kind = (kind_of_adapter(adapter) if adapter is not None else None) or kind_of_checkpoint(name, revision)
     if kind.has_head and options.labels is None:
         raise UsageError(
             f"{options.model} has a classification head and cannot generate text: pass a model that generates text, or "
             "evaluate this one with eval_glue.py"
         )
     labels = options.labels if adapter is not None and kind.has_head else None
-    tokenizer = load_tokenizer(name, model_type=kind.name)
+    tokenizer = load_tokenizer(name, revision, model_type=kind.name)
     pad_id = pad_id_of(tokenizer)
     options_of_model = {"dtype": options.dtype, "model_type": kind.name, "labels": labels, "pad_id": pad_id}
-    model = load_model(name, where=options.device, **options_of_model | base_of(adapter))
+    model = load_model(name, revision, where=options.device, **options_of_model | base_of(adapter, options.dtype))
     batch_size = automatic(model) if options.batch_size is None else options.batch_size
     if adapter is not None:
         model = load_adapter(model, adapter)

@@ -1,8 +1,8 @@
-"""MATH: competition problems whose answer is in the last ``\\boxed{}``.
+"""MATH: competition problems whose answer is in the last ``\\boxed{}``, or after "The answer is: ".
 
 Protocol of the published script (arXiv:2411.19557): its prompt, greedy decoding, 512 new tokens, stop words.
-``accuracy`` counts answers that are mathematically equal (math-verify), ``accuracy_official`` texts that are equal
-after the data set's normalisation.
+``accuracy`` counts answers that are mathematically equal (math-verify). ``accuracy_official`` counts as that script
+does: answers after "The answer is: " alone that are equal after the data set's normalisation.
 """
 
 import importlib.util
@@ -89,12 +89,22 @@ def subject_rows(folder: Path) -> list[dict[str, str]]:
 
 
 def parse(completion: str) -> str | None:
-    """Return the last boxed answer before the first stop word; None: unparsed.
+    """Return the last boxed answer before the first stop word, or else ``stated``; None: unparsed.
 
     >>> parse(r"First \\boxed{1}, so \\boxed{\\frac{1}{2}}. ### Instruction: \\boxed{3}"), parse("2")
     ('\\\\frac{1}{2}', None)
     """
-    return last_boxed(STOP_WORDS.split(completion, maxsplit=1)[0]) or None
+    return last_boxed(STOP_WORDS.split(completion, maxsplit=1)[0]) or stated(completion)
+
+
+def stated(completion: str) -> str | None:
+    """Return what follows the last "The answer is: ", as in MetaMathQA, up to a full stop at the end of a line.
+
+    >>> stated("2+3 is 5. The answer is: 5"), stated("The answer is: 1.5.\\nSo it ends."), stated(r"\\boxed{5}")
+    ('5', '1.5', None)
+    """
+    _, marker, rest = STOP_WORDS.split(completion, maxsplit=1)[0].rpartition("The answer is: ")
+    return rest.split(".\n")[0].strip().removesuffix(".").strip() or None if marker else None
 
 
 def last_boxed(text: str) -> str | None:
@@ -129,14 +139,14 @@ def normalized(answer: str) -> str:
     """
     text = answer.replace("\n", "").replace("\\!", "").replace("\\\\", "\\")
     text = text.replace("tfrac", "frac").replace("dfrac", "frac").replace("\\left", "").replace("\\right", "")
-    text = re.sub(r"\^\\circ|\^\{\\circ\}|\\\$|\\?%", "", text)
+    text = re.sub(r"\^\\circ|\^\{\\circ\}|\\\$|\\%", "", text)
     before, unit, _ = text.rpartition("\\text{ ")
     text = before if unit else text
     text = re.sub(r"(^|[ {])\.", r"\g<1>0.", text)
     left, equals, right = text.partition("=")
     if equals and "=" not in right and len(left) <= 2:
         text = right
-    text = re.sub(r"\\sqrt([^{\[])", r"\\sqrt{\1}", text.strip().replace(" ", ""))
+    text = re.sub(r"\\sqrt([^{\[])", r"\\sqrt{\1}", text.strip()).replace(" ", "")
     text = re.sub(
         r"\\frac([^{])(\{|[^{])", lambda m: rf"\frac{{{m[1]}}}" + (m[2] if m[2] == "{" else f"{{{m[2]}}}"), text
     )
@@ -185,7 +195,8 @@ class Math(Benchmark[MathOptions]):
         """
         prediction, truth = parse(completion), normalized(gold["answer"])
         line = prediction_line(example_id, prompt, completion, gold, prediction, correct=None)
-        return line | {"correct_official": prediction is not None and normalized(prediction) == truth}
+        official = stated(completion)
+        return line | {"correct_official": official is not None and normalized(official) == truth}
 
     def judge(self, predictions: Sequence[Prediction], options: MathOptions, output: Path) -> list[Prediction]:
         """Compare the answers and fill in ``correct`` and ``result`` (equal, different, undecided, unparsed)."""

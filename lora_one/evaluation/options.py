@@ -242,5 +242,5 @@ def check_rescored(options: EvaluationOptions) -> None:
             raise UsageError(
                 f"--{field.name} has no effect with --rescore, which scores saved completions: leave it out"
             )
-    if not Path(options.rescore or "").is_file():
+    if not Path(options.rescore or "").expanduser().is_file():
         raise UsageError(f"--rescore={options.rescore} is not a file: pass the predictions.jsonl of an evaluation")

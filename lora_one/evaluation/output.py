@@ -20,7 +20,7 @@ def output_folder(task: str, options: EvaluationOptions) -> Path:
     if options.output_dir:
         return Path(options.output_dir).expanduser()
     if options.rescore:
-        return Path(options.rescore).parent / "rescored"
+        return Path(options.rescore).expanduser().parent / "rescored"
     found = evaluated_run(options)
     if found is not None:
         run, model = found
@@ -38,13 +38,18 @@ def evaluated_run(options: EvaluationOptions) -> tuple[RunFolder, Path] | None:
     return None
 
 
+def same_file(one: Path, other: str) -> bool:
+    """Return whether two paths lead to the same place."""
+    return one.resolve() == Path(other).expanduser().resolve()
+
+
 def finished_report(output: Path, options: EvaluationOptions) -> dict[str, Any] | None:
     """Return the report of the same evaluation if it has finished, else None.
 
     Raises UsageError: the folder contains the results of another evaluation, or the file of --rescore.
     """
     file = output / "metrics.json"
-    if options.rescore and (output / "predictions.jsonl").resolve() == Path(options.rescore).resolve():
+    if options.rescore and same_file(output / "predictions.jsonl", options.rescore):
         raise UsageError(
             f"--output_dir={output} contains the file of --rescore, which would be overwritten: pass another folder"
         )
@@ -52,10 +57,13 @@ def finished_report(output: Path, options: EvaluationOptions) -> dict[str, Any] 
         return None
     try:
         report = json.loads(file.read_text())
-    except ValueError as error:
-        raise UsageError(f"{file} is not valid JSON ({error}): remove it, or pass --overwrite") from error
+        found = {"model": report["model"], "settings": report["settings"], **report["provenance"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{file} is not the report of an evaluation ({error!r}): remove it, pass --overwrite, or --output_dir="
+            "<another folder>"
+        ) from error
     wanted = {"model": options.model, "settings": options.settings, "fingerprints": data_fingerprints(options)}
-    found = {"model": report["model"], "settings": report["settings"], **report["provenance"]}
     if options.served_model is not None:  # without this option, it was the only model of the server
         wanted["engine"] = {"model": options.served_model}
         found["engine"] = {"model": report.get("engine", {}).get("model")}

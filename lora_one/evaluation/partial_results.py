@@ -62,6 +62,7 @@ class PartialResults:
         whole = whole_lines(text)
         try:
             first, *lines = map(json.loads, whole.split("\n")[:-1] or ["{}"])  # not even the first line is complete
+            first = dict(first)
             found = {(example, sample): Completion(*completion) for example, sample, *completion in lines}
         except (ValueError, TypeError) as error:
             raise UsageError(f"{path} is damaged ({error}): remove it, or pass --overwrite") from error

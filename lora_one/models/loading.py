@@ -71,14 +71,14 @@ def load_config(name: str, revision: str | None = None) -> Any:
         raise RunError(cannot_load(name, "configuration", error)) from error
 
 
-def generation_settings(name: str, config: Any) -> Any:
+def generation_settings(name: str, config: Any, revision: str | None = None) -> Any:
     """Return the generation settings that a model of this name is loaded with (GenerationConfig of transformers).
 
     config: its configuration, from which they are derived if the checkpoint has none.
     """
     from transformers import GenerationConfig
 
-    source, options = source_of(name, None)
+    source, options = source_of(name, revision)
     try:
         return GenerationConfig.from_pretrained(source, **options)
     except OSError:

@@ -160,13 +160,24 @@ def run_of(model: Path) -> RunFolder | None:
     return folder if folder.run_json.exists() else None
 
 
-def base_of(adapter: Path | None) -> dict[str, str]:
+def revision_of(adapter: Path | None, name: str) -> str | None:
+    """Return the revision of the model ``name`` on which a run trained its adapter; None: the default one.
+
+    None also if the adapter belongs to no run, or was trained on another model.
+    """
+    run = run_of(adapter) if adapter else None
+    model = run.read().get("config", {}).get("model", {}) if run else {}
+    return model.get("revision") if model.get("name") == name else None
+
+
+def base_of(adapter: Path | None, dtype: str = "auto") -> dict[str, str]:
     """Return {dtype, quantization}, with which a run loaded the quantised base of its adapter.
 
-    Empty if the base was not quantised or the adapter does not belong to a run.
+    Empty if the base was not quantised or the adapter does not belong to a run. dtype: auto: that of the run.
     """
     run = run_of(adapter) if adapter else None
     model = run.read().get("config", {}).get("model", {}) if run else {}
     if not model.get("quantization"):
         return {}
-    return {"dtype": "bf16" if model["bf16"] else "fp32", "quantization": model["quantization"]}
+    of_run = "bf16" if model["bf16"] else "fp32"
+    return {"dtype": of_run if dtype == "auto" else dtype, "quantization": model["quantization"]}

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import BartConfig, BartForConditionalGeneration, GPT2Config, GPT2LMHeadModel
 
 from lora_one.adaptation.wrapping import wrap
 from lora_one.evaluation import command, loading, predictions
@@ -34,6 +34,18 @@ def test_batch_size_changes_nothing(model, tokenizer, batch_size):
     alone = run(model, tokenizer, 1, Decoding(12))
     assert run(model, tokenizer, batch_size, Decoding(12)) == alone
     assert len({completion.text for completion in alone}) > 1
+
+
+def test_batch_size_changes_nothing_for_an_encoder_with_absolute_positions(tokenizer):
+    sizes = {"encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    config = BartConfig(
+        vocab_size=len(tokenizer), d_model=32, encoder_ffn_dim=64, decoder_ffn_dim=64, init_std=0.5, **sizes
+    )
+    config.update({"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2})
+    torch.manual_seed(0)
+    model = BartForConditionalGeneration(config).eval()
+    alone = run(model, tokenizer, 1, Decoding(12))
+    assert run(model, tokenizer, 7, Decoding(12)) == alone and len({found.text for found in alone}) > 1
 
 
 def test_greedy_is_the_argmax_of_the_model(model, tokenizer):

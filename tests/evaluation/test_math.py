@@ -38,6 +38,8 @@ def write(path, rows):
         (r"\boxed{\left\{x\right.}", r"\left\{x\right."),
         (r"\fbox{7}", "7"),
         (r"\boxed {8}", "8"),
+        (r"\boxed{4}. The answer is: 5", "4"),
+        ("2+3=5. The answer is: 5.\nDone", "5"),
         (r"$\boxed 9$ apples", "9"),
         ("\\boxed 9.\nDone", "9"),
         ("\\boxed{5}\n\n### Instruction: \\boxed{6}", "5"),
@@ -86,6 +88,8 @@ def test_endless_comparison_is_killed_and_the_others_are_scored():
         (r"13\text{ cm}", "13", True),
         (r"\$68", "68", True),
         (r"25\%", "25", True),
+        ("25%", "25", False),
+        (r"\sqrt 3", r"\sqrt{3}", False),
         (r"\left( 1, 2 \right)", "(1,2)", True),
         ("x = 5", "5", True),
         (".25", "0.25", True),
@@ -106,6 +110,19 @@ def predictions(path, answers):
     golds = [{"answer": gold, "level": f"Level {level}"} for _, gold, level in answers]
     rows = zip(golds, answers, strict=True)
     return write(path, [{"id": i, "prompt": "p", "completion": a[0], "gold": g} for i, (g, a) in enumerate(rows)])
+
+
+def test_the_official_score_reads_what_follows_the_answer_is():
+    """As MATH_eval.py of LoRA-SB: the last one, up to a full stop at the end of a line; a box is not read."""
+    score = math.Math().score
+    for completion, official in (
+        ("2+3=5. The answer is: 5", True),
+        ("The answer is: 6. No. The answer is: 5.\nDone", True),
+        (r"first \boxed{4} then The answer is: 5.", True),
+        (r"so \boxed{5}.", False),
+        ("The answer is 5", False),
+    ):
+        assert score(0, "p", completion, {"answer": "5"})["correct_official"] is official, completion
 
 
 def test_rescore_needs_no_model_and_counts_undecided_comparisons(tmp_path, monkeypatch):

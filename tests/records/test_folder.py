@@ -2,12 +2,13 @@
 
 import errno
 import fcntl
+import json
 import os
 
 import pytest
 
 from lora_one.errors import RunError
-from lora_one.records.folder import RunFolder, folder_of
+from lora_one.records.folder import RunFolder, base_of, folder_of, revision_of
 from tests.helpers.runs import run_config
 
 
@@ -62,3 +63,16 @@ def test_a_record_that_cannot_be_written_is_unchanged(tmp_path, monkeypatch):
     with pytest.raises(RunError, match=r"run.json cannot be written \(No space left on device\): free disk space"):
         folder.update(status="finished")
     assert folder.read() == {"status": "running"} and len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_a_run_says_of_its_base(tmp_path):
+    """Its revision holds for the model it names alone; its dtype only where none is asked for."""
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    model = {"name": "some/model", "revision": "abc", "quantization": None, "bf16": True}
+    (tmp_path / "run.json").write_text(json.dumps({"config": {"model": model}}))
+    assert revision_of(adapter, "some/model") == "abc" and base_of(adapter) == {}
+    assert revision_of(adapter, "other/model") is revision_of(None, "some/model") is None
+    (tmp_path / "run.json").write_text(json.dumps({"config": {"model": model | {"quantization": "nf4"}}}))
+    assert base_of(adapter) == {"dtype": "bf16", "quantization": "nf4"}
+    assert base_of(adapter, "fp32") == {"dtype": "fp32", "quantization": "nf4"}

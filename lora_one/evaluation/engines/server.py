@@ -116,11 +116,13 @@ class Server:
         """Load the tokenizer and connect. Raises UsageError: see ``check``; RunError: the server is not usable."""
         from lora_one.data.encoders import encoder_of
         from lora_one.models import generation_settings, load_config, load_tokenizer
+        from lora_one.records.folder import revision_of
 
         cls.check(options)
         name = options.model_name
-        config, tokenizer = load_config(name), load_tokenizer(name, model_type=CAUSAL.name)
-        encoder, generation = encoder_of(CAUSAL, tokenizer, config), generation_settings(name, config)
+        revision = revision_of(Path(options.adapter).expanduser() if options.adapter else None, name)
+        config, tokenizer = load_config(name, revision), load_tokenizer(name, revision, model_type=CAUSAL.name)
+        encoder, generation = encoder_of(CAUSAL, tokenizer, config), generation_settings(name, config, revision)
         connection = Connection(options.base_url, options.request_timeout)
         try:
             found = served(connection, options.served_model)

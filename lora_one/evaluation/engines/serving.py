@@ -247,10 +247,11 @@ def merged_for_serving(adapter: Path, base: str, folder: Path, dtype: str = "aut
     """
     from lora_one.adaptation.checkpoints import dequantized, load_adapter, merge_adapter, save_merged
     from lora_one.models import load_model, load_tokenizer
-    from lora_one.records.folder import base_of
+    from lora_one.records.folder import base_of, revision_of
 
-    model = load_model(base, where="cpu", **{"dtype": dtype} | base_of(adapter))
-    save_merged(merge_adapter(load_adapter(dequantized(model), adapter)), load_tokenizer(base), folder)
+    revision = revision_of(adapter, base)
+    model = load_model(base, revision, where="cpu", **{"dtype": dtype} | base_of(adapter, dtype))
+    save_merged(merge_adapter(load_adapter(dequantized(model), adapter)), load_tokenizer(base, revision), folder)
     return folder
 
 
