@@ -120,7 +120,7 @@ def evaluate(task: str, arguments: Sequence[str]) -> int:
 
 
 def warn_of_template(options: EvaluationOptions, rank: int) -> None:
-    """Print a warning if the evaluated run was trained on prompts with a chat template, which evaluations do not use."""
+    """Print a warning if the evaluated run was trained with a chat template, which evaluations do not use."""
     found = evaluated_run(options)
     if rank == 0 and found and found[0].read().get("config", {}).get("dataset", {}).get("chat_template"):
         print(

@@ -13,7 +13,7 @@ from lora_one.evaluation.command import evaluate
 from lora_one.files import fingerprint, folder_name
 from lora_one.records.folder import RunFolder
 from lora_one.reports.scores import score_in
-from lora_one.runs.comparison_file import Evaluation
+from lora_one.runs.comparison_scores import Evaluation, options_of
 
 
 def scores_of(folder: RunFolder, evaluations: Mapping[str, Evaluation]) -> dict[str, dict[str, Any]]:
@@ -83,7 +83,8 @@ def score_of_model(model: Path, output: Path, evaluation: Evaluation) -> dict[st
 
 def folder_of(folder: RunFolder, name: str, evaluation: Evaluation) -> Path:
     """Return the folder of the results, inside the run: its name has a hash of the benchmark, its options and data."""
-    data = [text.partition("=")[2] for text in evaluation.options if text.startswith("--data_path=")]
+    path = options_of(evaluation).data_path
+    data = [] if path is None else [path]
     asked = json.dumps([evaluation.benchmark, evaluation.options, *map(content_of, data)])
     return folder.path / "eval" / f"{folder_name(name)}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
 

@@ -1,9 +1,7 @@
 """The YAML file of a comparison: methods, grids and seeds, which are checked before anything runs."""
 
 from collections.abc import Sequence
-from contextlib import redirect_stderr
 from dataclasses import dataclass, field, replace
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +9,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError, safe_load
 
-from lora_one.config import refuse_unknown, unknown_key
+from lora_one.config import unknown_key
 from lora_one.config.defaults import configuration_folder
 from lora_one.errors import UsageError, nearest
-from lora_one.evaluation import BENCHMARKS
-from lora_one.evaluation.command import parser_of
-from lora_one.evaluation.options import parsed
 from lora_one.reports.compare import RATE, Grid, grid_points, is_number
-from lora_one.runs.comparison_keys import EXAMPLE, check_names, check_tasks, joined, small_trial
+from lora_one.runs.comparison_keys import EXAMPLE, check_kinds, check_names, check_tasks, joined, small_trial
+from lora_one.runs.comparison_scores import Evaluation, check_evaluation, evaluations_of
 from lora_one.runs.published_values import Published, check_published, published_of
 
 # keys that, like those of the data, must be the same for every method: amount of training and evaluation
@@ -51,19 +47,6 @@ REQUIRED = {  # key -> an example of its value
     "grid": "{model.learning_rate: [1e-4, 3e-4, 1e-3]}",
     "methods": "{<name>: [init=<choice>], <other>: [init=<choice>]}",
 }
-SET_HERE = ("--model_name", "--adapter", "--output_dir", "--rescore", "--overwrite", "--base_url", "--served_model")
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A benchmark that scores the chosen points: its name, its options as on its command line, and one of its metrics.
-
-    metric: None: the first one that it reports. Options that choose the model or the folder are not allowed.
-    """
-
-    benchmark: str
-    options: list[str] = field(default_factory=list)
-    metric: str | None = None
 
 
 @dataclass(frozen=True)
@@ -165,22 +148,12 @@ def comparison_of(path: Path, file: dict[str, Any], task: dict[str, Any], *, sma
 
 def checked(given: dict[str, Any]) -> Comparison:
     """Return the comparison with these keys. Raises UsageError: one is not valid."""
-    parts = {"evaluations": evaluations_of(given.get("evaluations") or {})}
+    given = {key: value for key, value in given.items() if value is not None or key in REQUIRED}
+    check_kinds(given)
+    parts = {"evaluations": evaluations_of(given.get("evaluations", {}))}
     comparison = Comparison(**given | parts | {"published": published_of(given.get("published"))})
     check_comparison(comparison)
     return comparison
-
-
-def evaluations_of(given: Any) -> dict[str, Evaluation]:
-    """Return the evaluations of the file. Raises UsageError: an entry has an unknown key, or no benchmark."""
-    example = "<name>: {benchmark: <benchmark>, options: [--limit=200]}"
-    if not isinstance(given, dict) or not all(isinstance(entry, dict) for entry in given.values()):
-        raise UsageError(f"evaluations={given!r} must be a mapping of names, for example {example}")
-    for name, entry in given.items():
-        if "benchmark" not in entry:
-            raise UsageError(f"evaluations.{name} has no benchmark: write {example}")
-        refuse_unknown(f"evaluations.{name}.", entry, Evaluation)
-    return {name: Evaluation(**entry) for name, entry in given.items()}
 
 
 def check_comparison(comparison: Comparison) -> None:
@@ -270,27 +243,6 @@ def slurm_defaults() -> dict[str, Any]:
     """Return the parameters of conf/hydra/launcher/slurm.yaml."""
     content = safe_load((configuration_folder() / "hydra/launcher/slurm.yaml").read_text())
     return {key: value for key, value in content.items() if key not in ("_target_", "submitit_folder")}
-
-
-def check_evaluation(name: str, evaluation: Evaluation) -> None:
-    """Check an evaluation. Raises UsageError: an unknown benchmark, or an option that it does not have."""
-    if evaluation.benchmark not in BENCHMARKS:
-        known = nearest(str(evaluation.benchmark), BENCHMARKS)
-        raise UsageError(f"evaluations.{name}: {evaluation.benchmark} is not a benchmark; {known}")
-    options = evaluation.options
-    if not isinstance(options, list) or not all(isinstance(text, str) for text in options):
-        raise UsageError(f"evaluations.{name}: options={options!r} must be a list, for example [--limit=200]")
-    for option in options:
-        if option.partition("=")[0] in SET_HERE:
-            instead = "use --serve" if option.startswith("--base_url") else "remove it"
-            raise UsageError(f"evaluations.{name}: {option} is set by the comparison; {instead}")
-    benchmark, said = BENCHMARKS[evaluation.benchmark], StringIO()
-    try:
-        with redirect_stderr(said):
-            parsed(parser_of(evaluation.benchmark, benchmark), benchmark.options, options)
-    except SystemExit as error:  # how argparse reports a mistake
-        reason = said.getvalue().strip().splitlines()[-1].removeprefix("error: ")
-        raise UsageError(f"evaluations.{name}: {reason}") from error
 
 
 def is_same_for_all(key: str) -> bool:

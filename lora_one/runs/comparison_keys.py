@@ -52,6 +52,17 @@ def small_trial(given: dict[str, Any], changes: Any, known: Collection[str]) -> 
     return made
 
 
+def check_kinds(given: dict[str, Any]) -> None:
+    """Check what the keys of a comparison file are. Raises UsageError: the title is no text, or a grid no mapping."""
+    if not isinstance(given["title"], str) or not given["title"].strip():
+        raise UsageError(f"title={given['title']!r} must be a text: write it in quotes")
+    own = given.get("own_grid", {})
+    grids = {f"own_grid.{name}": grid for name, grid in own.items()} if isinstance(own, dict) else {"own_grid": own}
+    for key, value in {"grid": given["grid"], "slurm": given.get("slurm", {}), **grids}.items():
+        if not isinstance(value, dict):
+            raise UsageError(f"{key}={value!r} must be a mapping of keys; leave it out if empty, or write {{}}")
+
+
 TAKEN = {*LOSSES, *FIGURES}  # names of other columns
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lora_one.errors import UsageError
+from lora_one.records.folder import RunFolder
 from lora_one.reports.pages import printed
 from lora_one.reports.predictions import correct_answers
 from lora_one.reports.sections import sections
@@ -167,6 +168,17 @@ def test_an_evaluation_that_fails_names_itself_and_the_rest_stands(compared, ask
         assert row[figure] == whole[figure]
 
 
+@pytest.mark.parametrize("option", ["--data_path={}", "--data_path {}", "--data={}"])
+def test_other_data_are_another_folder_however_the_option_is_spelt(option, tmp_path):
+    folders = set()
+    for content in ("one", "two"):
+        comparison_evaluations.content_of.cache_clear()
+        (tmp_path / "test.jsonl").write_text(content)
+        evaluation = Evaluation("gsm8k", option.format(tmp_path / "test.jsonl").split())
+        folders.add(comparison_evaluations.folder_of(RunFolder(tmp_path), "e", evaluation))
+    assert len(folders) == 2
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -177,14 +189,23 @@ def test_an_evaluation_that_fails_names_itself_and_the_rest_stands(compared, ask
             "evaluations: {a: {benchmark: gsm8k, options: [--limits=3]}}",
             "evaluations.a: unrecognized arguments: --limits=3",
         ),
-        ("evaluations: {a: {benchmark: gsm8k, options: [--adapter=x]}}", "--adapter=x is set by the comparison"),
+        ("evaluations: {a: {benchmark: gsm8k, options: [--adapter=x]}}", "--adapter is set by the comparison"),
+        (
+            "evaluations: {a: {benchmark: commonsense, options: [--base_model=x]}}",
+            "--model_name is set by the comparison; remove it",
+        ),
+        ("evaluations: {a: {benchmark: gsm8k, options: [--help]}}", "evaluations.a: ['--help'] runs nothing"),
         (
             "evaluations: {a: {benchmark: gsm8k, options: [--base_url=x]}}",
-            "--base_url=x is set by the comparison; use --serve",
+            "--base_url is set by the comparison; use --serve",
         ),
         ("evaluations: [a]", "must be a mapping of names"),
         ("baseline: LoRa", "baseline=LoRa is not a method of this comparison; did you mean LoRA"),
         ("tasks: {T: {test: none}}", "task T: test='none' must be a list of overrides"),
+        ("own_grid: {LoRA: }", "own_grid.LoRA=None must be a mapping of keys"),
+        ("tasks: {T: {grid: }}", "task T: grid=None must be a mapping of keys"),
+        ("small: {grid: [1]}", "small: grid=[1] must be a mapping of keys"),
+        ("tasks: {T: {title: 2026}}", "task T: title=2026 must be a text"),
         ("tasks: {T: {tests: []}}", "task T: unknown key tests; did you mean test"),
     ],
 )

@@ -85,7 +85,7 @@ def test_doctests():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"not_run": None}, "not_run=None must be a mapping"),
+        ({"not_run": ["a"]}, "not_run=['a'] must be a mapping"),
         ({"not_run": {"LoRA": "a reason"}}, "not_run.LoRA is also one of the methods"),
         ({"methods": {8: ["init=lora"]}}, "methods: the name 8 is not a text: write it in quotes"),
         ({"evaluations": {"test loss": {"benchmark": "text"}}}, "evaluations.test loss: this is the name of another"),

@@ -1,0 +1,65 @@
+"""The evaluations that a comparison file names, which are checked before anything runs."""
+
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field, fields
+from io import StringIO
+from typing import Any
+
+from lora_one.config import refuse_unknown
+from lora_one.errors import UsageError, nearest
+from lora_one.evaluation import BENCHMARKS
+from lora_one.evaluation.command import parser_of
+from lora_one.evaluation.options import EvaluationOptions, parsed
+
+SET_HERE = {"model_name", "adapter", "output_dir", "rescore", "overwrite", "base_url", "served_model"}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A benchmark that scores the chosen points: its name, its options as on its command line, and one of its metrics.
+
+    metric: None: the first one that it reports. Options that choose the model or the folder are not allowed.
+    """
+
+    benchmark: str
+    options: list[str] = field(default_factory=list)
+    metric: str | None = None
+
+
+def evaluations_of(given: Any) -> dict[str, Evaluation]:
+    """Return the evaluations of the file. Raises UsageError: an entry has an unknown key, or no benchmark."""
+    example = "<name>: {benchmark: <benchmark>, options: [--limit=200]}"
+    if not isinstance(given, dict) or not all(isinstance(entry, dict) for entry in given.values()):
+        raise UsageError(f"evaluations={given!r} must be a mapping of names, for example {example}")
+    for name, entry in given.items():
+        if "benchmark" not in entry:
+            raise UsageError(f"evaluations.{name} has no benchmark: write {example}")
+        refuse_unknown(f"evaluations.{name}.", entry, Evaluation)
+    return {name: Evaluation(**entry) for name, entry in given.items()}
+
+
+def check_evaluation(name: str, evaluation: Evaluation) -> None:
+    """Check an evaluation. Raises UsageError: an unknown benchmark, or an option that it does not have."""
+    if evaluation.benchmark not in BENCHMARKS:
+        known = nearest(str(evaluation.benchmark), BENCHMARKS)
+        raise UsageError(f"evaluations.{name}: {evaluation.benchmark} is not a benchmark; {known}")
+    options = evaluation.options
+    if not isinstance(options, list) or not all(isinstance(text, str) for text in options):
+        raise UsageError(f"evaluations.{name}: options={options!r} must be a list, for example [--limit=200]")
+    said = StringIO()
+    try:
+        with redirect_stderr(said), redirect_stdout(StringIO()):
+            found = options_of(evaluation)
+    except SystemExit as error:  # how argparse reports a mistake, or shows its help
+        reason = (said.getvalue().strip().splitlines() or [f"{options} runs nothing"])[-1].removeprefix("error: ")
+        raise UsageError(f"evaluations.{name}: {reason}") from error
+    for one in fields(found):
+        if one.name in SET_HERE and getattr(found, one.name) != one.default:
+            instead = "use --serve" if one.name == "base_url" else "remove it"
+            raise UsageError(f"evaluations.{name}: --{one.name} is set by the comparison; {instead}")
+
+
+def options_of(evaluation: Evaluation) -> EvaluationOptions:
+    """Return the options of an evaluation, as its command reads them, unchecked."""
+    benchmark = BENCHMARKS[evaluation.benchmark]
+    return parsed(parser_of(evaluation.benchmark, benchmark), benchmark.options, evaluation.options)
