@@ -102,6 +102,11 @@ def overview(records: Mapping[str, Mapping[str, Any]]) -> Section:
     return Section("All tasks", text, table=lines)
 
 
+def plain(text: str) -> str:
+    """Return a text that Markdown shows as it is; ``<r=8>`` would be read as a tag and left out."""
+    return text.replace("<", "&lt;")
+
+
 def printed(record: Mapping[str, Any]) -> str:
     """Return the main table of a comparison with its notes, and the verdicts, for the terminal."""
     lines = []
@@ -134,7 +139,7 @@ def environment(suffix: str) -> Any:
         undefined=jinja2.StrictUndefined,
         **signs,
     )
-    made.filters |= {"tex": tex, "markdown": markdown, "numeric": numeric}
+    made.filters |= {"tex": tex, "markdown": markdown, "numeric": numeric, "plain": plain}
     return made
 
 

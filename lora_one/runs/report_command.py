@@ -2,11 +2,13 @@
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lora_one.errors import UsageError
+from lora_one.files import folder_name
 from lora_one.invocation import Parser, command_name
 from lora_one.reports.pages import printed, write_report
 from lora_one.reports.runs_record import records_of_runs
@@ -53,12 +55,26 @@ def report(options: argparse.Namespace) -> int:
 
 
 def comparisons(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the records of a comparison's folder: task -> record, "" -> that of a file without tasks; {}: none."""
-    if (folder / "comparison.json").exists():
-        return {"": read(folder / "comparison.json")}
-    records = sorted(map(read, folder.glob("*/comparison.json")), key=lambda record: record["date"])
-    shared = beginning([record["title"] for record in records])
-    return {record["title"].removeprefix(f"{shared}: "): record for record in records}
+    """Return the records of a comparison's folder: task -> record, "" -> that of a file without tasks; {}: none.
+
+    Raises UsageError: comparisons are in the folder and in its subfolders, of which one may be out of date.
+    """
+    own, others = folder / "comparison.json", sorted(folder.glob("*/comparison.json"))
+    if own.exists() and others:
+        raise UsageError(
+            f"{folder} contains a comparison, and others in subfolders, such as {others[0].parent.name}: pass one of "
+            "the subfolders, or remove what is out of date"
+        )
+    if own.exists():
+        return {"": read(own)}
+    records = sorted(((file.parent.name, read(file)) for file in others), key=lambda entry: entry[1]["date"])
+    shared = beginning([record["title"] for _, record in records])
+    names = {place: record["title"].removeprefix(f"{shared}: ") for place, record in records}
+    folders = Counter(map(folder_name, names.values()))  # two of one name would share their figures
+    return {
+        name if folders[folder_name(name)] == 1 else f"{name} ({place})": record
+        for (place, record), name in zip(records, names.values(), strict=True)
+    }
 
 
 def read(file: Path) -> dict[str, Any]:

@@ -23,6 +23,23 @@ def test_tasks_have_their_names_and_the_order_in_which_they_ran(tmp_path, capsys
     assert header.index("Zeta, 2: accuracy") < header.index("Alpha: accuracy")
 
 
+def test_comparisons_of_one_title_are_all_reported_with_their_own_figures(tmp_path):
+    for name, title in (("one", "Inits"), ("two", "Inits"), ("three", "Inits!")):
+        write(tmp_path, name, title, "2026-01-01")
+    assert report_command.main([str(tmp_path)]) == 0
+    text = (tmp_path / "report.md").read_text()
+    assert all(f"Inits ({name}): accuracy" in text for name in ("one", "two")) and "Inits! (three): accuracy" in text
+    figures = [file.name for file in (tmp_path / "figures").glob("*.svg")]
+    assert len(figures) % 3 == 0 and all(any(name in file for file in figures) for name in ("one", "two", "three"))
+
+
+def test_a_comparison_beside_those_of_tasks_is_refused(tmp_path, capsys):
+    write(tmp_path, "old", "Old", "2026-01-01")
+    write(tmp_path, "old/sst-2", "New: SST-2", "2026-01-02")
+    assert report_command.main([str(tmp_path / "old")]) == 2
+    assert "contains a comparison, and others in subfolders, such as sst-2" in capsys.readouterr().err
+
+
 def test_one_comparison_has_its_own_title_and_may_be_written_elsewhere(tmp_path):
     write(tmp_path, "one", "A study: of sets", "2026-01-01")
     assert report_command.main([str(tmp_path / "one"), "--output", str(tmp_path / "there")]) == 0
