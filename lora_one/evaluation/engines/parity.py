@@ -191,9 +191,15 @@ def limit_of(value: float) -> float:
 
 
 def numbers(details: Any) -> list[float]:
-    """Return all fractions in the details of a completion, in order."""
+    """Return all fractions in the details of a completion, in order; a mean loss of tokens as the sum over them.
+
+    >>> numbers({"loss": 1.5, "tokens": 4, "windows": [{"loss": 1.0, "tokens": 2}]}), numbers({"A": -0.5})
+    ([6.0, 2.0], [-0.5])
+    """
     if isinstance(details, float):
         return [details]
+    if isinstance(details, dict) and {"loss", "tokens"} <= details.keys():
+        return [(details["loss"] or 0.0) * details["tokens"], *numbers(details.get("windows"))]
     values = details.values() if isinstance(details, dict) else details if isinstance(details, list) else ()
     return [number for value in values for number in numbers(value)]
 

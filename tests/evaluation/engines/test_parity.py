@@ -1,5 +1,6 @@
 """The comparison with transformers tells a wrong prompt, template, stop text or checkpoint from rounding."""
 
+import doctest
 import json
 
 import pytest
@@ -131,3 +132,7 @@ def test_a_server_that_fails_during_the_comparison_leaves_none(evaluated, serve,
     assert evaluated(server, "--limit=8") == 1 and not (tmp_path / "out/parity.json").exists()
     server.plan = None
     assert evaluated(server, "--limit=8") == 0 and found(tmp_path)["explained"] == 1.0
+
+
+def test_doctests():
+    assert doctest.testmod(parity).failed == 0
