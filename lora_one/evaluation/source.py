@@ -103,12 +103,11 @@ def head_names(options: EvaluationOptions) -> Sequence[str] | None:
     from lora_one.adaptation.checkpoints import kind_of_adapter
     from lora_one.datasets import labels_of
     from lora_one.models import kind_of_checkpoint, load_config
-    from lora_one.records.folder import run_of
+    from lora_one.records.folder import config_of
 
     adapter = Path(options.adapter).expanduser() if options.adapter else None
     if adapter is not None:
-        kind, run = kind_of_adapter(adapter), run_of(adapter)
-        trained_on = run.read().get("config", {}).get("dataset", {}).get("name") if run else None
+        kind, trained_on = kind_of_adapter(adapter), config_of(adapter).get("dataset", {}).get("name")
         return labels_of(trained_on) if kind is not None and kind.has_head and trained_on else None
     if not kind_of_checkpoint(options.model_name).has_head:
         return None

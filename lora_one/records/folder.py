@@ -160,13 +160,18 @@ def run_of(model: Path) -> RunFolder | None:
     return folder if folder.run_json.exists() else None
 
 
+def config_of(model: Path | None) -> dict[str, Any]:
+    """Return the configuration of the run that saved a model; {}: no run did."""
+    run = run_of(model) if model else None
+    return run.read().get("config", {}) if run else {}
+
+
 def revision_of(adapter: Path | None, name: str) -> str | None:
     """Return the revision of the model ``name`` on which a run trained its adapter; None: the default one.
 
     None also if the adapter belongs to no run, or was trained on another model.
     """
-    run = run_of(adapter) if adapter else None
-    model = run.read().get("config", {}).get("model", {}) if run else {}
+    model = config_of(adapter).get("model", {})
     return model.get("revision") if model.get("name") == name else None
 
 
@@ -175,8 +180,7 @@ def base_of(adapter: Path | None, dtype: str = "auto") -> dict[str, str]:
 
     Empty if the base was not quantised or the adapter does not belong to a run. dtype: auto: that of the run.
     """
-    run = run_of(adapter) if adapter else None
-    model = run.read().get("config", {}).get("model", {}) if run else {}
+    model = config_of(adapter).get("model", {})
     if not model.get("quantization"):
         return {}
     of_run = "bf16" if model["bf16"] else "fp32"

@@ -76,8 +76,16 @@ def questions(runs: Sequence[Run], baseline: str, evaluation: str) -> list[dict[
         if run.stage == "final" and run.scores.get(evaluation, {}).get("predictions"):
             files[run.method, run.seed] = Path(run.scores[evaluation]["predictions"])
     fields = {run.scores[evaluation].get("field") for run in runs if run.scores.get(evaluation, {}).get("predictions")}
+    return tested(files, baseline, next(iter(fields), None))
+
+
+def tested(files: Mapping[tuple[str, int], Path], baseline: str, metric: str | None = None) -> list[dict[str, Any]]:
+    """Return the tests of each method against the baseline; [] if there are no predictions of one of them.
+
+    files: (method, seed) -> predictions.  metric, errors: see ``aligned``.
+    """
     answers: dict[str, dict[int, numpy.ndarray]] = {}
-    for (method, seed), row in aligned(files, next(iter(fields), None)).items():
+    for (method, seed), row in aligned(files, metric).items():
         answers.setdefault(method, {})[seed] = row
     return [
         {"method": method, **compared(own, answers[baseline])}

@@ -11,7 +11,7 @@ from lora_one.reports.compare import as_csv
 from lora_one.reports.figures import Drawing
 from lora_one.reports.results import Results, Section, Table
 from lora_one.reports.sections import RESULTS, sections, short_sections
-from lora_one.reports.table import markdown
+from lora_one.reports.table import markdown, plain
 
 FORMATS = ("md", "html", "tex")
 LATIN = 0x180  # pdflatex's fonts have the signs below; another one is shown by its number
@@ -100,11 +100,6 @@ def overview(records: Mapping[str, Mapping[str, Any]]) -> Section:
     sources = dict.fromkeys(found.source for found in results.values() if found.published)
     text += [f"In brackets, published: {source}" for source in sources]
     return Section("All tasks", text, table=lines)
-
-
-def plain(text: str) -> str:
-    """Return a text that Markdown shows as it is; ``<r=8>`` would be read as a tag and left out."""
-    return text.replace("<", "&lt;")
 
 
 def printed(record: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lora_one.errors import UsageError
 from lora_one.records.folder import RunFolder
-from lora_one.reports.findings import aligned, compared, question_sentence
+from lora_one.reports.findings import aligned, compared, question_sentence, tested
 from lora_one.reports.scores import score_in
 from lora_one.statistics.shares import percent
 from lora_one.statistics.units import NATS, POINTS, Unit
@@ -72,16 +72,11 @@ def evaluation_section(task: str, runs: Mapping[str, Mapping[int, RunFolder]], b
                     fields.add(score["field"])
     title = "loss on test data of a comparison" if task.startswith("loss-") else task
     lines = section(title, values, baseline, Unit(**score["unit"]))
-    (method,) = set(runs) - {baseline}
-    if len({name for name, _ in files}) < 2:
-        return lines
     try:
-        answers = aligned(files, fields.pop() if len(fields) == 1 else None)
+        tests = tested(files, baseline, fields.pop() if len(fields) == 1 else None)
     except UsageError as error:  # the other results must not be lost
         return [*lines, f"  these trained models: not compared: {error}"]
-    one, other = ({seed: row for (name, seed), row in answers.items() if name == mine} for mine in (method, baseline))
-    entry = {"method": method, **compared(one, other)}
-    return [*lines, f"  these trained models: {question_sentence(entry, baseline)}."]
+    return [*lines, *(f"  these trained models: {question_sentence(entry, baseline)}." for entry in tests)]
 
 
 def finished_runs(path: Path) -> dict[int, RunFolder]:

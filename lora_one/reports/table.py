@@ -164,8 +164,13 @@ def save_sweep(jobs: Sequence[SweepJob], results: Path) -> Path:
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
     """Return rows as a Markdown table; the first row is the header."""
-    rows = [[cell.replace("|", "\\|").replace("<", "&lt;") for cell in row] for row in rows]
+    rows = [[plain(cell).replace("|", "\\|") for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
+
+
+def plain(text: str) -> str:
+    """Return a text that Markdown shows as it is; ``<r=8>`` would be read as a tag and left out."""
+    return text.replace("<", "&lt;")

@@ -120,7 +120,7 @@ class Server:
 
         cls.check(options)
         name = options.model_name
-        revision = revision_of(Path(options.adapter).expanduser() if options.adapter else None, name)
+        revision = revision_of(Path(options.adapter) if options.adapter else None, name)
         config, tokenizer = load_config(name, revision), load_tokenizer(name, revision, model_type=CAUSAL.name)
         encoder, generation = encoder_of(CAUSAL, tokenizer, config), generation_settings(name, config, revision)
         connection = Connection(options.base_url, options.request_timeout)
