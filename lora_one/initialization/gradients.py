@@ -91,9 +91,8 @@ class BatchSums:
     def add(self, name: str, X: Tensor, dY: Tensor) -> None:
         """Add dY^T X to a layer's sum."""
         self.calls[name] -= 1
-        wide = torch.promote_types(dY.dtype, torch.float32)
-        if name in self.totals and self.place != "cpu" and self.totals[name].dtype == wide:
-            product(dY, X, onto=self.totals[name])
+        if name in self.totals and self.place != "cpu":
+            add_product(self.totals[name], dY, X)
             return
         G = product(dY, X)
         G = G.to("cpu" if self.place == "cpu" else G.device, self.dtype)
@@ -127,11 +126,10 @@ class LayerSums:
         self.seen.add(name)
         if self.owners[name] != self.rank:
             return
-        if name in self.totals and self.totals[name].dtype == torch.promote_types(dY.dtype, torch.float32):
-            product(dY, X, onto=self.totals[name])
+        if name in self.totals:
+            add_product(self.totals[name], dY, X)
         else:
-            G = product(dY, X)
-            self.totals[name] = self.totals[name].add_(G) if name in self.totals else G
+            self.totals[name] = product(dY, X)
         if self.calls[name] == 0:
             self.consume(name, self.totals.pop(name))
 
