@@ -1,9 +1,11 @@
 """Validation during a run: the mean loss on held-out examples and, if the examples have gold answers, the accuracy."""
 
 import dataclasses
+import hashlib
+import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any, Literal
 
@@ -69,6 +71,17 @@ class Validation:
 
     def __bool__(self) -> bool:
         return bool(self.examples)
+
+    @property
+    def content(self) -> str:
+        """Return the sha256 of all that the metrics depend on beside the model."""
+        total = hashlib.sha256()
+        for example in self.examples:
+            total.update(json.dumps(asdict(example)).encode() + b"\n")
+        asked = [self.dataset, self.labels, self.prompts, [(example.gold, form_of(example)) for example in self.asked]]
+        decoding = [asdict(self.decoding), self.generation_batch]
+        total.update(json.dumps([asked, decoding, self.reduction, self.head]).encode())
+        return total.hexdigest()
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         metrics: dict[str, Any] = self.loss(model) if self.examples else {}

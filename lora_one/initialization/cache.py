@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,16 +42,17 @@ class Cache:
         known = self.read()
         if all(processes.gathered(known is not None)):
             self.say(f"init.cache: read from {self.file}")
-            return dataclasses.replace(known, cached=True)
+            return known
         self.say(f"init.cache: computed, because {self.why()}")
         try:  # check before the computation, not after it
             self.folder.mkdir(parents=True, exist_ok=True)
             TemporaryDirectory(dir=self.folder, prefix=".").cleanup()
         except OSError as error:
-            raise self.unwritable(error) from error
+            raise unwritable(self.folder, error) from error
+        begun = time.perf_counter()
         solution = solve()
         if processes.rank == 0:
-            self.write(solution)
+            self.write(solution, time.perf_counter() - begun)
         return solution
 
     @property
@@ -79,13 +81,15 @@ class Cache:
                 saved["gamma"],
                 loss=saved["loss"],
                 searched_on=saved["searched_on"],
+                cached=True,
+                seconds=saved["seconds"],
                 vectors={name: (tensors[f"{name}.U"], tensors[f"{name}.Vh"]) for name in saved["vectors"]},
             )
         except (OSError, ValueError, KeyError, SafetensorError):
             return None
 
-    def write(self, solution: Solution) -> None:
-        """Write a solution. Raises RunError: the folder cannot be written."""
+    def write(self, solution: Solution, seconds: float) -> None:
+        """Write a solution that took so many seconds. Raises RunError: the folder cannot be written."""
         tensors = {
             f"{name}.{letter}": factor.cpu().contiguous()
             for name, factors in solution.factors.items()
@@ -104,6 +108,7 @@ class Cache:
             "gamma": solution.gamma,
             "loss": solution.loss,
             "searched_on": solution.searched_on,
+            "seconds": seconds,
             "vectors": list(solution.vectors),
         }
         try:
@@ -115,13 +120,7 @@ class Cache:
                 file.replace(self.file)
             write_json(self.file.with_suffix(".json"), saved)  # last, because it makes the entry complete
         except (OSError, SafetensorError) as error:
-            raise self.unwritable(error) from error
-
-    def unwritable(self, error: Exception) -> RunError:
-        """Return the error for a folder that cannot be written."""
-        return RunError(
-            f"init.cache={self.folder} cannot be written ({error}): free some disk space, or set it to another folder"
-        )
+            raise unwritable(self.folder, error) from error
 
     def why(self) -> str:
         """Return why no entry was found: how the key differs from the most similar one in the folder."""
@@ -141,6 +140,13 @@ class Cache:
     def _changes(self, other: Key) -> list[str]:
         names = [name for name in {**self.key, **other} if self.key.get(name) != other.get(name)]
         return [f"{name} ({other.get(name)} there, {self.key.get(name)} here)" for name in names]
+
+
+def unwritable(folder: Path, error: Exception) -> RunError:
+    """Return the error for a folder that cannot be written."""
+    return RunError(
+        f"init.cache={folder} cannot be written ({error}): free some disk space, or set it to another folder"
+    )
 
 
 def content_of(batches: Sequence[Batch]) -> str:

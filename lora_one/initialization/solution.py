@@ -37,7 +37,7 @@ class Solution:
     searched: gamma -> loss (None: not finite) of a search for the scale.  gamma: the one that was chosen.
     loss: on the examples, with these factors, if a search has measured it.
     searched_on: number of other examples used by the search; 0: it used those of the gradient.
-    cached: read from the cache.
+    cached: read from the cache.  seconds: what it cost when it was computed, if it was read from there; otherwise 0.
     vectors: (U_r, Vh_r) of [G]_r by layer, if the probe asks for them.
     """
 
@@ -48,6 +48,7 @@ class Solution:
     searched: dict[float, float | None] = field(default_factory=dict)
     gamma: float | None = None
     cached: bool = False
+    seconds: float = 0.0
     vectors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     loss: float | None = None
     searched_on: int = 0

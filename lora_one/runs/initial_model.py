@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -14,7 +15,7 @@ from lora_one.config import RunConfig
 from lora_one.data.encode import batches_of
 from lora_one.distributed import Processes
 from lora_one.files import write_json
-from lora_one.initialization.cache import Cache, content_of
+from lora_one.initialization.cache import Cache, Key, content_of
 from lora_one.initialization.curvature import curvature_by_layer, largest_curvature
 from lora_one.initialization.full_step import full_step
 from lora_one.initialization.methods import build_init
@@ -28,6 +29,7 @@ from lora_one.optim.optimizer_class import optimizer_class
 from lora_one.optim.pairs import lora_pairs
 from lora_one.records.provenance import source_fingerprint
 from lora_one.records.tracking import Tracker
+from lora_one.runs.known_evaluations import KnownEvaluations
 from lora_one.runs.parts import RunParts
 from lora_one.runs.summary import start_lines
 from lora_one.training.callbacks import DiagnosticsLogger
@@ -47,14 +49,20 @@ def initial_model(parts: RunParts, base: nn.Module, tracker: Tracker) -> nn.Modu
     if parts.resuming:
         return adaptation.resume(base, parts.steps)
     folder.update(data=parts.splits.counts)
-    evaluations = {"start": parts.validation(base)} if parts.validation else {}
+    evaluated, evaluations = KnownEvaluations(cache_folder(parts)), {}
+    if parts.validation:
+        key = partial(evaluation_key, parts, base)
+        evaluations["start"] = evaluated("the pretrained model", key, lambda: parts.validation(base))
     if own_start is not None:
         model, record = adaptation.start(base, parts.steps), {"method": own_start, "seconds": 0.0}
     else:
         model, record = start_by_method(parts, base, tracker)
         if parts.validation or parts.run.model.epochs == 0:
-            known = evaluations.get("start") if equals_base(parts.run, record) else None
-            evaluations["init"] = evaluate_start(parts, model, tracker, known)
+            metrics = evaluations.get("start") if equals_base(parts.run, record) else None
+            if metrics is None:
+                key = partial(start_key, parts, base)
+                metrics = evaluated("the start", key, lambda: parts.validation(model))
+            evaluations["init"] = checked(parts, metrics, tracker)
     folder.update(trainable_parameters=trainable_parameters(model), init=record, evaluation=evaluations)
     if own_start is None and Processes.current().rank == 0:
         print(start_lines(record))
@@ -69,7 +77,7 @@ def start_by_method(parts: RunParts, base: nn.Module, tracker: Tracker) -> tuple
     run, init, probe = parts.run, parts.init, parts.probe
     begun = time.perf_counter()
     model, start = stepped(parts, base) if init.steps_weights else with_adapters(parts, base)
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - begun + start.solution.seconds  # what it costs without the cache
     save_start(parts, start)
     if run.wandb.diagnostics_every:
         DiagnosticsLogger(model, run.wandb.diagnostics_every, start.solution.vectors, tracker).log(0)
@@ -151,15 +159,9 @@ def equals_base(run: RunConfig, record: dict[str, Any]) -> bool:
     return bool(shifts) and not any(shifts.values()) and not run.peft.dora
 
 
-def evaluate_start(
-    parts: RunParts, model: nn.Module, tracker: Tracker, known: dict[str, float] | None
-) -> dict[str, float]:
-    """Evaluate and log the model before training; known: its evaluation, if the base's is also that of the start.
-
-    Raises RunError: its validation loss is not finite.
-    """
-    metrics, init = known or parts.validation(model), parts.init
-    refuse_not_finite(init, init.title, {"validation loss": metrics.get("eval_loss")})
+def checked(parts: RunParts, metrics: dict[str, float], tracker: Tracker) -> dict[str, float]:
+    """Log and return the metrics of the model before training. Raises RunError: its validation loss is not finite."""
+    refuse_not_finite(parts.init, parts.init.title, {"validation loss": metrics.get("eval_loss")})
     tracker.log(0, metrics)
     return metrics
 
@@ -177,18 +179,33 @@ def save_start(parts: RunParts, start: Start) -> None:
             write_json(parts.adaptation.ranks_file, start.solution.ranks)
 
 
+def cache_folder(parts: RunParts) -> Path | None:
+    """Return the folder ``init.cache``; None: nothing is stored."""
+    return None if parts.init.cache is None else Path(parts.init.cache).expanduser()
+
+
 def cache_for(parts: RunParts, base: nn.Module) -> Cache | None:
     """Return the cache of starts in ``init.cache``; None: no cache is configured."""
-    if parts.init.cache is None:
-        return None
-    return Cache(Path(parts.init.cache).expanduser(), cache_key(parts, base))
+    folder = cache_folder(parts)
+    return None if folder is None else Cache(folder, cache_key(parts, base))
 
 
-def cache_key(parts: RunParts, base: nn.Module) -> dict[str, Any]:
+def cache_key(parts: RunParts, base: nn.Module) -> Key:
     """Return everything that the factors of a start depend on, with the names of the configuration."""
-    run, probe, provenance = parts.run, parts.probe, parts.folder.read()["provenance"]
+    run, probe = parts.run, parts.probe
     settings = dataclasses.asdict(dataclasses.replace(parts.init, seed=run.init_seed))
     adapter = ("lora_r", "lora_alpha", "use_rslora", "lora_target_modules", "lora_xs", "dora")
+    return base_key(parts, base) | {
+        **{f"peft.{name}": getattr(run.peft, name) for name in adapter},
+        **{f"init.{name}": value for name, value in settings.items() if name not in {"cache", "memory"}},
+        "examples": content_of([*probe.batches, *(probe.search or ())]) if probe else None,
+        "with the gradient's vectors": probe.vectors if probe else False,
+    }
+
+
+def base_key(parts: RunParts, base: nn.Module) -> Key:
+    """Return everything that the base model, and what is computed from it, depends on."""
+    run, provenance = parts.run, parts.folder.read()["provenance"]
     return {
         "model.name": provenance["fingerprints"].get("model.name", run.model.name),
         "model.revision": getattr(base.config, "_commit_hash", None) or run.model.revision,
@@ -196,13 +213,25 @@ def cache_key(parts: RunParts, base: nn.Module) -> dict[str, Any]:
         "model.type": run.model.type,
         "model.quantization": run.model.quantization,
         "model.seed": run.training_seed if run.model.kind.has_head else None,  # of a new head
-        **{f"peft.{name}": getattr(run.peft, name) for name in adapter},
-        **{f"init.{name}": value for name, value in settings.items() if name not in {"cache", "memory"}},
-        "examples": content_of([*probe.batches, *(probe.search or ())]) if probe else None,
-        "with the gradient's vectors": probe.vectors if probe else False,
         **{f"version of {name}": provenance["versions"][name] for name in PACKAGES},
         "code": source_fingerprint(),
     }
+
+
+def evaluation_key(parts: RunParts, base: nn.Module) -> Key:
+    """Return everything that the metrics of the base depend on."""
+    weight = next(base.parameters())
+    return base_key(parts, base) | {
+        "validation": parts.validation.content,
+        "dtype": str(weight.dtype),  # with full fine-tuning, that of the base is fp32
+        "device": weight.device.type,
+    }
+
+
+def start_key(parts: RunParts, base: nn.Module) -> Key:
+    """Return everything that the metrics of the start depend on."""
+    peft = {f"peft.{name}": value for name, value in dataclasses.asdict(parts.run.peft).items()}
+    return evaluation_key(parts, base) | cache_key(parts, base) | peft
 
 
 def start_record(start: Start, loss_after: float | None) -> dict[str, Any]:

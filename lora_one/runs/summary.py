@@ -15,7 +15,9 @@ from lora_one.statistics.shares import percent
 def start_lines(record: dict[str, Any]) -> str:
     """Return a few lines about a start, for the screen. record: ``init`` of run.json."""
     shifts = list(record["relative_shift"].values())
-    parts = [f"init: {record['method']}, {record['seconds']:.1f} s"]
+    parts = [
+        f"init: {record['method']}, {record['seconds']:.1f} s" + (" when it was computed" if record["cached"] else "")
+    ]
     if record["captured_energy"]:
         parts.append(
             f"rank-r energy {record['captured_energy']['mean']:.3f} (minimum {record['captured_energy']['min']:.3f})"
