@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import islice
 from typing import Any, Literal
 
@@ -72,9 +73,9 @@ class Validation:
     def __bool__(self) -> bool:
         return bool(self.examples)
 
-    @property
+    @cached_property
     def content(self) -> str:
-        """Return the sha256 of all that the metrics depend on beside the model."""
+        """Return the sha256 of all that the metrics depend on besides the model."""
         total = hashlib.sha256()
         for example in self.examples:
             total.update(json.dumps(asdict(example)).encode() + b"\n")

@@ -48,7 +48,7 @@ class Cache:
             self.folder.mkdir(parents=True, exist_ok=True)
             TemporaryDirectory(dir=self.folder, prefix=".").cleanup()
         except OSError as error:
-            raise unwritable(self.folder, error) from error
+            raise self.unwritable(error) from error
         begun = time.perf_counter()
         solution = solve()
         if processes.rank == 0:
@@ -120,7 +120,13 @@ class Cache:
                 file.replace(self.file)
             write_json(self.file.with_suffix(".json"), saved)  # last, because it makes the entry complete
         except (OSError, SafetensorError) as error:
-            raise unwritable(self.folder, error) from error
+            raise self.unwritable(error) from error
+
+    def unwritable(self, error: Exception) -> RunError:
+        """Return the error for a folder that cannot be written."""
+        return RunError(
+            f"init.cache={self.folder} cannot be written ({error}): free some disk space, or set it to another folder"
+        )
 
     def why(self) -> str:
         """Return why no entry was found: how the key differs from the most similar one in the folder."""
@@ -140,13 +146,6 @@ class Cache:
     def _changes(self, other: Key) -> list[str]:
         names = [name for name in {**self.key, **other} if self.key.get(name) != other.get(name)]
         return [f"{name} ({other.get(name)} there, {self.key.get(name)} here)" for name in names]
-
-
-def unwritable(folder: Path, error: Exception) -> RunError:
-    """Return the error for a folder that cannot be written."""
-    return RunError(
-        f"init.cache={folder} cannot be written ({error}): free some disk space, or set it to another folder"
-    )
 
 
 def content_of(batches: Sequence[Batch]) -> str:

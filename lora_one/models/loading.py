@@ -12,7 +12,7 @@ from torch import nn
 
 from lora_one.errors import RunError, UsageError
 from lora_one.model_kinds import CAUSAL, CLASSIFIER, MODEL_KINDS, kind_by_architecture
-from lora_one.models.location import check_weights, source_of
+from lora_one.models.location import check_weights, commit_of, source_of
 from lora_one.quiet import quiet_weights
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -138,6 +138,7 @@ def load_model(
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise RunError(cannot_load(name, "weights", error)) from error
     model.drawn_at_random = sorted(loaded["missing_keys"])
+    model.config._commit_hash = commit_of(name, revision)  # transformers before 5.23 sets it as well
     if pad_id is not None and MODEL_KINDS[model_type].has_head:
         padded_with(model, pad_id)
     return never_repacked(kept_sharded(model)).requires_grad_(False).eval()

@@ -42,6 +42,14 @@ def check_weights(name: str, key: str = "model.name") -> None:
         )
 
 
+def commit_of(name: str, revision: str | None) -> str | None:
+    """Return the commit of a hub model that has been downloaded; None: a local folder, or it is not in the cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    file = None if local_folder(name) else try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(file).parent.name if isinstance(file, str) else None
+
+
 def source_of(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:
     folder = local_folder(name)
     return (str(folder.resolve()), {}) if folder else (name, {"revision": revision})

@@ -17,7 +17,7 @@ Point = dict[str, Any]  # one value for each key
 RATE = "model.learning_rate"
 
 # Figure -> stage of the runs that it is taken from. The seconds are those of the untrained runs, which are the last
-# runs of a method, so they do not include the time of first imports
+# runs of a method, so they do not include the time of first imports; with init.cache, those of the first run
 FIGURES = {"validation_loss": "final", "init_loss": "start", "final_loss": "final", "init_seconds": "start"}
 
 

@@ -29,7 +29,7 @@ from lora_one.optim.optimizer_class import optimizer_class
 from lora_one.optim.pairs import lora_pairs
 from lora_one.records.provenance import source_fingerprint
 from lora_one.records.tracking import Tracker
-from lora_one.runs.known_evaluations import KnownEvaluations
+from lora_one.runs.known_evaluations import known_evaluation
 from lora_one.runs.parts import RunParts
 from lora_one.runs.summary import start_lines
 from lora_one.training.callbacks import DiagnosticsLogger
@@ -49,7 +49,7 @@ def initial_model(parts: RunParts, base: nn.Module, tracker: Tracker) -> nn.Modu
     if parts.resuming:
         return adaptation.resume(base, parts.steps)
     folder.update(data=parts.splits.counts)
-    evaluated, evaluations = KnownEvaluations(cache_folder(parts)), {}
+    evaluated, evaluations = partial(known_evaluation, cache_folder(parts) if parts.validation else None), {}
     if parts.validation:
         key = partial(evaluation_key, parts, base)
         evaluations["start"] = evaluated("the pretrained model", key, lambda: parts.validation(base))
@@ -62,7 +62,7 @@ def initial_model(parts: RunParts, base: nn.Module, tracker: Tracker) -> nn.Modu
             if metrics is None:
                 key = partial(start_key, parts, base)
                 metrics = evaluated("the start", key, lambda: parts.validation(model))
-            evaluations["init"] = checked(parts, metrics, tracker)
+            evaluations["init"] = logged_start(parts, metrics, tracker)
     folder.update(trainable_parameters=trainable_parameters(model), init=record, evaluation=evaluations)
     if own_start is None and Processes.current().rank == 0:
         print(start_lines(record))
@@ -159,7 +159,7 @@ def equals_base(run: RunConfig, record: dict[str, Any]) -> bool:
     return bool(shifts) and not any(shifts.values()) and not run.peft.dora
 
 
-def checked(parts: RunParts, metrics: dict[str, float], tracker: Tracker) -> dict[str, float]:
+def logged_start(parts: RunParts, metrics: dict[str, float], tracker: Tracker) -> dict[str, float]:
     """Log and return the metrics of the model before training. Raises RunError: its validation loss is not finite."""
     refuse_not_finite(parts.init, parts.init.title, {"validation loss": metrics.get("eval_loss")})
     tracker.log(0, metrics)
@@ -204,7 +204,7 @@ def cache_key(parts: RunParts, base: nn.Module) -> Key:
 
 
 def base_key(parts: RunParts, base: nn.Module) -> Key:
-    """Return everything that the base model, and what is computed from it, depends on."""
+    """Return everything that the base model and all results computed from it depend on."""
     run, provenance = parts.run, parts.folder.read()["provenance"]
     return {
         "model.name": provenance["fingerprints"].get("model.name", run.model.name),
@@ -212,7 +212,7 @@ def base_key(parts: RunParts, base: nn.Module) -> Key:
         "model.bf16": run.model.bf16,
         "model.type": run.model.type,
         "model.quantization": run.model.quantization,
-        "model.seed": run.training_seed if run.model.kind.has_head else None,  # of a new head
+        "model.seed": run.training_seed if base.drawn_at_random else None,
         **{f"version of {name}": provenance["versions"][name] for name in PACKAGES},
         "code": source_fingerprint(),
     }

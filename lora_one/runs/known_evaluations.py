@@ -2,52 +2,44 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from lora_one.distributed import Processes
 from lora_one.files import write_json
-from lora_one.initialization.cache import Key, unwritable
+from lora_one.initialization.cache import Key
 
 Metrics = dict[str, float]
 
 
-@dataclass(frozen=True)
-class KnownEvaluations:
-    """Finds an evaluation by everything that it depends on, or makes and stores it.
+def known_evaluation(
+    folder: Path | None, what: str, key_of: Callable[[], Key], evaluate: Callable[[], Metrics]
+) -> Metrics:
+    """Return the metrics of a model that are stored in a folder; if there are none, evaluate it and store the result.
 
-    folder: that of ``init.cache``; None: every evaluation is made.
+    folder: None: nothing is stored.  what: the model in words, for the line that is printed.  key_of: returns all
+    that the metrics depend on.
+    Either all processes read or all evaluate; the first one writes. Metrics that are not finite are not stored. A
+    folder that cannot be written is only a note, because the metrics are there.
     """
-
-    folder: Path | None
-
-    def __call__(self, what: str, key: Callable[[], Key], evaluate: Callable[[], Metrics]) -> Metrics:
-        """Return the stored metrics of a model; if there are none, those of ``evaluate``.
-
-        what: the model in words, for the line that is printed.  key: returns all that its metrics depend on.
-        Either all processes read or all evaluate; the first one writes. Metrics that are not finite are not stored.
-        Raises RunError: the folder cannot be written.
-        """
-        if self.folder is None:
-            return evaluate()
-        processes, found = Processes.current(), key()
-        digest = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
-        file = self.folder / "evaluations" / f"{digest[:16]}.json"
-        known = read(file)
-        if all(processes.gathered(known is not None)):
-            if processes.rank == 0:
-                print(f"init.cache: evaluation of {what} read from {file}")
-            return known
-        metrics = evaluate()
+    if folder is None:
+        return evaluate()
+    processes, key = Processes.current(), key_of()
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    file = folder / f"{digest[:16]}.evaluation"
+    known = read(file)
+    if all(processes.gathered(known is not None)):
         if processes.rank == 0:
-            try:
-                write_json(file, {"key": found, "metrics": metrics})
-            except ValueError:  # a metric is not finite
-                pass
-            except OSError as error:
-                raise unwritable(self.folder, error) from error
-        return metrics
+            print(f"init.cache: evaluation of {what} read from {file}")
+        return known
+    metrics = evaluate()
+    if processes.rank == 0 and all(map(math.isfinite, metrics.values())):
+        try:
+            write_json(file, {"key": key, "metrics": metrics})
+        except OSError as error:
+            print(f"note: init.cache: the evaluation of {what} cannot be stored in {folder} ({error})")
+    return metrics
 
 
 def read(file: Path) -> Metrics | None:

@@ -16,7 +16,7 @@ def start_lines(record: dict[str, Any]) -> str:
     """Return a few lines about a start, for the screen. record: ``init`` of run.json."""
     shifts = list(record["relative_shift"].values())
     parts = [
-        f"init: {record['method']}, {record['seconds']:.1f} s" + (" when it was computed" if record["cached"] else "")
+        f"init: {record['method']}, {record['seconds']:.1f} s" + (" (without the cache)" if record["cached"] else "")
     ]
     if record["captured_energy"]:
         parts.append(

@@ -1,13 +1,14 @@
 """Evaluations before training are made once for a model, a start and a validation set."""
 
-import json
+import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
 
-from lora_one.errors import RunError
 from lora_one.evaluation.validation import Validation
-from lora_one.runs.known_evaluations import KnownEvaluations
-from tests.helpers.runs import finish, small_run
+from lora_one.models import BUNDLED
+from lora_one.runs.known_evaluations import known_evaluation
+from tests.helpers.runs import finish, run_config, small_run
 
 
 def test_a_sweep_of_learning_rates_evaluates_base_and_start_once(tmp_path, llama_folder, monkeypatch, capsys):
@@ -28,7 +29,7 @@ def test_a_sweep_of_learning_rates_evaluates_base_and_start_once(tmp_path, llama
     assert number == 0
     assert {stage: again[stage] for stage in ("start", "init")} == {stage: found[stage] for stage in ("start", "init")}
     said = capsys.readouterr().out
-    assert " s when it was computed, rank-r energy" in said
+    assert " s (without the cache), rank-r energy" in said
     assert "evaluation of the pretrained model read from" in said and "evaluation of the start read from" in said
     assert measured("peft.lora_alpha=4")[0] == 1
     assert measured("init=lora")[0] == 0  # equals the base
@@ -43,20 +44,49 @@ def test_a_sweep_of_learning_rates_evaluates_base_and_start_once(tmp_path, llama
 
 
 def test_only_what_is_complete_and_finite_is_stored(tmp_path):
-    evaluated, key = KnownEvaluations(tmp_path), {"loss": "token"}
-    assert evaluated("x", lambda: key, lambda: {"eval_loss": float("inf")}) == {"eval_loss": float("inf")}
-    assert not list(tmp_path.rglob("*.json"))
-    assert evaluated("x", lambda: key, lambda: {"eval_loss": 1.0}) == {"eval_loss": 1.0}
-    assert evaluated("x", lambda: key, lambda: {"eval_loss": 2.0}) == {"eval_loss": 1.0}
-    (file,) = tmp_path.rglob("*.json")
-    assert json.loads(file.read_text())["key"] == key
+    def evaluated(value, **key):
+        return known_evaluation(tmp_path, "x", lambda: key, lambda: {"eval_loss": value})["eval_loss"]
+
+    assert evaluated(float("inf")) == float("inf") and not list(tmp_path.iterdir())
+    assert [evaluated(1.0), evaluated(2.0)] == [1.0, 1.0]
+    (file,) = tmp_path.iterdir()
     file.write_text("{")
-    assert evaluated("x", lambda: key, lambda: {"eval_loss": 3.0}) == {"eval_loss": 3.0}
-    assert evaluated("x", lambda: key | {"loss": "example"}, lambda: {"eval_loss": 4.0}) == {"eval_loss": 4.0}
+    assert [evaluated(3.0), evaluated(4.0, loss="example")] == [3.0, 4.0]
 
 
-def test_a_folder_that_cannot_be_written_is_one_message(tmp_path):
+def test_a_folder_that_cannot_be_written_loses_no_evaluation(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    evaluated = KnownEvaluations(tmp_path / "file")
-    with pytest.raises(RunError, match=r"init\.cache=.*file cannot be written"):
-        evaluated("x", dict, lambda: {"eval_loss": 1.0})
+    assert known_evaluation(tmp_path / "file", "x", dict, lambda: {"eval_loss": 1.0}) == {"eval_loss": 1.0}
+    assert "note: init.cache: the evaluation of x cannot be stored" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:Could not find a config file")  # PEFT asks the hub
+def test_another_commit_of_a_hub_model_and_other_drawn_weights_are_other_keys(tmp_path, monkeypatch):
+    """The branch of a hub model may move on; a weight that a checkpoint lacks is drawn with the run's seed."""
+    cache = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(cache), raising=False)
+    repository = cache / "models--some--model"
+    (repository / "refs").mkdir(parents=True)
+    common = ("model.name=some/model", "model=tiny", "dataset=arithmetic", "init=lora", f"init.cache={tmp_path / 'c'}")
+
+    def evaluations(commit, seed):
+        (repository / "refs/main").write_text(commit)
+        if not (repository / "snapshots" / commit).exists():
+            shutil.copytree(BUNDLED / "tiny", repository / "snapshots" / commit)
+        short = ("model.epochs=0", f"results_dir={tmp_path / commit}", f"seed={seed}", "dataset.accuracy_examples=0")
+        finish(run_config(*common, *short, "dataset.train_size=16", "dataset.validation_size=8"))
+        return len(list((tmp_path / "c").glob("*.evaluation")))
+
+    one, other, lacking = ("1" * 40, "2" * 40, "3" * 40)
+    assert [evaluations(one, 1), evaluations(one, 2), evaluations(other, 1)] == [1, 1, 2]
+    without_a_weight(repository / "snapshots" / lacking)
+    assert [evaluations(lacking, 1), evaluations(lacking, 2)] == [3, 4]
+
+
+def without_a_weight(folder):
+    """Write the bundled model without one of its weights."""
+    shutil.copytree(BUNDLED / "tiny", folder)
+    weights = load_file(folder / "model.safetensors")
+    weights.pop(next(name for name in weights if name.endswith("down_proj.weight")))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

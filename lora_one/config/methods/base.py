@@ -22,7 +22,7 @@ class MethodSettings(CheckedSettings):
     method: str  # the key of the table METHODS
     dtype: str  # of the adapter
     seed: int | None  # null = the run's seed
-    cache: str | None  # a folder in which factors are stored and looked up, see initialization.cache
+    cache: str | None  # a folder for factors and for evaluations before training, see initialization.cache
 
     section: ClassVar[str] = "init"
     title: ClassVar[str]  # in run.json, tables and messages
