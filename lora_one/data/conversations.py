@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from jinja2.exceptions import TemplateError
 
-from lora_one.data.encode import Encoder, common_beginning, embedded
+from lora_one.data.encode import Encoder, common_beginning, embedded, templated
 from lora_one.errors import UsageError
 from lora_one.types import Example
 
@@ -91,7 +91,7 @@ def marked_by_turns(tokenizer: Any, messages: Messages) -> Marked:
 def apply(tokenizer: Any, messages: Messages, **options: Any) -> Any:
     """Apply the chat template. Raises UsageError: it refuses the conversation."""
     try:
-        return tokenizer.apply_chat_template(messages, **options)
+        return templated(tokenizer, messages, **options)
     except (TemplateError, TypeError) as error:
         raise UsageError(
             f"the tokenizer's chat template refuses a conversation ({error}): change or remove it in the file "

@@ -67,6 +67,10 @@ class Benchmark(ABC, Generic[Options]):
         """Return what needs the model itself in this process, in words; None: any engine can be used."""
         return None
 
+    def takes_template(self, options: Options) -> bool:
+        """Return whether all answers are texts after a prompt, which a chat template can wrap."""
+        return True
+
     def completions(
         self,
         engine: "Engine",

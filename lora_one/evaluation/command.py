@@ -4,7 +4,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,8 @@ def evaluate(task: str, arguments: Sequence[str]) -> int:
     if options.rescore:
         found, predictions = None, rescored_predictions(benchmark, Path(options.rescore).expanduser())
     else:
-        warn_of_template(options, processes.rank)
+        if processes.rank == 0:
+            warn_of_template(options)
         found = generated(benchmark, options, output, fingerprints, processes)
         predictions = found.predictions
     if processes.rank > 0:
@@ -119,12 +120,32 @@ def evaluate(task: str, arguments: Sequence[str]) -> int:
     return 0
 
 
-def warn_of_template(options: EvaluationOptions, rank: int) -> None:
-    """Print a warning if the evaluated run was trained with a chat template, which evaluations do not use."""
+def with_template(benchmark: Benchmark[Any], options: EvaluationOptions) -> EvaluationOptions:
+    """Return the options with ``chat_template`` as the evaluated run was trained, if it is not given.
+
+    Raises UsageError: a template for answers that do not follow a prompt.
+    """
+    possible = benchmark.takes_template(options)
+    if options.chat_template and not possible:
+        raise UsageError(
+            "--chat_template=true has no effect here, because not all answers are texts that follow a prompt: leave it "
+            "out"
+        )
+    chosen = trained_with_template(options) if options.chat_template is None else options.chat_template
+    return replace(options, chat_template=chosen and possible)
+
+
+def trained_with_template(options: EvaluationOptions) -> bool:
+    """Return whether the evaluated model is that of a run with dataset.chat_template=true."""
     found = evaluated_run(options)
-    if rank == 0 and found and found[0].read().get("config", {}).get("dataset", {}).get("chat_template"):
+    return bool(found and found[0].read().get("config", {}).get("dataset", {}).get("chat_template"))
+
+
+def warn_of_template(options: EvaluationOptions) -> None:
+    """Print a warning if the evaluated run was trained with a chat template, and this evaluation has none."""
+    if trained_with_template(options) and not options.chat_template:
         print(
-            f"warning: {found[0].path} was trained with dataset.chat_template=true, but the prompts of this evaluation "
+            f"warning: {options.model} was trained with dataset.chat_template=true, but the prompts of this evaluation "
             "have no chat template",
             file=sys.stderr,
         )
@@ -138,6 +159,8 @@ def checked_options(task: str, benchmark: Benchmark[Any], arguments: Sequence[st
     options = parsed(parser_of(task, benchmark), benchmark.options, arguments)
     check_options(options)
     options = benchmark.check(located(options))
+    if not options.rescore:
+        options = with_template(benchmark, options)
     needed = None if options.engine == TRANSFORMERS or options.rescore else benchmark.needs_model(options)
     if needed is not None:
         raise UsageError(

@@ -214,6 +214,10 @@ class Commonsense(AnswerBenchmark[CommonsenseOptions]):
         without = "--greedy and --protocol=lm_eval do without"
         return f"the published decoding with sampled beams ({without})" if options.beams else None
 
+    def takes_template(self, options: CommonsenseOptions) -> bool:
+        """Return whether there are only generated answers, no likelihoods."""
+        return options.protocol is None and not options.likelihood
+
     def folder(self, task: str, options: CommonsenseOptions) -> str:
         """Return a different folder for each choice of sets and each protocol."""
         place = task if options.dataset == "all" else f"{task}/{'+'.join(sets_of(options.dataset))}"

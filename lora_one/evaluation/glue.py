@@ -115,6 +115,10 @@ class Glue(AnswerBenchmark[GlueOptions]):
         """Return what needs the model itself: a classification head."""
         return "a classification head" if head_names(options) is not None else None
 
+    def takes_template(self, options: GlueOptions) -> bool:
+        """Return whether the model generates text: a head reads texts without a prompt."""
+        return head_names(options) is None
+
     def folder(self, task: str, options: GlueOptions) -> str:
         """Return a different folder for each set."""
         return f"{task}/{options.dataset}"

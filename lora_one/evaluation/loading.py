@@ -17,11 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in evaluation mode, its tokenizer, and the number of prompts in a batch."""
+    """A model in evaluation mode, its tokenizer, and the number of prompts in a batch.
+
+    chat: prompts are wrapped in the tokenizer's chat template.
+    """
 
     model: "nn.Module"
     tokenizer: Any
     batch_size: int
+    chat: bool = False
 
     @property
     def kind(self) -> "ModelKind":
@@ -35,16 +39,16 @@ class LoadedModel:
         """Return the encoder of the model, the same as in training."""
         from lora_one.data.encoders import encoder_of
 
-        return encoder_of(self.kind, self.tokenizer, self.model.config)
+        return encoder_of(self.kind, self.tokenizer, self.model.config, chat=self.chat)
 
 
 def load_evaluated(options: EvaluationOptions) -> LoadedModel:
     """Load the model of --model_name and --adapter; without --batch_size, the batch size depends on the device.
 
-    Raises UsageError: a classification head although text must be generated.
+    Raises UsageError: a classification head although text must be generated, or no chat template.
     """
     from lora_one.adaptation.checkpoints import kind_of_adapter, load_adapter
-    from lora_one.data.encode import pad_id_of
+    from lora_one.data.encode import check_template, pad_id_of
     from lora_one.evaluation.batches import automatic
     from lora_one.models import kind_of_checkpoint, load_model, load_tokenizer
     from lora_one.records.folder import base_of, revision_of
@@ -60,10 +64,12 @@ def load_evaluated(options: EvaluationOptions) -> LoadedModel:
         )
     labels = options.labels if adapter is not None and kind.has_head else None
     tokenizer = load_tokenizer(name, revision, model_type=kind.name)
+    if options.chat_template:
+        check_template(tokenizer)
     pad_id = pad_id_of(tokenizer)
     options_of_model = {"dtype": options.dtype, "model_type": kind.name, "labels": labels, "pad_id": pad_id}
     model = load_model(name, revision, where=options.device, **options_of_model | base_of(adapter, options.dtype))
     batch_size = automatic(model) if options.batch_size is None else options.batch_size
     if adapter is not None:
         model = load_adapter(model, adapter)
-    return LoadedModel(model.eval(), tokenizer, batch_size)
+    return LoadedModel(model.eval(), tokenizer, batch_size, bool(options.chat_template))

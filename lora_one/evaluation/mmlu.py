@@ -185,6 +185,10 @@ class MMLU(AnswerBenchmark[MMLUOptions]):
                 )
         return options
 
+    def takes_template(self, options: MMLUOptions) -> bool:
+        """Return False: the answers are likelihoods of letters."""
+        return False
+
     def examples(self, options: MMLUOptions) -> list[Problem]:
         """Return the test questions by subject."""
         return test_questions(options.data_path, options.ntrain)

@@ -21,6 +21,13 @@ Options = TypeVar("Options")
 SERVER_OPTIONS = ("base_url", "served_model", "serve", "vllm", "concurrency", "request_timeout")
 
 
+def true_or_false(text: str) -> bool:
+    """Return the value of an option. Raises ValueError: it is neither true nor false."""
+    if text.lower() not in ("true", "false"):
+        raise ValueError(text)
+    return text.lower() == "true"
+
+
 def option(
     default: Any = dataclasses.MISSING,
     *,
@@ -74,6 +81,14 @@ class EvaluationOptions:
         None,
         type=int,
         help="prompts in a batch; it changes results by rounding at most (default: 16 on a CPU, else as many as fit)",
+    )
+    chat_template: bool | None = option(
+        None,
+        type=true_or_false,
+        metavar="true|false",
+        help="each prompt is one user turn of the tokenizer's chat template (default: as the evaluated run was "
+        "trained)",
+        decides="completions",
     )
     max_new_tokens: int = option(
         512, help="maximum number of new tokens per completion (%(default)s)", decides="completions"

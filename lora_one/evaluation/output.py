@@ -86,7 +86,8 @@ def first_difference(found: dict[str, Any], wanted: dict[str, Any]) -> str | Non
     """
 
     def flat(identity: dict[str, Any]) -> dict[str, Any]:
-        chosen = {"engine": TRANSFORMERS, **identity["settings"]}  # the only engine of earlier versions
+        earlier = {"engine": TRANSFORMERS, "chat_template": False}  # of versions without these options
+        chosen = {**earlier, **identity["settings"]}
         settings = {f"--{name}": value for name, value in chosen.items()}
         engine = {f"the engine's {name}": value for name, value in identity.get("engine", {}).items()}
         contents = {f"the hash of --{name}'s content": text[:8] for name, text in identity["fingerprints"].items()}

@@ -182,6 +182,10 @@ class Text(AnswerBenchmark[TextOptions]):
             raise UsageError(f"--max_length={options.max_length} must be at least 1: pass a larger number")
         return options
 
+    def takes_template(self, options: TextOptions) -> bool:
+        """Return False: the text itself is measured."""
+        return False
+
     def folder(self, task: str, options: TextOptions) -> str:
         """Return a different folder for each data set or file."""
         return f"{task}/{options.dataset or Path(options.data_path).name.partition('.')[0]}"

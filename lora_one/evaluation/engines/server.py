@@ -122,7 +122,8 @@ class Server:
         name = options.model_name
         revision = revision_of(Path(options.adapter) if options.adapter else None, name)
         config, tokenizer = load_config(name, revision), load_tokenizer(name, revision, model_type=CAUSAL.name)
-        encoder, generation = encoder_of(CAUSAL, tokenizer, config), generation_settings(name, config, revision)
+        encoder = encoder_of(CAUSAL, tokenizer, config, chat=bool(options.chat_template))
+        generation = generation_settings(name, config, revision)
         connection = Connection(options.base_url, options.request_timeout)
         try:
             found = served(connection, options.served_model)

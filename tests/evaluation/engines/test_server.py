@@ -9,9 +9,12 @@ import time
 import httpx
 import pytest
 
+from lora_one.data.encode import prompt_ids
 from lora_one.evaluation import command
 from lora_one.evaluation.engines import connection
 from lora_one.evaluation.engines.server import version_of
+from lora_one.models import load_tokenizer
+from tests.helpers.chat import chat_model
 from tests.helpers.completion_faults import FAULTS, names, patience
 
 pytestmark = pytest.mark.usefixtures("quickly")
@@ -58,6 +61,14 @@ def test_completions_are_those_of_transformers(more, options, serve, tmp_path):
     }
     assert report(tmp_path / "b")["settings"]["engine"] == "server" and "engine" not in report(tmp_path / "a")
     assert server.most_at_once > 1
+
+
+def test_the_server_gets_prompts_in_the_chat_template(options, serve, tmp_path):
+    server, folder = serve(), chat_model(tmp_path / "model")
+    assert command.main("gsm8k", options(server, f"--model_name={folder}", "--chat_template=true")) == 0
+    prompts = [json.loads(line)["prompt"] for line in lines(tmp_path / "out").splitlines()]
+    expected = prompt_ids(load_tokenizer(str(folder)), prompts, chat=True)
+    assert sorted(request["prompt"] for request in server.requests) == sorted(expected)
 
 
 def test_the_checkpoints_sampling_defaults_are_switched_off(options, serve, tmp_path):

@@ -1,0 +1,103 @@
+"""A run trained with a chat template is evaluated with it; likelihoods and heads have no prompt to wrap."""
+
+import json
+
+import pytest
+
+from lora_one.data.conversations import tokens_of
+from lora_one.data.encode import prompt_ids
+from lora_one.evaluation.command import main
+from lora_one.evaluation.engines.local import Transformers
+from lora_one.files import read_lines
+from lora_one.models import load_tokenizer
+from tests.helpers.chat import CHATML, chat_model, with_template
+from tests.helpers.runs import finish, small_run
+
+PROBLEMS = ("Tom has 3 apples and buys 2 more. How many?", "Ann has 4 pens and loses 1. How many?")
+
+
+@pytest.fixture
+def problems(tmp_path):
+    file = tmp_path / "test.jsonl"
+    file.write_text("".join(json.dumps({"question": text, "answer": "#### 5"}) + "\n" for text in PROBLEMS))
+    return file
+
+
+@pytest.fixture
+def prompts(monkeypatch):
+    """The token ids of all prompts that are completed."""
+    asked, original = [], Transformers.generate
+
+    def generate(self, prompts, *arguments):
+        asked.extend(map(list, prompts))
+        return original(self, prompts, *arguments)
+
+    monkeypatch.setattr(Transformers, "generate", generate)
+    return asked
+
+
+def test_a_run_is_evaluated_as_it_was_trained(problems, prompts, tmp_path, capsys):
+    model = chat_model(tmp_path / "model")
+    short = ("dataset.chat_template=true", "model.epochs=0.2", "model.warmup=0", "model.max_length=128")
+    run = finish(small_run(tmp_path / "results", model, *short))
+    options = [f"--adapter={run.path}", f"--data_path={problems}", "--max_new_tokens=4"]
+    assert main("gsm8k", options) == 0
+    assert "warning" not in capsys.readouterr().err
+    report = json.loads((run.path / "eval/gsm8k/metrics.json").read_text())
+    assert report["settings"]["chat_template"] is True
+    texts = [line["prompt"] for line in read_lines(run.path / "eval/gsm8k/predictions.jsonl")]
+    tokenizer = load_tokenizer(str(model))
+    assert prompts == prompt_ids(tokenizer, texts, chat=True)
+    assert tokenizer.decode(prompts[0]).endswith("<|im_end|>\n<|im_start|>assistant\n")
+
+    prompts.clear()
+    assert main("gsm8k", [*options, "--chat_template=false"]) == 2
+    assert "(--chat_template is True there and False here)" in capsys.readouterr().err
+    assert main("gsm8k", [*options, "--chat_template=false", f"--output_dir={tmp_path / 'plain'}"]) == 0
+    assert "was trained with dataset.chat_template=true, but the prompts of this" in capsys.readouterr().err
+    assert prompts == prompt_ids(tokenizer, texts)
+
+
+def test_results_from_before_the_option_are_those_without_a_template(problems, tmp_path, capsys):
+    options = ["--model_name=bundled/tiny", f"--data_path={problems}", "--max_new_tokens=2", f"--output_dir={tmp_path}"]
+    assert main("gsm8k", options) == 0
+    file = tmp_path / "metrics.json"
+    report = json.loads(file.read_text())
+    assert report["settings"].pop("chat_template") is False
+    file.write_text(json.dumps(report))
+    assert main("gsm8k", options) == 0
+    assert "already exists" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["mmlu"],
+        ["text"],
+        ["commonsense", "--dataset=boolq", "--protocol=lm_eval"],
+        ["commonsense", "--dataset=boolq", "--greedy", "--likelihood"],
+    ],
+)
+def test_answers_that_do_not_follow_a_prompt_have_no_template(arguments, problems, capsys):
+    task, *more = arguments
+    given = ["--model_name=bundled/tiny", f"--data_path={problems}", "--chat_template=true"]
+    assert main(task, [*more, *given]) == 2
+    assert "--chat_template=true has no effect here" in capsys.readouterr().err
+
+
+def test_a_tokenizer_without_a_template_is_one_message_before_the_weights(problems, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("lora_one.models.load_model", None)
+    options = ["--model_name=bundled/tiny", f"--data_path={problems}", f"--output_dir={tmp_path / 'out'}"]
+    assert main("gsm8k", [*options, "--chat_template=true"]) == 2
+    assert "chat_template=true, but the model's tokenizer has no chat template" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main("gsm8k", [*options, "--chat_template=perhaps"])
+    assert "invalid true_or_false value: 'perhaps'" in capsys.readouterr().err
+
+
+def test_a_template_that_writes_the_date_gives_the_same_tokens_every_day():
+    dated = "{{ 'Today: ' + strftime_now('%d %b %Y') + '\n' }}" + CHATML
+    tokenizer = with_template(load_tokenizer("bundled/tiny"), dated)
+    assert tokenizer.decode(prompt_ids(tokenizer, ["x"], chat=True)[0]).startswith("Today: 26 Jul 2024\n")
+    ids, _ = tokens_of(tokenizer, [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}])
+    assert tokenizer.decode(ids).startswith("Today: 26 Jul 2024\n")
