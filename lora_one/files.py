@@ -17,6 +17,8 @@ from safetensors import SafetensorError
 from lora_one.errors import RunError
 
 RECENT = 10.0  # seconds
+os.umask(umask := os.umask(0))  # it can only be read by setting it
+MODE = 0o666 & ~umask  # of new files; tempfile and safetensors write files that only their owner can read
 _digests: dict[tuple[str, int, int, int, int], str] = {}  # (path, inode, size, times of change) -> sha256
 
 
@@ -34,7 +36,7 @@ def write_whole(path: Path, text: str) -> None:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(name, 0o644)
+        os.chmod(name, MODE)
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
@@ -60,8 +62,13 @@ def folder_name(name: str) -> str:
 
 
 def synced(path: Path) -> None:
-    """Flush a file, or a folder with its content, to the disk, so that it survives a power failure."""
+    """Flush a file, or a folder with its content, to the disk, so that it survives a power failure.
+
+    The files get the permissions of new files.
+    """
     for entry in (path, *path.rglob("*")):
+        if entry.is_file():
+            entry.chmod(MODE)
         synced_entry(entry)
 
 

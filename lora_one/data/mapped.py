@@ -11,6 +11,7 @@ from uuid import uuid4
 import pyarrow as pa
 
 from lora_one.distributed import Processes
+from lora_one.files import MODE
 
 UNREAD = 90 * 86400  # seconds after which an entry that was not read is deleted
 ENTRIES = ("examples-*", "encoded-*", "measured-*")
@@ -101,7 +102,7 @@ def write(file: Path, find: Callable[[], Parts]) -> None:
     try:
         with pa.OSFile(str(beside), "wb") as sink:
             write_parts(sink, find())
-        beside.chmod(0o644)
+        beside.chmod(MODE)
         beside.replace(file)
     finally:
         beside.unlink(missing_ok=True)

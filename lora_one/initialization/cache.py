@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_one.distributed import Processes
 from lora_one.errors import RunError
-from lora_one.files import write_json
+from lora_one.files import synced, write_json
 from lora_one.initialization.backward import GradientReport
 from lora_one.initialization.solution import Solution
 from lora_one.losses import Batch
@@ -117,6 +117,7 @@ class Cache:
             ) as scratch:  # not shared, because two jobs may write the same solution
                 file = Path(scratch) / self.file.name
                 save_file(tensors, file)
+                synced(file)
                 file.replace(self.file)
             write_json(self.file.with_suffix(".json"), saved)  # last, because it makes the entry complete
         except (OSError, SafetensorError) as error:

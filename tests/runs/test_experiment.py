@@ -25,6 +25,14 @@ def finished(tmp_path_factory, llama_folder):
     return run, finish(run)
 
 
+def test_others_may_read_a_run_as_far_as_the_umask_allows(finished):
+    _, folder = finished
+    os.umask(umask := os.umask(0))
+    files = [path for path in folder.path.rglob("*") if path.is_file() and "wandb" not in path.parts]
+    assert {path.suffix for path in files} >= {".safetensors", ".json", ".png"}
+    assert [path for path in files if path.stat().st_mode & 0o666 & ~umask != 0o666 & ~umask] == []
+
+
 def test_run_json_says_what_was_done(finished):
     run, folder = finished
     record = json.loads(folder.run_json.read_text())
