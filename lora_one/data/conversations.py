@@ -7,7 +7,8 @@ from typing import Any, Self
 
 from jinja2.exceptions import TemplateError
 
-from lora_one.data.encode import Encoder, common_beginning, embedded, templated
+from lora_one.data.chat_template import templated
+from lora_one.data.encode import Encoder, common_beginning, embedded
 from lora_one.errors import UsageError
 from lora_one.types import Example
 

@@ -1,21 +1,18 @@
 """The encoding of examples, the same for training, gradient and evaluation; encoders.py chooses the encoder."""
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Literal, Self
 
 import torch
 
+from lora_one.data.chat_template import check_template, templated
 from lora_one.errors import RunError, UsageError
 from lora_one.losses import IGNORED, Batch
 from lora_one.model_kinds import CAUSAL, ENCODER_DECODER
 from lora_one.types import Example
 
 ANCHOR = "\n"
-TODAY = re.compile(r"""strftime_now\(\s*(?P<quote>['"])(?P<format>.+?)(?P=quote)\s*\)""")  # in a chat template
-DATE = datetime(2024, 7, 26)  # for templates that write today's date; the default of Llama 3's
 
 
 @dataclass(frozen=True)
@@ -63,21 +60,6 @@ def prompt_ids(tokenizer: Any, prompts: Sequence[str], *, chat: bool = False) ->
         ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]  # the template contains BOS
     eos = tokenizer.eos_token_id
     return [row[:-1] if len(row) > 1 and row[-1] == eos else row for row in ids]
-
-
-def check_template(tokenizer: Any) -> None:
-    """Raise UsageError if the tokenizer has no chat template."""
-    if tokenizer.chat_template is None:
-        raise UsageError(
-            "chat_template=true, but the model's tokenizer has no chat template: choose a chat model, or set it to "
-            "false (dataset.chat_template in a run, --chat_template in an evaluation)"
-        )
-
-
-def templated(tokenizer: Any, messages: Sequence[Any], **options: Any) -> Any:
-    """Apply the chat template to conversations. Where it writes today's date, it writes DATE: tokens stay the same."""
-    template = TODAY.sub(lambda found: repr(DATE.strftime(found["format"])), tokenizer.get_chat_template())
-    return tokenizer.apply_chat_template(messages, chat_template=template, **options)
 
 
 def response_ids(tokenizer: Any, responses: Sequence[str]) -> list[list[int]]:

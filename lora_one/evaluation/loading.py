@@ -48,7 +48,8 @@ def load_evaluated(options: EvaluationOptions) -> LoadedModel:
     Raises UsageError: a classification head although text must be generated, or no chat template.
     """
     from lora_one.adaptation.checkpoints import kind_of_adapter, load_adapter
-    from lora_one.data.encode import check_template, pad_id_of
+    from lora_one.data.chat_template import check_template
+    from lora_one.data.encode import pad_id_of
     from lora_one.evaluation.batches import automatic
     from lora_one.models import kind_of_checkpoint, load_model, load_tokenizer
     from lora_one.records.folder import base_of, revision_of
