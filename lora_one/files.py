@@ -8,7 +8,7 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,6 @@ from safetensors import SafetensorError
 from lora_one.errors import RunError
 
 RECENT = 10.0  # seconds
-os.umask(umask := os.umask(0))  # it can only be read by setting it
-MODE = 0o666 & ~umask  # of new files; tempfile and safetensors write files that only their owner can read
 _digests: dict[tuple[str, int, int, int, int], str] = {}  # (path, inode, size, times of change) -> sha256
 
 
@@ -36,7 +34,7 @@ def write_whole(path: Path, text: str) -> None:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(name, MODE)
+        os.chmod(name, mode_of_new_files())
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
@@ -64,12 +62,24 @@ def folder_name(name: str) -> str:
 def synced(path: Path) -> None:
     """Flush a file, or a folder with its content, to the disk, so that it survives a power failure.
 
-    The files get the permissions of new files.
+    The files get at least the permissions of new files; safetensors writes files that only their owner can read.
     """
+    mode = mode_of_new_files()
     for entry in (path, *path.rglob("*")):
-        if entry.is_file():
-            entry.chmod(MODE)
+        if entry.is_file() and not entry.is_symlink():
+            with suppress(OSError):  # a file system without permissions
+                entry.chmod(entry.stat().st_mode | mode)
         synced_entry(entry)
+
+
+def mode_of_new_files() -> int:
+    """Return the permissions of a new file. The umask is read from /proc, because os.umask has to set it to read it."""
+    try:
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("Umask:"))
+        umask = int(line.split()[1], 8)
+    except (OSError, StopIteration):
+        os.umask(umask := os.umask(0o077))
+    return 0o666 & ~umask
 
 
 def synced_entry(path: Path) -> None:

@@ -5,8 +5,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from jinja2.exceptions import TemplateError
-
 from lora_one.data.chat_template import templated
 from lora_one.data.encode import Encoder, common_beginning, embedded
 from lora_one.errors import UsageError
@@ -93,11 +91,8 @@ def apply(tokenizer: Any, messages: Messages, **options: Any) -> Any:
     """Apply the chat template. Raises UsageError: it refuses the conversation."""
     try:
         return templated(tokenizer, messages, **options)
-    except (TemplateError, TypeError) as error:
-        raise UsageError(
-            f"the tokenizer's chat template refuses a conversation ({error}): change or remove it in the file "
-            f"({described(messages)})"
-        ) from error
+    except UsageError as error:
+        raise UsageError(f"{error}: change or remove it in the file ({described(messages)})") from error
 
 
 def described(messages: Messages) -> str:

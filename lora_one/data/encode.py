@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 import torch
 
-from lora_one.data.chat_template import check_template, templated
+from lora_one.data.chat_template import check_template, end_of_turn, templated
 from lora_one.errors import RunError, UsageError
 from lora_one.losses import IGNORED, Batch
 from lora_one.model_kinds import CAUSAL, ENCODER_DECODER
@@ -113,6 +113,12 @@ class Encoder:
     @property
     def pad_id(self) -> int:
         return pad_id_of(self.tokenizer)
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Return the texts that end a completion besides EOS: the end of a turn in the chat template, if it is used."""
+        end = end_of_turn(self.tokenizer) if self.chat else None
+        return () if end is None else (end,)
 
     def prompts(self, examples: Sequence[Example]) -> list[list[int]]:
         """Return the token ids of each prompt."""

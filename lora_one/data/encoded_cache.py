@@ -121,7 +121,8 @@ class EncodedCache:
 
     @cached_property
     def key(self) -> dict[str, Any]:
-        code = (Path(__file__), *(Path(__file__).with_name(name) for name in ("encode.py", "conversations.py")))
+        names = ("encode.py", "conversations.py", "chat_template.py")
+        code = (Path(__file__), *(Path(__file__).with_name(name) for name in names))
         return self.settings | {
             "tokenizer": content_of_tokenizer(self.tokenizer),
             "code": [hashlib.sha256(file.read_bytes()).hexdigest() for file in code],

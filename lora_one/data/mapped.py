@@ -11,7 +11,7 @@ from uuid import uuid4
 import pyarrow as pa
 
 from lora_one.distributed import Processes
-from lora_one.files import MODE
+from lora_one.files import mode_of_new_files
 
 UNREAD = 90 * 86400  # seconds after which an entry that was not read is deleted
 ENTRIES = ("examples-*", "encoded-*", "measured-*")
@@ -102,7 +102,7 @@ def write(file: Path, find: Callable[[], Parts]) -> None:
     try:
         with pa.OSFile(str(beside), "wb") as sink:
             write_parts(sink, find())
-        beside.chmod(MODE)
+        beside.chmod(mode_of_new_files())
         beside.replace(file)
     finally:
         beside.unlink(missing_ok=True)

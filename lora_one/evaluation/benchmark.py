@@ -68,7 +68,7 @@ class Benchmark(ABC, Generic[Options]):
         return None
 
     def takes_template(self, options: Options) -> bool:
-        """Return whether all answers are texts after a prompt, which a chat template can wrap."""
+        """Return whether all answers are texts that can follow a turn of the user in a chat template."""
         return True
 
     def completions(

@@ -128,7 +128,7 @@ def with_template(benchmark: Benchmark[Any], options: EvaluationOptions) -> Eval
     possible = benchmark.takes_template(options)
     if options.chat_template and not possible:
         raise UsageError(
-            "--chat_template=true has no effect here, because not all answers are texts that follow a prompt: leave it "
+            "--chat_template=true is not possible here, because the answers do not follow a turn of the user: leave it "
             "out"
         )
     chosen = trained_with_template(options) if options.chat_template is None else options.chat_template
@@ -144,9 +144,10 @@ def trained_with_template(options: EvaluationOptions) -> bool:
 def warn_of_template(options: EvaluationOptions) -> None:
     """Print a warning if the evaluated run was trained with a chat template, and this evaluation has none."""
     if trained_with_template(options) and not options.chat_template:
+        run, _ = evaluated_run(options)
         print(
-            f"warning: {options.model} was trained with dataset.chat_template=true, but the prompts of this evaluation "
-            "have no chat template",
+            f"warning: {run.path} was trained with dataset.chat_template=true, but the prompts of this evaluation have "
+            "no chat template",
             file=sys.stderr,
         )
 

@@ -198,6 +198,10 @@ class HumanEval(Benchmark[HumanEvalOptions]):
             check_sandbox(options)
         return options
 
+    def takes_template(self, options: HumanEvalOptions) -> bool:
+        """Return False: the prompt begins the answer, with a fence of code, which a turn of the user cannot do."""
+        return False
+
     def examples(self, options: HumanEvalOptions) -> list[Example]:
         """Return the problems in the published prompt; ``gold`` is the problem with its tests."""
         rows = problems(options.data_path).values()

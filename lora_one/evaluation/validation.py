@@ -67,7 +67,7 @@ class Validation:
             raise nothing_scorable(run, splits.validation_texts)
         self.prompts = encoder.prompts(self.asked)
         self.dataset, self.tokenizer = run.dataset.name, encoder.tokenizer
-        self.decoding = Decoding(run.dataset.max_new_tokens)
+        self.decoding = Decoding(run.dataset.max_new_tokens, stop=encoder.stop)
         self.generation_batch = max(GENERATION_BATCH, run.model.per_device_batch_size)
 
     def __bool__(self) -> bool:

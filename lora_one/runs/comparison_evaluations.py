@@ -82,10 +82,14 @@ def score_of_model(model: Path, output: Path, evaluation: Evaluation) -> dict[st
 
 
 def folder_of(folder: RunFolder, name: str, evaluation: Evaluation) -> Path:
-    """Return the folder of the results, inside the run: its name has a hash of the benchmark, its options and data."""
+    """Return the folder of the results, inside the run: its name has a hash of the benchmark, its options and data.
+
+    A run that was trained with a chat template has another hash, because earlier versions evaluated it without.
+    """
     path = options_of(evaluation).data_path
     data = [] if path is None else [path]
-    asked = json.dumps([evaluation.benchmark, evaluation.options, *map(content_of, data)])
+    template = ["chat_template"] if folder.read().get("config", {}).get("dataset", {}).get("chat_template") else []
+    asked = json.dumps([evaluation.benchmark, evaluation.options, *map(content_of, data), *template])
     return folder.path / "eval" / f"{folder_name(name)}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
 
 

@@ -4,14 +4,24 @@ import json
 
 import pytest
 
+from lora_one.data import load_dataset
+from lora_one.data.chat_template import DATE, TODAY, end_of_turn
 from lora_one.data.conversations import tokens_of
 from lora_one.data.encode import prompt_ids
+from lora_one.data.encoders import encoder_for
+from lora_one.errors import UsageError
 from lora_one.evaluation.command import main
+from lora_one.evaluation.decoding import Decoding
+from lora_one.evaluation.engines import local
 from lora_one.evaluation.engines.local import Transformers
+from lora_one.evaluation.loading import load_evaluated
+from lora_one.evaluation.options import EvaluationOptions
+from lora_one.evaluation.validation import Validation
 from lora_one.files import read_lines
 from lora_one.models import load_tokenizer
-from tests.helpers.chat import CHATML, chat_model, with_template
-from tests.helpers.runs import finish, small_run
+from tests.helpers.chat import CHATML, GEMMA, chat_model, with_template
+from tests.helpers.models import folder_of, random_llama
+from tests.helpers.runs import finish, run_config, small_run
 
 PROBLEMS = ("Tom has 3 apples and buys 2 more. How many?", "Ann has 4 pens and loses 1. How many?")
 
@@ -74,6 +84,7 @@ def test_results_from_before_the_option_are_those_without_a_template(problems, t
     [
         ["mmlu"],
         ["text"],
+        ["humaneval"],
         ["commonsense", "--dataset=boolq", "--protocol=lm_eval"],
         ["commonsense", "--dataset=boolq", "--greedy", "--likelihood"],
     ],
@@ -82,7 +93,7 @@ def test_answers_that_do_not_follow_a_prompt_have_no_template(arguments, problem
     task, *more = arguments
     given = ["--model_name=bundled/tiny", f"--data_path={problems}", "--chat_template=true"]
     assert main(task, [*more, *given]) == 2
-    assert "--chat_template=true has no effect here" in capsys.readouterr().err
+    assert "--chat_template=true is not possible here" in capsys.readouterr().err
 
 
 def test_a_tokenizer_without_a_template_is_one_message_before_the_weights(problems, tmp_path, monkeypatch, capsys):
@@ -101,3 +112,41 @@ def test_a_template_that_writes_the_date_gives_the_same_tokens_every_day():
     assert tokenizer.decode(prompt_ids(tokenizer, ["x"], chat=True)[0]).startswith("Today: 26 Jul 2024\n")
     ids, _ = tokens_of(tokenizer, [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}])
     assert tokenizer.decode(ids).startswith("Today: 26 Jul 2024\n")
+
+
+def test_generation_stops_at_the_end_of_a_turn(problems, tmp_path, monkeypatch):
+    """Models that were trained on conversations write it instead of the tokenizer's EOS."""
+    tokenizer = with_template(load_tokenizer("bundled/tiny"), CHATML)
+    assert end_of_turn(tokenizer) is None  # not a token of its own
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    assert end_of_turn(tokenizer) == "<|im_end|>"
+    assert end_of_turn(with_template(tokenizer, GEMMA)) is None
+    model = folder_of(random_llama(len(tokenizer)), tokenizer, tmp_path / "model")
+    ended = []
+    monkeypatch.setattr(local, "complete", lambda model, tokenizer, prompts, decoding, *_: ended.append(decoding.stop))
+    loaded = load_evaluated(EvaluationOptions(model_name=str(model), chat_template=True))
+    local.Transformers(loaded).generate([[1]], Decoding(4, stop=("Q:",)), ["0"])
+    assert ended == [("Q:", "<|im_end|>")]
+    validated = run_config(f"model.name={model}", "dataset.accuracy_examples=2", "dataset.chat_template=true")
+    encoder = encoder_for(validated.model, validated.dataset)
+    splits = load_dataset(validated.dataset, encoder, validated.model.max_length)
+    assert Validation(validated, splits, encoder).decoding.stop == ("<|im_end|>",)
+
+
+@pytest.mark.parametrize(
+    ("written", "becomes"),
+    [
+        ("strftime_now('%d %b %Y')", "'26 Jul 2024'"),
+        ('strftime_now( "%Y-%m-%d" )', "'2024-07-26'"),
+        ("strftime_now('%d' if short else '%d %B')", None),
+        ("strftime_now(form)", None),
+    ],
+)
+def test_only_a_plain_date_is_replaced(written, becomes):
+    assert TODAY.sub(lambda found: repr(DATE.strftime(found["format"])), written) == (becomes or written)
+
+
+def test_a_template_that_refuses_a_prompt_is_one_message():
+    tokenizer = with_template(load_tokenizer("bundled/tiny"), "{{ raise_exception('system first') }}")
+    with pytest.raises(UsageError, match=r"chat template refuses a conversation \(system first\)"):
+        prompt_ids(tokenizer, ["x"], chat=True)

@@ -1,7 +1,7 @@
 """The default engine: transformers, in this process."""
 
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, Self
 
@@ -63,6 +63,7 @@ class Transformers:
     ) -> Iterator[tuple[int, Completion]]:
         """Yield (index, completion) of each prompt, longest prompts first."""
         loaded = self.loaded
+        decoding = replace(decoding, stop=(*decoding.stop, *self.encoder.stop))
         return complete(loaded.model, loaded.tokenizer, prompts, decoding, loaded.batch_size, streams, done)
 
     def log_likelihoods(

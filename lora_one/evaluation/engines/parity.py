@@ -23,6 +23,7 @@ from lora_one.evaluation.decoding import Completion
 from lora_one.evaluation.engines import TRANSFORMERS, engine_class
 from lora_one.evaluation.engines.protocol import Engine, NoLikelihoods
 from lora_one.evaluation.options import EvaluationOptions
+from lora_one.evaluation.output import first_difference
 from lora_one.evaluation.predictions import prediction_of
 from lora_one.files import write_json
 from lora_one.types import Example
@@ -260,6 +261,6 @@ class Gate:
         """Return the saved comparison of the same evaluation; None: there is none."""
         try:
             found = json.loads(self.path.read_text())
-            return found["parity"] if found["identity"] == self.identity else None
-        except (OSError, ValueError, KeyError):
+            return found["parity"] if first_difference(found["identity"], self.identity) is None else None
+        except (OSError, ValueError, KeyError, TypeError):
             return None

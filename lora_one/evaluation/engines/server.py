@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Self, TypeVar
@@ -22,6 +22,7 @@ from lora_one.evaluation.engines.answers import choice_in, completion_in, finite
 from lora_one.evaluation.engines.connection import Connection, Unusable
 from lora_one.evaluation.engines.protocol import NoLikelihoods
 from lora_one.evaluation.options import EvaluationOptions
+from lora_one.evaluation.source import base_name
 from lora_one.model_kinds import CAUSAL, ModelKind
 from lora_one.seeding import generator_for
 
@@ -99,9 +100,11 @@ class Server:
 
     @classmethod
     def check(cls, options: EvaluationOptions) -> None:
-        """Raise UsageError if the model, or its adapter, is not causal."""
+        """Raise UsageError if the model, or its adapter, is not causal, or has no chat template but needs one."""
         from lora_one.adaptation.checkpoints import kind_of_adapter
-        from lora_one.models import kind_of_checkpoint
+        from lora_one.data.chat_template import check_template
+        from lora_one.models import kind_of_checkpoint, load_tokenizer
+        from lora_one.records.folder import revision_of
 
         name, adapter = options.model_name, options.adapter
         kind = (kind_of_adapter(Path(adapter)) if adapter else None) or kind_of_checkpoint(name)
@@ -110,6 +113,10 @@ class Server:
                 f"--engine={options.engine} needs a causal model, but {adapter or name} is of the type {kind.name}: "
                 f"use --engine={TRANSFORMERS}"
             )
+        if options.chat_template:
+            path = Path(adapter).expanduser() if adapter else None
+            name = name or base_name(path)
+            check_template(load_tokenizer(name, revision_of(path, name), model_type=CAUSAL.name))
 
     @classmethod
     def start(cls, options: EvaluationOptions) -> Self:
@@ -147,6 +154,7 @@ class Server:
         self, prompts: Sequence[Sequence[int]], decoding: Decoding, streams: Sequence[str], done: Container[int] = ()
     ) -> Iterator[tuple[int, Completion]]:
         """Yield (index, completion) of each prompt as it is finished. Raises RunError."""
+        decoding = replace(decoding, stop=(*decoding.stop, *self.encoder.stop))
         asked = [index for index in range(len(prompts)) if index not in done]
         rooms = {index: min(decoding.max_new_tokens, self.context - len(prompts[index])) for index in asked}
         yield from ((index, Completion("", too_long=True)) for index in asked if rooms[index] < 1)
