@@ -187,7 +187,7 @@ def test_cache_key_contains_exactly_what_the_encoding_depends_on(tmp_path, rows,
 
 def test_code_and_versions_are_part_of_the_key(tokenizer):
     key = EncodedCache("folder", tokenizer, {"chat": False}).key
-    assert key["chat"] is False and len(key["code"]) == 3 and set(key["versions"]) == {"tokenizers", "transformers"}
+    assert key["chat"] is False and len(key["code"]) == 4 and set(key["versions"]) == {"tokenizers", "transformers"}
 
 
 def test_tokenizer_without_serialisation_is_not_cached(tmp_path):
