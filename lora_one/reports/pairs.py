@@ -6,7 +6,7 @@ from pathlib import Path
 from lora_one.errors import UsageError
 from lora_one.records.folder import RunFolder
 from lora_one.reports.findings import aligned, compared, question_sentence, tested
-from lora_one.reports.scores import score_in
+from lora_one.reports.scores import difference_of_settings, score_in
 from lora_one.statistics.shares import percent
 from lora_one.statistics.units import NATS, POINTS, Unit
 from lora_one.statistics.verdicts import verdicts
@@ -58,20 +58,22 @@ def section(figure: str, values: Mapping[str, Mapping[int, float]], baseline: st
 
 def evaluation_section(task: str, runs: Mapping[str, Mapping[int, RunFolder]], baseline: str) -> list[str]:
     """Return the lines of an evaluation that both configurations have."""
+    places = {
+        (name, seed): folder.path / "eval" / task for name, found in runs.items() for seed, folder in found.items()
+    }
+    scores = {key: score_in(place) for key, place in places.items() if (place / "metrics.json").exists()}
     values: dict[str, dict[int, float]] = {}
-    files: dict[tuple[str, int], Path] = {}
-    fields: set[str] = set()
-    for name, found in runs.items():
-        for seed, folder in found.items():
-            place = folder.path / "eval" / task
-            if (place / "metrics.json").exists():
-                score = score_in(place)
-                values.setdefault(name, {})[seed] = score["value"]
-                if score["predictions"]:
-                    files[name, seed] = Path(score["predictions"])
-                    fields.add(score["field"])
+    for (name, seed), score in scores.items():
+        values.setdefault(name, {})[seed] = score["value"]
+    files = {key: Path(score["predictions"]) for key, score in scores.items() if score["predictions"]}
+    fields = {scores[key]["field"] for key in files}
+    first = next(iter(scores.values()))
     title = "loss on test data of a comparison" if task.startswith("loss-") else task
-    lines = section(title, values, baseline, Unit(**score["unit"]))
+    lines = section(title, values, baseline, Unit(**first["unit"]))
+    differing = ((key, difference_of_settings(first, score)) for key, score in scores.items())
+    for (name, seed), difference in differing:
+        if difference is not None:
+            lines.append(f"  warning: {name}, seed {seed}: not with the same settings: {difference}")
     try:
         tests = tested(files, baseline, fields.pop() if len(fields) == 1 else None)
     except UsageError as error:  # the other results must not be lost

@@ -12,7 +12,7 @@ from lora_one.records.folder import RunFolder
 from lora_one.reports.compare import RATE, Run, method_row
 from lora_one.reports.findings import VALIDATION, findings
 from lora_one.reports.measurements import Record, measurements
-from lora_one.reports.scores import score_in
+from lora_one.reports.scores import difference_of_settings, score_in
 from lora_one.reports.shown import main_figure, shown_methods
 
 ACCURACY = "validation accuracy"
@@ -102,7 +102,8 @@ def scores_of(folder: RunFolder, record: Mapping[str, Any]) -> dict[str, dict[st
 def add_answers(run: Run) -> None:
     """Add the files with the answers of a run's evaluations to its scores."""
     for name in run.scores.keys() - {ACCURACY}:
-        run.scores[name] |= score_in(Path(run.path) / "eval" / name)
+        found = score_in(Path(run.path) / "eval" / name)
+        run.scores[name] |= {key: found[key] for key in ("predictions", "field")}
 
 
 def differences(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -132,7 +133,12 @@ def record_of(title: str, task: Task, baseline: str | None) -> Record:
     against = next((method for method in of_method if baseline and method.startswith(baseline)), None)
     against = baseline if baseline in of_method else against
     differing = differences(task.configs)
+    first = {name: next(run.scores[name] for run in task.runs if name in run.scores) for name in evaluations}
     rows = [row_of(method, runs, evaluations, differing.get(method, "")) for method, runs in of_method.items()]
+    for row in rows:
+        row["note"] = "; ".join(filter(None, [row["note"], *other_settings(of_method[row["method"]], first)]))
+    for score in (score for run in task.runs for score in run.scores.values()):
+        score.pop("settings", None)  # they are in metrics.json
     versions = next((run.identity["versions"] for run in task.runs if run.identity), {})
     return {
         "title": title,
@@ -152,6 +158,18 @@ def row_of(method: str, runs: Sequence[Run], evaluations: Sequence[str], differi
     point = next((run.point for run in runs if run.point), {})
     row = method_row(method, runs, point, [point], None, evaluations) | {"edge": ""}
     return row | {"note": "; ".join(filter(None, [differing, row["note"]]))}
+
+
+def other_settings(runs: Sequence[Run], first: Mapping[str, dict[str, Any]]) -> Iterator[str]:
+    """Yield a note for each evaluation that some of a method's runs made with other settings than the first run.
+
+    first: evaluation -> its score of the first run that has it.
+    """
+    for name, reference in first.items():
+        scores = (run.scores[name] for run in runs if name in run.scores and name != ACCURACY)
+        differing = next(filter(None, (difference_of_settings(reference, score) for score in scores)), None)
+        if differing is not None:
+            yield f"{name}: not with the same settings: {differing}"
 
 
 def tested(of_method: Mapping[str, list[Run]], baseline: str, evaluations: Sequence[str]) -> list[dict[str, Any]]:

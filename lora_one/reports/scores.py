@@ -18,6 +18,7 @@ def score_in(folder: Path, metric: str | None = None, *, with_answers: bool = Tr
     metric: None: the first one.  predictions: path of the file with the answers; None: there is none, or the metric is
     not the share of answers for which one of their fields is true.  field: the name of that field.
     answers: their number; unparsed, cut: of those without a readable answer, and ended by the limit of new tokens.
+    settings: the options that determine the results.
     with_answers: False: the file with the answers, which may be large, is not read; predictions and field are None.
     Raises UsageError: the evaluation has no such metric.
     """
@@ -30,7 +31,18 @@ def score_in(folder: Path, metric: str | None = None, *, with_answers: bool = Tr
     field = field_of(predictions, metrics[metric], metric) if with_answers and unit == POINTS else None
     found = {"value": metrics[metric], "metric": metric, "unit": asdict(unit)}
     found |= {"predictions": str(predictions) if field else None, "field": field}
+    found |= {"settings": report.get("settings", {})}
     return found | {name: counts.get(key) for name, key in COUNTS.items()}
+
+
+def difference_of_settings(one: dict[str, Any], other: dict[str, Any]) -> str | None:
+    """Return in words the first setting in which two scores differ, apart from the model; None: there is none."""
+    earlier = {"engine": "transformers", "chat_template": False}  # of versions without these settings
+    first, second = earlier | one["settings"], earlier | other["settings"]
+    for name in {**first, **second}:
+        if name not in ("adapter", "model_name") and first.get(name) != second.get(name):
+            return f"--{name} is {first.get(name)} there and {second.get(name)} here"
+    return None
 
 
 def field_of(predictions: Path, value: float, metric: str) -> str | None:

@@ -71,14 +71,16 @@ def score_of(folder: RunFolder, name: str, evaluation: Evaluation) -> dict[str, 
 
 
 def score_of_model(model: Path, output: Path, evaluation: Evaluation) -> dict[str, Any]:
-    """Return the score of an adapter or a whole model, see ``score_in``; it is evaluated unless that has finished.
+    """Return the score of an adapter or a whole model, as ``score_in`` but without the settings.
 
-    output: the folder of the results.  Raises UsageError, RunError.
+    It is evaluated unless that has finished.  output: the folder of the results.  Raises UsageError, RunError.
     """
     if not (output / "metrics.json").exists():
         option = "--adapter" if (model / "adapter_config.json").exists() else "--model_name"
         evaluate(evaluation.benchmark, [*evaluation.options, f"{option}={model}", f"--output_dir={output}"])
-    return score_in(output, evaluation.metric)
+    score = score_in(output, evaluation.metric)
+    del score["settings"]  # they are those of the comparison file
+    return score
 
 
 def folder_of(folder: RunFolder, name: str, evaluation: Evaluation) -> Path:

@@ -94,3 +94,16 @@ def test_the_command(tmp_path, capsys):
     assert compare_command.main([]) == 2 and compare_command.main(["--runs", str(first), str(tmp_path)]) == 2
     said = capsys.readouterr().err
     assert "nothing to compare" in said and "given twice" not in said
+
+
+def test_evaluations_with_other_settings_are_compared_with_a_warning(tmp_path):
+    answers = {seed: [1, 0, 1] for seed in (1, 2, 3)}
+    one, two = (configuration(tmp_path / name, {1: 1.0, 2: 1.1, 3: 0.9}, answers) for name in "ab")
+    assert "warning" not in compare_runs(one, two)
+    file = two / "2/eval/gsm8k/metrics.json"
+    report = json.loads(file.read_text())
+    file.write_text(json.dumps(report | {"settings": {"chat_template": False, "adapter": "x"}}))
+    assert "warning" not in compare_runs(one, two)  # earlier versions had no chat template; the models may differ
+    file.write_text(json.dumps(report | {"settings": {"max_new_tokens": 160}}))
+    expected = "seed 2: not with the same settings: --max_new_tokens is None there and 160 here"
+    assert f"warning: {two}, {expected}" in compare_runs(one, two)

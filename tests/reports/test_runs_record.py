@@ -116,3 +116,12 @@ def test_no_run_and_an_unknown_baseline_are_refused(results, tmp_path):
         records_of_runs(tmp_path / "nothing")
     with pytest.raises(UsageError, match=r"--baseline=LoRA-c is not a configuration.*LoRA-a-11111111"):
         records_of_runs(results, "LoRA-c")
+
+
+def test_evaluations_with_other_settings_are_noted(results):
+    file = results / "p_data/LoRA-b-22222222/1/eval/gsm8k/metrics.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"settings": {"limit": 5, "adapter": "x"}}))
+    (record,) = records_of_runs(results).values()
+    one, other = (row["note"] for row in record["rows"])
+    assert "settings" not in one and "gsm8k: not with the same settings: --limit is None there and 5 here" in other
+    assert not any("settings" in score for run in record["runs"] for score in run["scores"].values())
