@@ -10,7 +10,7 @@ from lora_one.evaluation.validation import Validation
 from tests.helpers.examples import examples
 from tests.helpers.runs import run_config
 
-ENCODER = SimpleNamespace(pad_id=1, tokenizer=None, prompts=lambda examples: [])
+ENCODER = SimpleNamespace(pad_id=1, tokenizer=None, prompts=lambda examples: [], stop=())
 
 
 def validation_of(data, *changes):
