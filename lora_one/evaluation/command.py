@@ -131,23 +131,18 @@ def with_template(benchmark: Benchmark[Any], options: EvaluationOptions) -> Eval
             "--chat_template=true is not possible here, because the answers do not follow a turn of the user: leave it "
             "out"
         )
-    chosen = trained_with_template(options) if options.chat_template is None else options.chat_template
-    return replace(options, chat_template=chosen and possible)
-
-
-def trained_with_template(options: EvaluationOptions) -> bool:
-    """Return whether the evaluated model is that of a run with dataset.chat_template=true."""
     found = evaluated_run(options)
-    return bool(found and found[0].read().get("config", {}).get("dataset", {}).get("chat_template"))
+    chosen = bool(found and found[0].with_template) if options.chat_template is None else options.chat_template
+    return replace(options, chat_template=chosen and possible)
 
 
 def warn_of_template(options: EvaluationOptions) -> None:
     """Print a warning if the evaluated run was trained with a chat template, and this evaluation has none."""
-    if trained_with_template(options) and not options.chat_template:
-        run, _ = evaluated_run(options)
+    found = evaluated_run(options)
+    if found and found[0].with_template and not options.chat_template:
         print(
-            f"warning: {run.path} was trained with dataset.chat_template=true, but the prompts of this evaluation have "
-            "no chat template",
+            f"warning: {found[0].path} was trained with dataset.chat_template=true, but the prompts of this evaluation "
+            "have no chat template",
             file=sys.stderr,
         )
 

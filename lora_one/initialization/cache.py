@@ -58,8 +58,7 @@ class Cache:
     @property
     def file(self) -> Path:
         """Return the file of the factors; the JSON file next to it has the same stem."""
-        digest = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()
-        return self.folder / f"{digest[:16]}.safetensors"
+        return self.folder / f"{digest_of(self.key)}.safetensors"
 
     def read(self) -> Solution | None:
         """Return the cached solution; None: it is missing or cannot be read."""
@@ -147,6 +146,11 @@ class Cache:
     def _changes(self, other: Key) -> list[str]:
         names = [name for name in {**self.key, **other} if self.key.get(name) != other.get(name)]
         return [f"{name} ({other.get(name)} there, {self.key.get(name)} here)" for name in names]
+
+
+def digest_of(key: Key) -> str:
+    """Return the beginning of the sha256 of a key, the stem of the files of its entry."""
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def content_of(batches: Sequence[Batch]) -> str:

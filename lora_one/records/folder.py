@@ -81,6 +81,11 @@ class RunFolder:
         self.gradient_vectors = self.checkpoints / "gradient_vectors.safetensors"
 
     @property
+    def with_template(self) -> bool:
+        """Return whether the run's prompts are in the tokenizer's chat template."""
+        return bool(self.read().get("config", {}).get("dataset", {}).get("chat_template"))
+
+    @property
     def trained(self) -> Path:
         """Return the folder that a finished run trained: its adapter, or the model after full fine-tuning."""
         return self.adapter if self.adapter.exists() else self.merged

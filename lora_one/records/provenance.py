@@ -4,6 +4,7 @@ import hashlib
 import json
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ NOT_HASHED |= {"dataset.accuracy_examples", "dataset.max_new_tokens", "dataset.a
 ADDED = {"dataset.train_on_inputs": False, "dataset.rows": None, "init.shuffle": None}
 
 
+@cache
 def source_fingerprint() -> str:
     """Return the sha256 of the source files of this package."""
     total = hashlib.sha256()

@@ -90,7 +90,7 @@ def folder_of(folder: RunFolder, name: str, evaluation: Evaluation) -> Path:
     """
     path = options_of(evaluation).data_path
     data = [] if path is None else [path]
-    template = ["chat_template"] if folder.read().get("config", {}).get("dataset", {}).get("chat_template") else []
+    template = ["chat_template"] if folder.with_template else []
     asked = json.dumps([evaluation.benchmark, evaluation.options, *map(content_of, data), *template])
     return folder.path / "eval" / f"{folder_name(name)}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
 

@@ -1,6 +1,5 @@
 """Evaluations of models before training that another run has made, in the folder ``init.cache``."""
 
-import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -8,7 +7,7 @@ from pathlib import Path
 
 from lora_one.distributed import Processes
 from lora_one.files import write_json
-from lora_one.initialization.cache import Key
+from lora_one.initialization.cache import Key, digest_of
 
 Metrics = dict[str, float]
 
@@ -26,8 +25,7 @@ def known_evaluation(
     if folder is None:
         return evaluate()
     processes, key = Processes.current(), key_of()
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    file = folder / f"{digest[:16]}.evaluation"
+    file = folder / f"{digest_of(key)}.evaluation"
     known = read(file)
     if all(processes.gathered(known is not None)):
         if processes.rank == 0:
