@@ -14,12 +14,12 @@ DATE = datetime(2024, 7, 26)  # for templates that write today's date; the defau
 ANSWER = "ANSWER"
 
 
-def check_template(tokenizer: Any) -> None:
-    """Raise UsageError if the tokenizer has no chat template."""
+def check_template(tokenizer: Any, setting: str = "dataset.chat_template") -> None:
+    """Raise UsageError if the tokenizer has no chat template. setting: what asked for it, for the message."""
     if tokenizer.chat_template is None:
         raise UsageError(
-            "chat_template=true, but the model's tokenizer has no chat template: choose a chat model, or set it to "
-            "false (dataset.chat_template in a run, --chat_template in an evaluation)"
+            f"{setting}=true, but the model's tokenizer has no chat template: choose a chat model, or set "
+            f"{setting}=false"
         )
 
 

@@ -66,7 +66,7 @@ def load_evaluated(options: EvaluationOptions) -> LoadedModel:
     labels = options.labels if adapter is not None and kind.has_head else None
     tokenizer = load_tokenizer(name, revision, model_type=kind.name)
     if options.chat_template:
-        check_template(tokenizer)
+        check_template(tokenizer, "--chat_template")
     pad_id = pad_id_of(tokenizer)
     options_of_model = {"dtype": options.dtype, "model_type": kind.name, "labels": labels, "pad_id": pad_id}
     model = load_model(name, revision, where=options.device, **options_of_model | base_of(adapter, options.dtype))

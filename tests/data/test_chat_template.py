@@ -100,7 +100,7 @@ def test_a_tokenizer_without_a_template_is_one_message_before_the_weights(proble
     monkeypatch.setattr("lora_one.models.load_model", None)
     options = ["--model_name=bundled/tiny", f"--data_path={problems}", f"--output_dir={tmp_path / 'out'}"]
     assert main("gsm8k", [*options, "--chat_template=true"]) == 2
-    assert "chat_template=true, but the model's tokenizer has no chat template" in capsys.readouterr().err
+    assert "--chat_template=true, but the model's tokenizer has no chat template" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main("gsm8k", [*options, "--chat_template=perhaps"])
     assert "invalid true_or_false value: 'perhaps'" in capsys.readouterr().err

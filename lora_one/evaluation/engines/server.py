@@ -116,7 +116,7 @@ class Server:
         if options.chat_template:
             path = Path(adapter).expanduser() if adapter else None
             name = name or base_name(path)
-            check_template(load_tokenizer(name, revision_of(path, name), model_type=CAUSAL.name))
+            check_template(load_tokenizer(name, revision_of(path, name), model_type=CAUSAL.name), "--chat_template")
 
     @classmethod
     def start(cls, options: EvaluationOptions) -> Self:
