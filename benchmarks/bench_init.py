@@ -56,6 +56,9 @@ class Found:
     held: int = 0
 
 
+Case = tuple[Callable[[], Found], str]  # the work, and the name of the floor with the same batches
+
+
 def subject(shape: Shape, device: str, dtype: torch.dtype, examples: int = 8) -> Subject:
     """Return a frozen random Llama of this shape, and random examples."""
     torch.manual_seed(SEED)
@@ -217,23 +220,9 @@ def least_energy(right: dict[str, Tensor], gradients: dict[str, Tensor], best: d
     return min(shares)
 
 
-def measure(at: Subject, repeats: int, skip: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Run all cases; return their rows and the ratios of their times."""
-    many, one = f"{len(at.micro)} batches of 1", f"1 batch of {len(at.micro)}"
-
-    @cache
-    def gradients() -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-        floor(at, at.micro, keep=found)
-        return found
-
-    @cache
-    def best() -> dict[str, float]:
-        print("exact spectra", flush=True)
-        return {name: float(torch.linalg.svdvals(G)[:RANK].square().sum()) for name, G in gradients().items()}
-
-    # name -> (the case, the name of the floor with the same batches)
-    cases: dict[str, tuple[Callable[[], Found], str]] = {
+def cases_of(at: Subject, many: str, one: str, gradients: Callable[[], dict[str, Tensor]]) -> dict[str, Case]:
+    """Return name -> case. many, one: the names of the batches; gradients: computes the exact ones, once."""
+    return {
         f"floor, {many}": (lambda: floor(at, at.micro), f"floor, {many}"),
         f"floor, {one}": (lambda: floor(at, at.whole), f"floor, {one}"),
         f"device, {many}": (lambda: ours(at, at.micro, "fast"), f"floor, {many}"),
@@ -250,6 +239,24 @@ def measure(at: Subject, repeats: int, skip: Sequence[str]) -> tuple[list[dict[s
         f"PEFT LoRA-GA, {one}": (lambda: peft_lora_ga(at), f"floor, {one}"),
         f"official, {many}": (lambda: official(at), f"floor, {many}"),
     }
+
+
+def measure(at: Subject, repeats: int, skip: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Run all cases; return their rows and the ratios of their times."""
+    many, one = f"{len(at.micro)} batches of 1", f"1 batch of {len(at.micro)}"
+
+    @cache
+    def gradients() -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        floor(at, at.micro, keep=found)
+        return found
+
+    @cache
+    def best() -> dict[str, float]:
+        print("exact spectra", flush=True)
+        return {name: float(torch.linalg.svdvals(G)[:RANK].square().sum()) for name, G in gradients().items()}
+
+    cases = cases_of(at, many, one, gradients)
     cases = {name: case for name, case in cases.items() if not any(word in name for word in skip)}
     once = {name for name in cases if name.startswith(ONCE)}
     bare = {}

@@ -33,9 +33,10 @@ def check(run: "RunConfig") -> None:
     check_values(flatten(run), CHOICES, RANGES)
     run.init.check_values()
     run.optimizer.check_values()
-    for together in (check_batches, check_peft, check_core, check_kind, check_quantization, check_dataset, check_names):
+    for together in (check_batches, check_peft, check_core, check_kind, check_quantization):
         together(run)
-    check_sharded(run)
+    for together in (check_dataset, check_caches, check_names, check_sharded):
+        together(run)
     check_plan(run)
     run.init.check()
     run.optimizer.check(run.model, run.peft)
@@ -257,15 +258,19 @@ def check_dataset(run: "RunConfig") -> None:
                 f"dataset.path={dataset.path} does not exist (relative to {Path.cwd()}): set it to an existing file or "
                 "folder"
             )
-    if str(dataset.cache).lower() in {"true", "false", ""}:
-        raise UsageError(
-            f"dataset.cache={dataset.cache} must be a folder: set a path, or null to cache nothing, or remove the key"
-        )
     for evaluation in evaluations_in(dataset.decontaminate):
         if str(evaluation) not in EVALUATIONS and not Path(str(evaluation)).expanduser().exists():
             raise UsageError(
                 f"dataset.decontaminate={evaluation} is neither an existing file or folder (relative to {Path.cwd()}) "
                 f"nor the name of an evaluation; {nearest(evaluation, EVALUATIONS)}"
+            )
+
+
+def check_caches(run: "RunConfig") -> None:
+    for key, folder in (("dataset.cache", run.dataset.cache), ("init.cache", run.init.cache)):
+        if str(folder).lower() in {"true", "false", ""}:
+            raise UsageError(
+                f"{key}={folder} must be a folder: set a path, or null to cache nothing, or remove the key"
             )
 
 

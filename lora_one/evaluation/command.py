@@ -23,7 +23,7 @@ from lora_one.evaluation.output import (
     show,
     write_lines,
 )
-from lora_one.evaluation.predictions import remarks_of, rescored_predictions
+from lora_one.evaluation.predictions import remarks_of, rescored_predictions, settings_beside
 from lora_one.evaluation.source import check_present, located
 from lora_one.files import full_disk, write_json
 from lora_one.invocation import Parser, command_name
@@ -106,7 +106,7 @@ def evaluate(task: str, arguments: Sequence[str]) -> int:
         print(f"{len(predictions)} completions are in {output}: run the command without --no_score to score them")
         return 0
     report = report_of(task, benchmark, options, predictions)
-    report |= found.facts if found else {}
+    report |= found.facts if found else {"settings_of_completions": settings_beside(options.rescore)}
     report |= {"seconds": time.perf_counter() - started, "provenance": provenance(fingerprints)}
     write_lines(output / "predictions.jsonl", predictions)
     write_json(output / "metrics.json", report)

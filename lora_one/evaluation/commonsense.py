@@ -215,8 +215,8 @@ class Commonsense(AnswerBenchmark[CommonsenseOptions]):
         return f"the published decoding with sampled beams ({without})" if options.beams else None
 
     def takes_template(self, options: CommonsenseOptions) -> bool:
-        """Return whether there are only generated answers, no likelihoods."""
-        return options.protocol is None and not options.likelihood
+        """Return whether there are generated answers; the likelihoods beside them follow prompts without a template."""
+        return options.protocol is None
 
     def folder(self, task: str, options: CommonsenseOptions) -> str:
         """Return a different folder for each choice of sets and each protocol."""

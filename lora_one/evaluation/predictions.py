@@ -111,6 +111,15 @@ def rescored_predictions(benchmark: Benchmark[Any], file: Path) -> list[Predicti
     return [rescored(benchmark, file, number, text) for number, text in enumerate(lines, start=1)]
 
 
+def settings_beside(predictions: str) -> dict[str, Any]:
+    """Return the settings of the evaluation that wrote a predictions.jsonl; {}: they are not known."""
+    try:
+        report = json.loads((Path(predictions).expanduser().parent / "metrics.json").read_text())
+        return report.get("settings_of_completions", {}) | report["settings"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
 def rescored(benchmark: Benchmark[Any], file: Path, number: int, text: str) -> Prediction:
     """Score one line again. Raises UsageError: the line is not a prediction."""
     try:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -35,8 +36,9 @@ class Cache:
     def __call__(self, solve: Callable[[], Solution]) -> Solution:
         """Return the cached solution; if there is none, call ``solve`` and cache its result.
 
-        Either all processes read or all solve; the first one writes.
-        Raises RunError: the folder cannot be written; its content is then unchanged.
+        Either all processes read or all solve; the first one writes. If that fails, it is only a note, because the
+        solution is there.
+        Raises RunError: the folder cannot be written, which is found before the computation.
         """
         processes = Processes.current()
         known = self.read()
@@ -48,11 +50,17 @@ class Cache:
             self.folder.mkdir(parents=True, exist_ok=True)
             TemporaryDirectory(dir=self.folder, prefix=".").cleanup()
         except OSError as error:
-            raise self.unwritable(error) from error
+            raise RunError(
+                f"init.cache={self.folder} cannot be written ({error}): free some disk space, or set it to another "
+                "folder"
+            ) from error
         begun = time.perf_counter()
         solution = solve()
         if processes.rank == 0:
-            self.write(solution, time.perf_counter() - begun)
+            try:
+                self.write(solution, time.perf_counter() - begun)
+            except (OSError, SafetensorError) as error:
+                self.say(f"note: init.cache: the initialisation cannot be stored in {self.folder} ({error})")
         return solution
 
     @property
@@ -63,7 +71,7 @@ class Cache:
     def read(self) -> Solution | None:
         """Return the cached solution; None: it is missing or cannot be read."""
         try:
-            saved = json.loads(self.file.with_suffix(".json").read_text())
+            saved = entry_in(self.file.with_suffix(".json"), self.key)
             tensors = load_file(self.file)
             factors = {
                 name: AdapterFactors(tensors[f"{name}.B"], tensors[f"{name}.A"], shifted, tensors.get(f"{name}.R"))
@@ -84,11 +92,11 @@ class Cache:
                 seconds=saved["seconds"],
                 vectors={name: (tensors[f"{name}.U"], tensors[f"{name}.Vh"]) for name in saved["vectors"]},
             )
-        except (OSError, ValueError, KeyError, SafetensorError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
             return None
 
     def write(self, solution: Solution, seconds: float) -> None:
-        """Write a solution that took so many seconds. Raises RunError: the folder cannot be written."""
+        """Write a solution that took so many seconds. Raises OSError, SafetensorError."""
         tensors = {
             f"{name}.{letter}": factor.cpu().contiguous()
             for name, factors in solution.factors.items()
@@ -110,32 +118,20 @@ class Cache:
             "seconds": seconds,
             "vectors": list(solution.vectors),
         }
-        try:
-            with TemporaryDirectory(
-                dir=self.folder, prefix="."
-            ) as scratch:  # not shared, because two jobs may write the same solution
-                file = Path(scratch) / self.file.name
-                save_file(tensors, file)
-                synced(file)
-                file.replace(self.file)
-            write_json(self.file.with_suffix(".json"), saved)  # last, because it makes the entry complete
-        except (OSError, SafetensorError) as error:
-            raise self.unwritable(error) from error
-
-    def unwritable(self, error: Exception) -> RunError:
-        """Return the error for a folder that cannot be written."""
-        return RunError(
-            f"init.cache={self.folder} cannot be written ({error}): free some disk space, or set it to another folder"
-        )
+        # a scratch folder of its own, because two jobs may write the same solution
+        with TemporaryDirectory(dir=self.folder, prefix=".") as scratch:
+            file = Path(scratch) / self.file.name
+            save_file(tensors, file)
+            synced(file)
+            file.replace(self.file)
+        write_json(self.file.with_suffix(".json"), saved)  # last, because it makes the entry complete
 
     def why(self) -> str:
         """Return why no entry was found: how the key differs from the most similar one in the folder."""
         others = []
         for path in sorted(self.folder.glob("*.json")) if self.folder.is_dir() else ():
-            try:
-                others.append(json.loads(path.read_text())["key"])
-            except (OSError, ValueError, KeyError):
-                continue
+            with suppress(OSError, ValueError):
+                others.append(entry_in(path)["key"])
         changes = min((self._changes(other) for other in others), key=len, default=None)
         if changes is None:
             return f"{self.folder} contains no initialisation yet"
@@ -146,6 +142,19 @@ class Cache:
     def _changes(self, other: Key) -> list[str]:
         names = [name for name in {**self.key, **other} if self.key.get(name) != other.get(name)]
         return [f"{name} ({other.get(name)} there, {self.key.get(name)} here)" for name in names]
+
+
+def entry_in(file: Path, key: Key | None = None) -> dict[str, Any]:
+    """Return the content of an entry's JSON file. key: the one that it must have.
+
+    Raises OSError; ValueError: it is not an entry, or one of another key.
+    """
+    saved = json.loads(file.read_text())
+    if not isinstance(saved, dict) or not isinstance(saved.get("key"), dict):
+        raise ValueError(f"{file} is not an entry of a cache")
+    if key is not None and digest_of(saved["key"]) != digest_of(key):
+        raise ValueError(f"{file} is the entry of another key")
+    return saved
 
 
 def digest_of(key: Key) -> str:

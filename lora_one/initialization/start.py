@@ -180,10 +180,13 @@ def place(model: PeftModel, solution: Solution) -> Start:
 
 
 def rounded(factors: AdapterFactors, layer: Any) -> AdapterFactors:
-    """Return the factors rounded to the dtype of the layer's adapter, in fp32."""
+    """Return the factors rounded to the dtype of the layer's adapter, in fp32.
+
+    They are contiguous, as after a file was read, so that a product of theirs has the same digits in both cases.
+    """
     dtype = layer.lora_A[ADAPTER].weight.dtype
-    R = None if factors.R is None else factors.R.to(dtype).float()
-    return AdapterFactors(factors.B.to(dtype).float(), factors.A.to(dtype).float(), factors.shift_base, R)
+    B, A, R = (F if F is None else F.to(dtype).float().contiguous() for F in (factors.B, factors.A, factors.R))
+    return AdapterFactors(B, A, factors.shift_base, R)
 
 
 def probe_loss(model: nn.Module, probe: Probe) -> float:

@@ -159,7 +159,12 @@ class RunFolder:
 
 
 def run_of(model: Path) -> RunFolder | None:
-    """Return the run that saved a model (its adapter/, merged_checkpoint/ or one of epochs/<n>); None: no run did."""
+    """Return the run that saved a model (its adapter/, merged_checkpoint/ or one of epochs/<n>); None: no run did.
+
+    Also None if there is no such path, because the name of a hub model says nothing of the working folder.
+    """
+    if not model.expanduser().exists():
+        return None
     above = model.expanduser().resolve().parent
     folder = RunFolder(above.parent if above.name == "epochs" else above)
     return folder if folder.run_json.exists() else None

@@ -31,7 +31,7 @@ def score_in(folder: Path, metric: str | None = None, *, with_answers: bool = Tr
     field = field_of(predictions, metrics[metric], metric) if with_answers and unit == POINTS else None
     found = {"value": metrics[metric], "metric": metric, "unit": asdict(unit)}
     found |= {"predictions": str(predictions) if field else None, "field": field}
-    found |= {"settings": report.get("settings", {})}
+    found |= {"settings": report.get("settings_of_completions", {}) | report.get("settings", {})}
     return found | {name: counts.get(key) for name, key in COUNTS.items()}
 
 

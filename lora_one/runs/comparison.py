@@ -7,7 +7,7 @@ training. Finished runs are not run again, so an interrupted comparison continue
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,9 @@ def tuned(jobs: Jobs, run: RunSome) -> dict[str, Tuning]:
     tunings = {method: Tuning() for method in comparison.methods}
     new = {method: table.grid_points(comparison.grid_of(method)) for method in comparison.methods}
     for left in range(comparison.refine, -1, -1):
-        planned = [job for method, points in new.items() for job in jobs.tuning(method, points)]
+        # the methods in turn: the runs of one start, which init.cache computes once, are then not side by side
+        turns = zip_longest(*(jobs.tuning(method, points) for method, points in new.items()))
+        planned = [job for turn in turns for job in turn if job is not None]
         found = run(planned)
         for method, points in new.items():
             own = [(job, one) for job, one in zip(planned, found, strict=True) if job.method == method]

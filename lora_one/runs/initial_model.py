@@ -204,7 +204,7 @@ def cache_key(parts: RunParts, base: nn.Module) -> Key:
 
 
 def base_key(parts: RunParts, base: nn.Module) -> Key:
-    """Return everything that the base model and all results computed from it depend on."""
+    """Return everything that the base model and all results computed from it depend on, to the last digit."""
     run, provenance = parts.run, parts.folder.read()["provenance"]
     return {
         "model.name": provenance["fingerprints"].get("model.name", run.model.name),
@@ -213,6 +213,10 @@ def base_key(parts: RunParts, base: nn.Module) -> Key:
         "model.type": run.model.type,
         "model.quantization": run.model.quantization,
         "model.seed": run.training_seed if base.drawn_at_random else None,
+        "model.sharded": run.model.sharded,
+        "attention": getattr(base.config, "_attn_implementation", None),
+        "device": next(base.parameters()).device.type,
+        "processes": Processes.current().count,
         **{f"version of {name}": provenance["versions"][name] for name in PACKAGES},
         "code": source_fingerprint(),
     }
@@ -220,11 +224,9 @@ def base_key(parts: RunParts, base: nn.Module) -> Key:
 
 def evaluation_key(parts: RunParts, base: nn.Module) -> Key:
     """Return everything that the metrics of the base depend on."""
-    weight = next(base.parameters())
     return base_key(parts, base) | {
         "validation": parts.validation.content,
-        "dtype": str(weight.dtype),  # with full fine-tuning, that of the base is fp32
-        "device": weight.device.type,
+        "dtype": str(next(base.parameters()).dtype),  # with full fine-tuning, that of the base is fp32
     }
 
 

@@ -1,13 +1,12 @@
 """Evaluations of models before training that another run has made, in the folder ``init.cache``."""
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 
 from lora_one.distributed import Processes
 from lora_one.files import write_json
-from lora_one.initialization.cache import Key, digest_of
+from lora_one.initialization.cache import Key, digest_of, entry_in
 
 Metrics = dict[str, float]
 
@@ -26,7 +25,7 @@ def known_evaluation(
         return evaluate()
     processes, key = Processes.current(), key_of()
     file = folder / f"{digest_of(key)}.evaluation"
-    known = read(file)
+    known = read(file, key)
     if all(processes.gathered(known is not None)):
         if processes.rank == 0:
             print(f"init.cache: evaluation of {what} read from {file}")
@@ -40,9 +39,9 @@ def known_evaluation(
     return metrics
 
 
-def read(file: Path) -> Metrics | None:
-    """Return the metrics in a file; None: it is missing or cannot be read."""
+def read(file: Path, key: Key) -> Metrics | None:
+    """Return the metrics in a file; None: it is missing, cannot be read, or is not the one of this key."""
     try:
-        return json.loads(file.read_text())["metrics"]
-    except (OSError, ValueError, KeyError):
+        return entry_in(file, key).get("metrics") or None
+    except (OSError, ValueError):
         return None

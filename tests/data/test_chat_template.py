@@ -19,6 +19,7 @@ from lora_one.evaluation.options import EvaluationOptions
 from lora_one.evaluation.validation import Validation
 from lora_one.files import read_lines
 from lora_one.models import load_tokenizer
+from lora_one.reports.scores import difference_of_settings, score_in
 from tests.helpers.chat import CHATML, GEMMA, chat_model, with_template
 from tests.helpers.models import folder_of, random_llama
 from tests.helpers.runs import finish, run_config, small_run
@@ -68,6 +69,44 @@ def test_a_run_is_evaluated_as_it_was_trained(problems, prompts, tmp_path, capsy
     assert prompts == prompt_ids(tokenizer, texts)
 
 
+def test_rescored_answers_keep_the_settings_of_their_prompts(problems, tmp_path):
+    """So that a comparison with answers to other prompts says so."""
+    model = chat_model(tmp_path / "model")
+    scores = []
+    for template in ("true", "false"):
+        folder = tmp_path / template
+        given = (f"--model_name={model}", f"--data_path={problems}", "--max_new_tokens=2", f"--output_dir={folder}")
+        assert main("gsm8k", [*given, f"--chat_template={template}"]) == 0
+        for rescored in (folder, folder / "rescored"):  # also what was rescored before
+            assert main("gsm8k", [f"--rescore={rescored / 'predictions.jsonl'}"]) == 0
+            scores.append(score_in(rescored / "rescored"))
+    with_template, again, without, _ = scores
+    assert difference_of_settings(with_template, again) is None
+    assert difference_of_settings(with_template, without) == "--chat_template is True there and False here"
+
+
+def test_likelihoods_beside_generated_answers_have_no_template(prompts, tmp_path):
+    """--likelihood adds a second metric; the answers are those without it."""
+    model, data = chat_model(tmp_path / "model"), tmp_path / "boolq"
+    data.mkdir()
+    row = {
+        "instruction": "Is it so? Answer format: true/false",
+        "answer": "true",
+        "output": "the correct answer is true",
+    }
+    (data / "test.json").write_text(json.dumps([row]))
+    given = ["--dataset=boolq", "--greedy", f"--model_name={model}", f"--data_path={tmp_path}", "--max_new_tokens=2"]
+    asked, completions = [], []
+    for more in ([], ["--likelihood"]):
+        prompts.clear()
+        folder = tmp_path / f"out{len(more)}"
+        assert main("commonsense", [*given, *more, "--chat_template=true", f"--output_dir={folder}"]) == 0
+        asked.append(list(prompts))
+        completions.append([line["completion"] for line in read_lines(folder / "predictions.jsonl")])
+    assert asked[0] == asked[1] and completions[0] == completions[1]
+    assert load_tokenizer(str(model)).decode(asked[0][0]).endswith("<|im_start|>assistant\n")
+
+
 def test_results_from_before_the_option_are_those_without_a_template(problems, tmp_path, capsys):
     options = ["--model_name=bundled/tiny", f"--data_path={problems}", "--max_new_tokens=2", f"--output_dir={tmp_path}"]
     assert main("gsm8k", options) == 0
@@ -86,7 +125,6 @@ def test_results_from_before_the_option_are_those_without_a_template(problems, t
         ["text"],
         ["humaneval"],
         ["commonsense", "--dataset=boolq", "--protocol=lm_eval"],
-        ["commonsense", "--dataset=boolq", "--greedy", "--likelihood"],
     ],
 )
 def test_answers_that_do_not_follow_a_prompt_have_no_template(arguments, problems, capsys):

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from lora_one.errors import RunError
-from lora_one.records.folder import RunFolder, base_of, folder_of, revision_of
+from lora_one.records.folder import RunFolder, base_of, folder_of, revision_of, run_of
 from tests.helpers.runs import run_config
 
 
@@ -73,6 +73,7 @@ def test_what_a_run_says_of_its_base(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({"config": {"model": model}}))
     assert revision_of(adapter, "some/model") == "abc" and base_of(adapter) == {}
     assert revision_of(adapter, "other/model") is revision_of(None, "some/model") is None
+    assert run_of(tmp_path / "gpt2") is None  # the name of a hub model, with a run as the working folder
     (tmp_path / "run.json").write_text(json.dumps({"config": {"model": model | {"quantization": "nf4"}}}))
     assert base_of(adapter) == {"dtype": "bf16", "quantization": "nf4"}
     assert base_of(adapter, "fp32") == {"dtype": "fp32", "quantization": "nf4"}

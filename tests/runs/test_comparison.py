@@ -72,6 +72,16 @@ def compared(asked, tmp_path_factory):
     return json.loads((output / "comparison.json").read_text()), execute.runs, output
 
 
+def test_the_methods_take_turns(asked):
+    """The runs of one start are not side by side, so that init.cache computes it once."""
+    methods = {"LoRA": ["init=default"], "LoRA-SB": ["init.direction=LoRA-SB"]}
+    planned = []
+    jobs = comparison_jobs.Jobs(dataclasses.replace(asked, methods=methods), compose)
+    comparison.tuned(jobs, lambda some: planned.extend(some) or [None] * len(some))
+    rates = asked.grid[RATE]
+    assert [(job.point[RATE], job.method) for job in planned] == [(rate, name) for rate in rates for name in methods]
+
+
 def runs_of(record, method, stage):
     return [run for run in record["runs"] if (run["method"], run["stage"]) == (method, stage)]
 

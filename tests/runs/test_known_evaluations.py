@@ -50,8 +50,11 @@ def test_only_what_is_complete_and_finite_is_stored(tmp_path):
     assert evaluated(float("inf")) == float("inf") and not list(tmp_path.iterdir())
     assert [evaluated(1.0), evaluated(2.0)] == [1.0, 1.0]
     (file,) = tmp_path.iterdir()
-    file.write_text("{")
-    assert [evaluated(3.0), evaluated(4.0, loss="example")] == [3.0, 4.0]
+    whole = file.read_text()
+    for broken in ("{", "[]", '{"metrics": {"eval_loss": 1.0}}', whole.replace('"eval_loss": 1.0', "")):
+        file.write_text(broken)
+        assert evaluated(3.0) == 3.0 and evaluated(4.0) == 3.0, broken
+    assert evaluated(4.0, loss="example") == 4.0
 
 
 def test_a_folder_that_cannot_be_written_loses_no_evaluation(tmp_path, capsys):

@@ -223,6 +223,7 @@ CONFIGURATION = [
         "did you mean gsm8k? valid: gsm8k, humaneval",
     ),
     ("dataset.cache=false", "dataset.cache=False must be a folder", "null to cache nothing"),
+    ("init.cache=true", "init.cache=True must be a folder", "null to cache nothing"),
     # what a dry run plans for
     ("plan.processes=4", "plan.processes=4 is read only by a dry run", "add dry_run=true, or remove plan.processes"),
     ("plan.hardware=h100", "plan.hardware=h100 is read only by a dry run", "remove plan.hardware"),
