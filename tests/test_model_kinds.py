@@ -388,3 +388,7 @@ def test_the_loss_on_examples_held_out_is_that_of_the_run_s_own_validation(kind,
     expected = folder.read()["evaluation"]["final"]["eval_loss"]
     assert held_out(tmp_path / "trained", trained) == pytest.approx(expected, rel=1e-5)
     assert held_out(tmp_path / "base alone") != pytest.approx(expected, rel=1e-3)
+    held_out.report = lambda trained: {"metrics": {"loss": float("nan")}}
+    with pytest.raises(RunError, match=r"the loss on the test data is nan: lower model\.learning_rate"):
+        held_out(tmp_path / "diverged", trained)
+    assert not (tmp_path / "diverged").exists()

@@ -1,6 +1,7 @@
 """The loss of a run's result, or of its base, on examples that were used neither for training nor for choices."""
 
 import json
+import math
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +15,7 @@ from lora_one.data import head_labels, read_examples
 from lora_one.data.encode import batches_of
 from lora_one.data.encoders import encoder_for
 from lora_one.datasets.settings import DatasetConfig
+from lora_one.errors import RunError
 from lora_one.files import write_json
 from lora_one.losses import loss_count, mean_loss, targets
 from lora_one.models import load_model, local_folder
@@ -32,7 +34,7 @@ class HeldOut:
     new head is drawn with the run's seed.
     The report is written to ``<place>/loss-<hash8>/metrics.json``, with a hash over model, data and settings. If this
     file exists, nothing is computed.
-    Raises RunError: no example has a response token within model.max_length.
+    Raises RunError: no example has a response token within model.max_length, or the loss is not finite.
     """
 
     def __init__(self, run: RunConfig, dataset: DatasetConfig, limit: int):
@@ -58,7 +60,10 @@ class HeldOut:
         """Return the mean loss; it is computed only if there is no report yet."""
         file = self.file(place)
         if not file.exists():
-            write_json(file, self.report(trained))
+            report = self.report(trained)
+            if not math.isfinite(report["metrics"]["loss"]):
+                raise RunError(f"the loss on the test data is {report['metrics']['loss']}: lower model.learning_rate")
+            write_json(file, report)
         return json.loads(file.read_text())["metrics"]["loss"]
 
     def file(self, place: Path) -> Path:

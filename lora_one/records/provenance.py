@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 import platform
 import subprocess
+import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -109,5 +111,21 @@ def provenance(fingerprints: dict[str, str], model_folder: Path | None = None) -
         "git_commit": git_commit(),
         "fingerprints": fingerprints,
         "model_folder": str(model_folder.resolve()) if model_folder else None,
-        "machine": f"{platform.system()} {platform.machine()}",
+        "code": source_fingerprint(),
+        "machine": machine(),
     }
+
+
+def machine() -> str:
+    """Describe the machine: CPU and number of cores; where torch is used, also its threads and the models' device."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    cpu = models[0] if models else platform.machine()
+    if "torch" not in sys.modules:  # as in an evaluation on a server
+        return f"{cpu}, {os.cpu_count()} cores"
+    import torch
+
+    from lora_one.models import device
+
+    return f"{cpu}, {torch.get_num_threads()} of {os.cpu_count()} cores, on {device()}"

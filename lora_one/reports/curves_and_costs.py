@@ -121,12 +121,30 @@ def costs(results: Results) -> Iterator[Section]:
         return
     name = results.titled(results.figure)
     caption = f"{results.figure} over the time of a run; bars: standard deviation over seeds; line: unbeaten methods."
+    text, ratio = "Mean over the seeds, on the machine below.", unevenness(results)
+    if ratio > UNEVEN:
+        text += f" The times of one method's runs, of the same steps, differ by up to {ratio:.1f} x, because of other "
+        text += "work on the machine or of runs that were resumed: methods cannot be compared by these times."
+        points = []
     drawn = (
         [Drawing("cost", caption, figures.pareto(points, name, results.looks, higher=unit.higher))]
         if len(points) > 1
         else []
     )
-    yield Section("Cost", ["Mean over the seeds, on the machine below."], table=lines, drawings=drawn)
+    yield Section("Cost", [text], table=lines, drawings=drawn)
+
+
+UNEVEN = 1.5  # ratio of the times of runs with the same steps, from which they say more about the machine
+
+
+def unevenness(results: Results) -> float:
+    """Return the largest ratio between the training times of two final runs of one method, per step."""
+    ratios = [1.0]
+    for method in results.methods:
+        done = [run for run in results.of(method, "final") if run.train_seconds and run.steps]
+        times = [run.train_seconds / run.steps for run in done]
+        ratios += [max(times) / min(times)] if times else []
+    return max(ratios)
 
 
 SECONDS = ("init_seconds", "train_seconds")

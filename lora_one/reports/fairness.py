@@ -23,6 +23,8 @@ def fairness(runs: Sequence[Run], comparison: Mapping[str, Any]) -> list[list[st
         lines.append([name, *compared([run.identity.get(name) for run in done])])
     lines.append(["package versions", *compared([run.identity.get("versions") for run in done])])
     lines.append(["commit", *compared([run.git_commit for run in done])])
+    if lines[-1][-1] == "yes" and (lines[-1][1] == "None" or lines[-1][1].endswith("+changes")):
+        lines[-1][-1] = "not known"  # what was changed is not part of a commit; see code
     for name in ("steps", "tokens"):
         lines.append([name, *by_seed(final, name)])
     counts = Counter(run.method for run in runs if run.stage == "tuning")

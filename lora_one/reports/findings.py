@@ -9,7 +9,7 @@ import numpy
 
 from lora_one.errors import UsageError
 from lora_one.reports.compare import Run
-from lora_one.reports.predictions import common_questions, correct_answers
+from lora_one.reports.predictions import check_same_answers, common_questions, correct_answers
 from lora_one.statistics.questions import bootstrap, mcnemar
 from lora_one.statistics.units import NATS, POINTS, Unit
 from lora_one.statistics.verdicts import verdicts
@@ -25,18 +25,22 @@ def findings(
     evaluations: Sequence[str],
     loss: str = LOSS,
     answered: Collection[str] | None = None,
+    left_out: int = 0,
 ) -> list[dict[str, Any]]:
     """Return the findings of each figure: the evaluations, then the loss.
 
-    Each has ``figure``, ``verdicts`` (one for each method but the baseline) and, for an evaluation, ``questions``.
-    answered: the methods whose answers are compared; None: all.
+    Each has ``figure``, ``verdicts`` (one for each method but the baseline; none if the baseline has no value) and, for
+    an evaluation, ``questions``.
+    answered: the methods whose answers are compared; None: all.  left_out: see ``verdicts``.
     """
     found = []
     asked = runs if answered is None else [run for run in runs if run.method in answered]
     for figure in (*evaluations, loss):
         values = by_seed(runs, figure)
+        if values and baseline not in values:
+            found.append({"figure": figure, "verdicts": [], "questions": []})
         if baseline in values:
-            judged = verdicts(values, baseline, unit_of(runs, figure))
+            judged = verdicts(values, baseline, unit_of(runs, figure), failures(runs, figure), left_out)
             part = {"figure": figure, "verdicts": [asdict(verdict) for verdict in judged]}
             part["questions"] = []
             try:
@@ -63,6 +67,15 @@ def by_seed(runs: Sequence[Run], figure: str, stage: str = "final") -> dict[str,
         value = getattr(run, LOSSES[figure]) if figure in LOSSES else run.scores.get(figure, {}).get("value")
         if run.stage == stage and run.error is None and value is not None:
             found.setdefault(run.method, {})[run.seed] = value
+    return found
+
+
+def failures(runs: Sequence[Run], figure: str) -> dict[str, set[int]]:
+    """Return method -> seeds of the final runs that failed, or whose evaluation did."""
+    found: dict[str, set[int]] = {}
+    for run in runs:
+        if run.stage == "final" and (run.error is not None or "error" in run.scores.get(figure, {})):
+            found.setdefault(run.method, set()).add(run.seed)
     return found
 
 
@@ -106,6 +119,7 @@ def aligned(
         return {}
     answers = {key: correct_answers(path, metric, filtered) for key, path in files.items()}
     order = common_questions({str(files[key]): found for key, found in answers.items()})
+    check_same_answers(list(files.values()))
     single = all(len(samples) == 1 for found in answers.values() for samples in found.values())
     kind = bool if single else float
     return {key: numpy.array([numpy.mean(found[name]) for name in order], kind) for key, found in answers.items()}

@@ -65,6 +65,7 @@ def identity(record: Record) -> dict[str, Any]:
     provenance, config = record["provenance"], record["config"]
     prints = provenance["fingerprints"]
     train = record["data"]["train"]
+    newer = {name: provenance[name] for name in ("code", "machine") if "code" in provenance}  # not of earlier versions
     return {
         "model": prints.get("model.name", f"{config['model']['name']}, revision {config['model']['revision']}"),
         "data": prints.get("dataset.path", config["dataset"]["name"]),
@@ -77,6 +78,7 @@ def identity(record: Record) -> dict[str, Any]:
         "processes": record["train"].get("processes", 1),
         "configuration": record["config_hash"],
         "versions": provenance["versions"],
+        **newer,
     }
 
 

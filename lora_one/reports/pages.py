@@ -96,7 +96,10 @@ def overview(records: Mapping[str, Mapping[str, Any]]) -> Section:
     lines = [["method", *(f"{name}: {found.figure}" for name, found in results.items())]]
     for method in methods:
         lines.append([method, *(found.summary(method) for found in results.values())])
-    text = ["Mean +- sample standard deviation over the seeds; better, worse: verdict against the baseline."]
+    text = [
+        "Mean +- sample standard deviation over the seeds; better, worse: verdict against the baseline. Each column is "
+        "corrected for its methods, not for the number of columns."
+    ]
     sources = dict.fromkeys(found.source for found in results.values() if found.published)
     text += [f"In brackets, published: {source}" for source in sources]
     return Section("All tasks", text, table=lines)

@@ -1,12 +1,16 @@
 """Tests of two finished things: two configurations with their seeds, or two files of predictions."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from lora_one.errors import UsageError
 from lora_one.records.folder import RunFolder
+from lora_one.reports.fairness import NOT_SHARED
+from lora_one.reports.fairness import compared as in_common
 from lora_one.reports.findings import aligned, compared, question_sentence, tested
-from lora_one.reports.scores import difference_of_settings, score_in
+from lora_one.reports.measurements import identity
+from lora_one.reports.scores import difference_of_settings, score_in, settings_of
 from lora_one.statistics.shares import percent
 from lora_one.statistics.units import NATS, POINTS, Unit
 from lora_one.statistics.verdicts import verdicts
@@ -24,6 +28,11 @@ def compare_predictions(first: Path, second: Path, metric: str | None = None, fi
         raise UsageError(f"{first} is given twice: pass two files")
     answers = aligned({path: path for path in (first, second)}, metric, filtered)
     lines = [f"{path}: {percent(row.mean(), len(row)).strip()}" for path, row in answers.items()]
+    reports = [path.parent / "metrics.json" for path in (first, second)]
+    if all(report.exists() for report in reports):
+        settings = [{"settings": settings_of(json.loads(report.read_text()))} for report in reports]
+        difference = difference_of_settings(*settings)
+        lines += [f"warning: not with the same settings: {difference}"] if difference is not None else []
     entry = {"method": str(first), **compared({0: answers[first]}, {0: answers[second]})}
     return "\n".join([*lines, question_sentence(entry, str(second)) + "."])
 
@@ -38,7 +47,7 @@ def compare_runs(first: Path, second: Path) -> str:
     if len(runs) < 2:
         raise UsageError(f"{first} is given twice: pass two folders")
     baseline = str(second)
-    lines = []
+    lines = differences(runs)
     for figure, (key, unit) in VALIDATION.items():
         values = {name: validation_of(found, key) for name, found in runs.items()}
         if all(values.values()):
@@ -46,6 +55,16 @@ def compare_runs(first: Path, second: Path) -> str:
     for task in sorted(set.intersection(*(evaluations_in(found) for found in runs.values()))):
         lines += evaluation_section(task, runs, baseline)
     return "\n".join(lines)
+
+
+def differences(runs: Mapping[str, Mapping[int, RunFolder]]) -> list[str]:
+    """Return a warning for each thing that two configurations should have in common but do not, such as the data."""
+    identities = [identity(folder.read()) for found in runs.values() for folder in found.values()]
+    names = dict.fromkeys(name for one in identities for name in one if name not in NOT_SHARED)
+    checked = {name: in_common([one.get(name) for one in identities]) for name in names}
+    return [
+        f"warning: not the same in all runs: {name}: {text}" for name, (text, same) in checked.items() if same == "no"
+    ]
 
 
 def section(figure: str, values: Mapping[str, Mapping[int, float]], baseline: str, unit: Unit) -> list[str]:

@@ -1,7 +1,7 @@
 """The correct answers of an evaluation, read from its file of predictions: ours, or the samples of lm_eval."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,27 @@ def correct_answers(path: Path, metric: str | None = None, filtered: str | None 
             )
         found.setdefault(question, []).append(bool(line[chosen]))
     return found
+
+
+def check_same_answers(paths: Sequence[Path]) -> None:
+    """Raise UsageError if two files name another right answer for one question: they are of other data.
+
+    The right answers are the field gold of ours, and target of lm_eval's samples; without it, nothing is known.
+    """
+    known: dict[tuple[str, str], tuple[str, Path]] = {}
+    for path in paths:
+        for line in map(json.loads, filter(str.strip, path.read_text().splitlines())):
+            for field, question in (("gold", line.get("id")), ("target", line.get("doc_id"))):
+                if field not in line or question is None:
+                    continue
+                answer = json.dumps(line[field], sort_keys=True)
+                before, first = known.setdefault((field, str(question)), (answer, path))
+                if answer != before:
+                    raise UsageError(
+                        f"{first} and {path} are not of the same questions: the right answer to {question} is "
+                        f"{before:.60} in the first one and {answer:.60} in the second one: evaluate both with the "
+                        "same data"
+                    )
 
 
 def of_filter(path: Path, lines: list[dict[str, Any]], filtered: str | None) -> list[tuple[int, dict[str, Any]]]:

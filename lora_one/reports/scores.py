@@ -31,8 +31,13 @@ def score_in(folder: Path, metric: str | None = None, *, with_answers: bool = Tr
     field = field_of(predictions, metrics[metric], metric) if with_answers and unit == POINTS else None
     found = {"value": metrics[metric], "metric": metric, "unit": asdict(unit)}
     found |= {"predictions": str(predictions) if field else None, "field": field}
-    found |= {"settings": report.get("settings_of_completions", {}) | report.get("settings", {})}
+    found |= {"settings": settings_of(report)}
     return found | {name: counts.get(key) for name, key in COUNTS.items()}
+
+
+def settings_of(report: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that determine the results of an evaluation, also those of rescored answers."""
+    return report.get("settings_of_completions", {}) | report.get("settings", {})
 
 
 def difference_of_settings(one: dict[str, Any], other: dict[str, Any]) -> str | None:

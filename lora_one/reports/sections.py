@@ -40,6 +40,9 @@ def verdicts(results: Results) -> Iterator[Section]:
     if results.baseline and not results.record["findings"]:
         yield Section(VERDICTS, [f"Not tested: no run of the baseline {results.baseline} has a result."])
     for number, part in enumerate(results.record["findings"]):
+        if not part["verdicts"] and len(results.methods) > 1:
+            yield Section(f"{VERDICTS}: {part['figure']}", [f"Not tested: {results.baseline} has no result."])
+            continue
         unit = results.unit(part["figure"])
         rows = [
             figures.Difference(
@@ -116,9 +119,17 @@ def protocol(results: Results) -> list[str]:
         f"Each method ran every point of its grid with seed {tuning}, then the point with the lowest validation loss "
     )
     found += f"with seeds {seeds}. "
+    if results.baseline:
+        found += "Verdicts hold for these points: the noise of choosing them is not part of them. "
+    omitted = asked.get("left_out")
+    if omitted:
+        found += (
+            f"Left out, but part of the comparison, so that p values are corrected for them: {', '.join(omitted)}. "
+        )
     if results.record.get("test", {}).get("counts", {}).get("seen"):
         return [found + "Some test examples were also used for training or choosing, see Origin."]
-    return [found + "The test examples were used for neither training nor choosing, and only at the chosen points."]
+    found += "The test examples were used for neither training nor choosing, and only at the chosen points"
+    return [found + ("; of the evaluations' questions this is not checked." if results.evaluations else ".")]
 
 
 def questions(results: Results) -> Iterator[Section]:
@@ -196,9 +207,11 @@ def fair(results: Results) -> Iterator[Section]:
 def provenance(results: Results) -> Iterator[Section]:
     """Yield the origin of the numbers: command, machine, versions, commits, and the folder of every run."""
     record = results.record
-    commits = sorted({str(run.git_commit) for run in results.runs if run.error is None})
+    done = [run for run in results.runs if run.error is None]
+    commits = sorted({str(run.git_commit) for run in done})
+    machines = sorted({run.identity["machine"] for run in done if run.identity.get("machine")})
     lines = [["", ""], ["command", record.get("command") or "-"], ["date", record["date"]]]
-    lines.append(["machine", record["machine"]])
+    lines.append(["machine", "; ".join(machines) or record["machine"]])
     lines.append(["runs at commit", ", ".join(commits)])
     lines += [[name, version] for name, version in record["versions"].items()]
     counts = record.get("test", {}).get("counts")

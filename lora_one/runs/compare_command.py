@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import hashlib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from lora_one.runs.comparison_file import Comparison
     from lora_one.runs.comparison_runners import Runner
 
+LONGEST = 100  # characters of a folder's name
 DESCRIPTION = """\
 Compare methods in one table: tune each over its grid, then run it with several seeds, as runs of their own.
 
@@ -53,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--task", action="append", metavar="TASK", help="run only this task of the file (may be repeated)")
     add("--only", action="append", metavar="METHOD", help="run only this method (may be repeated)")
-    add("--output", type=Path, help="folder of the table (default: results/comparisons/<name of the file>)")
+    add("--output", type=Path, help="folder of the table (default: in results/comparisons, by file, --task and --only)")
     add("--threads", type=int, help="torch threads of a run (default: chosen by torch; with --jobs: all cores shared)")
     add("--jobs", type=int, metavar="N", help="runs side by side on this machine, instead of the file's (default: 1)")
     add("--launcher", choices=["slurm"], help="submit the runs as arrays of SLURM jobs; see the key slurm of the file")
@@ -129,7 +131,7 @@ def compare(options: argparse.Namespace) -> int:
             table = tables[task] = comparison_curvature.curvature(chosen, compose, execute, options.curvature)
             print(f"\n{task or chosen.title}\n\n{table.text}")
         return 0 if any(table.measured for table in tables.values()) else FAILURE
-    output = options.output or Path("results/comparisons") / (options.comparison.stem + "-small" * options.small)
+    output = options.output or default_output(options)
     first = next(iter(tasks))
     title = tasks[first].title.removesuffix(f": {first}")
     records = {}
@@ -139,6 +141,17 @@ def compare(options: argparse.Namespace) -> int:
         report = pages.write_report(title, records, output)
         print(f"\n{pages.printed(records[task])}\nreport: {report.with_suffix('.html')}")
     return FAILURE if any(map(comparison.failed, records.values())) else 0
+
+
+def default_output(options: argparse.Namespace) -> Path:
+    """Return the folder of the table: a part of the comparison does not replace the table of the whole one."""
+    from lora_one.files import folder_name
+
+    parts = [folder_name(name) for name in (*(options.task or ()), *(options.only or ()))]
+    name = "-".join([options.comparison.stem, *["small"] * options.small, *parts])
+    if len(name) > LONGEST:
+        name = f"{name[:LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return Path("results/comparisons") / name
 
 
 def refuse_beside_curvature(options: argparse.Namespace) -> None:

@@ -75,6 +75,7 @@ class Comparison:
     launcher: str | None = None  # slurm: the runs of a stage are an array of SLURM jobs
     slurm: dict[str, Any] = field(default_factory=dict)  # keys of conf/hydra/launcher/slurm.yaml
     seconds_per_run: float | None = None  # measured time of a run with training, for the estimate of a dry run
+    left_out: list[str] = field(default_factory=list)  # methods that are compared elsewhere, or that --only left out
 
     def grid_of(self, method: str) -> Grid:
         """Return the grid of a method: the common one with the method's own keys."""
@@ -88,7 +89,9 @@ class Comparison:
         if names is None:
             return self
         baseline = self.baseline if self.baseline in names else None
-        return replace(self, methods={name: self.methods[name] for name in names}, not_run={}, baseline=baseline)
+        left_out = [*self.left_out, *(name for name in self.methods if name not in (*names, self.baseline))]
+        methods = {name: self.methods[name] for name in names}
+        return replace(self, methods=methods, not_run={}, baseline=baseline, left_out=left_out)
 
 
 def read_comparisons(path: Path, *, small: bool = False) -> dict[str, Comparison]:
@@ -182,6 +185,10 @@ def check_comparison(comparison: Comparison) -> None:
         check_grid(comparison, name)
         if comparison.refine and len(comparison.grid_of(name).get(RATE, [])) < 2:
             raise UsageError(f"refine={comparison.refine} needs at least two values of {RATE} in the grid of {name}")
+    if not isinstance(comparison.left_out, list) or set(map(str, comparison.left_out)) & set(comparison.methods):
+        raise UsageError(
+            f"left_out={comparison.left_out!r} must be a list of methods that this comparison does not run"
+        )
     check_budgets(comparison)
     check_launcher(comparison)
     if comparison.baseline is not None and comparison.baseline not in comparison.methods:

@@ -1,7 +1,5 @@
 """The record of a comparison, comparison.json, from which its report is made."""
 
-import os
-import platform
 import shlex
 import sys
 from collections.abc import Sequence
@@ -10,14 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lora_one.evaluation.held_out import HeldOut
 from lora_one.files import write_json
 from lora_one.invocation import command_name
-from lora_one.models import device
 from lora_one.records.folder import RunFolder
-from lora_one.records.provenance import git_commit, versions
+from lora_one.records.provenance import git_commit, machine, versions
 from lora_one.records.tracking import log_table
 from lora_one.reports import compare as table
 from lora_one.reports.compare import Run
@@ -55,13 +50,6 @@ def save(
 
 def tested(comparison: Comparison, runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return the findings of a comparison, [] without a baseline."""
-    return findings(runs, comparison.baseline, list(comparison.evaluations)) if comparison.baseline else []
-
-
-def machine() -> str:
-    """Describe the machine: its CPU, the number of cores and torch threads, and the device of the models."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    cpu = models[0] if models else platform.machine()
-    return f"{cpu}, {torch.get_num_threads()} of {os.cpu_count()} cores, on {device()}"
+    if comparison.baseline is None:
+        return []
+    return findings(runs, comparison.baseline, list(comparison.evaluations), left_out=len(comparison.left_out))

@@ -1,7 +1,7 @@
 """The verdict on each method against a named baseline, from the layer of seeds alone."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 
 from lora_one.statistics.seeds import MIN_SEEDS, SeedTest, detectable, interval, paired, seeds_for
@@ -23,33 +23,49 @@ class Verdict:
     sentence: str
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+def holm(p_values: Mapping[str, float], further: int = 0) -> dict[str, float]:
     """Return Holm's adjusted p values (Scand. J. Statist. 6, 1979): family-wise, under any dependence.
 
     The k-th smallest of m is multiplied by m - k + 1; adjusted values never decrease, and are at most 1.
+    further: tests of the family whose p values are not known, so that they count as the largest ones.
 
     >>> holm({"a": 0.01, "b": 0.04, "c": 0.03})
     {'a': 0.03, 'c': 0.06, 'b': 0.06}
     """
     adjusted, largest = {}, 0.0
-    for left, name in zip(range(len(p_values), 0, -1), sorted(p_values, key=p_values.get), strict=True):
+    for left, name in zip(range(len(p_values) + further, further, -1), sorted(p_values, key=p_values.get), strict=True):
         largest = max(largest, min(1.0, left * p_values[name]))
         adjusted[name] = largest
     return adjusted
 
 
-def verdicts(figures: Mapping[str, Mapping[int, float]], baseline: str, unit: Unit) -> list[Verdict]:
+def verdicts(
+    figures: Mapping[str, Mapping[int, float]],
+    baseline: str,
+    unit: Unit,
+    failed: Mapping[str, Collection[int]] | None = None,
+    left_out: int = 0,
+) -> list[Verdict]:
     """Return the verdict on each method but the baseline, in their order. figures: method -> seed -> value.
 
     Only seeds that a method has in common with the baseline are used.
+    failed: method -> seeds that ended without a value. If the other side of a pair has a value at such a seed, this
+    side, a method or the baseline, is not called better, because the seeds that are left may be its good ones.
+    left_out: methods that belong to the comparison but have no figures here; Holm's correction counts them.
     """
     tests = {}
     for method, values in figures.items():
         common = [seed for seed in values if seed in figures[baseline]]
         if method != baseline:
             tests[method] = paired([values[seed] - figures[baseline][seed] for seed in common]) if common else None
-    adjusted = holm({method: test.p for method, test in tests.items() if test is not None and test.testable})
-    return [judged(method, baseline, test, adjusted.get(method), len(adjusted), unit) for method, test in tests.items()]
+    adjusted = holm({method: test.p for method, test in tests.items() if test is not None and test.testable}, left_out)
+    found = []
+    for method, test in tests.items():
+        verdict = judged(method, baseline, test, adjusted.get(method), len(adjusted) + left_out, unit)
+        pair = ((method, figures[baseline]), (baseline, figures[method]))
+        lost = {name: len(set((failed or {}).get(name, ())) & set(other)) for name, other in pair}
+        found.append(with_failures(verdict, {name: count for name, count in lost.items() if count}))
+    return found
 
 
 def judged(method: str, baseline: str, test: SeedTest | None, p: float | None, family: int, unit: Unit) -> Verdict:
@@ -57,7 +73,8 @@ def judged(method: str, baseline: str, test: SeedTest | None, p: float | None, f
     if test is None or p is None:
         return Verdict(method, baseline, NOT_TESTED, test, None, untested(method, baseline, test, unit))
     low, high = test.interval
-    facts = f"95 % interval {unit.text(low).split()[0]} to {unit.text(high)}, {test.n} seeds, p = {p:.2g} after Holm"
+    facts = f"95 % interval {unit.text(low).split()[0]} to {unit.text(high)}, {test.n} seeds, p = {p:.2g}"
+    facts += " after Holm" * (family > 1)
     if p <= ALPHA:
         outcome = BETTER if (test.mean > 0) == unit.higher else WORSE
         sentence = f"{method} is {outcome} than {baseline}: {unit.text(test.mean)} ({facts})."
@@ -66,6 +83,19 @@ def judged(method: str, baseline: str, test: SeedTest | None, p: float | None, f
         sentence = f"{method} and {baseline}: no difference shown, {unit.text(test.mean)} ({facts}); "
         sentence += limits(test, family, unit)
     return Verdict(method, baseline, outcome, test, p, sentence)
+
+
+def with_failures(verdict: Verdict, lost: Mapping[str, int]) -> Verdict:
+    """Return the verdict with the numbers of seeds that a side lost; such a side is not called better."""
+    if not lost:
+        return verdict
+    note = " and ".join(f"{count} {'seed' if count == 1 else 'seeds'} of {name}" for name, count in lost.items())
+    winner = {BETTER: verdict.method, WORSE: verdict.baseline}.get(verdict.outcome)
+    if winner not in lost:
+        return replace(verdict, sentence=f"{verdict.sentence} Failed: {note}.")
+    sentence = f"{verdict.method} and {verdict.baseline}: not tested, because {note} failed and the others may be the "
+    sentence += f"good ones. Of those: {verdict.sentence.partition(': ')[2]}"
+    return replace(verdict, outcome=NOT_TESTED, p=None, sentence=sentence)
 
 
 def limits(test: SeedTest, family: int, unit: Unit) -> str:
@@ -78,8 +108,9 @@ def limits(test: SeedTest, family: int, unit: Unit) -> str:
     in_sds, needed = reach(test.n, level)
     smallest = in_sds * test.sd
     return (
-        f"differences above {unit.text(excluded, '')} are excluded. {test.n} seeds find a true difference of "
-        f"{unit.text(smallest, '')} in 8 of 10 comparisons; half of that needs {needed} seeds."
+        f"differences above {unit.text(excluded, '')} are excluded. If the noise is as these {test.n} seeds estimate "
+        f"it, they find a true difference of {unit.text(smallest, '')} in 8 of 10 comparisons; half of that needs "
+        f"{needed} seeds."
     )
 
 

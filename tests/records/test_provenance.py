@@ -1,11 +1,13 @@
 """The folder is a function of what can change the adapter, and of nothing else."""
 
+import os
 import shutil
+import sys
 
 import pytest
 
 from lora_one.models import local_folder
-from lora_one.records.provenance import config_hash, local_fingerprints
+from lora_one.records.provenance import config_hash, local_fingerprints, machine, provenance, source_fingerprint
 from tests.helpers.runs import run_config
 
 
@@ -64,6 +66,13 @@ def test_a_key_that_came_later_leaves_the_hashes_of_earlier_runs():
     before = run.published() | {"dataset": run.to_dict()["dataset"]}
     del before["dataset"]["train_on_inputs"], before["dataset"]["rows"], before["init"]["shuffle"]
     assert config_hash(before, {}) == config_hash(run.published(), {})
+
+
+def test_provenance_says_which_code_ran_where(monkeypatch):
+    found = provenance({})
+    assert found["code"] == source_fingerprint() and f"of {os.cpu_count()} cores, on " in found["machine"]
+    monkeypatch.delitem(sys.modules, "torch")
+    assert machine().endswith(f"{os.cpu_count()} cores")  # an evaluation on a server does not import torch
 
 
 def test_local_models_and_data_enter_by_content(tmp_path, llama_folder):

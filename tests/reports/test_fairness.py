@@ -55,6 +55,15 @@ def test_one_different_run_is_shown(change, name, shown):
     assert found[name][0] == shown and found[name][1].startswith("no")
 
 
+@pytest.mark.parametrize("commit", ["c0ffee+changes", None])
+def test_a_changed_tree_is_no_commit(commit):
+    """What was changed may differ between the runs; code is the hash of the source files."""
+    runs = [replace(one, git_commit=commit) for one in RUNS]
+    assert table(runs)["commit"] == (str(commit), "not known")
+    code = [replace(one, identity=one.identity | {"code": place < 2}) for place, one in enumerate(runs)]
+    assert table(code)["code"][1] == "no"
+
+
 def test_seeds_that_tune_and_are_reported_and_the_reason_of_unequal_budgets_are_shown():
     found = table([*RUNS, run("b", 1, "tuning")], {"tuning_seeds": [2], "seeds": [2, 3], "unequal_budgets": "because"})
     assert found["tuning and reported seeds"] == ("2 tune and are reported", "no")

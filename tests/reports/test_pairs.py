@@ -11,6 +11,20 @@ from lora_one.runs import compare_command
 from lora_one.statistics.questions import bootstrap
 from lora_one.statistics.units import POINTS
 
+MODEL = {"name": "m", "revision": None, "max_length": 256, "epochs": 1, "real_batch_size": 16, "loss": "token"}
+CONFIG = {"model": MODEL, "dataset": {"name": "gsm8k"}}
+RECORD = {
+    "status": "finished",
+    "config_hash": "a",
+    "provenance": {"fingerprints": {}, "versions": {"torch": "2"}},
+    "data": {"train": {"whole": 10, "shortened": 0}},
+    "train": {"processes": 1},
+}
+
+
+def final(loss):
+    return {"evaluation": {"final": {"eval_loss": loss}}}
+
 
 def write(path, correct):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -22,8 +36,7 @@ def configuration(folder, losses, answers=None):
     for seed, loss in losses.items():
         run = folder / str(seed)
         run.mkdir(parents=True)
-        record = {"status": "finished", "config": {"seed": seed}, "evaluation": {"final": {"eval_loss": loss}}}
-        (run / "run.json").write_text(json.dumps(record))
+        (run / "run.json").write_text(json.dumps(RECORD | {"config": CONFIG | {"seed": seed}} | final(loss)))
         if answers is not None:
             write(run / "eval/gsm8k/predictions.jsonl", answers[seed])
             share = {"metrics": {"accuracy": float(numpy.mean(answers[seed]))}}
@@ -81,6 +94,36 @@ def test_configurations_are_paired_by_seed(tmp_path):
     assert f"{other} is worse than {base}: +0.2000 nats" in said and "4 seeds" in said
     assert f"{other} is worse than {base}: -" in said and "over 200 questions" in said
     assert "validation accuracy" not in said
+
+
+def test_predictions_with_other_right_answers_are_refused(tmp_path):
+    """The ids of some sets are places in a file, so that any two files of one length have the same ones."""
+    files = [tmp_path / name for name in ("a.jsonl", "b.jsonl")]
+    for file, golds in zip(files, (("1", "2"), ("1", "3")), strict=True):
+        lines = [{"id": place, "correct": True, "gold": gold} for place, gold in enumerate(golds)]
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(UsageError, match='the right answer to 1 is "2" in the first one and "3" in the second one'):
+        compare_predictions(*files)
+
+
+def test_predictions_with_other_settings_are_compared_with_a_warning(tmp_path):
+    files = [write(tmp_path / name / "predictions.jsonl", [1, 0, 1]) for name in "ab"]
+    for file, limit in zip(files, (512, 64), strict=True):
+        assert "warning" not in compare_predictions(*files)
+        (file.parent / "metrics.json").write_text(json.dumps({"settings": {"max_new_tokens": limit}}))
+    assert "warning: not with the same settings: --max_new_tokens is 512 there and 64 here" in compare_predictions(
+        *files
+    )
+
+
+def test_configurations_with_other_data_are_compared_with_a_warning(tmp_path):
+    one, two = (configuration(tmp_path / name, {1: 1.0, 2: 1.1, 3: 0.9}) for name in "ab")
+    assert "warning" not in compare_runs(one, two)
+    file = two / "2/run.json"
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps(record | {"config": record["config"] | {"dataset": {"name": "meta_math"}}}))
+    said = compare_runs(one, two).splitlines()
+    assert said[0] == "warning: not the same in all runs: data: gsm8k (5 x); meta_math (1 x)"
 
 
 def test_the_command(tmp_path, capsys):

@@ -98,6 +98,30 @@ def test_test_examples_that_were_seen_are_not_called_unseen():
     assert "neither" not in text and "also used for training or choosing" in text
 
 
+def test_a_baseline_without_one_figure_is_said():
+    found = record()
+    found["findings"][0] |= {"verdicts": []}
+    titles = [section_of(found, f"Verdicts: {part['figure']}") for part in found["findings"]]
+    assert titles[0].text == ["Not tested: rsLoRA has no result."] and titles[1].items
+
+
+def test_times_of_a_machine_with_other_work_rank_no_method():
+    found = record()
+    assert section_of(found, "Cost").drawings and "cannot" not in section_of(found, "Cost").text[0]
+    run = next(run for run in found["runs"] if run["stage"] == "final")
+    run["train_seconds"] *= 2
+    section = section_of(found, "Cost")
+    assert not section.drawings and "differ by up to 2.0 x" in section.text[0]
+
+
+def test_the_protocol_says_what_is_not_covered():
+    found = record()
+    text = section_of(found, "Results").text[0]
+    assert "the noise of choosing them is not part" in text and "questions this is not checked" in text
+    found["comparison"]["left_out"] = ["A", "B"]
+    assert "p values are corrected for them: A, B." in section_of(found, "Results").text[0]
+
+
 def test_a_baseline_without_a_result_is_said():
     found = record()
     found["findings"] = []

@@ -30,6 +30,21 @@ def file(tmp_path, llama_folder):
     return tmp_path / "one.yaml"
 
 
+@pytest.mark.parametrize(
+    ("more", "name"),
+    [
+        ([], "glue"),
+        (["--small"], "glue-small"),
+        (["--task", "SST-2", "--only", "LoRA-One", "--only", "rsLoRA"], "glue-sst-2-lora-one-rslora"),
+    ],
+)
+def test_a_part_of_a_comparison_does_not_replace_the_whole_report(more, name):
+    options = compare_command.parser().parse_args(["comparisons/glue.yaml", *more])
+    assert compare_command.default_output(options).as_posix() == f"results/comparisons/{name}"
+    many = compare_command.parser().parse_args(["glue.yaml", *(f"--only=method {number}" for number in range(40))])
+    assert len(compare_command.default_output(many).name) < 120
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_resume_point_and_the_same_command_continues(number, file, tmp_path, monkeypatch, capsys):
     command = [str(file), "--output", str(tmp_path / "out")]

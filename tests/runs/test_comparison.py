@@ -299,6 +299,12 @@ def test_diverged_point_is_not_chosen_and_is_reported(compared, asked, tmp_path)
     assert row["note"] == "failed, 1 of 6 runs: the loss became nan" and row["edge"] == f"{RATE}=lowest"
 
 
+def test_p_values_of_a_part_are_those_of_the_whole(asked):
+    """Otherwise a method could be called better by running it alone with the baseline."""
+    whole = dataclasses.replace(asked, baseline="LoRA")
+    assert whole.only(["LoRA", "LoRA-SB"]).left_out == ["broken"] and whole.only(None).left_out == []
+
+
 def test_dry_run_lists_every_run_and_runs_none(compared, asked, monkeypatch):
     monkeypatch.setattr(experiment, "experiment", None)
     said = comparison.plan(dataclasses.replace(asked, seconds_per_run=30), compose).splitlines()

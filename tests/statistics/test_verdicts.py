@@ -28,6 +28,37 @@ def test_holm_is_family_wise():
     assert holm({}) == {}
 
 
+def test_methods_that_are_left_out_are_corrected_for():
+    """As in the whole comparison, in the worst case: their p values are the largest ones."""
+    assert holm({"a": 0.01, "b": 0.02}, further=3) == pytest.approx({"a": 0.05, "b": 0.08})
+    assert holm({"a": 0.01, "b": 0.02, "c": 1.0, "d": 1.0, "e": 1.0})["b"] == pytest.approx(0.08)
+    figures = {"LoRA": BASE, "other": plus(0.10, 0.11, 0.09, 0.10, 0.07)}
+    (alone,) = verdicts(figures, "LoRA", POINTS)
+    (among,) = verdicts(figures, "LoRA", POINTS, left_out=9)
+    assert among.p == pytest.approx(10 * alone.p)
+    assert "after Holm" in among.sentence and "after Holm" not in alone.sentence
+
+
+@pytest.mark.parametrize(
+    ("change", "failing", "outcome"),
+    [
+        (0.1, "other", "not tested"),  # the seeds that are left may be its good ones
+        (0.1, "LoRA", "better"),
+        (-0.1, "other", "worse"),
+        (-0.1, "LoRA", "not tested"),
+    ],
+)
+def test_a_side_that_lost_seeds_is_not_called_better(change, failing, outcome):
+    noise = (0.001, -0.001, 0.002, 0.0, 0.001)
+    figures = {"LoRA": dict(BASE), "other": plus(*(change + part for part in noise))}
+    for seed in (4, 5):
+        del figures[failing][seed]
+    (verdict,) = verdicts(figures, "LoRA", POINTS, {failing: {4, 5}})
+    assert verdict.outcome == outcome and f"2 seeds of {failing}" in verdict.sentence
+    (verdict,) = verdicts(figures, "LoRA", POINTS, {failing: {9}})  # a seed that the other side does not have either
+    assert verdict.outcome in ("better", "worse") and "Failed" not in verdict.sentence
+
+
 def test_outcomes():
     found = verdicts(
         {
