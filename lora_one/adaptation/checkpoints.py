@@ -281,6 +281,10 @@ def dequantized(base: nn.Module) -> nn.Module:
 @quiet_weights()
 def save_merged(model: nn.Module, tokenizer: Any, path: Path) -> None:
     """Write a plain Hugging Face folder with weights and tokenizer."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:  # a call that cuts or pads leaves that in the tokenizer, and so in its file
+        backend.no_truncation()
+        backend.no_padding()
     with whole_folder(path) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

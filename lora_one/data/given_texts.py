@@ -34,6 +34,8 @@ def encode_batches(
     examples = [example_of(row, number) for number, row in enumerate(rows)]
     if not examples:
         raise UsageError("there are no rows: pass (prompt, response) pairs")
+    if kind_of(model).has_head and not all(example.texts for example in examples):
+        raise UsageError("the model has a classification head: pass lora_one.Example(texts=(<text>,), label=<class>)")
     encoder = encoder_of(kind_of(model), tokenizer, model.config, chat=chat_template)
     encoded, counts = encoder.encode(examples, max_length)
     if not encoded:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_one.datasets.own import LocalConfig
-from lora_one.datasets.sources import each_row
+from lora_one.datasets.sources import checked_text, each_row
 from lora_one.errors import UsageError
 from lora_one.types import Example
 
@@ -54,7 +54,10 @@ def example_of(messages: Any, where: str) -> Example:
 
 
 def turn_of(message: Any, where: str) -> tuple[str, str]:
-    """Return (role, text) of a message. Raises UsageError: an unknown role, or a content that is not a text."""
+    """Return (role, text) of a message. Raises UsageError: an unknown role, or a content that is not a text.
+
+    Other keys, such as name, are not read.
+    """
     given = message if isinstance(message, dict) else {}
     role, text = given.get("role", given.get("from")), given.get("content", given.get("value"))
     role = ROLES.get(role, role)
@@ -63,8 +66,13 @@ def turn_of(message: Any, where: str) -> tuple[str, str]:
             f'{where}: a message must be {{"role": ..., "content": <text>}} or {{"from": ..., "value": <text>}} '
             f"without tool calls, got {message!r:.80}: correct or remove the row"
         )
+    if given.get("weight") == 0 and role == "assistant":
+        raise UsageError(
+            f"{where}: an assistant's message has weight 0, but every turn of the assistant is learnt: remove the key, "
+            "or split the conversation"
+        )
     if role not in KNOWN:
         raise UsageError(
             f"{where}: the role {role!r} is not one of {', '.join((*KNOWN, *ROLES))}: rename the role in the file"
         )
-    return role, text
+    return role, checked_text(text, where)

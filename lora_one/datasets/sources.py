@@ -68,18 +68,33 @@ def each_row(
 
 
 def as_text(value: Any, column: str, where: str) -> str:
-    """Return a cell as text: numbers and booleans in JSON's form, null as the empty string.
+    """Return a cell as text: numbers and booleans in JSON's form, a missing value (null, NaN) as the empty string.
 
-    Raises UsageError: the cell is a list or an object.
+    Raises UsageError: the cell is a list or an object, or a text that UTF-8 does not have.
     """
     if isinstance(value, (list, dict)):
         raise UsageError(
             f"{where}: column {column} must contain text, but a value is a {type(value).__name__}: choose another "
             "column"
         )
-    if value is None:
+    if value is None or value != value:
         return ""
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    if isinstance(value, str):
+        return checked_text(value, f"{where}: column {column}")
+    return json.dumps(value) if isinstance(value, bool | int | float) else str(value)
+
+
+def checked_text(text: str, where: str) -> str:
+    """Return the text. Raises UsageError: it has half of a surrogate pair, as JSON can write it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        part = text[max(0, error.start - 20) : error.end].encode(errors="backslashreplace").decode()
+        raise UsageError(
+            f"{where} has a text with half of a character, \\u{ord(text[error.start]):04x}, after {part!r}: correct or "
+            "remove the row"
+        ) from error
+    return text
 
 
 def split_files(path: Path, split: str) -> list[Path]:

@@ -103,6 +103,8 @@ def _csv_table(file: Path, headless: Sequence[str]) -> Table:
         table = pandas.read_csv(file, **options)
     except pandas.errors.EmptyDataError:
         return Table.of([])
+    if not isinstance(table.index, pandas.RangeIndex):  # pandas would take the first column for names of the rows
+        raise ValueError(f"the rows have more cells than the header, {', '.join(map(str, table.columns))}")
     return Table.of(table.to_dict("records"))
 
 

@@ -84,14 +84,15 @@ def _ignore(_name: str, _X: Tensor, _dY: Tensor) -> None:
 class _Tap(torch.autograd.Function):
     """The identity on a layer's output; its backward pass calls ``receive`` with X and dY.
 
-    X is saved by autograd, so activation checkpointing frees and recomputes it like any activation.
+    X is saved by autograd, so activation checkpointing frees and recomputes it like any activation. The output shares
+    its memory but is no view for autograd, because some models (Falcon) add to it in place; no layer needs it backward.
     """
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, X: Tensor, receive: Callable[[Tensor, Tensor], None]) -> Tensor:
         ctx.save_for_backward(X)
         ctx.receive = receive
-        return output.view_as(output)
+        return torch.ops.aten._unsafe_view(output, output.shape)
 
     @staticmethod
     def backward(ctx: Any, dY: Tensor) -> tuple[Tensor, None, None]:

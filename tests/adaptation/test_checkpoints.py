@@ -1,13 +1,15 @@
 """Merging and saving."""
 
+import copy
 import filecmp
+import json
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from lora_one.adaptation import layers as adapters
-from lora_one.adaptation.checkpoints import load_adapter, merge_adapter, restore_adapter, save_adapter
+from lora_one.adaptation.checkpoints import load_adapter, merge_adapter, restore_adapter, save_adapter, save_merged
 from lora_one.adaptation.wrapping import wrap
 from lora_one.errors import RunError, UsageError
 from lora_one.files import whole_folder
@@ -86,6 +88,15 @@ def test_a_run_and_a_later_merge_write_the_same_bytes_from_the_original_16_bit_b
         else:
             assert torch.equal(merged[f"{name}.weight"], exact.bfloat16()), name
         assert not torch.equal(merged[f"{name}.weight"], W), name
+
+
+def test_a_saved_tokenizer_cuts_and_pads_nothing(tokenizer, tmp_path):
+    """Programs without transformers read that from its file and would cut every text."""
+    own = copy.deepcopy(tokenizer)
+    own(["a long text " * 20], truncation=True, max_length=8, padding="max_length")
+    save_merged(random_llama(), own, tmp_path / "merged")
+    written = json.loads((tmp_path / "merged/tokenizer.json").read_text())
+    assert written["truncation"] is written["padding"] is None
 
 
 def test_adapter_of_another_model_is_refused(tmp_path):

@@ -5,7 +5,7 @@ import torch
 
 from lora_one import encode_batches
 from lora_one.errors import UsageError
-from tests.helpers.models import random_llama
+from tests.helpers.models import random_llama, random_roberta
 
 
 def test_texts_become_batches_with_a_loss_on_the_response(tokenizer):
@@ -40,6 +40,11 @@ def test_rows_without_a_response_within_the_length_are_named(tokenizer):
 def test_rows_of_another_form_are_refused(rows, message, tokenizer):
     with pytest.raises(UsageError, match=message):
         encode_batches(random_llama(), tokenizer, rows)
+
+
+def test_a_head_needs_texts_and_a_class(tokenizer):
+    with pytest.raises(UsageError, match=r"pass lora_one\.Example"):
+        encode_batches(random_roberta(), tokenizer, [("good", "positive")])
 
 
 def test_mappings_are_pairs(tokenizer):

@@ -27,6 +27,8 @@ def test_the_last_reply_is_the_response_and_all_else_the_prompt(tmp_path):
         ({"messages": ["hello"]}, 'must be {"role"'),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, 'must be {"role"'),
         ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}, "without tool calls"),
+        ({"messages": [{"role": "assistant", "content": "x", "weight": 0}]}, "weight 0, but every turn"),
+        ({"messages": [{"role": "user", "content": "x\ud83d"}]}, "half of a character"),
         ({"messages": [{"role": "model", "content": "x"}]}, "the role 'model' is not one of system"),
     ],
 )

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 from torch import nn
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import FalconConfig, FalconForCausalLM, T5Config, T5ForConditionalGeneration
 
 from lora_one.adaptation import layers as adapters
 from lora_one.adaptation.checkpoints import merge_adapter
@@ -53,6 +53,22 @@ def test_layers_that_share_a_weight(hold):
     batches = batches_of(examples(vocabulary=64), 5, 0)
     expected = autograd(untied, {"shared": untied.shared, "once": untied.once}, batches)
     assert_same(gradients(tied, {"shared": tied.shared, "once": tied.once}, batches, hold), expected)
+
+
+@pytest.mark.parametrize("hold", HOLDS)
+def test_outputs_that_the_model_changes_in_place(hold):
+    """Falcon adds the output of the attention to that of the MLP."""
+
+    def falcon():
+        torch.manual_seed(0)
+        shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
+        config = FalconConfig(**shape, parallel_attn=True, bias=True, new_decoder_architecture=False, multi_query=True)
+        return FalconForCausalLM(config).requires_grad_(False).eval()
+
+    plain, model = falcon(), falcon()
+    batches = batches_of(examples(vocabulary=64), 5, 0)
+    expected = autograd(plain, linear_layers(plain), batches)
+    assert_same(gradients(model, linear_layers(model), batches, hold), expected)
 
 
 @pytest.mark.filterwarnings("ignore:.*fewer usable directions")  # 32 are asked for, layer norms leave 31
