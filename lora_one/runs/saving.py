@@ -7,6 +7,7 @@ from torch import nn
 
 from lora_one.adaptation.checkpoints import dequantized, load_adapter, merge_adapter, save_merged, write_card
 from lora_one.data import head_labels
+from lora_one.data.chat_template import end_of_turn
 from lora_one.data.encode import pad_id_of
 from lora_one.datasets import DATASETS
 from lora_one.distributed import Processes
@@ -29,6 +30,8 @@ def save(parts: RunParts, model: nn.Module, tracker: Tracker) -> None:
     if Processes.current().rank > 0:
         return
     folder, adaptation = parts.folder, parts.adaptation
+    if folder.with_template and adaptation.artifact == folder.merged.name:
+        stop_at_turns(model, parts.encoder.tokenizer)
     adaptation.save(model, folder.path / adaptation.artifact)
     if adaptation.artifact == folder.adapter.name:
         labels = head_labels(parts.run.model.type, parts.run.dataset.name)
@@ -69,8 +72,26 @@ def merge_run(folder: RunFolder) -> None:
 
 def merge(folder: RunFolder, base: nn.Module, tokenizer: Any) -> None:
     """Write merged_checkpoint/: the original base merged with adapter/."""
-    model = load_adapter(dequantized(base), folder.adapter)
-    save_merged(merge_adapter(model), tokenizer, folder.merged)
+    model = merge_adapter(load_adapter(dequantized(base), folder.adapter))
+    if folder.with_template:
+        stop_at_turns(model, tokenizer)
+    save_merged(model, tokenizer, folder.merged)
+
+
+def stop_at_turns(model: nn.Module, tokenizer: Any) -> None:
+    """Let generation end with the assistant's turn of the chat template, besides EOS.
+
+    A run with the template has learnt to end its answers so; the generation_config of a base model often has only EOS.
+    """
+    end = end_of_turn(tokenizer)
+    if end is None:
+        return
+    given = model.generation_config.eos_token_id
+    ends = [] if given is None else given if isinstance(given, list) else [given]
+    number = tokenizer.convert_tokens_to_ids(end)
+    if number not in ends:
+        model.generation_config.eos_token_id = [*ends, number]
+        print(f"the merged model's generation also ends with {end}, as the chat template's turns do")
 
 
 def load_original(folder: RunFolder) -> tuple[nn.Module, Any]:

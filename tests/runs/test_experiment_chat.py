@@ -5,8 +5,10 @@ import json
 import pytest
 
 from lora_one.files import read_lines
-from tests.helpers.chat import chat_model, row_of
+from lora_one.models import load_tokenizer
+from tests.helpers.chat import CHATML, chat_model, row_of, with_template
 from tests.helpers.datasets import write_jsonl
+from tests.helpers.models import folder_of, random_llama
 from tests.helpers.runs import finish, run_config, small_run
 
 
@@ -38,6 +40,20 @@ def test_a_run_on_conversations(chat, tmp_path):
     assert (
         record["evaluation"]["final"]["eval_loss"] > 0 and record["train"]["last_loss"] < record["train"]["first_loss"]
     )
+
+
+@pytest.mark.parametrize("more", [["model.saving=true"], ["peft=full_ft"]])
+def test_the_saved_model_ends_with_the_turn(tmp_path, more):
+    """In plain transformers: the answers that were learnt end with the template's token, not with EOS."""
+    tokenizer = with_template(load_tokenizer("bundled/tiny"), CHATML)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    model = folder_of(random_llama(len(tokenizer)), tokenizer, tmp_path / "model")
+    sizes = ("model.real_batch_size=8", "model.per_device_batch_size=4", "model.max_length=256", "model.epochs=0.3")
+    data = ("dataset=chat", f"dataset.path={conversations(tmp_path)}", f"results_dir={tmp_path / 'results'}")
+    folder = finish(run_config("model=tiny", f"model.name={model}", "init=lora", *data, *sizes, *more))
+    ends = json.loads((folder.merged / "generation_config.json").read_text())["eos_token_id"]
+    before = json.loads((model / "generation_config.json").read_text())["eos_token_id"]
+    assert ends == [before, tokenizer.convert_tokens_to_ids("<|im_end|>")]
 
 
 def test_packing_and_micro_batches_change_no_loss(chat, tmp_path):
