@@ -27,14 +27,22 @@ from lora_one.evaluation.held_out import HeldOut
 from lora_one.initialization.given_batches import one_by_one
 from lora_one.initialization.gradients import mean_gradients
 from lora_one.losses import loss_count, loss_sum, mean_loss, model_logits, targets
-from lora_one.models import kind_of, load_skeleton, load_tokenizer, padded_with
+from lora_one.models import kind_of, load_model, load_skeleton, load_tokenizer, padded_with
 from lora_one.records.folder import RunFolder
 from lora_one.runs.plan import plan
 from lora_one.runs.saving import merge_run
 from lora_one.types import Example
-from tests.helpers.models import bert_tokenizer, folder_of, random_bert, random_llama, random_roberta, random_t5
+from tests.helpers.models import (
+    bert_tokenizer,
+    folder_of,
+    random_bert,
+    random_llama,
+    random_reader_of_images,
+    random_roberta,
+    random_t5,
+)
 from tests.helpers.paths import shared
-from tests.helpers.runs import finish, run_config
+from tests.helpers.runs import finish, run_config, small_run
 
 WORDS = ("unacceptable", "acceptable")
 SENTENCES = ["the cat sat", "cat the sat on", "a dog ran far away", "ran", "they are here now"]
@@ -211,6 +219,18 @@ def test_a_layer_that_the_checkpoint_lacks_is_refused_beneath_adapters(tokenizer
     run = run_config(f"results_dir={tmp_path}", *settings, f"model.name={base}", "model.max_length=48")
     with pytest.raises(RunError, match=r"lacks bert\.pooler\.dense\.bias and 1 other.*peft=full_ft"):
         finish(run)
+
+
+def test_a_model_that_also_reads_images_is_trained_on_text_and_keeps_the_rest(tokenizer, tmp_path):
+    before = random_reader_of_images(len(tokenizer) + 1)
+    base = folder_of(before, tokenizer, tmp_path / "base")
+    folder = finish(small_run(tmp_path, base, "peft.lora_r=2", "dataset.train_size=16"))
+    merge_run(folder)
+    after = load_model(str(folder.path / "merged_checkpoint"), dtype="fp32")
+    assert type(after) is type(before)
+    old, new = before.state_dict(), after.state_dict()
+    changed = {name for name in old if not torch.equal(old[name], new[name])}
+    assert changed == {f"{name}.weight" for name in adapters.target_layers(before, run_config("peft.lora_r=2").peft)}
 
 
 def test_a_head_reads_the_token_before_the_padding_of_the_batches(tokenizer):

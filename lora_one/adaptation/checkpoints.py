@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -251,10 +252,15 @@ def restore_adapter(model: PeftModel, path: Path) -> None:
 def merge_adapter(model: PeftModel) -> nn.Module:
     """Return the plain model with W + s B A in every adapted layer, in the base's dtype.
 
-    The sum is computed in fp32 (fp64 for an fp64 base), layer by layer, and rounded once. The given model cannot be
-    used afterwards.
+    The sum is computed in fp32 (fp64 for an fp64 base), layer by layer, and rounded once. PEFT merges what is
+    not a linear layer in an adapter from elsewhere (an embedding, fused experts). The given model cannot be used
+    afterwards.
     """
-    for layer in lora_layers(model).values():
+    linear = list(lora_layers(model).values())
+    for layer in list(model.modules()):
+        if isinstance(layer, LoraLayer) and layer not in linear:
+            layer.merge()
+    for layer in linear:
         base = layer.get_base_layer()
         dtype = base.weight.dtype
         wide = torch.promote_types(dtype, torch.float32)

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lora_one.adaptation.core_modules import Core
+from lora_one.adaptation.experts import fused_experts, names_of_experts
 from lora_one.config.methods import MethodSettings, methods_with
 from lora_one.config.schemas import PeftConfig
 from lora_one.errors import UsageError, nearest
-from lora_one.models import kind_of, weight_shape
+from lora_one.models import kind_of, text_part, weight_shape
 from lora_one.seeding import generator_for
 from lora_one.types import AdapterFactors, LayerView
 
@@ -26,42 +27,60 @@ FactorPairs = dict[str, tuple[Tensor, Tensor]]
 
 
 def target_layers(model: nn.Module, peft: PeftConfig, method: MethodSettings | None = None) -> dict[str, nn.Module]:
-    """Return the linear layers to adapt, by dotted name: all but head and embedding, or those with one of the endings.
+    """Return the linear layers to adapt, by dotted name: all ``adaptable_layers``, or those with one of the endings.
 
-    Linear layers are torch's, those quantised by bitsandbytes, and GPT-2's Conv1D. model: may be a skeleton.
-    Raises UsageError: an ending matches no linear layer, or a layer has fewer singular vectors than the method needs.
+    model: may be a skeleton.
+    Raises UsageError: an ending matches no such layer, or a layer has fewer singular vectors than the method needs.
     """
-    output = model.get_output_embeddings()
-    heads = kind_of(model).head_modules
-    linear = {
-        name: layer
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear | Conv1D) and layer is not output and name.partition(".")[0] not in heads
-    }
+    layers, confused = adaptable_layers(model)
     if peft.lora_target_modules != "all":
-        chosen = {}
+        chosen = set()
         for ending in peft.lora_target_modules:
-            matched = {name: layer for name, layer in linear.items() if name == ending or name.endswith(f".{ending}")}
+            matched = {name for name in layers if name == ending or name.endswith(f".{ending}")}
             if not matched:
-                endings = {name.rpartition(".")[2] for name in linear}
-                if any(name.endswith(f".{ending}") for name in fused_experts(model)):
-                    raise UsageError(
-                        f"peft.lora_target_modules: in this model {ending} is one tensor for all experts, and only "
-                        f"linear layers can be adapted; {nearest(ending, endings)}"
-                    )
-                raise UsageError(
-                    f"peft.lora_target_modules: {ending} matches no linear layer of this model; "
-                    f"{nearest(ending, endings)}"
-                )
+                raise UsageError(f"peft.lora_target_modules: {_not_matched(model, ending, layers, confused)}")
             chosen |= matched
-        linear = {name: layer for name, layer in linear.items() if name in chosen}
-    if not linear:
+        layers = {name: layer for name, layer in layers.items() if name in chosen}
+    else:  # an output of one number, such as the gate of a shared expert, has no rank to choose
+        layers = {name: layer for name, layer in layers.items() if min(weight_shape(layer)) > 1}
+    if not layers:
         raise UsageError(
             "peft.lora_target_modules=all finds no linear layer in this model: set it to a list of layer names"
         )
-    for name, layer in linear.items():
+    for name, layer in layers.items():
         refuse_rank(name, layer, peft.lora_r, method)
-    return linear
+    return layers
+
+
+def adaptable_layers(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
+    """Return the linear layers that process text, all but head and embedding, and those that PEFT takes for experts.
+
+    Linear layers are torch's, those quantised by bitsandbytes, and GPT-2's Conv1D; for the second group see
+    ``experts.names_of_experts``.
+    """
+    output = model.get_output_embeddings()
+    heads = kind_of(model).head_modules
+    text = text_part(model)
+    linear = {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear | Conv1D)
+        and layer is not output
+        and name.partition(".")[0] not in heads
+        and name.startswith(text)
+    }
+    unclear = names_of_experts(model, {name.rpartition(".")[2] for name in linear})
+    confused = {name: layer for name, layer in linear.items() if name.rpartition(".")[2] in unclear}
+    return {name: layer for name, layer in linear.items() if name not in confused}, confused
+
+
+def _not_matched(model: nn.Module, ending: str, layers: Iterable[str], confused: Iterable[str]) -> str:
+    near = nearest(ending, {name.rpartition(".")[2] for name in layers})
+    if any(name.endswith(f".{ending}") for name in fused_experts(model)):
+        return f"in this model {ending} is one tensor for all experts, and only linear layers can be adapted; {near}"
+    if any(name == ending or name.endswith(f".{ending}") for name in confused):
+        return f"in this model PEFT reads {ending} as the name of experts, which are not linear layers; {near}"
+    return f"{ending} matches no linear layer of this model; {near}"
 
 
 def refuse_rank(
@@ -82,11 +101,6 @@ def refuse_rank(
             f"{' x '.join(map(str, weight_shape(layer)))}: lower {section}r, or remove this layer from "
             f"{section}target_modules"
         )
-
-
-def fused_experts(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the weights of a mixture of experts that are one tensor (experts, rows, columns) instead of layers."""
-    return {name: weight for name, weight in model.named_parameters() if ".experts." in name and weight.dim() == 3}
 
 
 def scaling_of(peft: PeftConfig) -> float:

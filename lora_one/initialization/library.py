@@ -1,5 +1,6 @@
 """Initialise adapters for your own training loop, from a model, a PEFT LoraConfig and batches."""
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -9,6 +10,7 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from lora_one.adaptation.experts import warn_of_experts
 from lora_one.adaptation.layers import ADAPTER, lora_layers, refuse_rank, refuse_shared
 from lora_one.adaptation.origin import Origin, remember
 from lora_one.adaptation.structure import Structure, unchanged_on_error
@@ -22,7 +24,7 @@ from lora_one.initialization.low_rank_step import StepSettings
 from lora_one.initialization.methods import Method
 from lora_one.initialization.ranked_start import solve_with_ranks
 from lora_one.initialization.solution import Probe, Solution, Start
-from lora_one.initialization.start import as_run_errors, place, solve, solve_by_peft, warn_of_experts
+from lora_one.initialization.start import as_run_errors, place, solve, solve_by_peft
 from lora_one.losses import Batch
 from lora_one.models import kind_of, never_repacked, original_weights
 
@@ -80,7 +82,7 @@ def initialize_adapters(
     probe = (
         probe_of(model, batches, examples, init, checkpointing) if init.needs_examples and batches is not None else None
     )
-    warn_of_experts(model)
+    warn_of_experts(model, ())
     if init.unit_scaling:
         config = dataclasses.replace(
             config, lora_alpha=config.r, use_rslora=False, alpha_pattern=dict(config.rank_pattern)
@@ -139,6 +141,7 @@ def wrapped_and_started(
     Raises the errors of ``initialize_adapters``.
     """
     init = method.settings
+    config = copy.deepcopy(config)  # PEFT changes the targets of some models in place
     with unchanged_on_error(model) as before, without_autocast():
         try:
             wrapper = wrapped(model, config, init.dtype)
@@ -206,6 +209,13 @@ def originals_of(model: nn.Module) -> Callable[[str], Tensor] | None:
 def refuse_layers(wrapper: PeftModel, config: LoraConfig, init: MethodSettings) -> None:
     """Raise UsageError if the method cannot initialise the layers that the LoraConfig selects."""
     layers = lora_layers(wrapper)
+    if wrapper.peft_config[ADAPTER].target_parameters:
+        endings = sorted({name.rpartition(".")[2] for name in layers})
+        raise UsageError(
+            f"LoraConfig: in this model PEFT adapts the fused experts (target_parameters="
+            f"{sorted(wrapper.peft_config[ADAPTER].target_parameters)}), which no method here initialises; names such "
+            f"as gate_proj or all-linear select them: pass target_modules={endings}, its linear layers"
+        )
     if not layers:
         raise UsageError(f"LoraConfig.target_modules={config.target_modules} matches no linear layer of this model")
     if init.shifts_base and len(layers) < sum(isinstance(part, LoraLayer) for part in wrapper.modules()):

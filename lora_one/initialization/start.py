@@ -1,7 +1,6 @@
 """Initialise the adapters of a model: compute the factors with a method and write them into the model."""
 
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,9 +10,10 @@ from typing import Any
 from peft import PeftModel
 from torch import Tensor, nn
 
+from lora_one.adaptation.experts import warn_of_experts
 from lora_one.adaptation.layers import (
     ADAPTER,
-    fused_experts,
+    adaptable_layers,
     lora_layers,
     put,
     relative_shift,
@@ -57,7 +57,7 @@ def attach_adapters(
     """
     layers = lora.layers(base, method.settings)
     if lora.peft.lora_target_modules == "all":
-        warn_of_experts(base)
+        warn_of_experts(base, adaptable_layers(base)[1])
     found = cached or (lambda find: find())
     with unchanged_on_error(base):
         if method.settings.sets_ranks:
@@ -82,18 +82,6 @@ def ranked(base: nn.Module, lora: Lora, method: Method, probe: Probe | None, see
     with as_run_errors():
         layers = lora.layers(base, method.settings)
         return solve_with_ranks(base, layers, method, probe, seed, lora.peft.lora_r, scaling)
-
-
-def warn_of_experts(base: nn.Module) -> None:
-    """Warn if the experts of a mixture are not linear layers, because they may be most of the model."""
-    experts = fused_experts(base)
-    if experts:
-        share = sum(map(nn.Parameter.numel, experts.values())) / sum(map(nn.Parameter.numel, base.parameters()))
-        warnings.warn(
-            f"{len(experts)} tensors of fused experts, {share:.0%} of the parameters, are not adapted, because only "
-            f"linear layers can be (the first tensor is {next(iter(experts))})",
-            stacklevel=3,
-        )
 
 
 def solve(

@@ -10,6 +10,7 @@ from lora_one.models.inspection import (
     kind_of_checkpoint,
     learnt_positions,
     original_weights,
+    text_part,
     weight_shape,
     with_rank,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "padded_with",
     "preflight",
     "refuse_drawn_layers",
+    "text_part",
     "weight_bytes",
     "weight_shape",
     "with_rank",

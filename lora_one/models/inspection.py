@@ -21,6 +21,19 @@ def kind_of(model: nn.Module) -> ModelKind:
     return kind_by_architecture([type(inner).__name__], inner.config)
 
 
+def text_part(model: nn.Module) -> str:
+    """Return the beginning of the names of the modules that process text: empty if all do.
+
+    In a model that also reads images or sound these are the siblings of the token embeddings.
+    """
+    config = getattr(model, "config", None)
+    if all(getattr(config, f"{other}_config", None) is None for other in ("vision", "audio")):
+        return ""
+    words = model.get_input_embeddings()
+    name = next(name for name, module in model.named_modules() if module is words)
+    return name[: name.rfind(".") + 1]
+
+
 def kind_of_checkpoint(name: str, revision: str | None = None) -> ModelKind:
     """Return the kind of a saved model, from its configuration.
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers.initialization import no_init_weights
 
-from lora_one.adaptation.layers import fused_experts
+from lora_one.adaptation.experts import fused_experts
 from lora_one.config.optimizers import OptimizerConfig
 from lora_one.initialization.backward import blocks_of, gradients_from_the_embeddings
 from lora_one.initialization.moments import sharing_inputs
@@ -51,7 +52,7 @@ def activation_bytes(
     key = (config.to_json_string(use_diff=False), kind, layers, rows, length, dtype, checkpointing)
     if key not in _forecasts:
         with FakeTensorMode():
-            model = auto_class(kind).from_config(copy.deepcopy(config), dtype=dtype).requires_grad_(targets is None)
+            model = _fake(config, kind, dtype).requires_grad_(targets is None)
             if dtype != torch.bfloat16 and fused_experts(model):  # their product of tensors without data wants bf16
                 narrow = (config, kind, layers, rows, length, torch.bfloat16)
                 return activation_bytes(*narrow, checkpointing=checkpointing) * dtype.itemsize // 2
@@ -69,12 +70,19 @@ _forecasts: dict[tuple[Any, ...], int] = {}  # arguments of activation_bytes -> 
 def groups_of_inputs(config: Any, kind: str, targets: Iterable[str]) -> list[list[str]]:
     """Return the adapted layers in groups that get the same input, see ``initialization.moments.sharing_inputs``."""
     with FakeTensorMode():
-        model = auto_class(kind).from_config(config, dtype=torch.bfloat16).requires_grad_(False)
+        model = _fake(config, kind, torch.bfloat16).requires_grad_(False)
         ids = torch.zeros(1, 8, dtype=torch.long)
         batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if MODEL_KINDS[kind].has_decoder:
             batch["decoder_input_ids"] = ids
         return sharing_inputs(model, {name: model.get_submodule(name) for name in targets}, batch)
+
+
+def _fake(config: Any, kind: str, dtype: torch.dtype) -> nn.Module:
+    with no_init_weights():  # some vision towers read the weights that they have drawn
+        model = auto_class(kind).from_config(copy.deepcopy(config), dtype=dtype)
+    model.tie_weights()
+    return model
 
 
 def _kept(model: nn.Module, batch: dict[str, torch.Tensor], targets: list[str], *, checkpointing: bool) -> int:

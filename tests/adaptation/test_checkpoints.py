@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
 from lora_one.adaptation import layers as adapters
@@ -15,7 +16,7 @@ from lora_one.errors import RunError, UsageError
 from lora_one.files import whole_folder
 from lora_one.models import load_model
 from lora_one.runs import saving
-from tests.helpers.models import folder_of, random_llama
+from tests.helpers.models import folder_of, random_llama, random_mixtral
 from tests.helpers.runs import finish, run_config, small_run
 
 IDS = torch.arange(3, 40).reshape(1, -1)
@@ -42,6 +43,22 @@ def test_merged_logits_are_the_adapted_ones(dtype, bound):
     merged = merge_adapter(model)
     assert not any("lora" in name for name, _ in merged.named_parameters())
     assert (merged(IDS).logits - expected).abs().max() <= bound * expected.abs().max()
+
+
+@pytest.mark.filterwarnings("ignore:.*target_parameters")
+@torch.no_grad()
+def test_layers_of_an_adapter_from_elsewhere_that_are_not_linear_are_merged_too():
+    targets = {
+        "target_modules": ["q_proj", "embed_tokens"],
+        "target_parameters": ["experts.gate_up_proj", "experts.down_proj"],
+    }
+    model = get_peft_model(random_mixtral(), LoraConfig(r=2, init_lora_weights=False, **targets)).eval()
+    with model.disable_adapter():
+        plain = model(IDS).logits
+    expected = model(IDS).logits
+    merged = merge_adapter(model)
+    assert not any("lora" in name for name, _ in merged.named_parameters())
+    assert (merged(IDS).logits - expected).abs().max() <= 1e-4 * (expected - plain).abs().max()
 
 
 def test_merge_is_the_formula_rounded_once():

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from peft import PeftModel
 
 from lora_one.adaptation import layers as adapters
+from lora_one.adaptation.checkpoints import merge_adapter, save_adapter
 from lora_one.errors import RunError, UsageError
 from tests.helpers.examples import autograd_gradients, examples
-from tests.helpers.models import random_llama
+from tests.helpers.models import random_deepseek, random_llama, random_reader_of_images
 from tests.helpers.runs import attach, run_config
 
 
@@ -31,6 +33,46 @@ def test_peft_adapts_exactly_those_layers():
     run = run_config("init=default", "peft.lora_target_modules=[layers.1.mlp.up_proj,q_proj]")
     model, _ = attach(random_llama(), run)
     assert set(adapters.lora_layers(model)) == set(adapters.target_layers(random_llama(), run.peft))
+
+
+def test_layers_that_process_images_are_not_adapted():
+    run = run_config("peft.lora_r=2", "init=lora")
+    layers = adapters.target_layers(random_reader_of_images(), run.peft)
+    assert len(layers) == 14 and all(name.startswith("model.language_model.layers.") for name in layers)
+    model, _ = attach(random_reader_of_images(), run)
+    assert set(adapters.lora_layers(model)) == set(layers)
+    with pytest.raises(UsageError, match=r"fc1 matches no linear layer.*valid: down_proj"):
+        adapters.target_layers(random_reader_of_images(), run_config("peft.lora_target_modules=[fc1]").peft)
+
+
+def test_layers_that_peft_takes_for_experts_are_left_out_and_named(tmp_path):
+    """Their adapter would be written, but nobody could load it: PEFT would adapt the fused experts instead."""
+    run = run_config("peft.lora_r=2", "init=lora")
+    parts = ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]
+    expected = {f"model.layers.{block}.self_attn.{part}" for block in (0, 1) for part in parts}
+    assert set(adapters.target_layers(random_deepseek(), run.peft)) == expected
+    words = r"2 tensors of fused experts .* and 6 linear layers that PEFT takes for experts .*\(.*mlp\.gate_proj\)"
+    with pytest.warns(UserWarning, match=words):
+        model, _ = attach(random_deepseek(), run)
+    assert set(adapters.lora_layers(model)) == expected
+    ids = torch.arange(3, 40).reshape(1, -1)
+    with torch.no_grad():
+        for layer in adapters.lora_layers(model).values():
+            layer.lora_B["default"].weight.normal_(std=0.1)
+        trained = model(ids).logits
+        save_adapter(model, tmp_path)
+        torch.testing.assert_close(PeftModel.from_pretrained(random_deepseek(), tmp_path)(ids).logits, trained)
+        torch.testing.assert_close(merge_adapter(model)(ids).logits, trained, rtol=1e-4, atol=1e-4)
+    with pytest.raises(UsageError, match=r"PEFT reads up_proj as the name of experts, .*valid: kv_a_proj_with_mqa"):
+        adapters.target_layers(random_deepseek(), run_config("peft.lora_target_modules=[q_a_proj,up_proj]").peft)
+
+
+def test_all_leaves_out_a_gate_of_one_output():
+    model = random_llama()
+    model.model.layers[0].gate = torch.nn.Linear(32, 1)
+    assert len(adapters.target_layers(model, run_config().peft)) == 14
+    named = run_config("peft.lora_target_modules=[gate]", "peft.lora_r=1").peft
+    assert list(adapters.target_layers(model, named)) == ["model.layers.0.gate"]
 
 
 def test_every_layer_starts_at_its_own_gradient():

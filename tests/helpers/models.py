@@ -13,6 +13,10 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertTokenizer,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -64,6 +68,33 @@ def random_mixtral():
     settings = {"num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4}
     config = MixtralConfig(vocab_size=512, hidden_size=32, intermediate_size=48, initializer_range=0.1, **settings)
     return MixtralForCausalLM(config).requires_grad_(False).eval()
+
+
+def random_deepseek(**changes):
+    """A dense block, then one of four fused experts and a shared one."""
+    torch.manual_seed(0)
+    settings = {"vocab_size": 512, "hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 24}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8}
+    ranks = {"v_head_dim": 8, "q_lora_rank": 16, "kv_lora_rank": 16}
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1}
+    blocks = {"num_hidden_layers": 2, "first_k_dense_replace": 1, "initializer_range": 0.1}
+    config = DeepseekV3Config(**settings | heads | ranks | experts | blocks | changes)
+    return DeepseekV3ForCausalLM(config).requires_grad_(False).eval()
+
+
+def random_reader_of_images(vocabulary: int = 512):
+    """A causal model with a vision tower, as AutoModelForCausalLM loads Gemma 3 from 4B."""
+    torch.manual_seed(0)
+    text = {"vocab_size": vocabulary, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "initializer_range": 0.1}
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Gemma3Config(
+        text_config=text | heads | {"bos_token_id": 1, "eos_token_id": 2},
+        vision_config=vision | {"image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+        image_token_index=vocabulary - 1,
+    )
+    return Gemma3ForConditionalGeneration(config).requires_grad_(False).eval()
 
 
 def random_llama(vocabulary: int = 512, seed: int = 0, **changes) -> LlamaForCausalLM:

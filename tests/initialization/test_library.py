@@ -22,7 +22,7 @@ from lora_one.initialization.solution import Probe
 from lora_one.initialization.start import attach_adapters
 from lora_one.training.arguments import CHECKPOINTING
 from tests.helpers.examples import autograd_gradients, examples
-from tests.helpers.models import random_llama, random_mixtral, random_roberta, random_t5
+from tests.helpers.models import random_deepseek, random_llama, random_mixtral, random_roberta, random_t5
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import adaptation_for, composed, run_config
 
@@ -389,10 +389,21 @@ def test_training_mode_of_every_module_is_kept(scale):
         assert model.get_submodule(name).training == training or name.endswith(tuple(TARGETS)), name
 
 
-@pytest.mark.filterwarnings("ignore:The following .*_pattern keys")  # PEFT's default for it
-def test_fused_experts_are_named():
-    with pytest.warns(UserWarning, match="2 tensors of fused experts, .* are not adapted"):
-        initialize_adapters(random_mixtral(), lora(target_modules="all-linear"), batches(), examples=None)
+@pytest.mark.filterwarnings("ignore:The following .*_pattern keys")  # PEFT's own, when it converts the targets
+@pytest.mark.parametrize("make", [random_mixtral, random_deepseek])
+def test_experts_which_no_method_initialises_are_refused(make):
+    """PEFT adapts them for all-linear, by its own rule; the caller's configuration keeps its targets."""
+    config, base = lora(target_modules="all-linear"), make()
+    with (
+        pytest.warns(UserWarning, match=r"not adapted: 2 tensors of fused experts"),
+        pytest.raises(UsageError, match=r"adapts the fused experts .*pass target_modules=\[.*'o_proj'.*\], its linear"),
+    ):
+        initialize_adapters(base, config, batches(), examples=None)
+    assert config.target_modules == "all-linear" and not config.target_parameters
+    assert not any("lora" in name for name, _ in base.named_modules())
+    with pytest.warns(UserWarning, match="2 tensors of fused experts"):
+        model = initialize_adapters(base, lora(target_modules=["o_proj"]), batches(), examples=None)
+    assert all(name.endswith(".o_proj") for name in adapters.lora_layers(model))
 
 
 def test_failure_leaves_the_model_unchanged():

@@ -14,7 +14,7 @@ from lora_one.records.folder import RunFolder
 from lora_one.runs import memory_forecast
 from lora_one.runs.memory_forecast import activation_bytes, groups_of_inputs, state_bytes
 from lora_one.runs.plan import plan
-from tests.helpers.models import random_llama, random_mixtral, random_roberta, random_t5
+from tests.helpers.models import random_llama, random_mixtral, random_reader_of_images, random_roberta, random_t5
 from tests.helpers.runs import run_config
 from tests.helpers.training import adapted
 
@@ -70,6 +70,15 @@ def test_a_mixture_of_experts_has_a_forecast(dtype, most):
     real = really_kept(config, "CausalLM", names, 2, 48, dtype)
     assert 0.9 * real < forecast < most * real, (forecast, real)
     assert groups_of_inputs(config, "CausalLM", targets) == [targets]
+
+
+def test_a_model_that_also_reads_images_has_a_forecast():
+    """Its vision tower draws weights and reads them while it is made, which tensors without data do not allow."""
+    model = random_reader_of_images()
+    targets = list(target_layers(model, run_config("peft.lora_r=2").peft))
+    forecast = activation_bytes(model.config, "CausalLM", targets, 2, 48, torch.float32)
+    real = really_kept(model.config, "CausalLM", targets, 2, 48, torch.float32)
+    assert 0.9 * real < forecast < 1.3 * real, (forecast, real)
 
 
 def test_memory_is_proportional_to_the_examples():
