@@ -1,6 +1,6 @@
 """The eight commonsense sets in the form of LLM-Adapters: a question with its options, answered by one word.
 
-``PROMPT`` is the published evaluation prompt, including the space after "request."; training must use it too.
+``PROMPT`` is that of LoRA-One's training and evaluation (LLM-Adapters has a space after "request.").
 """
 
 import re
@@ -13,7 +13,7 @@ from lora_one.errors import RunError, UsageError
 from lora_one.types import Example
 
 PROMPT = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request. \n\n"
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Response:\n"
 )
 RESPONSE = "the correct answer is {word}"

@@ -93,7 +93,7 @@ def evaluate(task: str, arguments: Sequence[str]) -> int:
     check_writable(output)
     fingerprints = data_fingerprints(options)
     if options.rescore:
-        found, predictions = None, rescored_predictions(benchmark, Path(options.rescore).expanduser())
+        found, predictions = None, rescored_predictions(benchmark, Path(options.rescore))
     else:
         if processes.rank == 0:
             warn_of_template(options)

@@ -10,7 +10,7 @@ import resource
 import signal
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 
 from lora_one.errors import RunError
@@ -26,10 +26,13 @@ def equal(gold: str, answer: str) -> bool:
     return verify(truth, found, timeout_seconds=None)
 
 
-def compared(pairs: Sequence[tuple[str, str]], seconds: float, workers: int) -> Iterator[tuple[int, bool | None]]:
-    """Yield (index, equal) for each pair (gold, answer), in the order of completion; None: the time limit was exceeded.
+Comparison = tuple[Callable[[str, str], bool], str, str]  # a function of a module, gold, answer
 
-    seconds: time limit for a pair.  workers: number of processes.  Raises RunError: a process does not start.
+
+def compared(pairs: Sequence[Comparison], seconds: float, workers: int) -> Iterator[tuple[int, bool | None]]:
+    """Yield (index, equal) for each comparison, in the order of completion; None: the time limit was exceeded.
+
+    seconds: time limit for a comparison.  workers: number of processes.  Raises RunError: a process does not start.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "math_verify"])
@@ -88,10 +91,10 @@ def serve(pipe: Connection, seconds: float) -> None:
     pipe.send(None)
     while True:
         try:
-            gold, answer = pipe.recv()
+            rule, gold, answer = pipe.recv()
         except EOFError:
             return
         signal.setitimer(signal.ITIMER_REAL, seconds)
-        outcome = equal(gold, answer)
+        outcome = rule(gold, answer)
         signal.setitimer(signal.ITIMER_REAL, 0)
         pipe.send(outcome)

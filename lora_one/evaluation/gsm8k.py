@@ -15,16 +15,21 @@ from lora_one.evaluation.scoring import prediction_line
 from lora_one.evaluation.shares import by_kind, counts_of, shares
 from lora_one.types import Example
 
+LM_EVAL_TOKENS = 256  # its limit where a task names none, as gsm8k_cot
 STOP = ("Q:", "</s>", "<|im_end|>")  # stop texts of few-shot completions
-MARKERS = ("####", "The answer is")
+THOUSANDS = r"(?:,|\{,\}|\\[,;!]|[\u00a0\u2009\u202f'\u2019])"  # with LaTeX's and other separators
+OPERATION = r"(?:[-+*\u00d7x/=\u2212\u2013\u00f7]|\\times|\\cdot|\\div)"
 NUMBER = re.compile(
-    r"""\s*:?\s*
+    rf"""\s*:?\s*
     (?P<sign>[-+\u2212]?)\s*\$?\s*(?P<sign2>[-+\u2212]?)
-    (?P<digits>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)
-    (?![ ]*[-+*\u00d7x/=][ ]*\$?\d)  # not the first number of a calculation
-    (?!\d|[,./:^-]\d|[ ]\d|[eE][-+]?\d|[\u00bc-\u00be\u2150-\u215e])  # not followed by the rest of another notation""",
+    (?P<digits>\d{{1,3}}(?:{THOUSANDS}\d{{3}})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)
+    (?![ ]*{OPERATION}[ ]*\$?\d)  # not the first number of a calculation
+    (?!\d|[,./:-]\d|[ ]\d|[eE][-+]?\d|[\u00bc-\u00be\u2150-\u215e])  # not followed by the rest of another notation
+    (?!\^|\(\d|{THOUSANDS}\d|[ ]*(?:hundred|thousand|million|billion)\b)""",
     re.VERBOSE,
 )
+EMPTY = re.compile(r"(?:####\s*)+\Z")  # markers at the end without a number
+HEADING = re.compile(r"\s*\d+[.)][ \t]+\S")  # "#### 2. Check the result", as chat models divide their answers
 PUBLISHED = re.compile(r"####\s*(\d+)")
 # The task gsm8k_cot of lm_eval, version 3: its two filters, and the parts of a text that its comparison ignores
 STRICT = re.compile(r"The answer is (\-?[0-9\.\,]+).")
@@ -55,18 +60,28 @@ def is_number(gold: str | None) -> bool:
 def parse(completion: str) -> Decimal | None:
     """Return the number after the last ``####``, else after the last ``The answer is``; None: unparsed.
 
-    The number may have a sign, $, commas between thousands, decimals, and a full stop or % after it.
+    The number may have a sign, $, separators of thousands, decimals, and a full stop or % after it. A numbered heading
+    does not count if ``The answer is`` follows it.
 
     >>> parse("so 5 * 200 = 1000\\n#### $1,000."), parse("The answer is: -2.50"), parse("I think it is 7")
     (Decimal('1000'), Decimal('-2.50'), None)
     """
-    for marker in MARKERS:
-        _, found, tail = completion.rpartition(marker)
-        match = NUMBER.match(tail) if found else None
-        if match:
-            sign = "-" if ("-" in match["sign"] + match["sign2"] or "\u2212" in match["sign"] + match["sign2"]) else ""
-            return Decimal(sign + match["digits"].replace(",", ""))
-    return None
+    text = EMPTY.sub("", completion)
+    _, _, end = text.rpartition("####")
+    if HEADING.match(end) and (below := number_after("The answer is", end)) is not None:
+        return below
+    found = number_after("####", text)
+    return number_after("The answer is", text) if found is None else found
+
+
+def number_after(marker: str, text: str) -> Decimal | None:
+    """Return the number after the last marker; None: there is no marker, or no number after it."""
+    _, found, tail = text.rpartition(marker)
+    match = NUMBER.match(tail) if found else None
+    if match is None:
+        return None
+    sign = "-" if {"-", "\u2212"} & {match["sign"], match["sign2"]} else ""
+    return Decimal(sign + re.sub(r"[^\d.]", "", match["digits"]))
 
 
 def parse_published(text: str) -> int:
@@ -103,6 +118,12 @@ def compared(text: str) -> str:
 class GSM8KOptions(EvaluationOptions):
     """Options of GSM8K."""
 
+    max_new_tokens: int | None = option(
+        None,
+        type=int,
+        help="maximum number of new tokens per completion (default: 512; with --num_fewshot 256, as lm_eval)",
+        decides="completions",
+    )
     num_fewshot: int = option(
         0,
         help="number of chain-of-thought examples before each problem, at most 8 (%(default)s)",
@@ -116,13 +137,17 @@ class GSM8K(Benchmark[GSM8KOptions]):
     options = GSM8KOptions
 
     def check(self, options: GSM8KOptions) -> GSM8KOptions:
-        """Fill in the stop texts of few-shot completions. Raises UsageError: more examples than published."""
+        """Fill in the number of tokens, and the stop texts of few-shot completions.
+
+        Raises UsageError: more examples than published.
+        """
         if not 0 <= options.num_fewshot <= len(SHOTS):
             raise UsageError(
                 f"--num_fewshot={options.num_fewshot} must be between 0 and {len(SHOTS)}, the number of published "
                 "examples: pass another number or leave it out"
             )
-        return replace(options, stop=STOP) if options.num_fewshot else options
+        tokens = options.max_new_tokens or (LM_EVAL_TOKENS if options.num_fewshot else EvaluationOptions.max_new_tokens)
+        return replace(options, max_new_tokens=tokens, stop=STOP if options.num_fewshot else ())
 
     def examples(self, options: GSM8KOptions) -> list[Example]:
         """Return the test problems."""

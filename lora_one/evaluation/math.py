@@ -2,7 +2,7 @@
 
 Protocol of the published script (arXiv:2411.19557): its prompt, greedy decoding, 512 new tokens, stop words.
 ``accuracy`` counts answers that are mathematically equal (math-verify). ``accuracy_official`` counts as that script
-does: answers after "The answer is: " alone that are equal after the data set's normalisation.
+does: answers after "The answer is: " alone, compared by ``equal_as_published`` after the data set's normalisation.
 """
 
 import importlib.util
@@ -18,8 +18,9 @@ from lora_one.datasets.questions import MATH_SUBJECTS as SUBJECTS
 from lora_one.datasets.sources import as_text, read_rows
 from lora_one.errors import RunError, UsageError
 from lora_one.evaluation.benchmark import Benchmark, Prediction
-from lora_one.evaluation.equality import compared
+from lora_one.evaluation.equality import Comparison, compared, equal
 from lora_one.evaluation.options import EvaluationOptions, option
+from lora_one.evaluation.published_equality import equal_as_published
 from lora_one.evaluation.sandbox import cores
 from lora_one.evaluation.scoring import prediction_line
 from lora_one.evaluation.shares import counts_of, shares
@@ -189,24 +190,33 @@ class Math(Benchmark[MathOptions]):
         return problems(options.data_path)
 
     def score(self, example_id: Any, prompt: str, completion: str, gold: dict[str, str]) -> dict[str, Any]:
-        """Return one line of predictions.jsonl; ``correct`` is None until judge has compared the answers.
+        """Return one line of predictions.jsonl; both scores are None until judge has compared the answers.
 
         Raises KeyError, TypeError, AttributeError: gold has no answer, or one that is not text.
         """
-        prediction, truth = parse(completion), normalized(gold["answer"])
-        line = prediction_line(example_id, prompt, completion, gold, prediction, correct=None)
-        official = stated(completion)
-        return line | {"correct_official": official is not None and normalized(official) == truth}
+        normalized(gold["answer"])
+        line = prediction_line(example_id, prompt, completion, gold, parse(completion), correct=None)
+        return line | {"correct_official": None}
 
     def judge(self, predictions: Sequence[Prediction], options: MathOptions, output: Path) -> list[Prediction]:
-        """Compare the answers and fill in ``correct`` and ``result`` (equal, different, undecided, unparsed)."""
-        judged = [line | {"correct": False, "result": "unparsed"} for line in predictions]
-        parsed = [place for place, line in enumerate(judged) if line["prediction"] is not None]
-        pairs = [(judged[place]["gold"]["answer"], judged[place]["prediction"]) for place in parsed]
-        outcomes = compared(pairs, options.timeout, options.workers)
-        with progress("comparison of answers", len(pairs), "answers") as shown:
-            for index, outcome in outcomes:
-                judged[parsed[index]] |= {"correct": outcome is True, "result": RESULTS[outcome]}
+        """Compare the answers, fill in both scores and ``result`` (equal, different, undecided, unparsed)."""
+        judged = [line | {"correct": False, "result": "unparsed", "correct_official": False} for line in predictions]
+        asked: list[tuple[dict[str, Any], str, Comparison]] = []  # the line, the score to fill in, its comparison
+        for line in judged:
+            gold = line["gold"]["answer"]
+            if line["prediction"] is not None:
+                asked.append((line, "correct", (equal, gold, line["prediction"])))
+            official = stated(line["completion"])
+            if official is not None:
+                one, other = normalized(gold), normalized(official)
+                line["correct_official"] = one == other
+                if one != other:
+                    asked.append((line, "correct_official", (equal_as_published, one, other)))
+        comparisons = [comparison for *_, comparison in asked]
+        with progress("comparison of answers", len(asked), "comparisons") as shown:
+            for index, outcome in compared(comparisons, options.timeout, options.workers):
+                line, name, _ = asked[index]
+                line |= {name: outcome is True} | ({"result": RESULTS[outcome]} if name == "correct" else {})
                 shown.advance()
         return judged
 
@@ -227,5 +237,13 @@ class Math(Benchmark[MathOptions]):
         return shares(hits), counts_of(predictions)
 
     def remarks(self, predictions: Sequence[dict[str, Any]]) -> dict[str, int]:
-        """Count the answers that are counted as wrong because their comparison exceeded the time limit."""
-        return {"undecided": sum(line["result"] == "undecided" for line in predictions)}
+        """Count answers wrong because their comparison exceeded the time limit; and the subjects, if some are missing.
+
+        Without "The answer is: " in any completion, ``accuracy_official`` is 0 whatever the answers: unmarked counts
+        the completions then.
+        """
+        subjects = {line["gold"]["type"] for line in predictions if "type" in line["gold"]}
+        found = {"undecided": sum(line["result"] == "undecided" for line in predictions)}
+        found |= {"subjects": len(subjects)} if subjects and len(subjects) < len(SUBJECTS) else {}
+        unmarked = all(stated(line["completion"]) is None for line in predictions)
+        return found | ({"unmarked": len(predictions)} if unmarked else {})

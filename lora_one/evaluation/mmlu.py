@@ -222,6 +222,11 @@ class MMLU(AnswerBenchmark[MMLUOptions]):
         return shares(hits), counts_of(predictions)
 
     def remarks(self, predictions: Sequence[dict[str, Any]]) -> dict[str, int]:
-        """Count the prompts that lost solved examples and the questions that lost tokens to fit in the context."""
+        """Count the prompts that lost solved examples and the questions that lost tokens to fit in the context.
+
+        Also the subjects, if --limit has left out some.
+        """
         shortened = sum(line.get("shots_lost", 0) > 0 for line in predictions)
-        return {"prompts_shortened": shortened, "questions_cut": sum("tokens_cut" in line for line in predictions)}
+        subjects = len({subject_of(line["id"]) for line in predictions})
+        found = {"prompts_shortened": shortened, "questions_cut": sum("tokens_cut" in line for line in predictions)}
+        return found | ({"subjects": subjects} if subjects < len(SUBJECTS) else {})

@@ -68,7 +68,12 @@ class EvaluationOptions:
     data_path: str | None = option(
         None, help="local file or folder instead of the hub's test split", decides="completions"
     )
-    limit: int | None = option(None, type=int, help="evaluate only the first LIMIT examples", decides="completions")
+    limit: int | None = option(
+        None,
+        type=int,
+        help="evaluate only the first LIMIT examples (MMLU, MATH: those of the first subjects)",
+        decides="completions",
+    )
     adapter: str | None = option(
         None, help="adapter/ folder of a run, evaluated on --model_name without merging", decides="completions"
     )

@@ -9,6 +9,7 @@ from typing import Any
 from lora_one.errors import RunError, UsageError
 from lora_one.evaluation.engines import TRANSFORMERS
 from lora_one.evaluation.options import EvaluationOptions
+from lora_one.evaluation.source import base_name
 from lora_one.files import fingerprint, write_whole
 from lora_one.records.folder import RunFolder, run_of
 from lora_one.statistics.shares import percent
@@ -20,7 +21,7 @@ def output_folder(task: str, options: EvaluationOptions) -> Path:
     if options.output_dir:
         return Path(options.output_dir).expanduser()
     if options.rescore:
-        return Path(options.rescore).expanduser().parent / "rescored"
+        return Path(options.rescore).parent / "rescored"
     found = evaluated_run(options)
     if found is not None:
         run, model = found
@@ -40,7 +41,7 @@ def evaluated_run(options: EvaluationOptions) -> tuple[RunFolder, Path] | None:
 
 def same_file(one: Path, other: str) -> bool:
     """Return whether two paths lead to the same place."""
-    return one.resolve() == Path(other).expanduser().resolve()
+    return one.resolve() == Path(other).resolve()
 
 
 def finished_report(output: Path, options: EvaluationOptions) -> dict[str, Any] | None:
@@ -90,9 +91,15 @@ def first_difference(found: dict[str, Any], wanted: dict[str, Any]) -> str | Non
         chosen = {**earlier, **identity["settings"]}
         settings = {f"--{name}": value for name, value in chosen.items()}
         engine = {f"the engine's {name}": value for name, value in identity.get("engine", {}).items()}
-        contents = {f"the hash of --{name}'s content": text[:8] for name, text in identity["fingerprints"].items()}
+        contents = {
+            f"the hash of {'the base' if name == 'base' else f'--{name}'}'s content": text[:8]
+            for name, text in identity["fingerprints"].items()
+            if name != "base" or with_base
+        }
         return {"--model_name": identity["model"], **settings, **engine, **contents}
 
+    # versions before 2026-11-29 have no fingerprint of an adapter's base
+    with_base = all("base" in identity["fingerprints"] for identity in (found, wanted))
     there, here = flat(found), flat(wanted)
     for name in {**here, **there}:
         if there.get(name) != here.get(name):
@@ -102,8 +109,10 @@ def first_difference(found: dict[str, Any], wanted: dict[str, Any]) -> str | Non
 
 
 def data_fingerprints(options: EvaluationOptions) -> dict[str, str]:
-    """Return the fingerprint of each local file or folder that determines the results."""
+    """Return the fingerprint of each local file or folder that determines the results; base: of the adapter."""
     local = {name: getattr(options, name) for name in ("model_name", "adapter", "data_path", "rescore")}
+    if options.adapter and not options.model_name:
+        local["base"] = base_name(Path(options.adapter))
     paths = {name: Path(value).expanduser() for name, value in local.items() if value}
     return {name: fingerprint(path, nested=name == "data_path") for name, path in paths.items() if path.exists()}
 

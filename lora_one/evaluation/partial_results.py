@@ -44,13 +44,25 @@ class PartialResults:
             return None
 
     def read(self, *, overwrite: bool) -> dict[Request, Completion]:
-        """Return the completions saved by all processes; overwrite: remove them first."""
-        if overwrite and self.processes.rank == 0:
+        """Return the completions saved by all processes.
+
+        overwrite: remove them first, unless this evaluation has already begun to replace a finished one.
+        """
+        if overwrite and self.processes.rank == 0 and not self.of_a_replacement():
             self.remove()
         self.processes.meet()
         found = self.gathered()
         self.processes.meet()  # all processes have read the files before one of them writes
         return found
+
+    def of_a_replacement(self) -> bool:
+        """Return whether the files are of this evaluation, and newer than the finished results beside them."""
+        finished = self.first.with_name("metrics.json")
+        try:
+            newest = max((file.stat().st_mtime_ns for file in self.files), default=0)
+            return newest > finished.stat().st_mtime_ns and bool(self.gathered())
+        except (OSError, UsageError):
+            return False
 
     def gathered(self) -> dict[Request, Completion]:
         """Return the completions in all files."""

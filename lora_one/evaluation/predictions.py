@@ -114,7 +114,7 @@ def rescored_predictions(benchmark: Benchmark[Any], file: Path) -> list[Predicti
 def settings_beside(predictions: str) -> dict[str, Any]:
     """Return the settings of the evaluation that wrote a predictions.jsonl; {}: they are not known."""
     try:
-        report = json.loads((Path(predictions).expanduser().parent / "metrics.json").read_text())
+        report = json.loads((Path(predictions).parent / "metrics.json").read_text())
         return report.get("settings_of_completions", {}) | report["settings"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
@@ -129,7 +129,9 @@ def rescored(benchmark: Benchmark[Any], file: Path, number: int, text: str) -> P
                 raise ValueError(f"it has no {name}")
             if not isinstance(line[name], kinds):
                 raise TypeError(f"{name} is {line[name]!r:.40}")
-        return line | benchmark.score(line["id"], line["prompt"], line["completion"], line["gold"])
+        kinds = [name.removeprefix("prediction_") for name in line if name.startswith("prediction_")]
+        others = {f"correct_{kind}": line[f"prediction_{kind}"] == line["gold"] for kind in kinds}
+        return line | others | benchmark.score(line["id"], line["prompt"], line["completion"], line["gold"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"unknown: {error}" if isinstance(error, KeyError) else error
         raise UsageError(

@@ -15,12 +15,12 @@ WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 def located(options: EvaluationOptions) -> EvaluationOptions:
-    """Return the options with the adapter's and the model's own folder where a run's folder is given.
+    """Return the options with the adapter's and the model's own folder where a run's folder is given, and without ~.
 
     Raises UsageError: a folder has no adapter or no model.
     """
     if options.rescore:
-        return options
+        return replace(options, rescore=str(Path(options.rescore).expanduser()))
     adapter = options.adapter and str(adapter_of(Path(options.adapter)))
     return replace(options, adapter=adapter, model_name=options.model_name and model_of(options.model_name))
 

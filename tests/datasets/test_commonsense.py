@@ -12,7 +12,7 @@ from lora_one.records.provenance import local_fingerprints
 from tests.helpers.datasets import ALPACA, named_dataset
 from tests.helpers.paths import shared
 
-COMMONSENSE = ALPACA.replace("the request.\n", "the request. \n")
+COMMONSENSE = ALPACA
 
 
 def test_commonsense_folders_are_read_together_in_the_evaluation_s_prompt(tmp_path, tokenizer):

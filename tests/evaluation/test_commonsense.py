@@ -125,7 +125,7 @@ def data(tmp_path_factory):
 def test_prompt_is_the_published_one_to_the_letter(data):
     example = commonsense.test_rows(str(data), "boolq")[0]
     assert example.prompt == (
-        "Below is an instruction that describes a task. Write a response that appropriately completes the request. \n"
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n"
         "\n### Instruction:\nIs water wet?\n\nAnswer format: true/false\n\n### Response:\n"
     )
     assert (example.response, example.gold, example.id) == ("the correct answer is true", "true", "boolq/0")

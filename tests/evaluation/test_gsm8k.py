@@ -35,6 +35,14 @@ from tests.helpers.paths import shared
         ("The answer is 8. No: The answer is $9.", "9"),
         ("#### unknown\nThe answer is: 4", "4"),
         ("#### 007", "7"),
+        ("The answer is $1{,}450{,}000$.", "1450000"),
+        (r"#### 1\,000", "1000"),
+        ("The answer is 1\u202f000.", "1000"),
+        ("The answer is 1'000", "1000"),
+        ("The answer is 20 (of 30)", "20"),
+        ("#### 18\n#### ", "18"),
+        ("#### Step 1: add\n5+13 = 18\n\n#### 2. Check\nYes.\n\nThe answer is 18.", "18"),
+        ("#### 18. So she has 18 left.", "18"),
     ],
 )
 def test_parses(completion, number):
@@ -62,10 +70,29 @@ def test_parses(completion, number):
         "The answer is 5 + 3 = 8.",
         "#### 20 x $5",
         "#### 5\u00bd",
+        r"The answer is 2 \times 9 = 18",
+        r"The answer is 2\cdot 9 = 18",
+        "The answer is 20 \u2212 2 = 18",
+        "The answer is 20\u20132 = 18",
+        "The answer is 36 \u00f7 2 = 18",
+        "The answer is 9(2) = 18",
+        "The answer is 10^{3}",
+        "The answer is 1 million",
+        "#### 12{,}5",
     ],
 )
 def test_rejects_completions_without_a_clear_number(completion):
     assert gsm8k.parse(completion) is None
+
+
+def test_completions_after_solved_examples_end_where_lm_eval_ends_them():
+    """At 256 tokens, which are its default; a given number is kept."""
+    check, options = gsm8k.GSM8K().check, gsm8k.GSM8KOptions
+    tokens = [
+        check(options(num_fewshot=shots, max_new_tokens=given)).max_new_tokens
+        for shots, given in ((0, None), (8, None), (8, 512), (0, 100))
+    ]
+    assert tokens == [512, 256, 512, 100]
 
 
 def test_missing_answer_is_not_zero():

@@ -10,7 +10,7 @@ import pytest
 
 from lora_one.evaluation import loading, math
 from lora_one.evaluation.command import main
-from lora_one.evaluation.equality import compared
+from lora_one.evaluation.equality import compared, equal
 from lora_one.evaluation.partial_results import PartialResults
 
 pytest.importorskip("math_verify", reason="MATH is scored by math-verify: pip install -e .[math]")
@@ -63,7 +63,7 @@ def test_accepts_equivalent_answers_and_rejects_wrong_ones():
     assert len({row["type"] for row in rows}) == len(math.SUBJECTS)
     wanted = {"solution": True, "equivalent": True, "wrong": False}
     golds = [math.last_boxed(row["solution"]) for row in rows]
-    pairs = [(gold, math.parse(row[form])) for gold, row in zip(golds, rows, strict=True) for form in wanted]
+    pairs = [(equal, gold, math.parse(row[form])) for gold, row in zip(golds, rows, strict=True) for form in wanted]
     outcomes = dict(compared(pairs, 60, 2))
     mistaken = {pairs[index] for index, outcome in outcomes.items() if outcome != [*wanted.values()][index % 3]}
     assert len(outcomes) == len(pairs) and not mistaken
@@ -71,7 +71,7 @@ def test_accepts_equivalent_answers_and_rejects_wrong_ones():
 
 def test_endless_comparison_is_killed_and_the_others_are_scored():
     pairs = [("5", ENDLESS), ("1", "1"), ("5", ENDLESS), ("1", "2"), ("2", "2")]
-    assert dict(compared(pairs, 3, 1)) == {0: None, 1: True, 2: None, 3: False, 4: True}
+    assert dict(compared([(equal, *pair) for pair in pairs], 3, 1)) == {0: None, 1: True, 2: None, 3: False, 4: True}
     assert not multiprocessing.active_children()
 
 
@@ -112,9 +112,9 @@ def predictions(path, answers):
     return write(path, [{"id": i, "prompt": "p", "completion": a[0], "gold": g} for i, (g, a) in enumerate(rows)])
 
 
-def test_the_official_score_reads_what_follows_the_answer_is():
+def test_the_official_score_reads_what_follows_the_answer_is(tmp_path):
     """As MATH_eval.py of LoRA-SB: the last one, up to a full stop at the end of a line; a box is not read."""
-    score = math.Math().score
+    benchmark, wanted, lines = math.Math(), [], []
     for completion, official in (
         ("2+3=5. The answer is: 5", True),
         ("The answer is: 6. No. The answer is: 5.\nDone", True),
@@ -122,7 +122,12 @@ def test_the_official_score_reads_what_follows_the_answer_is():
         (r"so \boxed{5}.", False),
         ("The answer is 5", False),
     ):
-        assert score(0, "p", completion, {"answer": "5"})["correct_official"] is official, completion
+        wanted.append(official)
+        lines.append(benchmark.score(0, "p", completion, {"answer": "5"}))
+    judged = benchmark.judge(lines, math.MathOptions(workers=1), tmp_path)
+    assert [line["correct_official"] for line in judged] == wanted
+    assert benchmark.remarks(judged) == {"undecided": 0}
+    assert benchmark.remarks(judged[3:]) == {"undecided": 0, "unmarked": 2}
 
 
 def test_rescore_needs_no_model_and_counts_undecided_comparisons(tmp_path, monkeypatch):
@@ -137,7 +142,7 @@ def test_rescore_needs_no_model_and_counts_undecided_comparisons(tmp_path, monke
     assert main("math", [f"--rescore={file}", "--timeout=4", "--workers=1"]) == 0
     report = json.loads((tmp_path / "rescored/metrics.json").read_text())
     assert report["counts"] == {"correct": 1, "wrong": 2, "unparsed": 1, "total": 4}
-    assert report["remarks"] == {"undecided": 1} and report["settings"] == {"timeout": 4}
+    assert report["remarks"] == {"undecided": 1, "unmarked": 4} and report["settings"] == {"timeout": 4}
     metrics = report["metrics"]
     assert (metrics["accuracy"], metrics["accuracy_official"]) == (0.25, 0)
     assert metrics["accuracy_stderr"] == pytest.approx(sqrt(0.25 * 0.75 / 4))

@@ -228,7 +228,7 @@ def test_the_published_command_line(tmp_path, llama_folder, data, monkeypatch, c
     assert all({"id", "prompt", "completion", "prediction", "gold", "correct"} <= line.keys() for line in lines)
     assert "\nA. None\nB. NA\nC. nan\n" in lines[3]["prompt"]
     lost = sum("shots_lost" in line for line in lines)
-    assert report["remarks"] == {"prompts_shortened": lost, "questions_cut": 0}
+    assert report["remarks"] == {"prompts_shortened": lost, "questions_cut": 0, "subjects": 2}
     # scored again without a model: the same numbers, and the log-likelihoods stay
     assert main("mmlu", [f"--rescore={output / 'predictions.jsonl'}"]) == 0
     again = json.loads((output / "rescored/metrics.json").read_text())

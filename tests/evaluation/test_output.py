@@ -1,6 +1,12 @@
-"""What an evaluation prints: an interval for a share of all examples, the standard error of everything else."""
+"""What an evaluation prints: an interval for a share of all examples, the standard error of everything else.
 
-from lora_one.evaluation.output import show
+And what tells it from another evaluation.
+"""
+
+import json
+
+from lora_one.evaluation.options import EvaluationOptions
+from lora_one.evaluation.output import data_fingerprints, first_difference, show
 
 
 def test_each_uncertainty_is_named(capsys):
@@ -21,3 +27,19 @@ def test_a_loss_is_not_printed_as_a_share(capsys):
         "mine rate: 1.250 bits",
         "documents 3",
     ]
+
+
+def test_another_base_below_the_same_adapter_is_another_evaluation(tmp_path):
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    for folder in (base, adapter):
+        folder.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    (base / "model.safetensors").write_text("one")
+    options = EvaluationOptions(adapter=str(adapter))
+    before = {"model": options.model, "settings": {}, "fingerprints": data_fingerprints(options)}
+    (base / "model.safetensors").write_text("other")
+    after = before | {"fingerprints": data_fingerprints(options)}
+    assert first_difference(before, before) is None
+    assert "the hash of the base's content" in first_difference(before, after)
+    del before["fingerprints"]["base"]  # an earlier version did not know it
+    assert first_difference(before, after) is None

@@ -1,5 +1,6 @@
 """Saved completions of an unfinished evaluation, after a disk was full."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,21 @@ def test_an_incomplete_line_is_left_out_also_if_it_is_the_first(kept, tmp_path):
     for request, answer in ((FIRST, "four"), (SECOND, "six")):
         saved(tmp_path).add(request, Completion(answer))
     assert saved(tmp_path).read(overwrite=False) == {FIRST: Completion("four"), SECOND: Completion("six")}
+
+
+def test_an_interrupted_replacement_of_finished_results_continues(tmp_path):
+    finished = tmp_path / "metrics.json"
+    saved(tmp_path).add(FIRST, Completion("of a run that was given up"))
+    assert saved(tmp_path).read(overwrite=True) == {}  # nothing has finished
+    saved(tmp_path).add(FIRST, Completion("older"))
+    finished.write_text("{}")
+    os.utime(saved(tmp_path).path, (1, 1))
+    assert saved(tmp_path).read(overwrite=True) == {}
+    saved(tmp_path).add(FIRST, Completion("newer"))
+    os.utime(finished, (1, 1))
+    assert saved(tmp_path).read(overwrite=True) == {FIRST: Completion("newer")}
+    other = PartialResults(saved(tmp_path).path, saved(tmp_path).identity | {"model": "small"}, Processes())
+    assert other.read(overwrite=True) == {}
 
 
 def test_a_full_disk_is_reported_with_a_remedy(tmp_path, monkeypatch):

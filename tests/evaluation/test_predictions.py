@@ -76,3 +76,10 @@ def test_partial_results_of_an_earlier_version_are_continued(tmp_path, no_engine
     found = predictions.generated_predictions(Numbers(), Numbers().examples(options), options, partial)
     assert (found[0]["room"], found[0].get("cut_off"), found[1]["cut_off"]) == (7, None, False)
     assert len(found) == 10 and "cut_off" not in predictions.remarks_of(GSM8K(), found)
+
+
+def test_rescoring_compares_every_answer_of_a_line_with_the_gold_answer_of_now(tmp_path):
+    other = {"prediction_first_token": "8", "correct_first_token": True}  # of a wrong gold answer, since corrected
+    line = {"id": 0, "prompt": "p", "completion": "#### 7", "gold": "7", "prediction": "7", "correct": False} | other
+    found = predictions.rescored(GSM8K(), tmp_path, 1, json.dumps(line))
+    assert (found["correct"], found["correct_first_token"]) == (True, False)

@@ -1,6 +1,7 @@
 """The folder of a run stands for its adapter or its merged model; what is missing is said with the way out."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -32,6 +33,7 @@ def test_a_run_stands_for_its_subfolders(tmp_path):
     assert located(EvaluationOptions(model_name=str(run))).model_name == str(run / "merged_checkpoint")
     own = EvaluationOptions(adapter=str(run / "adapter"), model_name="bundled/tiny")
     assert located(own) == own
+    assert located(EvaluationOptions(rescore="~/predictions.jsonl")).rescore == str(Path.home() / "predictions.jsonl")
 
 
 @pytest.mark.parametrize(
