@@ -39,11 +39,19 @@ def refuse_half_frozen(model: nn.Module, optimizer: str) -> None:
 
 
 def _factors(model: nn.Module) -> Iterator[Pair]:
-    """Yield the weights of every module with both factors, trainable or not. s is 1 if the module has no scaling."""
+    """Yield the weights of every module with both factors, trainable or not. s is 1 if the module has no scaling.
+
+    Raises UsageError: a module's factors are those of several experts in one matrix, which is no pair.
+    """
     for layer, module in model.named_modules():
         down, up = getattr(module, "lora_A", None), getattr(module, "lora_B", None)
         if not (isinstance(down, nn.ModuleDict) and isinstance(up, nn.ModuleDict)):
             continue
+        if getattr(module, "num_experts", 1) > 1:
+            raise UsageError(
+                f"{layer} has the factors of {module.num_experts} fused experts in one matrix, which no optimizer here "
+                "steps as pairs: use another optimizer, such as AdamW, or a LoraConfig without target_parameters"
+            )
         scaling = getattr(module, "scaling", {})
         for adapter in (name for name in down if name in up):
             A, B = (getattr(side[adapter], "weight", None) for side in (down, up))

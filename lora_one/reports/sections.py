@@ -54,7 +54,10 @@ def verdicts(results: Results) -> Iterator[Section]:
             for verdict in part["verdicts"]
             if verdict["test"] is not None and verdict["method"] in results.methods
         ]
-        caption = f"{part['figure']}: paired differences to {results.baseline}; dots are seeds, lines 95 % intervals."
+        caption = (
+            f"{part['figure']}: paired differences to {results.baseline}; dots are seeds, lines 95 % intervals of each "
+            "method alone."
+        )
         drawn = [
             Drawing(
                 f"differences-{number + 1}", caption, figures.forest(rows, results.baseline, unit.name, results.looks)

@@ -38,7 +38,8 @@ def steps_per_epoch(examples: int, model: ModelConfig) -> int:
 
 def total_steps(examples: int, model: ModelConfig) -> int:
     """Return the optimizer steps of the whole training."""
-    return math.ceil(model.epochs * steps_per_epoch(examples, model))
+    # rounded first: 1.1 * 50 is 55.00000000000001
+    return math.ceil(round(model.epochs * steps_per_epoch(examples, model), 9))
 
 
 def warmup_steps(examples: int, model: ModelConfig) -> int:

@@ -12,10 +12,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lora_one.errors import RunError, UsageError
-from lora_one.optim import LoraMuon, LoraPro, LoraRite, create_pair_optimizer, paired
+from lora_one.optim import LoraMuon, LoraPro, LoraRite, create_pair_optimizer, create_scaled_optimizer, paired
 from lora_one.optim.pairs import lora_pairs
 from tests.helpers.factors import SCALINGS, SHAPES, backward, loss_of, scaled_layers, steps
-from tests.helpers.models import random_llama, random_roberta
+from tests.helpers.models import random_llama, random_mixtral, random_roberta
 
 CLASSES = [LoraPro, LoraMuon, LoraRite]
 every_class = pytest.mark.parametrize("cls", CLASSES)
@@ -33,6 +33,16 @@ def with_head():
 
 
 # Which parameters
+def test_factors_of_fused_experts_are_refused():
+    """PEFT stores those of all experts in one A and one B, in different orders: their product is that of no layer."""
+    model = peft_model(random_mixtral, target_modules=["q_proj"], target_parameters=["experts.gate_up_proj"])
+    for create, cls in ((create_pair_optimizer, LoraPro), (create_scaled_optimizer, torch.optim.AdamW)):
+        with pytest.raises(
+            UsageError, match=r"4 fused experts in one matrix, .*a LoraConfig without target_parameters"
+        ):
+            create(model, cls, lr=1e-3)
+
+
 @pytest.mark.parametrize(
     ("model", "others"),
     [

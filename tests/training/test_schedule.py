@@ -23,6 +23,13 @@ def test_micro_batches_fit_the_share_of_a_process(processes, size, steps):
     assert micro_batch(model, processes) == size and accumulation_steps(model, processes) == steps
 
 
+@pytest.mark.parametrize(("epochs", "each", "steps"), [(1.1, 50, 55), (0.07, 100, 7), (1.5, 5, 8), (3, 7, 21)])
+def test_a_fraction_of_an_epoch_is_not_a_step_too_long(epochs, each, steps):
+    """1.1 * 50 is 55.00000000000001 in floating point."""
+    model = settings(f"model.epochs={epochs}", "model.real_batch_size=4", "model.per_device_batch_size=4").model
+    assert total_steps(4 * each, model) == steps
+
+
 def test_a_run_that_only_warms_up_is_refused(tmp_path):
     """Its one step has learning rate 0: the adapter would end as it began."""
     data = examples(6)
