@@ -7,11 +7,12 @@ from typing import Any
 from lora_one.config.methods import MethodSettings
 from lora_one.errors import RunError
 
+LITTLE = 1e-2  # relative decrease of the loss
 RISE = 1e-3  # relative; a smaller increase of the loss is rounding in a 16-bit base
 
 
 def start_warnings(init: MethodSettings, record: Mapping[str, Any]) -> list[str]:
-    """Return a warning if the initialisation raised the loss on its examples or was too large a step; otherwise [].
+    """Return a warning if the initialisation raised the loss on its examples, or its step is too large or almost none.
 
     A step is too large if its first-order decrease exceeds the loss itself, because the loss cannot become negative.
     This is not checked after a search for the scale, which measured the loss.
@@ -30,6 +31,14 @@ def start_warnings(init: MethodSettings, record: Mapping[str, Any]) -> list[str]
             f"the initialisation by {record['method']} takes too large a step: its first-order approximation predicts "
             f"that the loss decreases by {predicted:.4f}, but the loss before it was only {before:.4f} (and "
             f"{after:.4f} after it): {init.remedy()}"
+        ]
+    others = (record["searched"] or {}).get("other_examples")
+    if others and before - after < LITTLE * before:
+        return [
+            f"the initialisation by {record['method']} is almost no step: the loss on its {record['examples']} "
+            f"examples goes from {before:.4f} to {after:.4f} only, because no larger step lowers the loss on the "
+            f"{others} other examples of the search; training begins nearly as without it. Use more examples: raise "
+            "init.iters"
         ]
     return []
 
