@@ -12,6 +12,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
+from typing import Any
 
 from lora_one.errors import RunError
 
@@ -20,10 +21,16 @@ MEMORY_BYTES = 4 << 30  # of each process
 
 def equal(gold: str, answer: str) -> bool:
     """Return whether math-verify considers the answer equal to the gold answer; there is no time limit here."""
-    from math_verify import parse, verify
+    from math_verify import verify
 
-    truth, found = (parse(f"${text}$", parsing_timeout=None) for text in (gold, answer))
-    return verify(truth, found, timeout_seconds=None)
+    return verify(expressions(gold), expressions(answer), timeout_seconds=None)
+
+
+def expressions(text: str) -> list[Any]:
+    """Return math-verify's readings of an answer, the best one first; there is no time limit here."""
+    from math_verify import parse
+
+    return parse(f"${text}$", parsing_timeout=None)
 
 
 Comparison = tuple[Callable[[str, str], bool], str, str]  # a function of a module, gold, answer

@@ -194,7 +194,7 @@ class Math(Benchmark[MathOptions]):
 
         Raises KeyError, TypeError, AttributeError: gold has no answer, or one that is not text.
         """
-        normalized(gold["answer"])
+        normalized(gold["answer"])  # raises what is documented above, before the answers are compared
         line = prediction_line(example_id, prompt, completion, gold, parse(completion), correct=None)
         return line | {"correct_official": None}
 

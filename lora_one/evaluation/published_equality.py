@@ -7,7 +7,8 @@ LaTeX parser there.
 from math import isclose
 from typing import Any
 
-OPENING = ("(", "[")
+from lora_one.evaluation.equality import equal, expressions
+
 CLOSING = {"(": ")", "[": "]"}
 
 
@@ -39,7 +40,7 @@ def number(text: str) -> float | None:
 
 def bracket(text: str) -> str | None:
     """Return the bracket that encloses the text; None: there is none."""
-    return text[0] if text.startswith(OPENING) and text.endswith(CLOSING[text[0]]) and len(text) > 1 else None
+    return text[0] if text.startswith(tuple(CLOSING)) and text.endswith(CLOSING[text[0]]) and len(text) > 1 else None
 
 
 def without_brackets(gold: str, answer: str) -> bool:
@@ -61,12 +62,9 @@ def equal_parts(gold: str, answer: str) -> bool:
 
 def equal_expressions(gold: str, answer: str) -> bool:
     """Return whether math-verify finds the expressions equal, or their values are equal up to 1e-3."""
-    from math_verify import parse, verify
-
-    truth, found = (parse(f"${text}$", parsing_timeout=None) for text in (gold, answer))
-    if verify(truth, found, timeout_seconds=None):
+    if equal(gold, answer):
         return True
-    values = [value_of(parsed[0]) if parsed else None for parsed in (truth, found)]
+    values = [value_of(read[0]) if read else None for read in map(expressions, (gold, answer))]
     return None not in values and isclose(*values, rel_tol=1e-3)
 
 
