@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_one.errors import RunError
+from lora_one.optim.matrix_functions import wide
 
 LEAST_DAMPING = 1e-30  # for a zero factor and lambda = 0; the gradient of the other factor is zero and stays zero
 
@@ -25,16 +26,16 @@ class Half(NamedTuple):
     def partner_name(self) -> str:
         return f"lora_{'B' if self.is_A else 'A'} of {self.layer}"
 
-    def gram(self, dtype: torch.dtype) -> Tensor:
-        """Return B^T B for A's gradient, A A^T for B's: (r, r)."""
-        partner = widened(self.partner, dtype)
+    def gram(self) -> Tensor:
+        """Return B^T B for A's gradient, A A^T for B's: (r, r), fp64."""
+        partner = wide(self.partner)
         return partner.mT @ partner if self.is_A else partner @ partner.mT
 
     def apply(self, inverse: Tensor) -> None:
         """Set g_A <- P g_A or g_B <- g_B P, computed in P's dtype."""
         grad = self.factor.grad
-        wide = widened(grad, inverse.dtype)
-        grad.copy_(inverse @ wide if self.is_A else wide @ inverse)
+        same = widened(grad, inverse.dtype)
+        grad.copy_(inverse @ same if self.is_A else same @ inverse)
 
 
 def widened(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -47,8 +48,11 @@ def precondition(halves: Sequence[Half], reg: float, *, relative: bool) -> None:
     """Set g_A <- (B^T B + lambda I)^-1 g_A and g_B <- g_B (A A^T + lambda I)^-1, in place in ``grad``.
 
     Source: arXiv:2402.02347, eq. 9 of arXiv:2502.01235.  halves: of one rank, dtype and device, with gradients.
-    reg: lambda; with ``relative``, lambda divided by the mean diagonal entry of the Gram matrix.  Gram matrices and
-    products are fp32, or fp64 for fp64 factors. All systems are solved in one batch, with one host synchronisation.
+    reg: lambda; with ``relative``, lambda divided by the mean diagonal entry of the Gram matrix.  All systems are
+    solved in one batch, with one host synchronisation.  Gram matrices and inverses are fp64: in fp32 the rounding of a
+    Gram matrix can exceed a small lambda, so that a step in a weak direction becomes thousands of times too large or
+    too small. Gradients are multiplied in fp32 (fp64 if the factors are): a product in fp64 would be no more accurate,
+    because the rounding of the gradients themselves dominates.
     """
     device = halves[0].factor.device
     dtype = torch.promote_types(halves[0].factor.dtype, torch.float32)
@@ -56,8 +60,8 @@ def precondition(halves: Sequence[Half], reg: float, *, relative: bool) -> None:
         if in_stacks(device):
             precondition_in_stacks(halves, reg, dtype, relative=relative)
             return
-        grams = torch.stack([half.gram(dtype) for half in halves])
-        inverses = damped_inverses(grams, reg, [half.partner_name for half in halves], relative=relative)
+        grams = torch.stack([half.gram() for half in halves])
+        inverses = damped_inverses(grams, reg, [half.partner_name for half in halves], dtype, relative=relative)
         for half, inverse in zip(halves, inverses.unbind(), strict=True):
             half.apply(inverse)
 
@@ -77,25 +81,28 @@ def precondition_in_stacks(halves: Sequence[Half], reg: float, dtype: torch.dtyp
         alike.setdefault((half.is_A, half.factor.shape, half.partner.shape), []).append(half)
     groups = list(alike.values())
     names = [half.partner_name for group in groups for half in group]
-    grams = torch.cat([stacked_grams(group, dtype) for group in groups])
-    inverses = damped_inverses(grams, reg, names, relative=relative)
+    grams = torch.cat([stacked_grams(group) for group in groups])
+    inverses = damped_inverses(grams, reg, names, dtype, relative=relative)
     for group, inverse in zip(groups, inverses.split([len(group) for group in groups]), strict=True):
         gradients = [half.factor.grad for half in group]
-        wide = widened(torch.stack(gradients), dtype)
-        torch._foreach_copy_(gradients, list((inverse @ wide if group[0].is_A else wide @ inverse).unbind()))
+        same = widened(torch.stack(gradients), dtype)
+        torch._foreach_copy_(gradients, list((inverse @ same if group[0].is_A else same @ inverse).unbind()))
 
 
-def stacked_grams(group: Sequence[Half], dtype: torch.dtype) -> Tensor:
-    """Return the Gram matrices (k, r, r) of k halves of one shape, by one batched product."""
-    partners = widened(torch.stack([half.partner for half in group]), dtype)
+def stacked_grams(group: Sequence[Half]) -> Tensor:
+    """Return the Gram matrices (k, r, r), fp64, of k halves of one shape, by one batched product."""
+    partners = wide(torch.stack([half.partner for half in group]))
     return partners.mT @ partners if group[0].is_A else partners @ partners.mT
 
 
-def damped_inverses(grams: Tensor, reg: float, names: Sequence[str], *, relative: bool = False) -> Tensor:
-    """Return (K + lambda I)^-1 of each Gram matrix K (k, r, r), overwriting ``grams``; see `precondition` for reg.
+def damped_inverses(
+    grams: Tensor, reg: float, names: Sequence[str], dtype: torch.dtype, *, relative: bool = False
+) -> Tensor:
+    """Return (K + lambda I)^-1 of each Gram matrix K (k, r, r) in dtype, overwriting ``grams``; reg: as `precondition`.
 
-    If the Cholesky decomposition of K + lambda I fails because of rounding, lambda is increased by sqrt(eps of the
-    dtype) times K's mean diagonal, and a warning names the matrix. Raises RunError: K is not finite.
+    If the Cholesky decomposition of K + lambda I fails because of rounding, lambda is increased by sqrt(eps of dtype)
+    times K's mean diagonal, so that the rounding of a gradient in dtype stays small beside the step, and a warning
+    names the matrix. Raises RunError: K is not finite.
     """
     diagonals = grams.diagonal(dim1=-2, dim2=-1)
     sizes = diagonals.mean(-1, keepdim=True)
@@ -104,7 +111,7 @@ def damped_inverses(grams: Tensor, reg: float, names: Sequence[str], *, relative
     if failures.any():
         failed = failures.nonzero().flatten()
         those = names[int(failed[0])] + (f" and {len(failed) - 1} more" if len(failed) > 1 else "")
-        share = torch.finfo(grams.dtype).eps ** 0.5
+        share = torch.finfo(dtype).eps ** 0.5
         extra = torch.diag_embed((share * sizes[failed]).expand_as(diagonals[failed]))
         triangles[failed], failures = torch.linalg.cholesky_ex(grams[failed] + extra)
         if failures.any():
@@ -117,7 +124,7 @@ def damped_inverses(grams: Tensor, reg: float, names: Sequence[str], *, relative
         )
     identity = torch.eye(grams.shape[-1], dtype=grams.dtype, device=grams.device)
     roots = torch.linalg.solve_triangular(triangles, identity, upper=False)
-    return roots.mT @ roots
+    return (roots.mT @ roots).to(dtype)
 
 
 @contextmanager

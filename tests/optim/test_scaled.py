@@ -187,7 +187,7 @@ def test_heavy_damping_is_adamw():
 
 def test_relative_damping_is_a_share_of_the_mean_diagonal():
     grams = torch.stack([size * torch.tensor([[2.0, 1.0], [1.0, 4.0]], dtype=torch.float64) for size in (1, 1e4)])
-    relative = damped_inverses(grams.clone(), 0.1, ["a", "b"], relative=True)
+    relative = damped_inverses(grams.clone(), 0.1, ["a", "b"], torch.float64, relative=True)
     for gram, inverse, size in zip(grams, relative, (1, 1e4), strict=True):
         torch.testing.assert_close(inverse, torch.linalg.inv(gram + 0.1 * 3 * size * torch.eye(2, dtype=torch.float64)))
     layers = random_layers()
@@ -230,13 +230,34 @@ def test_zero_factor_without_damping_leaves_the_other_unchanged(damping):
     assert torch.equal(layers[1].A, A) and all(p.isfinite().all() for p in layers.parameters())
 
 
+@pytest.mark.parametrize("share", [1e-5, 1e-4, 1e-3])
+def test_weak_directions_are_preconditioned_as_in_fp64(share):
+    """A column that nearly depends on the others: fp32 would round its part of the Gram matrix away.
+
+    g_A = B^T G of the same fp32 factors in fp64 is the reference, so the rounding of the gradient counts as well.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    B, G = normal(512, 8), normal(512, 40)
+    B[:, 7] = B[:, :7] @ normal(7) + share * B[:, 7]
+    layer = FactorLayer(B, normal(8, 40))
+    layer.A.grad, layer.B.grad = B.T @ G, torch.zeros_like(B)
+    create_scaled_optimizer(layer, torch.optim.SGD, lr=0.0, reg=1e-6).step()
+    wide = B.double()
+    expected = torch.linalg.solve(wide.T @ wide + 1e-6 * torch.eye(8, dtype=torch.float64), wide.T @ G.double())
+    assert (layer.A.grad - expected).norm() < 2e-6 / share * expected.norm()
+
+
 def test_only_singular_gram_matrices_get_extra_damping():
-    """Two equal rows of size 1e3 and lambda 1e-6: rounding leaves no Cholesky factor. Never the identity."""
+    """Two equal rows of size 1e5 and lambda 1e-6: rounding leaves no Cholesky factor. Never the identity."""
     layers = random_layers(torch.float32)
-    layers[2].A.data[1] = layers[2].A.data[0] = 1e3 * layers[2].A.data[0]
+    layers[2].A.data[1] = layers[2].A.data[0] = 1e5 * layers[2].A.data[0]
     before = copy.deepcopy(layers)
     backward(layers)
-    with pytest.warns(UserWarning, match=r"lora_A of 2 is singular in torch.float32 with lambda = 1e-06"):
+    with pytest.warns(UserWarning, match=r"lora_A of 2 is singular in torch.float64 with lambda = 1e-06"):
         create_scaled_optimizer(layers, torch.optim.SGD, lr=1.0).step()
     for i, (old, new) in enumerate(zip(before, layers, strict=True)):
         B, A, target = old.B.double(), old.A.double(), layers.targets[i].double()
