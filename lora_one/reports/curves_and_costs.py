@@ -159,27 +159,28 @@ def average(runs: Sequence[Run], name: str, unit: float) -> str:
 MECHANISM = {  # figure of a start -> its title and its form
     "captured_energy": ("captured energy", "{:.3f}"),
     "shift": ("largest ||s B A|| / ||W||", "{:.2e}"),
-    "gamma": ("gamma", "{:.4g}"),
+    "gamma": ("gamma of each seed", "{:.3g}"),
     "loss_before": ("loss on its examples before", "{:.4f}"),
     "loss_after": ("after", "{:.4f}"),
     "B_angles": ("angle of B to the gradient after training", "{:.1f} degrees"),
     "A_angles": ("angle of A", "{:.1f} degrees"),
 }
+OF_EACH_SEED = ("gamma",)  # a search can end a thousand times apart: the mean of 25,400 and 22 is a start of neither
 
 
 def mechanism(results: Results) -> Iterator[Section]:
-    """Yield what the starts did, and the angles and spectra of the trained adapters; all means over the seeds."""
-    found = {method: [run.start | run.adapters for run in results.of(method, "final")] for method in results.methods}
+    """Yield what the starts did, and the angles and spectra of the trained adapters."""
+    final = {method: sorted(results.of(method, "final"), key=lambda run: run.seed) for method in results.methods}
+    found = {method: [run.start | run.adapters for run in runs] for method, runs in final.items()}
     names = [name for name in MECHANISM if any(name in one for each in found.values() for one in each)]
     lines = [["method", *(MECHANISM[name][0] for name in names)]]
     for method, each in found.items():
         values = {name: [one[name] for one in each if name in one] for name in names}
         if any(values.values()):
-            cells = [MECHANISM[name][1].format(mean(values[name])) if values[name] else "-" for name in names]
-            lines.append([method, *cells])
+            lines.append([method, *(start_figure(name, values[name]) for name in names)])
     text = [
         "Captured energy: share of the gradient's squared norm in its leading singular values, mean over layers.",
-        "All columns are means over the seeds.",
+        "Columns are means over the seeds, except where a value of each seed is given, in the order of the seeds.",
     ]
     spectra = {method: [one["spectrum"] for one in each if "spectrum" in one] for method, each in found.items()}
     means = {method: list(map(mean, zip(*each, strict=False))) for method, each in spectra.items() if each}
@@ -187,3 +188,11 @@ def mechanism(results: Results) -> Iterator[Section]:
     drawn = [Drawing("spectra", caption, figures.spectra(means, results.looks))] if means else []
     if names:
         yield Section("What the starts did", text, table=lines, drawings=drawn)
+
+
+def start_figure(name: str, values: Sequence[float]) -> str:
+    """Return the cell of one figure of `MECHANISM`: the mean over the seeds, or the value of each."""
+    form = MECHANISM[name][1]
+    if name in OF_EACH_SEED:
+        return ", ".join(map(form.format, values)) or "-"
+    return form.format(mean(values)) if values else "-"

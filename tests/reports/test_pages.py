@@ -107,6 +107,19 @@ def test_what_was_not_measured_is_left_out(tmp_path):
     assert not any(title.startswith("Verdicts") for title in titles)
 
 
+def test_gamma_is_given_for_each_seed_and_other_figures_of_a_start_as_means(tmp_path):
+    searched = record(seeds=3)
+    runs = [run for run in searched["runs"] if run["method"] == "rsLoRA" and run["stage"] == "final"]
+    for run, gamma, after in zip(reversed(runs), (22.06, 40.2, 25428.0), (0.1, 0.2, 0.6), strict=True):
+        run["start"] |= {"gamma": gamma, "loss_after": after}
+    write_report("Searched", {"": searched}, tmp_path)
+    section = (tmp_path / "report.md").read_text().partition("What the starts did")[2]
+    (row,) = re.findall(r"^\| rsLoRA .*$", section, re.MULTILINE)[:1]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[3:6] == ["2.54e+04, 40.2, 22.1", "0.6900", "0.3000"]
+    assert "in the order of the seeds" in section
+
+
 def test_the_terminal_shows_table_notes_and_verdicts():
     text = printed(record())
     assert "| LoRA-One, scaled AdamW " in text and "- LoRA: failed, 1 of 14 runs: the loss became nan" in text
