@@ -10,7 +10,7 @@ import numpy
 from lora_one.errors import UsageError
 from lora_one.reports.compare import Run
 from lora_one.reports.predictions import check_same_answers, common_questions, correct_answers
-from lora_one.statistics.questions import bootstrap, mcnemar
+from lora_one.statistics.questions import MIN_QUESTIONS, bootstrap, mcnemar
 from lora_one.statistics.units import NATS, POINTS, Unit
 from lora_one.statistics.verdicts import verdicts
 
@@ -40,7 +40,8 @@ def findings(
         if values and baseline not in values:
             found.append({"figure": figure, "verdicts": [], "questions": []})
         if baseline in values:
-            judged = verdicts(values, baseline, unit_of(runs, figure), failures(runs, figure), left_out)
+            absent = len({run.method for run in runs} - set(values))
+            judged = verdicts(values, baseline, unit_of(runs, figure), failures(runs, figure), left_out + absent)
             part = {"figure": figure, "verdicts": [asdict(verdict) for verdict in judged]}
             part["questions"] = []
             try:
@@ -138,7 +139,9 @@ def compared(first: Mapping[int, numpy.ndarray], second: Mapping[int, numpy.ndar
 def question_sentence(entry: Mapping[str, Any], baseline: str) -> str:
     """Return the tests over questions of one method as a sentence."""
     text = f"{entry['method']} minus {baseline}: {POINTS.text(entry['difference'])}"
-    if entry["interval"] is None:
+    if entry["interval"] is None and entry["questions"] >= MIN_QUESTIONS:
+        text += f" (no interval: the same at all but {entry['unlike']} of {entry['questions']} questions)"
+    elif entry["interval"] is None:
         text += f" ({entry['questions']} questions are too few for an interval)"
     else:
         low, high = (POINTS.text(end).split()[0] for end in entry["interval"])
@@ -147,4 +150,5 @@ def question_sentence(entry: Mapping[str, Any], baseline: str) -> str:
         f"seed {seed}: {test['first_only']} and {test['second_only']}, p = {test['p']:.2g}"
         for seed, test in entry["mcnemar"].items()
     ]
-    return text + f"; McNemar, questions that only one of the two answers: {'; '.join(tests)}" * bool(tests)
+    title = "; McNemar, questions that only the first and only the second answers correctly: "
+    return text + (title + "; ".join(tests)) * bool(tests)

@@ -41,7 +41,9 @@ def verdicts(results: Results) -> Iterator[Section]:
         yield Section(VERDICTS, [f"Not tested: no run of the baseline {results.baseline} has a result."])
     for number, part in enumerate(results.record["findings"]):
         if not part["verdicts"] and len(results.methods) > 1:
-            yield Section(f"{VERDICTS}: {part['figure']}", [f"Not tested: {results.baseline} has no result."])
+            known = results.values(results.baseline, part["figure"], "final")
+            reason = "no other method has a result" if known else f"{results.baseline} has no result"
+            yield Section(f"{VERDICTS}: {part['figure']}", [f"Not tested: {reason}."])
             continue
         unit = results.unit(part["figure"])
         rows = [
@@ -54,10 +56,8 @@ def verdicts(results: Results) -> Iterator[Section]:
             for verdict in part["verdicts"]
             if verdict["test"] is not None and verdict["method"] in results.methods
         ]
-        caption = (
-            f"{part['figure']}: paired differences to {results.baseline}; dots are seeds, lines 95 % intervals of each "
-            "method alone."
-        )
+        lines = ", lines 95 % intervals of each method alone" * any(row.interval is not None for row in rows)
+        caption = f"{part['figure']}: paired differences to {results.baseline}; dots are seeds{lines}."
         drawn = [
             Drawing(
                 f"differences-{number + 1}", caption, figures.forest(rows, results.baseline, unit.name, results.looks)
@@ -118,10 +118,12 @@ def protocol(results: Results) -> list[str]:
     if not asked.get("tuning_seeds"):
         return []
     tuning, seeds = (", ".join(map(str, asked[key])) for key in ("tuning_seeds", "seeds"))
+    rounds = asked.get("refine") or 0
+    further = f", {rounds} {'round' if rounds == 1 else 'rounds'} of further rates around the best included"
     found = (
-        f"Each method ran every point of its grid with seed {tuning}, then the point with the lowest validation loss "
+        f"Each method ran every point of its grid with seed {tuning}{further * (rounds > 0)}; then the point with the "
+        f"lowest validation loss with seeds {seeds}. "
     )
-    found += f"with seeds {seeds}. "
     if results.baseline:
         found += "Verdicts hold for these points: the noise of choosing them is not part of them. "
     omitted = asked.get("left_out")
@@ -142,7 +144,10 @@ def questions(results: Results) -> Iterator[Section]:
         if entries:
             yield Section(
                 f"The trained models on the questions: {part['figure']}",
-                ["Shares of correct answers of these trained models; this is no statement about the methods."],
+                [
+                    "Shares of correct answers of these trained models; this is no statement about the methods. "
+                    "p values are those of each pair alone, not corrected for their number."
+                ],
                 [f"{question_sentence(entry, results.baseline)}." for entry in entries],
                 folded=True,
             )

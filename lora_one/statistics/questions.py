@@ -11,18 +11,21 @@ from scipy import stats
 
 RESAMPLES = 9_999
 MIN_QUESTIONS = 100  # of the simulation in tests/statistics; below it no interval
+MIN_UNLIKE = 10  # with fewer, the interval of a bootstrap is too narrow; with none, it has no width
 
 
 @dataclass(frozen=True)
 class QuestionTest:
     """Difference of two shares of correct answers, (first - second), over the same questions.
 
-    interval: 95 %, by a paired bootstrap over questions; None: fewer than MIN_QUESTIONS questions.
+    interval: 95 %, by a paired bootstrap over questions; None: fewer than MIN_QUESTIONS questions, or unlike is
+    below MIN_UNLIKE.  unlike: questions whose difference is not the most frequent one (mostly 0).
     """
 
     difference: float
     interval: tuple[float, float] | None
     questions: int
+    unlike: int
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,9 @@ def bootstrap(first: numpy.ndarray, second: numpy.ndarray, seed: int = 0) -> Que
         raise ValueError(f"{first.shape[1]} and {second.shape[1]} questions: compare evaluations of the same questions")
     differences = first.mean(axis=0) - second.mean(axis=0)
     n = len(differences)
-    if n < MIN_QUESTIONS:
-        return QuestionTest(float(differences.mean()), None, n)
-    if numpy.ptp(differences) == 0:
-        return QuestionTest(float(differences[0]), (float(differences[0]),) * 2, n)
+    unlike = n - int(numpy.unique(differences.round(9), return_counts=True)[1].max())
+    if n < MIN_QUESTIONS or unlike < MIN_UNLIKE:
+        return QuestionTest(float(differences.mean()), None, n, unlike)
     found = stats.bootstrap(
         (differences,),
         numpy.mean,
@@ -61,7 +63,7 @@ def bootstrap(first: numpy.ndarray, second: numpy.ndarray, seed: int = 0) -> Que
         rng=numpy.random.default_rng(seed),
     )
     low, high = found.confidence_interval
-    return QuestionTest(float(differences.mean()), (float(low), float(high)), n)
+    return QuestionTest(float(differences.mean()), (float(low), float(high)), n, unlike)
 
 
 def mcnemar(first: numpy.ndarray, second: numpy.ndarray) -> McNemar:

@@ -39,23 +39,26 @@ class SeedTest:
         return self.p is not None
 
 
-def paired(differences: Sequence[float]) -> SeedTest:
-    """Test the mean of paired differences against zero (Student's t). Raises ValueError: no difference."""
+def paired(differences: Sequence[float], rounding: float = 0.0) -> SeedTest:
+    """Test the mean of paired differences against zero (Student's t). Raises ValueError: no difference.
+
+    rounding: of the values that were subtracted; differences that vary by no more count as equal.
+    """
     if len(differences) == 0:
         raise ValueError("no differences: a test needs at least one seed that both methods have")
     values = numpy.asarray(differences, dtype=float)
     mean = float(values.mean())
     sd = float(values.std(ddof=1)) if len(values) > 1 else None
-    if len(values) < MIN_SEEDS or equal(values):
+    if len(values) < MIN_SEEDS or equal(values, rounding):
         return SeedTest(tuple(values.tolist()), mean, sd, None, None)
     found = stats.ttest_1samp(values, 0.0)
     low, high = found.confidence_interval(0.95)
     return SeedTest(tuple(values.tolist()), mean, sd, (float(low), float(high)), float(found.pvalue))
 
 
-def equal(values: numpy.ndarray) -> bool:
-    """Return whether the values differ by no more than the rounding of a subtraction."""
-    return bool(numpy.ptp(values) <= 1e-12 * max(1.0, numpy.abs(values).max()))
+def equal(values: numpy.ndarray, rounding: float) -> bool:
+    """Return whether the values vary by no more than this rounding, or that of a subtraction in fp64."""
+    return bool(numpy.ptp(values) <= max(rounding, 1e-12 * max(1.0, numpy.abs(values).max())))
 
 
 def interval(test: SeedTest, confidence: float) -> tuple[float, float]:

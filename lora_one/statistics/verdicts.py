@@ -8,6 +8,7 @@ from lora_one.statistics.seeds import MIN_SEEDS, SeedTest, detectable, interval,
 from lora_one.statistics.units import Unit
 
 ALPHA = 0.05  # family-wise, over all methods of a comparison
+ROUNDING = 1e-6  # relative, of losses that are summed in fp32
 BETTER, WORSE, NO_DIFFERENCE, NOT_TESTED = "better", "worse", "no difference shown", "not tested"
 
 
@@ -51,17 +52,22 @@ def verdicts(
     Only seeds that a method has in common with the baseline are used.
     failed: method -> seeds that ended without a value. If the other side of a pair has a value at such a seed, this
     side, a method or the baseline, is not called better, because the seeds that are left may be its good ones.
-    left_out: methods that belong to the comparison but have no figures here; Holm's correction counts them.
+    left_out: methods that belong to the comparison but have no figures here. Holm's correction counts them, and the
+    methods that cannot be tested: which ones these are depends on the results.
     """
+    rounding = ROUNDING * max((abs(value) for values in figures.values() for value in values.values()), default=0.0)
     tests = {}
     for method, values in figures.items():
         common = [seed for seed in values if seed in figures[baseline]]
         if method != baseline:
-            tests[method] = paired([values[seed] - figures[baseline][seed] for seed in common]) if common else None
-    adjusted = holm({method: test.p for method, test in tests.items() if test is not None and test.testable}, left_out)
+            differences = [values[seed] - figures[baseline][seed] for seed in common]
+            tests[method] = paired(differences, rounding) if common else None
+    known = {method: test.p for method, test in tests.items() if test is not None and test.testable}
+    family = len(tests) + left_out
+    adjusted = holm(known, family - len(known))
     found = []
     for method, test in tests.items():
-        verdict = judged(method, baseline, test, adjusted.get(method), len(adjusted) + left_out, unit)
+        verdict = judged(method, baseline, test, adjusted.get(method), family, unit)
         pair = ((method, figures[baseline]), (baseline, figures[method]))
         lost = {name: len(set((failed or {}).get(name, ())) & set(other)) for name, other in pair}
         found.append(with_failures(verdict, {name: count for name, count in lost.items() if count}))
@@ -73,8 +79,9 @@ def judged(method: str, baseline: str, test: SeedTest | None, p: float | None, f
     if test is None or p is None:
         return Verdict(method, baseline, NOT_TESTED, test, None, untested(method, baseline, test, unit))
     low, high = test.interval
-    facts = f"95 % interval {unit.text(low).split()[0]} to {unit.text(high)}, {test.n} seeds, p = {p:.2g}"
-    facts += " after Holm" * (family > 1)
+    several = family > 1
+    facts = f"95 % interval{' of this method alone' * several} {unit.text(low).split()[0]} to {unit.text(high)}, "
+    facts += f"{test.n} seeds, p = {p:.2g}{' after Holm' * several}"
     if p <= ALPHA:
         outcome = BETTER if (test.mean > 0) == unit.higher else WORSE
         sentence = f"{method} is {outcome} than {baseline}: {unit.text(test.mean)} ({facts})."
@@ -94,7 +101,8 @@ def with_failures(verdict: Verdict, lost: Mapping[str, int]) -> Verdict:
     if winner not in lost:
         return replace(verdict, sentence=f"{verdict.sentence} Failed: {note}.")
     sentence = f"{verdict.method} and {verdict.baseline}: not tested, because {note} failed and the others may be the "
-    sentence += f"good ones. Of those: {verdict.sentence.partition(': ')[2]}"
+    of_those = verdict.sentence.removeprefix(f"{verdict.method} is {verdict.outcome} than {verdict.baseline}: ")
+    sentence += f"good ones. Of those: {of_those}"
     return replace(verdict, outcome=NOT_TESTED, p=None, sentence=sentence)
 
 
@@ -107,10 +115,11 @@ def limits(test: SeedTest, family: int, unit: Unit) -> str:
     excluded = max(map(abs, interval(test, 1 - level)))
     in_sds, needed = reach(test.n, level)
     smallest = in_sds * test.sd
+    together = f" for all {family} methods together" * (family > 1)
     return (
-        f"differences above {unit.text(excluded, '')} are excluded. If the noise is as these {test.n} seeds estimate "
-        f"it, they find a true difference of {unit.text(smallest, '')} in 8 of 10 comparisons; half of that needs "
-        f"{needed} seeds."
+        f"differences above {unit.text(excluded, '')} are excluded{together}. If the noise is as these {test.n} seeds "
+        f"estimate it, they find a true difference of {unit.text(smallest, '')} in 8 of 10 comparisons; half of that "
+        f"needs {needed} seeds."
     )
 
 

@@ -68,6 +68,15 @@ def test_samples_of_a_question_are_not_questions(tmp_path):
     assert said.endswith(f"(95 % interval over 150 questions {low} to {high}).")
 
 
+def test_answers_that_hardly_differ_have_no_interval(tmp_path):
+    for name, wrong in (("a", 0), ("b", 3)):
+        rows = [{"id": i, "correct": i >= wrong} for i in range(200)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = compare_predictions(tmp_path / "a.jsonl", tmp_path / "b.jsonl")
+    assert "+1.5 points (no interval: the same at all but 3 of 200 questions)" in said
+    assert "only the first and only the second answers correctly: " in said and ": 3 and 0, p = 0.25" in said
+
+
 def test_an_evaluation_of_other_questions_loses_no_other_result(tmp_path):
     base = configuration(tmp_path / "base", {1: 1.0, 2: 1.1, 3: 0.9}, {seed: [1, 0, 1] for seed in (1, 2, 3)})
     other = configuration(tmp_path / "other", {1: 1.2, 2: 1.31, 3: 1.09}, {seed: [1, 0] for seed in (1, 2, 3)})

@@ -102,7 +102,17 @@ def test_a_baseline_without_one_figure_is_said():
     found = record()
     found["findings"][0] |= {"verdicts": []}
     titles = [section_of(found, f"Verdicts: {part['figure']}") for part in found["findings"]]
-    assert titles[0].text == ["Not tested: rsLoRA has no result."] and titles[1].items
+    assert titles[0].text == ["Not tested: no other method has a result."] and titles[1].items
+    for run in found["runs"]:
+        run["scores"] = {} if run["method"] == "rsLoRA" else run["scores"]
+    assert section_of(found, "Verdicts: accuracy").text == ["Not tested: rsLoRA has no result."]
+
+
+def test_the_protocol_names_the_rounds_of_further_rates():
+    found = record()
+    assert "further rates" not in " ".join(section_of(found, "Results").text)
+    found["comparison"]["refine"] = 2
+    assert "2 rounds of further rates around the best included" in " ".join(section_of(found, "Results").text)
 
 
 def test_times_of_a_machine_with_other_work_rank_no_method():

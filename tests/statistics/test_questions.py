@@ -41,6 +41,20 @@ def test_the_interval_is_that_of_a_slow_bootstrap():
     assert found == bootstrap(first, second)
 
 
+@pytest.mark.parametrize("difference", [0, 1])
+def test_answers_that_hardly_differ_give_no_interval(difference):
+    """With 3 of 200 the bootstrap would cover the truth too rarely, and with none its interval has no width."""
+    second = numpy.zeros((1, 200), dtype=bool)
+    first = second ^ bool(difference)
+    assert bootstrap(first, second).interval is None
+    first[0, :9] ^= True
+    found = bootstrap(first, second)
+    assert found.interval is None and found.unlike == 9 and found.questions == 200
+    first[0, 9] ^= True
+    low, high = bootstrap(first, second).interval
+    assert low < abs(difference - 0.05) < high
+
+
 def test_few_questions_give_no_interval_and_other_questions_are_refused():
     few = numpy.ones((1, 99), dtype=bool)
     assert bootstrap(few, ~few).interval is None and bootstrap(few, ~few).difference == 1.0

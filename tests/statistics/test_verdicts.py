@@ -39,6 +39,29 @@ def test_methods_that_are_left_out_are_corrected_for():
     assert "after Holm" in among.sentence and "after Holm" not in alone.sentence
 
 
+def test_methods_that_cannot_be_tested_are_corrected_for():
+    """Which methods stay at the larger class depends on the results, so they remain part of the family."""
+    better = plus(0.10, 0.11, 0.09, 0.10, 0.07)
+    (alone,) = verdicts({"LoRA": BASE, "other": better}, "LoRA", POINTS)
+    stuck = {"same": dict(BASE), "one seed": plus(0.1), "no seed in common": {9: 0.5}, "no value": {}}
+    found = {verdict.method: verdict for verdict in verdicts({"LoRA": BASE, "other": better} | stuck, "LoRA", POINTS)}
+    assert found["other"].p == pytest.approx(5 * alone.p)
+    assert all(found[method].outcome == "not tested" for method in stuck)
+
+
+def test_differences_of_rounding_are_not_tested():
+    """Losses that differ in the last digits of fp32 would else be worse, with p = 0.001."""
+    noise = plus(2.4e-7, 2.3e-7, 2.6e-7)
+    (verdict,) = verdicts({"LoRA": BASE, "the same": noise}, "LoRA", NATS)
+    assert verdict.outcome == "not tested" and "its noise is unknown" in verdict.sentence
+
+
+def test_a_name_with_a_colon_stays_whole():
+    figures = {"LoRA": BASE, "init: gaussian": plus(0.1, 0.11, 0.09, 0.1)}
+    (verdict,) = verdicts(figures, "LoRA", POINTS, {"init: gaussian": {5}})
+    assert verdict.sentence.count("init: gaussian") == 2 and "Of those: +10.0 points" in verdict.sentence
+
+
 @pytest.mark.parametrize(
     ("change", "failing", "outcome"),
     [
@@ -84,8 +107,9 @@ def test_outcomes():
     }
     sentence = {verdict.method: verdict.sentence for verdict in found}
     assert sentence["much better"].startswith(
-        "much better is better than LoRA: +10.4 points (95 % interval +9.0 to +11.8"
+        "much better is better than LoRA: +10.4 points (95 % interval of this method alone +9.0 to +11.8"
     )
+    assert "excluded for all 6 methods together" in sentence["noise"]
     assert "differences above" in sentence["noise"] and "half of that needs" in sentence["noise"]
     assert "2 seeds are too few" in sentence["two seeds"] and "no seed in common" in sentence["others"]
     assert "its noise is unknown" in sentence["equal"]
@@ -184,14 +208,21 @@ def test_a_known_effect_is_found_with_the_promised_power(n):
 @pytest.mark.parametrize(("seeds", "questions", "share"), grid([1, 3]))
 @pytest.mark.slow
 def test_simulated_questions(seeds, questions, share, monkeypatch):
-    """1,000 pairs of models, equal on average over questions: the interval over questions holds 0 in 93 to 97 %."""
+    """1,000 pairs of models, equal on average over questions: the interval over questions holds 0 in 93 to 97 %.
+
+    Pairs without an interval, because they hardly differ, are left out; they are less than two thirds.
+    """
     monkeypatch.setattr("lora_one.statistics.questions.RESAMPLES", 999)
     rng = numpy.random.default_rng(questions)
-    covered = 0
+    covered, intervals = 0, 0
     for seed in range(1000):
         difficulty = rng.choice(difficulties(5000, share), questions)
         own = rng.normal(0, 1.0, (2, 1, questions))  # what one model finds harder than the other one
         first, second = rng.random((2, seeds, questions)) < special.expit(difficulty + own)
-        low, high = bootstrap(first, second, seed=seed).interval
-        covered += low - 1e-12 <= 0 <= high + 1e-12
-    assert 0.93 - 0.02 <= covered / 1000 <= 0.97 + 0.02, covered  # three standard errors of 1,000
+        interval = bootstrap(first, second, seed=seed).interval
+        if interval is not None:
+            intervals += 1
+            covered += interval[0] - 1e-12 <= 0 <= interval[1] + 1e-12
+    assert intervals > 333
+    allowed = 3 * (0.05 * 0.95 / intervals) ** 0.5
+    assert 0.93 - allowed <= covered / intervals <= 0.97 + allowed, covered
