@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import model_has_dtensor
 from safetensors import SafetensorError
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -52,6 +54,8 @@ class FineTuner(Trainer):
         self.checkpoints = job.checkpoints
         self.causal = job.run.model.kind is CAUSAL
         self.without_casts = plain_layers(self.model) if job.run.model.bf16 else []
+        if model_has_dtensor(self.model) and self.accelerator.num_processes > 1:
+            self.model_wrapped = replicated(self.model, self.accelerator)  # the Trainer wraps no model twice
 
     def train(self, resume_from_checkpoint: str | None = None, **options: Any) -> Any:
         """Train from a resume point, and count the seconds before it in those of this training."""
@@ -165,6 +169,16 @@ class FineTuner(Trainer):
         """Write the trained values of a resume point into the model, in place and in the model's dtype."""
         if not self.adaptation.load_state(self.model, Path(resume_from_checkpoint)):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+
+def replicated(model: nn.Module, accelerator: Accelerator) -> DistributedDataParallel:
+    """Return a model with a sharded base in DDP, which averages the gradients of its adapters.
+
+    accelerate refuses DDP for a model with DTensors on GPUs. Here these are frozen, and DDP ignores them, see
+    `ignore_frozen`.
+    """
+    model = accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)  # adds autocast alone
+    return DistributedDataParallel(model, **accelerator.ddp_handler.to_kwargs())
 
 
 def ignore_frozen(model: nn.Module) -> None:

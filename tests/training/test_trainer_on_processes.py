@@ -5,12 +5,14 @@ from datetime import timedelta
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import distributed as dist
 
 from lora_one.distributed import Processes
 from lora_one.files import read_lines
 from lora_one.initialization.methods import build_init
 from lora_one.initialization.start import attach_adapters
+from lora_one.models import load_model
 from lora_one.records.tracking import Tracker
 from lora_one.training.callbacks import Recorder
 from lora_one.training.job import TrainingJob
@@ -24,6 +26,7 @@ from tests.helpers.training import settings
 from tests.helpers.validation import counting, heads, validation_of
 
 DATA = 16
+PARTS = ("dataset.accuracy_examples=0", "model.epochs=1")
 CASES = {
     "plain": ("model.epochs=2",),
     "dropout": ("model.epochs=3", "peft.lora_dropout=0.5", "model.save_steps=2"),
@@ -31,14 +34,15 @@ CASES = {
 }
 
 
-def tuned(folder, *changes):
+def tuned(folder, *changes, base=None):
     """Factors and losses of a run in this folder; it goes on from a resume point that is there."""
     run = settings("model.per_device_batch_size=1", "optimizer.eps=1e-3", *changes)
-    model = attach_adapters(random_llama(), adaptation_for(run), build_init(run.init), None, seed=0)[0]
+    base = random_llama() if base is None else base
+    model = attach_adapters(base, adaptation_for(run), build_init(run.init), None, seed=0)[0]
     processes = Processes.current()
     tracker = Tracker(folder / "metrics.jsonl", main_process=processes.rank == 0)
     options = {"checkpoints": folder / "checkpoints", "pad_id": 0, "tracker": tracker}
-    train(model, examples(DATA), TrainingJob(run, adaptation_for(run), **options))
+    train(model, examples(DATA, vocabulary=400), TrainingJob(run, adaptation_for(run), **options))
     factors = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     return factors, [line["loss"] for line in read_lines(tracker.path)]
 
@@ -73,6 +77,16 @@ def stopped(folder, step, *changes):
         Recorder.on_log = original
 
 
+def tuned_in_parts(folder):
+    """As on GPUs, where accelerate refuses DDP for a model with DTensors."""
+    original, Accelerator.multi_device = Accelerator.multi_device, property(lambda _: True)
+    try:
+        base = load_model("bundled/tiny", dtype="fp32", shards=2)
+        return tuned(folder, *PARTS, "model.sharded=true", base=base)
+    finally:
+        Accelerator.multi_device = original
+
+
 def validated(build, make, *changes):
     """What validation on 13 examples gives, and the shapes of this process's passes."""
     model = build()
@@ -104,6 +118,7 @@ def results(folder):
         finally:
             FineTuner.training_step = original
     stopped(folder / "resumed", 5, *CASES["dropout"])
+    found["in parts"] = tuned_in_parts(folder / "parts")
     return found | {"draws": draws, "broadcasts": broadcasts, "resumed": tuned(folder / "resumed", *CASES["dropout"])}
 
 
@@ -132,6 +147,14 @@ def test_losses_are_those_of_one_process(ranks, tmp_path, case):
     for rank in ranks:
         for name, factor in factors.items():
             torch.testing.assert_close(rank[case][0][name], factor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_a_base_in_parts_is_trained_as_a_whole_one(ranks, tmp_path):
+    factors, losses = tuned(tmp_path, *PARTS, base=load_model("bundled/tiny", dtype="fp32"))
+    assert ranks[0]["in parts"][1] == pytest.approx(losses, rel=1e-5)
+    for rank in ranks:
+        for name, factor in factors.items():
+            torch.testing.assert_close(rank["in parts"][0][name], factor, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_frozen_factors_are_not_sent_to_the_other_process_in_every_step(ranks):
