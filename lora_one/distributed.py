@@ -101,6 +101,16 @@ class Processes:
         operation(travelling)
         return travelling.to(tensor.device)
 
+    def refuse_together(self, check: Callable[[], None]) -> None:
+        """Call a check on every process; if one of them raises UsageError, raise that of the first one on all."""
+        message = ""
+        try:
+            check()
+        except UsageError as error:
+            message = str(error)
+        for refused in filter(None, self.gathered(message)):
+            raise UsageError(refused)
+
     def total(self, value: float) -> float:
         """Return the sum of every process's value, on every process."""
         return sum(self.gathered(value))

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import psutil
-import torch
+from torch import device as Device
 from torch import nn
 
 from lora_one.distributed import Processes
 from lora_one.losses import Batch
-from lora_one.models import weight_shape
+from lora_one.models import free_bytes, weight_shape
 
 Memory = Literal["auto", "fast", "low"]  # the setting init.memory
 Place = Literal["layer", "device", "cpu", "sketch"]  # the place that is chosen; see ``Holding``
@@ -84,10 +84,10 @@ def how_to_hold(
     )
 
 
-def least_free(device: torch.device) -> tuple[int, int]:
+def least_free(device: Device) -> tuple[int, int]:
     """Return the free bytes of the device, and of the host for each of its processes: the smallest of all processes."""
     host = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes share it
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host
+    free = free_bytes(device) if device.type == "cuda" else host
     devices, hosts = zip(*Processes.current().gathered((free, host)), strict=True)
     return min(devices), min(hosts)
 

@@ -28,10 +28,10 @@ from lora_one.models.loading import (
     refuse_drawn_layers,
 )
 from lora_one.models.location import BUNDLED, check_weights, local_folder
+from lora_one.models.peak_memory import free_bytes
 from lora_one.models.requirements import (
     CPU_LIMIT,
     count_parameters,
-    free_bytes,
     preflight,
     weight_bytes,
     with_shards,

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import re
 from collections.abc import Sequence
 from textwrap import shorten
 from typing import Any
@@ -32,10 +33,13 @@ def device(wanted: str | None = None) -> torch.device:
     return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
 
 
-def attention_of(dtype: torch.dtype | str, where: torch.device) -> str:
-    """Return flash_attention_2 if it is installed, the device is CUDA and the dtype has 16 bits; else torch's sdpa."""
+def attentions_for(dtype: torch.dtype | str, where: torch.device) -> list[str]:
+    """Return the implementations of attention to try, fastest first; not every model has the first two.
+
+    flash_attention_2: only if it is installed, the device is CUDA and the dtype has 16 bits.  sdpa: torch's.
+    """
     flash = importlib.util.find_spec("flash_attn") and where.type == "cuda"
-    return "flash_attention_2" if flash and dtype in (torch.bfloat16, torch.float16) else "sdpa"
+    return ["flash_attention_2"] * bool(flash and dtype in (torch.bfloat16, torch.float16)) + ["sdpa", "eager"]
 
 
 def load_tokenizer(name: str, revision: str | None = None, model_type: str = CAUSAL.name) -> Any:
@@ -122,14 +126,15 @@ def load_model(
         options |= {"distributed_config": DistributedConfig(fsdp_size=shards, **replicas)}
     target, number_type = device(where), DTYPES.get(dtype, dtype)
     options |= quantized(quantization, dtype, target) | {"dtype": number_type, "output_loading_info": True}
-    loader, attention = auto_class(model_type), attention_of(number_type, target)
+    loader, attentions = auto_class(model_type), attentions_for(number_type, target)
     try:
-        try:
-            model, loaded = loader.from_pretrained(source, attn_implementation=attention, **options)
-        except ValueError as error:
-            if "scaled_dot_product_attention" not in str(error):
-                raise
-            model, loaded = loader.from_pretrained(source, attn_implementation="eager", **options)
+        for attention in attentions:
+            try:
+                model, loaded = loader.from_pretrained(source, attn_implementation=attention, **options)
+                break
+            except ValueError as error:  # transformers names what the class lacks: Flash Attention 2, or ..._attention
+                if attention == attentions[-1] or not re.search("does not support .*attention", str(error), re.I):
+                    raise
         model = model if quantization or shards > 1 else model.to(target)
     except torch.OutOfMemoryError as error:
         raise RunError(

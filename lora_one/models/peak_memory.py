@@ -1,4 +1,4 @@
-"""Memory of a run: freed before it, and its peak, on a GPU that of torch's tensors, otherwise of the whole process."""
+"""Memory of a run: free and freed, and its peak, on a GPU that of torch's tensors, otherwise of the whole process."""
 
 import gc
 import resource
@@ -6,6 +6,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import torch
 
 PROCESS = Path("/proc/self")  # of Linux
@@ -16,6 +17,17 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def free_bytes(device: torch.device | None = None) -> int:
+    """Return the free memory of a device, by default the one that models are loaded to.
+
+    On a GPU, memory that torch has freed but keeps for later tensors is free too; the driver counts it as used.
+    """
+    if torch.cuda.is_available() and (device is None or device.type == "cuda"):
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    return psutil.virtual_memory().available
 
 
 def reset_peak_memory() -> None:

@@ -4,15 +4,14 @@ import dataclasses
 import importlib.util
 import json
 import re
+from math import prod
 from pathlib import Path
-
-import psutil
-import torch
 
 from lora_one.config.schemas import NODE, ModelConfig
 from lora_one.errors import RunError, UsageError
 from lora_one.models.loading import device
 from lora_one.models.location import check_weights, local_folder
+from lora_one.models.peak_memory import free_bytes, free_memory
 
 CPU_LIMIT = 1.5e9  # parameters beyond which a training step takes minutes without an accelerator
 
@@ -52,6 +51,9 @@ def preflight(
     needed = on_device * (16 if full else weight_bytes(model) * 1.2)
     moments = 0 if full_size_moments is None else 8 * adapted_parameters(model.name, full_size_moments)
     free = free_bytes()
+    if needed + moments > free:
+        free_memory()  # the model of an earlier job of this process
+        free = free_bytes()
     if needed + moments > free:
         with_moments = f", of which {moments / 1e9:.1f} GB are moments of the size of the adapted weights"
         out = f"choose an optimizer without them (optimizer=adamw), {out}" if moments > 0.2 * needed else out
@@ -107,11 +109,6 @@ def with_shards(model: ModelConfig, processes: int, per_node: int | None) -> Mod
     return dataclasses.replace(model, sharded=size)
 
 
-def free_bytes() -> int:
-    """Return the free memory of the device that models are loaded to."""
-    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
-
-
 def weight_bytes(model: ModelConfig) -> float:
     """Return the bytes per parameter of the base; if quantised, with scales, without embeddings and head."""
     return {"nf4": 0.57, "int8": 1.0}.get(model.quantization, 2 if model.bf16 else 4)
@@ -154,7 +151,7 @@ def adapted_parameters(name: str, targets: str | list[str]) -> float:
 
 def count_in_header(file: Path) -> int:
     """Return the number of values in a safetensors file, from its header. Raises RunError: not a safetensors file."""
-    return sum(int(torch.Size(shape).numel()) for shape in shapes_in_header(file).values())
+    return sum(map(prod, shapes_in_header(file).values()))
 
 
 def shapes_in_header(file: Path) -> dict[str, list[int]]:

@@ -1,6 +1,5 @@
 """The runs of a comparison in this process, one after another, and what is measured of them."""
 
-import gc
 import sys
 import time
 import traceback
@@ -11,6 +10,7 @@ from typing import Any, Protocol
 from lora_one.config import RunConfig
 from lora_one.errors import RunError, UsageError
 from lora_one.evaluation.held_out import HeldOut
+from lora_one.models.peak_memory import free_memory
 from lora_one.progress import duration
 from lora_one.records.folder import RunFolder
 from lora_one.reports.compare import Run
@@ -135,7 +135,7 @@ def attempt(job: Job, execute: Execute, measure: Measures | None = None) -> Run:
             if not job.finished:
                 print(f"\n== {job}: {job.folder.path}", flush=True)
                 execute(job.config)
-                gc.collect()  # a Trainer and its model reference each other; free them before the next run
+                free_memory()  # for the measurements, and for a server that an evaluation starts
             found = measure(job.folder) if measure else {}
         except (UsageError, RunError) as failure:
             error = str(failure)

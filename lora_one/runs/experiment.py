@@ -51,7 +51,8 @@ def execute(run: RunConfig) -> RunFolder | None:
     per_node = planned_per_node(run, hardware)
     run = dataclasses.replace(run, model=models.with_shards(run.model, planned_processes(run), per_node))
     if not run.plan.given:  # for another machine, the memory and the files of this one do not matter
-        models.preflight(run.model, processes.count, full=run.peft.trains_base, full_size_moments=moments)
+        options = {"full": run.peft.trains_base, "full_size_moments": moments}
+        processes.refuse_together(lambda: models.preflight(run.model, processes.count, **options))
     refuse_unready(run.init)
     optimizer_class(run.optimizer)  # raises UsageError if its settings name a wrong class
     located = locate(run)

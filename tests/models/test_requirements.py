@@ -58,3 +58,16 @@ def test_a_run_is_refused_before_it_loads_anything(monkeypatch, llama_folder, tm
     monkeypatch.setattr("lora_one.models.load_model", None)
     with pytest.raises(UsageError, match="are moments of the size of the adapted weights"):
         execute(run)
+
+
+def test_the_model_of_an_earlier_job_is_freed_before_a_model_is_refused(monkeypatch):
+    free = [1e9]
+    monkeypatch.setattr(requirements, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(requirements, "free_bytes", lambda: free[0])
+    monkeypatch.setattr(requirements, "free_memory", lambda: free.insert(0, 20e9))
+    model = run_config("model.name=someone/model-7b-hf", "model.bf16=true").model
+    preflight(model)
+    monkeypatch.setattr(requirements, "free_memory", lambda: free.insert(0, 10e9))
+    free.insert(0, 1e9)
+    with pytest.raises(UsageError, match=r"only 10\.0 GB are free"):
+        preflight(model)
