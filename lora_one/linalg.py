@@ -1,6 +1,8 @@
-"""Low-rank approximation of a matrix: seeded, deterministic, accurate in each of the r directions."""
+"""Low-rank approximation of a matrix: seeded, deterministic, accurate in each of the r directions; full precision."""
 
 import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -31,6 +33,29 @@ class LowRank:
     energy: float
 
 
+@contextmanager
+def full_precision(device: torch.device | None = None) -> Iterator[None]:
+    """Return a context in which fp32 matrices are multiplied in fp32: no autocast and no TF32, whatever the caller set.
+
+    device: whose autocast is switched off; None: that of the CPU and of the accelerator.
+    """
+    if device is None:
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        kinds = ["cpu", *([accelerator.type] if accelerator else [])]
+    else:
+        kinds = [device.type]
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    before = [backend.fp32_precision for backend in backends]
+    with ExitStack() as stack:
+        for kind in kinds:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        for backend, precision in zip(backends, before, strict=True):
+            stack.callback(setattr, backend, "fp32_precision", precision)
+            backend.fp32_precision = "ieee"
+        yield
+
+
+@full_precision()
 def truncated_svd(matrix: Tensor, rank: int, *, tolerance: float, generator: Generator) -> LowRank:
     """Return the best rank-r approximation of a matrix (Eckart-Young).
 
@@ -64,6 +89,7 @@ def truncated_svd(matrix: Tensor, rank: int, *, tolerance: float, generator: Gen
     return fix_signs(LowRank(U[:, :rank], S, Vh[:rank], min(1.0, energy)))
 
 
+@full_precision()
 def last_triplets(matrix: Tensor, rank: int) -> tuple[LowRank, float]:
     """Return the r smallest singular triplets of a matrix, and its largest singular value.
 

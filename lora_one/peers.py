@@ -172,8 +172,12 @@ class Peers:
                 self.farewell(FAILED)
             self.end(EXIT_CODE)
 
-    def after_lost_connection(self) -> str:
-        """Wait until a process that is gone can be told from those that are left; return a message that names it."""
+    def after_lost_connection(self, error: Exception) -> str:
+        """Wait until a process that is gone can be told from those that are left; return a message that names it.
+
+        If none is gone, the message has the first line of the error, which may have another cause: two processes on
+        one GPU, or a network interface that is missing.
+        """
         self.reporting, soon = True, 3 * self.beat_s
         try:
             until = self.ticks + 5
@@ -186,7 +190,8 @@ class Peers:
                 return self.lost(gone, soon)
         except RuntimeError:
             return self.store_gone()
-        return f"the connection to another process is lost: {CONTINUES}"
+        reason = " ".join(str(error).split())[:300]
+        return f"the connection to another process is lost ({reason}): {CONTINUES}"
 
     def farewell(self, word: str) -> None:
         """Write the last sign of life: ENDED, or FAILED, after which the others end too, but not at once.
@@ -271,7 +276,7 @@ def failed() -> None:
 
 def lost_connection(error: Exception) -> str | None:
     """Return the message about an error in the communication with another process; None: it is another error."""
-    return _peers[0].after_lost_connection() if of_connection(error) else None
+    return _peers[0].after_lost_connection(error) if of_connection(error) else None
 
 
 def of_connection(error: Exception) -> bool:

@@ -2,9 +2,13 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lora_one import linalg
+from lora_one.adaptation.checkpoints import merge_adapter
+from lora_one.adaptation.layers import lora_layers, shift_base
 from lora_one.linalg import last_triplets, still_to_gain, truncated_svd, usable
+from tests.helpers.runs import attach_llama
 
 
 def generator(seed=0):
@@ -254,3 +258,40 @@ def test_last_triplets_refuse_what_has_none():
         last_triplets(torch.ones(5, 4), 5)
     with pytest.raises(ValueError, match="not finite"):
         last_triplets(torch.full((5, 4), float("inf")), 2)
+
+
+class Precisions(TorchDispatchMode):
+    """The precision that is set for fp32 products on GPUs at every product of matrices."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func._opname in ("mm", "bmm", "addmm"):
+            self.found.append(torch.backends.cuda.matmul.fp32_precision)
+        return func(*args, **(kwargs or {}))
+
+
+def test_decompositions_start_and_merge_do_not_use_tf32():
+    """Whatever the user has set; rounded to TF32, [M]_r has errors of 4e-4."""
+    model, large, small = attach_llama()[0], with_spectrum(300, 280, 1.0), with_spectrum(30, 20, 1.0)
+    factors = {
+        name: (layer.lora_B["default"].weight, layer.lora_A["default"].weight)
+        for name, layer in lora_layers(model).items()
+    }
+    setting = torch.backends.cuda.matmul
+    before, setting.fp32_precision = setting.fp32_precision, "tf32"
+    try:
+        for work in (
+            lambda: svd(large, 4),
+            lambda: last_triplets(small, 4),
+            lambda: shift_base(model, factors),
+            lambda: merge_adapter(model),
+        ):
+            with Precisions() as seen:
+                work()
+            assert seen.found and set(seen.found) == {"ieee"}
+            assert setting.fp32_precision == "tf32"
+    finally:
+        setting.fp32_precision = before

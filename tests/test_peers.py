@@ -251,3 +251,12 @@ def test_processes_that_do_not_start_are_an_error_and_named_where_known(agent, m
     who = "process 1" if agent else "the others"
     with pytest.raises(RunError, match=rf"not all of the 3 processes .* within .* minutes: what {who} printed"):
         distributed.joined()
+
+
+def test_an_error_of_nccl_while_all_processes_live_is_shown(three, monkeypatch):
+    """It may be a wrong setting, which the same command would meet again."""
+    monkeypatch.setattr(Peers, "pause", lambda *_: [setattr(each, "ticks", each.ticks + 1) for each in three])
+    monkeypatch.setattr(peers, "_peers", [three[0]])
+    monkeypatch.setattr(Peers, "silent", lambda *_: [])
+    message = peers.lost_connection(RuntimeError("NCCL error: invalid usage\nDuplicate GPU detected : rank 0 and 1"))
+    assert "lost (NCCL error: invalid usage Duplicate GPU detected : rank 0 and 1): " in message

@@ -18,6 +18,7 @@ from lora_one.adaptation.origin import has_core, origin_of
 from lora_one.adaptation.wrapping import narrowed, quiet_peft
 from lora_one.errors import RunError, UsageError
 from lora_one.files import synced, whole_files, whole_folder, write_whole
+from lora_one.linalg import full_precision
 from lora_one.model_kinds import BY_TASK_TYPE, ModelKind
 from lora_one.quiet import quiet_weights
 from lora_one.records.model_card import CardFacts, model_card
@@ -248,6 +249,7 @@ def restore_adapter(model: PeftModel, path: Path) -> None:
     set_peft_model_state_dict(model, tensors)
 
 
+@full_precision()
 @torch.no_grad()
 def merge_adapter(model: PeftModel) -> nn.Module:
     """Return the plain model with W + s B A in every adapted layer, in the base's dtype.

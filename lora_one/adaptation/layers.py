@@ -16,6 +16,7 @@ from lora_one.adaptation.experts import fused_experts, names_of_experts
 from lora_one.config.methods import MethodSettings, methods_with
 from lora_one.config.schemas import PeftConfig
 from lora_one.errors import UsageError, nearest
+from lora_one.linalg import full_precision
 from lora_one.models import kind_of, text_part, weight_shape
 from lora_one.seeding import generator_for
 from lora_one.types import AdapterFactors, LayerView
@@ -181,6 +182,7 @@ def inputs_not_cast(layers: Sequence[Any]) -> Iterator[None]:
             layer.cast_input_dtype_enabled = enabled
 
 
+@full_precision()
 @torch.no_grad()
 def shift_base(model: PeftModel, initial_factors: FactorPairs) -> None:
     """Change W to W - s B0 A0, computed in fp32 and rounded once.

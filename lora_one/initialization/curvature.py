@@ -1,14 +1,16 @@
 """The curvature of the loss at the start: the largest eigenvalue of its Hessian in what the adapters train."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lora_one.distributed import Processes
-from lora_one.initialization.gradients import without_autocast
+from lora_one.errors import UsageError
 from lora_one.initialization.lanczos import Eigenvalue, largest_eigenvalue
+from lora_one.linalg import full_precision
 from lora_one.losses import Batch, Reduction, batch_loss, evaluating, loss_count, targets
 from lora_one.progress import progress
 from lora_one.seeding import generator_for
@@ -65,14 +67,40 @@ def _largest(
     start = torch.randn(sum(sizes), generator=generator_for(seed, f"curvature of {purpose}")).to(device)
     frozen = {p: p.requires_grad for p in model.parameters()}
     chosen = set(map(id, parameters.values()))
+    product = hessian_product(model, list(parameters.values()), batches, reduction)
     try:
         for parameter in frozen:
             parameter.requires_grad_(id(parameter) in chosen)
-        product = hessian_product(model, list(parameters.values()), batches, reduction)
-        return largest_eigenvalue(product, start, tolerance=TOLERANCE, limit=LIMIT)
+        with twice_differentiable(model):
+            return largest_eigenvalue(product, start, tolerance=TOLERANCE, limit=LIMIT)
     finally:
         for parameter, before in frozen.items():
             parameter.requires_grad_(before)
+
+
+@contextmanager
+def twice_differentiable(model: nn.Module) -> Iterator[None]:
+    """Return a context in which the model's attention is torch's, if it is neither that nor written out.
+
+    The backward passes of other kernels, such as flash_attention_2, are constants to autograd: without an error, the
+    second derivatives through attention would be missing.
+    Raises UsageError: the model cannot change its attention.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    before = getattr(getattr(base, "config", None), "_attn_implementation", None)
+    if before in (None, "eager", "sdpa"):
+        yield
+        return
+    base.set_attn_implementation("sdpa")
+    if base.config._attn_implementation != "sdpa":  # transformers has only warned
+        raise UsageError(
+            f"wandb.curvature_examples needs second derivatives, which attention by {before} does not have, and this "
+            "model cannot change its attention: set wandb.curvature_examples=0, or uninstall flash-attn"
+        )
+    try:
+        yield
+    finally:
+        base.set_attn_implementation(before)
 
 
 def hessian_product(
@@ -91,7 +119,7 @@ def hessian_product(
         parts = [part.view(shape) for part, shape in zip(vector.split(sizes), shapes, strict=True)]
         total = torch.zeros_like(vector)
         # other kernels of attention have no second derivative
-        with evaluating(model), torch.enable_grad(), without_autocast(), sdpa_kernel(SDPBackend.MATH):
+        with evaluating(model), torch.enable_grad(), full_precision(), sdpa_kernel(SDPBackend.MATH):
             for batch, weight in processes.share(batches):
                 loss = batch_loss(model, batch, reduction)[0] * (weight / count)
                 if not loss.requires_grad:  # none of these parameters takes part in this batch

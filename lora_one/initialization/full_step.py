@@ -12,15 +12,16 @@ from lora_one.adaptation.layers import refuse_quantised, relative_change
 from lora_one.distributed import Processes
 from lora_one.errors import UsageError
 from lora_one.initialization.forward_batches import batches_loss, forward_batches
-from lora_one.initialization.gradients import mean_gradients, wide_dtype, without_autocast
+from lora_one.initialization.gradients import mean_gradients, wide_dtype
 from lora_one.initialization.scale_search import searched
 from lora_one.initialization.solution import Probe, Solution, Start
 from lora_one.initialization.start import as_run_errors
+from lora_one.linalg import full_precision
 from lora_one.losses import Batch, Reduction
 from lora_one.models import weight_shape
 
 
-@without_autocast()
+@full_precision()
 def full_step(base: nn.Module, layers: Mapping[str, nn.Module], probe: Probe, eta: float | None) -> Start:
     """Change the weights W (m, n) of the layers to W - eta G, with the mean gradient G over the probe's examples.
 

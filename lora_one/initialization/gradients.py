@@ -5,9 +5,8 @@ output, so the weights can be quantised or sharded.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -62,14 +61,33 @@ def mean_gradients(
     )
     refuse_unused(layers, gradients.seen)
     if isinstance(gradients, BatchSums):
-        with progress("low-rank steps", len(layers), "layers") as shown:
-            for name, layer in layers.items():
-                G = processes.sum_to(owners[name], gradients.take(name, layer)).to(wide_dtype(model))
-                if processes.rank == owners[name]:
-                    consume(name, G)
-                del G
-                shown.advance()
+        hand_out(gradients, layers, wide_dtype(model), consume)
     return report
+
+
+def hand_out(
+    gradients: "BatchSums", layers: dict[str, nn.Module], dtype: torch.dtype, consume: Callable[[str, Tensor], None]
+) -> None:
+    """Sum the gradients of all processes layer by layer, and call ``consume`` on each layer's owner.
+
+    One layer for each process is summed before all consume theirs at the same time. G is consumed on the device of the
+    layer, also where it was stored on the CPU.
+    """
+    processes, turns = Processes.current(), list(Processes.current().by_turns(list(layers)))
+    with progress("low-rank steps", len(layers), "layers") as shown:
+        for start in range(0, len(turns), processes.count):
+            mine = []
+            for owner, name in turns[start : start + processes.count]:
+                device = layers[name].weight.device
+                G = processes.sum_to(owner, gradients.take(name, layers[name]).to(device))
+                if processes.rank == owner:
+                    mine.append((name, G))
+                del G
+            if mine:
+                name, G = mine.pop()
+                consume(name, G.to(dtype))
+                del G
+            shown.advance(len(turns[start : start + processes.count]))
 
 
 @dataclass
@@ -132,16 +150,6 @@ class LayerSums:
             self.totals[name] = product(dY, X)
         if self.calls[name] == 0:
             self.consume(name, self.totals.pop(name))
-
-
-@contextmanager
-def without_autocast() -> Iterator[None]:
-    """Return a context without torch.autocast, so that the result does not depend on the caller's autocast region."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    with ExitStack() as stack:
-        for device in ("cpu", *([accelerator.type] if accelerator else [])):
-            stack.enter_context(torch.autocast(device, enabled=False))
-        yield
 
 
 def product(dY: Tensor, X: Tensor, onto: Tensor | None = None) -> Tensor:

@@ -19,12 +19,12 @@ from lora_one.config.methods import MethodSettings
 from lora_one.errors import UsageError
 from lora_one.initialization.choice import OwnMethod, Situation, chosen
 from lora_one.initialization.given_batches import take
-from lora_one.initialization.gradients import without_autocast
 from lora_one.initialization.low_rank_step import StepSettings
 from lora_one.initialization.methods import Method
 from lora_one.initialization.ranked_start import solve_with_ranks
 from lora_one.initialization.solution import Probe, Solution, Start
 from lora_one.initialization.start import as_run_errors, place, solve, solve_by_peft
+from lora_one.linalg import full_precision
 from lora_one.losses import Batch
 from lora_one.models import kind_of, never_repacked, original_weights
 
@@ -142,7 +142,7 @@ def wrapped_and_started(
     """
     init = method.settings
     config = copy.deepcopy(config)  # PEFT changes the targets of some models in place
-    with unchanged_on_error(model) as before, without_autocast():
+    with unchanged_on_error(model) as before, full_precision():
         try:
             wrapper = wrapped(model, config, init.dtype)
         except ValueError as error:  # no such target, or one that PEFT cannot wrap

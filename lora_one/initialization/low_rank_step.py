@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from lora_one.config.methods import MethodSettings
 from lora_one.distributed import Processes
 from lora_one.initialization.activations import activations_of
-from lora_one.initialization.gradients import GradientReport, mean_gradients, without_autocast, zero_gradient
+from lora_one.initialization.gradients import GradientReport, mean_gradients, zero_gradient
 from lora_one.initialization.holding import Memory, Place, grouped, how_to_hold
 from lora_one.initialization.sketch import sketched_steps
-from lora_one.linalg import LowRank, completed, truncated_svd
+from lora_one.linalg import LowRank, completed, full_precision, truncated_svd
 from lora_one.losses import Batch, Reduction
 from lora_one.models import weight_shape
 from lora_one.seeding import generator_for
@@ -70,7 +70,7 @@ class StepSettings:
         return self.singular if isinstance(self.singular, int) else self.singular[name]
 
 
-@without_autocast()
+@full_precision()
 def low_rank_steps(
     model: nn.Module,
     layers: dict[str, nn.Module],

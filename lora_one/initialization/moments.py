@@ -11,8 +11,9 @@ from lora_one.distributed import Processes
 from lora_one.initialization.activations import activations_of
 from lora_one.initialization.backward import GradientReport, backward_passes
 from lora_one.initialization.given_batches import one_by_one
-from lora_one.initialization.gradients import add_product, refuse_unused, sum_dtype, without_autocast
+from lora_one.initialization.gradients import add_product, refuse_unused, sum_dtype
 from lora_one.initialization.holding import Memory, common_room, least_free, packed
+from lora_one.linalg import full_precision
 from lora_one.losses import Batch, Reduction, evaluating, loss_count, model_logits, targets
 from lora_one.models import weight_shape
 
@@ -34,7 +35,7 @@ class Moments:
     rounding: float
 
 
-@without_autocast()
+@full_precision()
 def layer_moments(
     model: nn.Module,
     layers: dict[str, nn.Module],

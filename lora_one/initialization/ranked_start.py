@@ -11,15 +11,16 @@ from torch import Tensor, nn
 from lora_one.adaptation.layers import bare_view
 from lora_one.distributed import Processes
 from lora_one.initialization.activations import activations_of
-from lora_one.initialization.gradients import mean_gradients, without_autocast
+from lora_one.initialization.gradients import mean_gradients
 from lora_one.initialization.holding import grouped, how_to_hold
 from lora_one.initialization.methods import Method
 from lora_one.initialization.solution import Probe, Solution
+from lora_one.linalg import full_precision
 from lora_one.models import weight_shape
 from lora_one.types import LayerView, Measured
 
 
-@without_autocast()
+@full_precision()
 def solve_with_ranks(
     base: nn.Module,
     layers: dict[str, nn.Module],

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from lora_one.errors import RunError, UsageError
+from lora_one.linalg import full_precision
 from lora_one.optim.pairs import Pair, lora_pairs, refuse_half_frozen
-from lora_one.optim.precondition import full_precision, widened
+from lora_one.optim.precondition import widened
 from lora_one.optim.scaled import step_without_hooks, without_gradients
 
 LARGEST_BATCH = 32  # pairs; limits the memory of the stacked factors

@@ -1,14 +1,14 @@
 """The r x r preconditioner: multiply a factor's gradient by the inverse Gram matrix of the other factor."""
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lora_one.errors import RunError
+from lora_one.linalg import full_precision
 from lora_one.optim.matrix_functions import wide
 
 LEAST_DAMPING = 1e-30  # for a zero factor and lambda = 0; the gradient of the other factor is zero and stays zero
@@ -125,18 +125,3 @@ def damped_inverses(
     identity = torch.eye(grams.shape[-1], dtype=grams.dtype, device=grams.device)
     roots = torch.linalg.solve_triangular(triangles, identity, upper=False)
     return (roots.mT @ roots).to(dtype)
-
-
-@contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Return a context in which fp32 matrices are multiplied in fp32, without autocast and TF32."""
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
-    before = [backend.fp32_precision for backend in backends]
-    for backend in backends:
-        backend.fp32_precision = "ieee"
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision

@@ -121,11 +121,9 @@ def costs(results: Results) -> Iterator[Section]:
         return
     name = results.titled(results.figure)
     caption = f"{results.figure} over the time of a run; bars: standard deviation over seeds; line: unbeaten methods."
-    text, ratio = (
-        "Mean over the seeds, on the machine below. Not every method ran at the same time: ",
-        unevenness(results),
-    )
-    text += "a difference may also come from other work on the machine."
+    text = "Mean over the seeds, on the machine below. Not every method ran at the same time: a difference may also "
+    text += "come from other work on the machine."
+    ratio = unevenness(results)
     if ratio > UNEVEN:
         text += f" The times of one method's runs, of the same steps, differ by up to {ratio:.1f} x, because of other "
         text += "work on the machine or of runs that were resumed: methods cannot be compared by these times."

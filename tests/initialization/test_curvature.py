@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from lora_one.adaptation import layers as adapters
 from lora_one.data.encode import batches_of
@@ -101,3 +103,39 @@ def test_loss_that_is_not_finite_is_an_error(started):
     with pytest.raises(ValueError, match="not finite"):
         largest_curvature(started, batches_of(DATA, 3, 0), "example", seed=0)
     head.copy_(kept)
+
+
+class Opaque(torch.autograd.Function):
+    """Attention whose backward pass is a constant to autograd, as that of flash_attention_2."""
+
+    @staticmethod
+    def forward(ctx, query, key, value):
+        with torch.enable_grad():
+            ctx.inputs = [part.detach().requires_grad_() for part in (query, key, value)]
+            ctx.result = torch.nn.functional.scaled_dot_product_attention(*ctx.inputs, is_causal=True, enable_gqa=True)
+        return ctx.result.detach()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return torch.autograd.grad(ctx.result, ctx.inputs, grad.detach(), retain_graph=True)
+
+
+def opaque_attention(module, query, key, value, *_, **__):
+    return Opaque.apply(query, key, value).transpose(1, 2), None
+
+
+def test_attention_without_second_derivatives_is_replaced_for_the_curvature():
+    AttentionInterface.register("opaque", opaque_attention)
+    AttentionMaskInterface.register("opaque", sdpa_mask)
+    model = model_with("init=gaussian", "init.lora_B=gaussian", "init.lora_A_std=0.5", "init.lora_B_std=0.5")
+    batches = batches_of(DATA, 1, 0)
+    expected = largest_curvature(model, batches, "example", seed=0).value
+    base = model.get_base_model()
+    base.set_attn_implementation("opaque")
+    parameters = list(adapter_parameters(model).values())
+    v = torch.ones(sum(p.numel() for p in parameters), dtype=torch.float64)
+    wrong = hessian_product(model, parameters, batches, "example")(v)
+    assert largest_curvature(model, batches, "example", seed=0).value == pytest.approx(expected, rel=1e-6)
+    assert base.config._attn_implementation == "opaque"
+    base.set_attn_implementation("eager")
+    assert (hessian_product(model, parameters, batches, "example")(v) - wrong).norm() > 1e-3 * wrong.norm()

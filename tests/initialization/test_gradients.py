@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lora_one.data.encode import batches_of
+from lora_one.initialization import gradients
 from lora_one.initialization.gradients import mean_gradients, product
 from tests.helpers.examples import answer_tokens, autograd_gradients, examples, linear_layers
 from tests.helpers.models import random_llama
@@ -92,3 +93,36 @@ def test_loss_that_is_not_finite_is_an_error(llama):
     llama.model.norm.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match="loss on the initialisation examples is nan"):
         ours(llama, examples())
+
+
+class Turns:
+    """The second of three processes, which notes what it does."""
+
+    rank, count = 1, 3
+
+    def __init__(self):
+        self.done = []
+
+    def by_turns(self, names):
+        return ((index % self.count, name) for index, name in enumerate(names))
+
+    def sum_to(self, owner, tensor):
+        self.done.append(f"sum for {owner}")
+        return tensor
+
+
+def test_one_layer_for_each_process_is_summed_before_any_is_consumed(monkeypatch):
+    """Otherwise each process would wait with the next sum until the one before it has factorised its layer."""
+    turns = Turns()
+    monkeypatch.setattr(gradients.Processes, "current", lambda: turns)
+    layers = {name: torch.nn.Linear(3, 2, device="meta") for name in "abcde"}
+    sums = gradients.BatchSums("cpu", torch.float64, {name: torch.full((2, 3), ord(name)) for name in "abcde"})
+
+    def consume(name, G):
+        turns.done.append(f"consume {name}")
+        assert G.device.type == "meta" and G.dtype == torch.float32, "on the device of the layer, in the model's dtype"
+
+    gradients.hand_out(sums, layers, torch.float32, consume)
+    before = ["sum for 0", "sum for 1", "sum for 2"]
+    assert turns.done == [*before, "consume b", "sum for 0", "sum for 1", "consume e"]
+    assert not sums.totals
