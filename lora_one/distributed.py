@@ -14,6 +14,7 @@ from torch import distributed as dist
 
 from lora_one.errors import RunError, UsageError
 from lora_one.peers import meet_peers
+from lora_one.progress import tasks_of_srun
 
 SILENCE_S = 300.0  # seconds
 JOIN_S = 600.0  # seconds in which all processes must have started
@@ -169,7 +170,7 @@ def take_slurm_tasks(environment: MutableMapping[str, str]) -> None:
 
     The port is computed from job and step: all tasks get the same one, and two steps on a machine different ones.
     """
-    if "WORLD_SIZE" in environment or int(environment.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
+    if "WORLD_SIZE" in environment or tasks_of_srun(environment) < 2:
         return
     first = "127.0.0.1"
     if int(environment["SLURM_STEP_NUM_NODES"]) > 1:

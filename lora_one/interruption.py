@@ -103,14 +103,29 @@ def sigterm_ignored() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def own_job() -> str | None:
+    """Return the id of the SLURM job that this process is part of; None: there is none.
+
+    A job of an array is <array>_<task>: its job id may be that of the array, and would requeue all its jobs. A job that
+    was submitted by a job of an array has inherited the variables of that array, so SLURM is asked whether it is in it.
+    """
+    job, array, task = (os.environ.get(f"SLURM_{name}_ID") for name in ("JOB", "ARRAY_JOB", "ARRAY_TASK"))
+    if not job or not array or not task:
+        return job
+    try:
+        told = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return f"{array}_{task}"
+    foreign = told.returncode == 0 and f"JobId={job} ArrayJobId={array} ArrayTaskId={task} " not in f"{told.stdout} "
+    return job if foreign else f"{array}_{task}"
+
+
 def requeue(stop: Interrupted) -> str | None:
     """After SIGUSR1 or SIGUSR2 in a SLURM job, ask SLURM to queue the job again; return the result in words.
 
-    None outside SLURM and after SIGTERM, which SLURM sends when it cancels or preempts a job. A job of an array is
-    identified as <array>_<task>: the job id alone may be that of the array, and would requeue all its jobs.
+    None outside SLURM and after SIGTERM, which SLURM sends when it cancels or preempts a job.
     """
-    array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
-    job = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+    job = own_job()
     first = os.environ.get("SLURM_PROCID", "0") == os.environ.get("RANK", "0") == "0"
     if stop.number not in WARNINGS or not job or not first or shutil.which("scontrol") is None:
         return None

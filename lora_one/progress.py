@@ -4,7 +4,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,8 +15,16 @@ EVERY = 10.0  # seconds between two lines off a terminal, at least; in long stag
 
 def first_process() -> bool:
     """Return whether this is the first of the processes that a launcher has started, the one that prints and writes."""
-    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))  # of srun, before RANK is derived from them
-    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0") if tasks > 1 else "0") == "0"
+    of_srun = os.environ.get("SLURM_PROCID", "0") if tasks_of_srun(os.environ) > 1 else "0"  # before RANK is set
+    return os.environ.get("RANK", of_srun) == "0"
+
+
+def tasks_of_srun(environment: Mapping[str, str]) -> int:
+    """Return the number of tasks of the srun that this process is part of; 1 without srun.
+
+    A shell of ``srun --ntasks=4 --pty`` is one task, although its variables name four: the others were not started.
+    """
+    return 1 if os.isatty(0) else int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
 
 
 def first_of_node() -> bool:

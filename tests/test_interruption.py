@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import sys
+from types import SimpleNamespace
 
 import pytest
 from peft import PeftModel
@@ -12,6 +13,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_callback import TrainerState
 
 import run_exp
+from lora_one import interruption
 from lora_one.errors import RunError
 from lora_one.files import read_lines
 from lora_one.initialization import low_rank_step as steps
@@ -367,3 +369,21 @@ def test_a_run_killed_after_its_last_step_takes_no_further_one(changes, steps, t
     lines = [[line["step"] for line in read_lines(folder.metrics)] for folder in (whole, resumed)]
     assert lines[0] == lines[1]
     assert (resumed.adapter / ADAPTER).read_bytes() == (whole.adapter / ADAPTER).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("told", "job"),
+    [
+        ("JobId=9 ArrayJobId=4 ArrayTaskId=2 JobName=a\n\nJobId=4 ArrayJobId=4 ArrayTaskId=3 JobName=a\n", "4_3"),
+        ("JobId=9 JobName=submitted by a task of array 4\n", "9"),
+        (None, "4_3"),
+    ],
+)
+def test_the_variables_of_an_array_are_believed_only_if_slurm_says_so(told, job, monkeypatch):
+    """sbatch hands them on to the jobs that a task submits; requeueing <array>_<task> would stop that task."""
+    own = "4" if job == "4_3" else "9"
+    for name, value in {"JOB": own, "ARRAY_JOB": "4", "ARRAY_TASK": "3"}.items():
+        monkeypatch.setenv(f"SLURM_{name}_ID", value)
+    answer = SimpleNamespace(returncode=0 if told else 1, stdout=told or "")
+    monkeypatch.setattr(interruption.subprocess, "run", lambda *_, **__: answer)
+    assert interruption.own_job() == job

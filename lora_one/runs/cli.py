@@ -20,6 +20,7 @@ from lora_one.errors import UsageError
 from lora_one.interruption import Interrupted, caught, requeue, sigterm_ignored
 from lora_one.invocation import command_name
 from lora_one.peers import failed
+from lora_one.progress import tasks_of_srun
 from lora_one.records.folder import RunFolder
 from lora_one.runs.composition import checked
 from lora_one.runs.explanations import explain, refuse_unknown_flags
@@ -138,11 +139,13 @@ def check_launcher(arguments: Sequence[str]) -> None:
     option = "hydra/launcher=slurm"
     if importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher") is None:
         raise UsageError(f"{option} needs hydra-submitit-launcher, not installed here: pip install 'lora-one[slurm]'")
+    if {"dry_run=true", "dry_run=True"} & {argument.lstrip("+") for argument in arguments}:
+        raise UsageError(f"{option} and dry_run=true would submit jobs that only print plans: drop one of the two")
     if not MULTIRUN & set(arguments):
         raise UsageError(f"{option} submits the jobs of a sweep: add -m, also for a single job")
     if shutil.which("sbatch") is None:
         raise UsageError(f"{option} needs sbatch, not found here: run it where jobs can be submitted, or drop it")
-    if max(int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS")) > 1:
+    if max(int(os.environ.get("WORLD_SIZE", "1")), tasks_of_srun(os.environ)) > 1:
         raise UsageError(f"{option} submits jobs from a single process: start the command without srun or a launcher")
 
 

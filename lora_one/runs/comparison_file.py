@@ -244,6 +244,12 @@ def check_launcher(comparison: Comparison) -> None:
     for key in comparison.slurm:
         if key not in known:
             raise unknown_key(f"slurm.{key}", known)
+    processes = [comparison.slurm.get(key) or known[key] for key in ("nodes", "tasks_per_node")]
+    if comparison.launcher and comparison.evaluations and processes != [1, 1]:
+        raise UsageError(
+            f"slurm.nodes={processes[0]} and slurm.tasks_per_node={processes[1]} start several processes for each run, "
+            "which evaluations in a comparison do not support: set both to 1, or leave out evaluations"
+        )
 
 
 def slurm_defaults() -> dict[str, Any]:

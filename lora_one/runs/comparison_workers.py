@@ -105,7 +105,7 @@ class Workers:
     def result(self, task: Task, job: Job, error: str | None) -> Run:
         """Return what a task has written, or the reason why it has not."""
         file = Path(task.result)
-        if not file.exists():
+        if file.name not in {other.name for other in file.parent.iterdir()}:  # over NFS, exists() may be out of date
             return broken(job, error or "its process ended without a result")
         found = Run(**json.loads(file.read_text()))
         if found.error is not None:
@@ -131,6 +131,11 @@ def refuse(run: RunConfig) -> None:
     raise RunError(f"seed {run.seed} has no result")
 
 
+def usable_cores() -> int:
+    """Return the number of cores that this process may use, as of an allocation on a larger machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class SideBySide(Workers):
     """Runs up to ``count`` tasks at a time on this machine, each in a process with a share of the threads and a GPU.
 
@@ -141,7 +146,7 @@ class SideBySide(Workers):
     def __init__(self, output: Path, count: int, threads: int | None = None):
         super().__init__(output)
         self.count = count
-        self.threads = threads or max(1, (os.cpu_count() or 1) // count)
+        self.threads = threads or max(1, usable_cores() // count)
         self.workers: dict[int, subprocess.Popen] = {}
         self.busy: dict[int, tuple[int, float]] = {}  # place of a worker -> its task, and when that began
         self.replaced: list[subprocess.Popen] = []

@@ -1,9 +1,11 @@
 """Arrays of SLURM jobs through submitit: submit functions, wait for them, and read their results."""
 
+import os
 import shlex
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +39,40 @@ def submit(function: Callable[..., object], calls: Sequence[Sequence[Any]], para
 
     options = {key: value for key, value in parameters.items() if key not in ("submitit_folder", "_target_")}
     options["setup"] = [*(options.get("setup") or []), f"export PYTHONPATH={shlex.quote(str(ROOT))}:$PYTHONPATH"]
+    # submitit does not say that its jobs can be queued again, which some clusters (JobRequeue=0) refuse then
+    options["additional_parameters"] = {"requeue": True, **(options.get("additional_parameters") or {})}
     try:
         executor = submitit.AutoExecutor(folder=parameters["submitit_folder"], cluster="slurm")
         executor.update_parameters(**{key if key in PLAIN else f"slurm_{key}": options[key] for key in options})
-        jobs = executor.map_array(function, *zip(*calls, strict=True))
+        with outside_a_job():
+            jobs = executor.map_array(function, *zip(*calls, strict=True))
     except (AssertionError, TypeError, ValueError) as error:  # from submitit's checks of its parameters
         raise UsageError(f"hydra.launcher: {first_line(error)}; see conf/hydra/launcher/slurm.yaml") from error
     except (FailedJobError, FailedSubmissionError) as error:
         reason = " ".join(str(error).split())
-        raise RunError(f"sbatch failed ({reason}): set hydra.launcher.* to values that this cluster accepts") from error
+        way_out = "set hydra.launcher.* to values that this cluster accepts"
+        if "array spec" in reason:  # also for more jobs than the cluster's MaxArraySize
+            way_out += ", or hydra.sweeper.max_batch_size=<number> for several smaller arrays"
+        raise RunError(f"sbatch failed ({reason}): {way_out}") from error
     logs = jobs[0].paths.folder.parent
     print(f"SLURM array {jobs[0].job_id.partition('_')[0]}: {len(jobs)} jobs, logs in {logs}", flush=True)
     return jobs
+
+
+@contextmanager
+def outside_a_job() -> Iterator[None]:
+    """Hide the variables of the job that this command runs in, which sbatch would hand on to the new jobs.
+
+    They would take the number of an array's task for their own, and options such as the memory could contradict theirs.
+    """
+    inside = "SLURM_JOB_ID" in os.environ
+    hidden = {key: os.environ[key] for key in os.environ if inside and key.startswith("SLURM_") and key != "SLURM_CONF"}
+    try:
+        for key in hidden:
+            del os.environ[key]
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def not_cancelled(jobs: Sequence[Any]) -> None:
@@ -106,5 +130,7 @@ def last_error(job: Any) -> str:
     """Return the last error in the log of a job, or the path of the log."""
     log = job.task(0).paths.stderr
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-    errors = [line.partition("error: ")[2] for line in lines if "error: " in line]
-    return errors[-1] if errors else f"see {log}"
+    signs = ("error: ", "fatal: ")
+    errors = [line.partition(sign)[2] for line in lines for sign in signs if sign in line]
+    of_srun = [line.partition("error: ")[2] for line in lines if line.startswith("srun: error: ")]  # it only repeats
+    return ([error for error in errors if error not in of_srun] or errors or [f"see {log}"])[-1]

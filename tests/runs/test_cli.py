@@ -79,6 +79,7 @@ def test_help_needs_no_torch(arguments):
     [
         (("-m", "hydra/launcher=slurm"), {"plugin": None}, "pip install 'lora-one[slurm]'"),
         (("hydra/launcher=slurm",), {}, "add -m"),
+        (("-m", "hydra/launcher=slurm", "dry_run=true"), {}, "would submit jobs that only print plans"),
         (("-m", "hydra/launcher=slurm"), {"PATH": ""}, "needs sbatch, not found here"),
         (("-m", "hydra/launcher=slurm"), {"WORLD_SIZE": "2"}, "without srun or a launcher"),
         (("-m", "hydra/launcher=slurm", "hydra.launcher.foo=1"), {}, "hydra.launcher.additional_parameters={option"),

@@ -163,12 +163,27 @@ def wait_until(condition, process, seconds=120):
         ({"launcher": "sge"}, "launcher='sge' is not a launcher; valid: slurm"),
         ({"launcher": "slurm", "jobs": 2}, "exclude each other"),
         ({"slurm": {"partitions": "gpu"}}, "unknown key slurm.partitions; did you mean slurm.partition"),
+        ({"launcher": "slurm", "slurm": {"tasks_per_node": 4}}, "which evaluations in a comparison do not support"),
     ],
 )
 def test_wrong_launchers_are_refused(content, tmp_path, change, message, capsys):
     (tmp_path / "file.yaml").write_text(yaml.safe_dump(content | change))
     assert compare_command.main([str(tmp_path / "file.yaml"), "--dry-run"]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])
+def test_a_comparison_in_several_processes_is_refused(content, tmp_path, variable, monkeypatch, capsys):
+    monkeypatch.setenv(variable, "2")
+    (tmp_path / "file.yaml").write_text(yaml.safe_dump(content))
+    assert compare_command.main([str(tmp_path / "file.yaml"), "--dry-run"]) == 2
+    assert "starts its own processes: start the command alone" in capsys.readouterr().err
+
+
+def test_the_cores_of_an_allocation_are_shared_not_those_of_the_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 128)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert SideBySide(tmp_path, 2).threads == 4
 
 
 class Stage:

@@ -1,6 +1,7 @@
 """Under a real SLURM: srun, the batch scripts and arrays of sweep jobs finish their runs, queued again or not."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -54,6 +55,42 @@ def test_one_task_or_another_launcher_leave_the_environment(changed):
     environment = STEP | changed
     take_slurm_tasks(environment)
     assert environment == STEP | changed
+
+
+def test_a_shell_of_srun_is_one_task(monkeypatch):
+    """srun --ntasks=3 --pty bash starts the first task alone, with the variables of three."""
+    monkeypatch.setattr("os.isatty", lambda descriptor: descriptor == 0)
+    environment = dict(STEP)
+    take_slurm_tasks(environment)
+    assert environment == STEP
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_job_does_not_get_the_variables_of_the_job_that_submits_it(inside, monkeypatch):
+    ours = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_MEM_PER_CPU": "100"} | ({"SLURM_JOB_ID": "7"} if inside else {})
+    for key, value in (ours | {"SLURM_CONF": "/etc/slurm.conf", "SBATCH_ACCOUNT": "a"}).items():
+        monkeypatch.setenv(key, value)
+    if not inside:
+        monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    with slurm_jobs.outside_a_job():
+        assert all((key in os.environ) != inside for key in ours)
+        assert os.environ["SLURM_CONF"] and os.environ["SBATCH_ACCOUNT"]
+    assert all(os.environ[key] == value for key, value in ours.items())
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        ("error: disk full\nsrun: error: node1: task 0: Exited with exit code 1\n", "disk full"),
+        ("srun: fatal: SLURM_MEM_PER_CPU and SLURM_MEM_PER_NODE are mutually exclusive.\n", "SLURM_MEM_PER_CPU and"),
+        ("srun: error: node1: task 0: Killed\n", "node1: task 0: Killed"),
+        ("", "see "),
+    ],
+)
+def test_the_reason_in_a_log_is_not_that_of_srun(log, said, tmp_path):
+    (tmp_path / "log").write_text(log)
+    job = SimpleNamespace(task=lambda _: SimpleNamespace(paths=SimpleNamespace(stderr=tmp_path / "log")))
+    assert slurm_jobs.last_error(job).startswith(said)
 
 
 @pytest.fixture(scope="module")
