@@ -119,9 +119,9 @@ def protocol(results: Results) -> list[str]:
         return []
     tuning, seeds = (", ".join(map(str, asked[key])) for key in ("tuning_seeds", "seeds"))
     rounds = asked.get("refine") or 0
-    further = f", {rounds} {'round' if rounds == 1 else 'rounds'} of further rates around the best included"
+    further = f" ({rounds} {'round' if rounds == 1 else 'rounds'} of further rates around the best included)"
     found = (
-        f"Each method ran every point of its grid with seed {tuning}{further * (rounds > 0)}; then the point with the "
+        f"Each method ran every point of its grid with seed {tuning}{further * (rounds > 0)}, then the point with the "
         f"lowest validation loss with seeds {seeds}. "
     )
     if results.baseline:
