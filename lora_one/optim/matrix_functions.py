@@ -99,8 +99,13 @@ def eigen(F: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def wide(F: Tensor) -> Tensor:
-    """Return F in fp64; unchanged on a device without it."""
-    return F if F.device.type == "mps" else F.double()
+    """Return F in fp64; in fp32 on a device without it."""
+    return F.to(wide_dtype(F.device))
+
+
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """Return fp64; fp32 for a device without it."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def pseudo_power(values: Tensor, vectors: Tensor, power: float) -> Tensor:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from lora_one.errors import RunError
 from lora_one.linalg import full_precision
-from lora_one.optim.matrix_functions import wide
+from lora_one.optim.matrix_functions import wide_dtype
 
+LEAST_PIVOT = 1e4  # eps of the smallest pivot relative to its diagonal entry; by tests, 10 eps / pivot is the error
 LEAST_DAMPING = 1e-30  # for a zero factor and lambda = 0; the gradient of the other factor is zero and stays zero
 
 
@@ -26,9 +27,9 @@ class Half(NamedTuple):
     def partner_name(self) -> str:
         return f"lora_{'B' if self.is_A else 'A'} of {self.layer}"
 
-    def gram(self) -> Tensor:
-        """Return B^T B for A's gradient, A A^T for B's: (r, r), fp64."""
-        partner = wide(self.partner)
+    def gram(self, dtype: torch.dtype) -> Tensor:
+        """Return B^T B for A's gradient, A A^T for B's: (r, r)."""
+        partner = widened(self.partner, dtype)
         return partner.mT @ partner if self.is_A else partner @ partner.mT
 
     def apply(self, inverse: Tensor) -> None:
@@ -48,11 +49,9 @@ def precondition(halves: Sequence[Half], reg: float, *, relative: bool) -> None:
     """Set g_A <- (B^T B + lambda I)^-1 g_A and g_B <- g_B (A A^T + lambda I)^-1, in place in ``grad``.
 
     Source: arXiv:2402.02347, eq. 9 of arXiv:2502.01235.  halves: of one rank, dtype and device, with gradients.
-    reg: lambda; with ``relative``, lambda divided by the mean diagonal entry of the Gram matrix.  All systems are
-    solved in one batch, with one host synchronisation.  Gram matrices and inverses are fp64: in fp32 the rounding of a
-    Gram matrix can exceed a small lambda, so that a step in a weak direction becomes thousands of times too large or
-    too small. Gradients are multiplied in fp32 (fp64 if the factors are): a product in fp64 would be no more accurate,
-    because the rounding of the gradients themselves dominates.
+    reg: lambda; with ``relative``, lambda divided by the mean diagonal entry of the Gram matrix.  Products are fp32, or
+    fp64 for fp64 factors and for Gram matrices that need it (`inverses_of`). All systems are solved in one batch, with
+    one host synchronisation.
     """
     device = halves[0].factor.device
     dtype = torch.promote_types(halves[0].factor.dtype, torch.float32)
@@ -60,9 +59,8 @@ def precondition(halves: Sequence[Half], reg: float, *, relative: bool) -> None:
         if in_stacks(device):
             precondition_in_stacks(halves, reg, dtype, relative=relative)
             return
-        grams = torch.stack([half.gram() for half in halves])
-        inverses = damped_inverses(grams, reg, [half.partner_name for half in halves], dtype, relative=relative)
-        for half, inverse in zip(halves, inverses.unbind(), strict=True):
+        grams = torch.stack([half.gram(dtype) for half in halves])
+        for half, inverse in zip(halves, inverses_of(halves, grams, reg, relative=relative).unbind(), strict=True):
             half.apply(inverse)
 
 
@@ -80,19 +78,38 @@ def precondition_in_stacks(halves: Sequence[Half], reg: float, dtype: torch.dtyp
     for half in halves:
         alike.setdefault((half.is_A, half.factor.shape, half.partner.shape), []).append(half)
     groups = list(alike.values())
-    names = [half.partner_name for group in groups for half in group]
-    grams = torch.cat([stacked_grams(group) for group in groups])
-    inverses = damped_inverses(grams, reg, names, dtype, relative=relative)
+    grams = torch.cat([stacked_grams(group, dtype) for group in groups])
+    inverses = inverses_of([half for group in groups for half in group], grams, reg, relative=relative)
     for group, inverse in zip(groups, inverses.split([len(group) for group in groups]), strict=True):
         gradients = [half.factor.grad for half in group]
         same = widened(torch.stack(gradients), dtype)
         torch._foreach_copy_(gradients, list((inverse @ same if group[0].is_A else same @ inverse).unbind()))
 
 
-def stacked_grams(group: Sequence[Half]) -> Tensor:
-    """Return the Gram matrices (k, r, r), fp64, of k halves of one shape, by one batched product."""
-    partners = wide(torch.stack([half.partner for half in group]))
+def stacked_grams(group: Sequence[Half], dtype: torch.dtype) -> Tensor:
+    """Return the Gram matrices (k, r, r) of k halves of one shape, by one batched product."""
+    partners = widened(torch.stack([half.partner for half in group]), dtype)
     return partners.mT @ partners if group[0].is_A else partners @ partners.mT
+
+
+def inverses_of(halves: Sequence[Half], grams: Tensor, reg: float, *, relative: bool) -> Tensor:
+    """Return (K + lambda I)^-1 of each half's Gram matrix K (k, r, r), to about 1e-3, overwriting ``grams``.
+
+    A pivot of the Cholesky decomposition of K + lambda I has an error of some eps times its diagonal entry. If it is
+    itself not much larger, the step in that direction would become thousands of times too large or too small, so such a
+    K is computed again in fp64. reg, relative: see `precondition`. Raises RunError: K is not finite.
+    """
+    damp(grams, reg, relative=relative)
+    triangles, failures = torch.linalg.cholesky_ex(grams)
+    pivots = triangles.diagonal(dim1=-2, dim2=-1).square() / grams.diagonal(dim1=-2, dim2=-1)
+    exact = (failures == 0) & (pivots.amin(-1) > LEAST_PIVOT * torch.finfo(grams.dtype).eps)
+    found = inverses(triangles)
+    if not exact.all():
+        others = [place for place, is_exact in enumerate(exact.tolist()) if not is_exact]
+        wider = torch.stack([halves[place].gram(wide_dtype(grams.device)) for place in others])
+        names = [halves[place].partner_name for place in others]
+        found[others] = damped_inverses(wider, reg, names, grams.dtype, relative=relative)
+    return found
 
 
 def damped_inverses(
@@ -104,15 +121,13 @@ def damped_inverses(
     times K's mean diagonal, so that the rounding of a gradient in dtype stays small beside the step, and a warning
     names the matrix. Raises RunError: K is not finite.
     """
-    diagonals = grams.diagonal(dim1=-2, dim2=-1)
-    sizes = diagonals.mean(-1, keepdim=True)
-    diagonals += (reg * sizes if relative else reg) + LEAST_DAMPING
+    sizes = damp(grams, reg, relative=relative)
     triangles, failures = torch.linalg.cholesky_ex(grams)
     if failures.any():
         failed = failures.nonzero().flatten()
         those = names[int(failed[0])] + (f" and {len(failed) - 1} more" if len(failed) > 1 else "")
         share = torch.finfo(dtype).eps ** 0.5
-        extra = torch.diag_embed((share * sizes[failed]).expand_as(diagonals[failed]))
+        extra = torch.diag_embed((share * sizes[failed]).expand(-1, grams.shape[-1]))
         triangles[failed], failures = torch.linalg.cholesky_ex(grams[failed] + extra)
         if failures.any():
             raise RunError(f"the Gram matrix of {those} is not finite: training has diverged; lower the learning rate")
@@ -122,6 +137,19 @@ def damped_inverses(
             "the argument reg)",
             stacklevel=2,
         )
-    identity = torch.eye(grams.shape[-1], dtype=grams.dtype, device=grams.device)
+    return inverses(triangles).to(dtype)
+
+
+def damp(grams: Tensor, reg: float, *, relative: bool) -> Tensor:
+    """Add lambda I to Gram matrices (k, r, r) in place; return the mean diagonal entry of each before that: (k, 1)."""
+    diagonals = grams.diagonal(dim1=-2, dim2=-1)
+    sizes = diagonals.mean(-1, keepdim=True)
+    diagonals += (reg * sizes if relative else reg) + LEAST_DAMPING
+    return sizes
+
+
+def inverses(triangles: Tensor) -> Tensor:
+    """Return (L L^T)^-1 of Cholesky factors L (k, r, r)."""
+    identity = torch.eye(triangles.shape[-1], dtype=triangles.dtype, device=triangles.device)
     roots = torch.linalg.solve_triangular(triangles, identity, upper=False)
-    return (roots.mT @ roots).to(dtype)
+    return roots.mT @ roots

@@ -463,11 +463,12 @@ def test_autocast_and_lower_matmul_precision_do_not_reach_the_preconditioner(mon
     optimizer = create_scaled_optimizer(layers, torch.optim.SGD, lr=0.1)
     backends, seen = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul), []
 
-    def watched(grams, *rest, **options):  # no product here is large enough for a CPU to lower it
+    def watched(*arguments, **options):  # no product here is large enough for a CPU to lower it
         seen.extend(backend.fp32_precision for backend in backends)
-        return damped_inverses(grams, *rest, **options)
+        return original(*arguments, **options)
 
-    monkeypatch.setattr(precondition, "damped_inverses", watched)
+    original = precondition.inverses_of
+    monkeypatch.setattr(precondition, "inverses_of", watched)
     before = [backend.fp32_precision for backend in backends]
     try:
         for backend in backends:
