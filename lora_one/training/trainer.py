@@ -14,7 +14,7 @@ from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import model_has_dtensor
 from safetensors import SafetensorError
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.nn import parallel
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
@@ -171,14 +171,14 @@ class FineTuner(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
 
-def replicated(model: nn.Module, accelerator: Accelerator) -> DistributedDataParallel:
+def replicated(model: nn.Module, accelerator: Accelerator) -> parallel.DistributedDataParallel:
     """Return a model with a sharded base in DDP, which averages the gradients of its adapters.
 
     accelerate refuses DDP for a model with DTensors on GPUs. Here these are frozen, and DDP ignores them, see
     `ignore_frozen`.
     """
     model = accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)  # adds autocast alone
-    return DistributedDataParallel(model, **accelerator.ddp_handler.to_kwargs())
+    return parallel.DistributedDataParallel(model, **accelerator.ddp_handler.to_kwargs())
 
 
 def ignore_frozen(model: nn.Module) -> None:
@@ -187,4 +187,4 @@ def ignore_frozen(model: nn.Module) -> None:
     Every process has loaded the same base, or has its part of a sharded one.
     """
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)
+    parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)
