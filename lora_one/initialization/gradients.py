@@ -73,13 +73,13 @@ def hand_out(
     One layer for each process is summed before all consume theirs at the same time. G is consumed on the device of the
     layer, also where it was stored on the CPU.
     """
-    processes, turns = Processes.current(), list(Processes.current().by_turns(list(layers)))
-    with progress("low-rank steps", len(layers), "layers") as shown:
+    processes = Processes.current()
+    turns = list(processes.by_turns(list(layers)))
+    with progress("low-rank steps", len(turns), "layers") as shown:
         for start in range(0, len(turns), processes.count):
-            mine = []
-            for owner, name in turns[start : start + processes.count]:
-                device = layers[name].weight.device
-                G = processes.sum_to(owner, gradients.take(name, layers[name]).to(device))
+            together, mine = turns[start : start + processes.count], []
+            for owner, name in together:
+                G = processes.sum_to(owner, gradients.take(name, layers[name]).to(layers[name].weight.device))
                 if processes.rank == owner:
                     mine.append((name, G))
                 del G
@@ -87,7 +87,7 @@ def hand_out(
                 name, G = mine.pop()
                 consume(name, G.to(dtype))
                 del G
-            shown.advance(len(turns[start : start + processes.count]))
+            shown.advance(len(together))
 
 
 @dataclass
