@@ -111,9 +111,9 @@ def own_job() -> str | None:
     """
     job, array, task = (os.environ.get(f"SLURM_{name}_ID") for name in ("JOB", "ARRAY_JOB", "ARRAY_TASK"))
     if not job or not array or not task:
-        return job
+        return job or None
     try:
-        told = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, timeout=60)
+        told = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return f"{array}_{task}"
     foreign = told.returncode == 0 and f"JobId={job} ArrayJobId={array} ArrayTaskId={task} " not in f"{told.stdout} "
@@ -125,9 +125,11 @@ def requeue(stop: Interrupted) -> str | None:
 
     None outside SLURM and after SIGTERM, which SLURM sends when it cancels or preempts a job.
     """
-    job = own_job()
     first = os.environ.get("SLURM_PROCID", "0") == os.environ.get("RANK", "0") == "0"
-    if stop.number not in WARNINGS or not job or not first or shutil.which("scontrol") is None:
+    if stop.number not in WARNINGS or not first or shutil.which("scontrol") is None:
+        return None
+    job = own_job()
+    if job is None:
         return None
     try:
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60)

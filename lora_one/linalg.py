@@ -37,7 +37,8 @@ class LowRank:
 def full_precision(device: torch.device | None = None) -> Iterator[None]:
     """Return a context in which fp32 matrices are multiplied in fp32: no autocast and no TF32, whatever the caller set.
 
-    device: whose autocast is switched off; None: that of the CPU and of the accelerator.
+    device: whose autocast is switched off; None: that of the CPU and of the accelerator.  Within the context torch
+    refuses to read its older settings (allow_tf32), if the caller has set one.
     """
     if device is None:
         accelerator = torch.accelerator.current_accelerator(check_available=True)

@@ -22,9 +22,11 @@ def first_process() -> bool:
 def tasks_of_srun(environment: Mapping[str, str]) -> int:
     """Return the number of tasks of the srun that this process is part of; 1 without srun.
 
-    A shell of ``srun --ntasks=4 --pty`` is one task, although its variables name four: the others were not started.
+    A command in the shell of ``srun --ntasks=4 --pty bash`` is alone, although its variables name four tasks: the other
+    shells have no terminal and have ended.
     """
-    return 1 if os.isatty(0) else int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
+    in_a_shell = os.isatty(0) and environment.get("SLURM_TASK_PID") != str(os.getpid())
+    return 1 if in_a_shell else int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
 
 
 def first_of_node() -> bool:

@@ -101,8 +101,7 @@ def inverses_of(halves: Sequence[Half], grams: Tensor, reg: float, *, relative: 
     """
     damp(grams, reg, relative=relative)
     triangles, failures = torch.linalg.cholesky_ex(grams)
-    pivots = triangles.diagonal(dim1=-2, dim2=-1).square() / grams.diagonal(dim1=-2, dim2=-1)
-    exact = (failures == 0) & (pivots.amin(-1) > LEAST_PIVOT * torch.finfo(grams.dtype).eps)
+    exact = (failures == 0) & (least_pivots(triangles, grams) > LEAST_PIVOT * torch.finfo(grams.dtype).eps)
     found = inverses(triangles)
     if not exact.all():
         others = [place for place, is_exact in enumerate(exact.tolist()) if not is_exact]
@@ -117,14 +116,15 @@ def damped_inverses(
 ) -> Tensor:
     """Return (K + lambda I)^-1 of each Gram matrix K (k, r, r) in dtype, overwriting ``grams``; reg: as `precondition`.
 
-    If the Cholesky decomposition of K + lambda I fails because of rounding, lambda is increased by sqrt(eps of dtype)
-    times K's mean diagonal, so that the rounding of a gradient in dtype stays small beside the step, and a warning
-    names the matrix. Raises RunError: K is not finite.
+    If the Cholesky decomposition of K + lambda I fails, or its smallest pivot is below eps of dtype, lambda is
+    increased by sqrt(eps of dtype) times K's mean diagonal, and a warning names the matrix: otherwise the rounding of a
+    gradient, divided by that pivot, could be larger than the step. Raises RunError: K is not finite.
     """
     sizes = damp(grams, reg, relative=relative)
     triangles, failures = torch.linalg.cholesky_ex(grams)
-    if failures.any():
-        failed = failures.nonzero().flatten()
+    regular = (failures == 0) & (least_pivots(triangles, grams) > torch.finfo(dtype).eps)
+    if not regular.all():
+        failed = (~regular).nonzero().flatten()
         those = names[int(failed[0])] + (f" and {len(failed) - 1} more" if len(failed) > 1 else "")
         share = torch.finfo(dtype).eps ** 0.5
         extra = torch.diag_embed((share * sizes[failed]).expand(-1, grams.shape[-1]))
@@ -132,7 +132,7 @@ def damped_inverses(
         if failures.any():
             raise RunError(f"the Gram matrix of {those} is not finite: training has diverged; lower the learning rate")
         warnings.warn(
-            f"the Gram matrix of {those} is singular in {grams.dtype} with lambda = {reg:g}: for this step, "
+            f"the Gram matrix of {those} is singular in {dtype} with lambda = {reg:g}: for this step, "
             f"{share:.0e} times its mean diagonal is added to lambda; to avoid this, raise lambda (model.prec_reg, or "
             "the argument reg)",
             stacklevel=2,
@@ -146,6 +146,11 @@ def damp(grams: Tensor, reg: float, *, relative: bool) -> Tensor:
     sizes = diagonals.mean(-1, keepdim=True)
     diagonals += (reg * sizes if relative else reg) + LEAST_DAMPING
     return sizes
+
+
+def least_pivots(triangles: Tensor, grams: Tensor) -> Tensor:
+    """Return the smallest pivot L_ii^2 of each Cholesky factor, relative to the diagonal entry of its matrix: (k,)."""
+    return (triangles.diagonal(dim1=-2, dim2=-1).square() / grams.diagonal(dim1=-2, dim2=-1)).amin(-1)
 
 
 def inverses(triangles: Tensor) -> Tensor:

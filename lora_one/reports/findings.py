@@ -25,13 +25,14 @@ def findings(
     evaluations: Sequence[str],
     loss: str = LOSS,
     answered: Collection[str] | None = None,
-    left_out: int = 0,
+    family: int = 0,
 ) -> list[dict[str, Any]]:
     """Return the findings of each figure: the evaluations, then the loss.
 
     Each has ``figure``, ``verdicts`` (one for each method but the baseline; none if the baseline has no value) and, for
     an evaluation, ``questions``.
-    answered: the methods whose answers are compared; None: all.  left_out: see ``verdicts``.
+    answered: the methods whose answers are compared; None: all.  family: the number of methods of the comparison
+    without the baseline, for which p values are corrected also where some have no value.
     """
     found = []
     asked = runs if answered is None else [run for run in runs if run.method in answered]
@@ -40,8 +41,8 @@ def findings(
         if values and baseline not in values:
             found.append({"figure": figure, "verdicts": [], "questions": []})
         if baseline in values:
-            absent = len({run.method for run in runs} - set(values))
-            judged = verdicts(values, baseline, unit_of(runs, figure), failures(runs, figure), left_out + absent)
+            absent = max(0, family - (len(values) - 1))
+            judged = verdicts(values, baseline, unit_of(runs, figure), failures(runs, figure), absent)
             part = {"figure": figure, "verdicts": [asdict(verdict) for verdict in judged]}
             part["questions"] = []
             try:
@@ -140,7 +141,7 @@ def question_sentence(entry: Mapping[str, Any], baseline: str) -> str:
     """Return the tests over questions of one method as a sentence."""
     text = f"{entry['method']} minus {baseline}: {POINTS.text(entry['difference'])}"
     if entry["interval"] is None and entry["questions"] >= MIN_QUESTIONS:
-        text += f" (no interval: the same at all but {entry['unlike']} of {entry['questions']} questions)"
+        text += f" (no interval: the same difference at all but {entry['unlike']} of {entry['questions']} questions)"
     elif entry["interval"] is None:
         text += f" ({entry['questions']} questions are too few for an interval)"
     else:

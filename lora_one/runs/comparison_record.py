@@ -52,4 +52,5 @@ def tested(comparison: Comparison, runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return the findings of a comparison, [] without a baseline."""
     if comparison.baseline is None:
         return []
-    return findings(runs, comparison.baseline, list(comparison.evaluations), left_out=len(comparison.left_out))
+    family = len(comparison.methods) - 1 + len(comparison.left_out)
+    return findings(runs, comparison.baseline, list(comparison.evaluations), family=family)

@@ -202,7 +202,7 @@ class SideBySide(Workers):
         """Return the variables of a worker: its threads, its GPU, and where this package is."""
         import torch
 
-        found = {"OMP_NUM_THREADS": str(self.threads)}
+        found = {"OMP_NUM_THREADS": str(self.threads), "SLURM_STEP_NUM_TASKS": "1"}
         root = str(Path(__file__).resolve().parents[2])
         found["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")

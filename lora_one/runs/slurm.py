@@ -16,6 +16,7 @@ from lora_one.runs.sweep import Outcome, print_error
 ROOT = Path(__file__).resolve().parents[2]
 LOOK_S = 1  # seconds between two checks for results
 ASK_S = 30  # seconds between two queries of SLURM's queue
+OF_USERS = {"SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS"}  # variables of SLURM's commands, not of a job
 PLAIN = {
     "timeout_min",
     "cpus_per_task",
@@ -40,7 +41,8 @@ def submit(function: Callable[..., object], calls: Sequence[Sequence[Any]], para
     options = {key: value for key, value in parameters.items() if key not in ("submitit_folder", "_target_")}
     options["setup"] = [*(options.get("setup") or []), f"export PYTHONPATH={shlex.quote(str(ROOT))}:$PYTHONPATH"]
     # submitit does not say that its jobs can be queued again, which some clusters (JobRequeue=0) refuse then
-    options["additional_parameters"] = {"requeue": True, **(options.get("additional_parameters") or {})}
+    further = {"requeue": True, **(options.get("additional_parameters") or {})}
+    options["additional_parameters"] = {key: value for key, value in further.items() if value is not False}
     try:
         executor = submitit.AutoExecutor(folder=parameters["submitit_folder"], cluster="slurm")
         executor.update_parameters(**{key if key in PLAIN else f"slurm_{key}": options[key] for key in options})
@@ -66,7 +68,7 @@ def outside_a_job() -> Iterator[None]:
     They would take the number of an array's task for their own, and options such as the memory could contradict theirs.
     """
     inside = "SLURM_JOB_ID" in os.environ
-    hidden = {key: os.environ[key] for key in os.environ if inside and key.startswith("SLURM_") and key != "SLURM_CONF"}
+    hidden = {key: os.environ[key] for key in os.environ if inside and key.startswith("SLURM_") and key not in OF_USERS}
     try:
         for key in hidden:
             del os.environ[key]

@@ -55,13 +55,13 @@ def verdicts(
     left_out: methods that belong to the comparison but have no figures here. Holm's correction counts them, and the
     methods that cannot be tested: which ones these are depends on the results.
     """
-    rounding = ROUNDING * max((abs(value) for values in figures.values() for value in values.values()), default=0.0)
     tests = {}
     for method, values in figures.items():
         common = [seed for seed in values if seed in figures[baseline]]
         if method != baseline:
-            differences = [values[seed] - figures[baseline][seed] for seed in common]
-            tests[method] = paired(differences, rounding) if common else None
+            pairs = [(values[seed], figures[baseline][seed]) for seed in common]
+            rounding = ROUNDING * max((abs(value) for pair in pairs for value in pair), default=0.0)
+            tests[method] = paired([own - other for own, other in pairs], rounding) if common else None
     known = {method: test.p for method, test in tests.items() if test is not None and test.testable}
     family = len(tests) + left_out
     adjusted = holm(known, family - len(known))

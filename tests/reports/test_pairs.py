@@ -73,7 +73,7 @@ def test_answers_that_hardly_differ_have_no_interval(tmp_path):
         rows = [{"id": i, "correct": i >= wrong} for i in range(200)]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     said = compare_predictions(tmp_path / "a.jsonl", tmp_path / "b.jsonl")
-    assert "+1.5 points (no interval: the same at all but 3 of 200 questions)" in said
+    assert "+1.5 points (no interval: the same difference at all but 3 of 200 questions)" in said
     assert "only the first and only the second answers correctly: " in said and ": 3 and 0, p = 0.25" in said
 
 

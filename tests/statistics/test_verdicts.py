@@ -54,6 +54,9 @@ def test_differences_of_rounding_are_not_tested():
     noise = plus(2.4e-7, 2.3e-7, 2.6e-7)
     (verdict,) = verdicts({"LoRA": BASE, "the same": noise}, "LoRA", NATS)
     assert verdict.outcome == "not tested" and "its noise is unknown" in verdict.sentence
+    diverged = {seed: 1e5 * seed for seed in BASE}
+    found = verdicts({"LoRA": BASE, "lower": plus(-1e-3, -1.1e-3, -0.9e-3), "diverged": diverged}, "LoRA", NATS)
+    assert found[0].test.testable, "the rounding is that of its own values"
 
 
 def test_a_name_with_a_colon_stays_whole():

@@ -58,11 +58,14 @@ def test_one_task_or_another_launcher_leave_the_environment(changed):
 
 
 def test_a_shell_of_srun_is_one_task(monkeypatch):
-    """srun --ntasks=3 --pty bash starts the first task alone, with the variables of three."""
+    """Of srun --ntasks=3 --pty bash only the first shell has a terminal; its commands have the variables of three."""
     monkeypatch.setattr("os.isatty", lambda descriptor: descriptor == 0)
-    environment = dict(STEP)
+    environment = STEP | {"SLURM_TASK_PID": "1"}
     take_slurm_tasks(environment)
-    assert environment == STEP
+    assert "WORLD_SIZE" not in environment
+    itself = STEP | {"SLURM_TASK_PID": str(os.getpid())}  # srun --ntasks=3 --pty python run_exp.py
+    take_slurm_tasks(itself)
+    assert itself["WORLD_SIZE"] == "3"
 
 
 @pytest.mark.parametrize("inside", [True, False])
