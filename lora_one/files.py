@@ -20,6 +20,11 @@ RECENT = 10.0  # seconds
 _digests: dict[tuple[str, int, int, int, int], str] = {}  # (path, inode, size, times of change) -> sha256
 
 
+def is_listed(path: Path) -> bool:
+    """Return whether a file is in the list of its folder: over NFS, ``exists`` may be out of date."""
+    return path.name in {file.name for file in path.parent.iterdir()}
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file atomically. Raises ValueError: a number is NaN or infinite."""
     write_whole(path, json.dumps(content, indent=2, allow_nan=False) + "\n")

@@ -116,7 +116,7 @@ def own_job() -> str | None:
         told = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return f"{array}_{task}"
-    foreign = told.returncode == 0 and f"JobId={job} ArrayJobId={array} ArrayTaskId={task} " not in f"{told.stdout} "
+    foreign = told.returncode == 0 and f"JobId={job} ArrayJobId={array} ArrayTaskId={task} " not in told.stdout
     return job if foreign else f"{array}_{task}"
 
 

@@ -33,6 +33,11 @@ class LowRank:
     energy: float
 
 
+def exact_dtype(device: torch.device) -> torch.dtype:
+    """Return fp64, or fp32 on a device without it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 @contextmanager
 def full_precision(device: torch.device | None = None) -> Iterator[None]:
     """Return a context in which fp32 matrices are multiplied in fp32: no autocast and no TF32, whatever the caller set.

@@ -19,6 +19,11 @@ def first_process() -> bool:
     return os.environ.get("RANK", of_srun) == "0"
 
 
+def processes_started() -> int:
+    """Return the number of processes that a launcher or srun has started for this command."""
+    return max(int(os.environ.get("WORLD_SIZE", "1")), tasks_of_srun(os.environ))
+
+
 def tasks_of_srun(environment: Mapping[str, str]) -> int:
     """Return the number of tasks of the srun that this process is part of; 1 without srun.
 

@@ -21,9 +21,7 @@ MEMORY_BYTES = 4 << 30  # of each process
 
 def equal(gold: str, answer: str) -> bool:
     """Return whether math-verify considers the answer equal to the gold answer; there is no time limit here."""
-    from math_verify import verify
-
-    return verify(expressions(gold), expressions(answer), timeout_seconds=None)
+    return same(expressions(gold), expressions(answer))
 
 
 def expressions(text: str) -> list[Any]:
@@ -31,6 +29,13 @@ def expressions(text: str) -> list[Any]:
     from math_verify import parse
 
     return parse(f"${text}$", parsing_timeout=None)
+
+
+def same(gold: list[Any], answer: list[Any]) -> bool:
+    """Return whether math-verify considers the readings of two answers equal; there is no time limit here."""
+    from math_verify import verify
+
+    return verify(gold, answer, timeout_seconds=None)
 
 
 Comparison = tuple[Callable[[str, str], bool], str, str]  # a function of a module, gold, answer

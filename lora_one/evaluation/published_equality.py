@@ -7,7 +7,7 @@ LaTeX parser there.
 from math import isclose
 from typing import Any
 
-from lora_one.evaluation.equality import equal, expressions
+from lora_one.evaluation.equality import expressions, same
 
 CLOSING = {"(": ")", "[": "]"}
 
@@ -62,9 +62,10 @@ def equal_parts(gold: str, answer: str) -> bool:
 
 def equal_expressions(gold: str, answer: str) -> bool:
     """Return whether math-verify finds the expressions equal, or their values are equal up to 1e-3."""
-    if equal(gold, answer):
+    truth, found = expressions(gold), expressions(answer)
+    if same(truth, found):
         return True
-    values = [value_of(read[0]) if read else None for read in map(expressions, (gold, answer))]
+    values = [value_of(read[0]) if read else None for read in (truth, found)]
     return None not in values and isclose(*values, rel_tol=1e-3)
 
 

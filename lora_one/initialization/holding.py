@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import psutil
-from torch import device as Device
+import torch
 from torch import nn
 
 from lora_one.distributed import Processes
@@ -84,7 +84,7 @@ def how_to_hold(
     )
 
 
-def least_free(device: Device) -> tuple[int, int]:
+def least_free(device: torch.device) -> tuple[int, int]:
     """Return the free bytes of the device, and of the host for each of its processes: the smallest of all processes."""
     host = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes share it
     free = free_bytes(device) if device.type == "cuda" else host

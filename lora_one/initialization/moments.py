@@ -13,7 +13,7 @@ from lora_one.initialization.backward import GradientReport, backward_passes
 from lora_one.initialization.given_batches import one_by_one
 from lora_one.initialization.gradients import add_product, refuse_unused, sum_dtype
 from lora_one.initialization.holding import Memory, common_room, least_free, packed
-from lora_one.linalg import full_precision
+from lora_one.linalg import exact_dtype, full_precision
 from lora_one.losses import Batch, Reduction, evaluating, loss_count, model_logits, targets
 from lora_one.models import weight_shape
 
@@ -186,11 +186,6 @@ def blocks(n: int) -> list[tuple[int, int]]:
     """Return begin and end of the blocks of a square matrix: 8, or fewer if they were too small for fast products."""
     size = max(128, -(-n // 8))
     return [(start, min(start + size, n)) for start in range(0, n, size)]
-
-
-def exact_dtype(device: torch.device) -> torch.dtype:
-    """Return fp64, or fp32 on a device without it."""
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def hand_over(

@@ -6,6 +6,8 @@ from math import sqrt
 import torch
 from torch import Tensor
 
+from lora_one.linalg import exact_dtype
+
 SMALLEST = 1e-30  # instead of 0 in a divisor whose dividend is 0, too
 SMALLEST_NORM = 1e-18  # its square is still a number in fp32; a smaller X fades to msign(0) = 0
 LOWEST_SIGN = 1e-3  # singular values from this share of the Frobenius norm on become 1 in `matrix_sign`
@@ -100,12 +102,7 @@ def eigen(F: Tensor) -> tuple[Tensor, Tensor]:
 
 def wide(F: Tensor) -> Tensor:
     """Return F in fp64; in fp32 on a device without it."""
-    return F.to(wide_dtype(F.device))
-
-
-def wide_dtype(device: torch.device) -> torch.dtype:
-    """Return fp64; fp32 for a device without it."""
-    return torch.float32 if device.type == "mps" else torch.float64
+    return F.to(exact_dtype(F.device))
 
 
 def pseudo_power(values: Tensor, vectors: Tensor, power: float) -> Tensor:

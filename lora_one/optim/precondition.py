@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_one.errors import RunError
-from lora_one.linalg import full_precision
-from lora_one.optim.matrix_functions import wide_dtype
+from lora_one.linalg import exact_dtype, full_precision
 
 LEAST_PIVOT = 1e4  # eps of the smallest pivot relative to its diagonal entry; by tests, 10 eps / pivot is the error
 LEAST_DAMPING = 1e-30  # for a zero factor and lambda = 0; the gradient of the other factor is zero and stays zero
@@ -35,8 +34,8 @@ class Half(NamedTuple):
     def apply(self, inverse: Tensor) -> None:
         """Set g_A <- P g_A or g_B <- g_B P, computed in P's dtype."""
         grad = self.factor.grad
-        same = widened(grad, inverse.dtype)
-        grad.copy_(inverse @ same if self.is_A else same @ inverse)
+        wide = widened(grad, inverse.dtype)
+        grad.copy_(inverse @ wide if self.is_A else wide @ inverse)
 
 
 def widened(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -82,8 +81,8 @@ def precondition_in_stacks(halves: Sequence[Half], reg: float, dtype: torch.dtyp
     inverses = inverses_of([half for group in groups for half in group], grams, reg, relative=relative)
     for group, inverse in zip(groups, inverses.split([len(group) for group in groups]), strict=True):
         gradients = [half.factor.grad for half in group]
-        same = widened(torch.stack(gradients), dtype)
-        torch._foreach_copy_(gradients, list((inverse @ same if group[0].is_A else same @ inverse).unbind()))
+        wide = widened(torch.stack(gradients), dtype)
+        torch._foreach_copy_(gradients, list((inverse @ wide if group[0].is_A else wide @ inverse).unbind()))
 
 
 def stacked_grams(group: Sequence[Half], dtype: torch.dtype) -> Tensor:
@@ -105,7 +104,7 @@ def inverses_of(halves: Sequence[Half], grams: Tensor, reg: float, *, relative: 
     found = inverses(triangles)
     if not exact.all():
         others = [place for place, is_exact in enumerate(exact.tolist()) if not is_exact]
-        wider = torch.stack([halves[place].gram(wide_dtype(grams.device)) for place in others])
+        wider = torch.stack([halves[place].gram(exact_dtype(grams.device)) for place in others])
         names = [halves[place].partner_name for place in others]
         found[others] = damped_inverses(wider, reg, names, grams.dtype, relative=relative)
     return found

@@ -31,8 +31,7 @@ def findings(
 
     Each has ``figure``, ``verdicts`` (one for each method but the baseline; none if the baseline has no value) and, for
     an evaluation, ``questions``.
-    answered: the methods whose answers are compared; None: all.  family: the number of methods of the comparison
-    without the baseline, for which p values are corrected also where some have no value.
+    answered: the methods whose answers are compared; None: all.  family: see ``verdicts``.
     """
     found = []
     asked = runs if answered is None else [run for run in runs if run.method in answered]
@@ -41,8 +40,7 @@ def findings(
         if values and baseline not in values:
             found.append({"figure": figure, "verdicts": [], "questions": []})
         if baseline in values:
-            absent = max(0, family - (len(values) - 1))
-            judged = verdicts(values, baseline, unit_of(runs, figure), failures(runs, figure), absent)
+            judged = verdicts(values, baseline, unit_of(runs, figure), failures(runs, figure), family)
             part = {"figure": figure, "verdicts": [asdict(verdict) for verdict in judged]}
             part["questions"] = []
             try:

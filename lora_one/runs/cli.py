@@ -20,7 +20,7 @@ from lora_one.errors import UsageError
 from lora_one.interruption import Interrupted, caught, requeue, sigterm_ignored
 from lora_one.invocation import command_name
 from lora_one.peers import failed
-from lora_one.progress import tasks_of_srun
+from lora_one.progress import processes_started
 from lora_one.records.folder import RunFolder
 from lora_one.runs.composition import checked
 from lora_one.runs.explanations import explain, refuse_unknown_flags
@@ -145,7 +145,7 @@ def check_launcher(arguments: Sequence[str]) -> None:
         raise UsageError(f"{option} submits the jobs of a sweep: add -m, also for a single job")
     if shutil.which("sbatch") is None:
         raise UsageError(f"{option} needs sbatch, not found here: run it where jobs can be submitted, or drop it")
-    if max(int(os.environ.get("WORLD_SIZE", "1")), tasks_of_srun(os.environ)) > 1:
+    if processes_started() > 1:
         raise UsageError(f"{option} submits jobs from a single process: start the command without srun or a launcher")
 
 

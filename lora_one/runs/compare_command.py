@@ -4,14 +4,13 @@ import argparse
 import dataclasses
 import hashlib
 import importlib.util
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_one.errors import UsageError, nearest
 from lora_one.invocation import Parser, command_name
-from lora_one.progress import tasks_of_srun
+from lora_one.progress import processes_started
 from lora_one.runs.sweep import FAILURE, run_command
 
 if TYPE_CHECKING:
@@ -112,7 +111,7 @@ def compare(options: argparse.Namespace) -> int:
     if options.comparison is None:
         raise UsageError("nothing to compare: pass the YAML file of a comparison, --runs A B or --predictions A B")
     refuse_beside_curvature(options)
-    if max(int(os.environ.get("WORLD_SIZE", "1")), tasks_of_srun(os.environ)) > 1:
+    if processes_started() > 1:
         raise UsageError("a comparison starts its own processes: start the command alone, without srun or torchrun")
     import torch
 

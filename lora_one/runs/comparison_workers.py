@@ -16,7 +16,8 @@ from typing import Any
 
 from lora_one.config import RunConfig
 from lora_one.errors import RunError
-from lora_one.files import write_json
+from lora_one.evaluation.sandbox import cores
+from lora_one.files import is_listed, write_json
 from lora_one.reports.compare import Run
 from lora_one.runs.comparison_file import Comparison, Evaluation
 from lora_one.runs.comparison_jobs import Job, Jobs
@@ -105,7 +106,7 @@ class Workers:
     def result(self, task: Task, job: Job, error: str | None) -> Run:
         """Return what a task has written, or the reason why it has not."""
         file = Path(task.result)
-        if file.name not in {other.name for other in file.parent.iterdir()}:  # over NFS, exists() may be out of date
+        if not is_listed(file):
             return broken(job, error or "its process ended without a result")
         found = Run(**json.loads(file.read_text()))
         if found.error is not None:
@@ -131,11 +132,6 @@ def refuse(run: RunConfig) -> None:
     raise RunError(f"seed {run.seed} has no result")
 
 
-def usable_cores() -> int:
-    """Return the number of cores that this process may use, as of an allocation on a larger machine."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class SideBySide(Workers):
     """Runs up to ``count`` tasks at a time on this machine, each in a process with a share of the threads and a GPU.
 
@@ -146,7 +142,7 @@ class SideBySide(Workers):
     def __init__(self, output: Path, count: int, threads: int | None = None):
         super().__init__(output)
         self.count = count
-        self.threads = threads or max(1, usable_cores() // count)
+        self.threads = threads or max(1, cores() // count)
         self.workers: dict[int, subprocess.Popen] = {}
         self.busy: dict[int, tuple[int, float]] = {}  # place of a worker -> its task, and when that began
         self.replaced: list[subprocess.Popen] = []
@@ -199,7 +195,7 @@ class SideBySide(Workers):
         return self.folder / f"process-{slot}.log"
 
     def environment(self, slot: int) -> dict[str, str]:
-        """Return the variables of a worker: its threads, its GPU, and where this package is."""
+        """Return the variables of a worker: threads, GPU, where this package is, and that it is no task of an srun."""
         import torch
 
         found = {"OMP_NUM_THREADS": str(self.threads), "SLURM_STEP_NUM_TASKS": "1"}

@@ -1,6 +1,7 @@
 """One run, from its settings to the files in its folder."""
 
 import dataclasses
+from functools import partial
 
 from lora_one import models
 from lora_one.config import RunConfig
@@ -52,7 +53,7 @@ def execute(run: RunConfig) -> RunFolder | None:
     run = dataclasses.replace(run, model=models.with_shards(run.model, planned_processes(run), per_node))
     if not run.plan.given:  # for another machine, the memory and the files of this one do not matter
         options = {"full": run.peft.trains_base, "full_size_moments": moments}
-        processes.refuse_together(lambda: models.preflight(run.model, processes.count, **options))
+        processes.refuse_together(partial(models.preflight, run.model, processes.count, **options))
     refuse_unready(run.init)
     optimizer_class(run.optimizer)  # raises UsageError if its settings name a wrong class
     located = locate(run)

@@ -1,6 +1,7 @@
 """Arrays of SLURM jobs through submitit: submit functions, wait for them, and read their results."""
 
 import os
+import re
 import shlex
 import subprocess
 import time
@@ -11,11 +12,13 @@ from typing import Any
 
 from lora_one.config import first_line
 from lora_one.errors import RunError, UsageError
+from lora_one.files import is_listed
 from lora_one.runs.sweep import Outcome, print_error
 
 ROOT = Path(__file__).resolve().parents[2]
 LOOK_S = 1  # seconds between two checks for results
 ASK_S = 30  # seconds between two queries of SLURM's queue
+ERROR = "error: |fatal: "  # in a line of a log
 OF_USERS = {"SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS"}  # variables of SLURM's commands, not of a job
 PLAIN = {
     "timeout_min",
@@ -111,8 +114,7 @@ def in_queue(ids: set[str]) -> set[str] | None:
 
 def has_result(job: Any) -> bool:
     """Return whether a job has written its result."""
-    result = job.task(0).paths.result_pickle
-    return result.name in {file.name for file in result.parent.iterdir()}  # over NFS, exists() may be out of date
+    return is_listed(job.task(0).paths.result_pickle)
 
 
 def outcome_of(job: Any) -> Outcome:
@@ -132,7 +134,6 @@ def last_error(job: Any) -> str:
     """Return the last error in the log of a job, or the path of the log."""
     log = job.task(0).paths.stderr
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-    signs = ("error: ", "fatal: ")
-    errors = [line.partition(sign)[2] for line in lines for sign in signs if sign in line]
-    of_srun = [line.partition("error: ")[2] for line in lines if line.startswith("srun: error: ")]  # it only repeats
-    return ([error for error in errors if error not in of_srun] or errors or [f"see {log}"])[-1]
+    errors = [line for line in lines if re.search(ERROR, line)]
+    own = [line for line in errors if not line.startswith("srun: error: ")]  # which only says that a task has failed
+    return re.split(ERROR, (own or errors)[-1], maxsplit=1)[1] if errors else f"see {log}"

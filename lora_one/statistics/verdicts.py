@@ -45,15 +45,15 @@ def verdicts(
     baseline: str,
     unit: Unit,
     failed: Mapping[str, Collection[int]] | None = None,
-    left_out: int = 0,
+    family: int = 0,
 ) -> list[Verdict]:
     """Return the verdict on each method but the baseline, in their order. figures: method -> seed -> value.
 
     Only seeds that a method has in common with the baseline are used.
     failed: method -> seeds that ended without a value. If the other side of a pair has a value at such a seed, this
     side, a method or the baseline, is not called better, because the seeds that are left may be its good ones.
-    left_out: methods that belong to the comparison but have no figures here. Holm's correction counts them, and the
-    methods that cannot be tested: which ones these are depends on the results.
+    family: number of methods of the comparison without the baseline, at least those with figures. Holm's correction
+    counts all of them, also those without a test: which ones these are depends on the results.
     """
     tests = {}
     for method, values in figures.items():
@@ -63,7 +63,7 @@ def verdicts(
             rounding = ROUNDING * max((abs(value) for pair in pairs for value in pair), default=0.0)
             tests[method] = paired([own - other for own, other in pairs], rounding) if common else None
     known = {method: test.p for method, test in tests.items() if test is not None and test.testable}
-    family = len(tests) + left_out
+    family = max(family, len(tests))
     adjusted = holm(known, family - len(known))
     found = []
     for method, test in tests.items():

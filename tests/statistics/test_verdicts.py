@@ -34,7 +34,7 @@ def test_methods_that_are_left_out_are_corrected_for():
     assert holm({"a": 0.01, "b": 0.02, "c": 1.0, "d": 1.0, "e": 1.0})["b"] == pytest.approx(0.08)
     figures = {"LoRA": BASE, "other": plus(0.10, 0.11, 0.09, 0.10, 0.07)}
     (alone,) = verdicts(figures, "LoRA", POINTS)
-    (among,) = verdicts(figures, "LoRA", POINTS, left_out=9)
+    (among,) = verdicts(figures, "LoRA", POINTS, family=10)
     assert among.p == pytest.approx(10 * alone.p)
     assert "after Holm" in among.sentence and "after Holm" not in alone.sentence
 
