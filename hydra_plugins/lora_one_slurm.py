@@ -25,34 +25,43 @@ if importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher"):  # otherwi
             return cli.run_submitted(lambda: super(ArrayLauncher, self).__call__(overrides, *rest))
 
         def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
-            numbered = [(number, list(job)) for number, job in enumerate(job_overrides, initial_job_idx)]
             sweep = Sweep.current()
             jobs: dict[Any, str] = {}  # submitit's job -> the overrides that differ between jobs
+            equal: list[list[int]] = []  # the numbers of equal runs: only the first of them is submitted
             with sweep.errors():
-                valid = [job for job in numbered if self._valid(sweep, *job)]
-                jobs = self._submit(valid)
-            numbers = {job: number for job, (number, _) in zip(jobs, valid, strict=True)} if jobs else {}
+                calls = dict(enumerate(map(list, job_overrides), initial_job_idx))
+                equal = self._valid(sweep, calls)
+                jobs = self._submit([(same[0], calls[same[0]]) for same in equal])
+            numbers = dict(zip(jobs, equal, strict=True)) if jobs else {}
             try:
                 for job in slurm.wait_for(list(jobs)):
-                    with sweep.job(numbers[job]):
-                        outcome = slurm.outcome_of(job)
-                        sweep.add_outcome(outcome)
-                        print(f"{job.job_id} {jobs[job]}: {'failed' if outcome.code else 'finished'}", flush=True)
-                        if outcome.code:
-                            print_error(f"{job.job_id} {jobs[job]}: {slurm.last_error(job)}")
+                    for number in numbers[job]:
+                        with sweep.job(number):
+                            outcome = slurm.outcome_of(job)
+                            sweep.add_outcome(outcome)
+                            print(f"{job.job_id} {jobs[job]}: {'failed' if outcome.code else 'finished'}", flush=True)
+                            if outcome.code:
+                                print_error(f"{job.job_id} {jobs[job]}: {slurm.last_error(job)}")
             except KeyboardInterrupt:
                 slurm.not_cancelled(list(jobs))
                 raise
             return [JobReturn(status=JobStatus.COMPLETED) for _ in job_overrides]
 
-        def _valid(self, sweep: Sweep, number: int, overrides: list[str]) -> bool:
-            """Check a job's configuration before it waits in a queue; return whether it is valid."""
-            with sweep.job(number, checked_only=True):
-                sweep.started_with(overrides)
-                composed = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
-                checked(OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"]), overrides)
-                return True
-            return False
+        def _valid(self, sweep: Sweep, calls: dict[int, list[str]]) -> list[list[int]]:
+            """Check the jobs' configurations before they wait in a queue; return the numbers of the valid, equal ones.
+
+            calls: the overrides of each job.
+            """
+            found: dict[str, list[int]] = {}
+            for number, overrides in calls.items():
+                with sweep.job(number, checked_only=True):
+                    sweep.started_with(overrides)
+                    composed = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+                    run = checked(
+                        OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"]), overrides
+                    )
+                    found.setdefault(repr(run), []).append(number)
+            return list(found.values())
 
         def _submit(self, numbered: Sequence[tuple[int, list[str]]]) -> dict[Any, str]:
             """Submit the jobs; return {job: name}. Raises UsageError, RunError: see ``slurm.submit``."""

@@ -52,7 +52,10 @@ class Adaptation(ABC):
         return self.start(base, steps)
 
     def extra_loss(self, model: nn.Module) -> Tensor | None:
-        """Return a scalar that is added to the loss once per optimizer step; None: nothing is added."""
+        """Return a scalar whose gradient is added to that of the loss once per optimizer step; None: nothing is.
+
+        The value is not added, so that logged losses can be compared between methods.
+        """
         return None
 
     def after_step(self, model: nn.Module, step: int) -> None:

@@ -1,5 +1,6 @@
 """The command ``lora-one`` (run_exp.py): Hydra composes each job, and errors and signals become exit codes."""
 
+import atexit
 import gc
 import importlib.util
 import os
@@ -155,6 +156,8 @@ def run_submitted(job: Callable[[], object]) -> Outcome:
     A signal ends the process with a resume point and without a result; SLURM may run the job again.
     """
     sweep = Sweep()
+    if os.environ.get("SLURM_PROCID", "0") == "0":  # SLURM may kill a job, and its first process, for another's code
+        atexit.register(end_with_code, sweep)  # before libraries register theirs, which are called in reverse order
     try:
         with sweep.running(), caught():
             job()
@@ -163,6 +166,18 @@ def run_submitted(job: Callable[[], object]) -> Outcome:
     except SystemExit:  # one of several processes failed, and has printed its error
         pass
     return sweep.outcome
+
+
+def end_with_code(sweep: Sweep) -> None:
+    """End this process with the sweep's exit code, unless it is 0.
+
+    submitit ends it with 0 once the result is written, and SLURM would count the job as successful, in its mails and
+    for the jobs that depend on it.
+    """
+    if sweep.exit_code:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(sweep.exit_code)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,14 +88,23 @@ def not_cancelled(jobs: Sequence[Any]) -> None:
 
 
 def wait_for(jobs: Sequence[Any]) -> Iterator[Any]:
-    """Yield each job when it ends: it has a result, or two queries in a row lack it (results can be late)."""
-    left, missing, queried = list(jobs), set(), time.monotonic()
+    """Yield each job when it ends: it has a result, or two queries in a row lack it (results can be late).
+
+    The states of the jobs, and why some are pending, are printed when they change.
+    """
+    left, missing, queried, shown = list(jobs), set(), time.monotonic(), ""
     while left:
         lost = set()
         if time.monotonic() - queried >= ASK_S:
             queried, queued = time.monotonic(), in_queue({job.job_id for job in left})
-            gone = set() if queued is None else {job.job_id for job in left} - queued
+            gone = set() if queued is None else {job.job_id for job in left} - set(queued)
             lost, missing = gone & missing, gone
+            states = "SLURM: " + ", ".join(
+                f"{n} {state}" for state, n in sorted(Counter((queued or {}).values()).items())
+            )
+            if queued and states != shown:
+                shown = states
+                print(shown, flush=True)
         for job in [job for job in left if has_result(job) or job.job_id in lost]:
             left.remove(job)
             yield job
@@ -102,14 +112,22 @@ def wait_for(jobs: Sequence[Any]) -> Iterator[Any]:
             time.sleep(LOOK_S)
 
 
-def in_queue(ids: set[str]) -> set[str] | None:
-    """Return those of the jobs that SLURM still lists (waiting, running or ending); None: the query failed."""
+def in_queue(ids: set[str]) -> dict[str, str] | None:
+    """Return the states of those jobs that SLURM still lists, such as "running"; None: the query failed.
+
+    A pending job's state has SLURM's reason, for example "pending (Priority)".
+    """
     arrays = ",".join(sorted({job.partition("_")[0] for job in ids}))
-    command = ["squeue", "--noheader", "--array", "--format=%i", f"--jobs={arrays}"]
+    command = ["squeue", "--noheader", "--array", "--format=%i|%T|%r", f"--jobs={arrays}"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode and "Invalid job id" not in done.stderr:
         return None
-    return ids & set(done.stdout.split())
+    lines = (line.split("|") for line in done.stdout.splitlines())
+    return {
+        job: state.lower() + (f" ({reason})" if state == "PENDING" else "")
+        for job, state, reason in lines
+        if job in ids
+    }
 
 
 def has_result(job: Any) -> bool:

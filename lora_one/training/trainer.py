@@ -126,8 +126,8 @@ class FineTuner(Trainer):
         total = loss_at(logits, counted)
         loss = total * self.accelerator.num_processes / num_items_in_batch
         extra = self.adaptation.extra_loss(self.model)
-        if extra is not None:  # once per step, divided among its micro-batches
-            loss = loss + extra / self.current_gradient_accumulation_steps
+        if extra is not None:  # once per step, divided among its micro-batches; only its gradient
+            loss = loss + (extra - extra.detach()) / self.current_gradient_accumulation_steps
         return loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from lora_one.adaptation import adalora
 from lora_one.adaptation.layers import lora_layers
+from lora_one.files import read_lines
 from lora_one.records.folder import RunFolder
 from lora_one.runs import experiment
 from lora_one.runs.saving import merge_run
@@ -43,6 +44,19 @@ def test_the_penalty_is_what_peft_adds_to_a_loss_of_its_own():
         output = model(input_ids=ids, labels=ids)
         alone = cross_entropy(output.logits[0, :-1], ids[0, 1:])
         assert adalora.penalty(model).item() == pytest.approx((output.loss - alone).item(), rel=1e-4)
+
+
+def test_the_logged_loss_is_without_the_penalty_which_is_trained(base, tmp_path, monkeypatch):
+    """At the first step the model is the base, so its loss is that of LoRA, and the penalty alone has a gradient."""
+    changes = ("model.epochs=0.34", "model.logging_steps=1", "model.per_device_batch_size=4")
+    runs = {"LoRA": "init=lora", "AdaLoRA": "peft=adalora"}
+    folders = {name: finish(small_run(tmp_path / name, base, *changes, chosen)) for name, chosen in runs.items()}
+    monkeypatch.setattr(adalora, "ORTHOGONAL", 0.0)
+    folders["no penalty"] = finish(small_run(tmp_path / "none", base, *changes, "peft=adalora"))
+    first = [read_lines(folder.metrics, '"loss"')[0]["loss"] for folder in folders.values()]
+    assert first == pytest.approx([first[0]] * 3, rel=1e-5)
+    trained = [load_file(folders[name].adapter / "adapter_model.safetensors") for name in ("AdaLoRA", "no penalty")]
+    assert not all(torch.allclose(trained[0][name], trained[1][name]) for name in trained[0])
 
 
 def test_starts_as_the_base_and_is_reproducible():

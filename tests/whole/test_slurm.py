@@ -234,9 +234,10 @@ class Job:
         return self
 
 
-def test_does_not_wait_for_jobs_that_left_the_slurm_queue(tmp_path, monkeypatch):
+def test_does_not_wait_for_jobs_that_left_the_slurm_queue(tmp_path, monkeypatch, capsys):
     """It must be missing twice: results may come late, and a queue that does not answer proves nothing."""
-    answers = iter([{"5_0", "5_1"}, {"5_0"}, None, {"5_0", "5_1"}, {"5_0"}, {"5_0"}, set()])
+    one, both = {"5_0": "running"}, {"5_0": "running", "5_1": "pending (Priority)"}
+    answers = iter([both, one, None, both, one, one, {}])
     asked = []
 
     def in_queue(ids):
@@ -254,6 +255,16 @@ def test_does_not_wait_for_jobs_that_left_the_slurm_queue(tmp_path, monkeypatch)
     with pytest.raises(RunError, match=r"job 5_1 did not finish \(Detected 1 oom_kill event in .*the same command"):
         slurm_jobs.outcome_of(lost)
     assert [job.job_id for job in ended] == ["5_0"] and len(asked) == 7
+    changes = ["1 pending (Priority), 1 running", "1 running", "1 pending (Priority), 1 running", "1 running"]
+    assert capsys.readouterr().out.splitlines() == [f"SLURM: {states}" for states in changes]
+
+
+def test_a_pending_job_is_listed_with_slurms_reason(monkeypatch):
+    """As squeue prints a job of an array that runs, one that waits, and one of another command."""
+    lines = "7_0|RUNNING|None\n7_1|PENDING|AssocGrpCpuLimit\n7_9|PENDING|Priority\n"
+    answer = SimpleNamespace(returncode=0, stdout=lines, stderr="")
+    monkeypatch.setattr(slurm_jobs.subprocess, "run", lambda *_, **__: answer)
+    assert slurm_jobs.in_queue({"7_0", "7_1", "7_2"}) == {"7_0": "running", "7_1": "pending (AssocGrpCpuLimit)"}
 
 
 ARRAY = ["-m", "hydra/launcher=slurm", "hydra.launcher.gpus_per_node=null", "hydra.launcher.cpus_per_task=1"]
@@ -261,10 +272,10 @@ ARRAY = ["-m", "hydra/launcher=slurm", "hydra.launcher.gpus_per_node=null", "hyd
 
 @pytest.mark.slow
 def test_a_sweep_is_an_array(slurm, tmp_path):
-    """Two jobs are submitted to SLURM; wrong settings are reported before."""
+    """Two jobs are submitted to SLURM, equal runs once; wrong settings are reported before."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install -e .[slurm]")
     results = tmp_path / "array"
-    done = run([sys.executable, "run_exp.py", *ARRAY, *SMALL, "seed=1,2,-1", f"results_dir={results}"], slurm)
+    done = run([sys.executable, "run_exp.py", *ARRAY, *SMALL, "seed=1,2,1,-1", f"results_dir={results}"], slurm)
     assert done.returncode == 2 and "seed=-1 is out of range" in done.stderr, done.stderr
     assert f": 2 jobs, logs in {results}/.submitit" in done.stdout
     alone = finish(small_run(tmp_path / "alone", "bundled/tiny", *SMALL[1:], "seed=1"))
@@ -296,6 +307,8 @@ def test_array_with_a_failed_and_a_requeued_job(slurm, tmp_path):
     assert sweep.returncode == 1, err
     assert f"{array}_1 model.learning_rate=1e+30: the loss became nan" in err
     assert [field(f"{array}_{number}", "Restarts", slurm) for number in range(3)] == ["0", "0", "1"]
+    until(lambda: field(last, "JobState", slurm) == "COMPLETED", seconds=60)
+    assert [field(f"{array}_{number}", "ExitCode", slurm) for number in range(3)] == ["0:0", "1:0", "0:0"]
     assert f"{last} model.learning_rate=0.004: finished" in out
     (table,) = results.glob("sweep-*.md")
     lines = table.read_text().splitlines()
