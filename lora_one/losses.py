@@ -116,12 +116,22 @@ def loss_count(wanted: Tensor, reduction: Reduction, position_ids: Tensor | None
     return counted_of(wanted, reduction, position_ids).count
 
 
+def batch_count(batch: Batch, reduction: Reduction) -> int:
+    """Return the divisor of ``batch_loss`` for the mean."""
+    return loss_count(targets(batch), reduction, packed_positions(batch))
+
+
+def packed_positions(batch: Batch) -> Tensor | None:
+    """Return the position_ids of a causal batch, whose rows may contain several examples; None: there are none."""
+    positions, labels = batch.get("position_ids"), batch["labels"]
+    causal = labels.dim() == 2 and "decoder_input_ids" not in batch
+    return positions if causal and positions is not None and positions.shape == labels.shape else None
+
+
 def examples_of(wanted: Tensor, position_ids: Tensor | None) -> Tensor:
     """Return the index of each token's example in the batch, (batch, length); a row is one example by default."""
-    starts = torch.zeros_like(wanted)
+    starts = torch.zeros_like(wanted) if position_ids is None else position_ids.eq(0).long()
     starts[:, 0] = 1
-    if position_ids is not None:
-        starts = position_ids.eq(0).long()
     return starts.flatten().cumsum(0).view_as(wanted) - 1
 
 
@@ -149,7 +159,7 @@ def batch_loss(model: nn.Module, batch: Batch, reduction: Reduction) -> tuple[Te
 
     The counted positions are computed once, on the device of the labels.
     """
-    counted = counted_of(targets(batch), reduction)
+    counted = counted_of(targets(batch), reduction, packed_positions(batch))
     logits = answer_logits(model, batch, counted)
     return loss_at(logits, counted.to(logits.device)), counted.count, logits
 

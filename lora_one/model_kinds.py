@@ -37,6 +37,15 @@ CLASSIFIER = ModelKind(
     head_modules=("classifier", "score", "pre_classifier"),
     label_dimensions=1,  # (batch,)
 )
+# endings of the names of classes whose labels belong to another task
+OTHER_TASKS = (
+    "ForMaskedLM",
+    "ForMultipleChoice",
+    "ForNextSentencePrediction",
+    "ForPreTraining",
+    "ForQuestionAnswering",
+    "ForTokenClassification",
+)
 MODEL_KINDS = {kind.name: kind for kind in (CAUSAL, ENCODER_DECODER, CLASSIFIER)}
 BY_TASK_TYPE = {kind.task_type: kind for kind in MODEL_KINDS.values()}
 

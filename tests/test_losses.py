@@ -5,7 +5,16 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from lora_one.data.encode import Encoded, batches_of, collate, pack
-from lora_one.losses import answer_logits, loss_count, loss_sum, mean_loss, model_logits, targets
+from lora_one.losses import (
+    answer_logits,
+    batch_count,
+    batch_loss,
+    loss_count,
+    loss_sum,
+    mean_loss,
+    model_logits,
+    targets,
+)
 
 
 def batch():
@@ -85,6 +94,9 @@ def test_packed_examples_have_the_loss_and_the_gradient_of_each_alone(llama, att
     torch.testing.assert_close(sums[1], sums[0])
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
     assert counts == [3, 3] if reduction == "example" else counts == [4 + 16 + 10] * 2
+    packed = pack(examples)  # the loss of an initialisation and its divisor are read from the batch alone
+    torch.testing.assert_close(batch_loss(llama, packed, reduction)[0], sums[0])
+    assert batch_loss(llama, packed, reduction)[1] == batch_count(packed, reduction) == counts[0]
 
 
 def test_prompt_tokens_do_not_count(llama):

@@ -3,7 +3,8 @@
 import copy
 import json
 import warnings
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +260,7 @@ def merge_adapter(model: PeftModel) -> nn.Module:
     afterwards.
     """
     linear = list(lora_layers(model).values())
+    untie(model, [layer.get_base_layer() for layer in linear])
     for layer in list(model.modules()):
         if isinstance(layer, LoraLayer) and layer not in linear:
             layer.merge()
@@ -273,6 +275,20 @@ def merge_adapter(model: PeftModel) -> nn.Module:
         base.weight.data = base.weight.data.to(dtype)
     narrowed(model)
     return model.unload()
+
+
+def untie(model: PeftModel, adapted: Sequence[nn.Module]) -> None:
+    """Give each adapted layer that shares its weight its own one; merging would change the others too.
+
+    An adapter from elsewhere may adapt an output layer whose weight is that of the input embeddings.
+    """
+    uses = Counter(id(weight) for module in model.modules() for weight in module.parameters(recurse=False))
+    words = model.get_base_model().get_input_embeddings().weight
+    for layer in adapted:
+        if uses[id(layer.weight)] > 1:
+            if layer.weight is words:
+                model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
+            layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
 
 
 def bare(model: PeftModel) -> nn.Module:

@@ -19,7 +19,7 @@ from lora_one.errors import RunError
 from lora_one.files import write_json
 from lora_one.losses import loss_count, mean_loss, targets
 from lora_one.models import load_model, local_folder
-from lora_one.records.folder import base_of
+from lora_one.records.folder import base_of, revision_of
 from lora_one.records.provenance import config_hash, local_fingerprints, provenance
 from lora_one.seeding import seed_everything
 from lora_one.statistics.means import weighted_mean
@@ -73,7 +73,8 @@ class HeldOut:
     def loaded(self, trained: Path | None) -> nn.Module:
         """Load the adapter on its base, the whole model, or (None) the base."""
         whole = trained is not None and not (trained / "adapter_config.json").exists()
-        name, revision = (str(trained), None) if whole else (self.model.name, self.model.revision)
+        name = str(trained) if whole else self.model.name
+        revision = None if whole else revision_of(trained, name) or self.model.revision
         options = {"dtype": self.dtype, "model_type": self.model.type, "labels": self.labels, "pad_id": self.pad_id}
         if trained is None and self.model.quantization:
             options["quantization"] = self.model.quantization

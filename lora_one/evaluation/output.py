@@ -31,12 +31,13 @@ def output_folder(task: str, options: EvaluationOptions) -> Path:
 
 
 def evaluated_run(options: EvaluationOptions) -> tuple[RunFolder, Path] | None:
-    """Return the run that saved the adapter or the model, and the path of that; None: it is not part of a run."""
-    for given in (options.adapter, options.model_name):
-        run = run_of(Path(given)) if given else None
-        if run is not None:
-            return run, Path(given).expanduser().resolve()
-    return None
+    """Return the run that saved the evaluated adapter or model, and the path of that; None: it is not part of a run.
+
+    The run of an adapter's base is another one.
+    """
+    given = options.adapter or options.model_name
+    run = run_of(Path(given)) if given else None
+    return None if run is None else (run, Path(given).expanduser().resolve())
 
 
 def same_file(one: Path, other: str) -> bool:
@@ -89,23 +90,34 @@ def first_difference(found: dict[str, Any], wanted: dict[str, Any]) -> str | Non
     def flat(identity: dict[str, Any]) -> dict[str, Any]:
         earlier = {"engine": TRANSFORMERS, "chat_template": False}  # of versions without these options
         chosen = {**earlier, **identity["settings"]}
-        settings = {f"--{name}": value for name, value in chosen.items()}
+        settings = {f"--{name}": value for name, value in chosen.items() if name not in equal}
+        if source_of_model(identity) not in equal:
+            settings = {"--model_name": identity["model"]} | settings
         engine = {f"the engine's {name}": value for name, value in identity.get("engine", {}).items()}
         contents = {
             f"the hash of {'the base' if name == 'base' else f'--{name}'}'s content": text[:8]
             for name, text in identity["fingerprints"].items()
             if name != "base" or with_base
         }
-        return {"--model_name": identity["model"], **settings, **engine, **contents}
+        return settings | engine | contents
 
     # versions before 2026-11-29 have no fingerprint of an adapter's base
     with_base = all("base" in identity["fingerprints"] for identity in (found, wanted))
+    # whose content is the same: its path may be written in another way, or be another one
+    equal = {name for name, _ in found["fingerprints"].items() & wanted["fingerprints"].items()}
     there, here = flat(found), flat(wanted)
     for name in {**here, **there}:
         if there.get(name) != here.get(name):
             before, now = ("not given" if part.get(name) is None else part[name] for part in (there, here))
             return f"{name} is {before} there and {now} here"
     return None
+
+
+def source_of_model(identity: dict[str, Any]) -> str:
+    """Return the option that the identity's ``model`` is the value of; see ``EvaluationOptions.model``."""
+    if identity["model"] == identity["settings"].get("adapter"):
+        return "adapter"
+    return "rescore" if identity["model"].startswith("completions of ") else "model_name"
 
 
 def data_fingerprints(options: EvaluationOptions) -> dict[str, str]:

@@ -14,10 +14,11 @@ from torch.utils.checkpoint import checkpoint
 
 from lora_one.distributed import Processes
 from lora_one.initialization.holding import Place
-from lora_one.losses import Batch, Reduction, batch_loss, evaluating, loss_count, targets
+from lora_one.losses import Batch, Reduction, batch_count, batch_loss, evaluating
 from lora_one.progress import progress
 
 Receive = Callable[[str, Tensor, Tensor], None]  # (layer, X (tokens, n), dY (tokens, m))
+FP16_HEADROOM = 5  # power of two by which the gradient of one example's, or token's, loss is larger
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ def backward_passes(
     Raises ValueError, on every process: the loss is not finite.
     """
     processes = among or Processes.current()
-    count = sum(loss_count(targets(batch), reduction) for batch in batches)
+    count = sum(batch_count(batch, reduction) for batch in batches)
+    scale = scale_of_losses(model, count)
+    receive = receive if scale == 1 else partial(unscaled, receive, scale)
     taps = Taps(receive, Counter() if calls is None else calls)
     loss = 0.0
     with (
@@ -67,14 +70,30 @@ def backward_passes(
             loss += share.item()
             if processes.count == 1 and not math.isfinite(loss):
                 break
-            share.backward()  # one of several processes must not stop alone, because the others would wait for it
+            # one of several processes must not stop alone, because the others would wait for it
+            (share * scale).backward()
             shown.advance()
     loss = processes.total(loss)
     if not math.isfinite(loss):
         raise ValueError(f"the loss on the initialisation examples is {loss}")
     examples = sum(len(batch["labels"]) for batch in batches)
-    tokens = sum(loss_count(targets(batch), "token") for batch in batches)
+    tokens = sum(batch_count(batch, "token") for batch in batches)
     return GradientReport(examples, tokens, loss)
+
+
+def scale_of_losses(model: nn.Module, count: int) -> float:
+    """Return a power of two by which the loss is multiplied, so that the gradients of a mean do not underflow in fp16.
+
+    It undoes the division by the number of examples or tokens. fp16 ends at 2^16, so that gradients of up to 2^11 for
+    one of them remain finite.
+    """
+    in_fp16 = any(parameter.dtype == torch.float16 for parameter in model.parameters())
+    return 2.0 ** (math.ceil(math.log2(max(count, 1))) + FP16_HEADROOM) if in_fp16 else 1.0
+
+
+def unscaled(receive: Receive, scale: float, name: str, X: Tensor, dY: Tensor) -> None:
+    """Pass dY without the scale of the loss, in fp32, because fp16 would lose it again."""
+    receive(name, X, dY.float() / scale)
 
 
 def _ignore(_name: str, _X: Tensor, _dY: Tensor) -> None:
@@ -86,19 +105,23 @@ class _Tap(torch.autograd.Function):
 
     X is saved by autograd, so activation checkpointing frees and recomputes it like any activation. The output shares
     its memory but is no view for autograd, because some models (Falcon) add to it in place; no layer needs it backward.
+    anchor: any tensor that needs a gradient, so that the output does, also of a layer that reads a constant, as
+    DeBERTa's layers read the embeddings of relative positions.
     """
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, X: Tensor, receive: Callable[[Tensor, Tensor], None]) -> Tensor:
+    def forward(
+        ctx: Any, output: Tensor, X: Tensor, anchor: Tensor, receive: Callable[[Tensor, Tensor], None]
+    ) -> Tensor:
         ctx.save_for_backward(X)
         ctx.receive = receive
         return torch.ops.aten._unsafe_view(output, output.shape)
 
     @staticmethod
-    def backward(ctx: Any, dY: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, dY: Tensor) -> tuple[Tensor, None, None, None]:
         (X,) = ctx.saved_tensors
         ctx.receive(X.reshape(-1, X.shape[-1]), dY.reshape(-1, dY.shape[-1]))
-        return dY, None, None
+        return dY, None, None, None
 
 
 @dataclass
@@ -111,6 +134,7 @@ class Taps:
     receive: Receive
     calls: Counter[str]
     is_counting: bool = field(default=False, init=False)
+    anchor: Tensor = field(default_factory=lambda: torch.zeros((), requires_grad=True), init=False)
 
     @contextmanager
     def on(self, layers: dict[str, nn.Module]) -> Iterator[None]:
@@ -135,9 +159,9 @@ class Taps:
         """Replace a layer's output by its ``_Tap``; this is a forward hook."""
         if self.is_counting:
             self.calls[name] += 1
-        if not output.requires_grad:
+        if not torch.is_grad_enabled():  # the first pass of a checkpointed block
             return None
-        return _Tap.apply(output, inputs[0].detach(), partial(self.receive, name))
+        return _Tap.apply(output, inputs[0].detach(), self.anchor, partial(self.receive, name))
 
 
 @contextmanager

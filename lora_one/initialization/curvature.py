@@ -11,7 +11,7 @@ from lora_one.distributed import Processes
 from lora_one.errors import UsageError
 from lora_one.initialization.lanczos import Eigenvalue, largest_eigenvalue
 from lora_one.linalg import full_precision
-from lora_one.losses import Batch, Reduction, batch_loss, evaluating, loss_count, targets
+from lora_one.losses import Batch, Reduction, batch_count, batch_loss, evaluating
 from lora_one.progress import progress
 from lora_one.seeding import generator_for
 
@@ -111,7 +111,7 @@ def hessian_product(
     A product takes two backward passes over every batch. Several processes share the batches and get the same result.
     """
     processes = Processes.current()
-    count = sum(loss_count(targets(batch), reduction) for batch in batches)
+    count = sum(batch_count(batch, reduction) for batch in batches)
     shapes = [parameter.shape for parameter in parameters]
     sizes = [parameter.numel() for parameter in parameters]
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.functional import pad
 
 from lora_one.distributed import Processes
-from lora_one.losses import IGNORED, Batch, Reduction, batch_loss, evaluating, loss_count, targets
+from lora_one.losses import IGNORED, Batch, Reduction, batch_count, batch_loss, evaluating, targets
 
 MAX_TOKENS = 4096  # per batch, with padding
 MAX_LOGITS = 2**29  # bytes of a batch's logits in fp32
@@ -30,7 +30,7 @@ def batches_loss(model: nn.Module, batches: Sequence[Batch], reduction: Reductio
     with evaluating(model):
         for batch, weight in processes.share(batches):
             total += weight * float(batch_loss(model, batch, reduction)[0])
-    return processes.total(total) / sum(loss_count(targets(batch), reduction) for batch in batches)
+    return processes.total(total) / sum(batch_count(batch, reduction) for batch in batches)
 
 
 def regrouped(batches: Sequence[Batch], pad_id: int | None, vocabulary: int, at_least: int = 1) -> Sequence[Batch]:

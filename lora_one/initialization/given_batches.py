@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from lora_one.distributed import Processes
 from lora_one.errors import UsageError
 from lora_one.initialization.cache import content_of
-from lora_one.losses import IGNORED, Batch, loss_count, targets
+from lora_one.losses import IGNORED, Batch, batch_count
+from lora_one.model_kinds import OTHER_TASKS
 from lora_one.models import kind_of
 
 OF_DECODER = ("decoder_input_ids", "decoder_attention_mask", "labels")  # padded apart from the encoder's input
@@ -37,10 +38,10 @@ def take(
     own = rows_between(taken, 0, count if wanted is None else wanted)
     if not count:
         raise UsageError("batches contains no examples to compute a gradient from: pass at least one batch")
-    if not any(loss_count(targets(batch), "token") for batch in own):
+    if not any(batch_count(batch, "token") for batch in own):
         raise UsageError("batches: every label is -100, so there is no loss; pass examples that contain an answer")
     others = rows_between(taken, wanted, 2 * wanted) if further and count >= limit else None
-    if others and not any(loss_count(targets(batch), "token") for batch in others):
+    if others and not any(batch_count(batch, "token") for batch in others):
         others = None
     contents = Processes.current().gathered(content_of([*own, *(others or ())]))
     if len(set(contents)) > 1:
@@ -56,8 +57,9 @@ def take(
 def checked(model: nn.Module, batch: Batch) -> Batch:
     """Return the batch, for an encoder-decoder with decoder_input_ids.
 
-    Raises UsageError: it has no labels, or not in the form that this kind of model needs.
+    Raises UsageError: it has no labels, or not in the form that this kind of model needs; the model is of another kind.
     """
+    refuse_other_task(model)
     if not isinstance(batch, Mapping):
         raise UsageError(
             f"batches: a batch is a {type(batch).__name__}, but it must be a dictionary of tensors, as model(**batch) "
@@ -71,9 +73,25 @@ def checked(model: nn.Module, batch: Batch) -> Batch:
         raise UsageError(
             f"batches: labels have shape {tuple(batch['labels'].shape)}, but this kind of model needs {form}"
         )
+    if batch["labels"].is_floating_point() or (kind.has_head and model.config.num_labels < 2):
+        outputs = f", and the head has {model.config.num_labels} output(s)" if kind.has_head else ""
+        raise UsageError(
+            f"batches: labels are {batch['labels'].dtype}{outputs}, but the loss is the cross-entropy of at least two "
+            "classes, or of tokens (int64): regression is not supported"
+        )
     if kind.has_decoder and "decoder_input_ids" not in batch:
         return dict(batch) | {"decoder_input_ids": model.prepare_decoder_input_ids_from_labels(batch["labels"])}
     return dict(batch)
+
+
+def refuse_other_task(model: nn.Module) -> None:
+    """Raise UsageError if the model's labels belong to another task: they would be taken for a causal model's."""
+    name = type(model).__name__
+    if name.endswith(OTHER_TASKS):
+        raise UsageError(
+            f"model is a {name}, whose loss is not known here: pass a causal model, an encoder-decoder, or one with a "
+            "head for sequence classification, or choose a method that needs no batches"
+        )
 
 
 def rows_between(batches: Iterable[Batch], first: int, end: int) -> list[Batch]:

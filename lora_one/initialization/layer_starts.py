@@ -18,12 +18,15 @@ from lora_one.linalg import truncated_svd
 from lora_one.models import weight_shape
 from lora_one.types import AdapterFactors, LayerView
 
+OUTSIDE = 1e-4  # share of a factor's square norm that rounding may put outside of a span
+
 
 @dataclass
 class LayerStarts:
     """The factors of the layers computed so far, and their figures for run.json.
 
-    keep_vectors: store the leading singular vectors of the gradients.  decreases: first-order decreases of the loss.
+    keep_vectors: store the leading singular vectors of the gradients.  decreases: first-order decreases of the loss;
+    None: not known.
     """
 
     layers: dict[str, Any]
@@ -33,7 +36,7 @@ class LayerStarts:
     keep_vectors: bool
     factors: dict[str, AdapterFactors] = field(default_factory=dict)
     energies: dict[str, float] = field(default_factory=dict)
-    decreases: list[float] = field(default_factory=list)
+    decreases: list[float | None] = field(default_factory=list)
     vectors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def add(self, name: str, step: Step | None) -> None:
@@ -50,7 +53,7 @@ class LayerStarts:
             if self.keep_vectors:
                 r = layer.r[ADAPTER]
                 self.vectors[name] = (step.U[:, :r].cpu(), step.Vh[:r].cpu())
-            self.decreases.append(0.0 if found.shift_base else layer.scaling[ADAPTER] * first_order(found, step))
+            self.decreases.append(0.0 if found.shift_base else first_order(found, step, layer.scaling[ADAPTER]))
         self.factors[name] = found
 
     def view(self, name: str) -> LayerView:
@@ -97,7 +100,8 @@ class LayerStarts:
 
     def solution(self, report: GradientReport) -> Solution:
         """Return the solution of a method that uses a gradient."""
-        return Solution(self.factors, self.energies, report, sum(self.decreases), vectors=self.vectors)
+        decrease = None if None in self.decreases else sum(self.decreases)
+        return Solution(self.factors, self.energies, report, decrease, vectors=self.vectors)
 
     def rearranged(self, solution: Solution) -> Solution:
         """Return the solution with rearranged factors of the same scale.
@@ -109,8 +113,19 @@ class LayerStarts:
         return replace(solution, factors=factors, predicted_decrease=None, loss=None)
 
 
-def first_order(factors: AdapterFactors, step: Step) -> float:
-    """Return - <G, B R A>; exact for factors in the span of the step's vectors that are diagonal in this basis."""
+def first_order(factors: AdapterFactors, step: Step, scaling: float) -> float | None:
+    """Return - s <G, B R A>; None: neither B R nor A is in the span of the step's vectors, as may be in an own method.
+
+    G - U diag(S) Vh is orthogonal to both spans, so one is enough. With a transform of G, exact for factors that are
+    diagonal in this basis.
+    """
     B = factors.B if factors.R is None else factors.B @ factors.R
-    inner = ((step.U.T @ B) * (factors.A @ step.Vh.T).T).sum(dim=1)  # diagonal of U^T B A V
-    return -float((inner * step.slopes).sum())
+    left, right = step.U.T @ B, factors.A @ step.Vh.T
+    if not (in_span(left, B) or in_span(right, factors.A)):
+        return None
+    return -scaling * float(((left * right.T).sum(dim=1) * step.slopes).sum())
+
+
+def in_span(projected: Tensor, factor: Tensor) -> bool:
+    """Return whether the projection of a factor onto orthonormal vectors is the whole factor, up to fp32 rounding."""
+    return bool(factor.square().sum() - projected.square().sum() <= OUTSIDE * factor.square().sum())

@@ -201,7 +201,7 @@ def originals_of(model: nn.Module) -> Callable[[str], Tensor] | None:
 
     @cache
     def files() -> Callable[[str], Tensor]:
-        return original_weights(model.config._name_or_path, getattr(model.config, "_commit_hash", None))
+        return original_weights(model, model.config._name_or_path, getattr(model.config, "_commit_hash", None))
 
     return lambda layer: files()(layer)
 

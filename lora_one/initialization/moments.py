@@ -14,7 +14,7 @@ from lora_one.initialization.given_batches import one_by_one
 from lora_one.initialization.gradients import add_product, refuse_unused, sum_dtype
 from lora_one.initialization.holding import Memory, common_room, least_free, packed
 from lora_one.linalg import exact_dtype, full_precision
-from lora_one.losses import Batch, Reduction, evaluating, loss_count, model_logits, targets
+from lora_one.losses import Batch, Reduction, batch_count, evaluating, model_logits
 from lora_one.models import weight_shape
 
 
@@ -58,7 +58,7 @@ def layer_moments(
     examples = list(one_by_one(batches))
     groups = sharing_inputs(model, layers, examples[0])
     dtype = sum_dtype(model, layers)
-    losses = sum(loss_count(targets(batch), reduction) for batch in examples)
+    losses = sum(batch_count(batch, reduction) for batch in examples)
     sizes = [group_bytes([layers[name] for name in group], dtype) for group in groups]
 
     def room() -> int:

@@ -33,7 +33,7 @@ from lora_one.initialization.moments import layer_moments
 from lora_one.initialization.ranked_start import solve_with_ranks
 from lora_one.initialization.scale_search import with_searched_scale
 from lora_one.initialization.solution import Probe, Solution, Start
-from lora_one.losses import loss_count, targets
+from lora_one.losses import batch_count
 from lora_one.types import AdapterFactors
 
 
@@ -188,4 +188,4 @@ def report_of(base: nn.Module, probe: Probe) -> GradientReport:
     if not math.isfinite(loss):
         raise ValueError(f"the loss on the initialisation examples is {loss}")
     examples = sum(len(batch["labels"]) for batch in probe.batches)
-    return GradientReport(examples, sum(loss_count(targets(batch), "token") for batch in probe.batches), loss)
+    return GradientReport(examples, sum(batch_count(batch, "token") for batch in probe.batches), loss)

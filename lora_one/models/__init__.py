@@ -27,7 +27,7 @@ from lora_one.models.loading import (
     padded_with,
     refuse_drawn_layers,
 )
-from lora_one.models.location import BUNDLED, check_weights, local_folder
+from lora_one.models.location import BUNDLED, check_weights, commit_of, local_folder
 from lora_one.models.peak_memory import free_bytes
 from lora_one.models.requirements import (
     CPU_LIMIT,
@@ -44,6 +44,7 @@ __all__ = [
     "auto_class",
     "check_positions",
     "check_weights",
+    "commit_of",
     "count_parameters",
     "device",
     "free_bytes",

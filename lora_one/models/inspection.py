@@ -4,8 +4,10 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from lora_one.config import RunConfig, with_core
 from lora_one.config.schemas import ModelConfig
@@ -88,11 +90,13 @@ def weight_shape(layer: nn.Module) -> tuple[int, int]:
     return (layer.nf, layer.nx) if hasattr(layer, "nf") else (layer.out_features, layer.in_features)
 
 
-def original_weights(name: str, revision: str | None = None) -> Callable[[str], Tensor]:
+def original_weights(model: nn.Module, name: str, revision: str | None = None) -> Callable[[str], Tensor]:
     """Return a function that reads a layer's weight W (m, n), fp32, from the model's safetensors files, by its name.
 
+    model: the quantised model.  name, revision: of the files.
     That function raises RunError: the files do not contain the weight.
     """
+    transposed = conv1d_layers(model)
     folder = local_folder(name)
     if folder is None:
         from huggingface_hub import snapshot_download
@@ -111,6 +115,17 @@ def original_weights(name: str, revision: str | None = None) -> Callable[[str], 
                 "version of transformers"
             )
         with safe_open(files[key], "pt") as opened:
-            return opened.get_tensor(key).float()
+            stored = opened.get_tensor(key).float()
+        return stored.T if layer in transposed else stored
 
     return weight
+
+
+def conv1d_layers(model: nn.Module) -> set[str]:
+    """Return the names of the layers whose unquantised form is transformers' Conv1D, which stores W^T.
+
+    The quantised form is an ordinary linear layer, so a model of the same configuration is built, without weights.
+    """
+    with torch.device("meta"):
+        plain = type(model)(model.config)
+    return {name for name, layer in plain.named_modules() if isinstance(layer, Conv1D)}

@@ -86,6 +86,11 @@ class RunFolder:
         return bool(self.read().get("config", {}).get("dataset", {}).get("chat_template"))
 
     @property
+    def model_commit(self) -> str | None:
+        """Return the commit of the hub model that the run began with; None: it is not known, or the model is local."""
+        return self.read().get("provenance", {}).get("model_commit")
+
+    @property
     def trained(self) -> Path:
         """Return the folder that a finished run trained: its adapter, or the model after full fine-tuning."""
         return self.adapter if self.adapter.exists() else self.merged
@@ -97,7 +102,8 @@ class RunFolder:
         try:
             return json.loads(self.run_json.read_text())
         except ValueError as error:
-            raise RunError(f"{self.run_json} is not valid JSON ({error}): move it away to run again") from error
+            reason = f"{self.run_json} is not valid JSON ({error})"
+            raise RunError(f"{reason}: move it away, and the run starts again") from error
 
     def update(self, **entries: Any) -> dict[str, Any]:
         """Merge entries into run.json, and return its content. Raises RunError: it cannot be written."""
@@ -145,7 +151,7 @@ class RunFolder:
     def clear_leftovers(self) -> None:
         """Remove the incomplete files and folders of a killed process; their names begin with a dot."""
         for entry in [*self.path.glob(".*"), *self.checkpoints.glob(".*"), *self.epochs.glob(".*")]:
-            if entry.is_dir():
+            if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry, ignore_errors=True)
             elif entry.name != ".lock":
                 entry.unlink(missing_ok=True)
@@ -155,7 +161,7 @@ class RunFolder:
         for entry in self.path.iterdir():
             if entry.name == ".lock":
                 continue
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
 def run_of(model: Path) -> RunFolder | None:
@@ -177,12 +183,12 @@ def config_of(model: Path | None) -> dict[str, Any]:
 
 
 def revision_of(adapter: Path | None, name: str) -> str | None:
-    """Return the revision of the model ``name`` on which a run trained its adapter; None: the default one.
+    """Return the commit or the revision of the model ``name`` on which a run trained its adapter; None: the default.
 
     None also if the adapter belongs to no run, or was trained on another model.
     """
-    model = config_of(adapter).get("model", {})
-    return model.get("revision") if model.get("name") == name else None
+    run, model = run_of(adapter) if adapter else None, config_of(adapter).get("model", {})
+    return (run.model_commit or model.get("revision")) if run and model.get("name") == name else None
 
 
 def base_of(adapter: Path | None, dtype: str = "auto") -> dict[str, str]:

@@ -104,13 +104,16 @@ def git_commit() -> str | None:
         return None
 
 
-def provenance(fingerprints: dict[str, str], model_folder: Path | None = None) -> dict[str, Any]:
-    """Return the entry ``provenance`` of run.json."""
+def provenance(
+    fingerprints: dict[str, str], model_folder: Path | None = None, model_commit: str | None = None
+) -> dict[str, Any]:
+    """Return the entry ``provenance`` of run.json. model_commit: of a hub model."""
     return {
         "versions": versions(),
         "git_commit": git_commit(),
         "fingerprints": fingerprints,
         "model_folder": str(model_folder.resolve()) if model_folder else None,
+        "model_commit": model_commit,
         "code": source_fingerprint(),
         "machine": machine(),
     }

@@ -106,8 +106,11 @@ class Tracker:
         self.active = main_process
         self.wandb = Wandb()
 
-    def start_wandb(self, record: dict[str, Any], folder: Path) -> None:
-        """Start the W&B run of a run; if W&B cannot start, warn and continue. record: the run's run.json."""
+    def start_wandb(self, record: dict[str, Any], folder: Path) -> str | None:
+        """Start the W&B run of a run and return its id; if W&B cannot start, warn, continue and return None.
+
+        record: the run's run.json.
+        """
         mode = record["config"]["wandb"]["mode"]
         if self.active and mode != "disabled":
             self.wandb = Wandb.opened(
@@ -119,6 +122,7 @@ class Tracker:
                 id=record["wandb_id"],
                 config=record["config"] | {name: record[name] for name in ("config_hash", "provenance")},
             )
+        return getattr(self.wandb.run, "id", None)
 
     def forget_after(self, step: int) -> None:
         """Remove the lines after ``step``, from which the run is resumed.

@@ -61,6 +61,17 @@ class Row:
         found = (entry(record, COLUMNS[name].path) for record in self.records)
         return [value for value in found if value is not None]
 
+    def share(self, name: str) -> str:
+        """Return how many of the seeds have a value in a column, if some do not: " (2 of 3)"; else ""."""
+        count = len(self.figures(name))
+        return f" ({count} of {len(self.records)})" if 0 < count < len(self.records) else ""
+
+    @property
+    def accuracy_sizes(self) -> set[int]:
+        """Return the numbers of examples on which the accuracy was measured."""
+        sizes = (entry(record, ("evaluation", "final", "eval_accuracy_n")) for record in self.records)
+        return {size for size in sizes if size is not None}
+
 
 def entry(record: dict[str, Any], path: Sequence[str]) -> float | None:
     """Return the value at a path of keys; None: it does not exist."""
@@ -105,10 +116,15 @@ def sweep_table(jobs: Sequence[SweepJob]) -> str:
     keys, names = columns_of(rows)
     columns = {key: [row.values.get(key, "-") for row in rows] for key in keys}
     columns["seeds"] = [str(len(row.records)) for row in rows]
-    columns |= {COLUMNS[name].title: aligned([row.figures(name) for row in rows], COLUMNS[name]) for name in names}
+    for name in names:
+        cells = aligned([row.figures(name) for row in rows], COLUMNS[name])
+        columns[COLUMNS[name].title] = [cell + row.share(name) for cell, row in zip(cells, rows, strict=True)]
     columns["configuration"] = [row.configuration or "-" for row in rows]
     lines = [markdown([list(columns), *map(list, zip(*columns.values(), strict=True))]), "", PLUS_MINUS]
     for row in rows:
+        if len(row.accuracy_sizes) > 1:
+            sizes = " and ".join(map(str, sorted(row.accuracy_sizes)))
+            lines.append(f"- {row.configuration}: the seeds' accuracy was measured on {sizes} examples")
         if row.note:
             values = ", ".join(f"{key}={value}" for key, value in row.values.items())
             lines.append(f"- {values}{', ' * bool(values)}{row.note}")

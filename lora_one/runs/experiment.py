@@ -10,6 +10,7 @@ from lora_one.distributed import Processes
 from lora_one.initialization.methods import refuse_unready
 from lora_one.models.peak_memory import free_memory, reset_peak_memory
 from lora_one.optim.optimizer_class import optimizer_class
+from lora_one.progress import first_process
 from lora_one.records.agreement import refuse_differences
 from lora_one.records.folder import LocatedRun, RunFolder, locate
 from lora_one.runs.fine_tuning import fine_tune
@@ -17,7 +18,7 @@ from lora_one.runs.initial_model import initial_model
 from lora_one.runs.parts import check_before_loading, check_model_and_data, load_base, load_parts
 from lora_one.runs.plan import plan, planned_per_node, planned_processes
 from lora_one.runs.saving import merge_run, save
-from lora_one.runs.status import recorded
+from lora_one.runs.status import measured_otherwise, recorded, resumes, with_commit
 from lora_one.runs.summary import print_summary
 from lora_one.seeding import seed_everything
 from lora_one.training.schedule import micro_batch
@@ -25,14 +26,18 @@ from lora_one.training.schedule import micro_batch
 
 def experiment(located: LocatedRun) -> None:
     """Do one run: data, base, gradient, adapters, training, saving. An interrupted run continues where it stopped."""
-    run, folder = located.run, located.folder
+    folder = located.folder
+    run = with_commit(located.run, folder)
+    if first_process() and resumes(run, folder) and (otherwise := measured_otherwise(run, folder)):
+        print(f"note: this run began with {otherwise}")
     free_memory()  # here, because the jobs of a sweep that are finished or dry load no model
     reset_peak_memory()
     check_before_loading(run, folder)
     parts = load_parts(run, folder)
     base = load_base(parts)
     check_model_and_data(parts, base)
-    with recorded(located) as tracker:  # deletes old results, after all the checks above
+    commit = models.commit_of(run.model.name, run.model.revision)
+    with recorded(located, commit) as tracker:  # deletes old results, after all the checks above
         seed_everything(run.training_seed)
         model = initial_model(parts, base, tracker)
         seed_everything(run.training_seed)  # so that dropout does not depend on the initialisation
@@ -69,8 +74,10 @@ def execute(run: RunConfig) -> RunFolder | None:
         if finished and not run.overwrite:
             if processes.rank == 0:
                 print(f"already finished: {folder.path} (overwrite=true runs it again)")
+                if otherwise := measured_otherwise(run, folder):
+                    print(f"note: it ran with {otherwise}, which this command does not change without overwrite=true")
                 if run.model.saving and not folder.merged.exists():
-                    merge_run(folder)
+                    merge_run(folder, models.local_folder(run.model.name))
                 print(f"run: {folder.run_json}")
         else:
             experiment(located)

@@ -139,7 +139,7 @@ def with_adapters(parts: RunParts, base: nn.Module) -> tuple[nn.Module, Start]:
         build_init(parts.init),
         parts.probe,
         seed=run.init_seed,
-        originals=original_weights(run.model.name, run.model.revision) if run.model.quantization else None,
+        originals=original_weights(base, run.model.name, run.model.revision) if run.model.quantization else None,
         cached=cache_for(parts, base),
     )
 

@@ -15,16 +15,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog=command_name(), description="Write merged_checkpoint/ of a finished run, a plain Hugging Face folder."
     )
     parser.add_argument("run", type=Path, help="folder of the run, or its run.json")
-    path = parser.parse_args(arguments).run
-    return run_command(lambda: merge(path), "merges again")
+    parser.add_argument("--model_name", type=Path, help="where the run's local model is now, if it was moved")
+    given = parser.parse_args(arguments)
+    return run_command(lambda: merge(given.run, given.model_name), "merges again")
 
 
-def merge(path: Path) -> None:
-    """Merge the run in this folder, or of this run.json. Raises UsageError: it is not a run."""
+def merge(path: Path, base: Path | None = None) -> None:
+    """Merge the run in this folder, or of this run.json. base: where its local model is now; None: where it was.
+
+    Raises UsageError: it is not a run.
+    """
     from lora_one.runs.saving import merge_run  # imports torch
 
     folder = RunFolder(path.parent if path.name == "run.json" else path)
     if not folder.run_json.exists():
         raise UsageError(f"{path} has no run.json: pass the folder of a run, as run_exp.py prints it")
     with folder.locked():
-        merge_run(folder)
+        merge_run(folder, base)

@@ -45,7 +45,7 @@ def run_facts(record: dict[str, Any], labels: int | None) -> CardFacts:
         settings={key: value for key, value in config.items() if key not in LEFT_OUT},
         versions=origin["versions"],
         base=model["name"] if on_hub(model["name"]) and not origin["model_folder"] else None,
-        revision=model["revision"],
+        revision=origin.get("model_commit") or model["revision"],
         labels=labels,
     )
 

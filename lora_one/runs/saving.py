@@ -13,7 +13,7 @@ from lora_one.datasets import DATASETS
 from lora_one.distributed import Processes
 from lora_one.errors import RunError
 from lora_one.files import fingerprint, read_lines
-from lora_one.models import load_model, load_tokenizer
+from lora_one.models import load_model, load_tokenizer, local_folder
 from lora_one.records.folder import RunFolder
 from lora_one.records.tracking import Tracker
 from lora_one.reports.curves import plot_run
@@ -49,10 +49,12 @@ def save(parts: RunParts, model: nn.Module, tracker: Tracker) -> None:
     folder.update(artifacts=artifacts)
 
 
-def merge_run(folder: RunFolder) -> None:
+def merge_run(folder: RunFolder, base: Path | None = None) -> None:
     """Write merged_checkpoint/ of a finished run; full fine-tuning has already written it.
 
-    Raises RunError: the run is not finished, or merged_checkpoint/ was deleted after full fine-tuning.
+    base: where the run's local model is now; None: where it was.
+    Raises RunError: the run is not finished, its model is not there, or merged_checkpoint/ was deleted after full
+    fine-tuning.
     """
     record = folder.read()
     if record.get("status") != "finished":
@@ -65,7 +67,7 @@ def merge_run(folder: RunFolder) -> None:
             )
         print(f"nothing to merge: this run trained every weight, and its model is {folder.merged}")
         return
-    merge(folder, *load_original(folder))
+    merge(folder, *load_original(folder, base))
     folder.update(artifacts=record["artifacts"] | {folder.merged.name: folder.merged.name})
     print(f"merged: {folder.merged}")
 
@@ -94,20 +96,38 @@ def stop_at_turns(model: nn.Module, tokenizer: Any) -> None:
         print(f"the merged model's generation also ends with {end}, as the chat template's turns do")
 
 
-def load_original(folder: RunFolder) -> tuple[nn.Module, Any]:
-    """Load the base and the tokenizer of a run, as recorded in its run.json.
-
-    Raises RunError: the files in the model's folder have changed.
-    """
+def load_original(folder: RunFolder, base: Path | None = None) -> tuple[nn.Module, Any]:
+    """Load the base and the tokenizer of a run, as recorded in its run.json. base: as in ``merge_run``."""
     record = folder.read()
-    model, origin = record["config"]["model"], record["provenance"]
-    name = origin["model_folder"] or model["name"]
-    if origin["model_folder"] and fingerprint(Path(name)) != origin["fingerprints"]["model.name"]:
-        raise RunError(
-            f"the model in {name} has changed since {folder.path} was trained on it: restore its original files"
-        )
+    model = record["config"]["model"]
+    name, revision = original_place(folder, base)
     dtype = "bf16" if model["bf16"] else "fp32"
     labels = head_labels(model["type"], record["config"]["dataset"]["name"])
     options = {"dtype": dtype, "quantization": model["quantization"], "model_type": model["type"], "labels": labels}
-    tokenizer = load_tokenizer(name, model["revision"], model["type"])
-    return load_model(name, model["revision"], pad_id=pad_id_of(tokenizer), **options), tokenizer
+    tokenizer = load_tokenizer(name, revision, model["type"])
+    return load_model(name, revision, pad_id=pad_id_of(tokenizer), **options), tokenizer
+
+
+def original_place(folder: RunFolder, base: Path | None) -> tuple[str, str | None]:
+    """Return the folder or the hub id of a run's base, and its commit or revision.
+
+    Raises RunError: the folder of a local model does not exist, or has other files than at the time of the run.
+    """
+    record = folder.read()
+    model, origin = record["config"]["model"], record["provenance"]
+    if not origin["model_folder"]:
+        if base is not None:
+            raise RunError(f"the model of {folder.path} is {model['name']}, from the hub: leave --model_name out")
+        return model["name"], folder.model_commit or model["revision"]
+    bundled = local_folder(model["name"]) if model["name"].startswith("bundled/") else None
+    place = (base or bundled or Path(origin["model_folder"])).expanduser()
+    if not place.is_dir():
+        raise RunError(
+            f"the model of {folder.path} is not in {place}: merge with scripts/merge.py --model_name=<its folder now>"
+        )
+    if fingerprint(place) != origin["fingerprints"]["model.name"]:
+        raise RunError(
+            f"the model in {place} is not the one that {folder.path} was trained on, its files differ: restore them, "
+            "or merge with scripts/merge.py --model_name=<the folder of the original>"
+        )
+    return str(place), None

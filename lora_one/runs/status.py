@@ -3,21 +3,55 @@
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
+from lora_one.config import RunConfig
 from lora_one.distributed import Processes
 from lora_one.errors import RunError
 from lora_one.models import local_folder
-from lora_one.records.folder import LocatedRun
+from lora_one.records.folder import LocatedRun, RunFolder
 from lora_one.records.provenance import provenance
 from lora_one.records.tracking import Tracker
 from lora_one.training.resume_points import last_checkpoint
 
 
+def resumes(run: RunConfig, folder: RunFolder) -> bool:
+    """Return whether the run continues from a resume point; the record of its start is also needed."""
+    return not run.overwrite and last_checkpoint(folder.checkpoints) is not None and "evaluation" in folder.read()
+
+
+def with_commit(run: RunConfig, folder: RunFolder) -> RunConfig:
+    """Return the run with, if it is resumed, the commit of the hub model that it began with as the revision."""
+    commit = folder.model_commit if resumes(run, folder) else None
+    return run if commit is None else replace(run, model=replace(run.model, revision=commit))
+
+
+# keys that change what is measured or kept in a run, and nothing in its adapter, so that its folder is the same
+MEASURED = {
+    "dataset": ("accuracy_examples", "max_new_tokens", "answer"),
+    "model": ("keep_epochs",),
+    "wandb": ("diagnostics_every", "curvature_examples", "curvature_by_layer"),
+}
+
+
+def measured_otherwise(run: RunConfig, folder: RunFolder) -> str:
+    """Return how a finished or interrupted run was measured, if the settings now ask for something else; else ""."""
+    was, now = folder.read().get("config", {}), run.published()
+    keys = [(group, key) for group in MEASURED for key in MEASURED[group] if group in was and key in was[group]]
+    if not (was and (was["dataset"]["accuracy_examples"] or now["dataset"]["accuracy_examples"])):
+        keys = [(group, key) for group, key in keys if key not in ("max_new_tokens", "answer")]
+    changed = [f"{group}.{key}={was[group][key]}" for group, key in keys if was[group][key] != now[group][key]]
+    return ", ".join(changed)
+
+
 @contextmanager
-def recorded(located: LocatedRun) -> Iterator[Tracker]:
-    """Keep the status in run.json up to date during a run; without a resume point, delete old results first."""
+def recorded(located: LocatedRun, commit: str | None) -> Iterator[Tracker]:
+    """Keep the status in run.json up to date during a run; a run that is not resumed deletes old results first.
+
+    commit: of the hub model; None: it is local.
+    """
     run, folder, processes = located.run, located.folder, Processes.current()
-    resuming = not run.overwrite and last_checkpoint(folder.checkpoints) is not None
+    resuming = resumes(run, folder)
     processes.meet()  # nothing is deleted before every process has looked for a resume point
     if not resuming and processes.rank == 0:
         folder.clear()
@@ -25,13 +59,15 @@ def recorded(located: LocatedRun) -> Iterator[Tracker]:
         status="running",
         config=run.published(),
         config_hash=located.config_hash,
-        provenance=provenance(located.fingerprints, local_folder(run.model.name)),
+        provenance=provenance(located.fingerprints, local_folder(run.model.name), commit),
         wandb_id=folder.read().get("wandb_id") or secrets.token_hex(6),  # a resumed run continues the same W&B run
     )
     processes.meet()
     tracker = Tracker(folder.metrics, main_process=processes.rank == 0)
     try:
-        tracker.start_wandb(record, folder.path)
+        started = tracker.start_wandb(record, folder.path)
+        if started not in (None, record["wandb_id"]):  # W&B has begun another run, because it could not start online
+            folder.update(wandb_id=started)
         yield tracker
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"

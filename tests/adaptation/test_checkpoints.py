@@ -45,6 +45,22 @@ def test_merged_logits_are_the_adapted_ones(dtype, bound):
     assert (merged(IDS).logits - expected).abs().max() <= bound * expected.abs().max()
 
 
+@pytest.mark.filterwarnings("ignore:.*tie_word_embeddings")
+@torch.no_grad()
+def test_merging_an_adapter_of_the_output_layer_leaves_the_tied_embeddings_as_they_are(tokenizer, tmp_path):
+    """An adapter from elsewhere may have one; the saved model has two weights then."""
+    config = LoraConfig(r=2, target_modules=["q_proj", "lm_head"], init_lora_weights=False)
+    model = get_peft_model(random_llama(len(tokenizer), tie_word_embeddings=True), config).eval()
+    words = model.get_input_embeddings().weight.clone()
+    expected = model(IDS).logits
+    merged = merge_adapter(model)
+    torch.testing.assert_close(merged(IDS).logits, expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(merged.model.embed_tokens.weight, words) and not torch.equal(merged.lm_head.weight, words)
+    save_merged(merged, tokenizer, tmp_path / "merged")
+    again = load_model(str(tmp_path / "merged"), dtype="fp32")
+    torch.testing.assert_close(again(IDS).logits, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.filterwarnings("ignore:.*target_parameters")
 @torch.no_grad()
 def test_layers_of_an_adapter_from_elsewhere_that_are_not_linear_are_merged_too():

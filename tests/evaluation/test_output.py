@@ -43,3 +43,23 @@ def test_another_base_below_the_same_adapter_is_another_evaluation(tmp_path):
     assert "the hash of the base's content" in first_difference(before, after)
     del before["fingerprints"]["base"]  # an earlier version did not know it
     assert first_difference(before, after) is None
+
+
+def test_other_paths_to_the_same_files_are_the_same_evaluation(tmp_path, monkeypatch):
+    """Written relatively or absolutely, or moved: the content decides. A model of the hub is known by its name."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    (tmp_path / "run" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base"}))
+    monkeypatch.chdir(tmp_path)
+
+    def identity(**given):
+        options = EvaluationOptions(**given)
+        return {"model": options.model, "settings": options.settings, "fingerprints": data_fingerprints(options)}
+
+    relative = identity(adapter="run", data_path="rows.jsonl")
+    absolute = identity(adapter=str(tmp_path / "run"), data_path=str(tmp_path / "rows.jsonl"))
+    assert first_difference(relative, absolute) is None
+    on_other = identity(adapter="run", data_path="rows.jsonl", model_name="org/other")
+    assert first_difference(relative, on_other) == "--model_name is not given there and org/other here"
+    (tmp_path / "run" / "adapter_model.safetensors").write_text("other weights")
+    assert "hash of --adapter's content" in first_difference(relative, identity(adapter="run", data_path="rows.jsonl"))

@@ -56,10 +56,11 @@ def wide_llama():
     return random_llama(hidden_size=96, intermediate_size=160)
 
 
-def random_gpt2():
+def random_gpt2(**changes):
     torch.manual_seed(0)
     settings = {"vocab_size": 512, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "initializer_range": 0.1}
-    return GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=1, **settings)).requires_grad_(False).eval()
+    config = GPT2Config(bos_token_id=0, eos_token_id=1, **settings | changes)
+    return GPT2LMHeadModel(config).requires_grad_(False).eval()
 
 
 # mixtures of experts
@@ -159,13 +160,19 @@ def folder_of(model, tokenizer, place: Path) -> Path:
 
 def quantized_llama(folder: Path, kind: str = "nf4", **changes):
     """The random model as bitsandbytes quantises it on loading, and its weights as they were; skips without it."""
+    return quantized(lambda: random_llama(**changes), folder, kind)
+
+
+def quantized(made, folder: Path, kind: str = "nf4"):
+    """``quantized_llama`` of another model. made: returns it."""
     with warnings.catch_warnings():  # torch's own, of a dependency that bitsandbytes imports
         warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
         pytest.importorskip("bitsandbytes", reason="quantised bases need bitsandbytes: pip install -e .[quant]")
     if not (folder / "config.json").exists():
-        random_llama(**changes).save_pretrained(folder)
+        made().save_pretrained(folder)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    return load_model(str(folder), dtype="fp32", quantization=kind), original_weights(str(folder))
+    model = load_model(str(folder), dtype="fp32", quantization=kind)
+    return model, original_weights(model, str(folder))
 
 
 class Shared(nn.Module):

@@ -5,7 +5,14 @@ from collections import Counter
 import pytest
 import torch
 from torch import nn
-from transformers import FalconConfig, FalconForCausalLM, T5Config, T5ForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    FalconConfig,
+    FalconForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from lora_one.adaptation import layers as adapters
 from lora_one.adaptation.checkpoints import merge_adapter
@@ -69,6 +76,43 @@ def test_outputs_that_the_model_changes_in_place(hold):
     batches = batches_of(examples(vocabulary=64), 5, 0)
     expected = autograd(plain, linear_layers(plain), batches)
     assert_same(gradients(model, linear_layers(model), batches, hold), expected)
+
+
+@pytest.mark.parametrize("hold", HOLDS)
+@pytest.mark.parametrize("version", ["deberta", "deberta-v2"])
+def test_layers_that_also_read_a_constant(version, hold):
+    """DeBERTa's projections read the frozen embeddings of relative positions, alone or besides the tokens."""
+
+    def deberta():
+        torch.manual_seed(0)
+        shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+        more = {"position_buckets": 16, "share_att_key": True, "norm_rel_ebd": "layer_norm"}
+        more = more if version == "deberta-v2" else {"max_relative_positions": 16}
+        more |= {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "initializer_range": 0.2}
+        config = AutoConfig.for_model(version, vocab_size=64, pad_token_id=0, num_labels=3, **shape, **more)
+        return AutoModelForSequenceClassification.from_config(config).requires_grad_(False).eval()
+
+    ids = torch.randint(2, 64, (5, 12), generator=torch.Generator().manual_seed(1))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.tensor([0, 1, 2, 0, 1])}
+    batches = [batch] if hold == "layer" else [{name: part[:3] for name, part in batch.items()}]
+    batches += [] if hold == "layer" else [{name: part[3:] for name, part in batch.items()}]
+    plain, model = deberta(), deberta()
+    layers = [
+        {name: m for name, m in each.deberta.named_modules() if isinstance(m, nn.Linear)} for each in (plain, model)
+    ]
+    assert any("pos_" in name or "key_proj" in name for name in layers[0])
+    assert_same(gradients(model, layers[1], batches, hold), autograd(plain, layers[0], batches), 1e-4)
+
+
+def test_gradients_of_many_examples_do_not_underflow_in_fp16():
+    """The loss of one of 128 examples is divided by 128, so gradients of the mean would be below fp16's smallest."""
+    batches = batches_of(examples(128, seed=5), 16, 0)
+    half, wide = random_llama().half(), random_llama().half().float()
+    for weight in half.model.embed_tokens.weight, wide.model.embed_tokens.weight:
+        weight.data *= 30  # so that the gradients are small, as in models with large activations
+    expected = autograd(wide, linear_layers(wide), batches)
+    found = gradients(half, linear_layers(half), batches, "device")
+    assert_same(found, expected, 0.01)
 
 
 @pytest.mark.filterwarnings("ignore:.*fewer usable directions")  # 32 are asked for, layer norms leave 31

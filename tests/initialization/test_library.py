@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+import transformers
 from omegaconf import OmegaConf
 from peft import LoHaConfig, LoraConfig, PeftModel
 from torch.utils.data import DataLoader
@@ -283,6 +284,49 @@ def test_trl_trains_from_the_start(tmp_path, tokenizer):
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     assert losses[-1] < losses[0]
     assert any(not torch.equal(value, start[name]) for name, value in factors_of(trainer.model).items())
+
+
+def test_an_own_method_has_a_first_order_decrease_where_the_step_tells_it():
+    """<G, s B A> is known if B is in the span of U, whatever A is; of factors elsewhere it is not known."""
+
+    def within(layer, step):
+        return AdapterFactors(
+            step.U @ drawn(layer, step.U.shape[1], layer.rank), drawn(layer, layer.rank, layer.shape[1])
+        )
+
+    def elsewhere(layer, step):
+        return AdapterFactors(drawn(layer, layer.shape[0], layer.rank), drawn(layer, layer.rank, layer.shape[1]))
+
+    def drawn(layer, rows, columns):
+        return torch.randn(rows, columns, generator=layer.generator)
+
+    found = []
+    options = {"examples": None, "on_start": found.append}
+    model = initialize_adapters(random_llama(), lora(), batches(), method=within, **options)
+    initialize_adapters(random_llama(), lora(), batches(), method=elsewhere, **options)
+    G = autograd_gradients(random_llama(), examples(), "example")
+    pairs = [(G[name], layer) for name, layer in adapters.lora_layers(model).items()]
+    moved = sum(
+        (g * (p.scaling["default"] * p.lora_B["default"].weight @ p.lora_A["default"].weight)).sum() for g, p in pairs
+    )
+    assert found[0].solution.predicted_decrease == pytest.approx(-moved.item(), rel=1e-3)
+    assert found[1].solution.predicted_decrease is None
+
+
+@pytest.mark.parametrize("task", ["MaskedLM", "TokenClassification"])
+def test_a_model_with_labels_of_another_task_is_refused_by_methods_with_batches(task):
+    """Its labels would be taken for a causal model's, one position later."""
+    model = getattr(transformers, f"AutoModelFor{task}").from_config(random_roberta().config).requires_grad_(False)
+    config = LoraConfig(r=2, target_modules=["query"])
+    with pytest.raises(UsageError, match=f"model is a RobertaFor{task}, whose loss is not known here.*no batches"):
+        initialize_adapters(model, config, {"input_ids": IDS, "labels": IDS})
+    initialize_adapters(model, config, method="pissa")
+
+
+def test_regression_is_refused():
+    config = LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS")
+    with pytest.raises(UsageError, match=r"labels are torch.float32, .*regression is not supported"):
+        initialize_adapters(random_roberta(), config, {"input_ids": IDS, "labels": torch.tensor([0.5])})
 
 
 WRONG = [

@@ -22,7 +22,7 @@ from lora_one.models import load_model, load_tokenizer
 from lora_one.records.folder import base_of
 from lora_one.runs import saving
 from tests.helpers.examples import assert_same, autograd, examples, gradients, linear_layers
-from tests.helpers.models import quantized_llama, random_llama
+from tests.helpers.models import quantized, quantized_llama, random_gpt2, random_llama
 from tests.helpers.runs import adaptation_for, finish, run_config, small_run
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128}
@@ -153,6 +153,18 @@ def test_loftq_compensates_the_quantisation_error(folder):
         torch.testing.assert_close(moved, U[:, :8] * S[:8] @ Vh[:8], rtol=1e-3, atol=1e-6, msg=name)
         torch.testing.assert_close(B.T @ B, A @ A.T, rtol=1e-3, atol=1e-6)
         assert (W - Q - moved).norm() < 0.95 * (W - Q).norm(), name
+
+
+def test_loftq_on_conv1d_compensates_the_error_of_the_transposed_weight(tmp_path):
+    """GPT-2's files hold W^T; bitsandbytes quantises W, and c_proj is square, so that its shape does not tell."""
+    base, originals = quantized(lambda: random_gpt2(n_embd=64), tmp_path)
+    run = run_config("init=loftq", "model.quantization=nf4")
+    model, _ = attach_adapters(base, adaptation_for(run), build_init(run.init), None, seed=0, originals=originals)
+    plain = random_gpt2(n_embd=64)
+    for name, layer in adapters.lora_layers(model).items():
+        W, Q = plain.get_submodule(name).weight.T, adapters.wide_weight(layer.get_base_layer())
+        moved = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+        assert (W - Q - moved).norm() < 0.95 * (W - Q).norm() < 0.2 * W.norm(), name
 
 
 @pytest.mark.parametrize("init", ["gradient", "loftq"])

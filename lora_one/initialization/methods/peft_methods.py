@@ -15,6 +15,7 @@ from peft import EvaConfig, LoraConfig, PeftModel, get_peft_model, initialize_lo
 from peft.tuners.lora import LoraGAConfig, preprocess_loraga
 from peft.tuners.lora.config import CordaConfig
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from lora_one.adaptation.structure import Structure
 from lora_one.config.methods.base import PeftSettings
@@ -56,11 +57,14 @@ def factors_of_all_layers(
     configure: returns the LoraConfig of this adapter with further settings.
     PEFT uses the global random numbers, so they are seeded, and their states are restored at the end. Every process
     uses all examples, and the factors of the first process are taken.
-    Raises ValueError: a weight or a factor is not finite, a layer is not used, or the examples are not suitable.
+    Raises ValueError: a weight or a factor is not finite, a layer is not used, the examples are not suitable, or PEFT
+    computes something else for this kind of layer.
     """
     for name, layer in layers.items():
         if not torch.isfinite(layer.weight).all():
             raise ValueError(f"the weight of layer {name} contains values that are not finite")
+    if settings.method == "olora" and any(isinstance(layer, Conv1D) for layer in layers.values()):
+        raise ValueError("PEFT's OLoRA decomposes W^T in GPT-2's Conv1D layers, not W: choose another method")
     entry = ENTRY_POINTS[settings.method]
     config = configure(**entry.lora_config(settings))
     with restored(base, layers), seeded(seed):
