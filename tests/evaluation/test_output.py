@@ -4,9 +4,11 @@ And what tells it from another evaluation.
 """
 
 import json
+from pathlib import Path
 
 from lora_one.evaluation.options import EvaluationOptions
-from lora_one.evaluation.output import data_fingerprints, first_difference, show
+from lora_one.evaluation.output import data_fingerprints, first_difference, output_folder, show
+from lora_one.records.folder import RunFolder
 
 
 def test_each_uncertainty_is_named(capsys):
@@ -43,6 +45,18 @@ def test_another_base_below_the_same_adapter_is_another_evaluation(tmp_path):
     assert "the hash of the base's content" in first_difference(before, after)
     del before["fingerprints"]["base"]  # an earlier version did not know it
     assert first_difference(before, after) is None
+
+
+def test_an_adapter_on_the_model_of_a_run_is_not_that_run_s(tmp_path):
+    """Its results would replace those of the run itself."""
+    run = RunFolder(tmp_path / "run")
+    run.update(status="finished")
+    for folder in (run.merged, tmp_path / "adapter"):
+        folder.mkdir()
+    alone = EvaluationOptions(model_name=str(run.merged))
+    assert output_folder("gsm8k", alone) == run.path / "eval" / "gsm8k"
+    adapted = EvaluationOptions(model_name=str(run.merged), adapter=str(tmp_path / "adapter"))
+    assert output_folder("gsm8k", adapted) == Path("eval_results/adapter/gsm8k")
 
 
 def test_other_paths_to_the_same_files_are_the_same_evaluation(tmp_path, monkeypatch):

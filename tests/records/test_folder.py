@@ -45,6 +45,16 @@ def test_partial_files_of_a_killed_process_are_deleted(tmp_path):
     assert left == [".lock", "checkpoints", "epochs", "epochs/1"]
 
 
+def test_links_are_removed_and_what_they_lead_to_is_not(tmp_path):
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "scratch" / "file").touch()
+    folder = RunFolder(tmp_path / "run")
+    with folder.locked():
+        folder.checkpoints.symlink_to(tmp_path / "scratch")
+        folder.clear()
+    assert not folder.checkpoints.exists() and (tmp_path / "scratch" / "file").exists()
+
+
 def test_broken_run_json_is_not_overwritten(tmp_path):
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(RunError, match=r"is not valid JSON .*move it away"):

@@ -27,5 +27,15 @@ def test_decimal_points_are_below_each_other():
     assert "standard deviation over the seeds" in lines[-2]
 
 
+def test_a_cell_says_how_many_seeds_it_has_if_some_lack_the_value():
+    """A run that was finished before an accuracy was asked for has none, and others may have one of more examples."""
+    jobs = [job("1e-3", seed, 2.0, accuracy) for seed, accuracy in ((1, None), (2, 0.5), (3, 0.75))]
+    for entry, count in zip(jobs[1:], (4, 8), strict=True):
+        entry.record["evaluation"]["final"]["eval_accuracy_n"] = count
+    lines = sweep_table(jobs).splitlines()
+    assert "62.50 +- 17.68 (2 of 3)" in lines[2] and lines[2].count(" of 3)") == 1
+    assert lines[-1] == "- lr1e-3: the seeds' accuracy was measured on 4 and 8 examples"
+
+
 def test_doctests():
     assert doctest.testmod(module).failed == 0
