@@ -13,6 +13,9 @@ class RunError(RuntimeError):
     """The request was valid, but the run failed. Exit code 1."""
 
 
+NO = {"off", "no", "none", "disabled"}  # words of one meaning, none of which is similar to another
+
+
 def nearest(value: str, valid: Iterable[str]) -> str:
     """Return a hint that lists the valid names, the closest first: "did you mean a? valid: a, b, c"."""
     names = sorted(str(name) for name in valid)
@@ -24,9 +27,11 @@ def nearest(value: str, valid: Iterable[str]) -> str:
 def closest(value: str, names: Iterable[str]) -> str | None:
     """Return the name that is most similar to the value, up to case and punctuation; None: no name is similar.
 
-    >>> closest("LoRAOne", ["lora", "lora_ga", "lora_one"])
-    'lora_one'
+    >>> closest("LoRAOne", ["lora", "lora_ga", "lora_one"]), closest("off", ["online", "offline", "disabled"])
+    ('lora_one', 'disabled')
     """
     plain = {re.sub(r"[\W_]", "", name).lower(): name for name in names}
+    if value.lower() in NO and NO & plain.keys():
+        return plain[min(NO & plain.keys())]
     found = get_close_matches(re.sub(r"[\W_]", "", value).lower(), plain, n=1, cutoff=0.6)
     return plain[found[0]] if found else None

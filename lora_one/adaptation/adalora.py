@@ -70,7 +70,10 @@ def allocate(model: PeftModel, step: int) -> None:
 
 
 def penalty(model: PeftModel) -> Tensor:
-    """Return the mean of ||P^T P - I||_F and ||Q Q^T - I||_F over all layers (eq. 4), times its weight."""
+    """Return the mean of ||P^T P - I||_F and ||Q Q^T - I||_F over all layers, times its weight.
+
+    That is PEFT's form; the paper's R(P, Q) has the squares of the norms, summed.
+    """
     terms = []
     for layer in lora_layers(model).values():
         P, Q = layer.lora_B[ADAPTER], layer.lora_A[ADAPTER]

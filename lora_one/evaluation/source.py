@@ -38,7 +38,10 @@ def check_present(options: EvaluationOptions) -> None:
         check_weights(options.model_name, key="--model_name")
     elif options.adapter:
         name = base_name(Path(options.adapter))
-        check_weights(name, key=f"the base of --adapter={options.adapter}, which --model_name replaces")
+        try:
+            check_weights(name, key=f"the base of --adapter={options.adapter}")
+        except UsageError as error:
+            raise UsageError(f"{error}; if it was moved, pass --model_name=<its folder now>") from error
 
 
 def adapter_of(given: Path) -> Path:

@@ -218,10 +218,11 @@ def refuse_layers(wrapper: PeftModel, config: LoraConfig, init: MethodSettings) 
         )
     if not layers:
         raise UsageError(f"LoraConfig.target_modules={config.target_modules} matches no linear layer of this model")
-    if init.shifts_base and len(layers) < sum(isinstance(part, LoraLayer) for part in wrapper.modules()):
+    others = len(layers) < sum(isinstance(part, LoraLayer) for part in wrapper.modules())
+    if others and (init.shifts_base or init.trains_core):
         raise UsageError(
-            f"LoraConfig.target_modules={config.target_modules} selects layers that are not linear, which cannot be "
-            f"saved with {init.title}: remove them, or pass method='LoRA-One'"
+            f"LoraConfig.target_modules={config.target_modules} selects layers that are not linear, for which "
+            f"{init.title} is not defined: remove them, or pass method='LoRA-One'"
         )
     if init.shifts_base:
         refuse_shared(wrapper, layers)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -96,7 +97,7 @@ def original_weights(model: nn.Module, name: str, revision: str | None = None) -
     model: the quantised model.  name, revision: of the files.
     That function raises RunError: the files do not contain the weight.
     """
-    transposed = conv1d_layers(model)
+    transposed = cache(conv1d_layers)
     folder = local_folder(name)
     if folder is None:
         from huggingface_hub import snapshot_download
@@ -116,7 +117,7 @@ def original_weights(model: nn.Module, name: str, revision: str | None = None) -
             )
         with safe_open(files[key], "pt") as opened:
             stored = opened.get_tensor(key).float()
-        return stored.T if layer in transposed else stored
+        return stored.T if layer in transposed(model) else stored
 
     return weight
 

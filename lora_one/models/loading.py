@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import nn
 
 from lora_one.errors import RunError, UsageError
 from lora_one.model_kinds import CAUSAL, CLASSIFIER, MODEL_KINDS, kind_by_architecture
-from lora_one.models.location import check_weights, commit_of, source_of
+from lora_one.models.location import check_weights, commit_of, local_folder, source_of
 from lora_one.quiet import quiet_weights
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -244,7 +245,8 @@ def auto_class(model_type: str) -> Any:
 
 def cannot_load(name: str, what: str, error: Exception) -> str:
     reason = shorten(" ".join(str(error).split()), width=200, placeholder=" ...")
+    here = "" if local_folder(name) else f" (there is no folder {name} in {Path.cwd()})"
     return (
-        f"{what} of model {name} cannot be loaded ({reason}): pass a local folder, or a hub id on a machine with a "
-        "network (gated models also need a login)"
+        f"{what} of model {name} cannot be loaded ({reason}): pass a local folder{here}, or a hub id on a machine with "
+        "a network (gated models also need a login)"
     )

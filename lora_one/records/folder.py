@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from errno import ENAMETOOLONG
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +131,8 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / ".lock").open("w")
         except OSError as error:
-            raise RunError(
-                f"results folder {self.path} cannot be written ({error.strerror}): set results_dir=<a writable folder>"
-            ) from error
+            way_out = "shorten wandb.name" if error.errno == ENAMETOOLONG else "set results_dir=<a writable folder>"
+            raise RunError(f"results folder {self.path} cannot be written ({error.strerror}): {way_out}") from error
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

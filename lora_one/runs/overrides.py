@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 GROUPS = ("dataset", "model", "peft", "init", "optimizer", "wandb", "experiment")
 WITH_VALUE = {"--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p", "--cfg", "-c"}
@@ -27,6 +28,8 @@ def translate(arguments: Sequence[str]) -> list[str]:
         match = re.fullmatch(r"(\+{0,2})([\w.]+)=(.*)", argument, flags=re.DOTALL)
         if match:
             key = RENAMED.get(match[2], match[2])
+            if key == "results_dir":  # Hydra creates it, and does not know ~
+                argument = f"{match[1]}{key}={re.sub(r'(?<![^,])~(?=/)', str(Path.home()), match[3])}"
             if key != match[2] or key in GROUPS:
                 argument = f"{key}={match[3]}"
         if is_override(argument):

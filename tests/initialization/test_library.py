@@ -356,6 +356,7 @@ WRONG = [
     ({"config": lora(target_modules=["embed_tokens"])}, "matches no linear layer"),
     ({"config": lora(target_modules=["no_such"])}, "LoraConfig: .*no_such"),
     ({"config": lora(target_modules=["q_proj", "embed_tokens"]), "method": "LoRA-GA"}, "layers that are not linear"),
+    ({"config": lora(target_modules=["q_proj", "embed_tokens"]), "method": "lora_xs"}, "layers that are not linear"),
     ({"config": LoHaConfig(target_modules=TARGETS)}, "config is a LoHaConfig"),
     ({"examples": 0}, "examples=0 is out of range: it must be at least 1"),
     ({"batches": [{"input_ids": IDS, "labels": torch.full_like(IDS, -100)}]}, "every label is -100"),

@@ -37,6 +37,11 @@ def test_a_file_system_without_locks_is_not_another_process(tmp_path, monkeypatc
         RunFolder(tmp_path).locked().__enter__()
 
 
+def test_a_name_that_is_too_long_is_to_be_shortened(tmp_path):
+    with pytest.raises(RunError, match="File name too long.*: shorten wandb.name"):
+        RunFolder(tmp_path / ("n" * 300) / "1").locked().__enter__()
+
+
 def test_partial_files_of_a_killed_process_are_deleted(tmp_path):
     for place in (".adapter.x", "checkpoints/.partial", "epochs/.2.x", "epochs/1"):
         (tmp_path / place).mkdir(parents=True)

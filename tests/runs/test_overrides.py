@@ -1,6 +1,7 @@
 """Published spellings, and the order of flags and overrides."""
 
 import doctest
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,7 @@ def test_doctests():
         ("++init.weight=stable", "init.scale=stable"),
         ("++peft.lora_r=8", "++peft.lora_r=8"),
         ("wandb.name=x=y", "wandb.name=x=y"),
+        ("results_dir=~/a,~/b", f"results_dir={Path.home()}/a,{Path.home()}/b"),
         ("-m", "-m"),
         ("--cfg=job", "--cfg=job"),
     ],
