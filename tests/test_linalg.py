@@ -5,8 +5,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lora_one import linalg
-from lora_one.adaptation.checkpoints import merge_adapter
 from lora_one.adaptation.layers import lora_layers, shift_base
+from lora_one.adaptation.merging import merge_adapter
 from lora_one.linalg import last_triplets, still_to_gain, truncated_svd, usable
 from tests.helpers.runs import attach_llama
 

@@ -1,27 +1,23 @@
-"""Save and load adapters, as folders of plain PEFT, and merged models, as folders of plain transformers."""
+"""Save and load adapters, as folders of plain PEFT."""
 
 import copy
 import json
 import warnings
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lora_one.adaptation.layers import ADAPTER, FactorPairs, lora_layers
 from lora_one.adaptation.origin import has_core, origin_of
-from lora_one.adaptation.wrapping import narrowed, quiet_peft
+from lora_one.adaptation.wrapping import quiet_peft
 from lora_one.errors import RunError, UsageError
-from lora_one.files import synced, whole_files, whole_folder, write_whole
-from lora_one.linalg import full_precision
+from lora_one.files import synced, whole_files, write_whole
 from lora_one.model_kinds import BY_TASK_TYPE, ModelKind
-from lora_one.quiet import quiet_weights
 from lora_one.records.model_card import CardFacts, model_card
 
 FACTORS = (".lora_A", ".lora_B", ".lora_E")
@@ -248,67 +244,3 @@ def restore_adapter(model: PeftModel, path: Path) -> None:
             "overwrite=true to start again"
         )
     set_peft_model_state_dict(model, tensors)
-
-
-@full_precision()
-@torch.no_grad()
-def merge_adapter(model: PeftModel) -> nn.Module:
-    """Return the plain model with W + s B A in every adapted layer, in the base's dtype.
-
-    The sum is computed in fp32 (fp64 for an fp64 base), layer by layer, and rounded once. PEFT merges what is
-    not a linear layer in an adapter from elsewhere (an embedding, fused experts). The given model cannot be used
-    afterwards.
-    """
-    linear = list(lora_layers(model).values())
-    untie(model, [layer.get_base_layer() for layer in linear])
-    for layer in list(model.modules()):
-        if isinstance(layer, LoraLayer) and layer not in linear:
-            layer.merge()
-    for layer in linear:
-        base = layer.get_base_layer()
-        dtype = base.weight.dtype
-        wide = torch.promote_types(dtype, torch.float32)
-        base.weight.data = base.weight.data.to(wide)
-        for factor in (*layer.lora_A.values(), *layer.lora_B.values(), *layer.lora_magnitude_vector.values()):
-            factor.to(wide)
-        layer.merge()
-        base.weight.data = base.weight.data.to(dtype)
-    narrowed(model)
-    return model.unload()
-
-
-def untie(model: PeftModel, adapted: Sequence[nn.Module]) -> None:
-    """Give each adapted layer that shares its weight its own one; merging would change the others too.
-
-    An adapter from elsewhere may adapt an output layer whose weight is that of the input embeddings.
-    """
-    uses = Counter(id(weight) for module in model.modules() for weight in module.parameters(recurse=False))
-    words = model.get_base_model().get_input_embeddings().weight
-    for layer in adapted:
-        if uses[id(layer.weight)] > 1:
-            if layer.weight is words:
-                model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
-            layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
-
-
-def bare(model: PeftModel) -> nn.Module:
-    """Return the model without its adapters; fully trained modules keep their trained values, in the base's dtype."""
-    narrowed(model)
-    return model.unload()
-
-
-def dequantized(base: nn.Module) -> nn.Module:
-    """Return the base with quantised layers converted to plain linear layers of the same values."""
-    return base.dequantize(dtype=base.dtype) if getattr(base, "is_quantized", False) else base
-
-
-@quiet_weights()
-def save_merged(model: nn.Module, tokenizer: Any, path: Path) -> None:
-    """Write a plain Hugging Face folder with weights and tokenizer."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:  # a call that cuts or pads leaves that in the tokenizer, and so in its file
-        backend.no_truncation()
-        backend.no_padding()
-    with whole_folder(path) as folder:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from lora_one.adaptation.checkpoints import save_merged
+from lora_one.adaptation.merging import save_merged
 from lora_one.adaptation.protocol import Adaptation
 from lora_one.config.methods import MethodSettings
 from lora_one.config.schemas import ModelConfig

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from torch import nn
 
-from lora_one.adaptation.checkpoints import bare, load_factors, restore_adapter, save_adapter
+from lora_one.adaptation.checkpoints import load_factors, restore_adapter, save_adapter
 from lora_one.adaptation.layers import shift_base, target_layers
+from lora_one.adaptation.merging import bare
 from lora_one.adaptation.protocol import Adaptation
 from lora_one.adaptation.wrapping import parameters_trained_whole, wrap
 from lora_one.config.methods import MethodSettings

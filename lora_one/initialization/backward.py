@@ -71,7 +71,7 @@ def backward_passes(
             if processes.count == 1 and not math.isfinite(loss):
                 break
             # one of several processes must not stop alone, because the others would wait for it
-            (share * scale).backward()
+            share.backward(torch.full_like(share, scale))
             shown.advance()
     loss = processes.total(loss)
     if not math.isfinite(loss):

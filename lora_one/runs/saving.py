@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from lora_one.adaptation.checkpoints import dequantized, load_adapter, merge_adapter, save_merged, write_card
+from lora_one.adaptation.checkpoints import load_adapter, write_card
+from lora_one.adaptation.merging import dequantized, merge_adapter, save_merged
 from lora_one.data import head_labels
 from lora_one.data.chat_template import end_of_turn
 from lora_one.data.encode import pad_id_of

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from lora_one import config
 from lora_one.adaptation import checkpoints
 from lora_one.adaptation import layers as adapters
+from lora_one.adaptation.merging import merge_adapter
 from lora_one.errors import UsageError
 from lora_one.models import load_model
 from lora_one.runs import experiment
@@ -128,7 +129,7 @@ def test_merged_and_saved_are_the_trained_model(method, dtype, tmp_path):
     if dtype == "fp32":
         assert (model(IDS).logits - expected).abs().max() <= 1e-4 * expected.abs().max()
     assert (random_llama()(IDS).logits - expected).abs().max() > 1e-2 * expected.abs().max()
-    merged = checkpoints.merge_adapter(model)
+    merged = merge_adapter(model)
     assert not any("lora" in name for name, _ in merged.named_parameters())
     assert (merged(IDS).logits - expected).abs().max() <= 1e-4 * expected.abs().max()
 

@@ -5,7 +5,8 @@ import torch
 from peft import PeftModel
 
 from lora_one.adaptation import layers as adapters
-from lora_one.adaptation.checkpoints import merge_adapter, save_adapter
+from lora_one.adaptation.checkpoints import save_adapter
+from lora_one.adaptation.merging import merge_adapter
 from lora_one.errors import RunError, UsageError
 from tests.helpers.examples import autograd_gradients, examples
 from tests.helpers.models import random_deepseek, random_llama, random_reader_of_images

@@ -6,7 +6,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from lora_one.adaptation import layers as adapters
-from lora_one.adaptation.checkpoints import merge_adapter
+from lora_one.adaptation.merging import merge_adapter
 from lora_one.adaptation.wrapping import trained_copies, wrap
 from tests.helpers.models import folder_of, random_llama
 from tests.helpers.runs import SHORT, finish, run_config, small_run

@@ -1,5 +1,8 @@
 """Training of the small model with plain LoRA."""
 
+import torch
+
+from lora_one.adaptation.wrapping import wrap
 from lora_one.files import read_lines
 from lora_one.initialization.methods import build_init
 from lora_one.initialization.start import attach_adapters
@@ -36,3 +39,14 @@ def trained(run, folder, data):
     )
     factors = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     return factors, [line["loss"] for line in read_lines(tracker.path)]
+
+
+def adapted_llama(dtype=torch.float32, **changes):
+    """A random model with random factors of both sides, as after some training."""
+    run = run_config("init=default", "init.lora_B=zeros")
+    model = wrap(random_llama(**changes).to(dtype), run.peft, "fp32")
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.05
+    return model.eval()

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from lora_one.adaptation import layers as adapters
-from lora_one.adaptation.checkpoints import merge_adapter
+from lora_one.adaptation.merging import merge_adapter
 from lora_one.data.encode import batches_of
 from lora_one.errors import UsageError
 from lora_one.initialization.low_rank_step import StepSettings, low_rank_steps

@@ -7,7 +7,8 @@ import torch
 from peft import PeftModel
 
 from lora_one.adaptation import layers as adapters
-from lora_one.adaptation.checkpoints import merge_adapter, save_adapter
+from lora_one.adaptation.checkpoints import save_adapter
+from lora_one.adaptation.merging import merge_adapter
 from lora_one.data.encode import batches_of
 from lora_one.losses import mean_loss
 from tests.helpers.examples import autograd_gradients, examples

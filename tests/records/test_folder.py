@@ -38,7 +38,7 @@ def test_a_file_system_without_locks_is_not_another_process(tmp_path, monkeypatc
 
 
 def test_a_name_that_is_too_long_is_to_be_shortened(tmp_path):
-    with pytest.raises(RunError, match="File name too long.*: shorten wandb.name"):
+    with pytest.raises(RunError, match=r"File name too long.*: shorten wandb.name"):
         RunFolder(tmp_path / ("n" * 300) / "1").locked().__enter__()
 
 

@@ -6,9 +6,9 @@ import shutil
 import pytest
 import torch
 
-from lora_one.adaptation import checkpoints
 from lora_one.adaptation import layers as adapters
 from lora_one.adaptation.checkpoints import load_adapter
+from lora_one.adaptation.merging import save_merged
 from lora_one.adaptation.wrapping import wrap
 from lora_one.data.encode import batches_of
 from lora_one.errors import UsageError
@@ -185,7 +185,7 @@ def test_a_whole_run_on_a_quantised_base(tmp_path, llama_folder, init, capsys):
     plain = load_adapter(load_model(str(llama_folder), dtype="fp32"), folder.adapter).eval()(ids).logits
     assert (plain - trained).abs().max() > 1e-2 * trained.abs().max()
     again = tmp_path / "again"
-    checkpoints.save_merged(merged, load_tokenizer(str(llama_folder)), again)
+    save_merged(merged, load_tokenizer(str(llama_folder)), again)
     folder.update(artifacts={"adapter": "adapter"})
     shutil.rmtree(folder.merged)
     saving.merge_run(folder)

@@ -245,7 +245,8 @@ def merged_for_serving(adapter: Path, base: str, folder: Path, dtype: str = "aut
     with transformers; a quantised base is dequantised first.
     Raises UsageError: the folder has no adapter, or it does not fit the base.
     """
-    from lora_one.adaptation.checkpoints import dequantized, load_adapter, merge_adapter, save_merged
+    from lora_one.adaptation.checkpoints import load_adapter
+    from lora_one.adaptation.merging import dequantized, merge_adapter, save_merged
     from lora_one.models import load_model, load_tokenizer
     from lora_one.records.folder import base_of, revision_of
 
