@@ -39,6 +39,8 @@ if importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher"):  # otherwi
                         with sweep.job(number):
                             outcome = slurm.outcome_of(job)
                             sweep.add_outcome(outcome)
+                            if number != numbers[job][0]:
+                                continue
                             print(f"{job.job_id} {jobs[job]}: {'failed' if outcome.code else 'finished'}", flush=True)
                             if outcome.code:
                                 print_error(f"{job.job_id} {jobs[job]}: {slurm.last_error(job)}")

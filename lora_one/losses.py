@@ -67,7 +67,7 @@ class Counted:
 def counted_of(wanted: Tensor, reduction: Reduction, position_ids: Tensor | None = None) -> Counted:
     """Return the counted positions of ``targets`` of a batch.
 
-    position_ids: (batch, length), 0 where an example begins; only if a row contains several examples.
+    position_ids: (batch, length), which rise by one within an example; only if a row contains several examples.
     """
     rows, columns = (wanted != IGNORED).nonzero(as_tuple=True)
     sizes, count = None, len(rows)
@@ -130,8 +130,10 @@ def packed_positions(batch: Batch) -> Tensor | None:
 
 def examples_of(wanted: Tensor, position_ids: Tensor | None) -> Tensor:
     """Return the index of each token's example in the batch, (batch, length); a row is one example by default."""
-    starts = torch.zeros_like(wanted) if position_ids is None else position_ids.eq(0).long()
+    starts = torch.zeros_like(wanted)
     starts[:, 0] = 1
+    if position_ids is not None:  # they may begin at another number than 0
+        starts[:, 1:] = position_ids.diff(dim=1).ne(1)
     return starts.flatten().cumsum(0).view_as(wanted) - 1
 
 

@@ -97,6 +97,8 @@ def test_packed_examples_have_the_loss_and_the_gradient_of_each_alone(llama, att
     packed = pack(examples)  # the loss of an initialisation and its divisor are read from the batch alone
     torch.testing.assert_close(batch_loss(llama, packed, reduction)[0], sums[0])
     assert batch_loss(llama, packed, reduction)[1] == batch_count(packed, reduction) == counts[0]
+    from_two = packed | {"position_ids": packed["position_ids"] + 2}  # as RoBERTa counts
+    assert batch_count(from_two, reduction) == counts[0]
 
 
 def test_prompt_tokens_do_not_count(llama):

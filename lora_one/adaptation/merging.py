@@ -1,7 +1,6 @@
 """Merge adapters into the model, and save plain Hugging Face folders."""
 
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ def merge_adapter(model: PeftModel) -> nn.Module:
     afterwards.
     """
     linear = list(lora_layers(model).values())
-    untie(model, [layer.get_base_layer() for layer in linear])
+    untie(model)
     for layer in list(model.modules()):
         if isinstance(layer, LoraLayer) and layer not in linear:
             layer.merge()
@@ -44,18 +43,21 @@ def merge_adapter(model: PeftModel) -> nn.Module:
     return model.unload()
 
 
-def untie(model: PeftModel, adapted: Sequence[nn.Module]) -> None:
-    """Give each adapted layer that shares its weight its own one; merging would change the others too.
+def untie(model: PeftModel) -> None:
+    """Give every module that shares the weight of an adapted layer its own one; merging would change them all.
 
-    An adapter from elsewhere may adapt an output layer whose weight is that of the input embeddings.
+    An adapter from elsewhere may adapt the output layer or the embeddings of a model in which these are one weight.
     """
-    uses = Counter(id(weight) for module in model.modules() for weight in module.parameters(recurse=False))
-    words = model.get_base_model().get_input_embeddings().weight
-    for layer in adapted:
-        if uses[id(layer.weight)] > 1:
-            if layer.weight is words:
-                model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
-            layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
+    adapted = [layer.get_base_layer() for layer in model.modules() if isinstance(layer, LoraLayer)]
+    weights = {id(layer.weight) for layer in adapted if isinstance(getattr(layer, "weight", None), nn.Parameter)}
+    users = [module for module in model.modules() if id(module._parameters.get("weight")) in weights]
+    uses = Counter(id(module.weight) for module in users)
+    words = model.get_base_model().get_input_embeddings()
+    if uses[id(words.weight)] > 1:
+        model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
+    for module in users:
+        if uses[id(module.weight)] > 1:
+            module.weight = nn.Parameter(module.weight.detach().clone(), requires_grad=False)
 
 
 def bare(model: PeftModel) -> nn.Module:

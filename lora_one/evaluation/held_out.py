@@ -18,7 +18,7 @@ from lora_one.datasets.settings import DatasetConfig
 from lora_one.errors import RunError
 from lora_one.files import write_json
 from lora_one.losses import loss_count, mean_loss, targets
-from lora_one.models import load_model, local_folder
+from lora_one.models import commit_of, load_model, local_folder
 from lora_one.records.folder import base_of, revision_of
 from lora_one.records.provenance import config_hash, local_fingerprints, provenance
 from lora_one.seeding import seed_everything
@@ -73,14 +73,21 @@ class HeldOut:
     def loaded(self, trained: Path | None) -> nn.Module:
         """Load the adapter on its base, the whole model, or (None) the base."""
         whole = trained is not None and not (trained / "adapter_config.json").exists()
-        name = str(trained) if whole else self.model.name
-        revision = None if whole else revision_of(trained, name) or self.model.revision
+        name, revision = (str(trained), None) if whole else (self.model.name, self.revision(trained))
         options = {"dtype": self.dtype, "model_type": self.model.type, "labels": self.labels, "pad_id": self.pad_id}
         if trained is None and self.model.quantization:
             options["quantization"] = self.model.quantization
         seed_everything(self.seed)
         model = load_model(name, revision, **options | (base_of(trained) if not whole else {}))
         return model if whole or trained is None else load_adapter(model, trained).eval()
+
+    def revision(self, trained: Path | None) -> str | None:
+        """Return the commit with which an adapter was trained, or the configured revision of the base."""
+        return revision_of(trained, self.model.name) or self.model.revision
+
+    def commit(self, trained: Path | None) -> str | None:
+        """Return the commit of the hub's base that was loaded; None: it is local."""
+        return commit_of(self.model.name, self.revision(trained))
 
     def report(self, trained: Path | None) -> dict[str, Any]:
         """Measure the loss; return it with its standard error in the form of every evaluation's metrics.json."""
@@ -96,5 +103,5 @@ class HeldOut:
             "model": str(trained or self.model.name),
             "settings": self.settings,
             "seconds": time.perf_counter() - started,
-            "provenance": provenance(self.fingerprints, local_folder(self.model.name)),
+            "provenance": provenance(self.fingerprints, local_folder(self.model.name), self.commit(trained)),
         }

@@ -11,7 +11,7 @@ from lora_one.evaluation.engines import TRANSFORMERS
 from lora_one.evaluation.options import EvaluationOptions
 from lora_one.evaluation.source import base_name
 from lora_one.files import fingerprint, write_whole
-from lora_one.records.folder import RunFolder, run_of
+from lora_one.records.folder import RunFolder, base_of, revision_of, run_of
 from lora_one.statistics.shares import percent
 from lora_one.statistics.units import POINTS, unit_in
 
@@ -95,14 +95,14 @@ def first_difference(found: dict[str, Any], wanted: dict[str, Any]) -> str | Non
             settings = {"--model_name": identity["model"]} | settings
         engine = {f"the engine's {name}": value for name, value in identity.get("engine", {}).items()}
         contents = {
-            f"the hash of {'the base' if name == 'base' else f'--{name}'}'s content": text[:8]
+            OF_BASE.get(name, f"the hash of --{name}'s content"): text if name == "base_loading" else text[:8]
             for name, text in identity["fingerprints"].items()
-            if name != "base" or with_base
+            if name not in unknown
         }
         return settings | engine | contents
 
-    # versions before 2026-11-29 have no fingerprint of an adapter's base
-    with_base = all("base" in identity["fingerprints"] for identity in (found, wanted))
+    # versions before 2026-11-29 do not have all facts about an adapter's base
+    unknown = {name for name in OF_BASE if any(name not in part["fingerprints"] for part in (found, wanted))}
     # whose content is the same: its path may be written in another way, or be another one
     equal = {name for name, _ in found["fingerprints"].items() & wanted["fingerprints"].items()}
     there, here = flat(found), flat(wanted)
@@ -113,6 +113,9 @@ def first_difference(found: dict[str, Any], wanted: dict[str, Any]) -> str | Non
     return None
 
 
+OF_BASE = {"base": "the hash of the base's content", "base_loading": "the loading of the base"}
+
+
 def source_of_model(identity: dict[str, Any]) -> str:
     """Return the option that the identity's ``model`` is the value of; see ``EvaluationOptions.model``."""
     if identity["model"] == identity["settings"].get("adapter"):
@@ -121,12 +124,26 @@ def source_of_model(identity: dict[str, Any]) -> str:
 
 
 def data_fingerprints(options: EvaluationOptions) -> dict[str, str]:
-    """Return the fingerprint of each local file or folder that determines the results; base: of the adapter."""
+    """Return the fingerprint of each local file or folder that determines the results.
+
+    base: that of the adapter, if it is local.  base_loading: how the base is loaded.
+    """
     local = {name: getattr(options, name) for name in ("model_name", "adapter", "data_path", "rescore")}
     if options.adapter and not options.model_name:
         local["base"] = base_name(Path(options.adapter))
     paths = {name: Path(value).expanduser() for name, value in local.items() if value}
-    return {name: fingerprint(path, nested=name == "data_path") for name, path in paths.items() if path.exists()}
+    found = {name: fingerprint(path, nested=name == "data_path") for name, path in paths.items() if path.exists()}
+    return found | ({"base_loading": base_loading(options, Path(options.adapter))} if options.adapter else {})
+
+
+def base_loading(options: EvaluationOptions, adapter: Path) -> str:
+    """Return how an adapter's base is loaded: quantisation, dtype and commit, as the adapter's run says.
+
+    A copy of the adapter outside of its run has the same content, but may be evaluated on another base.
+    """
+    facts = base_of(adapter, options.dtype)
+    revision = revision_of(adapter, options.model_name or base_name(adapter))
+    return ", ".join(filter(None, [facts.get("quantization"), facts.get("dtype"), revision])) or "as stored"
 
 
 def check_writable(output: Path) -> None:

@@ -18,12 +18,12 @@ from lora_one.losses import Batch, Reduction, batch_count, batch_loss, evaluatin
 from lora_one.progress import progress
 
 Receive = Callable[[str, Tensor, Tensor], None]  # (layer, X (tokens, n), dY (tokens, m))
-FP16_HEADROOM = 5  # power of two by which the gradient of one example's, or token's, loss is larger
+FP16_HEADROOM = 3  # power of two, at least, by which the gradient of one example's, or token's, loss is larger
 
 
 @dataclass(frozen=True)
 class GradientReport:
-    """Number of examples and of tokens (with a loss) of a mean gradient, and the mean loss on them.
+    """Number of examples and of tokens, those with a loss, of a mean gradient, and the mean loss on them.
 
     memory: where the gradients were stored, see ``holding.Holding``; None: no gradient was computed.
     """
@@ -76,7 +76,7 @@ def backward_passes(
     loss = processes.total(loss)
     if not math.isfinite(loss):
         raise ValueError(f"the loss on the initialisation examples is {loss}")
-    examples = sum(len(batch["labels"]) for batch in batches)
+    examples = sum(batch_count(batch, "example") for batch in batches)
     tokens = sum(batch_count(batch, "token") for batch in batches)
     return GradientReport(examples, tokens, loss)
 
@@ -84,15 +84,15 @@ def backward_passes(
 def scale_of_losses(model: nn.Module, count: int) -> float:
     """Return a power of two by which the loss is multiplied, so that the gradients of a mean do not underflow in fp16.
 
-    It undoes the division by the number of examples or tokens. fp16 ends at 2^16, so that gradients of up to 2^11 for
-    one of them remain finite.
+    It undoes the division by the number of examples or tokens. fp16 ends at 2^16, so that gradients of up to 2^12 of
+    the loss of one of them remain finite.
     """
     in_fp16 = any(parameter.dtype == torch.float16 for parameter in model.parameters())
     return 2.0 ** (math.ceil(math.log2(max(count, 1))) + FP16_HEADROOM) if in_fp16 else 1.0
 
 
 def unscaled(receive: Receive, scale: float, name: str, X: Tensor, dY: Tensor) -> None:
-    """Pass dY without the scale of the loss, in fp32, because fp16 would lose it again."""
+    """Pass dY without the scale of the loss, in fp32, because fp16 would lose it again; products are then fp32, too."""
     receive(name, X, dY.float() / scale)
 
 
@@ -159,7 +159,7 @@ class Taps:
         """Replace a layer's output by its ``_Tap``; this is a forward hook."""
         if self.is_counting:
             self.calls[name] += 1
-        if not torch.is_grad_enabled():  # the first pass of a checkpointed block
+        if not torch.is_grad_enabled():  # in the model's own no_grad, or the first pass of its reentrant checkpoints
             return None
         return _Tap.apply(output, inputs[0].detach(), self.anchor, partial(self.receive, name))
 

@@ -64,10 +64,11 @@ def identity(record: Record) -> dict[str, Any]:
     """Return what must be the same in all runs of a comparison, by the name under which a report shows it."""
     provenance, config = record["provenance"], record["config"]
     prints = provenance["fingerprints"]
+    revision = provenance.get("model_commit") or config["model"]["revision"]
     train = record["data"]["train"]
     newer = {name: provenance[name] for name in ("code", "machine") if "code" in provenance}  # not of earlier versions
     return {
-        "model": prints.get("model.name", f"{config['model']['name']}, revision {config['model']['revision']}"),
+        "model": prints.get("model.name", f"{config['model']['name']}, revision {revision}"),
         "data": prints.get("dataset.path", config["dataset"]["name"]),
         "training examples": train["whole"] + train["shortened"],
         "settings of the data": digest({key: value for key, value in config["dataset"].items() if key not in NOT_DATA}),

@@ -122,12 +122,9 @@ def in_queue(ids: set[str]) -> dict[str, str] | None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode and "Invalid job id" not in done.stderr:
         return None
-    lines = (line.split("|") for line in done.stdout.splitlines())
-    return {
-        job: state.lower() + (f" ({reason})" if state == "PENDING" else "")
-        for job, state, reason in lines
-        if job in ids
-    }
+    lines = (line.split("|", 2) for line in done.stdout.splitlines() if line.count("|") >= 2)
+    found = {job: (state.lower(), reason) for job, state, reason in lines if job in ids}
+    return {job: f"{state} ({reason})" if state == "pending" else state for job, (state, reason) in found.items()}
 
 
 def has_result(job: Any) -> bool:

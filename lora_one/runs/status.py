@@ -66,7 +66,7 @@ def recorded(located: LocatedRun, commit: str | None) -> Iterator[Tracker]:
     tracker = Tracker(folder.metrics, main_process=processes.rank == 0)
     try:
         started = tracker.start_wandb(record, folder.path)
-        if started not in (None, record["wandb_id"]):  # W&B has begun another run, because it could not start online
+        if not resuming and started not in (None, record["wandb_id"]):  # it began offline, which takes another id
             folder.update(wandb_id=started)
         yield tracker
     except BaseException as error:

@@ -47,6 +47,19 @@ def test_another_base_below_the_same_adapter_is_another_evaluation(tmp_path):
     assert first_difference(before, after) is None
 
 
+def test_a_copy_of_an_adapter_outside_its_run_is_evaluated_on_another_base(tmp_path):
+    """Its run says that the base is quantised; what is not known of an adapter from elsewhere is as stored."""
+    run = RunFolder(tmp_path / "run")
+    run.update(config={"model": {"name": "org/base", "revision": None, "quantization": "nf4", "bf16": True}})
+    for folder in (run.adapter, tmp_path / "copy"):
+        folder.mkdir()
+        (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base"}))
+    one, other = ({"model": str(f), "settings": {"adapter": str(f)}} for f in (run.adapter, tmp_path / "copy"))
+    for identity in (one, other):
+        identity["fingerprints"] = data_fingerprints(EvaluationOptions(adapter=identity["model"]))
+    assert first_difference(one, other) == "the loading of the base is nf4, bf16 there and as stored here"
+
+
 def test_an_adapter_on_the_model_of_a_run_is_not_that_run_s(tmp_path):
     """Its results would replace those of the run itself."""
     run = RunFolder(tmp_path / "run")

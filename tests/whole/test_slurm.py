@@ -261,7 +261,7 @@ def test_does_not_wait_for_jobs_that_left_the_slurm_queue(tmp_path, monkeypatch,
 
 def test_a_pending_job_is_listed_with_slurms_reason(monkeypatch):
     """As squeue prints a job of an array that runs, one that waits, and one of another command."""
-    lines = "7_0|RUNNING|None\n7_1|PENDING|AssocGrpCpuLimit\n7_9|PENDING|Priority\n"
+    lines = "CLUSTER: alpha\n7_0|RUNNING|None\n7_1|PENDING|AssocGrpCpuLimit\n7_9|PENDING|Priority\n"
     answer = SimpleNamespace(returncode=0, stdout=lines, stderr="")
     monkeypatch.setattr(slurm_jobs.subprocess, "run", lambda *_, **__: answer)
     assert slurm_jobs.in_queue({"7_0", "7_1", "7_2"}) == {"7_0": "running", "7_1": "pending (AssocGrpCpuLimit)"}
