@@ -4,6 +4,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from typing import Any
 
 from lora_one.config import RunConfig
 from lora_one.distributed import Processes
@@ -27,21 +28,22 @@ def with_commit(run: RunConfig, folder: RunFolder) -> RunConfig:
 
 
 # keys that change what is measured or kept in a run, and nothing in its adapter, so that its folder is the same
-MEASURED = {
-    "dataset": ("accuracy_examples", "max_new_tokens", "answer"),
-    "model": ("keep_epochs",),
-    "wandb": ("diagnostics_every", "curvature_examples", "curvature_by_layer"),
-}
+ACCURACY, OF_ACCURACY = "dataset.accuracy_examples", ("dataset.max_new_tokens", "dataset.answer")
+MEASURED = (ACCURACY, *OF_ACCURACY, "model.keep_epochs", "wandb.diagnostics_every", "wandb.curvature_examples")
 
 
 def measured_otherwise(run: RunConfig, folder: RunFolder) -> str:
     """Return how a finished or interrupted run was measured, if the settings now ask for something else; else ""."""
-    was, now = folder.read().get("config", {}), run.published()
-    keys = [(group, key) for group in MEASURED for key in MEASURED[group] if group in was and key in was[group]]
-    if not (was and (was["dataset"]["accuracy_examples"] or now["dataset"]["accuracy_examples"])):
-        keys = [(group, key) for group, key in keys if key not in ("max_new_tokens", "answer")]
-    changed = [f"{group}.{key}={was[group][key]}" for group, key in keys if was[group][key] != now[group][key]]
-    return ", ".join(changed)
+    was, now = by_key(folder.read().get("config", {})), by_key(run.published())
+    left_out = () if was.get(ACCURACY) or now[ACCURACY] else OF_ACCURACY
+    changed = [key for key in MEASURED if key in was and was[key] != now[key] and key not in left_out]
+    return ", ".join(f"{key}={was[key]}" for key in changed)
+
+
+def by_key(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the values in the groups of a configuration, by <group>.<key>."""
+    groups = ((name, group) for name, group in config.items() if isinstance(group, dict))
+    return {f"{name}.{key}": value for name, group in groups for key, value in group.items()}
 
 
 @contextmanager
