@@ -3,6 +3,7 @@
 import atexit
 import gc
 import importlib.util
+import math
 import os
 import shutil
 import sys
@@ -35,8 +36,8 @@ from lora_one.runs.sweep_compositions import choices_composed_once
 def main(composed: DictConfig) -> float | None:
     """Do one job, with the configuration that Hydra has composed for it.
 
-    Returns its validation loss after training, which sweepers such as Hydra's Optuna plugin minimise; None: there is
-    none (no validation examples, a dry run, an error).
+    Returns its validation loss after training, which sweepers such as Hydra's Optuna plugin minimise; infinity: the run
+    failed, as if its loss diverged; None: there is none (no validation examples, a dry run, a wrong setting).
     """
     sweep = Sweep.current()
     with sweep.job():
@@ -47,7 +48,7 @@ def main(composed: DictConfig) -> float | None:
         folder = experiment_module().execute(run)
         sweep.add(folder)
         return validation_loss(folder)
-    return None
+    return math.inf if sweep.failures[-1] == FAILURE else None
 
 
 @cache

@@ -28,7 +28,7 @@ def experiment(located: LocatedRun) -> None:
     """Do one run: data, base, gradient, adapters, training, saving. An interrupted run continues where it stopped."""
     folder = located.folder
     run = with_commit(located.run, folder)
-    if first_process() and resumes(run, folder) and (otherwise := measured_otherwise(run, folder)):
+    if first_process() and resumes(run, folder) and (otherwise := measured_otherwise(run, folder.read())):
         print(f"note: this run began with {otherwise}")
     free_memory()  # here, because the jobs of a sweep that are finished or dry load no model
     reset_peak_memory()
@@ -70,11 +70,12 @@ def execute(run: RunConfig) -> RunFolder | None:
             print(plan(run, folder, hardware))
         return None
     with folder.locked():
-        finished = processes.gathered(folder.finished)[0]  # all processes must decide alike
+        record = folder.read()
+        finished = processes.gathered(record.get("status") == "finished")[0]  # all processes must decide alike
         if finished and not run.overwrite:
             if processes.rank == 0:
                 print(f"already finished: {folder.path} (overwrite=true runs it again)")
-                if otherwise := measured_otherwise(run, folder):
+                if otherwise := measured_otherwise(run, record):
                     print(f"note: it ran with {otherwise}, which this command does not change without overwrite=true")
                 if run.model.saving and not folder.merged.exists():
                     merge_run(folder, models.local_folder(run.model.name))

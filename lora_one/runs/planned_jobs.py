@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from lora_one.runs.overrides import is_override
 
 MULTIRUN = {"-m", "--multirun", "hydra.mode=MULTIRUN"}
+OTHER_SWEEPER = re.compile(r"[+~]*hydra/sweeper=(?!basic$)")
 OF_HYDRA = re.compile(r"[+~]*hydra[./@]")  # not among the overrides of a job
 
 
 def planned_jobs(arguments: Sequence[str]) -> list[dict[str, str]]:
     """Return the overrides of each job of a sweep, by key; [] without a sweep, or if they are not known in advance.
 
-    A glob depends on the files of a group, and a shuffle is drawn when Hydra starts.
+    A glob depends on the files of a group, a shuffle is drawn when Hydra starts, and another sweeper, such as Optuna's,
+    chooses its jobs one after another.
 
     >>> planned_jobs(["-m", "init=lora,lora_one", "seed=1"])
     [{'init': 'lora', 'seed': '1'}, {'init': 'lora_one', 'seed': '1'}]
@@ -25,7 +27,7 @@ def planned_jobs(arguments: Sequence[str]) -> list[dict[str, str]]:
     if not MULTIRUN & set(arguments):
         return []
     overrides = [argument for argument in arguments if is_override(argument) and not OF_HYDRA.match(argument)]
-    if any("shuffle(" in override for override in overrides):
+    if any("shuffle(" in override for override in overrides) or any(map(OTHER_SWEEPER.match, arguments)):
         return []
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)

@@ -32,9 +32,12 @@ ACCURACY, OF_ACCURACY = "dataset.accuracy_examples", ("dataset.max_new_tokens", 
 MEASURED = (ACCURACY, *OF_ACCURACY, "model.keep_epochs", "wandb.diagnostics_every", "wandb.curvature_examples")
 
 
-def measured_otherwise(run: RunConfig, folder: RunFolder) -> str:
-    """Return how a finished or interrupted run was measured, if the settings now ask for something else; else ""."""
-    was, now = by_key(folder.read().get("config", {})), by_key(run.published())
+def measured_otherwise(run: RunConfig, record: dict[str, Any]) -> str:
+    """Return how a finished or interrupted run was measured, if the settings now ask for something else; else "".
+
+    record: the content of its run.json.
+    """
+    was, now = by_key(record.get("config", {})), by_key(run.published())
     left_out = () if was.get(ACCURACY) or now[ACCURACY] else OF_ACCURACY
     changed = [key for key in MEASURED if key in was and was[key] != now[key] and key not in left_out]
     return ", ".join(f"{key}={was[key]}" for key in changed)

@@ -146,7 +146,7 @@ class Sweep:
         job = self.jobs[self.current_job]
         if not (self.several and first_process()):
             return
-        name = job.name if "seed" in job.overrides else f"{job.name}, seed {run.seed}"
+        name = job.name if "seed" in job.overrides else ", ".join(filter(None, [job.name, f"seed {run.seed}"]))
         number = f"job {self.current_job + 1}"
         if not self.planned:
             print(f"\n{number}: {name}", flush=True)
@@ -213,8 +213,8 @@ class Sweep:
         self.failures.append(code)
         if job is not None:
             job.error = message
-            if len(self.jobs) > 1 and job.name:
-                message = f"job {self.current_job + 1} ({job.name}): {message}"
+            if len(self.jobs) > 1:
+                message = f"job {self.current_job + 1}{f' ({job.name})' * bool(job.name)}: {message}"
         if self.tracebacks:
             traceback.print_exc()
         print_error(message)
@@ -226,7 +226,7 @@ class Sweep:
         states = {"finished": [], "failed": [], "left": []}
         for number, job in enumerate(self.jobs, start=1):
             state = "left" if job.left else "failed" if job.error else "finished"
-            states[state].append(f"  job {number}: {job.name}")
+            states[state].append(f"  job {number}{f': {job.name}' * bool(job.name)}")
         for state, names in states.items():
             if names:
                 print("\n".join([f"{state}, {len(names)} of {len(self.jobs)} jobs:", *names]), file=sys.stderr)
@@ -248,7 +248,7 @@ def name_of(overrides: dict[str, str], keys: Sequence[str]) -> str:
     """Return the overrides of these keys, and the seed."""
     parts = [f"{key}={overrides[key]}" for key in keys if key in overrides]
     parts += [f"seed {overrides['seed']}"] if "seed" in overrides else []
-    return ", ".join(parts) or "the defaults"
+    return ", ".join(parts)
 
 
 def run_command(work: Callable[[], int | None], continuation: str) -> int:

@@ -13,8 +13,14 @@ def test_last_key_changes_fastest_and_brackets_and_quotes_do_not_split():
     assert {job["peft.lora_target_modules"] for job in jobs} == {"[q,v]"}
 
 
-def test_without_a_sweep_with_a_mistake_a_glob_or_a_shuffle_there_is_no_plan():
-    for arguments in (["seed=1"], ["-m", "x==,"], ["-m", "init=glob(*)"], ["-m", "seed=shuffle(1,2)"]):
+def test_without_a_sweep_with_a_mistake_a_glob_a_shuffle_or_another_sweeper_there_is_no_plan():
+    for arguments in (
+        ["-m", "hydra/sweeper=optuna", "init=choice(lora,svd)"],
+        ["seed=1"],
+        ["-m", "x==,"],
+        ["-m", "init=glob(*)"],
+        ["-m", "seed=shuffle(1,2)"],
+    ):
         assert planned_jobs(arguments) == []
 
 
