@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -167,11 +168,16 @@ def method_row(
         row |= {f"{name}_sd": stdev(values) if len(values) > 1 else None}
     row["failed_runs"] = len(failed)
     notes = [f"failed, {len(failed)} of {len(runs)} runs: {failed[0].error}"] if failed else []
-    warned = [run for run in final if run.warnings]
-    if warned:
-        notes.append(f"warning at the start, {len(warned)} of {len(final)} seeds: {warned[0].warnings[0]}")
-    row["note"] = "; ".join([*notes, *failed_evaluations(final, evaluations)])
+    row["note"] = "; ".join([*notes, *warnings_of(final), *failed_evaluations(final, evaluations)])
     return row
+
+
+def warnings_of(runs: Sequence[Run]) -> list[str]:
+    """Return a note on each kind of warning: its seeds and the first text. Two of one kind differ in numbers alone."""
+    kinds: dict[str, list[str]] = {}
+    for text in (text for run in runs for text in run.warnings):
+        kinds.setdefault(re.sub(r"\d[\d.e+-]*", "", text), []).append(text)
+    return [f"warning at the start, {len(texts)} of {len(runs)} seeds: {texts[0]}" for texts in kinds.values()]
 
 
 def failed_evaluations(runs: Sequence[Run], evaluations: Sequence[str]) -> list[str]:

@@ -72,6 +72,15 @@ def test_a_start_that_harmed_is_noted_in_the_row():
     assert row["note"] == "warning at the start, 1 of 3 seeds: the start raised the loss"
 
 
+def test_warnings_of_another_kind_are_counted_apart():
+    """Those of one kind differ in their numbers alone."""
+    texts = ("raised the loss from 0.1 to 2e-1", "is almost no step: from 0.1 to 0.1", "raised the loss from 3 to 4.5")
+    runs = [Run("m", "final", {RATE: 1e-3}, seed, None, None, 3.0, 3.0, warnings=(t,)) for seed, t in enumerate(texts)]
+    raised, almost = method_row("m", runs, {RATE: 1e-3}, [{RATE: 1e-3}], 6.0)["note"].split("; ")
+    assert raised == f"warning at the start, 2 of 3 seeds: {texts[0]}"
+    assert almost == f"warning at the start, 1 of 3 seeds: {texts[1]}"
+
+
 def test_texts_of_a_grid_have_no_end():
     points = grid_points({RATE: [1e-3], "optimizer": ["adamw", "scaled_adamw"], "a": [True, False]})
     assert table.edges(points[0], points) == {RATE: "only"}
