@@ -116,9 +116,14 @@ def loss_count(wanted: Tensor, reduction: Reduction, position_ids: Tensor | None
     return counted_of(wanted, reduction, position_ids).count
 
 
+def counted_in(batch: Batch, reduction: Reduction) -> Counted:
+    """Return the counted positions of a batch, whose rows may contain several examples."""
+    return counted_of(targets(batch), reduction, packed_positions(batch))
+
+
 def batch_count(batch: Batch, reduction: Reduction) -> int:
     """Return the divisor of ``batch_loss`` for the mean."""
-    return loss_count(targets(batch), reduction, packed_positions(batch))
+    return counted_in(batch, reduction).count
 
 
 def packed_positions(batch: Batch) -> Tensor | None:
@@ -161,7 +166,7 @@ def batch_loss(model: nn.Module, batch: Batch, reduction: Reduction) -> tuple[Te
 
     The counted positions are computed once, on the device of the labels.
     """
-    counted = counted_of(targets(batch), reduction, packed_positions(batch))
+    counted = counted_in(batch, reduction)
     logits = answer_logits(model, batch, counted)
     return loss_at(logits, counted.to(logits.device)), counted.count, logits
 

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from lora_one.config import RunConfig
 
 
-def flatten(run: "RunConfig") -> dict[str, Any]:
-    """Return the configuration as one dictionary: dotted key -> value."""
+def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration as one dictionary: dotted key -> value."""
     flat: dict[str, Any] = {}
-    for key, value in run.to_dict().items():
+    for key, value in config.items():
         if isinstance(value, dict):
             flat |= {f"{key}.{inner}": item for inner, item in value.items()}
         else:
@@ -30,7 +30,7 @@ def flatten(run: "RunConfig") -> dict[str, Any]:
 
 def check(run: "RunConfig") -> None:
     """Check every value, then combinations of values. Raises UsageError for the first violation."""
-    check_values(flatten(run), CHOICES, RANGES)
+    check_values(flatten(run.to_dict()), CHOICES, RANGES)
     run.init.check_values()
     run.optimizer.check_values()
     for together in (check_batches, check_peft, check_core, check_kind, check_quantization):
@@ -143,7 +143,7 @@ def refuse_for_adapters(run: "RunConfig", reason: str, more: Mapping[str, bool] 
         "wandb.curvature_examples": run.wandb.curvature_examples > 0,
     }
     for key in (key for key, is_used in used.items() if is_used):
-        value = run.optimizer.name if key == "optimizer" else flatten(run)[key]
+        value = run.optimizer.name if key == "optimizer" else flatten(run.to_dict())[key]
         raise UsageError(f"{key}={value} works only with {reason}: remove one of the two")
 
 

@@ -17,7 +17,7 @@ from lora_one.data.encoders import encoder_for
 from lora_one.datasets.settings import DatasetConfig
 from lora_one.errors import RunError
 from lora_one.files import write_json
-from lora_one.losses import loss_count, mean_loss, targets
+from lora_one.losses import batch_count, mean_loss
 from lora_one.models import commit_of, load_model, local_folder
 from lora_one.records.folder import base_of, revision_of
 from lora_one.records.provenance import config_hash, local_fingerprints, provenance
@@ -49,7 +49,7 @@ class HeldOut:
         self.pad_id = encoder.pad_id
         self.batches = batches_of(encoded, 1, encoder.pad_id)  # one example each, for the standard error
         self.counts = {"examples": len(encoded), "shortened": counts.shortened, "dropped": counts.dropped}
-        self.counts["tokens"] = sum(loss_count(targets(batch), "token") for batch in self.batches)
+        self.counts["tokens"] = sum(batch_count(batch, "token") for batch in self.batches)
         model = {key: getattr(run.model, key) for key in ("name", "revision", "type", "max_length", "loss")}
         model |= {"quantization": run.model.quantization} if run.model.quantization else {}
         self.settings = {"dataset": asdict(dataset), "model": model, "examples": limit, "dtype": self.dtype}
@@ -93,7 +93,7 @@ class HeldOut:
         """Measure the loss; return it with its standard error in the form of every evaluation's metrics.json."""
         started = time.perf_counter()
         model = self.loaded(trained)
-        weights = [loss_count(targets(batch), self.model.loss) for batch in self.batches]
+        weights = [batch_count(batch, self.model.loss) for batch in self.batches]
         losses = [mean_loss(model, [batch], self.model.loss) for batch in self.batches]
         loss, error = weighted_mean(losses, weights)
         return {

@@ -15,6 +15,8 @@ from lora_one.records.folder import RunFolder, base_of, revision_of, run_of
 from lora_one.statistics.shares import percent
 from lora_one.statistics.units import POINTS, unit_in
 
+OF_BASE = {"base": "the hash of the base's content", "base_loading": "the loading of the base"}
+
 
 def output_folder(task: str, options: EvaluationOptions) -> Path:
     """Return --output_dir, else a folder inside the evaluated run, else a folder named after the model."""
@@ -87,6 +89,11 @@ def first_difference(found: dict[str, Any], wanted: dict[str, Any]) -> str | Non
     '--seed is 1 there and 2 here'
     """
 
+    # versions before 2026-11-29 do not have all facts about an adapter's base
+    unknown = {name for name in OF_BASE if any(name not in part["fingerprints"] for part in (found, wanted))}
+    # whose content is the same: its path may be written in another way, or be another one
+    equal = {name for name, _ in found["fingerprints"].items() & wanted["fingerprints"].items()}
+
     def flat(identity: dict[str, Any]) -> dict[str, Any]:
         earlier = {"engine": TRANSFORMERS, "chat_template": False}  # of versions without these options
         chosen = {**earlier, **identity["settings"]}
@@ -101,19 +108,12 @@ def first_difference(found: dict[str, Any], wanted: dict[str, Any]) -> str | Non
         }
         return settings | engine | contents
 
-    # versions before 2026-11-29 do not have all facts about an adapter's base
-    unknown = {name for name in OF_BASE if any(name not in part["fingerprints"] for part in (found, wanted))}
-    # whose content is the same: its path may be written in another way, or be another one
-    equal = {name for name, _ in found["fingerprints"].items() & wanted["fingerprints"].items()}
     there, here = flat(found), flat(wanted)
     for name in {**here, **there}:
         if there.get(name) != here.get(name):
             before, now = ("not given" if part.get(name) is None else part[name] for part in (there, here))
             return f"{name} is {before} there and {now} here"
     return None
-
-
-OF_BASE = {"base": "the hash of the base's content", "base_loading": "the loading of the base"}
 
 
 def source_of_model(identity: dict[str, Any]) -> str:

@@ -33,6 +33,14 @@ class GradientReport:
     loss: float
     memory: Place | None = None
 
+    @classmethod
+    def of(cls, batches: Sequence[Batch], loss: float) -> "GradientReport":
+        """Return the report of a mean loss on these batches. Raises ValueError: it is not finite."""
+        if not math.isfinite(loss):
+            raise ValueError(f"the loss on the initialisation examples is {loss}")
+        examples, tokens = (sum(batch_count(batch, each) for batch in batches) for each in ("example", "token"))
+        return cls(examples, tokens, loss)
+
 
 def backward_passes(
     model: nn.Module,
@@ -73,12 +81,7 @@ def backward_passes(
             # one of several processes must not stop alone, because the others would wait for it
             share.backward(torch.full_like(share, scale))
             shown.advance()
-    loss = processes.total(loss)
-    if not math.isfinite(loss):
-        raise ValueError(f"the loss on the initialisation examples is {loss}")
-    examples = sum(batch_count(batch, "example") for batch in batches)
-    tokens = sum(batch_count(batch, "token") for batch in batches)
-    return GradientReport(examples, tokens, loss)
+    return GradientReport.of(batches, processes.total(loss))
 
 
 def scale_of_losses(model: nn.Module, count: int) -> float:

@@ -24,10 +24,12 @@ def take(
 
     The second list is None unless ``further`` is set and there are enough examples. The batches of an encoder-decoder
     get decoder_input_ids.
-    Raises UsageError: there are no examples, or no labels in the form that this kind of model needs.
+    Raises UsageError: there are no examples, no labels in the form that this kind of model needs, or a model of another
+    task.
     """
     if wanted is not None and wanted < 1:
         raise UsageError(f"examples={wanted} is out of range: it must be at least 1, or None for all examples")
+    refuse_other_task(model)
     taken: list[Batch] = []
     count, limit = 0, math.inf if wanted is None else wanted * (2 if further else 1)
     for batch in [batches] if isinstance(batches, Mapping) else batches:
@@ -57,9 +59,8 @@ def take(
 def checked(model: nn.Module, batch: Batch) -> Batch:
     """Return the batch, for an encoder-decoder with decoder_input_ids.
 
-    Raises UsageError: it has no labels, or not in the form that this kind of model needs; the model is of another kind.
+    Raises UsageError: it has no labels, or not in the form that this kind of model needs.
     """
-    refuse_other_task(model)
     if not isinstance(batch, Mapping):
         raise UsageError(
             f"batches: a batch is a {type(batch).__name__}, but it must be a dictionary of tensors, as model(**batch) "

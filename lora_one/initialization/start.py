@@ -1,6 +1,5 @@
 """Initialise the adapters of a model: compute the factors with a method and write them into the model."""
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -33,7 +32,6 @@ from lora_one.initialization.moments import layer_moments
 from lora_one.initialization.ranked_start import solve_with_ranks
 from lora_one.initialization.scale_search import with_searched_scale
 from lora_one.initialization.solution import Probe, Solution, Start
-from lora_one.losses import batch_count
 from lora_one.types import AdapterFactors
 
 
@@ -184,8 +182,4 @@ def probe_loss(model: nn.Module, probe: Probe) -> float:
 
 def report_of(base: nn.Module, probe: Probe) -> GradientReport:
     """Return the examples, tokens and loss of the probe. Raises ValueError: the loss is not finite."""
-    loss = probe_loss(base, probe)
-    if not math.isfinite(loss):
-        raise ValueError(f"the loss on the initialisation examples is {loss}")
-    examples = sum(len(batch["labels"]) for batch in probe.batches)
-    return GradientReport(examples, sum(batch_count(batch, "token") for batch in probe.batches), loss)
+    return GradientReport.of(probe.batches, probe_loss(base, probe))

@@ -87,11 +87,6 @@ class RunFolder:
         return bool(self.read().get("config", {}).get("dataset", {}).get("chat_template"))
 
     @property
-    def model_commit(self) -> str | None:
-        """Return the commit of the hub model that the run began with; None: it is not known, or the model is local."""
-        return self.read().get("provenance", {}).get("model_commit")
-
-    @property
     def trained(self) -> Path:
         """Return the folder that a finished run trained: its adapter, or the model after full fine-tuning."""
         return self.adapter if self.adapter.exists() else self.merged
@@ -187,8 +182,17 @@ def revision_of(adapter: Path | None, name: str) -> str | None:
 
     None also if the adapter belongs to no run, or was trained on another model.
     """
-    run, model = run_of(adapter) if adapter else None, config_of(adapter).get("model", {})
-    return (run.model_commit or model.get("revision")) if run and model.get("name") == name else None
+    run = run_of(adapter) if adapter else None
+    record = run.read() if run else {}
+    return revision_in(record) if record.get("config", {}).get("model", {}).get("name") == name else None
+
+
+def revision_in(record: dict[str, Any]) -> str | None:
+    """Return the commit of the hub model that a run began with, or, if it is not known, the configured revision.
+
+    record: the content of run.json.
+    """
+    return record.get("provenance", {}).get("model_commit") or record["config"]["model"]["revision"]
 
 
 def base_of(adapter: Path | None, dtype: str = "auto") -> dict[str, str]:

@@ -7,7 +7,7 @@ from statistics import mean
 from typing import Any
 
 from lora_one.files import read_lines
-from lora_one.records.folder import RunFolder
+from lora_one.records.folder import RunFolder, revision_in
 
 Record = dict[str, Any]
 NOT_DATA = {"path", "cache"}  # keys of a data set's configuration that do not choose examples; path: see its hash
@@ -64,11 +64,10 @@ def identity(record: Record) -> dict[str, Any]:
     """Return what must be the same in all runs of a comparison, by the name under which a report shows it."""
     provenance, config = record["provenance"], record["config"]
     prints = provenance["fingerprints"]
-    revision = provenance.get("model_commit") or config["model"]["revision"]
     train = record["data"]["train"]
     newer = {name: provenance[name] for name in ("code", "machine") if "code" in provenance}  # not of earlier versions
     return {
-        "model": prints.get("model.name", f"{config['model']['name']}, revision {revision}"),
+        "model": prints.get("model.name", f"{config['model']['name']}, revision {revision_in(record)}"),
         "data": prints.get("dataset.path", config["dataset"]["name"]),
         "training examples": train["whole"] + train["shortened"],
         "settings of the data": digest({key: value for key, value in config["dataset"].items() if key not in NOT_DATA}),

@@ -56,7 +56,7 @@ class Jobs:
             f"{key}={value!r}" if is_number(value) else f"{key}={value_text(value)}" for key, value in point.items()
         ]
         run = self.compose([*self.comparison.common, *self.comparison.methods[method], *values])
-        given, shared = flatten(run), flatten(self.shared)
+        given, shared = flatten(run.to_dict()), flatten(self.shared.to_dict())
         for key in sorted(given.keys() | shared.keys()):
             if is_same_for_all(key) and given.get(key) != shared.get(key):
                 raise UsageError(

@@ -18,7 +18,7 @@ from lora_one.runs.initial_model import initial_model
 from lora_one.runs.parts import check_before_loading, check_model_and_data, load_base, load_parts
 from lora_one.runs.plan import plan, planned_per_node, planned_processes
 from lora_one.runs.saving import merge_run, save
-from lora_one.runs.status import measured_otherwise, recorded, resumes, with_commit
+from lora_one.runs.status import begun, measured_otherwise, recorded, with_commit
 from lora_one.runs.summary import print_summary
 from lora_one.seeding import seed_everything
 from lora_one.training.schedule import micro_batch
@@ -27,8 +27,9 @@ from lora_one.training.schedule import micro_batch
 def experiment(located: LocatedRun) -> None:
     """Do one run: data, base, gradient, adapters, training, saving. An interrupted run continues where it stopped."""
     folder = located.folder
-    run = with_commit(located.run, folder)
-    if first_process() and resumes(run, folder) and (otherwise := measured_otherwise(run, folder.read())):
+    earlier = begun(located.run, folder)
+    run = with_commit(located.run, earlier)
+    if first_process() and (otherwise := measured_otherwise(run, earlier)):
         print(f"note: this run began with {otherwise}")
     free_memory()  # here, because the jobs of a sweep that are finished or dry load no model
     reset_peak_memory()

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lora_one.records.folder import revision_in
 from lora_one.records.model_card import CardFacts, on_hub
 
 LEFT_OUT = (
@@ -45,7 +46,7 @@ def run_facts(record: dict[str, Any], labels: int | None) -> CardFacts:
         settings={key: value for key, value in config.items() if key not in LEFT_OUT},
         versions=origin["versions"],
         base=model["name"] if on_hub(model["name"]) and not origin["model_folder"] else None,
-        revision=origin.get("model_commit") or model["revision"],
+        revision=revision_in(record),
         labels=labels,
     )
 

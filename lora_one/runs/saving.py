@@ -15,7 +15,7 @@ from lora_one.distributed import Processes
 from lora_one.errors import RunError
 from lora_one.files import fingerprint, read_lines
 from lora_one.models import load_model, load_tokenizer, local_folder
-from lora_one.records.folder import RunFolder
+from lora_one.records.folder import RunFolder, revision_in
 from lora_one.records.tracking import Tracker
 from lora_one.reports.curves import plot_run
 from lora_one.runs.parts import RunParts
@@ -101,7 +101,7 @@ def load_original(folder: RunFolder, base: Path | None = None) -> tuple[nn.Modul
     """Load the base and the tokenizer of a run, as recorded in its run.json. base: as in ``merge_run``."""
     record = folder.read()
     model = record["config"]["model"]
-    name, revision = original_place(folder, base)
+    name, revision = original_place(folder.path, record, base)
     dtype = "bf16" if model["bf16"] else "fp32"
     labels = head_labels(model["type"], record["config"]["dataset"]["name"])
     options = {"dtype": dtype, "quantization": model["quantization"], "model_type": model["type"], "labels": labels}
@@ -109,26 +109,25 @@ def load_original(folder: RunFolder, base: Path | None = None) -> tuple[nn.Modul
     return load_model(name, revision, pad_id=pad_id_of(tokenizer), **options), tokenizer
 
 
-def original_place(folder: RunFolder, base: Path | None) -> tuple[str, str | None]:
-    """Return the folder or the hub id of a run's base, and its commit or revision.
+def original_place(run: Path, record: dict[str, Any], base: Path | None) -> tuple[str, str | None]:
+    """Return the folder or the hub id of a run's base, and its commit or revision. record: the content of its run.json.
 
     Raises RunError: the folder of a local model does not exist, or has other files than at the time of the run.
     """
-    record = folder.read()
-    model, origin = record["config"]["model"], record["provenance"]
+    name, origin = record["config"]["model"]["name"], record["provenance"]
     if not origin["model_folder"]:
         if base is not None:
-            raise RunError(f"the model of {folder.path} is {model['name']}, from the hub: leave --model_name out")
-        return model["name"], folder.model_commit or model["revision"]
-    bundled = local_folder(model["name"]) if model["name"].startswith("bundled/") else None
+            raise RunError(f"the model of {run} is {name}, from the hub: leave --model_name out")
+        return name, revision_in(record)
+    bundled = local_folder(name) if name.startswith("bundled/") else None
     place = (base or bundled or Path(origin["model_folder"])).expanduser()
     if not place.is_dir():
         raise RunError(
-            f"the model of {folder.path} is not in {place}: merge with scripts/merge.py --model_name=<its folder now>"
+            f"the model of {run} is not in {place}: merge with scripts/merge.py --model_name=<its folder now>"
         )
     if fingerprint(place) != origin["fingerprints"]["model.name"]:
         raise RunError(
-            f"the model in {place} is not the one that {folder.path} was trained on, its files differ: restore them, "
+            f"the model in {place} is not the one that {run} was trained on, its files differ: restore them, "
             "or merge with scripts/merge.py --model_name=<the folder of the original>"
         )
     return str(place), None

@@ -7,24 +7,26 @@ from dataclasses import replace
 from typing import Any
 
 from lora_one.config import RunConfig
+from lora_one.config.rules import flatten
 from lora_one.distributed import Processes
 from lora_one.errors import RunError
 from lora_one.models import local_folder
-from lora_one.records.folder import LocatedRun, RunFolder
+from lora_one.records.folder import LocatedRun, RunFolder, revision_in
 from lora_one.records.provenance import provenance
 from lora_one.records.tracking import Tracker
 from lora_one.training.resume_points import last_checkpoint
 
 
-def resumes(run: RunConfig, folder: RunFolder) -> bool:
-    """Return whether the run continues from a resume point; the record of its start is also needed."""
-    return not run.overwrite and last_checkpoint(folder.checkpoints) is not None and "evaluation" in folder.read()
+def begun(run: RunConfig, folder: RunFolder) -> dict[str, Any]:
+    """Return the content of run.json if the run continues from a resume point, which needs its start; else {}."""
+    record = folder.read()
+    resumes = not run.overwrite and last_checkpoint(folder.checkpoints) is not None and "evaluation" in record
+    return record if resumes else {}
 
 
-def with_commit(run: RunConfig, folder: RunFolder) -> RunConfig:
-    """Return the run with, if it is resumed, the commit of the hub model that it began with as the revision."""
-    commit = folder.model_commit if resumes(run, folder) else None
-    return run if commit is None else replace(run, model=replace(run.model, revision=commit))
+def with_commit(run: RunConfig, earlier: dict[str, Any]) -> RunConfig:
+    """Return the run with the commit of the hub model that it began with as its revision. earlier: see ``begun``."""
+    return replace(run, model=replace(run.model, revision=revision_in(earlier))) if earlier else run
 
 
 # keys that change what is measured or kept in a run, and nothing in its adapter, so that its folder is the same
@@ -37,16 +39,10 @@ def measured_otherwise(run: RunConfig, record: dict[str, Any]) -> str:
 
     record: the content of its run.json.
     """
-    was, now = by_key(record.get("config", {})), by_key(run.published())
+    was, now = flatten(record.get("config", {})), flatten(run.published())
     left_out = () if was.get(ACCURACY) or now[ACCURACY] else OF_ACCURACY
     changed = [key for key in MEASURED if key in was and was[key] != now[key] and key not in left_out]
     return ", ".join(f"{key}={was[key]}" for key in changed)
-
-
-def by_key(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the values in the groups of a configuration, by <group>.<key>."""
-    groups = ((name, group) for name, group in config.items() if isinstance(group, dict))
-    return {f"{name}.{key}": value for name, group in groups for key, value in group.items()}
 
 
 @contextmanager
@@ -56,7 +52,7 @@ def recorded(located: LocatedRun, commit: str | None) -> Iterator[Tracker]:
     commit: of the hub model; None: it is local.
     """
     run, folder, processes = located.run, located.folder, Processes.current()
-    resuming = resumes(run, folder)
+    resuming = bool(begun(run, folder))
     processes.meet()  # nothing is deleted before every process has looked for a resume point
     if not resuming and processes.rank == 0:
         folder.clear()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from lora_one.data.encode import Encoded, collate, pack
-from lora_one.losses import IGNORED, counted_of, targets
+from lora_one.losses import IGNORED, counted_in
 
 COUNTED, TOKENS = "counted", "tokens"  # extra keys of a batch: the positions with a loss, the number of tokens
 
@@ -30,5 +30,7 @@ class Collator:
         tensors = pack(examples) if self.packing else collate(examples, self.pad_id)
         if not batch:
             tensors["labels"] = torch.full_like(tensors["labels"], IGNORED)
-        counted = counted_of(targets(tensors), self.reduction, tensors.get("position_ids"))
-        return tensors | {COUNTED: counted, TOKENS: sum(example.tokens for example in batch)}
+        return tensors | {
+            COUNTED: counted_in(tensors, self.reduction),
+            TOKENS: sum(example.tokens for example in batch),
+        }

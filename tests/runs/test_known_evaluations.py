@@ -1,13 +1,11 @@
 """Evaluations before training are made once for a model, a start and a validation set."""
 
-import shutil
-
 import pytest
 from safetensors.torch import load_file, save_file
 
 from lora_one.evaluation.validation import Validation
-from lora_one.models import BUNDLED
 from lora_one.runs.known_evaluations import known_evaluation
+from tests.helpers.hub import HubModel
 from tests.helpers.runs import finish, run_config, small_run
 
 
@@ -66,30 +64,23 @@ def test_a_folder_that_cannot_be_written_loses_no_evaluation(tmp_path, capsys):
 @pytest.mark.filterwarnings("ignore:Could not find a config file")  # PEFT asks the hub
 def test_another_commit_of_a_hub_model_and_other_drawn_weights_are_other_keys(tmp_path, monkeypatch):
     """The branch of a hub model may move on; a weight that a checkpoint lacks is drawn with the run's seed."""
-    cache = tmp_path / "hub"
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(cache), raising=False)
-    repository = cache / "models--some--model"
-    (repository / "refs").mkdir(parents=True)
+    model = HubModel(tmp_path / "hub", monkeypatch)
     common = ("model.name=some/model", "model=tiny", "dataset=arithmetic", "init=lora", f"init.cache={tmp_path / 'c'}")
 
     def evaluations(commit, seed):
-        (repository / "refs/main").write_text(commit)
-        if not (repository / "snapshots" / commit).exists():
-            shutil.copytree(BUNDLED / "tiny", repository / "snapshots" / commit)
+        model.move(commit)
         short = ("model.epochs=0", f"results_dir={tmp_path / commit}", f"seed={seed}", "dataset.accuracy_examples=0")
         finish(run_config(*common, *short, "dataset.train_size=16", "dataset.validation_size=8"))
         return len(list((tmp_path / "c").glob("*.evaluation")))
 
     one, other, lacking = ("1" * 40, "2" * 40, "3" * 40)
     assert [evaluations(one, 1), evaluations(one, 2), evaluations(other, 1)] == [1, 1, 2]
-    without_a_weight(repository / "snapshots" / lacking)
+    without_a_weight(model.commit(lacking))
     assert [evaluations(lacking, 1), evaluations(lacking, 2)] == [3, 4]
 
 
 def without_a_weight(folder):
-    """Write the bundled model without one of its weights."""
-    shutil.copytree(BUNDLED / "tiny", folder)
+    """Remove one of the weights of the bundled model."""
     weights = load_file(folder / "model.safetensors")
     weights.pop(next(name for name in weights if name.endswith("down_proj.weight")))
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lora_one.errors import RunError
-from lora_one.models.location import BUNDLED
 from lora_one.runs import experiment, merge_command
 from lora_one.runs.saving import merge_run
+from tests.helpers.hub import HubModel
 from tests.helpers.runs import finish, small_run, stop_at
 
 OLD, NEW = "1" * 40, "2" * 40
@@ -18,22 +18,13 @@ RESUMED = ("model.save_steps=2", "model.epochs=1", "init=pissa")
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A cache of the hub with two commits of some/model; ``hub(commit)`` makes it that of the branch main."""
-    cache = tmp_path / "hub"
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(cache), raising=False)
-    repository = cache / "models--some--model"
-    (repository / "refs").mkdir(parents=True)
-    for commit in (OLD, NEW):
-        shutil.copytree(BUNDLED / "tiny", repository / "snapshots" / commit)
-    weights = load_file(repository / "snapshots" / NEW / "model.safetensors")
-    weights = {name: weight * 1.5 if "down_proj" in name else weight for name, weight in weights.items()}
-    save_file(weights, repository / "snapshots" / NEW / "model.safetensors", metadata={"format": "pt"})
-
-    def move(commit):
-        (repository / "refs/main").write_text(commit)
-
-    return move
+    """A model of the hub with two commits."""
+    model = HubModel(tmp_path / "hub", monkeypatch)
+    model.commit(OLD)
+    file = model.commit(NEW) / "model.safetensors"
+    weights = {name: weight * 1.5 if "down_proj" in name else weight for name, weight in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
+    return model
 
 
 def weights_of(folder):
@@ -43,13 +34,13 @@ def weights_of(folder):
 @pytest.mark.filterwarnings("ignore:Could not find a config file")  # PEFT asks the hub
 def test_a_run_stays_on_the_commit_of_its_hub_model(hub, tmp_path, monkeypatch):
     """It resumes on the commit that it began with, and is merged with it, although the branch has moved on."""
-    hub(OLD)
+    hub.move(OLD)
     straight = finish(small_run(tmp_path / "straight", "some/model", *RESUMED, "model.saving=true"))
     run = small_run(tmp_path / "stopped", "some/model", *RESUMED)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_at(patch, 3)
         experiment.execute(run)
-    hub(NEW)
+    hub.move(NEW)
     folder = finish(run)
     assert folder.read()["provenance"]["model_commit"] == OLD
     assert OLD in (folder.adapter / "README.md").read_text()
