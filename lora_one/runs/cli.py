@@ -18,16 +18,17 @@ from omegaconf import DictConfig, OmegaConf
 
 import lora_one
 from lora_one.config.defaults import configuration_folder
+from lora_one.config.unread import notes
 from lora_one.errors import UsageError
 from lora_one.interruption import Interrupted, caught, requeue, sigterm_ignored
 from lora_one.invocation import command_name
 from lora_one.peers import failed
-from lora_one.progress import processes_started
+from lora_one.progress import first_process, processes_started
 from lora_one.records.folder import RunFolder
 from lora_one.runs.composition import checked
 from lora_one.runs.explanations import explain, refuse_unknown_flags
 from lora_one.runs.overrides import translate
-from lora_one.runs.planned_jobs import MULTIRUN, planned_jobs
+from lora_one.runs.planned_jobs import MULTIRUN, by_key, planned_jobs
 from lora_one.runs.sweep import FAILURE, INTERRUPTED, USAGE, Outcome, Sweep, print_error_of_all
 from lora_one.runs.sweep_compositions import choices_composed_once
 
@@ -45,6 +46,9 @@ def main(composed: DictConfig) -> float | None:
         sweep.started_with(overrides)
         run = checked(composed, overrides)  # checks every key, without importing torch
         sweep.begin(run)
+        if first_process():
+            for note in notes(run, by_key(overrides)):
+                print(f"note: {note}")
         folder = experiment_module().execute(run)
         sweep.add(folder)
         return validation_loss(folder)

@@ -117,3 +117,11 @@ def test_flags_after_overrides_reach_hydra(monkeypatch, capsys):
     assert cli.launch(run_exp.main) == 0
     said = capsys.readouterr().out
     assert "seed: 7" in said and "epochs: 2" in said
+
+
+def test_given_key_that_is_not_read_is_said(tmp_path, monkeypatch, capsys):
+    keys = ["model=tiny", "init=lora", "++model.prec_reg=0.1", "model.real_batch_size=8", "dry_run=true"]
+    monkeypatch.setattr(sys, "argv", ["run_exp.py", *keys, "wandb.mode=disabled", f"results_dir={tmp_path}"])
+    assert cli.launch(run_exp.main) == 0
+    note = "note: this run does not read model.prec_reg: optimizer=adamw has no preconditioners\n"
+    assert note in capsys.readouterr().out
