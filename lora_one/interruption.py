@@ -17,6 +17,7 @@ from lora_one.progress import first_process
 
 WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)  # sent before a time limit, by #SBATCH --signal or by submitit (SIGUSR2)
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *WARNINGS)
+RESTARTS_WITHOUT_PROGRESS = 3  # of a SLURM job that is queued again; caches may help the first of them
 WAITING = "\nstopping after the step under way, with a resume point; press Ctrl-C again to stop at once\n"
 
 
@@ -26,6 +27,7 @@ class Signals:
 
     received: list[int] = field(default_factory=list)  # since ``caught`` began
     deferring: int = 0  # number of open ``deferred`` blocks
+    progress_saved: bool = False  # since ``caught`` began
 
 
 _signals = Signals()
@@ -53,6 +55,7 @@ def caught() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
+    _signals.progress_saved = False
     handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, _on_signal) for number in handled}
     try:
@@ -86,6 +89,11 @@ def deferred() -> Iterator[None]:
         state.deferring -= 1
     if state.received:
         raise Interrupted(state.received[0])
+
+
+def note_progress() -> None:
+    """Record that a resume point was written or a run finished, so the next start of the command gets further."""
+    _signals.progress_saved = True
 
 
 def first_signal() -> int | None:
@@ -123,6 +131,7 @@ def own_job() -> str | None:
 def requeue(stop: Interrupted) -> str | None:
     """After SIGUSR1 or SIGUSR2 in a SLURM job, ask SLURM to queue the job again; return the result in words.
 
+    A job that has been restarted often and again saved no progress is not: it would never end.
     None outside SLURM and after SIGTERM, which SLURM sends when it cancels or preempts a job.
     """
     first = os.environ.get("SLURM_PROCID", "0") == os.environ.get("RANK", "0") == "0"
@@ -131,6 +140,12 @@ def requeue(stop: Interrupted) -> str | None:
     job = own_job()
     if job is None:
         return None
+    restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    if restarts >= RESTARTS_WITHOUT_PROGRESS and not _signals.progress_saved:
+        return (
+            f"SLURM job {job} is not queued again: its start number {restarts + 1} reached no new resume point and "
+            "finished no run; raise its time limit"
+        )
     try:
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -213,6 +213,19 @@ def test_an_interrupted_dry_run_promises_no_continuation(tmp_path, monkeypatch, 
     assert "stopped by SIGTERM: a dry run has no resume point" in capsys.readouterr().err
 
 
+def fake_scontrol(folder, monkeypatch, refusal=False):
+    """Make this process part of SLURM's job 77, and let scontrol write what it is asked to folder/asked."""
+    scontrol = folder / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    answer = "echo Requested operation is presently disabled >&2; exit 1" if refusal else "exit 0"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" > {folder}/asked; {answer}\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", str(scontrol.parent), prepend=os.pathsep)
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    for name in ("SLURM_PROCID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.mark.parametrize(
     ("number", "extra", "answer", "said"),
     [
@@ -228,15 +241,7 @@ def test_an_interrupted_dry_run_promises_no_continuation(tmp_path, monkeypatch, 
     ],
 )
 def test_slurm_queues_a_job_again_on_sigusr1(number, extra, answer, said, tmp_path, monkeypatch, capsys):
-    scontrol = tmp_path / "bin" / "scontrol"
-    scontrol.parent.mkdir()
-    refusal = "echo Requested operation is presently disabled >&2; " if answer else ""
-    scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked; {refusal}exit {answer}\n')
-    scontrol.chmod(0o755)
-    monkeypatch.setenv("PATH", str(scontrol.parent), prepend=os.pathsep)
-    monkeypatch.setenv("SLURM_JOB_ID", "77")
-    for name in ("SLURM_PROCID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
-        monkeypatch.delenv(name, raising=False)
+    fake_scontrol(tmp_path, monkeypatch, refusal=bool(answer))
     last = "false,true" not in " ".join(extra)  # of a sweep the second job is ended
     monkeypatch.setattr(experiment, "execute", lambda run: (last or run.overwrite) and os.kill(os.getpid(), number))
     results = f"results_dir={tmp_path / 'results'}"
@@ -245,6 +250,25 @@ def test_slurm_queues_a_job_again_on_sigusr1(number, extra, answer, said, tmp_pa
     if said:
         assert (tmp_path / "asked").read_text() == "requeue 77\n"
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("restarts", "again"), [("2", True), ("3", False)])
+def test_a_job_that_never_gets_further_is_not_queued_for_ever(restarts, again, tmp_path, monkeypatch, capsys):
+    fake_scontrol(tmp_path, monkeypatch)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+    monkeypatch.setattr(experiment, "execute", lambda run: os.kill(os.getpid(), signal.SIGUSR1))
+    assert launched(monkeypatch, f"results_dir={tmp_path / 'results'}", "wandb.mode=disabled") == 138
+    assert (tmp_path / "asked").exists() == again
+    said = "is queued again" if again else "is not queued again: its start number 4 reached no new resume point"
+    assert said in capsys.readouterr().err
+
+
+def test_a_job_with_a_new_resume_point_is_queued_again_however_often(tmp_path, llama_folder, monkeypatch):
+    fake_scontrol(tmp_path, monkeypatch)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "30")
+    signal_at(monkeypatch, FineTuner, "compute_loss", 3, signal.SIGUSR1)
+    assert launched(monkeypatch, *arguments_of(tmp_path, llama_folder)) == 138
+    assert (tmp_path / "asked").read_text() == "requeue 77\n"
 
 
 @pytest.fixture

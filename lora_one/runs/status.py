@@ -10,6 +10,7 @@ from lora_one.config import RunConfig
 from lora_one.config.rules import flatten
 from lora_one.distributed import Processes
 from lora_one.errors import RunError
+from lora_one.interruption import note_progress
 from lora_one.models import local_folder
 from lora_one.records.folder import LocatedRun, RunFolder, revision_in
 from lora_one.records.provenance import provenance
@@ -77,5 +78,6 @@ def recorded(located: LocatedRun, commit: str | None) -> Iterator[Tracker]:
         tracker.finish({"status": status}, exit_code=1)
         raise
     record = folder.update(status="finished", error=None)
+    note_progress()
     final = record["evaluation"].get("final", {})
     tracker.finish({"status": "finished", "train": record.get("train"), "evaluation": record["evaluation"]} | final)

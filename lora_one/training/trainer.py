@@ -22,6 +22,7 @@ from lora_one.adaptation.layers import inputs_not_cast, plain_layers
 from lora_one.data.order import MicroBatches
 from lora_one.errors import RunError
 from lora_one.files import publish
+from lora_one.interruption import note_progress
 from lora_one.losses import few_logits, loss_at
 from lora_one.model_kinds import CAUSAL
 from lora_one.peers import of_connection
@@ -152,6 +153,7 @@ class FineTuner(Trainer):
                 self.adaptation.save_state(self.model, hidden / point)
                 (hidden / point / SECONDS).write_text(json.dumps(self.seconds))
                 publish(hidden / point, place)
+                note_progress()
                 keep_only(place)
         except (OSError, RuntimeError, SafetensorError) as error:  # the last two: on a full disk
             if of_connection(error):  # another process is gone
