@@ -125,10 +125,11 @@ def aligned(
     return {key: numpy.array([numpy.mean(found[name]) for name in order], kind) for key, found in answers.items()}
 
 
-def compared(first: Mapping[int, numpy.ndarray], second: Mapping[int, numpy.ndarray]) -> dict[str, Any]:
+def compared(first: Mapping[int | None, numpy.ndarray], second: Mapping[int | None, numpy.ndarray]) -> dict[str, Any]:
     """Compare the answers of two methods: the cluster bootstrap over all seeds, and McNemar's test seed by seed.
 
     first, second: seed -> array (questions,) of bool; of float: shares of correct samples, without McNemar's test.
+    The seed None is that of answers without a seed.
     """
     found = bootstrap(numpy.array(list(first.values())), numpy.array(list(second.values())))
     both = [seed for seed in first if seed in second and first[seed].dtype == second[seed].dtype == bool]
@@ -146,8 +147,22 @@ def question_sentence(entry: Mapping[str, Any], baseline: str) -> str:
         low, high = (POINTS.text(end).split()[0] for end in entry["interval"])
         text += f" (95 % interval over {entry['questions']} questions {low} to {high})"
     tests = [
-        f"seed {seed}: {test['first_only']} and {test['second_only']}, p = {test['p']:.2g}"
+        f"seed {seed}: " * (seed is not None) + f"{test['first_only']} and {test['second_only']}, p = {test['p']:.2g}"
         for seed, test in entry["mcnemar"].items()
     ]
     title = "; McNemar, questions that only the first and only the second answers correctly: "
-    return text + (title + "; ".join(tests)) * bool(tests)
+    return text + (title + "; ".join(tests)) * bool(tests) + reach_over_questions(entry)
+
+
+def reach_over_questions(entry: Mapping[str, Any]) -> str:
+    """Return which difference the questions find, and how many half of it needs; "" without an interval.
+
+    The records of earlier versions do not have it.
+    """
+    smallest, n = entry.get("detectable"), entry["questions"]
+    if smallest is None:
+        return ""
+    return (
+        f". If the differences vary as on these questions, {n} questions find a true difference of "
+        f"{POINTS.text(smallest, '')} in 8 of 10 comparisons; half of that needs {4 * n}"
+    )

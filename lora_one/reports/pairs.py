@@ -1,8 +1,10 @@
 """Tests of two finished things: two configurations with their seeds, or two files of predictions."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
+
+import numpy
 
 from lora_one.errors import UsageError
 from lora_one.records.folder import RunFolder
@@ -27,33 +29,44 @@ def compare_predictions(first: Path, second: Path, metric: str | None = None, fi
     if first == second:
         raise UsageError(f"{first} is given twice: pass two files")
     answers = aligned({path: path for path in (first, second)}, metric, filtered)
-    lines = [f"{path}: {percent(row.mean(), len(row)).strip()}" for path, row in answers.items()]
+    lines = [f"{path}: {share_text(row)}" for path, row in answers.items()]
     reports = [path.parent / "metrics.json" for path in (first, second)]
     if all(report.exists() for report in reports):
         settings = [{"settings": settings_of(json.loads(report.read_text()))} for report in reports]
         difference = difference_of_settings(*settings)
         lines += [f"warning: not with the same settings: {difference}"] if difference is not None else []
-    entry = {"method": str(first), **compared({0: answers[first]}, {0: answers[second]})}
+    entry = {"method": str(first), **compared({None: answers[first]}, {None: answers[second]})}
     return "\n".join([*lines, question_sentence(entry, str(second)) + "."])
+
+
+def share_text(row: numpy.ndarray) -> str:
+    """Return the share of correct answers; Wilson's interval is for questions with one sample, an array of bool."""
+    if row.dtype == bool:
+        return percent(float(row.mean()), len(row)).strip()
+    return f"{100 * row.mean():.2f} % (n = {len(row)})"
 
 
 def compare_runs(first: Path, second: Path) -> str:
     """Return the tests of two configurations: paired by seed on validation, and on each evaluation that both have.
 
+    A run that is not finished, or lacks an evaluation, counts as failed: without it, its side is not called better.
     first, second: the folder of a run, or of a configuration with the runs of its seeds. The second is the baseline.
     Raises UsageError: no finished run is in a folder.
     """
     runs = {str(path): finished_runs(path) for path in (first, second)}
     if len(runs) < 2:
         raise UsageError(f"{first} is given twice: pass two folders")
+    failed = {str(path): unfinished_runs(path) for path in (first, second)}
     baseline = str(second)
     lines = differences(runs)
+    for name, found in failed.items():
+        lines += [f"warning: {name}, seed {seed}: not compared, {reason}" for seed, reason in found.items()]
     for figure, (key, unit) in VALIDATION.items():
         values = {name: validation_of(found, key) for name, found in runs.items()}
         if all(values.values()):
-            lines += section(figure, values, baseline, unit)
+            lines += section(figure, values, baseline, unit, failed)
     for task in sorted(set.intersection(*(evaluations_in(found) for found in runs.values()))):
-        lines += evaluation_section(task, runs, baseline)
+        lines += evaluation_section(task, runs, baseline, failed)
     return "\n".join(lines)
 
 
@@ -67,16 +80,24 @@ def differences(runs: Mapping[str, Mapping[int, RunFolder]]) -> list[str]:
     ]
 
 
-def section(figure: str, values: Mapping[str, Mapping[int, float]], baseline: str, unit: Unit) -> list[str]:
-    """Return the lines of a figure: each value by seed, and the verdict."""
+def section(
+    figure: str,
+    values: Mapping[str, Mapping[int, float]],
+    baseline: str,
+    unit: Unit,
+    failed: Mapping[str, Collection[int]],
+) -> list[str]:
+    """Return the lines of a figure: each value by seed, and the verdict. failed: seeds without a value, by name."""
     lines = [figure]
     for name, by_seed in values.items():
         lines.append(f"  {name}: " + ", ".join(f"{value:.4g} (seed {seed})" for seed, value in by_seed.items()))
-    return [*lines, *(f"  {verdict.sentence}" for verdict in verdicts(values, baseline, unit))]
+    return [*lines, *(f"  {verdict.sentence}" for verdict in verdicts(values, baseline, unit, failed))]
 
 
-def evaluation_section(task: str, runs: Mapping[str, Mapping[int, RunFolder]], baseline: str) -> list[str]:
-    """Return the lines of an evaluation that both configurations have."""
+def evaluation_section(
+    task: str, runs: Mapping[str, Mapping[int, RunFolder]], baseline: str, failed: Mapping[str, Collection[int]]
+) -> list[str]:
+    """Return the lines of an evaluation that both configurations have. failed: seeds without a finished run."""
     places = {
         (name, seed): folder.path / "eval" / task for name, found in runs.items() for seed, folder in found.items()
     }
@@ -88,7 +109,11 @@ def evaluation_section(task: str, runs: Mapping[str, Mapping[int, RunFolder]], b
     fields = {scores[key]["field"] for key in files}
     first = next(iter(scores.values()))
     title = "loss on test data of a comparison" if task.startswith("loss-") else task
-    lines = section(title, values, baseline, Unit(**first["unit"]))
+    missing = {name: [seed for seed in found if (name, seed) not in scores] for name, found in runs.items()}
+    lost = {name: [*failed[name], *seeds] for name, seeds in missing.items()}
+    lines = section(title, values, baseline, Unit(**first["unit"]), lost)
+    for name, seeds in missing.items():
+        lines += [f"  warning: {name}, seed {seed}: not evaluated" for seed in seeds]
     differing = ((key, difference_of_settings(first, score)) for key, score in scores.items())
     for (name, seed), difference in differing:
         if difference is not None:
@@ -102,9 +127,8 @@ def evaluation_section(task: str, runs: Mapping[str, Mapping[int, RunFolder]], b
 
 def finished_runs(path: Path) -> dict[int, RunFolder]:
     """Return seed -> finished run of a folder. Raises UsageError: there is none."""
-    folders = [path] if (path / "run.json").exists() else [file.parent for file in path.glob("*/run.json")]
     done: dict[int, RunFolder] = {}
-    for folder in map(RunFolder, folders):
+    for folder in runs_in(path):
         record = folder.read()
         if record.get("status") == "finished":
             done[record["config"]["seed"]] = folder
@@ -114,6 +138,23 @@ def finished_runs(path: Path) -> dict[int, RunFolder]:
             "seeds, as run_exp.py prints them"
         )
     return dict(sorted(done.items()))
+
+
+def unfinished_runs(path: Path) -> dict[int, str]:
+    """Return seed -> why there is no result, for the runs of a folder that are not finished."""
+    records = [folder.read() for folder in runs_in(path)]
+    return {
+        record["config"]["seed"]: " ".join(str(record.get("error") or f"its status is {record['status']}").split())
+        for record in records
+        if record.get("status") != "finished" and "config" in record
+    }
+
+
+def runs_in(path: Path) -> list[RunFolder]:
+    """Return the run of a folder, or those in its subfolders, one for each seed."""
+    if (path / "run.json").exists():
+        return [RunFolder(path)]
+    return [RunFolder(file.parent) for file in sorted(path.glob("*/run.json"))]
 
 
 def validation_of(runs: Mapping[int, RunFolder], key: str) -> dict[int, float]:

@@ -11,7 +11,7 @@ from math import isnan, sqrt
 import numpy
 from scipy import optimize, stats
 
-MIN_SEEDS = 3  # with two, equal differences are so frequent that intervals cover too rarely (tests/statistics)
+MIN_SEEDS = 3  # with two, equal differences are frequent; the intervals of the others cover too often (test_seeds.py)
 POWER = 0.8
 MOST_SEEDS = 10_000
 

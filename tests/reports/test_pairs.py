@@ -12,9 +12,11 @@ from lora_one.statistics.questions import bootstrap
 from lora_one.statistics.units import POINTS
 
 MODEL = {"name": "m", "revision": None, "max_length": 256, "epochs": 1, "real_batch_size": 16, "loss": "token"}
-CONFIG = {"model": MODEL, "dataset": {"name": "gsm8k"}}
+ADAPTERS = {"use_peft": True, "lora_r": 8, "lora_alpha": 16.0}
+CONFIG = {"model": MODEL, "dataset": {"name": "gsm8k"}, "peft": ADAPTERS, "optimizer": {"name": "adamw"}}
 RECORD = {
     "status": "finished",
+    "init": {"method": "LoRA"},
     "config_hash": "a",
     "provenance": {"fingerprints": {}, "versions": {"torch": "2"}},
     "data": {"train": {"whole": 10, "shortened": 0}},
@@ -45,12 +47,19 @@ def configuration(folder, losses, answers=None):
 
 
 def test_predictions_by_hand(tmp_path):
-    """120 questions; 8 only the first answers, 2 only the second: p = 2 (1 + 10 + 45) / 1024 = 0.11."""
+    """120 questions; 8 only the first answers, 2 only the second: p = 2 (1 + 10 + 45) / 1024 = 0.11.
+
+    Detectable: the differences have variance (10 - 120 / 400) / 119 = 0.08151, 2.8016 sqrt(0.08151 / 120) = 0.0730.
+    """
     first = write(tmp_path / "a.jsonl", [1] * 8 + [0] * 2 + [1] * 60 + [0] * 50)
     second = write(tmp_path / "b.jsonl", [0] * 8 + [1] * 2 + [1] * 60 + [0] * 50)
     said = compare_predictions(first, second)
     assert f"{first}: 56.67 %" in said and f"{second}: 51.67 %" in said
-    assert "+5.0 points" in said and "seed 0: 8 and 2, p = 0.11" in said and "over 120 questions" in said
+    assert "+5.0 points" in said and "over 120 questions" in said
+    assert said.endswith(
+        "only the first and only the second answers correctly: 8 and 2, p = 0.11. If the differences vary as on these "
+        "questions, 120 questions find a true difference of 7.3 points in 8 of 10 comparisons; half of that needs 480."
+    ), "without a seed, which files do not have"
 
 
 def test_samples_of_a_question_are_not_questions(tmp_path):
@@ -59,13 +68,17 @@ def test_samples_of_a_question_are_not_questions(tmp_path):
     files, shares = [], []
     for name in "ab":
         samples = rng.random((150, 4)) < rng.random((150, 1))
+        samples[0] = numpy.arange(4) < -samples[1:].sum() % 4  # the mean is a whole number of 150, as of single answers
         rows = [{"id": i, "correct": bool(hit)} for i, hits in enumerate(samples) for hit in hits]
         files.append(tmp_path / f"{name}.jsonl")
         files[-1].write_text("".join(json.dumps(row) + "\n" for row in rows))
         shares.append(samples.mean(axis=1))
     low, high = (POINTS.text(end).split()[0] for end in bootstrap(*shares).interval)
     said = compare_predictions(*files)
-    assert said.endswith(f"(95 % interval over 150 questions {low} to {high}).")
+    smallest = POINTS.text(bootstrap(*shares).detectable, "")
+    assert f"(95 % interval over 150 questions {low} to {high}). If the differences vary" in said
+    assert f"find a true difference of {smallest} in 8 of 10" in said and said.endswith("half of that needs 600.")
+    assert f"{files[0]}: {100 * shares[0].mean():.2f} % (n = 150)\n" in said, "Wilson's interval is for single answers"
 
 
 def test_answers_that_hardly_differ_have_no_interval(tmp_path):
@@ -73,7 +86,9 @@ def test_answers_that_hardly_differ_have_no_interval(tmp_path):
         rows = [{"id": i, "correct": i >= wrong} for i in range(200)]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     said = compare_predictions(tmp_path / "a.jsonl", tmp_path / "b.jsonl")
-    assert "+1.5 points (no interval: the same difference at all but 3 of 200 questions)" in said
+    assert (
+        "+1.5 points (no interval: the same difference at all but 3 of 200 questions)" in said and "8 of 10" not in said
+    )
     assert "only the first and only the second answers correctly: " in said and ": 3 and 0, p = 0.25" in said
 
 
@@ -83,6 +98,33 @@ def test_an_evaluation_of_other_questions_loses_no_other_result(tmp_path):
     said = compare_runs(other, base)
     assert f"{other} is worse than {base}: +0.2000 nats" in said and "3 seeds" in said
     assert "these trained models: not compared: " in said and "1 only in the second one" in said
+
+
+def test_a_configuration_of_which_seeds_failed_is_not_called_better(tmp_path):
+    """Seeds 4 and 5 of the other one failed, perhaps because they were bad; the baseline has them."""
+    base = configuration(tmp_path / "base", {1: 1.0, 2: 1.1, 3: 0.9, 4: 1.0, 5: 1.2})
+    other = configuration(tmp_path / "other", {1: 0.8, 2: 0.91, 3: 0.69, 4: 0.0, 5: 0.0})
+    for seed, error in ((4, "RunError: the loss\nbecame nan"), (5, None)):
+        file = other / str(seed) / "run.json"
+        status = "failed" if error else "interrupted"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"status": status, "error": error}))
+    said = compare_runs(other, base)
+    assert f"{other} and {base}: not tested, because 2 seeds of {other} failed" in said and "is better" not in said
+    assert f"warning: {other}, seed 4: not compared, RunError: the loss became nan" in said
+    assert f"warning: {other}, seed 5: not compared, its status is interrupted" in said
+    assert f"{base} is worse than {other}" not in compare_runs(base, other)
+
+
+def test_a_configuration_of_which_an_evaluation_is_missing_is_not_called_better(tmp_path):
+    answers = {seed: [1, 1, 1, 1, seed < 3] for seed in (1, 2, 3, 4)}
+    base = configuration(
+        tmp_path / "base", dict.fromkeys(answers, 1.0), {seed: [0, 0, seed > 2, 0, 0] for seed in answers}
+    )
+    other = configuration(tmp_path / "other", dict.fromkeys(answers, 1.0), answers)
+    (other / "4/eval/gsm8k/metrics.json").unlink()
+    said = compare_runs(other, base)
+    assert f"{other} and {base}: not tested, because 1 seed of {other} failed" in said
+    assert f"warning: {other}, seed 4: not evaluated" in said
 
 
 def test_predictions_of_other_questions_are_refused(tmp_path):
@@ -102,6 +144,7 @@ def test_configurations_are_paired_by_seed(tmp_path):
     said = compare_runs(other, base)
     assert f"{other} is worse than {base}: +0.2000 nats" in said and "4 seeds" in said
     assert f"{other} is worse than {base}: -" in said and "over 200 questions" in said
+    assert all(f"seed {seed}: 0 and " in said for seed in answers), "McNemar's test of each seed"
     assert "validation accuracy" not in said
 
 

@@ -1,14 +1,11 @@
-"""Verdicts: Holm by hand, the sentence for each outcome, and simulated comparisons with known truth."""
+"""Verdicts: Holm by hand, and the sentence for each outcome."""
 
 import doctest
 
-import numpy
 import pytest
-from scipy import optimize, special, stats
 
 from lora_one.statistics import verdicts as module
-from lora_one.statistics.questions import bootstrap
-from lora_one.statistics.seeds import detectable, paired, power, seeds_for
+from lora_one.statistics.seeds import detectable, seeds_for
 from lora_one.statistics.units import NATS, POINTS
 from lora_one.statistics.verdicts import holm, reach, verdicts
 
@@ -131,101 +128,3 @@ def test_what_a_design_finds_is_proportional_to_the_noise(sd, n, level):
     in_sds, needed = reach(n, level)
     smallest = detectable(sd, n, level)
     assert sd * in_sds == pytest.approx(smallest) and needed == seeds_for(smallest / 2, sd, level)
-
-
-def difficulties(questions, share, spread=2.0):
-    """Logits of a correct answer, normal with this spread, whose mean share is the given one."""
-    normal = stats.norm.ppf((numpy.arange(questions) + 0.5) / questions) * spread
-    return normal + optimize.brentq(lambda mean: numpy.mean(special.expit(mean + normal)) - share, -12, 12)
-
-
-def answers(rng, n, questions, share, methods, effect=0.0):
-    """Shares of correct answers (methods, n) on fixed questions, with the noise of seeds and of answers.
-
-    A part of a seed's noise is common to all methods. The effect is on the last method, in logits.
-    """
-    logits = difficulties(questions, share) + rng.normal(0, 0.1, (n, 1)) + rng.normal(0, 0.1, (methods, n, 1))
-    logits[-1] += effect
-    return (rng.random((methods, n, questions)) < special.expit(logits)).mean(axis=2)
-
-
-SEEDS, QUESTIONS, SHARES = (3, 5, 10), (100, 500, 1319), (0.05, 0.3, 0.9)
-
-
-def grid(values):
-    """These values with every number of questions and every share; every run of the tests has each pair once."""
-    return [
-        pytest.param(
-            value, questions, share, marks=[] if (i + j + k) % 3 == 0 else [pytest.mark.slow, pytest.mark.long]
-        )
-        for i, value in enumerate(values)
-        for j, questions in enumerate(QUESTIONS)
-        for k, share in enumerate(SHARES)
-    ]
-
-
-def by_seed(values):
-    return dict(enumerate(values.tolist()))
-
-
-@pytest.mark.parametrize(("n", "questions", "share"), grid(SEEDS))
-def test_simulated_methods_that_are_equal(n, questions, share):
-    """1,000 comparisons of 3 methods with a baseline: wrong verdicts in at most 5 %, intervals that hold the truth.
-
-    Wrong verdicts: 0.05 + 3 sqrt(.05 .95 / 1000).
-    """
-    rng = numpy.random.default_rng(n * questions)
-    wrong, covered, intervals = 0, 0, 0
-    for _ in range(1000):
-        shares = answers(rng, n, questions, share, 4)
-        figures = {f"method {k}": by_seed(values) for k, values in enumerate(shares)}
-        found = verdicts_without_sentences(figures)
-        wrong += any(p <= 0.05 for p in holm({k: test.p for k, test in found.items() if test.testable}).values())
-        intervals += sum(test.testable for test in found.values())
-        covered += sum(test.interval[0] <= 0 <= test.interval[1] for test in found.values() if test.testable)
-    assert wrong / 1000 <= 0.0707
-    assert 0.93 <= covered / intervals <= 0.97
-
-
-def verdicts_without_sentences(figures):
-    """The tests that ``verdicts`` makes; its sentences would take most of the time."""
-    return {
-        method: paired([values[seed] - figures["method 0"][seed] for seed in values])
-        for method, values in figures.items()
-        if method != "method 0"
-    }
-
-
-@pytest.mark.parametrize("n", [3, 5, 10])
-def test_a_known_effect_is_found_with_the_promised_power(n):
-    """Effect and sd are those of 4,000 seeds; 0.05 is three standard errors of 1,000 comparisons."""
-    rng = numpy.random.default_rng(n)
-    many = answers(rng, 4000, 500, 0.3, 2, effect=0.35)
-    differences = many[1] - many[0]
-    promised = power(differences.mean(), differences.std(), n, 0.05)
-    samples = [answers(rng, n, 500, 0.3, 2, effect=0.35) for _ in range(1000)]
-    found = numpy.mean([paired(shares[1] - shares[0]).p <= 0.05 for shares in samples])
-    assert found == pytest.approx(promised, abs=0.05)
-
-
-@pytest.mark.parametrize(("seeds", "questions", "share"), grid([1, 3]))
-@pytest.mark.slow
-def test_simulated_questions(seeds, questions, share, monkeypatch):
-    """1,000 pairs of models, equal on average over questions: the interval over questions holds 0 in 93 to 97 %.
-
-    Pairs without an interval, because they hardly differ, are left out; they are less than two thirds.
-    """
-    monkeypatch.setattr("lora_one.statistics.questions.RESAMPLES", 999)
-    rng = numpy.random.default_rng(questions)
-    covered, intervals = 0, 0
-    for seed in range(1000):
-        difficulty = rng.choice(difficulties(5000, share), questions)
-        own = rng.normal(0, 1.0, (2, 1, questions))  # what one model finds harder than the other one
-        first, second = rng.random((2, seeds, questions)) < special.expit(difficulty + own)
-        interval = bootstrap(first, second, seed=seed).interval
-        if interval is not None:
-            intervals += 1
-            covered += interval[0] - 1e-12 <= 0 <= interval[1] + 1e-12
-    assert intervals > 333
-    allowed = 3 * (0.05 * 0.95 / intervals) ** 0.5
-    assert 0.93 - allowed <= covered / intervals <= 0.97 + allowed, covered
