@@ -7,6 +7,7 @@ import pytest
 
 from lora_one.runs import compare_command
 from lora_one.runs.comparison_file import read_comparisons
+from lora_one.runs.comparison_scores import none_is_run
 from lora_one.runs.composition import compose
 from tests.helpers.paths import ROOT, SHARED, real_model, shared
 
@@ -14,12 +15,18 @@ FILES = sorted((ROOT / "scripts/comparisons/paper").glob("*.yaml"))
 FIELDS = ("Paper", "Table", "Seeds", "Hardware", "Hours", "Here", "Needs", "Differences", "Status")
 IN_EVERY_RUN = FILES[[file.stem for file in FILES].index("lora_one_gsm8k")]  # of test-slow; the others in test-long
 OTHERS = [file for file in FILES if file != IN_EVERY_RUN]
+EXPERIMENTS = sorted((ROOT / "conf/experiment").glob("*.yaml"))
 every_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+
+
+def comment_of(file):
+    """The comment at the top of a file."""
+    return re.match(r"(?:#.*\n)+", file.read_text())[0]
 
 
 def header(file):
     """Field -> text of the comment at the top of a file."""
-    comment = re.match(r"(?:#.*\n)+", file.read_text())[0]
+    comment = comment_of(file)
     lines = [line.removeprefix("#").strip() for line in comment.splitlines()]
     found, name = {}, None
     for line in lines:
@@ -38,12 +45,43 @@ def test_the_header_says_what_is_known(file):
     assert all(len(line) <= 125 for line in file.read_text().splitlines() if line.startswith("#"))
 
 
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
+def test_the_header_of_an_experiment(file):
+    """Paper, published numbers, seeds, hardware, hours, and its comparison; or that it is not from a paper."""
+    comment = comment_of(file)
+    assert all(len(line) <= 125 for line in comment.splitlines())
+    assert f"python run_exp.py experiment={file.stem} " in comment
+    if "not from a paper" in comment.lower():
+        return
+    assert all(re.search(rf"{word}.*\w", comment) for word in ("arXiv:", "Published", "Seeds:", "Hardware:", "Hours:"))
+    comparison = ROOT / re.search(r"Comparison: (\S+)", comment)[1]
+    assert comparison in FILES
+    settings = [file.stem, *re.findall(r"^  - (\w+)$", file.read_text(), re.MULTILINE)]
+    assert any(f"- experiment={name}\n" in comparison.read_text() for name in settings)
+
+
+@every_file
+def test_the_setting_of_a_comparison_is_an_experiment_that_names_it_or_another_one_of_its_table(file):
+    (name,) = re.findall(r"^  - experiment=(\w+)$", file.read_text(), re.MULTILINE)
+    experiment = next(path for path in EXPERIMENTS if path.stem == name)
+    (paper,) = re.findall(r"arXiv:[\d.]+", comment_of(file))
+    assert paper in comment_of(experiment)
+
+
+def test_the_experiment_of_one_step_is_the_full_gradient_of_its_comparison():
+    file = ROOT / "scripts/comparisons/paper/lora_one_one_step.yaml"
+    task = read_comparisons(file)["MRPC"]
+    compared = compose([*task.common, *task.methods["full gradient"]])
+    alone = compose(["experiment=lora_one_one_step", "dataset=mrpc", "dataset.validation_size=400"])
+    assert alone == compared and alone.init.bsz * alone.init.iters == 2048
+
+
 @every_file
 def test_the_number_of_runs_in_the_header(file):
     """Tuning runs, rounds of refinement included, and reported ones; not the starts of these, which are not trained."""
     total = 0
     for comparison in read_comparisons(file).values():
-        for method in comparison.methods:
+        for method in () if none_is_run(comparison.evaluations) else comparison.methods:
             points = 1
             for values in comparison.grid_of(method).values():
                 points *= len(values)
@@ -93,7 +131,9 @@ def test_dry_run_of_the_real_configuration(file, tmp_path, monkeypatch, capsys):
 def test_dry_run_of_every_task(file, tmp_path, monkeypatch, capsys):
     assert dry_run(file, tmp_path, monkeypatch) == 0
     said = capsys.readouterr().out
-    assert "cannot run" not in said and said.count("\nto do: ") == len(read_comparisons(file))
+    absent = [none_is_run(comparison.evaluations) for comparison in read_comparisons(file).values()]
+    assert "cannot run" not in said and said.count("\nto do: ") == absent.count(False)
+    assert said.count(": not run yet: ") == absent.count(True)
 
 
 def test_what_is_missing_is_said(tmp_path, monkeypatch, capsys):
