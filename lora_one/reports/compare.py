@@ -95,15 +95,30 @@ def further_points(points: Sequence[Point], best: Point) -> list[Point]:
     [[1.0, 10.0], [0.00316, 0.0316]]
     """
     rest = {key: value for key, value in best.items() if key != RATE}
-    rates = sorted(point[RATE] for point in points if {**point, RATE: best[RATE]} == best)
+    rates = rates_beside(points, best)
     place = rates.index(best[RATE])
-    if place in (0, len(rates) - 1):
+    if at_an_end(points, best):
         step = best[RATE] / rates[1 if place == 0 else -2]
         new = [best[RATE] * step, best[RATE] * step**2]
     else:
         new = [sqrt(best[RATE] * rates[place + side]) for side in (-1, 1)]
     rounded = [float(f"{rate:.3g}") for rate in new]
     return [{RATE: rate} | rest for rate in rounded if rate not in rates]
+
+
+def rates_beside(points: Sequence[Point], best: Point) -> list[float]:
+    """Return the learning rates, sorted, that were tried with the other values of the best point."""
+    return sorted(point[RATE] for point in points if {**point, RATE: best[RATE]} == best)
+
+
+def at_an_end(points: Sequence[Point], best: Point) -> bool:
+    """Return whether the best learning rate is the lowest or highest one tried.
+
+    >>> [at_an_end([{RATE: 1e-3}, {RATE: 1e-2}, {RATE: 1e-1}], {RATE: rate}) for rate in (1e-3, 1e-2, 1e-1)]
+    [True, False, True]
+    """
+    rates = rates_beside(points, best)
+    return best[RATE] in (rates[0], rates[-1])
 
 
 def edges(chosen: Point, points: Sequence[Point]) -> dict[str, str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from lora_one.reports.compare import Run
 
-NOT_SHARED = {"configuration", "versions"}  # of a run's identity: differ between methods, or shown apart
+NOT_SHARED = {"configuration", "versions", "method"}  # of a run's identity: differ between methods, or shown apart
 SHOWN = 12  # characters of a hash
 
 
@@ -27,6 +27,7 @@ def fairness(runs: Sequence[Run], comparison: Mapping[str, Any]) -> list[list[st
         lines[-1][-1] = "not known"  # what was changed is not part of a commit; see code
     for name in ("steps", "tokens"):
         lines.append([name, *by_seed(final, name)])
+    lines += [[f"method of {name}", *compared(active)] for name, active in active_methods(done).items()]
     counts = Counter(run.method for run in runs if run.stage == "tuning")
     if counts:
         lines.append(["tuning runs", *compared(list(counts.values()))])
@@ -36,8 +37,19 @@ def fairness(runs: Sequence[Run], comparison: Mapping[str, Any]) -> list[list[st
     shared = set(comparison.get("tuning_seeds", ())) & set(comparison.get("seeds", ()))
     if comparison.get("tuning_seeds"):
         seeds = "apart" if not shared else f"{', '.join(map(str, sorted(shared)))} tune and are reported"
-        lines.append(["tuning and reported seeds", seeds, "yes" if not shared else "no"])
+        reason = comparison.get("shared_seeds")
+        apart = "yes" if not shared else f"no ({reason})" if reason else "no"
+        lines.append(["tuning and reported seeds", seeds, apart])
     return lines
+
+
+def active_methods(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Return what the runs of each method record as their method; earlier runs recorded nothing."""
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        if "method" in run.identity:
+            found.setdefault(run.method, []).append(run.identity["method"])
+    return found
 
 
 def compared(values: Sequence[Any]) -> tuple[str, str]:

@@ -75,11 +75,25 @@ def identity(record: Record) -> dict[str, Any]:
         "epochs": config["model"]["epochs"],
         "examples per step": config["model"]["real_batch_size"],
         "loss": config["model"]["loss"],
+        "loss on the prompt": "yes" if config["dataset"].get("train_on_inputs") else "no",
         "processes": record["train"].get("processes", 1),
         "configuration": record["config_hash"],
         "versions": provenance["versions"],
+        "method": active_method(record),
         **newer,
     }
+
+
+def active_method(record: Record) -> str:
+    """Return which start, adapter and optimizer a run had, as its run.json records them."""
+    config = record["config"]
+    peft = config["peft"]
+    kinds = {"rsLoRA": "use_rslora", "DoRA": "dora", "r x r core": "lora_xs", "trained embeddings": "train_embeddings"}
+    parts = [name for name, key in kinds.items() if peft.get(key)]
+    if peft.get("use_loraplus"):
+        parts.append(f"learning rate of B x {peft['loraplus_lr_ratio']:g}")
+    adapter = [f"r {peft['lora_r']}", f"alpha {peft['lora_alpha']:g}", *parts] if peft["use_peft"] else []
+    return ", ".join([record["init"]["method"], *adapter, config["optimizer"]["name"]])
 
 
 def digest(value: Any) -> str:

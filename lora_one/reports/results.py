@@ -14,6 +14,7 @@ from lora_one.statistics.units import NATS, Unit
 from lora_one.statistics.verdicts import BETTER, WORSE
 
 Table = Sequence[Sequence[str]]
+NOT_RUN = "not run yet"  # in the column of an evaluation that is not run
 
 
 @dataclass(frozen=True)
@@ -36,17 +37,21 @@ class Results:
     """The record of a comparison, as the sections read it.
 
     rows, methods: those that the report shows.  runs: of all methods.  by_stage: of each method and stage, in order.
+    evaluations: those that are run.  not_run: the others, with the reason.
     """
 
     def __init__(self, record: Mapping[str, Any]):
         self.record = record
         self.runs = [Run(**run) for run in record["runs"]]
-        self.evaluations = list(record["comparison"]["evaluations"])
+        asked = record["comparison"]["evaluations"]
+        self.not_run = {name: entry["not_run"] for name, entry in asked.items() if entry.get("not_run")}
+        self.evaluations = [name for name in asked if name not in self.not_run]
         self.baseline = record["comparison"]["baseline"]
         self.by_stage: dict[tuple[str, str], list[Run]] = {}
         for run in self.runs:
             self.by_stage.setdefault((run.method, run.stage), []).append(run)
-        self.figure = main_figure(self.runs, self.evaluations)
+        absent = next(iter(self.not_run), None) if not self.runs else None  # nothing was run, so that it has no loss
+        self.figure = absent or main_figure(self.runs, self.evaluations)
         every = [row["method"] for row in record["rows"]]
         self.methods = shown_methods(self.runs, every, self.figure, self.baseline)
         self.rows = [row for row in record["rows"] if row["method"] in self.methods]
@@ -72,7 +77,9 @@ class Results:
         return self.units[figure]
 
     def titled(self, figure: str) -> str:
-        """Return the name of a figure with the unit of its values."""
+        """Return the name of a figure with the unit of its values; that of an evaluation that is not run is unknown."""
+        if figure in self.not_run:
+            return figure
         return f"{figure} ({self.unit(figure).value_name})"
 
     def values(self, method: str, figure: str, stage: str = "final") -> list[float]:
@@ -82,6 +89,7 @@ class Results:
     def summary(self, method: str) -> str:
         """Return the main figure of a method, with the verdict if it is better or worse, and the published value."""
         text = spread(self.values(method, self.figure), self.unit(self.figure))
+        text = NOT_RUN if self.figure in self.not_run and method in self.methods else text
         outcome = self.outcomes.get(method)
         text += f" ({outcome})" if outcome in (BETTER, WORSE) else ""
         published = self.published.get(self.figure, {}).get(method)

@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lora_one.reports import figures
+from lora_one.reports.changes import changes
 from lora_one.reports.compare import RATE, cell, chosen_cell, unit_cell, value_text
 from lora_one.reports.curves_and_costs import costs, courses, learning_rates, mechanism
 from lora_one.reports.fairness import fairness
 from lora_one.reports.figures import Drawing
 from lora_one.reports.findings import LOSS, VALIDATION, question_sentence
-from lora_one.reports.results import Results, Section, spread
-from lora_one.statistics.units import NATS
+from lora_one.reports.results import NOT_RUN, Results, Section, spread
+from lora_one.statistics.shares import hits_in, wilson
+from lora_one.statistics.units import NATS, Unit
 
 RESULTS, VERDICTS = "Results", "Verdicts"
 Maker = Callable[[Results], Iterator[Section]]
@@ -30,8 +32,9 @@ def short_sections(record: Mapping[str, Any]) -> list[Section]:
 
 
 def made(parts: Sequence[Maker], record: Mapping[str, Any]) -> list[Section]:
-    """Return the sections of these parts that the record has data for."""
+    """Return the sections of these parts that the record has data for; without any run the table alone."""
     results = Results(record)
+    parts = parts if results.runs else [table]
     return [section for part in parts for section in part(results) if section.items or section.table or section.text]
 
 
@@ -78,20 +81,23 @@ def table(results: Results) -> Iterator[Section]:
     }
     found = results.outcomes
     header = ["method", *titles, "seeds"]
-    for name in results.evaluations:
+    for name in (*results.evaluations, *results.not_run):
         header += [results.titled(name), *["published"] * (name in results.published)]
     lines = [header + [*losses] + [f"verdict on {results.figure}"] * bool(found)]
     for row in results.rows:
         ends = dict(part.split("=") for part in row.get("edge", "").split())
         line = [row["method"], *(chosen_cell(row.get(key), ends.get(key)) for key in results.keys)]
         line.append(cell(row.get("seeds")))
-        for name in results.evaluations:
-            line.append(unit_cell(row.get(f"{name}_mean"), row.get(f"{name}_sd"), results.unit(name)))
+        for name in (*results.evaluations, *results.not_run):
+            score = unit_cell(row.get(f"{name}_mean"), row.get(f"{name}_sd"), results.unit(name))
+            line.append(NOT_RUN if name in results.not_run else score)
             line += [results.published_cell(row["method"], name)] * (name in results.published)
         line += [unit_cell(row.get(f"{name}_mean"), row.get(f"{name}_sd"), NATS) for name in losses.values()]
         lines.append(line + [found.get(row["method"], "-")] * bool(found))
     notes = [f"{row['method']}: {' '.join(row['note'].split())}" for row in results.rows if row["note"]]
-    text = [*protocol(results), *left_out(results), "Mean +- sample standard deviation over the seeds."]
+    notes += [f"{name}: {NOT_RUN}: {' '.join(reason.split())}" for name, reason in results.not_run.items()]
+    deviations = ["Mean +- sample standard deviation over the seeds."] * bool(results.runs)
+    text = [*protocol(results), *left_out(results), *deviations]
     if any(row.get("edge") for row in results.rows):
         text[-1] += " (lowest), (highest), (only): place in the values tried."
     if results.published:
@@ -113,16 +119,19 @@ def left_out(results: Results) -> list[str]:
 
 
 def protocol(results: Results) -> list[str]:
-    """Return how the methods were tuned and tested, [] for runs that no comparison has done."""
+    """Return how the methods were tuned and tested, [] for runs that no comparison has done, or without runs."""
     asked = results.record["comparison"]
-    if not asked.get("tuning_seeds"):
+    if not asked.get("tuning_seeds") or not results.runs:
         return []
     tuning, seeds = (", ".join(map(str, asked[key])) for key in ("tuning_seeds", "seeds"))
-    rounds = asked.get("refine") or 0
-    further = f" ({rounds} {'round' if rounds == 1 else 'rounds'} of further rates around the best included)"
+    rounds, more = asked.get("refine") or 0, asked.get("extend") or 0
+    further = f", then {rounds} {'round' if rounds == 1 else 'rounds'} of two further rates, beyond the best one if it "
+    further += "was at an end of those tried, otherwise between its neighbours"
+    if more:
+        further += f", and at most {more} more while a method had too few between neighbours"
     found = (
-        f"Each method ran every point of its grid with seed {tuning}{further * (rounds > 0)}, then the point with the "
-        f"lowest validation loss with seeds {seeds}. "
+        f"Each method ran every point of its grid with seed {tuning}{further * (rounds > 0)}, then the point with "
+        f"the lowest validation loss with seeds {seeds}. "
     )
     if results.baseline:
         found += "Verdicts hold for these points: the noise of choosing them is not part of them. "
@@ -231,17 +240,41 @@ def provenance(results: Results) -> Iterator[Section]:
             reason = record["comparison"]["overlap"]
             lines.append(["test examples that are also training or validation examples", f"{counts['seen']}: {reason}"])
     yield Section("Origin", table=lines)
-    runs = [["method", "stage", *results.keys, "seed", "folder"]]
+    yield from each_run(results)
+
+
+def each_run(results: Results) -> Iterator[Section]:
+    """Yield the settings, the scores and the folder of every run."""
+    lines = [["method", "stage", *results.keys, "seed", *map(results.titled, results.evaluations), "folder"]]
     for run in (run for run in results.runs if run.method in results.methods):
         values = [value_text(run.point[key]) if key in run.point else "-" for key in results.keys]
-        runs.append([run.method, run.stage, *values, str(run.seed), run.path or "-"])
-    yield Section("Runs", table=runs, folded=True)
+        scores = [score_text(run.scores.get(name, {}), results.unit(name)) for name in results.evaluations]
+        lines.append([run.method, run.stage, *values, str(run.seed), *scores, run.path or "-"])
+    text = ["In brackets: Wilson's 95 % interval of the share of correct answers, over the questions of this one run."]
+    text *= any(" [" in cell for line in lines[1:] for cell in line[-1 - len(results.evaluations) : -1])
+    yield Section("Runs", text, table=lines, folded=True)
+
+
+def score_text(score: Mapping[str, Any], unit: Unit) -> str:
+    """Return the score of one run; a share of correct answers with its interval; "-" without a score.
+
+    pass@k has several answers of a question, which are not independent, so that it has no interval here.
+    """
+    value, n = score.get("value"), score.get("answers")
+    if value is None:
+        return "-"
+    share = score.get("field") is not None and score["metric"].startswith("accuracy")
+    if not share or not n or hits_in(value, n) is None:
+        return unit.number(value)
+    low, high = map(unit.number, wilson(value, n))
+    return f"{unit.number(value)} [{low}, {high}]"
 
 
 PARTS: tuple[Maker, ...] = (
     table,
     verdicts,
     steps,
+    changes,
     learning_rates,
     courses,
     costs,

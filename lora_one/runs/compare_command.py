@@ -117,7 +117,8 @@ def compare(options: argparse.Namespace) -> int:
 
     from lora_one.files import folder_name
     from lora_one.reports import pages
-    from lora_one.runs import comparison, comparison_curvature, comparison_file
+    from lora_one.runs import comparison, comparison_curvature, comparison_file, comparison_record
+    from lora_one.runs.comparison_scores import none_is_run
     from lora_one.runs.composition import compose
     from lora_one.runs.experiment import execute
 
@@ -126,11 +127,14 @@ def compare(options: argparse.Namespace) -> int:
     tasks = chosen_tasks(comparison_file.read_comparisons(options.comparison, small=options.small), options)
     if options.dry_run:
         for task, chosen in tasks.items():
-            print(f"== {task}" * bool(task) + "\n" * bool(task) + comparison.plan(chosen, compose))
+            planned = [] if none_is_run(chosen.evaluations) else [comparison.plan(chosen, compose)]
+            print("\n".join([*[f"== {task}"] * bool(task), *absences(chosen), *planned]))
         return 0
     if options.curvature is not None:
         tables = {}
         for task, chosen in tasks.items():
+            if none_is_run(chosen.evaluations):
+                continue
             table = tables[task] = comparison_curvature.curvature(chosen, compose, execute, options.curvature)
             print(f"\n{task or chosen.title}\n\n{table.text}")
         return 0 if any(table.measured for table in tables.values()) else FAILURE
@@ -140,10 +144,19 @@ def compare(options: argparse.Namespace) -> int:
     records = {}
     for task, chosen in tasks.items():
         place = output / folder_name(task)
-        records[task] = comparison.compare(chosen, compose, runner_of(chosen, place, options.threads), place)
+        if none_is_run(chosen.evaluations):
+            records[task] = comparison_record.save_without_runs(chosen, place)
+        else:
+            records[task] = comparison.compare(chosen, compose, runner_of(chosen, place, options.threads), place)
         report = pages.write_report(title, records, output)
         print(f"\n{pages.printed(records[task])}\nreport: {report.with_suffix('.html')}")
     return FAILURE if any(map(comparison.failed, records.values())) else 0
+
+
+def absences(chosen: "Comparison") -> list[str]:
+    """Return a line for each evaluation that is not run, with the reason."""
+    reasons = {name: evaluation.not_run for name, evaluation in chosen.evaluations.items() if evaluation.not_run}
+    return [f"{name}: not run yet: {reason}" for name, reason in reasons.items()]
 
 
 def default_output(options: argparse.Namespace) -> Path:

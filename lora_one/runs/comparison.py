@@ -27,12 +27,18 @@ RunSome = Callable[[Sequence[Job]], Sequence[Run | None]]
 
 @dataclass
 class Tuning:
-    """The tuning of one method so far: its points, the jobs at them, and what the finished ones measured."""
+    """The tuning of one method so far: its points, the jobs at them, and what the finished ones measured.
+
+    rounds: of further learning rates.  halvings: those of them between the neighbours of the best rate.
+    """
 
     points: list[Point] = field(default_factory=list)
     jobs: list[Job] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
     complete: bool = True  # every job at these points has been run
+    rounds: int = 0
+    halvings: int = 0
+    over: bool = False  # no further learning rates follow
 
     @property
     def chosen(self) -> Point | None:
@@ -76,14 +82,16 @@ def failed(record: Mapping[str, Any]) -> bool:
 
 
 def tuned(jobs: Jobs, run: RunSome) -> dict[str, Tuning]:
-    """Run every point of every method's grid, then the rounds of ``refine``; return method -> its tuning.
+    """Run every point of every method's grid, then the rounds of further rates; return method -> its tuning.
 
+    A round gives every method two more rates. There are ``refine`` rounds, and at most ``extend`` more until the best
+    rate of each method had ``refine`` of its rounds between neighbours, instead of beyond an end.
     run: returns one result for each job; None: it is not finished and is not to be run, which ends the tuning.
     """
     comparison = jobs.comparison
     tunings = {method: Tuning() for method in comparison.methods}
     new = {method: table.grid_points(comparison.grid_of(method)) for method in comparison.methods}
-    for left in range(comparison.refine, -1, -1):
+    while new:
         # the methods in turn: the runs of one start, which init.cache computes once, are then not side by side
         turns = zip_longest(*(jobs.tuning(method, points) for method, points in new.items()))
         planned = [job for turn in turns for job in turn if job is not None]
@@ -95,10 +103,35 @@ def tuned(jobs: Jobs, run: RunSome) -> dict[str, Tuning]:
             tuning.jobs += [job for job, _ in own]
             tuning.runs += [one for _, one in own if one is not None]
             tuning.complete = all(one is not None for _, one in own)
-        if left:
-            best = {method: tunings[method].chosen for method in new}
-            new = {name: table.further_points(tunings[name].points, point) for name, point in best.items() if point}
+        new = next_round(comparison, tunings, list(new))
     return tunings
+
+
+def next_round(
+    comparison: Comparison, tunings: Mapping[str, Tuning], methods: Sequence[str]
+) -> dict[str, Sequence[Point]]:
+    """Return the further points of these methods, which were in the last round; {}: no round follows.
+
+    Without all results only the rounds are known that take place in any case.
+    """
+    best = {method: tunings[method].chosen for method in methods if tunings[method].complete}
+    complete = all(tuning.complete for tuning in tunings.values())
+    settled = all(tunings[method].halvings >= comparison.refine for method, point in best.items() if point)
+    rounds = tunings[methods[0]].rounds
+    most = comparison.refine + (comparison.extend if comparison.refine else 0)
+    last = rounds == most or (complete and settled)
+    for method, point in best.items():
+        tunings[method].over = last or point is None
+    if last or (rounds >= comparison.refine and not complete):
+        return {}
+    new = {}
+    for method, point in best.items():
+        if point is not None:
+            tuning = tunings[method]
+            new[method] = table.further_points(tuning.points, point)
+            tuning.rounds += 1
+            tuning.halvings += not table.at_an_end(tuning.points, point)
+    return new
 
 
 def final_jobs(jobs: Jobs, method: str, tuning: Tuning) -> list[Job]:
@@ -141,7 +174,8 @@ def plan(comparison: Comparison, compose: Compose) -> str:
         rest = further_runs(comparison, tuning)
         if tuning.chosen is None and not any(job.error for job in known):
             further = len(set(comparison.seeds) - set(comparison.tuning_seeds))
-            rounds = f"then {rest} runs at further learning rates, " * bool(rest)
+            more = " or more" if comparison.refine and comparison.extend else ""
+            rounds = f"then {rest}{more} runs at further learning rates, " * bool(rest)
             starts = len(comparison.seeds)
             lines.append(
                 f"{method}: {rounds}then the best point (further seeds: {further}, runs without training: {starts})"
@@ -166,7 +200,7 @@ def to_do(jobs: Jobs, tunings: Mapping[str, Tuning]) -> tuple[int, int]:
         if any(job.error for job in tuning.jobs):
             continue
         trained += further_runs(comparison, tuning)
-        if tuning.chosen is None or further_runs(comparison, tuning):
+        if tuning.chosen is None or not tuning.over:
             trained += len(set(comparison.seeds) - set(comparison.tuning_seeds))
             untrained += len(comparison.seeds)
             continue
@@ -182,14 +216,14 @@ def found_already(planned: Sequence[Job]) -> list[Run | None]:
 
 
 def further_runs(comparison: Comparison, tuning: Tuning) -> int:
-    """Return the number of tuning runs at points that depend on runs still to do."""
-    whole = len(table.grid_points(comparison.grid_of(tuning.jobs[0].method))) + 2 * comparison.refine
-    return (whole - len(tuning.points)) * len(comparison.tuning_seeds)
+    """Return the number of tuning runs, at least, at points that depend on runs still to do."""
+    rounds = 0 if tuning.over else max(0, comparison.refine - tuning.rounds)
+    return 2 * rounds * len(comparison.tuning_seeds)
 
 
 def later_jobs(jobs: Jobs, method: str, tuning: Tuning) -> Iterator[Job]:
     """Yield the jobs after the tuning whose configuration is known."""
-    if not further_runs(jobs.comparison, tuning):
+    if tuning.over:
         final = final_jobs(jobs, method, tuning)
         yield from final
         yield from (start_of(job) for job in final if job.finished)

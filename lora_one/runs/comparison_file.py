@@ -14,7 +14,7 @@ from lora_one.config.defaults import configuration_folder
 from lora_one.errors import UsageError, nearest
 from lora_one.reports.compare import RATE, Grid, grid_points, is_number
 from lora_one.runs.comparison_keys import EXAMPLE, check_kinds, check_names, check_tasks, joined, small_trial
-from lora_one.runs.comparison_scores import Evaluation, check_evaluation, evaluations_of
+from lora_one.runs.comparison_scores import Evaluation, check_evaluation, evaluated, evaluations_of
 from lora_one.runs.published_values import Published, check_published, published_of
 
 # keys that, like those of the data, must be the same for every method: amount of training and evaluation
@@ -43,7 +43,7 @@ REQUIRED = {  # key -> an example of its value
     "test": "[dataset.path=<test file>]",
     "test_examples": "200",
     "tuning_seeds": "[1]",
-    "seeds": "[1, 2, 3]",
+    "seeds": "[11, 12, 13]",
     "grid": "{model.learning_rate: [1e-4, 3e-4, 1e-3]}",
     "methods": "{<name>: [init=<choice>], <other>: [init=<choice>]}",
 }
@@ -69,7 +69,9 @@ class Comparison:
     baseline: str | None = None  # the method that the others are tested against; None: no verdicts
     published: Published | None = None  # values of a paper, for columns beside the evaluations
     refine: int = 0  # rounds of two further learning rates each, for every method; see reports.compare.further_points
+    extend: int = 2  # at most so many more rounds, until the best rate of each method had ``refine`` between neighbours
     unequal_budgets: str | None = None  # the reason why methods are tuned over different numbers of points
+    shared_seeds: str | None = None  # the reason why reported seeds are also tuning seeds
     overlap: str | None = None  # the reason why test examples may be training or validation examples too
     jobs: int = 1  # runs side by side on this machine
     launcher: str | None = None  # slurm: the runs of a stage are an array of SLURM jobs
@@ -172,10 +174,12 @@ def check_comparison(comparison: Comparison) -> None:
         valid = isinstance(seeds, list) and all(isinstance(seed, int) and 0 <= seed < 2**32 for seed in seeds)
         if not valid or not seeds or len(set(seeds)) < len(seeds):
             raise UsageError(f"{key}={seeds!r} must be a list of different integers in [0, 2^32)")
+    check_shared_seeds(comparison)
     if not isinstance(comparison.test_examples, int) or comparison.test_examples < 1:
         raise UsageError(f"test_examples={comparison.test_examples!r} must be at least 1")
-    if type(comparison.refine) is not int or comparison.refine < 0:
-        raise UsageError(f"refine={comparison.refine!r} must be a number of rounds, 0 or more")
+    for key in ("refine", "extend"):
+        if type(rounds := getattr(comparison, key)) is not int or rounds < 0:
+            raise UsageError(f"{key}={rounds!r} must be a number of rounds, 0 or more")
     if not comparison.methods:
         raise UsageError("methods={} contains no method: add <name>: [<overrides>]")
     for name in comparison.own_grid:
@@ -229,6 +233,17 @@ def check_budgets(comparison: Comparison) -> None:
         )
 
 
+def check_shared_seeds(comparison: Comparison) -> None:
+    """Raise UsageError if a reported seed also chooses the points, and the file does not say why."""
+    shared = sorted(set(comparison.seeds) & set(comparison.tuning_seeds))
+    if shared and not comparison.shared_seeds:
+        raise UsageError(
+            f"seeds={comparison.seeds} and tuning_seeds={comparison.tuning_seeds} share {', '.join(map(str, shared))}: "
+            "a method would be reported on the run for which it was chosen; use other seeds, for example seeds: "
+            "[11, 12, 13], or say in shared_seeds: <reason> why, which is printed with the table"
+        )
+
+
 def check_launcher(comparison: Comparison) -> None:
     """Raise UsageError if jobs, launcher or slurm is not valid."""
     if type(comparison.jobs) is not int or comparison.jobs < 1:
@@ -245,7 +260,7 @@ def check_launcher(comparison: Comparison) -> None:
         if key not in known:
             raise unknown_key(f"slurm.{key}", known)
     processes = [comparison.slurm.get(key) or known[key] for key in ("nodes", "tasks_per_node")]
-    if comparison.launcher and comparison.evaluations and processes != [1, 1]:
+    if comparison.launcher and evaluated(comparison.evaluations) and processes != [1, 1]:
         raise UsageError(
             f"slurm.nodes={processes[0]} and slurm.tasks_per_node={processes[1]} start several processes for each run, "
             "which evaluations in a comparison do not support: set both to 1, or leave out evaluations"

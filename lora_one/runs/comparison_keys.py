@@ -9,7 +9,7 @@ from lora_one.files import folder_name
 from lora_one.reports.compare import FIGURES
 from lora_one.reports.findings import LOSSES
 
-EXAMPLE = "{common: [model.name=<small model>, dataset.path=<file>], seeds: [1], grid: {model.learning_rate: [1e-3]}}"
+EXAMPLE = "{common: [model.name=<small model>, dataset.path=<file>], seeds: [11], grid: {model.learning_rate: [1e-3]}}"
 
 
 def joined(file: dict[str, Any], task: dict[str, Any]) -> dict[str, Any]:
@@ -44,6 +44,7 @@ def small_trial(given: dict[str, Any], changes: Any, known: Collection[str]) -> 
     dropped = {"seconds_per_run"} | ({"own_grid"} if "grid" in changes else set())
     made = {key: value for key, value in given.items() if key not in dropped} | changes
     made["title"] = f"{made['title']} (small)"
+    made.setdefault("shared_seeds", "a small trial")
     if isinstance(changes.get("common"), list):
         made["common"] = [*given["common"], *changes["common"]]
     if made.get("published"):

@@ -23,9 +23,15 @@ RECORD = "comparison.json"
 
 
 def save(
-    comparison: Comparison, held_out: HeldOut, runs: Sequence[Run], rows: Sequence[dict[str, Any]], output: Path
+    comparison: Comparison, held_out: HeldOut | None, runs: Sequence[Run], rows: Sequence[dict[str, Any]], output: Path
 ) -> dict[str, Any]:
-    """Write comparison.json and the table as comparison.csv to ``output``, log the table to W&B; return the record."""
+    """Write comparison.json and the table as comparison.csv to ``output``, log the table to W&B; return the record.
+
+    held_out: the test data; None: nothing was run.
+    """
+    test = {}
+    if held_out is not None:
+        test = held_out.settings | {"counts": held_out.counts, "fingerprints": held_out.fingerprints}
     record = {
         "title": comparison.title,
         "command": shlex.join([*shlex.split(command_name()), *sys.argv[1:]]),
@@ -34,7 +40,7 @@ def save(
         "versions": versions(),
         "git_commit": git_commit(),
         "comparison": asdict(comparison),
-        "test": held_out.settings | {"counts": held_out.counts, "fingerprints": held_out.fingerprints},
+        "test": test,
         "uneven": table.uneven(runs),
         "rows": list(rows),
         "findings": tested(comparison, runs),
@@ -46,6 +52,13 @@ def save(
     if first is not None:
         log_table("comparison", output.name, table.as_csv(rows), RunFolder(Path(first.path)).read(), output)
     return record
+
+
+def save_without_runs(comparison: Comparison, output: Path) -> dict[str, Any]:
+    """Write the record of a comparison that runs none of its evaluations, so that the report names it; return it."""
+    rows = [{"method": method, "note": ""} for method in comparison.methods]
+    rows += [table.absent_row(method, reason) for method, reason in comparison.not_run.items()]
+    return save(comparison, None, [], rows, output)
 
 
 def tested(comparison: Comparison, runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from lora_one.reports.measurements import measurements
 from lora_one.runs.comparison_evaluations import epoch_scores, scored, scores_of
 from lora_one.runs.comparison_file import Evaluation
 from lora_one.runs.comparison_jobs import Job, Jobs
+from lora_one.runs.comparison_scores import evaluated
 
 Execute = Callable[[RunConfig], object]
 
@@ -48,7 +49,7 @@ class Measures:
     @classmethod
     def of(cls, jobs: Jobs) -> "Measures":
         """Return the measures of a comparison."""
-        return cls(held_out_of(jobs), jobs.comparison.evaluations)
+        return cls(held_out_of(jobs), evaluated(jobs.comparison.evaluations))
 
     def __call__(self, folder: RunFolder) -> dict[str, Any]:
         """Return the fields of ``Run`` that are measured after a run."""

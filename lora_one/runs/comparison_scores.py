@@ -1,5 +1,6 @@
 """The evaluations that a comparison file names, which are checked before anything runs."""
 
+from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, fields
 from io import StringIO
@@ -19,27 +20,47 @@ class Evaluation:
     """A benchmark that scores the chosen points: its name, its options as on its command line, and one of its metrics.
 
     metric: None: the first one that it reports. Options that choose the model or the folder are not allowed.
+    not_run: the reason why the evaluation is not run; it then has no benchmark, only a column in the report.
     """
 
-    benchmark: str
+    benchmark: str | None = None
     options: list[str] = field(default_factory=list)
     metric: str | None = None
+    not_run: str | None = None
 
 
 def evaluations_of(given: Any) -> dict[str, Evaluation]:
-    """Return the evaluations of the file. Raises UsageError: an entry has an unknown key, or no benchmark."""
-    example = "<name>: {benchmark: <benchmark>, options: [--limit=200]}"
+    """Return the evaluations of the file. Raises UsageError: an entry has an unknown key, no benchmark or no reason."""
+    example, absent = "<name>: {benchmark: <benchmark>, options: [--limit=200]}", "<name>: {not_run: <reason>}"
     if not isinstance(given, dict) or not all(isinstance(entry, dict) for entry in given.values()):
         raise UsageError(f"evaluations={given!r} must be a mapping of names, for example {example}")
     for name, entry in given.items():
-        if "benchmark" not in entry:
-            raise UsageError(f"evaluations.{name} has no benchmark: write {example}")
+        if not entry.keys() & {"benchmark", "not_run"}:
+            raise UsageError(f"evaluations.{name} has no benchmark: write {example}, or {absent} if it is not run")
         refuse_unknown(f"evaluations.{name}.", entry, Evaluation)
+        if "not_run" not in entry:
+            continue
+        if len(entry) > 1:
+            raise UsageError(f"evaluations.{name} has other keys beside not_run: write {absent}, or remove not_run")
+        if not isinstance(entry["not_run"], str) or not entry["not_run"].strip():
+            raise UsageError(f"evaluations.{name}.not_run={entry['not_run']!r} must be a text: the reason")
     return {name: Evaluation(**entry) for name, entry in given.items()}
 
 
+def evaluated(evaluations: Mapping[str, Evaluation]) -> dict[str, Evaluation]:
+    """Return the evaluations that are run."""
+    return {name: evaluation for name, evaluation in evaluations.items() if evaluation.not_run is None}
+
+
+def none_is_run(evaluations: Mapping[str, Evaluation]) -> bool:
+    """Return whether a comparison names evaluations and runs none of them, so that nothing is trained for it."""
+    return bool(evaluations) and not evaluated(evaluations)
+
+
 def check_evaluation(name: str, evaluation: Evaluation) -> None:
-    """Check an evaluation. Raises UsageError: an unknown benchmark, or an option that it does not have."""
+    """Check an evaluation that is run. Raises UsageError: an unknown benchmark, or an option that it does not have."""
+    if evaluation.not_run is not None:
+        return
     if evaluation.benchmark not in BENCHMARKS:
         known = nearest(str(evaluation.benchmark), BENCHMARKS)
         raise UsageError(f"evaluations.{name}: {evaluation.benchmark} is not a benchmark; {known}")

@@ -50,7 +50,7 @@ def check_published(
         if figure not in evaluations:
             raise UsageError(
                 f"published.values.{figure} is not an evaluation of this comparison; {nearest(figure, evaluations)}; "
-                "add it to evaluations"
+                "add it to evaluations, with not_run: <reason> if it is not run"
             )
         for method in by_method:
             if method not in methods and method not in not_run:

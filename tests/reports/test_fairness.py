@@ -70,5 +70,18 @@ def test_seeds_that_tune_and_are_reported_and_the_reason_of_unequal_budgets_are_
     assert found["tuning runs"][1] == "no (because)"
 
 
+def test_the_reason_of_shared_seeds_is_shown():
+    found = table(RUNS, {"tuning_seeds": [2], "seeds": [2, 3], "shared_seeds": "a small trial"})
+    assert found["tuning and reported seeds"] == ("2 tune and are reported", "no (a small trial)")
+
+
+def test_the_method_of_each_row_is_that_of_its_runs():
+    runs = [replace(one, identity=one.identity | {"method": f"start {one.method}"}) for one in RUNS]
+    found = table(runs)
+    assert found["method of a"] == ("start a", "yes") and found["method of b"] == ("start b", "yes")
+    found = table([*runs, run("b", identity={"method": "start a"})])
+    assert found["method of b"] == ("start b (3 x); start a (1 x)", "no")
+
+
 def test_a_failed_run_is_not_compared():
     assert table([*RUNS, replace(run("b", tokens=91), error="stopped")])["tokens"] == ("90", "yes")

@@ -26,3 +26,12 @@ def test_angles_are_the_largest_of_each_layer_and_spectra_means_over_layers():
     found = measurements.adapter_figures([{"layers": {}}, {"layers": {"a": first, "b": second}}])
     assert found == {"spectrum": [pytest.approx(3.0), pytest.approx(1.5)], "B_angles": pytest.approx(20.0)}
     assert measurements.adapter_figures([]) == {}
+
+
+def test_the_active_method_is_that_of_the_record():
+    peft = {"use_peft": True, "lora_r": 8, "lora_alpha": 16.0, "use_rslora": True, "dora": True, "use_loraplus": True}
+    peft |= {"loraplus_lr_ratio": 16.0}
+    record = {"config": {"peft": peft, "optimizer": {"name": "adamw"}}, "init": {"method": "LoRA"}}
+    assert measurements.active_method(record) == "LoRA, r 8, alpha 16, rsLoRA, DoRA, learning rate of B x 16, adamw"
+    record = {"config": {"peft": peft | {"use_peft": False}, "optimizer": {"name": "adamw"}}}
+    assert measurements.active_method(record | {"init": {"method": "full fine-tuning"}}) == "full fine-tuning, adamw"

@@ -25,6 +25,37 @@ def test_published_values_are_beside_the_measured_ones():
     assert len({len(row) for row in section.table}) == 1, "every row has every column"
 
 
+def with_one_not_run():
+    found = record("Two sets: one")
+    found["comparison"]["evaluations"]["MT-Bench"] = {"benchmark": None, "not_run": "no judge"}
+    found["comparison"]["published"] = {"source": "a paper", "values": {"MT-Bench": {"LoRA": 5.1}}}
+    return found
+
+
+def test_an_evaluation_that_is_not_run_has_a_column_that_says_so():
+    """Beside the published values; no other table, and no verdict, names it."""
+    first, *others = sections(with_one_not_run())
+    place = first.table[0].index("MT-Bench")
+    cells = {row[0]: row[place : place + 2] for row in first.table}
+    assert cells["method"] == ["MT-Bench", "published"]
+    assert cells["LoRA"] == ["not run yet", "5.1"] and cells["rsLoRA"] == ["not run yet", "-"]
+    assert first.items[-1] == "MT-Bench: not run yet: no judge"
+    assert not any("MT-Bench" in cell for section in others for row in section.table for cell in row)
+    assert len({len(row) for row in first.table}) == 1, "every row has every column"
+
+
+def test_a_task_without_runs_is_a_table_and_a_column_of_the_overview():
+    absent = with_one_not_run()
+    absent["comparison"]["evaluations"].pop("accuracy")
+    absent |= {"runs": [], "findings": [], "rows": [{"method": "LoRA", "note": ""}]}
+    (section,) = sections(absent)
+    assert section.table == [["method", "seeds", "MT-Bench", "published"], ["LoRA", "-", "not run yet", "5.1"]]
+    assert section.text == ["Published: a paper"]
+    cells = {row[0]: row[1:] for row in overview({"one": absent, "two": record("Two sets: two")}).table}
+    assert cells["method"] == ["one: MT-Bench", "two: accuracy"]
+    assert cells["LoRA"][0] == "not run yet [5.1]" and cells["rsLoRA"][0] == "-"
+
+
 def test_without_published_values_there_is_no_column():
     section = sections(record())[0]
     assert "published" not in section.table[0] and not any("ublished" in text for text in section.text)
@@ -112,7 +143,7 @@ def test_the_protocol_names_the_rounds_of_further_rates():
     found = record()
     assert "further rates" not in " ".join(section_of(found, "Results").text)
     found["comparison"]["refine"] = 2
-    assert "2 rounds of further rates around the best included" in " ".join(section_of(found, "Results").text)
+    assert "then 2 rounds of two further rates, beyond the best one" in " ".join(section_of(found, "Results").text)
 
 
 def test_times_of_a_machine_with_other_work_rank_no_method():
@@ -136,3 +167,19 @@ def test_a_baseline_without_a_result_is_said():
     found = record()
     found["findings"] = []
     assert section_of(found, "Verdicts").text == ["Not tested: no run of the baseline rsLoRA has a result."]
+
+
+def test_each_run_has_its_score_with_wilson_s_interval():
+    """8 of 10: 49.0 to 94.3 %, as by hand in the tests of Wilson; no interval of Matthews' coefficient and pass@1."""
+    found = record()
+    assert "In brackets" not in " ".join(section_of(found, "Runs").text), "records of earlier versions have no field"
+    scores = [run["scores"]["accuracy"] for run in found["runs"] if run["stage"] == "final" and run["scores"]]
+    scores[0] |= {"value": 0.8, "answers": 10, "field": "correct"}
+    scores[1] |= {"value": 0.8, "answers": 10, "field": None, "metric": "matthews"}
+    scores[2] |= {"value": 0.8, "answers": 10, "field": "correct", "metric": "pass@1"}
+    section = section_of(found, "Runs")
+    place = section.table[0].index("accuracy (%)")
+    cells = [row[place] for row in section.table[1:] if row[1] == "final"]
+    assert cells[:3] == ["80.0 [49.0, 94.3]", "80.0", "80.0"] and "Wilson" in section.text[0]
+    assert {row[place] for row in section.table[1:] if row[1] == "tuning"} == {"-"}
+    assert len({len(row) for row in section.table}) == 1, "every row has every column"

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from lora_one.records.folder import RunFolder
-from lora_one.runs import compare_command
+from lora_one.runs import compare_command, report_command
 from lora_one.training.callbacks import AfterStep
 from tests.helpers.comparisons import RATE
 
@@ -23,6 +23,7 @@ def file(tmp_path, llama_folder):
         "test_examples": 8,
         "tuning_seeds": [1],
         "seeds": [1],
+        "shared_seeds": "fewer runs",
         "grid": {RATE: [1e-3]},
         "methods": {"LoRA": ["init=lora"]},
     }
@@ -64,3 +65,22 @@ def test_a_signal_leaves_a_resume_point_and_the_same_command_continues(number, f
     assert [point.name for point in folder.checkpoints.iterdir()] == ["checkpoint-1"]
     assert compare_command.main(command) == 0
     assert (tmp_path / "out" / "report.html").exists() and folder.read()["status"] == "finished"
+
+
+def test_a_task_of_which_no_evaluation_is_run_trains_nothing_and_is_in_the_report(file, tmp_path, capsys):
+    content = yaml.safe_load(file.read_text())
+    task = {"evaluations": {"MT-Bench": {"not_run": "no judge"}}}
+    task["published"] = {"source": "a paper, Table 1", "values": {"MT-Bench": {"LoRA": 5.1}}}
+    content["tasks"] = {"chat": task, "code": task}
+    file.write_text(yaml.safe_dump(content))
+    command = [str(file), "--output", str(tmp_path / "out")]
+    assert compare_command.main([*command, "--dry-run"]) == 0
+    said = [f"== {name}\nMT-Bench: not run yet: no judge\n" for name in content["tasks"]]
+    assert capsys.readouterr().out == "".join(said)
+    assert compare_command.main(command) == 0
+    assert not (tmp_path / "results").exists()
+    report = (tmp_path / "out/report.md").read_text()
+    assert report.count("| LoRA   | -     | not run yet | 5.1       |") == 2
+    assert report.count("- MT-Bench: not run yet: no judge") == 2
+    assert report_command.main([str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out/report.md").read_text() == report, "the report made again from the record"

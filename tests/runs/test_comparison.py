@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import math
 import runpy
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from lora_one.config import RunConfig
 from lora_one.errors import RunError, UsageError
 from lora_one.records.folder import RunFolder
-from lora_one.reports.compare import grid_points
+from lora_one.reports.compare import Run, grid_points
 from lora_one.reports.pages import printed, write_report
 from lora_one.runs import comparison, comparison_file, comparison_jobs, experiment
 from lora_one.runs.comparison_file import Comparison
@@ -48,6 +49,7 @@ def asked(tmp_path_factory, data, llama_folder):
         test_examples=10,
         tuning_seeds=[1],
         seeds=[1, 2],
+        shared_seeds="fewer runs",
         grid={RATE: [1e-3, 1e-2]},
         methods={"broken": ["peft.lora_r=5000"], "LoRA": ["init=default"], "LoRA-SB": ["init.direction=LoRA-SB"]},
         not_run={"CorDA": "no attrs"},
@@ -80,6 +82,50 @@ def test_the_methods_take_turns(asked):
     comparison.tuned(jobs, lambda some: planned.extend(some) or [None] * len(some))
     rates = asked.grid[RATE]
     assert [(job.point[RATE], job.method) for job in planned] == [(rate, name) for rate in rates for name in methods]
+
+
+def tuned_on(asked, minima, *, refine, extend, known=()):
+    """The tuning of methods whose loss is a parabola in the log of the rate; without ``known``, of finished runs."""
+    grid = {RATE: [1e-3, 1e-2, 1e-1]}
+    methods = {name: ["init=default", f"peft.lora_r={rank}"] for rank, name in enumerate(minima, 1)}
+    changed = dataclasses.replace(asked, methods=methods, grid=grid, refine=refine, extend=extend, tuning_seeds=[1])
+
+    def measured(some):
+        losses = [math.log10(job.point[RATE] / minima[job.method]) ** 2 for job in some]
+        runs = [
+            Run(job.method, "tuning", job.point, job.seed, None, validation_loss=loss)
+            for job, loss in zip(some, losses, strict=True)
+        ]
+        return [None if known and run.method not in known else run for run in runs]
+
+    return comparison.tuned(comparison_jobs.Jobs(changed, compose), measured)
+
+
+@pytest.mark.parametrize(
+    ("minima", "refine", "extend", "points", "chosen"),
+    [
+        ({"inside": 1e-2, "beyond": 1.0}, 1, 0, 5, {"inside": 1e-2, "beyond": 1.0}),
+        ({"inside": 1e-2, "beyond": 0.5}, 1, 2, 7, {"inside": 1e-2, "beyond": 0.316}),
+        ({"inside": 1e-2, "too": 9e-3}, 1, 2, 5, {"inside": 1e-2, "too": 1e-2}),
+        ({"inside": 1e-2, "beyond": 0.5}, 2, 1, 9, {"inside": 1e-2, "beyond": 0.562}),
+        ({"inside": 1e-2, "never": 1e30}, 1, 2, 9, {"inside": 1e-2, "never": 1e5}),
+        ({"inside": 1e-2, "never": 1e30}, 0, 2, 3, {"inside": 1e-2, "never": 1e-1}),
+    ],
+)
+def test_every_method_gets_its_rounds_between_neighbours_and_all_the_same_number(
+    asked, minima, refine, extend, points, chosen
+):
+    found = tuned_on(asked, minima, refine=refine, extend=extend)
+    assert {len(tuning.points) for tuning in found.values()} == {points}
+    assert {name: tuning.chosen[RATE] for name, tuning in found.items()} == chosen
+    assert all(tuning.over for tuning in found.values())
+
+
+@pytest.mark.parametrize(("extend", "over"), [(0, True), (2, False)])
+def test_a_dry_run_knows_no_round_that_depends_on_missing_runs(asked, extend, over):
+    found = tuned_on(asked, {"done": 1e-2, "missing": 1e-2}, refine=1, extend=extend, known=["done"])
+    assert (len(found["done"].points), found["done"].over) == (5, over)
+    assert (len(found["missing"].points), found["missing"].over) == (3, False)
 
 
 def runs_of(record, method, stage):
@@ -229,6 +275,11 @@ def test_every_method_sees_the_same_examples_in_the_same_order(asked, tmp_path, 
             "LoRA is tuned over 4 points and broken over 2: give every method the same number, or say in unequal_",
         ),
         ({"refine": -1}, "refine=-1 must be a number of rounds"),
+        ({"extend": None}, "extend=None must be a number of rounds"),
+        (
+            {"shared_seeds": None},
+            r"seeds=\[1, 2\] and tuning_seeds=\[1\] share 1: a method would be reported on the run",
+        ),
         ({"refine": 1, "grid": {RATE: [1e-3]}}, "refine=1 needs at least two values of model.learning_rate"),
         (
             {"own_grid": {"LoRa": {RATE: [1e-3, 1]}}},

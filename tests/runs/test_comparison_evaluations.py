@@ -15,7 +15,8 @@ from lora_one.reports.predictions import correct_answers
 from lora_one.reports.sections import sections
 from lora_one.runs import comparison, comparison_evaluations, experiment
 from lora_one.runs.comparison_file import Comparison, Evaluation, read_comparisons
-from lora_one.runs.comparison_runners import InThisProcess
+from lora_one.runs.comparison_jobs import Jobs
+from lora_one.runs.comparison_runners import InThisProcess, Measures
 from lora_one.runs.composition import compose
 from tests.helpers.comparisons import RATE, write_problems
 
@@ -35,6 +36,7 @@ def asked(tmp_path_factory, llama_folder):
         test_examples=8,
         tuning_seeds=[1],
         seeds=[1, 2, 3],
+        shared_seeds="fewer runs",
         grid={RATE: [1e-2]},
         methods={"LoRA": ["init=lora"], "the same": ["init=lora"], "full": ["init=lora", "peft=full_ft"]},
         evaluations={"exact match": Evaluation("gsm8k", options)},
@@ -200,6 +202,9 @@ def test_other_data_are_another_folder_however_the_option_is_spelt(option, tmp_p
             "--base_url is set by the comparison; use --serve",
         ),
         ("evaluations: [a]", "must be a mapping of names"),
+        ("evaluations: {a: {options: []}}", "or <name>: {not_run: <reason>} if it is not run"),
+        ("evaluations: {a: {not_run: }}", "evaluations.a.not_run=None must be a text: the reason"),
+        ("evaluations: {a: {not_run: no, benchmark: gsm8k}}", "evaluations.a has other keys beside not_run: write"),
         ("baseline: LoRa", "baseline=LoRa is not a method of this comparison; did you mean LoRA"),
         ("tasks: {T: {test: none}}", "task T: test='none' must be a list of overrides"),
         ("own_grid: {LoRA: }", "own_grid.LoRA=None must be a mapping of keys"),
@@ -210,7 +215,7 @@ def test_other_data_are_another_folder_however_the_option_is_spelt(option, tmp_p
     ],
 )
 def test_wrong_entries_are_named(text, message, tmp_path):
-    whole = {"title": "a", "common": "[]", "test": "[]", "test_examples": 1, "tuning_seeds": "[1]", "seeds": "[1]"}
+    whole = {"title": "a", "common": "[]", "test": "[]", "test_examples": 1, "tuning_seeds": "[9]", "seeds": "[1]"}
     whole |= {"grid": f"{{{RATE}: [1e-3]}}", "methods": "{LoRA: [init=lora]}"}
     lines = [f"{key}: {value}" for key, value in whole.items()]
     (tmp_path / "file.yaml").write_text("\n".join([*lines, text]))
@@ -222,9 +227,15 @@ def test_wrong_entries_are_named(text, message, tmp_path):
         read_comparisons(tmp_path / "file.yaml")
 
 
+def test_an_evaluation_that_is_not_run_is_not_measured(asked):
+    evaluations = asked.evaluations | {"MT-Bench": Evaluation(not_run="no judge")}
+    jobs = Jobs(dataclasses.replace(asked, evaluations=evaluations), compose)
+    assert Measures.of(jobs).evaluations == asked.evaluations
+
+
 def test_tasks_extend_the_file(tmp_path):
     (tmp_path / "file.yaml").write_text(
-        "title: Both\ncommon: [a=1]\ntest: [t=1]\ntest_examples: 5\ntuning_seeds: [1]\nseeds: [1, 2, 3]\n"
+        "title: Both\ncommon: [a=1]\ntest: [t=1]\ntest_examples: 5\ntuning_seeds: [9]\nseeds: [1, 2, 3]\n"
         f"grid: {{{RATE}: [1e-3]}}\nmethods: {{LoRA: [init=lora]}}\n"
         "tasks:\n  one: {common: [b=2], evaluations: {x: {benchmark: gsm8k}}}\n  two: {test: [t=2], seeds: [7]}\n"
     )

@@ -9,17 +9,17 @@ from lora_one.runs.comparison_runners import InThisProcess
 from lora_one.runs.composition import compose
 from tests.helpers.comparisons import RATE
 
-pytestmark = [pytest.mark.slow, pytest.mark.long]
+pytestmark = pytest.mark.slow
 
 
 def test_a_handicapped_method_is_worse_and_one_against_itself_is_not(tmp_path):
-    """Twenty steps of the bundled model, five seeds. ``itself`` has other initial factors at each seed."""
+    """Ten steps of the bundled model, five seeds. ``itself`` has other initial factors at each seed."""
     compared = Comparison(
         title="Known truth",
         common=[
             "dataset=arithmetic",
-            "dataset.train_size=320",
-            "dataset.validation_size=64",
+            "dataset.train_size=160",
+            "dataset.validation_size=32",
             "dataset.accuracy_examples=0",
             "model.real_batch_size=16",
             "model.per_device_batch_size=16",
@@ -27,7 +27,7 @@ def test_a_handicapped_method_is_worse_and_one_against_itself_is_not(tmp_path):
             f"results_dir={tmp_path / 'results'}",
         ],
         test=["dataset.data_seed=1"],
-        test_examples=100,
+        test_examples=50,
         tuning_seeds=[1],
         seeds=[11, 12, 13, 14, 15],
         grid={RATE: [5e-3]},

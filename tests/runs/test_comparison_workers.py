@@ -32,6 +32,7 @@ def content(tmp_path_factory, llama_folder):
         "test_examples": 8,
         "tuning_seeds": [1],
         "seeds": [1, 2],
+        "shared_seeds": "fewer runs",
         "grid": {RATE: [1e-3, 1e-2]},
         "methods": {"LoRA": ["init=lora"], "itself": ["init=lora"], "broken": ["peft.lora_target_modules=[none]"]},
         "evaluations": {"exact match": {"benchmark": "gsm8k", "options": options}},

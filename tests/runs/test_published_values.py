@@ -14,7 +14,7 @@ ASKED = Comparison(
     common=[],
     test=[],
     test_examples=8,
-    tuning_seeds=[1],
+    tuning_seeds=[9],
     seeds=[1],
     grid={RATE: [1e-3]},
     methods={"LoRA": ["init=lora"], "PiSSA": ["init=pissa"]},
@@ -60,6 +60,12 @@ def test_wrong_entry(given, message):
 def test_value_without_a_column_or_a_row(values, message):
     with pytest.raises(UsageError, match=message):
         check_comparison(dataclasses.replace(ASKED, published=Published("Table 1", values)))
+
+
+def test_an_evaluation_that_is_not_run_may_have_values():
+    evaluations = ASKED.evaluations | {"MT-Bench": Evaluation(not_run="not built")}
+    published = Published("Table 1", {"MT-Bench": {"LoRA": 5.1, "LoRA-Pro": "not found"}})
+    check_comparison(dataclasses.replace(ASKED, evaluations=evaluations, published=published))
 
 
 def test_methods_that_are_run_and_those_that_are_not_may_have_values():

@@ -14,7 +14,7 @@ from lora_one.reports.pages import write_report
 from tests.helpers.comparison_records import without
 from tests.helpers.paths import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.long]
+pytestmark = pytest.mark.slow
 
 CONTENT = {  # 20 steps of the bundled model
     "title": "Three methods",
@@ -29,6 +29,7 @@ CONTENT = {  # 20 steps of the bundled model
     "test": ["dataset.data_seed=1"],
     "test_examples": 40,
     "tuning_seeds": [1],
+    "shared_seeds": "fewer runs",
     "baseline": "LoRA",
 }
 SMALL = {
@@ -69,7 +70,13 @@ def report_of(folder, output):
     return {file.name: file.read_bytes() for file in output.rglob("*.*")}
 
 
-@pytest.mark.parametrize(("content", "kills"), [(SMALL, (3,)), (WHOLE, (2, 8, 17))], ids=["small", "whole"])
+@pytest.mark.parametrize(
+    ("content", "kills"),
+    [
+        pytest.param(SMALL, (3,), id="small"),
+        pytest.param(WHOLE, (2, 8, 17), id="whole", marks=pytest.mark.long),
+    ],
+)
 def test_killed_several_times_gives_the_same_report(content, kills, tmp_path):
     """kills: after so many finished runs."""
     alone, killed = tmp_path / "alone", tmp_path / "killed"

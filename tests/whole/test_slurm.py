@@ -338,6 +338,7 @@ def test_a_comparison_is_an_array_for_each_stage(slurm, tmp_path):
         "test_examples": 8,
         "tuning_seeds": [1],
         "seeds": [1, 2],
+        "shared_seeds": "fewer runs",
         "grid": {"model.learning_rate": [1e-3]},
         "methods": {"LoRA": ["init=lora"], "LoRA-One": ["init=lora_one"]},
         "launcher": "slurm",
