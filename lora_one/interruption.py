@@ -27,7 +27,8 @@ class Signals:
 
     received: list[int] = field(default_factory=list)  # since ``caught`` began
     deferring: int = 0  # number of open ``deferred`` blocks
-    progress_saved: bool = False  # since ``caught`` began
+    catching: int = 0  # number of open ``caught`` blocks
+    progress_saved: bool = False  # since the outermost of them began
 
 
 _signals = Signals()
@@ -55,12 +56,14 @@ def caught() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
-    _signals.progress_saved = False
+    _signals.progress_saved = _signals.progress_saved and _signals.catching > 0
+    _signals.catching += 1
     handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, _on_signal) for number in handled}
     try:
         yield
     finally:
+        _signals.catching -= 1
         for number, handler in before.items():
             signal.signal(number, handler)
         _signals.received.clear()
@@ -92,7 +95,10 @@ def deferred() -> Iterator[None]:
 
 
 def note_progress() -> None:
-    """Record that a resume point was written or a run finished, so the next start of the command gets further."""
+    """Record that something was saved that the next start of the command continues from, or does not repeat.
+
+    That is a resume point, a finished run, or an answer of an evaluation.
+    """
     _signals.progress_saved = True
 
 
@@ -143,8 +149,8 @@ def requeue(stop: Interrupted) -> str | None:
     restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     if restarts >= RESTARTS_WITHOUT_PROGRESS and not _signals.progress_saved:
         return (
-            f"SLURM job {job} is not queued again: its start number {restarts + 1} reached no new resume point and "
-            "finished no run; raise its time limit"
+            f"SLURM job {job} is not queued again: its start number {restarts + 1} saved nothing to continue from "
+            "(resume points, finished runs, answers of evaluations); raise its time limit"
         )
     try:
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60)

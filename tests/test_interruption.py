@@ -14,7 +14,10 @@ from transformers.trainer_callback import TrainerState
 
 import run_exp
 from lora_one import interruption
+from lora_one.distributed import Processes
 from lora_one.errors import RunError
+from lora_one.evaluation.decoding import Completion
+from lora_one.evaluation.partial_results import PartialResults
 from lora_one.files import read_lines
 from lora_one.initialization import low_rank_step as steps
 from lora_one.initialization import start
@@ -259,8 +262,23 @@ def test_a_job_that_never_gets_further_is_not_queued_for_ever(restarts, again, t
     monkeypatch.setattr(experiment, "execute", lambda run: os.kill(os.getpid(), signal.SIGUSR1))
     assert launched(monkeypatch, f"results_dir={tmp_path / 'results'}", "wandb.mode=disabled") == 138
     assert (tmp_path / "asked").exists() == again
-    said = "is queued again" if again else "is not queued again: its start number 4 reached no new resume point"
+    said = "is queued again" if again else "is not queued again: its start number 4 saved nothing to continue from"
     assert said in capsys.readouterr().err
+
+
+def test_an_answer_of_an_evaluation_is_progress_also_after_an_inner_block(tmp_path, monkeypatch):
+    """A server that an evaluation starts is one; the job only evaluates, and would end after some more starts."""
+    fake_scontrol(tmp_path, monkeypatch)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
+    partial = PartialResults(tmp_path / "partial.jsonl", {"model": "m"}, Processes(0, 1))
+    with caught():
+        partial.add((0, 0), Completion("#### 2", False, {}, 7, False))
+        with caught():
+            pass
+    assert "is queued again" in interruption.requeue(interruption.Interrupted(signal.SIGUSR1))
+    with caught():
+        pass
+    assert "is not queued again" in interruption.requeue(interruption.Interrupted(signal.SIGUSR1))
 
 
 def test_a_job_with_a_new_resume_point_is_queued_again_however_often(tmp_path, llama_folder, monkeypatch):

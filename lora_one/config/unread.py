@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lora_one.config import RunConfig
 
-OF_ADAPTERS = ("lora_r", "lora_target_modules", "lora_alpha", "lora_dropout", "use_rslora", "loraplus_lr_ratio")
+OF_ADAPTERS = ("lora_alpha", "lora_dropout", "use_rslora", "loraplus_lr_ratio", "train_embeddings")
+OF_LAYERS = ("lora_r", "lora_target_modules")  # also read by a method that steps the weights of these layers
 
 
 def unread(run: "RunConfig") -> dict[str, str]:
-    """Return the keys of ``peft`` and ``model`` whose values change nothing in this run, and why.
+    """Return keys of ``peft`` and ``model`` whose values change nothing in this run, and why.
 
     They are not refused, so that the methods of a comparison can share them. A key that a choice of a group does not
     have at all is refused as unknown.
@@ -25,10 +26,11 @@ def unread(run: "RunConfig") -> dict[str, str]:
         keys["peft.lora_r"] = f"peft.lora_relative_r={peft.lora_relative_r:g} sets the rank"
     if peft.adalora:
         keys["peft.use_rslora"] = "AdaLoRA (peft.adalora=True) has its own scaling"
-    if run.init.unit_scaling:
+    if run.init.unit_scaling and run.init.trains_core:
         keys |= dict.fromkeys(("peft.lora_alpha", "peft.use_rslora"), f"{run.init.title} uses the scaling s = 1")
     if not peft.use_peft:
-        keys |= dict.fromkeys((f"peft.{key}" for key in OF_ADAPTERS), "peft.use_peft=False trains every weight")
+        names = OF_ADAPTERS if run.init.steps_weights else (*OF_ADAPTERS, *OF_LAYERS)
+        keys |= dict.fromkeys((f"peft.{name}" for name in names), "peft.use_peft=False trains every weight")
     return keys
 
 

@@ -26,6 +26,7 @@ from lora_one.evaluation.output import (
 from lora_one.evaluation.predictions import remarks_of, rescored_predictions, settings_beside
 from lora_one.evaluation.source import check_present, located
 from lora_one.files import full_disk, write_json
+from lora_one.interruption import note_progress
 from lora_one.invocation import Parser, command_name
 from lora_one.peers import failed, lost_connection, print_error
 from lora_one.records.provenance import provenance
@@ -110,6 +111,7 @@ def evaluate(task: str, arguments: Sequence[str]) -> int:
     report |= {"seconds": time.perf_counter() - started, "provenance": provenance(fingerprints)}
     write_lines(output / "predictions.jsonl", predictions)
     write_json(output / "metrics.json", report)
+    note_progress()
     if found is not None:
         found.partial.remove()
     track(task, options, report, output)

@@ -9,6 +9,7 @@ from lora_one.evaluation.benchmark import Request
 from lora_one.evaluation.decoding import Completion
 from lora_one.evaluation.output import first_difference
 from lora_one.files import whole_lines, write_whole, writing
+from lora_one.interruption import note_progress
 
 if TYPE_CHECKING:
     from lora_one.distributed import Processes
@@ -96,6 +97,7 @@ class PartialResults:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a") as stream:
                 stream.write(line if stream.tell() else json.dumps(self.identity) + "\n" + line)
+        note_progress()
 
     def remove(self) -> None:
         for file in (*self.files, self.likelihoods):

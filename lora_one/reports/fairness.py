@@ -27,7 +27,7 @@ def fairness(runs: Sequence[Run], comparison: Mapping[str, Any]) -> list[list[st
         lines[-1][-1] = "not known"  # what was changed is not part of a commit; see code
     for name in ("steps", "tokens"):
         lines.append([name, *by_seed(final, name)])
-    lines += [[f"method of {name}", *compared(active)] for name, active in active_methods(done).items()]
+    lines += [[f"method of {name}", *compared(active)] for name, active in active_methods(final).items()]
     counts = Counter(run.method for run in runs if run.stage == "tuning")
     if counts:
         lines.append(["tuning runs", *compared(list(counts.values()))])

@@ -75,6 +75,7 @@ def identity(record: Record) -> dict[str, Any]:
         "epochs": config["model"]["epochs"],
         "examples per step": config["model"]["real_batch_size"],
         "loss": config["model"]["loss"],
+        "weights of the base": weights_of_base(config),
         "loss on the prompt": "yes" if config["dataset"].get("train_on_inputs") else "no",
         "processes": record["train"].get("processes", 1),
         "configuration": record["config_hash"],
@@ -84,15 +85,22 @@ def identity(record: Record) -> dict[str, Any]:
     }
 
 
+def weights_of_base(config: Record) -> str:
+    """Return the format of the base's weights in training; full fine-tuning keeps them in fp32."""
+    model, peft = config["model"], config["peft"]
+    return model.get("quantization") or ("bf16" if model.get("bf16") and peft["use_peft"] else "fp32")
+
+
 def active_method(record: Record) -> str:
     """Return which start, adapter and optimizer a run had, as its run.json records them."""
     config = record["config"]
     peft = config["peft"]
     kinds = {"rsLoRA": "use_rslora", "DoRA": "dora", "r x r core": "lora_xs", "trained embeddings": "train_embeddings"}
-    parts = [name for name, key in kinds.items() if peft.get(key)]
+    parts = [name for name, key in kinds.items() if peft.get(key) and not (peft.get("adalora") and name == "rsLoRA")]
     if peft.get("use_loraplus"):
         parts.append(f"learning rate of B x {peft['loraplus_lr_ratio']:g}")
-    adapter = [f"r {peft['lora_r']}", f"alpha {peft['lora_alpha']:g}", *parts] if peft["use_peft"] else []
+    of_layers = " on average" if record["init"].get("ranks") else ""  # GoRA chooses the rank of each layer
+    adapter = [f"r {peft['lora_r']}{of_layers}", f"alpha {peft['lora_alpha']:g}", *parts] if peft["use_peft"] else []
     return ", ".join([record["init"]["method"], *adapter, config["optimizer"]["name"]])
 
 

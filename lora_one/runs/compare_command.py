@@ -134,10 +134,11 @@ def compare(options: argparse.Namespace) -> int:
         tables = {}
         for task, chosen in tasks.items():
             if none_is_run(chosen.evaluations):
+                print("\n".join(["", *[task] * bool(task), *absences(chosen)]))
                 continue
             table = tables[task] = comparison_curvature.curvature(chosen, compose, execute, options.curvature)
             print(f"\n{task or chosen.title}\n\n{table.text}")
-        return 0 if any(table.measured for table in tables.values()) else FAILURE
+        return FAILURE if tables and not any(table.measured for table in tables.values()) else 0
     output = options.output or default_output(options)
     first = next(iter(tasks))
     title = tasks[first].title.removesuffix(f": {first}")

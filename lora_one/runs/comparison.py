@@ -171,21 +171,26 @@ def plan(comparison: Comparison, compose: Compose) -> str:
     lines, tunings = [], tuned(jobs, found_already)
     for method, tuning in tunings.items():
         known = [*tuning.jobs, *later_jobs(jobs, method, tuning)]
-        rest = further_runs(comparison, tuning)
-        if tuning.chosen is None and not any(job.error for job in known):
+        if (tuning.chosen is None or not tuning.over) and not any(job.error for job in known):
             further = len(set(comparison.seeds) - set(comparison.tuning_seeds))
-            more = " or more" if comparison.refine and comparison.extend else ""
-            rounds = f"then {rest}{more} runs at further learning rates, " * bool(rest)
-            starts = len(comparison.seeds)
-            lines.append(
-                f"{method}: {rounds}then the best point (further seeds: {further}, runs without training: {starts})"
-            )
+            then = f"{rounds_left(comparison, tuning)}then the best point"
+            lines.append(f"{method}: {then} (further seeds: {further}, runs without training: {len(comparison.seeds)})")
         lines += [describe(job) for job in known]
     lines += [f"{method}: not run yet: {reason}" for method, reason in comparison.not_run.items()]
     trained, untrained = to_do(jobs, tunings)
     rate = comparison.seconds_per_run
     time = f", about {trained * rate / 60:.0f} minutes ({rate:g} s per run with training)" if rate is not None else ""
     return "\n".join([*lines, f"to do: {trained} runs with training and {untrained} without{time}"])
+
+
+def rounds_left(comparison: Comparison, tuning: Tuning) -> str:
+    """Return what a plan says of the further learning rates that are not known yet."""
+    if tuning.over or not comparison.refine:
+        return ""
+    least = further_runs(comparison, tuning)
+    if not least:
+        return "then perhaps runs at further learning rates, "
+    return f"then {least}{' or more' if comparison.extend else ''} runs at further learning rates, "
 
 
 def to_do(jobs: Jobs, tunings: Mapping[str, Tuning]) -> tuple[int, int]:
@@ -211,8 +216,17 @@ def to_do(jobs: Jobs, tunings: Mapping[str, Tuning]) -> tuple[int, int]:
 
 
 def found_already(planned: Sequence[Job]) -> list[Run | None]:
-    """Return the finished ones of the jobs, None for the others."""
-    return [finished(job) if job.finished else None for job in planned]
+    """Return the finished ones of the jobs, and those that failed or cannot run, as they are; None for the others."""
+    return [finished(job) if job.finished else without_result(job) for job in planned]
+
+
+def without_result(job: Job) -> Run | None:
+    """Return a job that cannot run, or that failed before and may fail again; None: it has not been run to its end."""
+    error = job.error
+    if error is None:
+        record = job.folder.read()
+        error = record.get("error") if record.get("status") == "failed" else None
+    return None if error is None else Run(job.method, job.stage, job.point, job.seed, None, error)
 
 
 def further_runs(comparison: Comparison, tuning: Tuning) -> int:

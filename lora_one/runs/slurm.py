@@ -137,8 +137,10 @@ def outcome_of(job: Any) -> Outcome:
     from submitit.core.utils import pickle_load
 
     if not has_result(job):
-        reason = last_error(job).partition(": the same command")[0]
-        raise RunError(f"job {job.job_id} did not finish ({reason}): the same command continues from its resume point")
+        reason, _, rest = last_error(job).partition(": the same command")
+        never = rest.partition("; ")[2] if "is not queued again" in rest else ""
+        then = never or "the same command continues from its resume point"
+        raise RunError(f"job {job.job_id} did not finish ({reason}): {then}")
     kind, content = pickle_load(job.task(0).paths.result_pickle)
     if kind == "error":  # a traceback
         raise RunError(f"job {job.job_id} failed ({content.strip().splitlines()[-1]}): see {job.task(0).paths.stderr}")

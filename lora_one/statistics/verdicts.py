@@ -93,16 +93,18 @@ def judged(method: str, baseline: str, test: SeedTest | None, p: float | None, f
 
 
 def with_failures(verdict: Verdict, lost: Mapping[str, int]) -> Verdict:
-    """Return the verdict with the numbers of seeds that a side lost; such a side is not called better."""
+    """Return the verdict with the numbers of seeds without a result; such a side is not called better."""
     if not lost:
         return verdict
     note = " and ".join(f"{count} {'seed' if count == 1 else 'seeds'} of {name}" for name, count in lost.items())
     winner = {BETTER: verdict.method, WORSE: verdict.baseline}.get(verdict.outcome)
     if winner not in lost:
-        return replace(verdict, sentence=f"{verdict.sentence} Failed: {note}.")
-    sentence = f"{verdict.method} and {verdict.baseline}: not tested, because {note} failed and the others may be the "
+        return replace(verdict, sentence=f"{verdict.sentence} Without a result: {note}.")
     of_those = verdict.sentence.removeprefix(f"{verdict.method} is {verdict.outcome} than {verdict.baseline}: ")
-    sentence += f"good ones. Of those: {of_those}"
+    sentence = (
+        f"{verdict.method} and {verdict.baseline}: not tested, because results are missing ({note}) and the seeds that "
+        f"are left may be the good ones. Of those: {of_those}"
+    )
     return replace(verdict, outcome=NOT_TESTED, p=None, sentence=sentence)
 
 

@@ -1,14 +1,15 @@
 """The change from the pretrained model, which is a start that changes nothing."""
 
-from lora_one.reports.changes import changes, pretrained
+from lora_one.reports.changes import changes
 from lora_one.reports.compare import Run
 from lora_one.reports.results import Results
 from lora_one.statistics.units import NATS, POINTS
 
 
-def run(method, stage, seed, value, shift=0.0, unit=NATS):
+def run(method, stage, seed, value, shift=0.0, unit=NATS, base="fp32"):
     score = {"value": value, "metric": "loss", "unit": vars(unit), "predictions": None}
-    return Run(method, stage, {}, seed, None, scores={"text": score}, start={"shift": shift})
+    identity = {"weights of the base": base}
+    return Run(method, stage, {}, seed, None, scores={"text": score}, start={"shift": shift}, identity=identity)
 
 
 def table(runs):
@@ -44,5 +45,13 @@ def test_points_are_shown_as_points():
 
 
 def test_without_an_unchanged_start_there_is_no_table():
-    assert pretrained([one for one in RUNS if one.method == "moved"], "text") == {}
     assert table([one for one in RUNS if one.method == "moved"]) is None
+
+
+def test_each_method_is_compared_with_its_own_base():
+    """A quantised base is another model: its scores are not those of a base in fp32."""
+    other = [run("QLoRA", "start", 1, 2.3, base="nf4"), run("QLoRA", "final", 1, 1.6, base="nf4")]
+    other += [run("full", "start", 1, 5.0, shift=0.1, base="bf16"), run("full", "final", 1, 1.0, base="bf16")]
+    lines = {line[0]: line[1:] for line in table([*RUNS, *other])}
+    assert lines["LoRA"][2] == "+0.6000 +- 0.1414" and lines["QLoRA"] == ["2.3000", "1.6000", "-0.7000"]
+    assert lines["full"] == ["-", "-", "-"], "no start on a base in bf16 leaves it unchanged"

@@ -80,7 +80,9 @@ def test_the_method_of_each_row_is_that_of_its_runs():
     found = table(runs)
     assert found["method of a"] == ("start a", "yes") and found["method of b"] == ("start b", "yes")
     found = table([*runs, run("b", identity={"method": "start a"})])
-    assert found["method of b"] == ("start b (3 x); start a (1 x)", "no")
+    assert found["method of b"] == ("start b (2 x); start a (1 x)", "no")
+    tuned = table([*runs, run("b", 1, "tuning", identity={"method": "other optimizer"})])
+    assert tuned["method of b"] == ("start b", "yes"), "a key of the grid differs between the tuning runs alone"
 
 
 def test_a_failed_run_is_not_compared():

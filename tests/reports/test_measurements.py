@@ -33,5 +33,11 @@ def test_the_active_method_is_that_of_the_record():
     peft |= {"loraplus_lr_ratio": 16.0}
     record = {"config": {"peft": peft, "optimizer": {"name": "adamw"}}, "init": {"method": "LoRA"}}
     assert measurements.active_method(record) == "LoRA, r 8, alpha 16, rsLoRA, DoRA, learning rate of B x 16, adamw"
+    adalora = {"config": {"peft": peft | {"adalora": True, "dora": False}, "optimizer": {"name": "adamw"}}}
+    assert "rsLoRA" not in measurements.active_method(adalora | {"init": {"method": "AdaLoRA"}}), (
+        "it has its own scaling"
+    )
+    chosen = record | {"init": {"method": "GoRA", "ranks": {"q": 3}}}
+    assert measurements.active_method(chosen).startswith("GoRA, r 8 on average, alpha 16")
     record = {"config": {"peft": peft | {"use_peft": False}, "optimizer": {"name": "adamw"}}}
     assert measurements.active_method(record | {"init": {"method": "full fine-tuning"}}) == "full fine-tuning, adamw"

@@ -109,7 +109,10 @@ def test_a_configuration_of_which_seeds_failed_is_not_called_better(tmp_path):
         status = "failed" if error else "interrupted"
         file.write_text(json.dumps(json.loads(file.read_text()) | {"status": status, "error": error}))
     said = compare_runs(other, base)
-    assert f"{other} and {base}: not tested, because 2 seeds of {other} failed" in said and "is better" not in said
+    assert (
+        f"{other} and {base}: not tested, because results are missing (2 seeds of {other}) and" in said
+        and "is better" not in said
+    )
     assert f"warning: {other}, seed 4: not compared, RunError: the loss became nan" in said
     assert f"warning: {other}, seed 5: not compared, its status is interrupted" in said
     assert f"{base} is worse than {other}" not in compare_runs(base, other)
@@ -123,7 +126,7 @@ def test_a_configuration_of_which_an_evaluation_is_missing_is_not_called_better(
     other = configuration(tmp_path / "other", dict.fromkeys(answers, 1.0), answers)
     (other / "4/eval/gsm8k/metrics.json").unlink()
     said = compare_runs(other, base)
-    assert f"{other} and {base}: not tested, because 1 seed of {other} failed" in said
+    assert f"{other} and {base}: not tested, because results are missing (1 seed of {other}) and" in said
     assert f"warning: {other}, seed 4: not evaluated" in said
 
 

@@ -128,6 +128,20 @@ def test_a_dry_run_knows_no_round_that_depends_on_missing_runs(asked, extend, ov
     assert (len(found["missing"].points), found["missing"].over) == (3, False)
 
 
+def test_a_failed_run_is_known_and_does_not_hide_what_follows(asked, tmp_path):
+    """It is run again, and may fail again; until then its point is not chosen, and the other points are."""
+    changed = dataclasses.replace(asked, common=[*asked.common, f"results_dir={tmp_path}"], refine=1, extend=2)
+    jobs = comparison_jobs.Jobs(changed, compose)
+    job, waiting = jobs.tuning("LoRA", [{RATE: 1e-3}, {RATE: 1e-2}])
+    job.folder.path.mkdir(parents=True)
+    job.folder.run_json.write_text(json.dumps({"status": "failed", "error": "RunError: the loss became nan"}))
+    found, missing = comparison.found_already([job, waiting])
+    assert (found.error, found.validation_loss, missing) == ("RunError: the loss became nan", None, None)
+    refused = dataclasses.replace(changed, methods={"refused": ["peft.lora_r=0"]})
+    (invalid,) = comparison.found_already(comparison_jobs.Jobs(refused, compose).tuning("refused", [{RATE: 1e-3}]))
+    assert "peft.lora_r=0" in invalid.error
+
+
 def runs_of(record, method, stage):
     return [run for run in record["runs"] if (run["method"], run["stage"]) == (method, stage)]
 

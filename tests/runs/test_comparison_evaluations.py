@@ -139,8 +139,8 @@ def test_kept_epochs_are_evaluated_but_for_the_last(asked, tmp_path):
 
 def test_every_method_gets_the_same_number_of_further_learning_rates(asked, tmp_path):
     """Two rates and one round: the best is always an end, so two more beyond it. The plan counts them in advance."""
-    refined = dataclasses.replace(asked, grid={RATE: [1e-4, 1e-3]}, refine=1, evaluations={}, seeds=[1], baseline=None)
-    refined = refined.only(["LoRA", "full"])
+    refined = dataclasses.replace(asked, grid={RATE: [1e-4, 1e-3]}, refine=1, extend=0, evaluations={}, seeds=[1])
+    refined = dataclasses.replace(refined, baseline=None).only(["LoRA", "full"])
     assert "LoRA: then 2 runs at further learning rates, then the best point" in comparison.plan(refined, compose)
     record = comparison.compare(refined, compose, InThisProcess(experiment.execute), tmp_path)
     for row in record["rows"]:
@@ -204,6 +204,7 @@ def test_other_data_are_another_folder_however_the_option_is_spelt(option, tmp_p
         ("evaluations: [a]", "must be a mapping of names"),
         ("evaluations: {a: {options: []}}", "or <name>: {not_run: <reason>} if it is not run"),
         ("evaluations: {a: {not_run: }}", "evaluations.a.not_run=None must be a text: the reason"),
+        ("evaluations: {a: {not_run: ' '}}", "evaluations.a.not_run=' ' must be a text: the reason"),
         ("evaluations: {a: {not_run: no, benchmark: gsm8k}}", "evaluations.a has other keys beside not_run: write"),
         ("baseline: LoRa", "baseline=LoRa is not a method of this comparison; did you mean LoRA"),
         ("tasks: {T: {test: none}}", "task T: test='none' must be a list of overrides"),

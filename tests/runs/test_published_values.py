@@ -68,6 +68,13 @@ def test_an_evaluation_that_is_not_run_may_have_values():
     check_comparison(dataclasses.replace(ASKED, evaluations=evaluations, published=published))
 
 
+def test_several_processes_are_refused_only_for_evaluations_that_are_run():
+    several = dataclasses.replace(ASKED, launcher="slurm", slurm={"tasks_per_node": 4})
+    with pytest.raises(UsageError, match="which evaluations in a comparison do not support"):
+        check_comparison(several)
+    check_comparison(dataclasses.replace(several, evaluations={"MT-Bench": Evaluation(not_run="not built")}))
+
+
 def test_methods_that_are_run_and_those_that_are_not_may_have_values():
     values = {"accuracy": {"LoRA": 59.3, "LoRA-Pro": "60.1 +- 0.2"}}
     check_comparison(dataclasses.replace(ASKED, published=published_of({"source": "Table 1", "values": values})))

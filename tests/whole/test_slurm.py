@@ -254,6 +254,11 @@ def test_does_not_wait_for_jobs_that_left_the_slurm_queue(tmp_path, monkeypatch,
     lost.paths.stderr.write_text("slurmstepd: error: Detected 1 oom_kill event in StepId=5.0.\nmore\n")
     with pytest.raises(RunError, match=r"job 5_1 did not finish \(Detected 1 oom_kill event in .*the same command"):
         slurm_jobs.outcome_of(lost)
+    never = "SLURM job 5_1 is not queued again: its start number 4 saved nothing to continue from; raise its time limit"
+    lost.paths.stderr.write_text(f"error: stopped by SIGUSR2: the same command continues from the last ...; {never}\n")
+    with pytest.raises(RunError) as stopped:
+        slurm_jobs.outcome_of(lost)
+    assert str(stopped.value) == f"job 5_1 did not finish (stopped by SIGUSR2): {never}"
     assert [job.job_id for job in ended] == ["5_0"] and len(asked) == 7
     changes = ["1 pending (Priority), 1 running", "1 running", "1 pending (Priority), 1 running", "1 running"]
     assert capsys.readouterr().out.splitlines() == [f"SLURM: {states}" for states in changes]
