@@ -10,8 +10,11 @@ from lora_one.statistics.units import Unit
 
 def changes(results: Results) -> Iterator[Section]:
     """Yield for each method and evaluation the score after training minus that of the pretrained model."""
-    starts = {method: unchanged_starts(results, method) for method in results.methods}
-    names = [name for name in results.evaluations if any(scores_by_seed(runs, name) for runs in starts.values())]
+    unchanged = {method: unchanged_start(results, method) for method in results.methods}
+    starts = {method: other for method, other in unchanged.items() if other is not None}
+    names = [
+        name for name in results.evaluations if any(results.values(other, name, "start") for other in starts.values())
+    ]
     if not names:
         return
     header = ["method"]
@@ -21,8 +24,8 @@ def changes(results: Results) -> Iterator[Section]:
     for method in results.methods:
         line = [method]
         for name in names:
-            scores = scores_by_seed(starts[method], name)
-            unit, after = results.unit(name), scores_by_seed(results.of(method, "final"), name)
+            scores = results.by_seed(starts[method], name, "start") if method in starts else {}
+            unit, after = results.unit(name), results.by_seed(method, name)
             common = [seed for seed in after if seed in scores]
             line += [spread([values[seed] for seed in common], unit) for values in (scores, after)]
             line.append(signed([after[seed] - scores[seed] for seed in common], unit))
@@ -38,28 +41,27 @@ def changes(results: Results) -> Iterator[Section]:
     )
 
 
-def unchanged_starts(results: Results, method: str) -> list[Run]:
-    """Return runs without training whose start changed no weight, on a base in the same format as the method's.
+def unchanged_start(results: Results, method: str) -> str | None:
+    """Return whose start changed no weight, on a base in the same format as the method's: its own, or the first other.
 
-    They are the method's own, or those of the first method that has some; []: no method has. Their scores depend on the
-    seed only if the model has a new classification head.
+    None: that of no method. The scores depend on the seed only if the model has a new classification head.
     """
-    base = {run.identity.get("weights of the base") for run in results.of(method, "final")}
+    base = formats(results.of(method, "final"))
     for name in (method, *(row["method"] for row in results.record["rows"])):
-        found = [run for run in results.of(name, "start") if run.start.get("shift") == 0]
-        if found and {run.identity.get("weights of the base") for run in found} == base:
-            return found
-    return []
+        found = results.of(name, "start")
+        if found and all(run.start.get("shift") == 0 for run in found) and formats(found) == base:
+            return name
+    return None
 
 
-def scores_by_seed(runs: list[Run], figure: str) -> dict[int, float]:
-    """Return the score of each run that has it, by seed."""
-    return {run.seed: run.scores[figure]["value"] for run in runs if "value" in run.scores.get(figure, {})}
+def formats(runs: list[Run]) -> set[str | None]:
+    """Return the formats of the base's weights in these runs; None: earlier versions did not record it."""
+    return {run.identity.get("weights of the base") for run in runs}
 
 
 def signed(differences: list[float], unit: Unit) -> str:
     """Return mean and standard deviation of differences with a sign, in the digits of a unit; "-": there are none."""
     if not differences:
         return "-"
-    text = f"{round(unit.scale * mean(differences), unit.digits) + 0.0:+.{unit.digits}f}"
-    return text + (f" +- {unit.number(stdev(differences))}" if len(differences) > 1 else "")
+    deviation = f" +- {unit.number(stdev(differences))}" if len(differences) > 1 else ""
+    return unit.text(mean(differences)).split()[0] + deviation

@@ -53,10 +53,11 @@ def compare_runs(first: Path, second: Path) -> str:
     first, second: the folder of a run, or of a configuration with the runs of its seeds. The second is the baseline.
     Raises UsageError: no finished run is in a folder.
     """
-    runs = {str(path): finished_runs(path) for path in (first, second)}
-    if len(runs) < 2:
+    if first == second:
         raise UsageError(f"{first} is given twice: pass two folders")
-    failed = {str(path): unfinished_runs(path) for path in (first, second)}
+    runs, failed = {}, {}
+    for path in (first, second):
+        runs[str(path)], failed[str(path)] = runs_of(path)
     baseline = str(second)
     lines = differences(runs)
     for name, found in failed.items():
@@ -125,36 +126,27 @@ def evaluation_section(
     return [*lines, *(f"  these trained models: {question_sentence(entry, baseline)}." for entry in tests)]
 
 
-def finished_runs(path: Path) -> dict[int, RunFolder]:
-    """Return seed -> finished run of a folder. Raises UsageError: there is none."""
+def runs_of(path: Path) -> tuple[dict[int, RunFolder], dict[int, str]]:
+    """Return seed -> finished run of a folder, and seed -> why there is no result, for the runs that are not finished.
+
+    Raises UsageError: no run is finished.
+    """
+    folders = [path] if (path / "run.json").exists() else [file.parent for file in path.glob("*/run.json")]
     done: dict[int, RunFolder] = {}
-    for folder in runs_in(path):
+    failed: dict[int, str] = {}
+    for folder in map(RunFolder, sorted(folders)):
         record = folder.read()
         if record.get("status") == "finished":
             done[record["config"]["seed"]] = folder
+        elif "config" in record:
+            reason = record.get("error") or f"its status is {record['status']}"
+            failed[record["config"]["seed"]] = " ".join(reason.split())
     if not done:
         raise UsageError(
             f"{path} contains no finished run: pass the folder of a run, or of a configuration with the folders of its "
             "seeds, as run_exp.py prints them"
         )
-    return dict(sorted(done.items()))
-
-
-def unfinished_runs(path: Path) -> dict[int, str]:
-    """Return seed -> why there is no result, for the runs of a folder that are not finished."""
-    records = [folder.read() for folder in runs_in(path)]
-    return {
-        record["config"]["seed"]: " ".join(str(record.get("error") or f"its status is {record['status']}").split())
-        for record in records
-        if record.get("status") != "finished" and "config" in record
-    }
-
-
-def runs_in(path: Path) -> list[RunFolder]:
-    """Return the run of a folder, or those in its subfolders, one for each seed."""
-    if (path / "run.json").exists():
-        return [RunFolder(path)]
-    return [RunFolder(file.parent) for file in sorted(path.glob("*/run.json"))]
+    return dict(sorted(done.items())), failed
 
 
 def validation_of(runs: Mapping[int, RunFolder], key: str) -> dict[int, float]:

@@ -82,9 +82,13 @@ class Results:
             return figure
         return f"{figure} ({self.unit(figure).value_name})"
 
+    def by_seed(self, method: str, figure: str, stage: str = "final") -> dict[int, float]:
+        """Return a figure of a method's runs in a stage, for each seed that has it."""
+        return by_seed(self.of(method, stage), figure, stage).get(method, {})
+
     def values(self, method: str, figure: str, stage: str = "final") -> list[float]:
         """Return a figure of a method's runs in a stage, one for each seed that has it."""
-        return list(by_seed(self.of(method, stage), figure, stage).get(method, {}).values())
+        return list(self.by_seed(method, figure, stage).values())
 
     def summary(self, method: str) -> str:
         """Return the main figure of a method, with the verdict if it is better or worse, and the published value."""

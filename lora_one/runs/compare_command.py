@@ -118,7 +118,7 @@ def compare(options: argparse.Namespace) -> int:
     from lora_one.files import folder_name
     from lora_one.reports import pages
     from lora_one.runs import comparison, comparison_curvature, comparison_file, comparison_record
-    from lora_one.runs.comparison_scores import none_is_run
+    from lora_one.runs.comparison_scores import absences, none_is_run
     from lora_one.runs.composition import compose
     from lora_one.runs.experiment import execute
 
@@ -127,14 +127,13 @@ def compare(options: argparse.Namespace) -> int:
     tasks = chosen_tasks(comparison_file.read_comparisons(options.comparison, small=options.small), options)
     if options.dry_run:
         for task, chosen in tasks.items():
-            planned = [] if none_is_run(chosen.evaluations) else [comparison.plan(chosen, compose)]
-            print("\n".join([*[f"== {task}"] * bool(task), *absences(chosen), *planned]))
+            print(f"== {task}" * bool(task) + "\n" * bool(task) + comparison.plan(chosen, compose))
         return 0
     if options.curvature is not None:
         tables = {}
         for task, chosen in tasks.items():
             if none_is_run(chosen.evaluations):
-                print("\n".join(["", *[task] * bool(task), *absences(chosen)]))
+                print("\n".join(["", *[task] * bool(task), *absences(chosen.evaluations)]))
                 continue
             table = tables[task] = comparison_curvature.curvature(chosen, compose, execute, options.curvature)
             print(f"\n{task or chosen.title}\n\n{table.text}")
@@ -152,12 +151,6 @@ def compare(options: argparse.Namespace) -> int:
         report = pages.write_report(title, records, output)
         print(f"\n{pages.printed(records[task])}\nreport: {report.with_suffix('.html')}")
     return FAILURE if any(map(comparison.failed, records.values())) else 0
-
-
-def absences(chosen: "Comparison") -> list[str]:
-    """Return a line for each evaluation that is not run, with the reason."""
-    reasons = {name: evaluation.not_run for name, evaluation in chosen.evaluations.items() if evaluation.not_run}
-    return [f"{name}: not run yet: {reason}" for name, reason in reasons.items()]
 
 
 def default_output(options: argparse.Namespace) -> Path:

@@ -20,7 +20,8 @@ from lora_one.reports.compare import Point, Run
 from lora_one.runs.comparison_file import Comparison
 from lora_one.runs.comparison_jobs import Compose, Job, Jobs, start_of
 from lora_one.runs.comparison_record import save
-from lora_one.runs.comparison_runners import Runner, finished, held_out_of
+from lora_one.runs.comparison_runners import Runner, finished, held_out_of, without_result
+from lora_one.runs.comparison_scores import absences, none_is_run
 
 RunSome = Callable[[Sequence[Job]], Sequence[Run | None]]
 
@@ -167,8 +168,11 @@ def held_out_data(jobs: Jobs) -> HeldOut:
 
 def plan(comparison: Comparison, compose: Compose) -> str:
     """List the runs that are known so far and estimate the remaining time, without running anything."""
+    lines = absences(comparison.evaluations)
+    if none_is_run(comparison.evaluations):
+        return "\n".join(lines)
     jobs = Jobs(comparison, compose)
-    lines, tunings = [], tuned(jobs, found_already)
+    tunings = tuned(jobs, found_already)
     for method, tuning in tunings.items():
         known = [*tuning.jobs, *later_jobs(jobs, method, tuning)]
         if (tuning.chosen is None or not tuning.over) and not any(job.error for job in known):
@@ -217,16 +221,16 @@ def to_do(jobs: Jobs, tunings: Mapping[str, Tuning]) -> tuple[int, int]:
 
 def found_already(planned: Sequence[Job]) -> list[Run | None]:
     """Return the finished ones of the jobs, and those that failed or cannot run, as they are; None for the others."""
-    return [finished(job) if job.finished else without_result(job) for job in planned]
+    return [finished(job) if job.finished else failed_before(job) for job in planned]
 
 
-def without_result(job: Job) -> Run | None:
+def failed_before(job: Job) -> Run | None:
     """Return a job that cannot run, or that failed before and may fail again; None: it has not been run to its end."""
     error = job.error
     if error is None:
         record = job.folder.read()
         error = record.get("error") if record.get("status") == "failed" else None
-    return None if error is None else Run(job.method, job.stage, job.point, job.seed, None, error)
+    return None if error is None else without_result(job, error)
 
 
 def further_runs(comparison: Comparison, tuning: Tuning) -> int:

@@ -198,7 +198,7 @@ def check_comparison(comparison: Comparison) -> None:
     if comparison.baseline is not None and comparison.baseline not in comparison.methods:
         known = nearest(comparison.baseline, comparison.methods)
         raise UsageError(f"baseline={comparison.baseline} is not a method of this comparison; {known}")
-    for name, evaluation in comparison.evaluations.items():
+    for name, evaluation in evaluated(comparison.evaluations).items():
         check_evaluation(name, evaluation)
     check_published(comparison.published, comparison.evaluations, comparison.methods, comparison.not_run)
 

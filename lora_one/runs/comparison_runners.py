@@ -149,6 +149,11 @@ def attempt(job: Job, execute: Execute, measure: Measures | None = None) -> Run:
 def broken(job: Job, error: str) -> Run:
     """Return a run without a result, and print its error."""
     print(f"failed: {job}: {error}", file=sys.stderr, flush=True)
+    return without_result(job, error)
+
+
+def without_result(job: Job, error: str) -> Run:
+    """Return a run without a result."""
     path = str(job.folder.path) if job.folder else None
     return Run(job.method, job.stage, job.point, job.seed, path, error)
 

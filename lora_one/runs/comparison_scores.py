@@ -57,10 +57,13 @@ def none_is_run(evaluations: Mapping[str, Evaluation]) -> bool:
     return bool(evaluations) and not evaluated(evaluations)
 
 
+def absences(evaluations: Mapping[str, Evaluation]) -> list[str]:
+    """Return a line for each evaluation that is not run, with the reason."""
+    return [f"{name}: not run yet: {found.not_run}" for name, found in evaluations.items() if found.not_run]
+
+
 def check_evaluation(name: str, evaluation: Evaluation) -> None:
     """Check an evaluation that is run. Raises UsageError: an unknown benchmark, or an option that it does not have."""
-    if evaluation.not_run is not None:
-        return
     if evaluation.benchmark not in BENCHMARKS:
         known = nearest(str(evaluation.benchmark), BENCHMARKS)
         raise UsageError(f"evaluations.{name}: {evaluation.benchmark} is not a benchmark; {known}")

@@ -10,7 +10,8 @@ from math import sqrt
 import numpy
 from scipy import stats
 
-POWER = 0.8
+from lora_one.statistics.seeds import POWER
+
 RESAMPLES = 9_999
 MIN_QUESTIONS = 100  # intervals over 30 and 50 held the truth in only 92 to 93 % (three seeds, 90 % correct)
 MIN_UNLIKE = 10  # with fewer, the interval of a bootstrap is too narrow; with none, it has no width
