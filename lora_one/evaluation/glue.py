@@ -5,9 +5,9 @@ must be the word of a class; ``--first_token`` adds the published comparison of 
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_one.datasets import glue, super_glue
 from lora_one.errors import UsageError, nearest
@@ -18,6 +18,7 @@ from lora_one.evaluation.options import EvaluationOptions, option
 from lora_one.evaluation.scoring import class_line
 from lora_one.evaluation.shares import by_kind, counts_of, shares
 from lora_one.evaluation.source import head_names
+from lora_one.statistics.units import CORRELATION, Unit
 from lora_one.types import Example
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class Glue(AnswerBenchmark[GlueOptions]):
     """One set of GLUE or SuperGLUE, on its validation split."""
 
     options = GlueOptions
+    units: ClassVar[Mapping[str, Unit]] = {"matthews": CORRELATION}
 
     def check(self, options: GlueOptions) -> GlueOptions:
         """Fill in the words of the set's classes, in the order of the head's outputs.

@@ -62,7 +62,8 @@ class HeldOut:
         if not file.exists():
             report = self.report(trained)
             if not math.isfinite(report["metrics"]["loss"]):
-                raise RunError(f"the loss on the test data is {report['metrics']['loss']}: lower model.learning_rate")
+                instead = "check model.name and test" if trained is None else "lower model.learning_rate"
+                raise RunError(f"the loss on the test data is {report['metrics']['loss']}: {instead}")
             write_json(file, report)
         return json.loads(file.read_text())["metrics"]["loss"]
 

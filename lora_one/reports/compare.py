@@ -182,7 +182,7 @@ def method_row(
         row |= {f"{name}_mean": mean(values) if values else None}
         row |= {f"{name}_sd": stdev(values) if len(values) > 1 else None}
     row["failed_runs"] = len(failed)
-    notes = [f"failed, {len(failed)} of {len(runs)} runs: {failed[0].error}"] if failed else []
+    notes = [f"without a result, {len(failed)} of {len(runs)} runs: {failed[0].error}"] if failed else []
     row["note"] = "; ".join([*notes, *warnings_of(final), *failed_evaluations(final, evaluations)])
     return row
 
@@ -250,8 +250,9 @@ def cell(value: float | None) -> str:
     return "-" if value is None else spread([value]) if isinstance(value, float) else str(value)
 
 
-def chosen_cell(value: Any, end: str | None) -> str:
-    return "-" if value is None else value_text(value) + (f" ({end})" if end else "")
+def chosen_cell(value: Any, end: str | None, *, known: bool) -> str:
+    """Return a chosen value, which may be null, with its place in those tried; known: whether one was chosen."""
+    return "-" if value is None and not known else value_text(value) + (f" ({end})" if end else "")
 
 
 def unit_cell(average: float | None, deviation: float | None, unit: Unit) -> str:

@@ -5,24 +5,52 @@ from math import inf
 from statistics import mean, stdev
 
 from lora_one.reports import figures
-from lora_one.reports.compare import RATE, Run
+from lora_one.reports.compare import RATE, Point, Run, value_text
 from lora_one.reports.figures import Drawing
 from lora_one.reports.results import Results, Section
 
 
 def learning_rates(results: Results) -> Iterator[Section]:
-    """Yield the validation loss of every learning rate; of other keys of the grid, the best value is taken."""
+    """Yield the validation loss of every point, and a figure over the learning rates, if the grid has them.
+
+    The figure has the best loss at each rate over the other keys.
+    """
     curves = [tuned for method in results.methods if (tuned := tuning(results, method)) is not None]
-    lines = [["method", "learning rate", "validation loss", ""]]
-    for curve in curves:
-        for place, (rate, loss) in enumerate(zip(curve.rates, curve.losses, strict=True)):
-            mark = ("chosen, at an end" if curve.at_end else "chosen") if place == curve.chosen else ""
-            lines.append([curve.method, f"{rate:g}", f"{loss:.4f}", mark])
-    if not curves:
+    ends = {curve.method for curve in curves if curve.at_end}
+    tried = [line for method in results.methods for line in points(results, method, at_end=method in ends)]
+    if not tried:
         return
-    caption = "Validation loss of every learning rate. Ring: chosen; with a bar: at an end of those tried."
-    drawn = Drawing("learning-rates", caption, figures.learning_rates(curves, results.looks))
-    yield Section("Learning rates", table=lines, drawings=[drawn], long_table=True)
+    keys = ["learning rate" if key == RATE else key for key in results.keys]
+    drawings = []
+    if curves:
+        caption = "Validation loss of every learning rate. Ring: chosen; with a bar: at an end of those tried."
+        caption += " At each rate the best value of the other keys." * (len(keys) > 1)
+        drawings = [Drawing("learning-rates", caption, figures.learning_rates(curves, results.looks))]
+    title = "Learning rates" if RATE in results.keys else "Points of the grid"
+    lines = [["method", *keys, "validation loss", ""], *tried]
+    yield Section(title, table=lines, drawings=drawings, long_table=True)
+
+
+def points(results: Results, method: str, *, at_end: bool) -> list[list[str]]:
+    """Return a line for each point of a method's tuning, with the mean loss over the seeds, sorted by learning rate.
+
+    A point at which a run failed is left out, because it cannot be chosen.
+    """
+    losses: dict[str, list[float]] = {}
+    of_text: dict[str, Point] = {}
+    for run in results.by_stage.get((method, "tuning"), ()):
+        value = inf if run.error is not None or run.validation_loss is None else run.validation_loss
+        losses.setdefault(str(run.point), []).append(value)
+        of_text[str(run.point)] = run.point
+    row = next(row for row in results.rows if row["method"] == method)
+    has_chosen = row.get("validation_loss_mean") is not None
+    lines = []
+    for text, point in sorted(of_text.items(), key=lambda entry: entry[1].get(RATE, 0)):
+        chosen = has_chosen and all(row.get(key) == value for key, value in point.items())
+        mark = ("chosen, at an end" if at_end else "chosen") if chosen else ""
+        values = [value_text(point[key]) if key in point else "-" for key in results.keys]
+        lines += [[method, *values, f"{mean(losses[text]):.4f}", mark]] if mean(losses[text]) < inf else []
+    return lines
 
 
 def tuning(results: Results, method: str) -> figures.Tuning | None:

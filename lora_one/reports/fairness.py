@@ -28,7 +28,7 @@ def fairness(runs: Sequence[Run], comparison: Mapping[str, Any]) -> list[list[st
     for name in ("steps", "tokens"):
         lines.append([name, *by_seed(final, name)])
     lines += [[f"method of {name}", *compared(active)] for name, active in active_methods(final).items()]
-    counts = Counter(run.method for run in runs if run.stage == "tuning")
+    counts = Counter(run.method for run in runs if run.stage == "tuning" and run.path)  # without: it could not start
     if counts:
         lines.append(["tuning runs", *compared(list(counts.values()))])
         reason = comparison.get("unequal_budgets")

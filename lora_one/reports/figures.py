@@ -22,6 +22,7 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8c
 MARKERS = "osD^vPX"
 Looks = Mapping[str, Mapping[str, str]]
 LABELS = 7  # of the learning-rate axis, at most, and one
+UNNAMED = ("_child", "_nolegend_")  # matplotlib's own labels
 LEGEND = 80  # characters in a line of the legend, about
 LINES, LINE = 6, 0.17  # of the legend: as many as the heights of figures have room for; inches of each
 WIDTH = 5.2  # inches; a phone shows 9-point text of this width at about its size
@@ -106,7 +107,9 @@ def looks_of(methods: Sequence[str]) -> Looks:
 
 def legend(figure: "Figure", axes: "Axes") -> None:
     """Put the methods below the axes, in as many columns as their names leave room for; a long list adds height."""
-    handles, labels = axes.get_legend_handles_labels()
+    # not matplotlib's own list, which leaves out names with a leading underscore
+    drawn = [*axes.containers, *(line for line in axes.get_lines() if not line.get_label().startswith(UNNAMED))]
+    handles, labels = drawn, [one.get_label() for one in drawn]
     columns = min(3, max(1, LEGEND // (6 + max(map(len, labels), default=0))))
     further = max(0, -(-len(labels) // columns) - LINES)
     figure.set_figheight(figure.get_figheight() + LINE * further)
@@ -134,7 +137,8 @@ def forest(rows: Sequence[Difference], baseline: str, unit: str, looks: Looks) -
         axes.plot(row.seeds, [place] * len(row.seeds), ".", color=style["color"], alpha=0.5, markersize=5)
         axes.plot(row.mean, place, marker=style["marker"], color=style["color"], markersize=6)
     axes.axvline(0, color=INK, linewidth=1)
-    axes.set_yticks(range(len(rows)), [fill(row.method, 28) for row in reversed(rows)])
+    with styled():  # new labels are made here
+        axes.set_yticks(range(len(rows)), [fill(row.method, 28) for row in reversed(rows)])
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlabel(f"difference to {baseline} ({unit})")
     return figure

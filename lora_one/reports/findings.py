@@ -64,17 +64,22 @@ def by_seed(runs: Sequence[Run], figure: str, stage: str = "final") -> dict[str,
     """Return method -> seed -> value of the runs in a stage, by default the trained chosen points."""
     found: dict[str, dict[int, float]] = {}
     for run in runs:
-        value = getattr(run, LOSSES[figure]) if figure in LOSSES else run.scores.get(figure, {}).get("value")
+        value = value_of(run, figure)
         if run.stage == stage and run.error is None and value is not None:
             found.setdefault(run.method, {})[run.seed] = value
     return found
 
 
+def value_of(run: Run, figure: str) -> float | None:
+    """Return a figure of a run: one of its losses, or the value of an evaluation."""
+    return getattr(run, LOSSES[figure]) if figure in LOSSES else run.scores.get(figure, {}).get("value")
+
+
 def failures(runs: Sequence[Run], figure: str) -> dict[str, set[int]]:
-    """Return method -> seeds of the final runs that failed, or whose evaluation did."""
+    """Return method -> seeds of the final runs that have no value: the run, or its evaluation, failed or is missing."""
     found: dict[str, set[int]] = {}
     for run in runs:
-        if run.stage == "final" and (run.error is not None or "error" in run.scores.get(figure, {})):
+        if run.stage == "final" and (run.error is not None or value_of(run, figure) is None):
             found.setdefault(run.method, set()).add(run.seed)
     return found
 

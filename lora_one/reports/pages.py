@@ -93,7 +93,7 @@ def overview(records: Mapping[str, Mapping[str, Any]]) -> Section:
     """Return the main figure of every method and task, with the verdict on it."""
     results = {name: Results(record) for name, record in records.items()}
     methods = dict.fromkeys(method for found in results.values() for method in found.methods)
-    lines = [["method", *(f"{name}: {found.figure}" for name, found in results.items())]]
+    lines = [["method", *(f"{name}: {found.titled(found.figure)}" for name, found in results.items())]]
     for method in methods:
         lines.append([method, *(found.summary(method) for found in results.values())])
     text = [
@@ -109,7 +109,7 @@ def printed(record: Mapping[str, Any]) -> str:
     """Return the main table of a comparison with its notes, and the verdicts, for the terminal."""
     lines = []
     for section in short_sections(record):
-        heading = [section.title, ""] if section.title != RESULTS else [f"{record['title']}", ""]
+        heading = [section.title, "", *section.text] if section.title != RESULTS else [f"{record['title']}", ""]
         table = [markdown(section.table), ""] if section.table else []
         lines += [*heading, *table, *(f"- {item}" for item in section.items), ""]
     return "\n".join(lines)
@@ -148,7 +148,7 @@ def tex(text: str) -> str:
     '5 \\\\% $\\\\pm$ 1'
     """
     known = (TEX.get(sign, sign if ord(sign) < LATIN else f"{{?U+{ord(sign):04X}?}}") for sign in text)
-    return "".join(known).replace("+-", r"$\pm$")
+    return "".join(known).replace("+-", r"$\pm$").replace("--", "-{}-")  # the font has a dash for two
 
 
 def numeric(table: Table) -> list[bool]:

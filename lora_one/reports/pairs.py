@@ -12,7 +12,8 @@ from lora_one.reports.fairness import NOT_SHARED
 from lora_one.reports.fairness import compared as in_common
 from lora_one.reports.findings import aligned, compared, question_sentence, tested
 from lora_one.reports.measurements import identity
-from lora_one.reports.scores import difference_of_settings, score_in, settings_of
+from lora_one.reports.predictions import common_field, fields_in, first_line, right_answers
+from lora_one.reports.scores import HELD_OUT, difference_of_settings, score_in, settings_of
 from lora_one.statistics.shares import percent
 from lora_one.statistics.units import NATS, POINTS, Unit
 from lora_one.statistics.verdicts import verdicts
@@ -28,8 +29,12 @@ def compare_predictions(first: Path, second: Path, metric: str | None = None, fi
     """
     if first == second:
         raise UsageError(f"{first} is given twice: pass two files")
+    metric = metric or common_field((first, second))
     answers = aligned({path: path for path in (first, second)}, metric, filtered)
-    lines = [f"{path}: {share_text(row)}" for path, row in answers.items()]
+    own = {path: metric or next(iter(fields_in(first_line(path)))) for path in answers}
+    lines = [f"{path}: {share_text(row)}, field {own[path]}" for path, row in answers.items()]
+    if len({right_answers(first_line(path)) for path in answers}) > 1 or right_answers(first_line(first)) is None:
+        lines.append("warning: whether the questions are the same is known from their ids alone")
     reports = [path.parent / "metrics.json" for path in (first, second)]
     if all(report.exists() for report in reports):
         settings = [{"settings": settings_of(json.loads(report.read_text()))} for report in reports]
@@ -109,7 +114,7 @@ def evaluation_section(
     files = {key: Path(score["predictions"]) for key, score in scores.items() if score["predictions"]}
     fields = {scores[key]["field"] for key in files}
     first = next(iter(scores.values()))
-    title = "loss on test data of a comparison" if task.startswith("loss-") else task
+    title = "loss on test data of a comparison" if first["task"] == HELD_OUT else task
     missing = {name: [seed for seed in found if (name, seed) not in scores] for name, found in runs.items()}
     lost = {name: [*failed[name], *seeds] for name, seeds in missing.items()}
     lines = section(title, values, baseline, Unit(**first["unit"]), lost)

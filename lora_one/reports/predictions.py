@@ -26,7 +26,7 @@ def correct_answers(path: Path, metric: str | None = None, filtered: str | None 
         ) from error
     if not lines or not all(isinstance(line, dict) for line in lines):
         raise UsageError(f"{path} has no predictions: pass the predictions.jsonl of an evaluation")
-    chosen = metric or next((name for name in CORRECT if name in lines[0]), None)
+    chosen = metric or next(iter(fields_in(lines[0])), None)
     found: dict[str, list[bool]] = {}
     for number, line in of_filter(path, lines, filtered):
         question = next((str(line[name]) for name in ("id", "doc_id") if name in line), None)
@@ -42,6 +42,41 @@ def correct_answers(path: Path, metric: str | None = None, filtered: str | None 
             )
         found.setdefault(question, []).append(bool(line[chosen]))
     return found
+
+
+def fields_in(line: Mapping[str, Any]) -> list[str]:
+    """Return the fields of an answer that say whether it is correct."""
+    return [name for name in CORRECT if name in line]
+
+
+def common_field(paths: Sequence[Path]) -> str | None:
+    """Return the first field that all files have; None: there is none, so that each has its own.
+
+    Raises UsageError: one is acc and another acc_norm, of lm_eval, which are different scores of one answer.
+    """
+    known = [fields_in(first_line(path)) for path in paths]
+    shared = [name for name in CORRECT if all(name in fields for fields in known)]
+    if shared:
+        return shared[0]
+    read = {path: fields[0] for path, fields in zip(paths, known, strict=True) if fields}
+    if {"acc", "acc_norm"} <= set(read.values()):
+        texts = " and ".join(f"{field} in {path}" for path, field in read.items())
+        raise UsageError(f"the files have no field in common that says whether an answer is correct: {texts}")
+    return None
+
+
+def first_line(path: Path) -> dict[str, Any]:
+    """Return the first answer of a file; {} if it cannot be read, which ``correct_answers`` reports."""
+    try:
+        line = next((json.loads(line) for line in path.read_text().splitlines() if line.strip()), {})
+    except (OSError, ValueError):
+        return {}
+    return line if isinstance(line, dict) else {}
+
+
+def right_answers(line: Mapping[str, Any]) -> str | None:
+    """Return the field with the right answer: gold of ours, target of lm_eval's samples; None: there is none."""
+    return "gold" if "gold" in line and "id" in line else "target" if "target" in line and "doc_id" in line else None
 
 
 def check_same_answers(paths: Sequence[Path]) -> None:

@@ -14,6 +14,7 @@ from lora_one.statistics.units import NATS, Unit
 from lora_one.statistics.verdicts import BETTER, WORSE
 
 Table = Sequence[Sequence[str]]
+BASELINE = "(baseline)"
 NOT_RUN = "not run yet"  # in the column of an evaluation that is not run
 
 
@@ -91,11 +92,11 @@ class Results:
         return list(self.by_seed(method, figure, stage).values())
 
     def summary(self, method: str) -> str:
-        """Return the main figure of a method, with the verdict if it is better or worse, and the published value."""
+        """Return the main figure of a method, whether it is better, worse or the baseline, and the published value."""
         text = spread(self.values(method, self.figure), self.unit(self.figure))
         text = NOT_RUN if self.figure in self.not_run and method in self.methods else text
         outcome = self.outcomes.get(method)
-        text += f" ({outcome})" if outcome in (BETTER, WORSE) else ""
+        text += {BETTER: f" ({BETTER})", WORSE: f" ({WORSE})", BASELINE: f" {BASELINE}"}.get(outcome, "")
         published = self.published.get(self.figure, {}).get(method)
         return text if published is None else f"{text} [{published}]"
 
@@ -109,7 +110,7 @@ class Results:
         for part in self.record["findings"]:
             if part["figure"] == self.figure:
                 found = {verdict["method"]: verdict["outcome"] for verdict in part["verdicts"]}
-                return {self.baseline: "(baseline)"} | found
+                return {self.baseline: BASELINE} | found
         return {}
 
 

@@ -12,7 +12,7 @@ from lora_one.records.folder import RunFolder
 from lora_one.reports.compare import RATE, Run, method_row
 from lora_one.reports.findings import VALIDATION, findings
 from lora_one.reports.measurements import Record, measurements
-from lora_one.reports.scores import difference_of_settings, score_in
+from lora_one.reports.scores import HELD_OUT, difference_of_settings, score_in
 from lora_one.reports.shown import main_figure, shown_methods
 
 ACCURACY = "validation accuracy"
@@ -41,7 +41,7 @@ def records_of_runs(results: Path, baseline: str | None = None) -> dict[str, dic
     """
     tasks: dict[str, Task] = {}
     root = results.resolve()
-    for folder, record in ended(root):
+    for folder, record in started(root):
         place = folder.path.parent.parent
         name = place.name if place.parent == root else str(place)
         tasks.setdefault(name, Task()).add(run_of(folder, record), record.get("config") or {})
@@ -62,29 +62,30 @@ def records_of_runs(results: Path, baseline: str | None = None) -> dict[str, dic
     return {name: record_of(name or f"Runs in {root.name}", task, baseline) for name, task in named.items()}
 
 
-def ended(root: Path) -> Iterator[tuple[RunFolder, Record]]:
-    """Yield the folders of all runs that have ended, by path, with the content of run.json. root: absolute."""
+def started(root: Path) -> Iterator[tuple[RunFolder, Record]]:
+    """Yield the folders of all runs that were started, by path, with the content of run.json. root: absolute."""
     for path in sorted(Path(path) for path, _, files in os.walk(root) if "run.json" in files):
         folder = RunFolder(path)
         record = folder.read()
-        if record.get("status") in ("finished", "failed"):
+        if "status" in record and (record.get("config") or record["status"] == "failed"):
             yield folder, record
 
 
 def run_of(folder: RunFolder, record: Record) -> Run:
-    """Return a run with its measurements, or with its error. record: its run.json."""
+    """Return a run with its measurements, or with the reason why it has none. record: its run.json."""
     config = record.get("config") or {}
     seed = config.get("seed", int(folder.path.name) if folder.path.name.isdigit() else 0)
     point = {RATE: config["model"]["learning_rate"]} if config else {}
     method = folder.path.parent.name
-    if record["status"] == "failed":
-        return Run(method, "final", point, seed, str(folder.path), record.get("error") or "no reason is known")
+    if record["status"] != "finished":
+        reason = record.get("error") or f"not finished, its status is {record['status']}"
+        return Run(method, "final", point, seed, str(folder.path), reason)
     found = measurements(folder, record)
     return Run(method, "final", point, seed, str(folder.path), scores=scores_of(folder, record), **found)
 
 
 def scores_of(folder: RunFolder, record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the scores of a run: the accuracy of its validation, and the first metric of each evaluation in eval/.
+    """Return the scores of a run: the accuracy of its validation, and the main metric of each evaluation in eval/.
 
     Answers are not read, see ``add_answers``.
     """
@@ -94,8 +95,9 @@ def scores_of(folder: RunFolder, record: Mapping[str, Any]) -> dict[str, dict[st
         found[ACCURACY] = {"value": final["eval_accuracy"], "predictions": None}
     for file in sorted((folder.path / "eval").rglob("metrics.json")):
         name = str(file.parent.relative_to(folder.path / "eval"))
-        if not name.startswith("loss-"):
-            found[name] = score_in(file.parent, with_answers=False)
+        score = score_in(file.parent, with_answers=False)
+        if score["task"] != HELD_OUT:
+            found[name] = score
     return found
 
 
@@ -178,4 +180,4 @@ def tested(of_method: Mapping[str, list[Run]], baseline: str, evaluations: Seque
     shown = shown_methods(runs, list(of_method), main_figure(runs, evaluations), baseline)
     for run in (run for method in shown for run in of_method[method]):
         add_answers(run)
-    return findings(runs, baseline, evaluations, VALIDATION, answered=shown)
+    return findings(runs, baseline, evaluations, VALIDATION, answered=shown, family=len(of_method) - 1)

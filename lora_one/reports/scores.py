@@ -1,6 +1,7 @@
 """The score of a finished evaluation, read from its folder."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,15 @@ from lora_one.errors import UsageError, nearest
 from lora_one.files import read_lines
 from lora_one.statistics.units import POINTS, unit_in
 
+HELD_OUT = "loss"  # the task of the loss on the test split of a comparison, which is not an evaluation
 COUNTS = {"answers": "total", "unparsed": "unparsed", "cut": "cut_off"}  # of a score -> of metrics.json
 
 
 def score_in(folder: Path, metric: str | None = None, *, with_answers: bool = True) -> dict[str, Any]:
-    """Return one metric of an evaluation: value, metric, unit (the fields of ``Unit``), and facts about the answers.
+    """Return one metric of an evaluation: task, value, metric, unit (the fields of ``Unit``), facts about the answers.
 
-    metric: None: the first one.  predictions: path of the file with the answers; None: there is none, or the metric is
-    not the share of answers for which one of their fields is true.  field: the name of that field.
+    metric: None: see ``main_metric``.  predictions: path of the file with the answers; None: there is none, or the
+    metric is not the share of answers for which one of their fields is true.  field: the name of that field.
     answers: their number; unparsed, cut: of those without a readable answer, and ended by the limit of new tokens.
     settings: the options that determine the results.
     with_answers: False: the file with the answers, which may be large, is not read; predictions and field are None.
@@ -24,15 +26,26 @@ def score_in(folder: Path, metric: str | None = None, *, with_answers: bool = Tr
     """
     report = json.loads((folder / "metrics.json").read_text())
     metrics, counts = report["metrics"], report.get("counts", {}) | report.get("remarks", {})
-    metric = metric or next(iter(metrics))
+    metric = metric or main_metric(metrics)
     if metric not in metrics:
         raise UsageError(f"{report['task']} reports no metric {metric}; {nearest(metric, metrics)}")
     unit, predictions = unit_in(report, metric), folder / "predictions.jsonl"
     field = field_of(predictions, metrics[metric], metric) if with_answers and unit == POINTS else None
-    found = {"value": metrics[metric], "metric": metric, "unit": asdict(unit)}
+    found = {"task": report.get("task"), "value": metrics[metric], "metric": metric, "unit": asdict(unit)}
     found |= {"predictions": str(predictions) if field else None, "field": field}
     found |= {"settings": settings_of(report)}
     return found | {name: counts.get(key) for name, key in COUNTS.items()}
+
+
+def main_metric(metrics: Mapping[str, float]) -> str:
+    """Return the metric that stands for an evaluation: accuracy over all examples, or else the first one.
+
+    A benchmark with levels, subjects or several sets names those before the whole.
+
+    >>> main_metric({"accuracy/Level 1": 1.0, "accuracy": 0.2}), main_metric({"pass@1": 0.1, "pass@10": 0.3})
+    ('accuracy', 'pass@1')
+    """
+    return "accuracy" if "accuracy" in metrics else next(iter(metrics))
 
 
 def settings_of(report: dict[str, Any]) -> dict[str, Any]:

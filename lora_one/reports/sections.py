@@ -8,14 +8,13 @@ from typing import Any
 
 from lora_one.reports import figures
 from lora_one.reports.changes import changes
-from lora_one.reports.compare import RATE, cell, chosen_cell, unit_cell, value_text
+from lora_one.reports.compare import RATE, cell, chosen_cell, unit_cell
 from lora_one.reports.curves_and_costs import costs, courses, learning_rates, mechanism
-from lora_one.reports.fairness import fairness
 from lora_one.reports.figures import Drawing
 from lora_one.reports.findings import LOSS, VALIDATION, question_sentence
+from lora_one.reports.origin import fair, provenance
 from lora_one.reports.results import NOT_RUN, Results, Section, spread
-from lora_one.statistics.shares import hits_in, wilson
-from lora_one.statistics.units import NATS, Unit
+from lora_one.statistics.units import NATS
 
 RESULTS, VERDICTS = "Results", "Verdicts"
 Maker = Callable[[Results], Iterator[Section]]
@@ -67,7 +66,8 @@ def verdicts(results: Results) -> Iterator[Section]:
             )
         ]
         sentences = [verdict["sentence"] for verdict in part["verdicts"] if verdict["method"] in results.methods]
-        yield Section(f"{VERDICTS}: {part['figure']}", items=sentences, drawings=drawn if rows else ())
+        text = [] if unit.higher else ["Lower is better."]
+        yield Section(f"{VERDICTS}: {part['figure']}", text, sentences, drawings=drawn if rows else ())
 
 
 def table(results: Results) -> Iterator[Section]:
@@ -86,7 +86,8 @@ def table(results: Results) -> Iterator[Section]:
     lines = [header + [*losses] + [f"verdict on {results.figure}"] * bool(found)]
     for row in results.rows:
         ends = dict(part.split("=") for part in row.get("edge", "").split())
-        line = [row["method"], *(chosen_cell(row.get(key), ends.get(key)) for key in results.keys)]
+        known = row.get("validation_loss_mean") is not None  # a point was chosen; its value may be null
+        line = [row["method"], *(chosen_cell(row.get(key), ends.get(key), known=known) for key in results.keys)]
         line.append(cell(row.get("seeds")))
         for name in (*results.evaluations, *results.not_run):
             score = unit_cell(row.get(f"{name}_mean"), row.get(f"{name}_sd"), results.unit(name))
@@ -137,9 +138,9 @@ def protocol(results: Results) -> list[str]:
         found += "Verdicts hold for these points: the noise of choosing them is not part of them. "
     omitted = asked.get("left_out")
     if omitted:
-        found += (
-            f"Left out, but part of the comparison, so that p values are corrected for them: {', '.join(omitted)}. "
-        )
+        tests = ", so that p values are corrected for them" if results.baseline else ""
+        found += f"Left out, but part of the comparison{tests}: {', '.join(omitted)}. "
+        found += "Without a baseline nothing is tested. " * (not results.baseline)
     if results.record.get("test", {}).get("counts", {}).get("seen"):
         return [found + "Some test examples were also used for training or choosing, see Origin."]
     found += "The test examples were used for neither training nor choosing, and only at the chosen points"
@@ -188,7 +189,7 @@ def answers(results: Results) -> Iterator[Section]:
     lines = [["method", "evaluation", "answers", "unparsed (%)", "cut off (%)"]]
     for method in results.methods:
         for name in results.evaluations:
-            found = [run.scores[name] for run in results.of(method, "final") if name in run.scores]
+            found = [run.scores[name] for run in results.of(method, "final") if "value" in run.scores.get(name, {})]
             total = sum(score.get("answers") or 0 for score in found)
             if total:
                 lines.append([method, name, str(total), *(share(found, kind, total) for kind in ("unparsed", "cut"))])
@@ -210,64 +211,6 @@ def failures(results: Results) -> Iterator[Section]:
         errors = {name: score["error"] for name, score in run.scores.items() if "error" in score}
         lines += [f"{run.method}, {run.stage}, seed {run.seed}, {name}: {error}" for name, error in errors.items()]
     yield Section("Failed runs and evaluations", items=lines)
-
-
-def fair(results: Results) -> Iterator[Section]:
-    """Yield what was checked to be the same in all runs."""
-    yield Section(
-        "The same for every method",
-        table=fairness(results.runs, results.record["comparison"]),
-        items=results.record.get("uneven", ()),
-    )
-
-
-def provenance(results: Results) -> Iterator[Section]:
-    """Yield the origin of the numbers: command, machine, versions, commits, and the folder of every run."""
-    record = results.record
-    done = [run for run in results.runs if run.error is None]
-    commits = sorted({str(run.git_commit) for run in done})
-    machines = sorted({run.identity["machine"] for run in done if run.identity.get("machine")})
-    lines = [["", ""], ["command", record.get("command") or "-"], ["date", record["date"]]]
-    lines.append(["machine", "; ".join(machines) or record["machine"]])
-    lines.append(["runs at commit", ", ".join(commits)])
-    lines += [[name, version] for name, version in record["versions"].items()]
-    counts = record.get("test", {}).get("counts")
-    if counts:
-        lines.append(["test data", f"{counts['examples']} examples, {counts['tokens']} tokens with a loss"])
-        if counts["examples"] < record["comparison"].get("test_examples", 0):
-            lines[-1][-1] += f"; {record['comparison']['test_examples']} were asked for"
-        if counts.get("seen"):
-            reason = record["comparison"]["overlap"]
-            lines.append(["test examples that are also training or validation examples", f"{counts['seen']}: {reason}"])
-    yield Section("Origin", table=lines)
-    yield from each_run(results)
-
-
-def each_run(results: Results) -> Iterator[Section]:
-    """Yield the settings, the scores and the folder of every run."""
-    lines = [["method", "stage", *results.keys, "seed", *map(results.titled, results.evaluations), "folder"]]
-    for run in (run for run in results.runs if run.method in results.methods):
-        values = [value_text(run.point[key]) if key in run.point else "-" for key in results.keys]
-        scores = [score_text(run.scores.get(name, {}), results.unit(name)) for name in results.evaluations]
-        lines.append([run.method, run.stage, *values, str(run.seed), *scores, run.path or "-"])
-    text = ["In brackets: Wilson's 95 % interval of the share of correct answers, over the questions of this one run."]
-    text *= any(" [" in cell for line in lines[1:] for cell in line[-1 - len(results.evaluations) : -1])
-    yield Section("Runs", text, table=lines, folded=True)
-
-
-def score_text(score: Mapping[str, Any], unit: Unit) -> str:
-    """Return the score of one run; a share of correct answers with its interval; "-" without a score.
-
-    pass@k has several answers of a question, which are not independent, so that it has no interval here.
-    """
-    value, n = score.get("value"), score.get("answers")
-    if value is None:
-        return "-"
-    share = score.get("field") is not None and score["metric"].startswith("accuracy")
-    if not share or not n or hits_in(value, n) is None:
-        return unit.number(value)
-    low, high = map(unit.number, wilson(value, n))
-    return f"{unit.number(value)} [{low}, {high}]"
 
 
 PARTS: tuple[Maker, ...] = (

@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--task", action="append", metavar="TASK", help="run only this task of the file (may be repeated)")
     add("--only", action="append", metavar="METHOD", help="run only this method (may be repeated)")
-    add("--output", type=Path, help="folder of the table (default: in results/comparisons, by file, --task and --only)")
+    add("--output", type=Path, help="folder of the table (default: in <results_dir>/comparisons, by file and choices)")
     add("--threads", type=int, help="torch threads of a run (default: chosen by torch; with --jobs: all cores shared)")
     add("--jobs", type=int, metavar="N", help="runs side by side on this machine, instead of the file's (default: 1)")
     add("--launcher", choices=["slurm"], help="submit the runs as arrays of SLURM jobs; see the key slurm of the file")
@@ -101,6 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def compare(options: argparse.Namespace) -> int:
     """Run or plan the comparison; return the exit code."""
     if options.predictions or options.runs:
+        if options.comparison is not None:
+            raise UsageError(f"{options.comparison} is not used with --runs or --predictions: leave one of them out")
         from lora_one.reports import pairs
 
         if options.predictions:
@@ -138,8 +140,8 @@ def compare(options: argparse.Namespace) -> int:
             table = tables[task] = comparison_curvature.curvature(chosen, compose, execute, options.curvature)
             print(f"\n{task or chosen.title}\n\n{table.text}")
         return FAILURE if tables and not any(table.measured for table in tables.values()) else 0
-    output = options.output or default_output(options)
     first = next(iter(tasks))
+    output = options.output or default_output(options, compose(tasks[first].common).results_dir)
     title = tasks[first].title.removesuffix(f": {first}")
     records = {}
     for task, chosen in tasks.items():
@@ -153,15 +155,19 @@ def compare(options: argparse.Namespace) -> int:
     return FAILURE if any(map(comparison.failed, records.values())) else 0
 
 
-def default_output(options: argparse.Namespace) -> Path:
-    """Return the folder of the table: a part of the comparison does not replace the table of the whole one."""
+def default_output(options: argparse.Namespace, results_dir: str = "results") -> Path:
+    """Return the folder of the table. A part of the comparison does not replace the whole one, nor do other settings.
+
+    Overrides, and the methods of --only, whose names may share a folder's name, are told apart by a hash.
+    """
     from lora_one.files import folder_name
 
     parts = [folder_name(name) for name in (*(options.task or ()), *(options.only or ()))]
     name = "-".join([options.comparison.stem, *["small"] * options.small, *parts])
-    if len(name) > LONGEST:
-        name = f"{name[:LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    return Path("results/comparisons") / name
+    choices = [options.overrides, options.test, options.only or []]
+    if any(choices) or len(name) > LONGEST:
+        name = f"{name[:LONGEST]}-{hashlib.sha256(str([name, *choices]).encode()).hexdigest()[:8]}"
+    return Path(results_dir) / "comparisons" / name
 
 
 def refuse_beside_curvature(options: argparse.Namespace) -> None:
@@ -196,6 +202,17 @@ def runner_of(chosen: "Comparison", output: Path, threads: int | None) -> "Runne
     return InThisProcess(execute) if chosen.jobs == 1 else SideBySide(output, chosen.jobs, threads)
 
 
+def check_overrides(task: "Comparison", overrides: Sequence[str]) -> None:
+    """Raise UsageError if an override has no effect, because a method or the grid sets its key after it."""
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+~")
+        for method, own in task.methods.items():
+            if key in task.grid_of(method):
+                raise UsageError(f"{override} has no effect: {key} is in the grid of {method}; change it in the file")
+            if key in [text.partition("=")[0].lstrip("+~") for text in own]:
+                raise UsageError(f"{override} has no effect on {method}, which sets {key}: change it in the file")
+
+
 def chosen_tasks(tasks: dict[str, "Comparison"], options: argparse.Namespace) -> dict[str, "Comparison"]:
     """Return the tasks to run, with the options of the command. Raises UsageError: one of them is not valid."""
     from lora_one.runs.comparison_file import check_launcher
@@ -210,6 +227,7 @@ def chosen_tasks(tasks: dict[str, "Comparison"], options: argparse.Namespace) ->
     chosen = {name: dataclasses.replace(tasks[name], **given) for name in options.task or tasks}
     for task in chosen.values():
         check_launcher(task)
+        check_overrides(task, options.overrides)
     return {
         name: dataclasses.replace(
             task, common=[*task.common, *options.overrides], test=[*task.test, *options.test]

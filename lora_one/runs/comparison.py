@@ -175,7 +175,7 @@ def plan(comparison: Comparison, compose: Compose) -> str:
     tunings = tuned(jobs, found_already)
     for method, tuning in tunings.items():
         known = [*tuning.jobs, *later_jobs(jobs, method, tuning)]
-        if (tuning.chosen is None or not tuning.over) and not any(job.error for job in known):
+        if (tuning.chosen is None or not tuning.over) and not all(job.error for job in known):
             further = len(set(comparison.seeds) - set(comparison.tuning_seeds))
             then = f"{rounds_left(comparison, tuning)}then the best point"
             lines.append(f"{method}: {then} (further seeds: {further}, runs without training: {len(comparison.seeds)})")
@@ -206,7 +206,7 @@ def to_do(jobs: Jobs, tunings: Mapping[str, Tuning]) -> tuple[int, int]:
     trained = untrained = 0
     for method, tuning in tunings.items():
         trained += sum(not job.finished for job in tuning.jobs if job.error is None)
-        if any(job.error for job in tuning.jobs):
+        if all(job.error for job in tuning.jobs):
             continue
         trained += further_runs(comparison, tuning)
         if tuning.chosen is None or not tuning.over:

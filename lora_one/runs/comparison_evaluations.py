@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+import traceback
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -22,9 +23,13 @@ def scores_of(folder: RunFolder, evaluations: Mapping[str, Evaluation]) -> dict[
     for name, evaluation in evaluations.items():
         try:
             found[name] = score_of(folder, name, evaluation)
-        except (UsageError, RunError) as error:
+        except Exception as failure:  # the test loss and the other scores of the run must not be lost
+            expected = isinstance(failure, UsageError | RunError)
+            if not expected:  # a bug, here or in a library: print where
+                traceback.print_exc()
+            error = str(failure) if expected else f"{type(failure).__name__}: {failure}"
             print(f"failed: evaluation {name} of {folder.path}: {error}", file=sys.stderr, flush=True)
-            found[name] = {"error": str(error)}
+            found[name] = {"error": error}
     return found
 
 
@@ -40,7 +45,7 @@ def epoch_scores(folder: RunFolder, evaluations: Mapping[str, Evaluation]) -> di
             for epoch in kept:
                 output = folder_of(folder, name, evaluation) / "epochs" / epoch.name
                 found.setdefault(name, {})[epoch.name] = score_of_model(epoch, output, evaluation)["value"]
-        except (UsageError, RunError):
+        except Exception:
             found.pop(name, None)
     return found
 

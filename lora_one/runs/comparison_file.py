@@ -18,7 +18,7 @@ from lora_one.runs.comparison_scores import Evaluation, check_evaluation, evalua
 from lora_one.runs.published_values import Published, check_published, published_of
 
 # keys that, like those of the data, must be the same for every method: amount of training and evaluation
-SAME = {"seed", "results_dir", "overwrite", "dry_run", "process_timeout_s"} | {
+SAME = {"seed", "init.seed", "results_dir", "overwrite", "dry_run", "process_timeout_s"} | {
     f"model.{key}"
     for key in (
         "name",
@@ -208,6 +208,8 @@ def check_grid(comparison: Comparison, method: str) -> None:
     for key, values in comparison.grid_of(method).items():
         if not isinstance(values, list) or not values or len(set(map(str, values))) < len(values):
             raise UsageError(f"grid of {method}: {key}={values!r} must be a list of different values")
+        if any(isinstance(value, dict) for value in values):
+            raise UsageError(f"grid of {method}: {key}={values!r} must be a list of values, not of mappings")
         if key == RATE and not all(is_number(value) for value in values):
             raise UsageError(f"grid of {method}: {key}={values!r} must be a list of numbers")
         if key == RATE and comparison.refine and min(values) <= 0:

@@ -1,6 +1,7 @@
 """Which keys of a comparison file apply: those of the file with those of a task, and those of a small trial."""
 
 from collections.abc import Collection
+from math import inf
 from typing import Any
 
 from lora_one.config import unknown_key
@@ -54,9 +55,15 @@ def small_trial(given: dict[str, Any], changes: Any, known: Collection[str]) -> 
 
 
 def check_kinds(given: dict[str, Any]) -> None:
-    """Check what the keys of a comparison file are. Raises UsageError: the title is no text, or a grid no mapping."""
+    """Check what the keys of a comparison file are: texts, numbers, mappings. Raises UsageError: one is not."""
     if not isinstance(given["title"], str) or not given["title"].strip():
         raise UsageError(f"title={given['title']!r} must be a text: write it in quotes")
+    for key in ("unequal_budgets", "shared_seeds", "overlap"):
+        if key in given and (not isinstance(given[key], str) or not given[key].strip()):
+            raise UsageError(f"{key}={given[key]!r} must be a text: the reason, which is printed with the results")
+    seconds = given.get("seconds_per_run", 1)
+    if type(seconds) not in (int, float) or not 0 < seconds < inf:
+        raise UsageError(f"seconds_per_run={seconds!r} must be a positive number")
     own = given.get("own_grid", {})
     grids = {f"own_grid.{name}": grid for name, grid in own.items()} if isinstance(own, dict) else {"own_grid": own}
     for key, value in {"grid": given["grid"], "slurm": given.get("slurm", {}), **grids}.items():
@@ -77,6 +84,11 @@ def check_names(methods: Any, evaluations: Any, not_run: Any) -> None:
         for name in names:
             if not isinstance(name, str):
                 raise UsageError(f"{key}: the name {name!r} is not a text: write it in quotes")
+            if not name.strip():
+                raise UsageError(f"{key}: a name is empty: write <name>: ...")
+    for name, reason in not_run.items():
+        if not isinstance(reason, str) or not reason.strip():
+            raise UsageError(f"not_run.{name}={reason!r} must be a text: the reason")
     both = [name for name in not_run if name in methods]
     if both:
         raise UsageError(f"not_run.{both[0]} is also one of the methods: leave one of them out")

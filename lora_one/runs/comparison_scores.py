@@ -12,14 +12,14 @@ from lora_one.evaluation import BENCHMARKS
 from lora_one.evaluation.command import parser_of
 from lora_one.evaluation.options import EvaluationOptions, parsed
 
-SET_HERE = {"model_name", "adapter", "output_dir", "rescore", "overwrite", "base_url", "served_model"}
+SET_HERE = {"model_name", "adapter", "output_dir", "rescore", "overwrite", "base_url", "served_model", "no_score"}
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """A benchmark that scores the chosen points: its name, its options as on its command line, and one of its metrics.
 
-    metric: None: the first one that it reports. Options that choose the model or the folder are not allowed.
+    metric: None: accuracy, or else the first one that it reports.  options: not those that choose model or folder.
     not_run: the reason why the evaluation is not run; it then has no benchmark, only a column in the report.
     """
 
@@ -38,6 +38,8 @@ def evaluations_of(given: Any) -> dict[str, Evaluation]:
         if not entry.keys() & {"benchmark", "not_run"}:
             raise UsageError(f"evaluations.{name} has no benchmark: write {example}, or {absent} if it is not run")
         refuse_unknown(f"evaluations.{name}.", entry, Evaluation)
+        if entry.get("metric") is not None and not isinstance(entry["metric"], str):
+            raise UsageError(f"evaluations.{name}.metric={entry['metric']!r} must be a text: the name of one metric")
         if "not_run" not in entry:
             continue
         if len(entry) > 1:
@@ -64,7 +66,7 @@ def absences(evaluations: Mapping[str, Evaluation]) -> list[str]:
 
 def check_evaluation(name: str, evaluation: Evaluation) -> None:
     """Check an evaluation that is run. Raises UsageError: an unknown benchmark, or an option that it does not have."""
-    if evaluation.benchmark not in BENCHMARKS:
+    if not isinstance(evaluation.benchmark, str) or evaluation.benchmark not in BENCHMARKS:
         known = nearest(str(evaluation.benchmark), BENCHMARKS)
         raise UsageError(f"evaluations.{name}: {evaluation.benchmark} is not a benchmark; {known}")
     options = evaluation.options

@@ -3,6 +3,8 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from math import inf
+from statistics import fmean
 
 from lora_one.statistics.seeds import MIN_SEEDS, SeedTest, detectable, interval, paired, seeds_for
 from lora_one.statistics.units import Unit
@@ -67,15 +69,21 @@ def verdicts(
     adjusted = holm(known, family - len(known))
     found = []
     for method, test in tests.items():
-        verdict = judged(method, baseline, test, adjusted.get(method), family, unit)
+        most = unit.largest_difference(fmean(figures[baseline].values())) if figures[baseline] else inf
+        verdict = judged(method, baseline, test, adjusted.get(method), family, unit, most)
         pair = ((method, figures[baseline]), (baseline, figures[method]))
         lost = {name: len(set((failed or {}).get(name, ())) & set(other)) for name, other in pair}
         found.append(with_failures(verdict, {name: count for name, count in lost.items() if count}))
     return found
 
 
-def judged(method: str, baseline: str, test: SeedTest | None, p: float | None, family: int, unit: Unit) -> Verdict:
-    """Return the verdict of one test. p: adjusted; None: not testable.  family: number of tests corrected for."""
+def judged(
+    method: str, baseline: str, test: SeedTest | None, p: float | None, family: int, unit: Unit, most: float = inf
+) -> Verdict:
+    """Return the verdict of one test.
+
+    p: adjusted; None: not testable.  family: number of tests corrected for.  most: the largest possible difference.
+    """
     if test is None or p is None:
         return Verdict(method, baseline, NOT_TESTED, test, None, untested(method, baseline, test, unit))
     low, high = test.interval
@@ -88,7 +96,7 @@ def judged(method: str, baseline: str, test: SeedTest | None, p: float | None, f
     else:
         outcome = NO_DIFFERENCE
         sentence = f"{method} and {baseline}: no difference shown, {unit.text(test.mean)} ({facts}); "
-        sentence += limits(test, family, unit)
+        sentence += limits(test, family, unit, most)
     return Verdict(method, baseline, outcome, test, p, sentence)
 
 
@@ -108,20 +116,27 @@ def with_failures(verdict: Verdict, lost: Mapping[str, int]) -> Verdict:
     return replace(verdict, outcome=NOT_TESTED, p=None, sentence=sentence)
 
 
-def limits(test: SeedTest, family: int, unit: Unit) -> str:
+def limits(test: SeedTest, family: int, unit: Unit, most: float = inf) -> str:
     """Return which differences are excluded, which ones this design finds, and what half of that would need.
 
     The level is ALPHA / family: excluded differences hold for all methods together.
+    most: the largest difference to the baseline that is possible, as 80 points below 80 %.
     """
     level = ALPHA / family
     excluded = max(map(abs, interval(test, 1 - level)))
     in_sds, needed = reach(test.n, level)
     smallest = in_sds * test.sd
     together = f" for all {family} methods together" * (family > 1)
+    text = f"differences above {unit.text(excluded, '')} are excluded{together}. "
+    if excluded >= most:
+        text = f"the noise is so large that no possible difference is excluded{together}. "
+    text += f"If the noise is as these {test.n} seeds estimate it, "
+    if smallest > most:
+        enough = seeds_for(most, test.sd, level)
+        return f"{text}the largest possible difference, {unit.text(most, '')}, needs {enough} seeds."
     return (
-        f"differences above {unit.text(excluded, '')} are excluded{together}. If the noise is as these {test.n} seeds "
-        f"estimate it, they find a true difference of {unit.text(smallest, '')} in 8 of 10 comparisons; half of that "
-        f"needs {needed} seeds."
+        f"{text}they find a true difference of {unit.text(smallest, '')} in 8 of 10 comparisons; half of that needs "
+        f"{needed} seeds."
     )
 
 

@@ -17,7 +17,7 @@ def run(method, seed=2, stage="final", **changes):
         stage,
         {"a": 1.0},
         seed,
-        None,
+        "folder",
         **{"steps": 10, "tokens": 90, "git_commit": "c"} | changes,
         identity=identity,
     )
@@ -53,6 +53,11 @@ def test_equal_runs_are_equal_in_everything():
 def test_one_different_run_is_shown(change, name, shown):
     found = table([*RUNS, run("b", **change)])
     assert found[name][0] == shown and found[name][1].startswith("no")
+
+
+def test_points_that_could_not_run_are_not_tuning_runs():
+    found = table([*RUNS, replace(run("b", 1, "tuning"), path=None, error="peft.lora_r=5000 exceeds 32")])
+    assert found["tuning runs"] == ("1", "yes")
 
 
 @pytest.mark.parametrize("commit", ["c0ffee+changes", None])

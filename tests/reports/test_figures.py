@@ -29,6 +29,23 @@ def test_forest_has_interval_seeds_and_mean_of_each_method_and_a_line_at_zero():
     assert axes.get_xlabel() == "difference to the baseline (points)"
 
 
+def test_a_name_with_a_dollar_or_an_underscore_is_a_name():
+    """matplotlib takes the one for a formula, and leaves the other out of a legend."""
+    names = ["_hidden", r"LoRA-$\foo{$x"]
+    looks = looks_of(names)
+    drawn = [
+        figures.forest([Difference(name, [1.0, 2.0], 1.5, None) for name in names], names[1], "points", looks),
+        figures.learning_rates([Tuning(name, [1e-3, 1e-2], [2.0, 1.0], 1) for name in names], looks),
+        figures.pareto([Cost(name, 1.0, 2.0, 0.1) for name in names], names[0], looks, higher=True),
+    ]
+    for place, figure in enumerate(drawn):
+        text = Drawing("a", "b", figure).svg()
+        assert names[1] in text and (names[0] in text or place == 0)
+    for figure in drawn[1:]:
+        (legend,) = figure.legends
+        assert [text.get_text() for text in legend.get_texts()] == names
+
+
 @pytest.mark.parametrize(("chosen", "markers"), [(1, "o"), (0, "o|"), (2, "o|")])
 def test_learning_rates_mark_the_chosen_one_and_an_end_by_a_bar(chosen, markers):
     curve = Tuning("method 3", [1e-4, 1e-3, 1e-2], [3.0, 2.0, 2.5], chosen, at_end="|" in markers)

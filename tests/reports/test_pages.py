@@ -122,7 +122,7 @@ def test_gamma_is_given_for_each_seed_and_other_figures_of_a_start_as_means(tmp_
 
 def test_the_terminal_shows_table_notes_and_verdicts():
     text = printed(record())
-    assert "| LoRA-One, scaled AdamW " in text and "- LoRA: failed, 1 of 14 runs: the loss became nan" in text
+    assert "| LoRA-One, scaled AdamW " in text and "- LoRA: without a result, 1 of 14 runs: the loss became nan" in text
     assert "no difference shown" in text and "Learning rates" not in text
 
 

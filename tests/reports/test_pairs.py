@@ -78,7 +78,27 @@ def test_samples_of_a_question_are_not_questions(tmp_path):
     smallest = POINTS.text(bootstrap(*shares).detectable, "")
     assert f"(95 % interval over 150 questions {low} to {high}). If the differences vary" in said
     assert f"find a true difference of {smallest} in 8 of 10" in said and said.endswith("half of that needs 600.")
-    assert f"{files[0]}: {100 * shares[0].mean():.2f} % (n = 150)\n" in said, "Wilson's interval is for single answers"
+    assert f"{files[0]}: {100 * shares[0].mean():.2f} % (n = 150), field correct\n" in said, (
+        "Wilson's interval is for single answers"
+    )
+
+
+def test_scores_of_different_kinds_are_not_compared(tmp_path):
+    """lm_eval's acc and acc_norm judge one answer differently; the field that both files have is read."""
+
+    def samples(name, **fields):
+        lines = [{"doc_id": place} | {key: values[place] for key, values in fields.items()} for place in range(120)]
+        (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return tmp_path / name
+
+    plain, normed = [place < 60 for place in range(120)], [place < 75 for place in range(120)]
+    both = samples("both.jsonl", acc=plain, acc_norm=normed)
+    alone = samples("alone.jsonl", acc_norm=normed)
+    said = compare_predictions(both, alone)
+    assert "+0.0 points" in said and said.count(", field acc_norm\n") == 2
+    assert "known from their ids alone" in said, "neither file has the right answers"
+    with pytest.raises(UsageError, match=r"no field in common.*acc in .*plain.jsonl and acc_norm in"):
+        compare_predictions(samples("plain.jsonl", acc=plain), alone)
 
 
 def test_answers_that_hardly_differ_have_no_interval(tmp_path):
@@ -164,7 +184,7 @@ def test_predictions_with_other_right_answers_are_refused(tmp_path):
 def test_predictions_with_other_settings_are_compared_with_a_warning(tmp_path):
     files = [write(tmp_path / name / "predictions.jsonl", [1, 0, 1]) for name in "ab"]
     for file, limit in zip(files, (512, 64), strict=True):
-        assert "warning" not in compare_predictions(*files)
+        assert "same settings" not in compare_predictions(*files)
         (file.parent / "metrics.json").write_text(json.dumps({"settings": {"max_new_tokens": limit}}))
     assert "warning: not with the same settings: --max_new_tokens is 512 there and 64 here" in compare_predictions(
         *files

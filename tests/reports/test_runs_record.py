@@ -68,11 +68,13 @@ def results(tmp_path):
 def test_configurations_are_rows_and_seeds_their_runs(results):
     (record,) = records_of_runs(results).values()
     first, second = record["rows"]
-    assert (first["method"], first["seeds"], second["seeds"], second["failed_runs"]) == ("LoRA-a-11111111", 3, 3, 1)
+    assert (first["method"], first["seeds"], second["seeds"], second["failed_runs"]) == ("LoRA-a-11111111", 3, 3, 2)
     assert first["validation_loss_mean"] == pytest.approx(1.0 + 0.04 / 3)
     assert first["gsm8k_mean"] == pytest.approx(0.6) and second["validation accuracy_mean"] == pytest.approx(0.7)
     assert first["note"] == "model.learning_rate=0.001"
-    assert second["note"] == "model.learning_rate=0.01; failed, 1 of 4 runs: RunError: the loss became nan"
+    assert second["note"] == (
+        "model.learning_rate=0.01; without a result, 2 of 5 runs: not finished, its status is running"
+    )
     assert record["runs"][0]["history"] == (
         {"epoch": 0.0, "loss": 2.0, "accuracy": None},
         {"epoch": 1.0, "loss": 1.0, "accuracy": None},
@@ -99,6 +101,39 @@ def test_answers_are_read_only_for_the_tests_against_a_baseline(results):
     assert record["rows"][0]["gsm8k_mean"] == pytest.approx(0.6)
     with pytest.raises(ValueError):
         records_of_runs(results, "LoRA-a")
+
+
+def test_a_configuration_with_seeds_without_a_result_is_not_called_better(results):
+    """As --runs does: seeds that were killed, failed or were not evaluated may be its bad ones."""
+    for seed in (9, 10):
+        write_run(results, "LoRA-a-11111111", seed, 1.0)
+    figures = {part["figure"]: part for part in records_of_runs(results, "LoRA-a")[""]["findings"]}
+    (verdict,) = figures["validation loss"]["verdicts"]
+    assert verdict["outcome"] == "not tested" and "2 seeds of LoRA-b-22222222" in verdict["sentence"]
+    for seed in (20, 21, 22):
+        write_run(results, "LoRA-b-22222222", seed, 0.8, scores={"other": (0.9, [True] * 10)})
+        write_run(results, "LoRA-a-11111111", seed, 1.0, scores={"other": (0.5 + 0.01 * (seed - 20) ** 2, [True] * 10)})
+    write_run(results, "LoRA-a-11111111", 23, 1.0, scores={"other": (0.5, [True] * 10)})
+    write_run(results, "LoRA-b-22222222", 23, 0.8)  # finished, not evaluated
+    figures = {part["figure"]: part for part in records_of_runs(results, "LoRA-a")[""]["findings"]}
+    (verdict,) = figures["other"]["verdicts"]
+    assert verdict["outcome"] == "not tested" and "1 seed of LoRA-b-22222222" in verdict["sentence"]
+
+
+def test_configurations_without_any_result_count_in_the_correction(results):
+    (alone,) = records_of_runs(results, "LoRA-a")[""]["findings"][-1]["verdicts"]
+    write_run(results, "LoRA-c-33333333", 0, 0.0, status="failed", error="RunError: the loss became nan")
+    (verdict,) = records_of_runs(results, "LoRA-a")[""]["findings"][-1]["verdicts"]
+    assert verdict["p"] == pytest.approx(2 * alone["p"])
+
+
+def test_the_test_loss_of_a_comparison_is_no_evaluation_and_one_with_a_similar_name_is(results):
+    for name, task in (("loss-0123abcd", "loss"), ("loss-on-a-story-0123abcd", "text")):
+        place = results / "p_data/LoRA-a-11111111/0/eval" / name
+        place.mkdir(parents=True)
+        (place / "metrics.json").write_text(json.dumps({"task": task, "metrics": {"loss": 1.5}}))
+    run = records_of_runs(results)[""]["runs"][0]
+    assert set(run["scores"]) == {"validation accuracy", "gsm8k", "loss-on-a-story-0123abcd"}
 
 
 def test_each_file_of_a_run_is_read_once(results, monkeypatch):

@@ -31,6 +31,12 @@ def test_the_unit_is_the_one_that_the_benchmark_wrote(tmp_path):
     assert found["unit"] == asdict(BITS) and found["predictions"] is None and found["answers"] is None
 
 
+def test_the_metric_of_the_whole_stands_for_an_evaluation(tmp_path):
+    """Benchmarks name those of levels, subjects or sets first."""
+    write(tmp_path, metrics={"accuracy/Level 1": 1.0, "accuracy": 0.5, "accuracy_official": 0.25})
+    assert (score_in(tmp_path)["metric"], score_in(tmp_path)["value"]) == ("accuracy", 0.5)
+
+
 def test_an_unknown_metric_is_named(tmp_path):
     write(tmp_path, metrics={"loss": 1.0, "loss_stderr": 0.1})
     with pytest.raises(UsageError, match="mine reports no metric los; did you mean loss"):

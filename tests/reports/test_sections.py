@@ -52,7 +52,7 @@ def test_a_task_without_runs_is_a_table_and_a_column_of_the_overview():
     assert section.table == [["method", "seeds", "MT-Bench", "published"], ["LoRA", "-", "not run yet", "5.1"]]
     assert section.text == ["Published: a paper"]
     cells = {row[0]: row[1:] for row in overview({"one": absent, "two": record("Two sets: two")}).table}
-    assert cells["method"] == ["one: MT-Bench", "two: accuracy"]
+    assert cells["method"] == ["one: MT-Bench", "two: accuracy (%)"]
     assert cells["LoRA"][0] == "not run yet [5.1]" and cells["rsLoRA"][0] == "-"
 
 
@@ -112,6 +112,64 @@ def test_a_rate_that_failed_is_still_one_that_was_tried():
             run["error"] = "the loss became nan"
     rows = [row for row in section_of(found, "Learning rates").table if row[0] == "rsLoRA"]
     assert [row[1] for row in rows] == ["0.0001", "0.001"] and rows[1][3] == "chosen"
+
+
+def test_every_point_of_a_grid_is_shown_with_all_its_values():
+    found = record()
+    for run in found["runs"]:
+        run["point"]["optimizer"] = "adamw"
+    extra = [run for run in found["runs"] if (run["method"], run["stage"]) == ("rsLoRA", "tuning")]
+    found["runs"] += [run | {"point": run["point"] | {"optimizer": "muon"}, "validation_loss": 0.1} for run in extra]
+    for row in found["rows"]:
+        row["optimizer"] = "adamw"
+    rows = [row for row in section_of(found, "Learning rates").table if row[0] == "rsLoRA"]
+    assert [row[2] for row in rows].count("muon") == 3 and len(rows) == 6
+    assert [row[1:3] for row in rows if row[-1]] == [["0.001", "adamw"]]
+
+
+def test_a_grid_without_learning_rates_is_shown():
+    found = record()
+    for run in found["runs"]:
+        run["point"] = {"peft.lora_r": 8 * round(1e4 * run["point"][RATE])}
+    for row in found["rows"]:
+        row |= {"peft.lora_r": 80}
+    table = section_of(found, "Points of the grid").table
+    assert table[0][1] == "peft.lora_r" and [row[1] for row in table if row[0] == "rsLoRA"] == ["8", "80", "800"]
+
+
+def test_a_chosen_null_is_not_nothing_chosen():
+    found = record()
+    for run in found["runs"]:
+        run["point"]["model.max_steps"] = None
+    for row in found["rows"]:
+        row["model.max_steps"] = None
+    table = section_of(found, "Results").table
+    assert [row[table[0].index("max_steps")] for row in table[1:] if row[0] == "rsLoRA"] == ["null"]
+
+
+def test_what_distinguishes_the_methods_and_each_evaluation_is_shown():
+    found = record()
+    found["comparison"] |= {"methods": {"LoRA": ["init=lora", "model.weight_decay=0.3"]}, "common": ["model=tiny"]}
+    found["comparison"]["evaluations"]["accuracy"] = {"benchmark": "glue", "options": ["--dataset=rte"]}
+    assert ["LoRA", "init=lora model.weight_decay=0.3"] in section_of(found, "Settings of each method").table
+    origin = dict(section_of(found, "Origin").table)
+    assert origin["evaluation accuracy"] == "accuracy of glue --dataset=rte"
+    assert origin["common overrides"] == "model=tiny"
+
+
+def test_a_failed_evaluation_does_not_hide_the_counts_of_the_others():
+    found = record()
+    run = next(run for run in found["runs"] if (run["method"], run["stage"]) == ("rsLoRA", "final"))
+    run["scores"] = {"accuracy": {"error": "broken"}}
+    (row,) = [row for row in section_of(found, "Unparsed and cut answers").table if row[0] == "rsLoRA"]
+    assert row[3:] == ["1.0", "0.0"]
+
+
+def test_a_part_without_the_baseline_says_that_nothing_is_tested():
+    found = record(baseline=None)
+    found["comparison"] |= {"left_out": ["rsLoRA"], "tuning_seeds": [1], "seeds": [11]}
+    text = " ".join(section_of(found, "Results").text)
+    assert "part of the comparison: rsLoRA. Without a baseline nothing is tested." in text and "p values" not in text
 
 
 def test_a_grid_of_lists_is_shown():

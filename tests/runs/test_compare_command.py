@@ -36,12 +36,16 @@ def file(tmp_path, llama_folder):
     [
         ([], "glue"),
         (["--small"], "glue-small"),
-        (["--task", "SST-2", "--only", "LoRA-One", "--only", "rsLoRA"], "glue-sst-2-lora-one-rslora"),
+        (["--task", "SST-2"], "glue-sst-2"),
     ],
 )
 def test_a_part_of_a_comparison_does_not_replace_the_whole_report(more, name):
     options = compare_command.parser().parse_args(["comparisons/glue.yaml", *more])
     assert compare_command.default_output(options).as_posix() == f"results/comparisons/{name}"
+    choices = (["--only", "LoRA"], ["--only", "LoRA+"], ["model.epochs=3"], ["--test", "model.epochs=3"])
+    parsed = [compare_command.parser().parse_intermixed_args(["glue.yaml", *more, *choice]) for choice in choices]
+    folders = {compare_command.default_output(one, "runs").as_posix() for one in parsed}
+    assert len(folders) == 4 and all(folder.startswith(f"runs/comparisons/{name}-") for folder in folders)
     many = compare_command.parser().parse_args(["glue.yaml", *(f"--only=method {number}" for number in range(40))])
     assert len(compare_command.default_output(many).name) < 120
 

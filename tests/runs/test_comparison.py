@@ -142,6 +142,16 @@ def test_a_failed_run_is_known_and_does_not_hide_what_follows(asked, tmp_path):
     assert "peft.lora_r=0" in invalid.error
 
 
+def test_a_plan_counts_what_follows_a_point_that_cannot_run(asked, tmp_path):
+    """The other points are chosen from."""
+    grid = {"peft.lora_r": [4, 5000]}
+    changed = dataclasses.replace(asked, common=[*asked.common, f"results_dir={tmp_path}"], grid=grid, own_grid={})
+    jobs = comparison_jobs.Jobs(changed.only(["LoRA"]), compose)
+    further = len(set(asked.seeds) - set(asked.tuning_seeds))
+    planned = comparison.to_do(jobs, comparison.tuned(jobs, comparison.found_already))
+    assert planned == (len(asked.tuning_seeds) + further, len(asked.seeds))
+
+
 def runs_of(record, method, stage):
     return [run for run in record["runs"] if (run["method"], run["stage"]) == (method, stage)]
 
@@ -185,7 +195,7 @@ def test_failed_method_is_in_the_table_and_the_others_too(compared):
     broken, *others, absent = record["rows"]
     assert comparison.failed(record)
     assert broken["method"] == "broken" and broken["failed_runs"] == 2 and broken["final_loss_mean"] is None
-    assert "failed, 2 of 2 runs: peft.lora_r=5000 exceeds the smaller dimension 32" in broken["note"]
+    assert "without a result, 2 of 2 runs: peft.lora_r=5000 exceeds the smaller dimension 32" in broken["note"]
     assert all(row["note"] == "" and row["seeds"] == 2 and row["final_loss_sd"] is not None for row in others)
     assert absent == {"method": "CorDA", "note": "not run yet: no attrs"}
     written = printed(record)
@@ -361,7 +371,7 @@ def test_diverged_point_is_not_chosen_and_is_reported(compared, asked, tmp_path)
     assert comparison.failed(comparison.compare(only, compose, InThisProcess(execute), tmp_path))
     (row,) = json.loads((tmp_path / "comparison.json").read_text())["rows"]
     assert row[RATE] == best and row["final_loss_mean"] == record["rows"][1]["final_loss_mean"]
-    assert row["note"] == "failed, 1 of 6 runs: the loss became nan" and row["edge"] == f"{RATE}=lowest"
+    assert row["note"] == "without a result, 1 of 6 runs: the loss became nan" and row["edge"] == f"{RATE}=lowest"
 
 
 def test_p_values_of_a_part_are_those_of_the_whole(asked):
@@ -403,6 +413,9 @@ def test_script_takes_overrides_after_the_file_s_own_and_runs_none_in_a_dry_run(
         (["no.yaml"], "error: no.yaml cannot be read"),
         (["two.yaml", "--only", "LoRa"], "error: --only=LoRa is not a method of this comparison; did you mean LoRA?"),
         (["two.yaml", "inti=default"], "error: unknown key inti; did you mean init?"),
+        (["two.yaml", f"{RATE}=5e-5"], f"error: {RATE}=5e-5 has no effect: {RATE} is in the grid of "),
+        (["two.yaml", "init=pissa"], "error: init=pissa has no effect on LoRA, which sets init: change it in the file"),
+        (["two.yaml", "--runs", "a", "b"], "error: two.yaml is not used with --runs or --predictions"),
     ],
     ids=lambda value: str(value)[:40],
 )

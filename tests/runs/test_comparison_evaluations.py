@@ -170,6 +170,16 @@ def test_an_evaluation_that_fails_names_itself_and_the_rest_stands(compared, ask
         assert row[figure] == whole[figure]
 
 
+def test_an_unexpected_error_of_an_evaluation_does_not_fail_its_run(tmp_path, monkeypatch, capsys):
+    def broken(*arguments):
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(comparison_evaluations, "evaluate", broken)
+    found = comparison_evaluations.scores_of(RunFolder(tmp_path), {"exact match": Evaluation("gsm8k")})
+    assert found == {"exact match": {"error": "RuntimeError: CUDA error: out of memory"}}
+    assert "Traceback" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", ["--data_path={}", "--data_path {}", "--data={}"])
 def test_other_data_are_another_folder_however_the_option_is_spelt(option, tmp_path):
     folders = set()
@@ -200,6 +210,12 @@ def test_other_data_are_another_folder_however_the_option_is_spelt(option, tmp_p
         (
             "evaluations: {a: {benchmark: gsm8k, options: [--base_url=x]}}",
             "--base_url is set by the comparison; use --serve",
+        ),
+        ("evaluations: {a: {benchmark: [gsm8k]}}", "['gsm8k'] is not a benchmark"),
+        ("evaluations: {a: {benchmark: humaneval, options: [--no_score]}}", "--no_score is set by the comparison"),
+        (
+            "evaluations: {a: {benchmark: gsm8k, metric: [accuracy]}}",
+            "evaluations.a.metric=['accuracy'] must be a text",
         ),
         ("evaluations: [a]", "must be a mapping of names"),
         ("evaluations: {a: {options: []}}", "or <name>: {not_run: <reason>} if it is not run"),

@@ -95,6 +95,13 @@ def test_doctests():
             {"grid": {"model.learning_rate": [0.0, 1e-3]}, "refine": 1},
             "must be above 0, because refine multiplies them",
         ),
+        ({"not_run": {"CorDA": None}}, "not_run.CorDA=None must be a text: the reason"),
+        ({"methods": {"": ["init=lora"]}}, "methods: a name is empty"),
+        ({"overlap": True}, "overlap=True must be a text: the reason"),
+        ({"unequal_budgets": " "}, "unequal_budgets=' ' must be a text: the reason"),
+        ({"seconds_per_run": "12"}, "seconds_per_run='12' must be a positive number"),
+        ({"grid": {"optimizer": [{"name": "adamw"}]}}, "must be a list of values, not of mappings"),
+        ({"grid": {"init.seed": [1, 2]}}, "init.seed must be the same for every method"),
         ({"grid": {"model.order_seed": [1, 2]}}, "model.order_seed must be the same for every method"),
     ],
 )

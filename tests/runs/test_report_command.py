@@ -40,6 +40,14 @@ def test_a_comparison_beside_those_of_tasks_is_refused(tmp_path, capsys):
     assert "contains a comparison, and others in subfolders, such as sst-2" in capsys.readouterr().err
 
 
+def test_comparisons_at_different_depths_are_refused(tmp_path, capsys):
+    write(tmp_path, "one", "One", "2026-01-01")
+    write(tmp_path, "two/sst-2", "Two: SST-2", "2026-01-02")
+    assert report_command.main([str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "contains several comparisons" in said and str(tmp_path / "two") in said and str(tmp_path / "one") in said
+
+
 def test_one_comparison_has_its_own_title_and_may_be_written_elsewhere(tmp_path):
     write(tmp_path, "one", "A study: of sets", "2026-01-01")
     assert report_command.main([str(tmp_path / "one"), "--output", str(tmp_path / "there")]) == 0

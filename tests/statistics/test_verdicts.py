@@ -1,11 +1,12 @@
 """Verdicts: Holm by hand, and the sentence for each outcome."""
 
 import doctest
+from dataclasses import replace
 
 import pytest
 
 from lora_one.statistics import verdicts as module
-from lora_one.statistics.seeds import detectable, seeds_for
+from lora_one.statistics.seeds import detectable, interval, seeds_for
 from lora_one.statistics.units import NATS, POINTS
 from lora_one.statistics.verdicts import holm, reach, verdicts
 
@@ -113,6 +114,26 @@ def test_outcomes():
     assert "differences above" in sentence["noise"] and "half of that needs" in sentence["noise"]
     assert "2 seeds are too few" in sentence["two seeds"] and "no seed in common" in sentence["others"]
     assert "its noise is unknown" in sentence["equal"]
+
+
+def test_impossible_differences_are_not_printed():
+    """Shares lie in [0, 1]: no difference to 0.6 is above 60 points."""
+    figures = {"LoRA": BASE, "noise": plus(0.3, -0.3, 0.25, -0.2, 0.1)}
+    most = POINTS.largest_difference(sum(BASE.values()) / len(BASE))
+    (found,) = verdicts(figures, "LoRA", POINTS, family=8)
+    test, level = found.test, 0.05 / 8
+    assert max(map(abs, interval(test, 1 - level))) > most and detectable(test.sd, test.n, level) > most
+    needed = seeds_for(most, test.sd, level)
+    assert "the noise is so large that no possible difference is excluded" in found.sentence
+    assert f"the largest possible difference, {POINTS.text(most, '')}, needs {needed} seeds." in found.sentence
+    (unbounded,) = verdicts(figures, "LoRA", replace(POINTS, bounds=None), family=8)
+    assert "differences above" in unbounded.sentence and "find a true difference" in unbounded.sentence
+
+
+def test_a_small_difference_is_not_printed_as_zero():
+    losses = {"LoRA": {1: 1.0, 2: 1.1, 3: 1.2}, "other": {1: 1.00002, 2: 1.100021, 3: 1.200022}}
+    (found,) = verdicts(losses, "LoRA", NATS)
+    assert found.outcome == "worse" and "+2e-05 nats" in found.sentence and "0.0000" not in found.sentence
 
 
 def test_a_lower_loss_is_better():
