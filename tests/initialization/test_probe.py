@@ -3,7 +3,7 @@
 import pytest
 
 from lora_one.data import load_dataset
-from lora_one.data.encode import Encoder
+from lora_one.data.encode import ClassEncoder, Encoder
 from lora_one.errors import UsageError
 from lora_one.initialization.probe import probe_batches
 from lora_one.types import Example
@@ -29,6 +29,19 @@ def rows(tokenizer, texts, *overrides):
 def test_eight_different_examples_by_default(tokenizer, texts):
     drawn = rows(tokenizer, texts)
     assert len(drawn) == len(set(drawn)) == 8
+
+
+@pytest.mark.parametrize(
+    ("size", "asked", "others"), [(60, "null", 32), (20, "null", 12), (15, "null", 0), (60, "8", 8), (60, "0", 0)]
+)
+def test_the_search_of_a_head_has_at_least_32_others(tokenizer, size, asked, others):
+    """A head has one answer an example. With fewer, all others; if these are fewer than the gradient's, its own."""
+    texts = [Example("", "yes", texts=(f"problem {place}",), label=place % 2) for place in range(size)]
+    encoder = ClassEncoder(tokenizer)
+    run = run_config("model.type=SequenceClassification", "dataset=sst2", f"init.search_examples={asked}")
+    own, further = probe_batches(run, texts, encoder)
+    assert sum(len(batch["labels"]) for batch in own) == 8
+    assert sum(len(batch["labels"]) for batch in further or ()) == others
 
 
 def test_draw_follows_its_seed_and_not_the_batch(tokenizer, texts):
