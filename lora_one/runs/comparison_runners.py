@@ -20,6 +20,7 @@ from lora_one.runs.comparison_file import Evaluation
 from lora_one.runs.comparison_jobs import Job, Jobs
 from lora_one.runs.comparison_scores import evaluated
 
+UNTRAINED = 0.25  # of a run with training: the start and the evaluations; about that of MiniLM-L6 on RTE
 Execute = Callable[[RunConfig], object]
 
 
@@ -74,7 +75,8 @@ def held_out_of(jobs: Jobs) -> HeldOut:
 class Pace:
     """Prints after each run how many are done, and how long the others will take.
 
-    A run without training counts as the share of one with training that such runs have taken so far.
+    A run without training counts as the share of one with training that such runs have taken so far, before any as
+    UNTRAINED of it.
     """
 
     def __init__(self, trained: int, untrained: int):
@@ -95,7 +97,8 @@ class Pace:
         done = sum(map(len, self.seconds.values()))
         means = {kind: sum(each) / len(each) for kind, each in self.seconds.items() if each}
         whole = means.get("trained", next(iter(means.values())))
-        weights = {kind: means.get(kind, whole) / whole if whole else 1.0 for kind in self.left}
+        weights = {kind: means[kind] / whole if kind in means and whole else UNTRAINED for kind in self.left}
+        weights["trained"] = 1.0
         work = sum(weights[kind] * len(each) for kind, each in self.seconds.items())
         rest = sum(weights[kind] * number for kind, number in self.left.items())
         elapsed = time.monotonic() - self.began

@@ -198,9 +198,9 @@ def test_the_time_left_counts_runs_without_training_by_what_they_took(monkeypatc
     clock = iter([0.0, 100.0, 200.0, 210.0])
     monkeypatch.setattr("lora_one.runs.comparison_runners.time.monotonic", lambda: next(clock))
     pace = Pace(trained=4, untrained=2)
-    pace.add(Stage("tuning"), 100.0)  # 3 + 2 left, each like the first: 500 s
+    pace.add(Stage("tuning"), 100.0)  # 3 and, of a quarter each, 2 left: 350 s
     pace.add(Stage("final"), 100.0)
     pace.add(Stage("start"), 10.0)  # 2 with and 1 without training left, 0.1 of one: 210 s
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "comparison: 1 of 6 runs, 1:40 elapsed, about 8:20 left"
+    assert lines[0] == "comparison: 1 of 6 runs, 1:40 elapsed, about 5:50 left"
     assert lines[2] == "comparison: 3 of 6 runs, 3:30 elapsed, about 3:30 left"
