@@ -85,8 +85,20 @@ class RunConfig:
         return dataclasses.asdict(self)
 
     def published(self) -> dict[str, Any]:
-        """Return the run as a dictionary in the published spelling, from which the run's hash is computed."""
-        return self.to_dict() | {"init": published_form(self.init)}
+        """Return the run as a dictionary in the published spelling, from which the run's hash is computed.
+
+        The number of the search's examples is given where it depends on the kind of model.
+        """
+        init = published_form(self.init)
+        if self.further_examples > self.init.further_examples:
+            init["search_examples"] = self.further_examples
+        return self.to_dict() | {"init": init}
+
+    @property
+    def further_examples(self) -> int:
+        """Return how many further training examples the search for the scale uses, if there are that many."""
+        further, asked = self.init.further_examples, self.init.required_further
+        return self.model.kind.searched(further) if further > asked else further
 
     @property
     def training_seed(self) -> int:

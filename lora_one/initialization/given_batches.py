@@ -22,8 +22,8 @@ def take(
 ) -> tuple[list[Batch], list[Batch] | None]:
     """Return batches of the first ``wanted`` examples, and of as many following ones; None: all examples.
 
-    The second list is None unless ``further`` is set and there are enough examples. The batches of an encoder-decoder
-    get decoder_input_ids.
+    With a classification head the following ones are at least 32, or what there is. The second list is None unless
+    ``further`` is set and there are as many as ``wanted``. The batches of an encoder-decoder get decoder_input_ids.
     Raises UsageError: there are no examples, no labels in the form that this kind of model needs, or a model of another
     task.
     """
@@ -31,7 +31,8 @@ def take(
         raise UsageError(f"examples={wanted} is out of range: it must be at least 1, or None for all examples")
     refuse_other_task(model)
     taken: list[Batch] = []
-    count, limit = 0, math.inf if wanted is None else wanted * (2 if further else 1)
+    most = kind_of(model).searched(wanted) if further and wanted is not None else 0
+    count, limit = 0, math.inf if wanted is None else wanted + most
     for batch in [batches] if isinstance(batches, Mapping) else batches:
         taken.append(checked(model, batch))
         count += len(batch["labels"])
@@ -42,7 +43,7 @@ def take(
         raise UsageError("batches contains no examples to compute a gradient from: pass at least one batch")
     if not any(batch_count(batch, "token") for batch in own):
         raise UsageError("batches: every label is -100, so there is no loss; pass examples that contain an answer")
-    others = rows_between(taken, wanted, 2 * wanted) if further and count >= limit else None
+    others = rows_between(taken, wanted, min(wanted + most, count)) if most and count >= 2 * wanted else None
     if others and not any(batch_count(batch, "token") for batch in others):
         others = None
     contents = Processes.current().gathered(content_of([*own, *(others or ())]))

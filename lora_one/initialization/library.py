@@ -45,8 +45,9 @@ def initialize_adapters(
 
     LoRA-One (arXiv:2502.01235, Algorithm 1): s B A = s/gamma [-G]_r / sigma_1(G), with PEFT's scaling s of that layer.
     If ``stable_gamma`` is set, it is gamma (published: 128). Otherwise (``scale="search"``, the default) gamma is the
-    one with the lowest loss on the next ``examples`` of ``batches`` (if there are not enough, on those of the
-    gradient), found by a few forward passes. rank_pattern, alpha_pattern, use_rslora and use_dora are respected.
+    one with the lowest loss on the next ``examples`` of ``batches``, with a classification head on the next 32 at least
+    (if there are not as many as ``examples``, on those of the gradient), found by a few forward passes. rank_pattern,
+    alpha_pattern, use_rslora and use_dora are respected.
 
     Save with ``lora_one.save_adapter(model, path)``, or train with ``lora_one.AdapterCallback()`` in a Trainer: both
     write plain LoRA for the original base, also if the method has changed the base (LoRA-GA, PiSSA, ...) or trains

@@ -12,22 +12,18 @@ from lora_one.losses import Batch
 from lora_one.seeding import generator_for
 from lora_one.types import Example
 
-# An example has one answer for a head, not one for each token, so that 8 say little: with them the start raised the
-# loss of MiniLM-L6 on 300 other examples by up to 0.18, with 32 by up to 0.06 (20 draws, docs/comparisons.md)
-LEAST_OF_HEAD = 32
-
 
 def probe_batches(run: RunConfig, texts: Sequence[Example], encoder: Encoder) -> tuple[list[Batch], list[Batch] | None]:
     """Return batches of the initialisation examples, and of those for the search for the scale.
 
     All are drawn without replacement from the training texts with init.seed. The second list is None if the search uses
     the same examples. With ``init.search_examples=null`` the search uses as many further examples as the gradient, and
-    at least LEAST_OF_HEAD with a classification head; if there are fewer, all others, and if these are fewer than the
+    at least 32 with a classification head; if there are fewer, all others, and if these are fewer than the
     gradient's, the gradient's. An example without an answer token within ``init.max_length`` is replaced by the next.
     Raises UsageError: more examples are needed than exist, or than have an answer token.
     """
     init = run.init
-    wanted, further = init.examples_wanted, further_examples(run)
+    wanted, further = init.examples_wanted, run.further_examples
     refuse_too_few(run, len(texts))
     own = len(texts) if wanted is None else wanted
     needed = own + init.required_further
@@ -42,12 +38,6 @@ def probe_batches(run: RunConfig, texts: Sequence[Example], encoder: Encoder) ->
     size = init.bsz or run.model.per_device_batch_size
     others = drawn[own:] if len(drawn) - own >= min(own, further) else []
     return batches_of(drawn[:own], size, encoder.pad_id), batches_of(others, size, encoder.pad_id) or None
-
-
-def further_examples(run: RunConfig) -> int:
-    """Return how many further examples the search uses, if there are that many."""
-    further, asked = run.init.further_examples, run.init.required_further
-    return max(further, LEAST_OF_HEAD) if further > asked and run.model.kind.has_head else further
 
 
 def refuse_too_few(run: RunConfig, examples: int) -> None:

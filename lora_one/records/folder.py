@@ -50,6 +50,13 @@ def locate(run: RunConfig) -> LocatedRun:
     return LocatedRun(run, fingerprints, digest, RunFolder(folder_of(run, digest)))
 
 
+def reason_in(record: dict[str, Any]) -> str:
+    """Return why a run that is not finished has no result. record: its run.json, which keeps the last error."""
+    if record["status"] == "failed":
+        return " ".join((record.get("error") or "no reason is known").split())
+    return f"not finished, its status is {record['status']}"
+
+
 def method_name(run: RunConfig) -> str:
     """Return the method and its main settings, for example ``LoRA-One-r8-a16-g128-lr0.0002``."""
     init, peft = run.init, run.peft

@@ -182,7 +182,9 @@ def method_row(
         row |= {f"{name}_mean": mean(values) if values else None}
         row |= {f"{name}_sd": stdev(values) if len(values) > 1 else None}
     row["failed_runs"] = len(failed)
-    notes = [f"without a result, {len(failed)} of {len(runs)} runs: {failed[0].error}"] if failed else []
+    reasons = list(dict.fromkeys(run.error for run in failed))
+    shown = "; ".join(reasons[:2]) + "; and others" * (len(reasons) > 2)
+    notes = [f"without a result, {len(failed)} of {len(runs)} runs: {shown}"] if failed else []
     row["note"] = "; ".join([*notes, *warnings_of(final), *failed_evaluations(final, evaluations)])
     return row
 
@@ -251,7 +253,7 @@ def cell(value: float | None) -> str:
 
 
 def chosen_cell(value: Any, end: str | None, *, known: bool) -> str:
-    """Return a chosen value, which may be null, with its place in those tried; known: whether one was chosen."""
+    """Return a chosen value, which may be null, with its place in those tried; known: whether the method has one."""
     return "-" if value is None and not known else value_text(value) + (f" ({end})" if end else "")
 
 

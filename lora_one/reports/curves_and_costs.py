@@ -42,12 +42,9 @@ def points(results: Results, method: str, *, at_end: bool) -> list[list[str]]:
         value = inf if run.error is not None or run.validation_loss is None else run.validation_loss
         losses.setdefault(str(run.point), []).append(value)
         of_text[str(run.point)] = run.point
-    row = next(row for row in results.rows if row["method"] == method)
-    has_chosen = row.get("validation_loss_mean") is not None
-    lines = []
+    chosen, lines = results.chosen(method), []
     for text, point in sorted(of_text.items(), key=lambda entry: entry[1].get(RATE, 0)):
-        chosen = has_chosen and all(row.get(key) == value for key, value in point.items())
-        mark = ("chosen, at an end" if at_end else "chosen") if chosen else ""
+        mark = ("chosen, at an end" if at_end else "chosen") if point == chosen else ""
         values = [value_text(point[key]) if key in point else "-" for key in results.keys]
         lines += [[method, *values, f"{mean(losses[text]):.4f}", mark]] if mean(losses[text]) < inf else []
     return lines

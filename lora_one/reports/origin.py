@@ -20,7 +20,7 @@ def fair(results: Results) -> Iterator[Section]:
     asked = results.record["comparison"].get("methods") or {}
     lines = [[method, " ".join(asked[method]) or "-"] for method in results.methods if method in asked]
     if lines:
-        text = ["Added to the common overrides, see Origin; what the grid does not set has its default."]
+        text = ["Added to the common overrides, see Origin; the rest are the grid and the defaults of that version."]
         yield Section("Settings of each method", text, table=[["method", "overrides"], *lines])
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy
 
 from lora_one.errors import UsageError
-from lora_one.records.folder import RunFolder
+from lora_one.records.folder import RunFolder, reason_in
 from lora_one.reports.fairness import NOT_SHARED
 from lora_one.reports.fairness import compared as in_common
 from lora_one.reports.findings import aligned, compared, question_sentence, tested
@@ -29,11 +29,13 @@ def compare_predictions(first: Path, second: Path, metric: str | None = None, fi
     """
     if first == second:
         raise UsageError(f"{first} is given twice: pass two files")
-    metric = metric or common_field((first, second))
+    metric = metric or common_field((first, second), filtered)
     answers = aligned({path: path for path in (first, second)}, metric, filtered)
-    own = {path: metric or next(iter(fields_in(first_line(path)))) for path in answers}
+    lines_of = {path: first_line(path, filtered) for path in answers}
+    own = {path: metric or fields_in(line)[0] for path, line in lines_of.items()}
     lines = [f"{path}: {share_text(row)}, field {own[path]}" for path, row in answers.items()]
-    if len({right_answers(first_line(path)) for path in answers}) > 1 or right_answers(first_line(first)) is None:
+    known = {right_answers(line) for line in lines_of.values()}
+    if len(known) > 1 or None in known:
         lines.append("warning: whether the questions are the same is known from their ids alone")
     reports = [path.parent / "metrics.json" for path in (first, second)]
     if all(report.exists() for report in reports):
@@ -144,8 +146,7 @@ def runs_of(path: Path) -> tuple[dict[int, RunFolder], dict[int, str]]:
         if record.get("status") == "finished":
             done[record["config"]["seed"]] = folder
         elif "config" in record:
-            reason = record.get("error") or f"its status is {record['status']}"
-            failed[record["config"]["seed"]] = " ".join(reason.split())
+            failed[record["config"]["seed"]] = reason_in(record)
     if not done:
         raise UsageError(
             f"{path} contains no finished run: pass the folder of a run, or of a configuration with the folders of its "

@@ -26,9 +26,10 @@ def correct_answers(path: Path, metric: str | None = None, filtered: str | None 
         ) from error
     if not lines or not all(isinstance(line, dict) for line in lines):
         raise UsageError(f"{path} has no predictions: pass the predictions.jsonl of an evaluation")
-    chosen = metric or next(iter(fields_in(lines[0])), None)
+    numbered = of_filter(path, lines, filtered)
+    chosen = metric or next(iter(fields_in(numbered[0][1])), None)
     found: dict[str, list[bool]] = {}
-    for number, line in of_filter(path, lines, filtered):
+    for number, line in numbered:
         question = next((str(line[name]) for name in ("id", "doc_id") if name in line), None)
         if question is None or chosen not in line:
             fields = ", ".join(line)
@@ -49,12 +50,13 @@ def fields_in(line: Mapping[str, Any]) -> list[str]:
     return [name for name in CORRECT if name in line]
 
 
-def common_field(paths: Sequence[Path]) -> str | None:
+def common_field(paths: Sequence[Path], filtered: str | None = None) -> str | None:
     """Return the first field that all files have; None: there is none, so that each has its own.
 
+    filtered: see ``correct_answers``.
     Raises UsageError: one is acc and another acc_norm, of lm_eval, which are different scores of one answer.
     """
-    known = [fields_in(first_line(path)) for path in paths]
+    known = [fields_in(first_line(path, filtered)) for path in paths]
     shared = [name for name in CORRECT if all(name in fields for fields in known)]
     if shared:
         return shared[0]
@@ -65,13 +67,21 @@ def common_field(paths: Sequence[Path]) -> str | None:
     return None
 
 
-def first_line(path: Path) -> dict[str, Any]:
-    """Return the first answer of a file; {} if it cannot be read, which ``correct_answers`` reports."""
+def first_line(path: Path, filtered: str | None = None) -> dict[str, Any]:
+    """Return the first answer of a file, of a filter if one is given; {} if there is none that can be read.
+
+    What is wrong with the file, ``correct_answers`` reports.
+    """
     try:
-        line = next((json.loads(line) for line in path.read_text().splitlines() if line.strip()), {})
+        with path.open() as file:
+            for line in map(json.loads, filter(str.strip, file)):
+                if not isinstance(line, dict):
+                    return {}
+                if filtered is None or line.get("filter") == filtered:
+                    return line
     except (OSError, ValueError):
-        return {}
-    return line if isinstance(line, dict) else {}
+        pass
+    return {}
 
 
 def right_answers(line: Mapping[str, Any]) -> str | None:

@@ -6,7 +6,7 @@ from functools import cached_property
 from statistics import mean, stdev
 from typing import Any
 
-from lora_one.reports.compare import Run
+from lora_one.reports.compare import Point, Run
 from lora_one.reports.figures import Drawing, looks_of
 from lora_one.reports.findings import by_seed, unit_of
 from lora_one.reports.shown import main_figure, shown_methods
@@ -65,6 +65,10 @@ class Results:
     def of(self, method: str, stage: str) -> list[Run]:
         """Return the finished runs of a method in a stage."""
         return [run for run in self.by_stage.get((method, stage), ()) if run.error is None]
+
+    def chosen(self, method: str) -> Point | None:
+        """Return the point with which a method's seeds were run, also if they failed; None: no point was chosen."""
+        return next((run.point for run in self.by_stage.get((method, "final"), ()) if run.point), None)
 
     @property
     def omitted(self) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_one.errors import UsageError, nearest
-from lora_one.records.folder import RunFolder
+from lora_one.records.folder import RunFolder, reason_in
 from lora_one.reports.compare import RATE, Run, method_row
 from lora_one.reports.findings import VALIDATION, findings
 from lora_one.reports.measurements import Record, measurements
@@ -78,8 +78,7 @@ def run_of(folder: RunFolder, record: Record) -> Run:
     point = {RATE: config["model"]["learning_rate"]} if config else {}
     method = folder.path.parent.name
     if record["status"] != "finished":
-        reason = record.get("error") or f"not finished, its status is {record['status']}"
-        return Run(method, "final", point, seed, str(folder.path), reason)
+        return Run(method, "final", point, seed, str(folder.path), reason_in(record))
     found = measurements(folder, record)
     return Run(method, "final", point, seed, str(folder.path), scores=scores_of(folder, record), **found)
 

@@ -66,7 +66,7 @@ def verdicts(results: Results) -> Iterator[Section]:
             )
         ]
         sentences = [verdict["sentence"] for verdict in part["verdicts"] if verdict["method"] in results.methods]
-        text = [] if unit.higher else ["Lower is better."]
+        text = ["Lower is better."] if sentences and not unit.higher else []
         yield Section(f"{VERDICTS}: {part['figure']}", text, sentences, drawings=drawn if rows else ())
 
 
@@ -86,8 +86,9 @@ def table(results: Results) -> Iterator[Section]:
     lines = [header + [*losses] + [f"verdict on {results.figure}"] * bool(found)]
     for row in results.rows:
         ends = dict(part.split("=") for part in row.get("edge", "").split())
-        known = row.get("validation_loss_mean") is not None  # a point was chosen; its value may be null
-        line = [row["method"], *(chosen_cell(row.get(key), ends.get(key), known=known) for key in results.keys)]
+        chosen = results.chosen(row["method"]) or {}
+        line = [row["method"]]
+        line += [chosen_cell(row.get(key), ends.get(key), known=key in chosen) for key in results.keys]
         line.append(cell(row.get("seeds")))
         for name in (*results.evaluations, *results.not_run):
             score = unit_cell(row.get(f"{name}_mean"), row.get(f"{name}_sd"), results.unit(name))
@@ -210,7 +211,7 @@ def failures(results: Results) -> Iterator[Section]:
     for run in results.runs:
         errors = {name: score["error"] for name, score in run.scores.items() if "error" in score}
         lines += [f"{run.method}, {run.stage}, seed {run.seed}, {name}: {error}" for name, error in errors.items()]
-    yield Section("Failed runs and evaluations", items=lines)
+    yield Section("Runs and evaluations without a result", items=lines)
 
 
 PARTS: tuple[Maker, ...] = (

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import hashlib
 import importlib.util
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -141,8 +142,10 @@ def compare(options: argparse.Namespace) -> int:
             print(f"\n{task or chosen.title}\n\n{table.text}")
         return FAILURE if tables and not any(table.measured for table in tables.values()) else 0
     first = next(iter(tasks))
-    output = options.output or default_output(options, compose(tasks[first].common).results_dir)
+    results_dir = compose(tasks[first].common).results_dir
+    output = options.output or default_output(options, results_dir)
     title = tasks[first].title.removesuffix(f": {first}")
+    print(f"comparison: its results will be in {output}", file=sys.stderr, flush=True)
     records = {}
     for task, chosen in tasks.items():
         place = output / folder_name(task)
@@ -162,9 +165,10 @@ def default_output(options: argparse.Namespace, results_dir: str = "results") ->
     """
     from lora_one.files import folder_name
 
-    parts = [folder_name(name) for name in (*(options.task or ()), *(options.only or ()))]
+    parts = [folder_name(name) for name in (*(options.task or ()), *sorted(options.only or ()))]
     name = "-".join([options.comparison.stem, *["small"] * options.small, *parts])
-    choices = [options.overrides, options.test, options.only or []]
+    kept = (text for text in options.overrides if not text.startswith("results_dir="))  # it is part of the path
+    choices = [sorted(kept), sorted(options.test), sorted(options.only or ())]
     if any(choices) or len(name) > LONGEST:
         name = f"{name[:LONGEST]}-{hashlib.sha256(str([name, *choices]).encode()).hexdigest()[:8]}"
     return Path(results_dir) / "comparisons" / name
@@ -202,14 +206,22 @@ def runner_of(chosen: "Comparison", output: Path, threads: int | None) -> "Runne
     return InThisProcess(execute) if chosen.jobs == 1 else SideBySide(output, chosen.jobs, threads)
 
 
-def check_overrides(task: "Comparison", overrides: Sequence[str]) -> None:
-    """Raise UsageError if an override has no effect, because a method or the grid sets its key after it."""
+def check_overrides(task: "Comparison", overrides: Sequence[str], *, grid: bool) -> None:
+    """Raise UsageError if an override has no effect, because a method, or the grid if it is used, sets its key later.
+
+    Keys are compared in Hydra's spelling.
+    """
+    from lora_one.runs.overrides import translate
+
+    def key_of(override: str) -> str:
+        return translate([override])[0].partition("=")[0].lstrip("+~")
+
     for override in overrides:
-        key = override.partition("=")[0].lstrip("+~")
+        key = key_of(override)
         for method, own in task.methods.items():
-            if key in task.grid_of(method):
+            if grid and key in task.grid_of(method):
                 raise UsageError(f"{override} has no effect: {key} is in the grid of {method}; change it in the file")
-            if key in [text.partition("=")[0].lstrip("+~") for text in own]:
+            if key in map(key_of, own):
                 raise UsageError(f"{override} has no effect on {method}, which sets {key}: change it in the file")
 
 
@@ -227,10 +239,9 @@ def chosen_tasks(tasks: dict[str, "Comparison"], options: argparse.Namespace) ->
     chosen = {name: dataclasses.replace(tasks[name], **given) for name in options.task or tasks}
     for task in chosen.values():
         check_launcher(task)
-        check_overrides(task, options.overrides)
-    return {
-        name: dataclasses.replace(
-            task, common=[*task.common, *options.overrides], test=[*task.test, *options.test]
-        ).only(options.only)
-        for name, task in chosen.items()
-    }
+    found = {}
+    for name, task in chosen.items():
+        common, test = [*task.common, *options.overrides], [*task.test, *options.test]
+        found[name] = dataclasses.replace(task, common=common, test=test).only(options.only)
+        check_overrides(found[name], options.overrides, grid=options.curvature is None)
+    return found

@@ -24,19 +24,24 @@ def scores_of(folder: RunFolder, evaluations: Mapping[str, Evaluation]) -> dict[
         try:
             found[name] = score_of(folder, name, evaluation)
         except Exception as failure:  # the test loss and the other scores of the run must not be lost
-            expected = isinstance(failure, UsageError | RunError)
-            if not expected:  # a bug, here or in a library: print where
-                traceback.print_exc()
-            error = str(failure) if expected else f"{type(failure).__name__}: {failure}"
-            print(f"failed: evaluation {name} of {folder.path}: {error}", file=sys.stderr, flush=True)
-            found[name] = {"error": error}
+            found[name] = {"error": told(name, folder.path, failure)}
     return found
+
+
+def told(name: str, place: Path, failure: Exception) -> str:
+    """Print why an evaluation failed, and return it; with the place in the code if it is a bug, here or elsewhere."""
+    expected = isinstance(failure, UsageError | RunError)
+    if not expected:
+        traceback.print_exception(failure)
+    error = str(failure) if expected else f"{type(failure).__name__}: {failure}"
+    print(f"failed: evaluation {name} of {place}: {error}", file=sys.stderr, flush=True)
+    return error
 
 
 def epoch_scores(folder: RunFolder, evaluations: Mapping[str, Evaluation]) -> dict[str, dict[str, float]]:
     """Return name -> epoch -> value of what model.keep_epochs=true has kept, without the end of the training.
 
-    An evaluation that fails is left out; ``scores_of`` names it.
+    An evaluation that fails is left out, and its error is printed.
     """
     kept = epochs_before_the_end(folder)
     found: dict[str, dict[str, float]] = {}
@@ -45,7 +50,8 @@ def epoch_scores(folder: RunFolder, evaluations: Mapping[str, Evaluation]) -> di
             for epoch in kept:
                 output = folder_of(folder, name, evaluation) / "epochs" / epoch.name
                 found.setdefault(name, {})[epoch.name] = score_of_model(epoch, output, evaluation)["value"]
-        except Exception:
+        except Exception as failure:
+            told(name, epoch, failure)
             found.pop(name, None)
     return found
 

@@ -82,8 +82,8 @@ def planned_start(planned: PlannedRun, processes: int, memory: Memory | None, gr
     # then the loss with the factors, without gradients
     together = forward_rows(wanted, length, planned.outputs, processes)
     after = LOSS * together * length * planned.outputs
-    evaluations = 1 if init.search_from is None else EVALUATIONS + 1
-    forward = evaluations * -(-wanted // (together * processes))
+    tried = 0 if init.search_from is None else EVALUATIONS * (planned.run.further_examples or wanted)
+    forward = -(-wanted // (together * processes)) + -(-tried // (together * processes))
     base = planned.base * bool(planned.run.model.sharded)
     seconds = None
     if hardware is not None:

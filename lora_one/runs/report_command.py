@@ -65,12 +65,14 @@ def comparisons(folder: Path) -> dict[str, dict[str, Any]]:
             f"{folder} contains a comparison, and others in subfolders, such as {others[0].parent.name}: pass one of "
             "the subfolders, or remove what is out of date"
         )
-    deeper = sorted(folder.glob("*/*/comparison.json"))
-    if (own.exists() or others) and deeper:
-        folders = ", ".join(dict.fromkeys(str(file.parent) for file in [*others, *deeper]))
-        raise UsageError(f"{folder} contains several comparisons: pass the folder of one, of {folders}")
     if own.exists():
         return {"": read(own)}
+    tasks = sorted(folder.glob("*/*/comparison.json"))
+    if others and tasks:
+        folders = dict.fromkeys([*(file.parent for file in others), *(file.parent.parent for file in tasks)])
+        raise UsageError(
+            f"{folder} contains several comparisons: pass the folder of one, of {', '.join(map(str, folders))}"
+        )
     records = sorted(((file.parent.name, read(file)) for file in others), key=lambda entry: entry[1]["date"])
     shared = beginning([record["title"] for _, record in records])
     names = {place: record["title"].removeprefix(f"{shared}: ") for place, record in records}

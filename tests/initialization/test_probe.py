@@ -42,6 +42,10 @@ def test_the_search_of_a_head_has_at_least_32_others(tokenizer, size, asked, oth
     own, further = probe_batches(run, texts, encoder)
     assert sum(len(batch["labels"]) for batch in own) == 8
     assert sum(len(batch["labels"]) for batch in further or ()) == others
+    causal = run_config(f"init.search_examples={asked}")
+    assert causal.further_examples == (8 if asked == "null" else int(asked))
+    assert run.published()["init"]["search_examples"] == (32 if asked == "null" else int(asked)), "part of the hash"
+    assert causal.published()["init"]["search_examples"] == (None if asked == "null" else int(asked))
 
 
 def test_draw_follows_its_seed_and_not_the_batch(tokenizer, texts):

@@ -134,7 +134,7 @@ def test_a_configuration_of_which_seeds_failed_is_not_called_better(tmp_path):
         and "is better" not in said
     )
     assert f"warning: {other}, seed 4: not compared, RunError: the loss became nan" in said
-    assert f"warning: {other}, seed 5: not compared, its status is interrupted" in said
+    assert f"warning: {other}, seed 5: not compared, not finished, its status is interrupted" in said
     assert f"{base} is worse than {other}" not in compare_runs(base, other)
 
 

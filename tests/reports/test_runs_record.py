@@ -61,7 +61,7 @@ def results(tmp_path):
         write_run(tmp_path, "LoRA-a-11111111", seed, 1.0 + noise, 0.5, scores=scores)
         write_run(tmp_path, "LoRA-b-22222222", seed, 0.8 + noise**2, 0.7, rate=1e-2, scores=scores)
     write_run(tmp_path, "LoRA-b-22222222", 9, 0.0, status="failed", error="RunError: the loss became nan")
-    write_run(tmp_path, "LoRA-b-22222222", 10, 0.0, status="running")
+    write_run(tmp_path, "LoRA-b-22222222", 10, 0.0, status="running", error="Interrupted: SIGTERM")  # of its last start
     return tmp_path
 
 
@@ -73,7 +73,8 @@ def test_configurations_are_rows_and_seeds_their_runs(results):
     assert first["gsm8k_mean"] == pytest.approx(0.6) and second["validation accuracy_mean"] == pytest.approx(0.7)
     assert first["note"] == "model.learning_rate=0.001"
     assert second["note"] == (
-        "model.learning_rate=0.01; without a result, 2 of 5 runs: not finished, its status is running"
+        "model.learning_rate=0.01; without a result, 2 of 5 runs: not finished, its status is running; "
+        "RunError: the loss became nan"
     )
     assert record["runs"][0]["history"] == (
         {"epoch": 0.0, "loss": 2.0, "accuracy": None},

@@ -137,6 +137,33 @@ def test_a_grid_without_learning_rates_is_shown():
     assert table[0][1] == "peft.lora_r" and [row[1] for row in table if row[0] == "rsLoRA"] == ["8", "80", "800"]
 
 
+def test_a_point_is_marked_as_chosen_also_if_its_runs_failed():
+    found = record()
+    for run in found["runs"]:
+        if (run["method"], run["stage"]) == ("rsLoRA", "final"):
+            run["error"] = "the loss became nan"
+    rows = [row for row in section_of(found, "Learning rates").table if row[0] == "rsLoRA"]
+    assert [row[1] for row in rows if row[-1]] == ["0.001"]
+
+
+def test_a_key_of_one_method_s_own_grid_is_none_of_the_others():
+    found = record()
+    for run in found["runs"]:
+        if run["method"] == "LoRA":
+            run["point"]["peft.lora_alpha"] = 16
+    table = section_of(found, "Results").table
+    place = table[0].index("lora_alpha")
+    next(row for row in found["rows"] if row["method"] == "LoRA")["peft.lora_alpha"] = 16
+    table = section_of(found, "Results").table
+    assert {row[0]: row[place] for row in table[1:]}["LoRA"] == "16"
+    assert {row[0]: row[place] for row in table[1:]}["rsLoRA"] == "-"
+
+
+def test_a_verdict_on_a_loss_says_which_side_is_better():
+    texts = {section.title: section.text for section in sections(record()) if section.title.startswith("Verdicts")}
+    assert texts == {"Verdicts: accuracy": [], "Verdicts: test loss": ["Lower is better."]}
+
+
 def test_a_chosen_null_is_not_nothing_chosen():
     found = record()
     for run in found["runs"]:

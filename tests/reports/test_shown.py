@@ -68,7 +68,7 @@ def test_tables_verdicts_and_runs_are_those_of_the_shown_methods_and_failures_of
     assert [row[0] for row in found["Runs"].table[1:]] == [name for name in shown for _ in range(3)]
     sentences = found[f"Verdicts: {VALIDATION}"].items
     assert len(sentences) == SHOWN - 1 and METHODS[3] not in " ".join(sentences)
-    assert METHODS[3] in found["Failed runs and evaluations"].items[0]
+    assert METHODS[3] in found["Runs and evaluations without a result"].items[0]
     assert "best 21 of 30 methods by mean validation loss, the baseline among them" in found["Results"].text[0]
 
 

@@ -46,6 +46,9 @@ def test_a_part_of_a_comparison_does_not_replace_the_whole_report(more, name):
     parsed = [compare_command.parser().parse_intermixed_args(["glue.yaml", *more, *choice]) for choice in choices]
     folders = {compare_command.default_output(one, "runs").as_posix() for one in parsed}
     assert len(folders) == 4 and all(folder.startswith(f"runs/comparisons/{name}-") for folder in folders)
+    turned = [["--only", "a", "--only", "b", "results_dir=x"], ["--only", "b", "--only", "a", "results_dir=y"]]
+    parsed = [compare_command.parser().parse_intermixed_args(["glue.yaml", *more, *choice]) for choice in turned]
+    assert len({compare_command.default_output(one) for one in parsed}) == 1, "the order does not matter"
     many = compare_command.parser().parse_args(["glue.yaml", *(f"--only=method {number}" for number in range(40))])
     assert len(compare_command.default_output(many).name) < 120
 

@@ -150,6 +150,7 @@ def test_a_plan_counts_what_follows_a_point_that_cannot_run(asked, tmp_path):
     further = len(set(asked.seeds) - set(asked.tuning_seeds))
     planned = comparison.to_do(jobs, comparison.tuned(jobs, comparison.found_already))
     assert planned == (len(asked.tuning_seeds) + further, len(asked.seeds))
+    assert f"LoRA: then the best point (further seeds: {further}" in comparison.plan(changed.only(["LoRA"]), compose)
 
 
 def runs_of(record, method, stage):

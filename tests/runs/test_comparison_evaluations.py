@@ -178,6 +178,10 @@ def test_an_unexpected_error_of_an_evaluation_does_not_fail_its_run(tmp_path, mo
     found = comparison_evaluations.scores_of(RunFolder(tmp_path), {"exact match": Evaluation("gsm8k")})
     assert found == {"exact match": {"error": "RuntimeError: CUDA error: out of memory"}}
     assert "Traceback" in capsys.readouterr().err
+    kept = tmp_path / "epochs/1"
+    monkeypatch.setattr(comparison_evaluations, "epochs_before_the_end", lambda folder: [kept])
+    assert comparison_evaluations.epoch_scores(RunFolder(tmp_path), {"exact match": Evaluation("gsm8k")}) == {}
+    assert f"failed: evaluation exact match of {kept}: RuntimeError: CUDA" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--data_path={}", "--data_path {}", "--data={}"])

@@ -45,7 +45,9 @@ def test_comparisons_at_different_depths_are_refused(tmp_path, capsys):
     write(tmp_path, "two/sst-2", "Two: SST-2", "2026-01-02")
     assert report_command.main([str(tmp_path)]) == 2
     said = capsys.readouterr().err
-    assert "contains several comparisons" in said and str(tmp_path / "two") in said and str(tmp_path / "one") in said
+    assert f"contains several comparisons: pass the folder of one, of {tmp_path / 'one'}, {tmp_path / 'two'}\n" in said
+    write(tmp_path, "one/further/task", "Another", "2026-01-03")
+    assert report_command.comparisons(tmp_path / "one").keys() == {""}, "what lies deeper does not hide it"
 
 
 def test_one_comparison_has_its_own_title_and_may_be_written_elsewhere(tmp_path):

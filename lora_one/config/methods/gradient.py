@@ -21,7 +21,7 @@ from lora_one.errors import UsageError
 class LoraOneSettings(ScaledSettings, GradientSettings):
     """LoRA-One (arXiv:2502.01235). If scale is null, it is searched for, unless gamma is set."""
 
-    search_examples: int | None  # further examples for scale=search; 0: the gradient's; null: as many as the gradient's
+    search_examples: int | None  # further examples for scale=search; 0: the gradient's; null: see RunConfig
     normalize: str  # s0: divide the singular values by the largest; none: keep them
     shuffle: str | None  # a control; directions: random singular vectors; spectrum: singular values in random order
 
@@ -139,7 +139,7 @@ class FullStepSettings(ExampleSettings):
 
     reduction: str
     eta: float | None  # size of the step; null = searched for
-    search_examples: int | None  # further examples for the search; 0: the gradient's; null: as many as the gradient's
+    search_examples: int | None  # further examples for the search; 0: the gradient's; null: see RunConfig
 
     title: ClassVar[str] = "full gradient step"
     needs_gradient: ClassVar[bool] = True
