@@ -20,7 +20,8 @@ def fair(results: Results) -> Iterator[Section]:
     asked = results.record["comparison"].get("methods") or {}
     lines = [[method, " ".join(asked[method]) or "-"] for method in results.methods if method in asked]
     if lines:
-        text = ["Added to the common overrides, see Origin; the rest are the grid and the defaults of that version."]
+        text = [f"Overrides of all: {' '.join(results.record['comparison'].get('common') or ['none'])}."]
+        text += ["Each method adds those below; the rest are the grid and the defaults of that version."]
         yield Section("Settings of each method", text, table=[["method", "overrides"], *lines])
 
 
@@ -34,7 +35,6 @@ def provenance(results: Results) -> Iterator[Section]:
     lines.append(["machine", "; ".join(machines) or record["machine"]])
     lines.append(["runs at commit", ", ".join(commits)])
     lines += [[name, version] for name, version in record["versions"].items()]
-    lines += [["common overrides", " ".join(record["comparison"].get("common") or ["-"])]]
     lines += [[f"evaluation {name}", evaluation_text(results, name)] for name in results.evaluations]
     counts = record.get("test", {}).get("counts")
     if counts:

@@ -46,6 +46,7 @@ def test_a_head_on_a_whole_validation_split(name, folder, size, tokenizer, tmp_p
     assert report["metrics"]["accuracy"] == pytest.approx(metrics.accuracy_score(truth, said))
     if name == "cola":
         assert report["metrics"]["matthews"] == pytest.approx(metrics.matthews_corrcoef(truth, said))
+        assert report["units"]["matthews"]["bounds"] == [-1.0, 1.0], "not a share"
     else:
         assert report["metrics"]["f1"] == pytest.approx(metrics.f1_score(truth, said, pos_label="equivalent"))
     assert all(f"{metric}_stderr" in report["metrics"] for metric in report["metrics"] if "stderr" not in metric)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from lora_one.errors import UsageError
-from lora_one.initialization.given_batches import one_by_one, rows_between
+from lora_one.initialization.given_batches import one_by_one, rows_between, take
+from tests.helpers.models import random_llama, random_roberta
 
 
 def packed(rows=1):
@@ -38,6 +39,17 @@ def test_a_decoder_reads_masked_positions_before_its_last_label():
     first, second = one_by_one([batch | {"decoder_attention_mask": mask}])
     assert first["labels"].shape == (1, 6) and second["decoder_input_ids"].tolist() == [[7, 8]]
     assert second["labels"].tolist() == [[7, 8]] and second["decoder_attention_mask"].tolist() == [[1, 1]]
+
+
+@pytest.mark.parametrize(("rows", "head", "llama"), [(64, 32, 8), (20, 12, 8), (16, 8, 8), (15, 0, 0)])
+def test_the_search_takes_at_least_32_examples_for_a_head(rows, head, llama):
+    """As a run does: an example has one answer there. With fewer than the gradient's there is no second list."""
+    ids = torch.arange(4 * rows).reshape(rows, 4)
+    for model, labels, others in ((random_roberta(), torch.arange(rows) % 2, head), (random_llama(), ids, llama)):
+        own, further = take(model, {"input_ids": ids, "labels": labels}, 8, further=True)
+        assert [row["input_ids"].tolist() for row in own] == [ids[:8].tolist()]
+        taken = torch.cat([row["input_ids"] for row in further]) if further else ids[:0]
+        assert taken.tolist() == ids[8 : 8 + others].tolist()
 
 
 @pytest.mark.parametrize("divide", [lambda batch: rows_between([batch], 0, 1), lambda batch: list(one_by_one([batch]))])

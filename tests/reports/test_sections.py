@@ -178,10 +178,11 @@ def test_what_distinguishes_the_methods_and_each_evaluation_is_shown():
     found = record()
     found["comparison"] |= {"methods": {"LoRA": ["init=lora", "model.weight_decay=0.3"]}, "common": ["model=tiny"]}
     found["comparison"]["evaluations"]["accuracy"] = {"benchmark": "glue", "options": ["--dataset=rte"]}
-    assert ["LoRA", "init=lora model.weight_decay=0.3"] in section_of(found, "Settings of each method").table
+    settings = section_of(found, "Settings of each method")
+    assert ["LoRA", "init=lora model.weight_decay=0.3"] in settings.table
+    assert settings.text[0] == "Overrides of all: model=tiny."
     origin = dict(section_of(found, "Origin").table)
     assert origin["evaluation accuracy"] == "accuracy of glue --dataset=rte"
-    assert origin["common overrides"] == "model=tiny"
 
 
 def test_a_failed_evaluation_does_not_hide_the_counts_of_the_others():
