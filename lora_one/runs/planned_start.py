@@ -82,8 +82,9 @@ def planned_start(planned: PlannedRun, processes: int, memory: Memory | None, gr
     # then the loss with the factors, without gradients
     together = forward_rows(wanted, length, planned.outputs, processes)
     after = LOSS * together * length * planned.outputs
-    tried = 0 if init.search_from is None else EVALUATIONS * (planned.run.further_examples or wanted)
-    forward = -(-wanted // (together * processes)) + -(-tried // (together * processes))
+    at_once = together * processes
+    trials = 0 if init.search_from is None else EVALUATIONS
+    forward = -(-wanted // at_once) + trials * -(-(planned.run.further_examples or wanted) // at_once)
     base = planned.base * bool(planned.run.model.sharded)
     seconds = None
     if hardware is not None:
