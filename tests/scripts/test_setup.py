@@ -51,8 +51,13 @@ def test_ci_downloads_models_before_slow_tests_and_tolerates_failure(fetched, tm
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     fetch = "fetch /home/me/.cache/real_models .venv/bin/python"
     assert (
-        done.stdout.splitlines() == ["make lint", "make docs", fetch, "make test", "make test-slow"]
+        done.stdout.splitlines() == ["make lint", fetch, "make docs", "make test", "make test-slow"]
         and done.returncode == 0
     )
     assert done.stderr.splitlines()[:1] == ([] if fetched else ["no network"])
     assert ("tests that need them are skipped" in done.stderr) != fetched
+    (tmp_path / "bin/make").write_text('#!/bin/sh\necho "make $*"\n[ "$1" != docs ]\n')
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout.splitlines()[-1] == "make docs", (
+        "documentation that is not built ends it"
+    )

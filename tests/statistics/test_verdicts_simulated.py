@@ -17,7 +17,7 @@ from tests.helpers.simulations import LONG, QUESTIONS, SEEDS, SHARES, answers, c
 @pytest.fixture(autouse=True)
 def no_limits(monkeypatch):
     """The second half of a sentence takes much of the time, and is not part of a verdict."""
-    monkeypatch.setattr(module, "limits", lambda test, family, unit: "")
+    monkeypatch.setattr(module, "limits", lambda *_: "")
 
 
 def figures_of(shares):
