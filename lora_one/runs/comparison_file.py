@@ -18,7 +18,7 @@ from lora_one.runs.comparison_scores import Evaluation, check_evaluation, evalua
 from lora_one.runs.published_values import Published, check_published, published_of
 
 # keys that, like those of the data, must be the same for every method: amount of training and evaluation
-SAME = {"seed", "init.seed", "results_dir", "overwrite", "dry_run", "process_timeout_s"} | {
+SAME = {"seed", "results_dir", "overwrite", "dry_run", "process_timeout_s"} | {
     f"model.{key}"
     for key in (
         "name",

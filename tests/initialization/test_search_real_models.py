@@ -76,6 +76,6 @@ def test_the_default_start_raises_no_loss_on_its_examples(name, tmp_path):
     for seed in (1,) if name == "gemma" else (1, 2, 3):
         short = ("model.epochs=0", "dataset.accuracy_examples=0")
         record = finish(run_config(f"results_dir={tmp_path}", *overrides, *short, f"seed={seed}")).read()["init"]
-        assert record["searched"]["other_examples"] == 8
+        assert record["searched"]["other_examples"] == (32 if name == "minilm" else 8), "a head has one answer each"
         assert all("almost no step" in warning for warning in record["warnings"])
         assert record["loss_after"] <= record["loss_before"]

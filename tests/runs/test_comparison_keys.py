@@ -101,7 +101,6 @@ def test_doctests():
         ({"unequal_budgets": " "}, "unequal_budgets=' ' must be a text: the reason"),
         ({"seconds_per_run": "12"}, "seconds_per_run='12' must be a positive number"),
         ({"grid": {"optimizer": [{"name": "adamw"}]}}, "must be a list of values, not of mappings"),
-        ({"grid": {"init.seed": [1, 2]}}, "init.seed must be the same for every method"),
         ({"grid": {"model.order_seed": [1, 2]}}, "model.order_seed must be the same for every method"),
     ],
 )
