@@ -114,6 +114,7 @@ def test_ways_to_train_agree_and_are_written(tmp_path):
     assert "ours, 8 at a time / Trainer + PEFT, 1 at a time" in result["ratios"]
 
 
+@pytest.mark.long
 def test_the_plan_predicts_memory_and_traffic(tmp_path):
     """Memory within 15 %; collective operations to the byte, apart from DDP's own messages of less than 10 kB."""
     result = run_small("bench_plan", tmp_path)
@@ -148,6 +149,7 @@ def test_evaluations_agree_and_are_written(tmp_path):
     assert all(isinstance(ratio, float) for ratio in result["ratios"].values())
 
 
+@pytest.mark.long
 def test_encodings_agree_and_are_written(tmp_path):
     """The script itself refuses examples that differ from case to case."""
     printed, result = run("bench_data", tmp_path, "--examples=200", "--repeats=1", "--markdown")

@@ -100,7 +100,7 @@ ROWS = {
 }
 
 
-LONG = {"correctness", "gemma", "train", "distributed"}  # minutes together
+LONG = {"correctness", "gemma", "train", "distributed", "init", "optimizer"}  # minutes together
 
 
 @pytest.mark.slow

@@ -67,6 +67,7 @@ def test_the_reference_is_the_svd_of_the_mean_gradient(small):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_on_minilm_and_mrpc(monkeypatch):
     monkeypatch.setattr(angles, "EXAMPLES", 32)
     monkeypatch.setattr(angles, "BATCH", 16)
