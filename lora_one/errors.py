@@ -1,6 +1,7 @@
 """The two errors that are printed as one line instead of a traceback."""
 
 import re
+import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -11,6 +12,14 @@ class UsageError(ValueError):
 
 class RunError(RuntimeError):
     """The request was valid, but the run failed. Exit code 1."""
+
+
+def reason_of(failure: Exception) -> str:
+    """Return an error as text; of a bug, here or in a library, print the traceback, and name its class."""
+    if isinstance(failure, UsageError | RunError):
+        return str(failure)
+    traceback.print_exception(failure)
+    return f"{type(failure).__name__}: {failure}"
 
 
 NO = {"off", "no", "none", "disabled"}  # words of one meaning, none of which is similar to another

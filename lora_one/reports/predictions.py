@@ -7,6 +7,7 @@ from typing import Any
 
 from lora_one.errors import UsageError, nearest
 
+RIGHT = (("gold", "id"), ("target", "doc_id"))  # fields of the right answer and its question: ours, lm_eval's
 CORRECT = ("correct", "exact_match", "acc", "acc_norm")  # fields of ours, and of lm_eval's samples; the first one found
 
 
@@ -86,7 +87,7 @@ def first_line(path: Path, filtered: str | None = None) -> dict[str, Any]:
 
 def right_answers(line: Mapping[str, Any]) -> str | None:
     """Return the field with the right answer: gold of ours, target of lm_eval's samples; None: there is none."""
-    return "gold" if "gold" in line and "id" in line else "target" if "target" in line and "doc_id" in line else None
+    return next((answer for answer, question in RIGHT if line.get(question) is not None and answer in line), None)
 
 
 def check_same_answers(paths: Sequence[Path]) -> None:
@@ -97,7 +98,7 @@ def check_same_answers(paths: Sequence[Path]) -> None:
     known: dict[tuple[str, str], tuple[str, Path]] = {}
     for path in paths:
         for line in map(json.loads, filter(str.strip, path.read_text().splitlines())):
-            for field, question in (("gold", line.get("id")), ("target", line.get("doc_id"))):
+            for field, question in ((answer, line.get(name)) for answer, name in RIGHT):
                 if field not in line or question is None:
                     continue
                 answer = json.dumps(line[field], sort_keys=True)

@@ -3,13 +3,12 @@
 import hashlib
 import json
 import sys
-import traceback
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lora_one.errors import RunError, UsageError
+from lora_one.errors import reason_of
 from lora_one.evaluation.command import evaluate
 from lora_one.files import fingerprint, folder_name
 from lora_one.records.folder import RunFolder
@@ -29,11 +28,8 @@ def scores_of(folder: RunFolder, evaluations: Mapping[str, Evaluation]) -> dict[
 
 
 def told(name: str, place: Path, failure: Exception) -> str:
-    """Print why an evaluation failed, and return it; with the place in the code if it is a bug, here or elsewhere."""
-    expected = isinstance(failure, UsageError | RunError)
-    if not expected:
-        traceback.print_exception(failure)
-    error = str(failure) if expected else f"{type(failure).__name__}: {failure}"
+    """Print why an evaluation failed, and return it."""
+    error = reason_of(failure)
     print(f"failed: evaluation {name} of {place}: {error}", file=sys.stderr, flush=True)
     return error
 

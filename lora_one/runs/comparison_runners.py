@@ -2,13 +2,12 @@
 
 import sys
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from lora_one.config import RunConfig
-from lora_one.errors import RunError, UsageError
+from lora_one.errors import reason_of
 from lora_one.evaluation.held_out import HeldOut
 from lora_one.models.peak_memory import free_memory
 from lora_one.progress import duration
@@ -141,11 +140,8 @@ def attempt(job: Job, execute: Execute, measure: Measures | None = None) -> Run:
                 execute(job.config)
                 free_memory()  # for the measurements, and for a server that an evaluation starts
             found = measure(job.folder) if measure else {}
-        except (UsageError, RunError) as failure:
-            error = str(failure)
-        except Exception as failure:  # a bug, here or in a library: print where, and continue with the next run
-            traceback.print_exc()
-            error = f"{type(failure).__name__}: {failure}"
+        except Exception as failure:  # the next runs must not be lost
+            error = reason_of(failure)
     return broken(job, error) if error is not None else finished(job, **found)
 
 

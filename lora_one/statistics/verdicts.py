@@ -67,9 +67,9 @@ def verdicts(
     known = {method: test.p for method, test in tests.items() if test is not None and test.testable}
     family = max(family, len(tests))
     adjusted = holm(known, family - len(known))
+    most = unit.largest_difference(fmean(figures[baseline].values())) if figures[baseline] else inf
     found = []
     for method, test in tests.items():
-        most = unit.largest_difference(fmean(figures[baseline].values())) if figures[baseline] else inf
         verdict = judged(method, baseline, test, adjusted.get(method), family, unit, most)
         pair = ((method, figures[baseline]), (baseline, figures[method]))
         lost = {name: len(set((failed or {}).get(name, ())) & set(other)) for name, other in pair}
